@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+// Threads for one pass over a chunk, in segments that the threads take one after the other.
+#ifndef FUSEO1_CPU_PARALLEL_H_
+#define FUSEO1_CPU_PARALLEL_H_
+
+#include <stdint.h>
+
+#if defined(__SSE__)
+#include <xmmintrin.h>
+#endif
+
+#include <algorithm>
+#include <atomic>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+namespace fuseo1 {
+
+// Segments lie at multiples of this many elements of the flat tensor. 65,536 x 4 streams of bf16 are 512 KiB: large
+// enough that taking one costs nothing, small enough that threads end together.
+constexpr int64_t kSegment = 65536;
+
+// Rounding to nearest, denormals kept: the caller's thread may have been set otherwise (torch.set_flush_denormal).
+class DefaultFloatingPoint {
+ public:
+#if defined(__SSE__)
+  DefaultFloatingPoint() : saved_(_mm_getcsr()) { _mm_setcsr(0x1f80); }
+  ~DefaultFloatingPoint() { _mm_setcsr(saved_); }
+
+ private:
+  unsigned saved_;
+#elif defined(__aarch64__)
+  DefaultFloatingPoint() {
+    __asm__ volatile("mrs %0, fpcr" : "=r"(saved_));
+    __asm__ volatile("msr fpcr, %0" ::"r"(uint64_t{0}));
+  }
+  ~DefaultFloatingPoint() { __asm__ volatile("msr fpcr, %0" ::"r"(saved_)); }
+
+ private:
+  uint64_t saved_;
+#endif
+};
+
+// Calls work(thread, begin, end) until the segments of [offset, offset + count) are done; begin and end count from
+// `offset`. work must not throw.
+template <class Work>
+void for_each_segment(int64_t offset, int64_t count, int threads, const Work& work) {
+  const int64_t first = offset / kSegment;
+  const int64_t segments = (offset + count + kSegment - 1) / kSegment - first;
+  std::atomic<int64_t> next{0};
+  const auto loop = [&](int thread) {
+    const DefaultFloatingPoint guard;
+    for (int64_t s; (s = next.fetch_add(1, std::memory_order_relaxed)) < segments;) {
+      const int64_t begin = std::max<int64_t>((first + s) * kSegment - offset, 0);
+      const int64_t end = std::min<int64_t>((first + s + 1) * kSegment - offset, count);
+      work(thread, begin, end);
+    }
+  };
+  std::vector<std::thread> others;
+  try {
+    for (int t = 1; t < std::min<int64_t>(threads, segments); ++t) others.emplace_back(loop, t);
+  } catch (const std::system_error&) {
+    // The system grants no more threads: those there are take all segments.
+  }
+  loop(0);
+  for (std::thread& t : others) t.join();
+}
+
+}  // namespace fuseo1
+#endif  // FUSEO1_CPU_PARALLEL_H_

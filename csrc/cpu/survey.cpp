@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: Apache-2.0
+// The survey op (include/fuseo1/survey.h), block by block. Compiled once per instruction set with FUSEO1_ISA naming it.
+#include "block.h"
+
+namespace fuseo1 {
+namespace {
+
+float scalar(const fuseo1_operand& op, int64_t at) {
+  alignas(64) uint32_t lane[kWidth] = {};
+  memcpy(lane, static_cast<const char*>(op.data) + at * element_size(op.dtype), element_size(op.dtype));
+  switch (op.dtype) {
+    case FUSEO1_BF16: return Bf16::widen(reinterpret_cast<const uint16_t*>(lane))[0];
+    case FUSEO1_FP16: return Fp16::widen(reinterpret_cast<const uint16_t*>(lane))[0];
+    default: return Fp32::widen(lane)[0];
+  }
+}
+
+bool finite(float x) { return __builtin_isfinite(x); }
+
+// A block with a d_i*d_i that is not finite: count the culprits and take the elements whose s is not finite out.
+__attribute__((noinline)) void sanitize(const Chunk& chunk, int64_t at, int64_t count, Block* block, Totals* totals) {
+  const int n = chunk.targets;
+  for (int64_t j = 0; j < count; ++j) {
+    float s = block->d[0][j];
+    for (int i = 1; i < n; ++i) s += block->d[i][j];
+    if (finite(s)) continue;
+    bool inputs_finite = true;
+    for (int i = 0; i <= n; ++i) {
+      const bool bad = !finite(scalar(chunk.operands[i], at + j));
+      totals->nonfinite[i] += bad;
+      inputs_finite &= !bad;
+    }
+    totals->nonfinite[n + 1] += inputs_finite;
+    for (int i = 0; i < n; ++i) block->d[i][j] = 0.0f;
+  }
+}
+
+// After the scores are taken: brings every d_i to where its square is finite, and renews the peaks.
+__attribute__((noinline)) void clamp_squares(int targets, Block* block, uint32_t* peaks) {
+  float most;
+  memcpy(&most, &kMaxSquarableBits, sizeof most);
+  for (int i = 0; i < targets; ++i) {
+    Vu peak{};
+    for (int j = 0; j < kBlock; j += kWidth) {
+      Vf x = load<Vf>(block->d[i] + j);
+      x = select(greater(x, splat(most)), splat(most), x);
+      x = select(greater(splat(-most), x), splat(-most), x);
+      store(block->d[i] + j, x);
+      peak = max(peak, bits(x * x));
+    }
+    peaks[i] = max_lane(peak);
+  }
+}
+
+bool any_nonfinite(int targets, const uint32_t* peaks) {
+  uint32_t most = 0;
+  for (int i = 0; i < targets; ++i) most = peaks[i] > most ? peaks[i] : most;
+  return most >= kInfBits;
+}
+
+FUSEO1_INLINE uint32_t exponent_of(uint32_t peak) { return peak >> 23 > kMinExponent ? peak >> 23 : kMinExponent; }
+
+FUSEO1_INLINE Vf scale_of(uint32_t exponent) { return from_bits(splat(scale_bits(exponent))); }
+
+// t = rint(d*d * scale), above the magic number's bits: those are taken off a block's sum at once.
+FUSEO1_INLINE Vu quantize(Vf d, Vf scale) { return bits(d * d * scale + splat(kRintMagic)); }
+
+void energy_run(const Chunk& chunk, int64_t begin, int64_t end, Totals* totals) {
+  Block block;
+  uint32_t peaks[FUSEO1_MAX_TARGETS];
+  for (int64_t at = begin; at < end; at += kBlock) {
+    const int64_t count = end - at < kBlock ? end - at : kBlock;
+    load_block<true>(chunk, at, count, &block, peaks);
+    if (any_nonfinite(chunk.targets, peaks)) {
+      sanitize(chunk, at, count, &block, totals);
+      clamp_squares(chunk.targets, &block, peaks);
+    }
+    for (int i = 0; i < chunk.targets; ++i) {
+      const uint32_t exponent = exponent_of(peaks[i]);
+      const Vf scale = scale_of(exponent);
+      Vu sum{};
+      for (int j = 0; j < kBlock; j += kWidth) sum += quantize(load<Vf>(block.d[i] + j), scale);
+      totals->bins[i][exponent] += sum_lanes(sum) - kBlock * kRintMagicBits;
+    }
+  }
+}
+
+template <int kTargets>
+void score_block(const Block& block, int targets, uint32_t* scores) {
+  for (int j = 0; j < kBlock; j += kWidth) store(scores + j, bits(variance_of<kTargets>(block, targets, j)));
+}
+
+// Loads a block and its scores; the block is ready for quantize() afterwards.
+void load_scored(const Chunk& chunk, int64_t at, int64_t count, Block* block, uint32_t* peaks, uint32_t* scores,
+                 Totals* totals) {
+  load_block<true>(chunk, at, count, block, peaks);
+  const bool rare = any_nonfinite(chunk.targets, peaks);
+  if (rare) sanitize(chunk, at, count, block, totals);
+  FUSEO1_UNROLL_TARGETS(chunk.targets, score_block<kTargets>(*block, chunk.targets, scores))
+  if (rare) clamp_squares(chunk.targets, block, peaks);
+}
+
+template <int kTargets>
+FUSEO1_INLINE void add_candidate(const Chunk& chunk, int64_t index, uint32_t score, const Block& block, int j,
+                                 const uint32_t* exponents, Totals* totals) {
+  const int n = kTargets ? kTargets : chunk.targets;
+  uint32_t* word = totals->candidates;
+  *word++ = score;
+  *word++ = static_cast<uint32_t>(index);
+  *word++ = static_cast<uint32_t>(index >> 32);
+  uint8_t* exponent = reinterpret_cast<uint8_t*>(word + n);
+  for (int i = 0; i < n; ++i) {
+    float scale;
+    const uint32_t as_bits = scale_bits(exponents[i]);
+    memcpy(&scale, &as_bits, sizeof scale);
+    const float x = block.d[i][j];
+    const float rounded = x * x * scale + kRintMagic;
+    memcpy(word, &rounded, sizeof rounded);
+    *word++ -= kRintMagicBits;
+    exponent[i] = static_cast<uint8_t>(exponents[i]);
+  }
+  totals->candidates += candidate_words(n);
+}
+
+template <int kTargets>
+void scan_blocks(const Chunk& chunk, int64_t begin, int64_t end, Bracket bracket, Totals* totals) {
+  const int n = kTargets ? kTargets : chunk.targets;
+  Block block;
+  uint32_t peaks[FUSEO1_MAX_TARGETS], exponents[FUSEO1_MAX_TARGETS];
+  alignas(64) uint32_t scores[kBlock];
+  // Scores are bits of non-negative floats: signed comparisons order them too.
+  const Vi below = (Vi)splat(bracket.low - 1), high = (Vi)splat(bracket.high);
+  for (int64_t at = begin; at < end; at += kBlock) {
+    const int64_t count_here = end - at < kBlock ? end - at : kBlock;
+    load_scored(chunk, at, count_here, &block, peaks, scores, totals);
+    for (int i = 0; i < n; ++i) exponents[i] = exponent_of(peaks[i]);
+
+    uint32_t zeros = 0, above = 0;
+    for (int j = 0; j < kBlock; j += kWidth) {
+      const Vi v = load<Vi>(scores + j);
+      const Mask is_above = greater(v, high);
+      zeros += count(equal(v, Vi{}));
+      above += count(is_above);
+      for (uint32_t rest = lane_bits(greater(v, below)) & ~lane_bits(is_above); rest; rest &= rest - 1) {
+        const int lane = j + __builtin_ctz(rest);
+        add_candidate<kTargets>(chunk, chunk.offset + at + lane, scores[lane], block, lane, exponents, totals);
+      }
+    }
+    totals->nonzero += kBlock - zeros;
+    totals->above += above;
+
+    for (int i = 0; i < n; ++i) {
+      const Vf scale = scale_of(exponents[i]);
+      Vu sum{};
+      for (int j = 0; j < kBlock; j += kWidth) {
+        sum += keep(greater(load<Vi>(scores + j), high), quantize(load<Vf>(block.d[i] + j), scale));
+      }
+      totals->bins[i][exponents[i]] += sum_lanes(sum) - above * kRintMagicBits;
+    }
+  }
+}
+
+void scan_run(const Chunk& chunk, int64_t begin, int64_t end, Bracket bracket, Totals* totals) {
+  FUSEO1_UNROLL_TARGETS(chunk.targets, scan_blocks<kTargets>(chunk, begin, end, bracket, totals))
+}
+
+void score_run(const Chunk& chunk, int64_t begin, int64_t end, uint32_t* scores) {
+  Block block;
+  Totals ignored;
+  uint32_t peaks[FUSEO1_MAX_TARGETS];
+  alignas(64) uint32_t whole[kBlock];
+  for (int64_t at = begin; at < end; at += kBlock) {
+    const int64_t count = end - at < kBlock ? end - at : kBlock;
+    load_scored(chunk, at, count, &block, peaks, whole, &ignored);
+    memcpy(scores + (at - begin), whole, static_cast<size_t>(count) * sizeof *whole);
+  }
+}
+
+}  // namespace
+
+extern const SurveyKernels FUSEO1_JOIN(survey_, FUSEO1_ISA) = {energy_run, scan_run, score_run};
+
+}  // namespace fuseo1

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+// survey: read base and targets, learn everything global that fuse needs.
+//
+// Inputs bf16, fp16 or fp32 (mixed freely), widened exactly to fp32; every fp32 operation rounds to nearest even,
+// one at a time, in the order written, never contracted to FMA. N targets x_1..x_N, base b, flat index f.
+//
+//   d_i = x_i - b                                   s = (d_1 + d_2) + ... + d_N
+//   m   = s / N                                     v = (((d_1-m)^2 + (d_2-m)^2) + ... + (d_N-m)^2) / N
+//   selected: select_topk == 1: every element; else the k = floor(select_topk * count_nonzero(v)) largest v,
+//             compared as fp32 bits, ties by lowest f  (floor and product in fp64)
+//   q_i = c^2, c = d_i clamped to +-0x1.fffffep63, the largest fp32 with a finite square
+//   per block of 256 elements (by f) and target:    M = max q_i over the whole block, E = max(exponent field of M, 22)
+//         t_i = rint(q_i * 2^(149-E))               an integer in [0, 2^23]
+//   energy_i = sum of t_i * 2^(E-149) over the selected elements: integers are added exactly per E; the 233 exact
+//         sums are converted to fp64 and added from the smallest E up.
+//
+// Integer sums make an energy independent of threads, chunks, instruction set, grid and device, and let elements
+// near the threshold be added after the rest: that is what makes one read enough. A block sum is within 2^-17 of
+// the exact one relatively (2^-24 is typical), as an fp32 sum would be.
+//
+// Elements whose s is not finite (an input is not, or a difference overflows) take no part: v = 0, q_i = 0. They are
+// counted, per model. Bytes read: (N+1) * element size per element and pass; one pass, unless the data defeats the
+// bracket around the threshold (many equal scores, adversarial order), then up to five.
+//
+// Source: SCE, arXiv 2408.07990 (FuseChat 3.0 / FuseO1).
+#ifndef FUSEO1_SURVEY_H_
+#define FUSEO1_SURVEY_H_
+
+#include "fuseo1/types.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct fuseo1_survey fuseo1_survey;
+
+// What a pass over the tensor is for. A survey asks for SAMPLE first (its data may be left out: see sample_runs),
+// then for passes over the whole tensor until it is DONE.
+enum fuseo1_survey_phase {
+  FUSEO1_SURVEY_SAMPLE = 0,  // a few elements, to bracket the threshold
+  FUSEO1_SURVEY_SCAN = 1,    // energies above the bracket, candidates inside it
+  FUSEO1_SURVEY_HIGH = 2,    // the exact path: histogram of the scores' high 16 bits
+  FUSEO1_SURVEY_LOW = 3,     // histogram of the low 15 bits, inside the chosen high bin
+  FUSEO1_SURVEY_TIES = 4,    // where the last selected tie lies
+  FUSEO1_SURVEY_ENERGY = 5,  // energies of the selection, known by now
+  FUSEO1_SURVEY_DONE = 6,
+};
+
+typedef struct {
+  int64_t nonzero;    // count_nonzero(v); -1 when select_topk is 0 or 1, where no score is computed
+  int64_t selected;   // k; numel when select_topk is 1
+  uint32_t threshold; // bits of the k-th largest v: selected is v > threshold, or v == threshold and f <= tie_limit
+  int64_t tie_limit;  // numel - 1 when every tie is selected
+  int32_t passes;     // reads of the whole tensor
+  double energy[FUSEO1_MAX_TARGETS];
+  int64_t nonfinite[FUSEO1_MAX_TARGETS + 2];  // base, targets 1..N, elements where finite inputs overflow
+} fuseo1_survey_result;
+
+// `max_candidates` bounds the memory of the one-read path (12 + 5 * targets bytes each, rounded up to words).
+int fuseo1_survey_create(int32_t targets, int64_t numel, double select_topk, int64_t max_candidates,
+                         fuseo1_survey** out);
+void fuseo1_survey_destroy(fuseo1_survey*);
+int fuseo1_survey_phase_of(const fuseo1_survey*);
+
+// The sample that the survey would like: `runs` runs of `run_length` elements, run r starting at
+// fuseo1_survey_sample_start(r). 0 runs: none is needed.
+int fuseo1_survey_sample_shape(const fuseo1_survey*, int64_t* runs, int64_t* run_length);
+int64_t fuseo1_survey_sample_start(const fuseo1_survey*, int64_t run);
+
+// Feed `count` elements starting at flat index `offset` (a multiple of FUSEO1_BLOCK) to the current pass; operands[0] is
+// the base. In SAMPLE the data are the runs back to back and offset is 0. Chunks may come in any order.
+int fuseo1_survey_update(fuseo1_survey*, const fuseo1_operand* operands, int64_t offset, int64_t count, int32_t threads);
+// The pass has seen all of its elements.
+int fuseo1_survey_end_pass(fuseo1_survey*);
+
+// SAMPLE and every pass at once, for a tensor that is whole in memory.
+int fuseo1_survey_run(fuseo1_survey*, const fuseo1_operand* operands, int32_t threads);
+
+int fuseo1_survey_result_of(const fuseo1_survey*, fuseo1_survey_result* out);
+
+#ifdef __cplusplus
+}
+#endif
+#endif  // FUSEO1_SURVEY_H_

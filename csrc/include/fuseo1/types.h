@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+// What every op of the C ABI shares: element types, operands, status codes and limits.
+#ifndef FUSEO1_TYPES_H_
+#define FUSEO1_TYPES_H_
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum fuseo1_dtype { FUSEO1_BF16 = 0, FUSEO1_FP16 = 1, FUSEO1_FP32 = 2 };
+
+// An operand is a run of elements of one type. `data` may have any alignment.
+typedef struct {
+  const void* data;
+  int32_t dtype;  // enum fuseo1_dtype
+} fuseo1_operand;
+
+enum fuseo1_status {
+  FUSEO1_OK = 0,
+  FUSEO1_BAD_ARGUMENT = 1,   // a size, dtype or offset outside the contract
+  FUSEO1_WRONG_PHASE = 2,    // a survey was asked for what its phase does not allow
+  FUSEO1_OUT_OF_MEMORY = 3,
+};
+
+// Most targets a call takes, and so the most task vectors.
+#define FUSEO1_MAX_TARGETS 64
+
+// Energies are summed in blocks of this many consecutive elements of the flat tensor; a chunk of a tensor
+// starts at a multiple of it.
+#define FUSEO1_BLOCK 256
+
+#ifdef __cplusplus
+}
+#endif
+#endif  // FUSEO1_TYPES_H_

@@ -1,0 +1,48 @@
+from collections.abc import Sequence
+from typing import TypedDict
+
+MAX_TARGETS: int
+BLOCK: int
+SURVEY_SAMPLE: int
+SURVEY_DONE: int
+
+_Operands = Sequence[tuple[int, int]]
+
+class _SurveyFields(TypedDict):
+    nonzero: int
+    selected: int
+    threshold: int
+    tie_limit: int
+    passes: int
+    energy: tuple[float, ...]
+    nonfinite: tuple[int, ...]
+
+class Survey:
+    def __init__(
+        self, targets: int, numel: int, select_topk: float, max_candidates: int
+    ) -> None: ...
+    @property
+    def phase(self) -> int: ...
+    def sample_runs(self) -> tuple[list[int], int]: ...
+    def update(self, operands: _Operands, offset: int, count: int, threads: int) -> None: ...
+    def end_pass(self) -> None: ...
+    def run(self, operands: _Operands, threads: int) -> None: ...
+    def result(self) -> _SurveyFields: ...
+
+def fuse(
+    operands: _Operands,
+    weights: Sequence[float],
+    floor_divisor: float,
+    masked: bool,
+    threshold: int,
+    tie_limit: int,
+    offset: int,
+    count: int,
+    out: int,
+    out_dtype: int,
+    threads: int,
+) -> int: ...
+def available_isas() -> list[str]: ...
+def isa() -> str: ...
+def use_isa(name: str) -> None: ...
+def parallel_memcpy(to: int, source: int, bytes: int, threads: int) -> None: ...

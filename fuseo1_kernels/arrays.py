@@ -1,0 +1,67 @@
+"""Element types and views of memory: what backends take instead of any framework's tensors."""
+
+from __future__ import annotations
+
+import mmap
+from ctypes import addressof, c_char
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class DType:
+    """A floating-point type: its torch name, its safetensors code, its C ABI number and its bytes."""
+
+    name: str
+    code: str
+    abi: int
+    size: int
+
+
+DTYPES = (
+    DType("bfloat16", "BF16", 0, 2),
+    DType("float16", "F16", 1, 2),
+    DType("float32", "F32", 2, 4),
+)
+BY_NAME = {d.name: d for d in DTYPES}
+BY_CODE = {d.code: d for d in DTYPES}
+
+
+def promote(dtypes: set[DType]) -> DType:
+    """The narrowest type that holds all of `dtypes` (torch's and mergekit's promotion)."""
+    return next(iter(dtypes)) if len(dtypes) == 1 else BY_NAME["float32"]
+
+
+@dataclass(frozen=True)
+class Array:
+    """`numel` consecutive elements of `dtype` at `address` in this process's memory, kept alive by `owner`."""
+
+    address: int
+    dtype: DType
+    numel: int
+    owner: Any = None
+
+    def part(self, start: int, count: int) -> Array:
+        """Elements [start, start + count)."""
+        if not 0 <= start <= start + count <= self.numel:
+            raise IndexError(f"[{start}, {start + count}) of {self.numel} elements")
+        return Array(self.address + start * self.dtype.size, self.dtype, count, self.owner)
+
+
+class Buffer:
+    """Page-aligned memory of `nbytes` bytes that the system takes back as soon as the buffer is closed."""
+
+    def __init__(self, nbytes: int) -> None:
+        self._map = mmap.mmap(-1, max(nbytes, 1))
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            self._map.madvise(mmap.MADV_HUGEPAGE)
+        self.view = memoryview(self._map)
+        self._first = c_char.from_buffer(self._map)
+        self.address = addressof(self._first)
+        self.nbytes = nbytes
+
+    def array(self, dtype: DType, numel: int, offset: int = 0) -> Array:
+        """The `numel` elements of `dtype` that start `offset` bytes into the buffer."""
+        if offset + numel * dtype.size > self.nbytes:
+            raise IndexError(f"{numel} elements at byte {offset} of a buffer of {self.nbytes}")
+        return Array(self.address + offset, dtype, numel, self)

@@ -1,0 +1,113 @@
+"""The native CPU backend: C++ kernels for baseline x86-64, AVX2 and AVX-512 (plain elsewhere), all cores, no GIL."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from .. import _cpu
+from ..arrays import Array
+from ..errors import BackendError
+from . import FuseParams, SurveyResult
+
+#: Default bound on the candidates a survey keeps near its threshold, bytes.
+SURVEY_BYTES = 128 << 20
+
+# What a survey cannot do without: below this the exact path would serve every tensor.
+_LEAST_CANDIDATES = 1 << 16
+
+
+def _operands(inputs: Sequence[Array]) -> list[tuple[int, int]]:
+    if len({a.numel for a in inputs}) != 1:
+        raise BackendError("base and targets must have the same number of elements")
+    if not 2 <= len(inputs) <= _cpu.MAX_TARGETS + 1:
+        raise BackendError(f"1 to {_cpu.MAX_TARGETS} targets are supported, not {len(inputs) - 1}")
+    return [(a.address, a.dtype.abi) for a in inputs]
+
+
+def _max_candidates(targets: int, max_bytes: int) -> int:
+    record = 4 * (3 + targets + (targets + 3) // 4)
+    return max(_LEAST_CANDIDATES, max_bytes // record)
+
+
+class CpuSurveyor:
+    """Streams one tensor through the native survey."""
+
+    def __init__(self, survey: _cpu.Survey, threads: int) -> None:
+        self._survey = survey
+        self._threads = threads
+
+    @property
+    def done(self) -> bool:
+        return self._survey.phase == _cpu.SURVEY_DONE
+
+    def sample_runs(self) -> tuple[Sequence[int], int]:
+        return self._survey.sample_runs()
+
+    def sample(self, inputs: Sequence[Array]) -> None:
+        if inputs:
+            self._survey.update(_operands(inputs), 0, inputs[0].numel, 1)
+        if self._survey.phase == _cpu.SURVEY_SAMPLE:
+            self._survey.end_pass()
+
+    def update(self, inputs: Sequence[Array], offset: int) -> None:
+        self._survey.update(_operands(inputs), offset, inputs[0].numel, self._threads)
+
+    def end_pass(self) -> None:
+        self._survey.end_pass()
+
+    def result(self) -> SurveyResult:
+        return SurveyResult(**self._survey.result())
+
+
+class CpuBackend:
+    name = "cpu"
+
+    @property
+    def description(self) -> str:
+        return f"{_cpu.isa()} kernels (this machine runs {', '.join(_cpu.available_isas())})"
+
+    def survey(self, inputs: Sequence[Array], select_topk: float, threads: int) -> SurveyResult:
+        operands, targets = _operands(inputs), len(inputs) - 1
+        bound = _max_candidates(targets, SURVEY_BYTES)
+        survey = _cpu.Survey(targets, inputs[0].numel, select_topk, bound)
+        survey.run(operands, threads)
+        return SurveyResult(**survey.result())
+
+    def surveyor(
+        self, targets: int, numel: int, select_topk: float, threads: int, max_bytes: int
+    ) -> CpuSurveyor:
+        bound = _max_candidates(targets, max_bytes)
+        return CpuSurveyor(_cpu.Survey(targets, numel, select_topk, bound), threads)
+
+    def fuse(
+        self, inputs: Sequence[Array], params: FuseParams, out: Array, offset: int, threads: int
+    ) -> int:
+        operands = _operands(inputs)
+        if out.numel != inputs[0].numel:
+            raise BackendError("the output must have as many elements as the inputs")
+        return _cpu.fuse(
+            operands,
+            params.weights,
+            params.floor_divisor,
+            params.masked,
+            params.threshold,
+            params.tie_limit,
+            offset,
+            out.numel,
+            out.address,
+            out.dtype.abi,
+            threads,
+        )
+
+
+def load() -> CpuBackend:
+    """The backend, with the instruction set that FUSEO1_ISA names (default: the fastest)."""
+    isa = os.environ.get("FUSEO1_ISA", "")
+    try:
+        _cpu.use_isa(isa)
+    except ValueError as error:
+        raise BackendError(
+            f"FUSEO1_ISA={isa}: {error}; available: {', '.join(_cpu.available_isas())}"
+        ) from error
+    return CpuBackend()

@@ -1,0 +1,227 @@
+"""The header of a safetensors file, read as strictly as the format demands, and written.
+
+Format: 8 bytes of little-endian length n, n bytes of JSON (padded with spaces), then the tensors'
+bytes, which cover the rest of the file without overlap or hole. Source:
+https://github.com/huggingface/safetensors#format
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from reprlib import repr as short
+from typing import Any
+
+from ..errors import CheckpointError
+from .json_file import parse_object
+
+#: Bytes an element of every safetensors dtype of whole bytes (F4 and F6 pack below a byte:
+#: refused).
+DTYPE_BYTES: dict[str, int] = {
+    "BOOL": 1,
+    "U8": 1,
+    "I8": 1,
+    "F8_E5M2": 1,
+    "F8_E4M3": 1,
+    "F8_E8M0": 1,
+    "F8_E4M3FNUZ": 1,
+    "F8_E5M2FNUZ": 1,
+    "U16": 2,
+    "I16": 2,
+    "F16": 2,
+    "BF16": 2,
+    "U32": 4,
+    "I32": 4,
+    "F32": 4,
+    "U64": 8,
+    "I64": 8,
+    "F64": 8,
+    "C64": 8,
+}
+
+#: The dtypes that can be merged.
+MERGEABLE = frozenset({"BF16", "F16", "F32"})
+
+#: The format's own limit on the JSON.
+MAX_HEADER_BYTES = 100_000_000
+
+#: Tensor data starts at a multiple of this (the format asks for 8; a cache line serves mmap and
+#: SIMD).
+ALIGNMENT = 64
+
+_METADATA = "__metadata__"
+_MAX_INT = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where one tensor lies: `nbytes` bytes at the absolute `offset` of `file`, row-major."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    offset: int
+    nbytes: int
+
+    @property
+    def numel(self) -> int:
+        """The number of elements; 1 for a 0-d tensor."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the header of `file` says; `tensors` in the order of their bytes."""
+
+    file: Path
+    tensors: dict[str, TensorInfo]
+    metadata: dict[str, str]
+    file_size: int
+
+
+def read_header(file: Path) -> Header:
+    """Read and check the header of `file`; no tensor data is read.
+
+    Raises CheckpointError, naming the file and the tensor, for whatever the format forbids.
+    """
+    text, file_size = _read_text(file)
+    data_start = 8 + len(text)
+    if not text.startswith(b"{"):
+        raise CheckpointError(
+            f"{file}: not a safetensors file: its header does not start with '{{'"
+        )
+    entries = parse_object(text, f"{file}: header", unique_keys=True)
+    metadata = _metadata(file, entries.pop(_METADATA, {}))
+
+    infos = [_tensor(file, name, entry, data_start) for name, entry in entries.items()]
+    infos.sort(key=lambda info: (info.offset, info.nbytes))
+    end = data_start
+    last = "the header"
+    for info in infos:
+        if info.offset < end:
+            raise CheckpointError(f"{file}: tensor {info.name!r} overlaps {last}")
+        if info.offset > end:
+            raise CheckpointError(
+                f"{file}: {info.offset - end} bytes between {last} and tensor {info.name!r}"
+                " belong to no tensor"
+            )
+        end += info.nbytes
+        last = f"tensor {info.name!r}"
+    if end > file_size:
+        raise CheckpointError(
+            f"{file}: truncated: it has {file_size} bytes, its header promises {end};"
+            " download or copy it again"
+        )
+    if end < file_size:
+        raise CheckpointError(f"{file}: {file_size - end} bytes after {last} belong to no tensor")
+    return Header(file, {info.name: info for info in infos}, metadata, file_size)
+
+
+def write_header(
+    tensors: Sequence[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str]
+) -> bytes:
+    """Return all that precedes the data of a file of `tensors` (name, dtype, shape), in that order.
+
+    Their bytes follow one another without a gap; the first starts at `len(result)`, a multiple of
+    ALIGNMENT.
+    """
+    entries: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
+    offset = 0
+    for name, dtype, shape in tensors:
+        if name in entries or name == _METADATA:
+            raise ValueError(f"tensor {name!r} cannot be written twice to one file")
+        end = offset + math.prod(shape) * DTYPE_BYTES[dtype]
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _read_text(file: Path) -> tuple[bytes, int]:
+    """Return the JSON part of the header and the size of the whole file."""
+    try:
+        with open(file, "rb") as stream:
+            file_size = os.fstat(stream.fileno()).st_size
+            prefix = stream.read(8)
+            if prefix == b"version ":
+                raise CheckpointError(
+                    f"{file}: a git-lfs pointer, not the weights; run `git lfs pull`"
+                )
+            if len(prefix) < 8:
+                raise CheckpointError(f"{file}: truncated: {file_size} bytes cannot hold a header")
+            length = int.from_bytes(prefix, "little")
+            if 8 + length > file_size:
+                raise CheckpointError(
+                    f"{file}: not a safetensors file, or truncated: its header claims"
+                    f" {length} bytes, the file has {file_size}"
+                )
+            if length > MAX_HEADER_BYTES:
+                raise CheckpointError(
+                    f"{file}: header of {length} bytes; the format allows {MAX_HEADER_BYTES}"
+                )
+            text = stream.read(length)
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from error
+    if len(text) < length:
+        raise CheckpointError(f"{file}: shrank while it was read")
+    return text, file_size
+
+
+def _metadata(file: Path, value: Any) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
+        raise CheckpointError(f"{file}: {_METADATA} must map strings to strings")
+    return value
+
+
+def _tensor(file: Path, name: str, entry: Any, data_start: int) -> TensorInfo:
+    """Check one entry on its own; how entries lie beside one another is for the caller."""
+    where = f"{file}: tensor {name!r}"
+    # JSON can escape half of a surrogate pair, which no UTF-8 text holds.
+    if not name.isprintable() and any("\ud800" <= char <= "\udfff" for char in name):
+        raise CheckpointError(f"{where}: its name is not valid Unicode")
+    if not isinstance(entry, dict):
+        raise CheckpointError(f"{where}: its entry must be a JSON object")
+    for key in ("dtype", "shape", "data_offsets"):
+        if key not in entry:
+            raise CheckpointError(f"{where}: its entry has no {key!r}")
+
+    dtype = entry["dtype"]
+    if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
+        raise CheckpointError(f"{where}: unknown dtype {short(dtype)}")
+    shape = _sizes(entry["shape"])
+    if shape is None:
+        raise CheckpointError(
+            f"{where}: shape must be a list of sizes, not {short(entry['shape'])}"
+        )
+    offsets = _sizes(entry["data_offsets"])
+    if offsets is None or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise CheckpointError(
+            f"{where}: data_offsets must be [begin, end] with 0 <= begin <= end,"
+            f" not {short(entry['data_offsets'])}"
+        )
+
+    begin, end = offsets
+    nbytes = DTYPE_BYTES[dtype]
+    for size in shape:
+        nbytes *= size
+        if nbytes > _MAX_INT:
+            raise CheckpointError(f"{where}: shape {list(shape)} is absurdly large")
+    if nbytes != end - begin:
+        raise CheckpointError(
+            f"{where}: shape {list(shape)} of {dtype} is {nbytes} bytes,"
+            f" but data_offsets span {end - begin}"
+        )
+    return TensorInfo(name, dtype, shape, file, data_start + begin, nbytes)
+
+
+def _sizes(value: Any) -> tuple[int, ...] | None:
+    """Return a JSON list of sizes as a tuple, None if it is anything else (`true` is no size)."""
+    if isinstance(value, list) and all(type(n) is int and 0 <= n <= _MAX_INT for n in value):
+        return tuple(value)
+    return None

@@ -1,0 +1,137 @@
+"""From a model's name to a directory: a local one, or a snapshot in the hub's cache."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import CheckpointError
+from .layout import CONFIG, FORMATS, find_weights
+
+#: What is fetched beside the weights, from the top folder only: configuration, tokenizer, chat
+#: template.
+SMALL_FILES = ("*.json", "*.txt", "*.jinja", "*.model")
+
+_HUB_ID = re.compile(
+    r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>(?!.*\.\.)\w[\w./-]*))?", re.ASCII
+)
+
+
+def split_hub_id(model: str) -> tuple[str, str] | None:
+    """Split `org/name` or `org/name@revision` (default: main); None for any other text."""
+    match = _HUB_ID.fullmatch(model)
+    return (match["repo"], match["revision"] or "main") if match else None
+
+
+def resolve(model: str, progress: bool = True) -> Path:
+    """Return the directory of `model`: itself if it is one, else the snapshot of that hub id.
+
+    What the cache lacks is downloaded, with progress bars if `progress`; under HF_HUB_OFFLINE=1 the
+    cache must hold everything. Raises CheckpointError.
+    """
+    path = Path(model)
+    try:
+        if model and path.is_dir():  # Path("") would be the current directory
+            return path
+        if model and path.exists():
+            raise CheckpointError(f"{model}: is a file; give the directory of the model instead")
+    except OSError as error:
+        raise CheckpointError(f"{model}: cannot be read ({error.strerror})") from error
+    hub_id = split_hub_id(model)
+    if hub_id is None or not _is_valid(hub_id[0]):
+        raise CheckpointError(
+            f"{model!r}: neither a directory nor a hub id (org/name or org/name@revision)"
+        )
+    from huggingface_hub import constants
+
+    return _cached(*hub_id) if constants.HF_HUB_OFFLINE else _download(*hub_id, progress)
+
+
+def _is_valid(repo: str) -> bool:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined, unused-ignore]
+
+    try:
+        validate_repo_id(repo)
+    except HFValidationError:
+        return False
+    return True
+
+
+def _cached(repo: str, revision: str) -> Path:
+    """Return the snapshot in the hub cache, checked to be whole."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    def error(problem: str) -> CheckpointError:
+        return CheckpointError(
+            f"{repo}: no such directory, and offline (HF_HUB_OFFLINE is set) {problem};"
+            f" to get it, go online or run `hf download {repo} --revision {revision}` where you are"
+        )
+
+    cache = constants.HF_HUB_CACHE
+    folder = None
+    for name in (CONFIG, *(name for names in FORMATS for name in names)):
+        file = try_to_load_from_cache(repo, name, cache_dir=cache, revision=revision)
+        if isinstance(file, str):
+            folder = Path(file).parent
+            break
+    if folder is None:
+        raise error(f"the hub cache {cache} holds nothing of revision {revision!r}")
+    weights = find_weights(folder)
+    if weights is None:
+        wanted = " or ".join(name for names in FORMATS for name in names)
+        raise error(f"revision {revision!r} in the hub cache {cache} lacks its weights ({wanted})")
+    missing = [name for name in weights.files if not (folder / name).exists()]
+    if missing:
+        raise error(f"revision {revision!r} in the hub cache {cache} lacks {', '.join(missing)}")
+    return folder
+
+
+def _download(repo: str, revision: str, progress: bool) -> Path:
+    """Fetch what is not cached yet: small files, then weights in the best format there is."""
+    from huggingface_hub import snapshot_download
+
+    def fetch(names: Sequence[str], ignore: str | None = None) -> Path:
+        try:
+            return Path(
+                snapshot_download(
+                    repo, revision=revision, allow_patterns=list(names), ignore_patterns=ignore
+                )
+            )
+        # The hub's client raises its own errors and those of whichever HTTP library it was built
+        # on.
+        except Exception as error:
+            raise CheckpointError(
+                f"{repo}: no such directory, and the hub does not give revision {revision!r}:"
+                f" {error}"
+            ) from error
+
+    with _progress_bars(progress):
+        folder = fetch(SMALL_FILES, ignore="*/*")
+        for single, index in FORMATS:
+            weights = find_weights(folder, [(single, index)])
+            names = weights.files if weights else [single]
+            fetch(names)
+            if all((folder / name).exists() for name in names):
+                break
+    return folder
+
+
+@contextmanager
+def _progress_bars(wanted: bool) -> Iterator[None]:
+    from huggingface_hub.utils import (  # type: ignore[attr-defined, unused-ignore]
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+
+    if wanted or are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()

@@ -1,0 +1,175 @@
+"""A model to read: where its tensors lie, and their bytes on demand from any thread."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ..errors import CheckpointError
+from .header import Header, TensorInfo, read_header
+from .hub import resolve
+from .json_file import read_object
+from .layout import CONFIG, FORMATS, check_shard, find_weights
+
+
+class Source:
+    """A model whose weights are safetensors files; a context manager.
+
+    `name` is what the config calls the model, `path` its directory, `tensors` everything it holds,
+    `config` its config.json ({} if it has none). `read_into` may be called from any thread until
+    `close`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        path: Path,
+        tensors: Mapping[str, TensorInfo],
+        config: dict[str, Any],
+        file_sizes: Mapping[Path, int],
+    ) -> None:
+        self.name = name
+        self.path = path
+        self.tensors = tensors
+        self.config = config
+        self._file_sizes = file_sizes
+        self._fds: dict[Path, int] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def num_layers(self) -> int | None:
+        """The number of layers that config.json states, None if it states none."""
+        layers = self.config.get("num_hidden_layers")
+        return layers if type(layers) is int else None
+
+    def read_into(self, info: TensorInfo, start: int, view: memoryview) -> None:
+        """Fill `view` with the bytes [start, start + view.nbytes) of the tensor `info`.
+
+        `view` is writable and C-contiguous. Raises CheckpointError if the file changed since its
+        header was read or cannot be read.
+        """
+        check_range(info, start, view)
+        if view.nbytes == 0:
+            return
+        fd = self._open(info.file)
+        offset = info.offset + start
+        with view.cast("B") as rest:
+            done = 0
+            # One call moves at most 2,147,479,552 bytes, and may move fewer.
+            while done < rest.nbytes:
+                try:
+                    count = os.preadv(fd, [rest[done:]], offset + done)
+                except OSError as error:
+                    raise CheckpointError(
+                        f"{info.file}: reading tensor {info.name!r} failed ({error.strerror})"
+                    ) from error
+                if count == 0:
+                    raise CheckpointError(
+                        f"{info.file}: the file shrank while tensor {info.name!r} was read"
+                    )
+                done += count
+
+    def close(self) -> None:
+        """Give the files back; harmless when repeated."""
+        with self._lock:
+            while self._fds:
+                os.close(self._fds.popitem()[1])
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _open(self, file: Path) -> int:
+        with self._lock:
+            fd = self._fds.get(file)
+            if fd is None:
+                try:
+                    fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+                except OSError as error:
+                    raise CheckpointError(f"{file}: cannot be opened ({error.strerror})") from error
+                if os.fstat(fd).st_size != self._file_sizes[file]:
+                    os.close(fd)
+                    raise CheckpointError(f"{file}: the file changed since its header was read")
+                self._fds[file] = fd
+            return fd
+
+
+def check_range(info: TensorInfo, start: int, view: memoryview) -> None:
+    """Refuse a read outside of the tensor: a mistake in this package, never in a model."""
+    if not 0 <= start <= start + view.nbytes <= info.nbytes:
+        raise ValueError(
+            f"tensor {info.name!r} has {info.nbytes} bytes: [{start}, {start + view.nbytes}) asked"
+        )
+
+
+def open_source(model: str, *, download_progress: bool = True) -> Source:
+    """Open a directory, else a hub id (`org/name` or `org/name@revision`), downloaded if need be.
+
+    Weights are looked for in the order model.safetensors, its index with shards, pytorch_model.bin,
+    its index. Every header is read and checked; no tensor data is. Raises CheckpointError.
+    """
+    path = resolve(model, download_progress)
+    try:
+        return _open(model, path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _open(model: str, path: Path) -> Source:
+    weights = find_weights(path)
+    if weights is None:
+        names = ", ".join(name for names in FORMATS for name in names)
+        raise CheckpointError(f"{path}: holds no weights: looked for {names}")
+    config = read_object(path / CONFIG) if (path / CONFIG).exists() else {}
+    if weights.weight_map is None:
+        files = [path / file for file in weights.files]
+    else:
+        files = [check_shard(path, file) for file in weights.files]
+    if weights.torch_bin:
+        from .torch_bin import TorchBinSource
+
+        return TorchBinSource.open(model, path, config, files, weights.weight_map)
+    headers: list[Header] = [read_header(file) for file in files]
+    held = [header.tensors for header in headers]
+    tensors = collect_shards(files, held, weights.weight_map, path)
+    sizes = {header.file: header.file_size for header in headers}
+    return Source(model, path, tensors, config, sizes)
+
+
+def collect_shards(
+    files: Sequence[Path],
+    tensors: Sequence[Mapping[str, TensorInfo]],
+    weight_map: Mapping[str, str] | None,
+    path: Path,
+) -> dict[str, TensorInfo]:
+    """Join what the shards hold, in file order; it must be what the index says."""
+    found: dict[str, TensorInfo] = {}
+    for file, held in zip(files, tensors, strict=True):
+        for name, info in held.items():
+            if name in found:
+                raise CheckpointError(
+                    f"{path}: tensor {name!r} stands in two shards, {found[name].file.name}"
+                    f" and {file.name}"
+                )
+            if weight_map is not None and name not in weight_map:
+                raise CheckpointError(
+                    f"{path}: tensor {name!r} in {file.name} is not listed in the index"
+                )
+            found[name] = info
+    for name, shard in (weight_map or {}).items():
+        if name not in found or found[name].file != path / shard:
+            raise CheckpointError(
+                f"{path}: the index says that tensor {name!r} is in {shard}, but it is not"
+            )
+    return found

@@ -1,0 +1,321 @@
+"""The merge configuration: mergekit's YAML vocabulary, checked in full before any model is opened.
+
+    config = load_config("merge.yaml")
+    config.base_model, config.target_names(), config.output_dtype
+
+Whatever is wrong ends in one ConfigError that names the file, the key and what to write instead.
+What mergekit 0.1.5 understands and this package does not is refused by name, never ignored.
+docs/config.md describes every key.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar, cast
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
+
+from .config_values import (
+    ChatTemplate,
+    DType,
+    LayerRange,
+    ModelName,
+    OutputDType,
+    Overrides,
+    Parameters,
+    TokenizerSource,
+    did_you_mean,
+    shown,
+)
+from .errors import ConfigError
+from .methods import METHODS, NOT_YET
+from .settings import Setting, evaluate, scalars
+from .strict_yaml import dump_yaml, read_yaml
+
+T = TypeVar("T", bool, float, str)
+
+
+def load_config(source: str | os.PathLike[str], text: str | None = None) -> MergeConfig:
+    """Return the config in the YAML file `source`; `text`, if given, is the YAML itself.
+
+    ConfigError names `source` and says what is wrong: the file, the YAML (with its line), or a key.
+    """
+    name = os.fspath(source)
+    if text is None:
+        try:
+            text = Path(name).read_text(encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"{name}: cannot be read: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise ConfigError(
+                f"{name}: is not a YAML file: its bytes are not UTF-8 text"
+            ) from error
+    return parse_config(read_yaml(text, name), name)
+
+
+def parse_config(data: Mapping[str, Any], name: str = "config") -> MergeConfig:
+    """Return the config in `data`, the mapping that YAML gave; `name` stands in front of errors."""
+    if not isinstance(data, Mapping):
+        raise ConfigError(
+            f"{name}: must be a mapping of keys such as merge_method, not {shown(data)}"
+        )
+    try:
+        return MergeConfig.model_validate(dict(data))
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from error
+    except ValidationError as error:
+        problems = [_problem(detail) for detail in error.errors()]
+        raise ConfigError(f"{name}: " + "\n  ".join(problems)) from error
+
+
+class _Section(BaseModel):
+    """One mapping of the config. Its keys are its fields, and no others."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    #: What mergekit takes here and this package does not, with what to do instead.
+    not_yet: ClassVar[dict[str, str]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_keys(cls, data: Any) -> Any:
+        if isinstance(data, cls):
+            return data
+        if not isinstance(data, Mapping):
+            keys = ", ".join(cls.model_fields)
+            raise ValueError(f"must be a mapping with the keys {keys}, not {shown(data)}")
+        problems = [cls._unknown(key) for key in data if key not in cls.model_fields]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return data
+
+    @classmethod
+    def _unknown(cls, key: Any) -> str:
+        if key in cls.not_yet:
+            return f"mergekit has the key {key!r}; not in fuseo1-kernels yet{cls.not_yet[key]}"
+        return f"unknown key {key!r}{did_you_mean(key, cls.model_fields)}"
+
+
+class InputModel(_Section):
+    """One entry of `models`: a model, and values of parameters that each model has for itself."""
+
+    model: ModelName
+    parameters: Parameters = Field(default_factory=dict)
+
+
+class SliceSource(InputModel):
+    """One entry of a slice's `sources`: the layers [first, end) of a model."""
+
+    layer_range: LayerRange
+
+
+class OutputSlice(_Section):
+    """One entry of `slices`: a run of output layers, merged from as many layers of each source."""
+
+    not_yet = {"residual_weight": ""}
+
+    sources: list[SliceSource]
+    base_model: ModelName | None = None
+    parameters: Parameters = Field(default_factory=dict)
+
+
+class TokenizerFiles(_Section):
+    """`tokenizer_files`: copy this model's tokenizer and chat template, token ids as they stand.
+
+    No embedding row is moved. `overrides` replace keys of the copied tokenizer_config.json.
+    """
+
+    model: ModelName
+    overrides: Overrides = Field(default_factory=dict)
+
+
+class MergeConfig(_Section):
+    """A whole merge. Make one with `load_config` or `parse_config`, which raise ConfigError."""
+
+    not_yet = {
+        "modules": " (use `models` or `slices`)",
+        "tokenizer": " (use `tokenizer_source` or `tokenizer_files`)",
+    }
+
+    models: list[InputModel] | None = None
+    slices: list[OutputSlice] | None = None
+    merge_method: str
+    base_model: ModelName
+    parameters: Parameters = Field(default_factory=dict)
+    dtype: OutputDType = None
+    out_dtype: OutputDType = None
+    tokenizer_source: TokenizerSource = None
+    tokenizer_files: TokenizerFiles | None = None
+    chat_template: ChatTemplate | None = None
+
+    @property
+    def output_dtype(self) -> DType | None:
+        """The dtype of the merged tensors; None if the config leaves it to the checkpoints."""
+        return self.out_dtype or self.dtype
+
+    def model_names(self) -> list[str]:
+        """Every model whose weights are merged, once: the base first, then in config order.
+
+        A model that only lends its tokenizer (`tokenizer_source`, `tokenizer_files`) is not one.
+        """
+        names = [self.base_model, *(source.model for source in self.models or ())]
+        for part in self.slices or ():
+            names += [source.model for source in part.sources]
+        return list(dict.fromkeys(names))
+
+    def target_names(self) -> list[str]:
+        """The models that are merged into the base, in config order."""
+        return [name for name in self.model_names() if name != self.base_model]
+
+    def parameter(
+        self,
+        name: str,
+        default: T,
+        *,
+        tensor: str,
+        t: float,
+        out_slice: OutputSlice | None = None,
+        model: str | None = None,
+    ) -> T:
+        """Return the value of the method's parameter `name` for one tensor.
+
+        The first place that has a value for this tensor wins: the model's own parameters (only if
+        `model` is given), the slice's, the top-level ones, `default`. As in mergekit, `t` is
+        i / (n - 1) in layer i of a slice (or model) of n layers, 1 if n == 1, and 0 for tensors
+        outside the layers.
+        """
+        spec = METHODS[self.merge_method].parameters[name]
+        sources: Sequence[InputModel] = (out_slice.sources if out_slice else self.models) or ()
+        places: list[dict[str, Setting]]
+        places = [source.parameters for source in sources if source.model == model]
+        if out_slice is not None:
+            places.append(out_slice.parameters)
+        for parameters in (*places, self.parameters):
+            if name in parameters:
+                value = evaluate(
+                    parameters[name],
+                    tensor=tensor,
+                    t=t,
+                    convert=lambda scalar: spec.validate(scalar, f"parameters.{name}"),
+                )
+                if value is not None:
+                    return cast(T, value)
+        return default
+
+    def to_yaml(self) -> str:
+        """Return the config as YAML text, without the keys that stand at their default."""
+        return dump_yaml(self.model_dump(mode="json", exclude_defaults=True))
+
+    @field_validator("merge_method")
+    @classmethod
+    def _check_method(cls, name: str) -> str:
+        if name in NOT_YET:
+            raise ValueError(
+                f"mergekit has {name}; not in fuseo1-kernels yet (here: {', '.join(METHODS)})"
+            )
+        if name not in METHODS:
+            raise ValueError(f"unknown method {name!r}{did_you_mean(name, METHODS)}")
+        return name
+
+    @model_validator(mode="after")
+    def _check_whole(self) -> MergeConfig:
+        if (self.models is None) == (self.slices is None):
+            raise ConfigError("exactly one of `models` and `slices` must be given")
+        if self.tokenizer_source and self.tokenizer_files:
+            raise ConfigError("`tokenizer_source` and `tokenizer_files` exclude each other")
+        _check_spelling(self.model_names())
+        if self.models is not None:
+            _check_group("models", [source.model for source in self.models], self.base_model)
+        if self.slices is not None and not self.slices:
+            raise ConfigError("slices: is empty")
+        for index, part in enumerate(self.slices or ()):
+            _check_slice(f"slices[{index}]", part, part.base_model or self.base_model)
+        for where, parameters, of_one_model in self._parameter_places():
+            for name, setting in parameters.items():
+                _check_setting(self.merge_method, where, name, setting, of_one_model)
+        return self
+
+    def _parameter_places(self) -> Iterator[tuple[str, dict[str, Setting], bool]]:
+        """Yield (where, parameters, whether they are of one model only)."""
+        yield "parameters", self.parameters, False
+        for index, source in enumerate(self.models or ()):
+            yield f"models[{index}].parameters", source.parameters, True
+        for index, part in enumerate(self.slices or ()):
+            yield f"slices[{index}].parameters", part.parameters, False
+            for place, slice_source in enumerate(part.sources):
+                where = f"slices[{index}].sources[{place}].parameters"
+                yield where, slice_source.parameters, True
+
+
+def _check_spelling(names: Sequence[str]) -> None:
+    """Refuse one model under two names, which would count twice: `a`, `./a`, `a/`."""
+    spellings: dict[str, str] = {}
+    for name in names:
+        first = spellings.setdefault(os.path.normpath(name), name)
+        if first != name:
+            raise ConfigError(f"{first!r} and {name!r} are one model: spell it one way")
+
+
+def _check_group(where: str, names: Sequence[str], base: str) -> None:
+    """Models that are merged with each other: each once, and one at least beside the base."""
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise ConfigError(f"{where}[{index}].model: {name!r} is listed twice")
+    if set(names) <= {base}:
+        raise ConfigError(f"{where}: there must be at least one model beside the base {base!r}")
+
+
+def _check_slice(where: str, part: OutputSlice, base: str) -> None:
+    names = [source.model for source in part.sources]
+    _check_group(f"{where}.sources", names, base)
+    if base not in names:
+        raise ConfigError(
+            f"{where}.sources: the base {base!r} is not among them: add it, with its layer_range"
+        )
+    lengths = [source.layer_range[1] - source.layer_range[0] for source in part.sources]
+    if len(set(lengths)) > 1:
+        raise ConfigError(
+            f"{where}.sources: every layer_range must be as long as the others; "
+            f"these have {', '.join(map(str, lengths))} layers"
+        )
+
+
+def _check_setting(
+    method: str, where: str, name: str, setting: Setting, of_one_model: bool
+) -> None:
+    known = METHODS[method].parameters
+    if name not in known:
+        raise ConfigError(f"{where}: {method} has no parameter {name!r}{did_you_mean(name, known)}")
+    if of_one_model and not known[name].per_model:
+        raise ConfigError(
+            f"{where}.{name}: all models share this parameter: "
+            "move it under the top-level `parameters:`"
+        )
+    for place, scalar in scalars(setting):
+        known[name].validate(scalar, f"{where}.{name}{place}")
+
+
+def _problem(detail: ErrorDetails) -> str:
+    """Return one of pydantic's errors in the words of a config: the key's path and what to do."""
+    path = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in detail["loc"])
+    kind, key = detail["type"], str(detail["loc"][-1]) if detail["loc"] else ""
+    if kind == "value_error":
+        text = str(detail["ctx"]["error"])
+    elif kind == "missing":
+        text = _REQUIRED.get(key, "is required")
+    elif kind in _MUST_BE:
+        text = f"must be {_MUST_BE[kind]}, not {shown(detail['input'])}"
+    else:
+        text = detail["msg"]
+    return f"{path.lstrip('.')}: {text}" if path else text
+
+
+_REQUIRED = {
+    "base_model": "is required: the model that the others were fine-tuned from",
+    "merge_method": f"is required: {', '.join(METHODS)}",
+    "layer_range": "is required: [first, end), such as [0, 24]",
+}
+_MUST_BE = {"string_type": "text", "list_type": "a list", "dict_type": "a mapping"}

@@ -1,0 +1,194 @@
+"""Merging in memory: torch tensors, state dictionaries, modules.
+
+Signatures follow mergekit 0.1.5's in-memory functions, so that one program can call both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from .backends import FuseParams, load_backend
+from .errors import ConfigError, MergeError, did_you_mean
+from .methods import METHODS, Method, Scalar
+from .ops import as_arrays, default_threads, fuse_into, output_for
+from .weights import sce_params
+
+NONFINITE = ("error", "propagate")
+
+StateDict = Mapping[str, torch.Tensor]
+
+
+def merge_tensors(
+    tensors: Sequence[torch.Tensor],
+    method: str,
+    *,
+    base_index: int,
+    parameters: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+    out_dtype: torch.dtype | None = None,
+    backend: str = "auto",
+    out: torch.Tensor | None = None,
+    threads: int | None = None,
+    nonfinite: str = "error",
+) -> torch.Tensor:
+    """Merge the tensors that several models have under one name.
+
+    Args:
+        tensors: one shape (0-d and empty included), each bf16, fp16 or fp32 on the CPU, contiguous or not.
+        method: "sce".
+        base_index: which of `tensors` is the base; the order of the others is the order of the sums.
+        parameters: the method's; for sce `select_topk` in [0, 1] (default 1) and `variant`, "fuseo1"
+            (default) or "mergekit".
+        dtype, out_dtype: the output's dtype, `out_dtype` winning; default: the inputs', promoted.
+            Inputs are never rounded to it first.
+        backend: "auto", "cpu" or "reference"; one that is named and cannot run is an error.
+        out: written in place and returned; overlaps no input.
+        threads: default: all cores this process may use. Never changes a bit of the result.
+        nonfinite: "error" (default), or "propagate": an element where any input is NaN or infinite
+            becomes NaN and counts for nothing else.
+
+    Returns:
+        A tensor of the base's shape, without autograd history. The inputs are untouched.
+
+    Raises:
+        MergeError: bad input, with what is wrong and where.
+
+    Source: SCE, arXiv 2408.07990.
+    """
+    record, values = _resolve(method, parameters)
+    if not -len(tensors) <= base_index < len(tensors):
+        raise MergeError(f"base_index {base_index}, but there are {len(tensors)} tensors")
+    if nonfinite not in NONFINITE:
+        raise MergeError(f"nonfinite: must be one of {', '.join(NONFINITE)}, not {nonfinite!r}")
+    rest = list(tensors)
+    base = rest.pop(base_index)
+    inputs = as_arrays([base, *rest])
+    promoted = inputs[0].owner.dtype
+    for x in inputs[1:]:
+        promoted = torch.promote_types(promoted, x.owner.dtype)
+    wanted = out_dtype or dtype or (promoted if out is None else out.dtype)
+    result = output_for(base, inputs, wanted, out)
+
+    engine, threads = load_backend(backend), threads or default_threads()
+    survey = engine.survey(inputs, float(values["select_topk"]), threads)
+    if nonfinite == "error":
+        _refuse_nonfinite(survey.nonfinite, base_index % len(tensors))
+    params = _params(record, survey, base.numel(), values)
+    written = fuse_into(engine, inputs, params, result, threads)
+    if written and nonfinite == "error":
+        raise MergeError(
+            f"{written} merged elements overflow {str(wanted).removeprefix('torch.')}; "
+            'choose a wider out_dtype, or nonfinite="propagate"'
+        )
+    return result
+
+
+def merge_state_dicts(
+    models: Mapping[Hashable, StateDict | torch.nn.Module]
+    | Sequence[StateDict | torch.nn.Module],
+    method: str,
+    *,
+    base: Hashable,
+    parameters: Mapping[str, Any] | None = None,
+    strict: bool = True,
+    dtype: torch.dtype | None = None,
+    out_dtype: torch.dtype | None = None,
+    backend: str = "auto",
+    threads: int | None = None,
+    nonfinite: str = "error",
+) -> dict[str, torch.Tensor]:
+    """Merge modules or state dictionaries, name by name.
+
+    Args:
+        models: by id, or a sequence (then the ids are 0, 1, ...), the base among them.
+        base: the base's id.
+        strict: every model must have the same names; else the names that all of them have are merged.
+        method, parameters, dtype, out_dtype, backend, threads, nonfinite: as for `merge_tensors`.
+
+    Returns:
+        The merged state dictionary, in the first model's order. Tensors that are not floating point (step
+        counters, position ids) must be equal in all models and are copied.
+
+    Raises:
+        MergeError: bad input; the message names the tensor and the models.
+    """
+    items = list(models.items()) if isinstance(models, Mapping) else list(enumerate(models))
+    states = {key: _state_dict(key, model) for key, model in items}
+    if base not in states:
+        raise MergeError(f"base {base!r} is none of the models: {', '.join(map(repr, states))}")
+    if len(states) < 2:
+        raise MergeError("a merge needs a base and at least one other model")
+    names = list(next(iter(states.values())))
+    everywhere = set.intersection(*(set(s) for s in states.values()))
+    for key, state in states.items():
+        if strict and set(state) != everywhere:
+            extra = ", ".join(sorted(set(state) - everywhere)[:5])
+            raise MergeError(f"model {key!r} has tensors that not all models have: {extra}")
+
+    merged = {}
+    base_index = list(states).index(base)
+    for name in names:
+        if name not in everywhere:
+            continue
+        tensors = [state[name] for state in states.values()]
+        if not tensors[0].is_floating_point():
+            if not all(torch.equal(tensors[0], t) for t in tensors[1:]):
+                raise MergeError(f"tensor {name} is {tensors[0].dtype} and differs between the models")
+            merged[name] = tensors[base_index].clone()
+            continue
+        try:
+            merged[name] = merge_tensors(
+                tensors,
+                method,
+                base_index=base_index,
+                parameters=parameters,
+                dtype=dtype,
+                out_dtype=out_dtype,
+                backend=backend,
+                threads=threads,
+                nonfinite=nonfinite,
+            )
+        except ConfigError:
+            raise
+        except MergeError as error:
+            raise MergeError(f"tensor {name}: {error}") from error
+    return merged
+
+
+def _resolve(method: str, parameters: Mapping[str, Any] | None) -> tuple[Method, dict[str, Scalar]]:
+    if method not in METHODS:
+        raise ConfigError(f"merge method {method!r}: this version has {', '.join(METHODS)}")
+    record = METHODS[method]
+    values: dict[str, Scalar] = {name: p.default for name, p in record.parameters.items()}
+    for name, value in (parameters or {}).items():
+        if name not in record.parameters:
+            raise ConfigError(f"{method} has no parameter {name!r}{did_you_mean(name, record.parameters)}")
+        values[name] = record.parameters[name].validate(value, name)
+    return record, values
+
+
+def _params(record: Method, survey: Any, numel: int, values: Mapping[str, Scalar]) -> FuseParams:
+    return sce_params(survey, numel, float(values["select_topk"]), str(values["variant"]))
+
+
+def _refuse_nonfinite(counts: Sequence[int], base_index: int) -> None:
+    *by_model, overflows = counts
+    places = [base_index, *(i for i in range(len(by_model)) if i != base_index)]
+    bad = [f"tensor {p} has {n}" for p, n in sorted(zip(places, by_model, strict=True)) if n]
+    if bad:
+        raise MergeError(
+            f"NaN or infinite elements: {', '.join(bad)}; "
+            'mend the checkpoint, or pass nonfinite="propagate" to go on'
+        )
+    if overflows:
+        raise MergeError(f"at {overflows} elements the task vectors overflow fp32")
+
+
+def _state_dict(key: Hashable, model: StateDict | torch.nn.Module) -> StateDict:
+    state = model.state_dict() if isinstance(model, torch.nn.Module) else model
+    if not isinstance(state, Mapping) or not all(isinstance(t, torch.Tensor) for t in state.values()):
+        raise MergeError(f"model {key!r} is neither a module nor a mapping of names to tensors")
+    return state

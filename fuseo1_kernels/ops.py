@@ -1,0 +1,145 @@
+"""The two ops on torch tensors: validated once, then handed to a backend."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import torch
+
+from .arrays import BY_NAME, Array
+from .backends import Backend, FuseParams, SurveyResult, load_backend
+from .errors import MergeError
+
+_NAMES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}
+
+
+def default_threads() -> int:
+    """The cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def survey(
+    base: torch.Tensor,
+    targets: Sequence[torch.Tensor],
+    *,
+    select_topk: float = 1.0,
+    backend: str = "auto",
+    threads: int | None = None,
+) -> SurveyResult:
+    """Read base and targets once; learn the top-k threshold, the energies and the non-finite counts.
+
+    Args:
+        base: any shape, 0-d and empty included; bf16, fp16 or fp32 on the CPU. Need not be contiguous.
+        targets: 1 to 64 tensors of the base's shape, each of any of those dtypes.
+        select_topk: fraction of the elements with non-zero variance to select, in [0, 1].
+        backend: "auto", "cpu" or "reference".
+        threads: default: all cores this process may use.
+
+    Raises:
+        MergeError: shapes differ, or a dtype, device or number is not supported.
+
+    Source: SCE, arXiv 2408.07990. Formulas: csrc/include/fuseo1/survey.h.
+    """
+    if not 0.0 <= select_topk <= 1.0:
+        raise MergeError(f"select_topk: must be a number in [0, 1], not {select_topk!r}")
+    inputs = as_arrays([base, *targets])
+    return load_backend(backend).survey(inputs, float(select_topk), threads or default_threads())
+
+
+def fuse(
+    base: torch.Tensor,
+    targets: Sequence[torch.Tensor],
+    params: FuseParams,
+    *,
+    out_dtype: torch.dtype | None = None,
+    out: torch.Tensor | None = None,
+    backend: str = "auto",
+    threads: int | None = None,
+) -> torch.Tensor:
+    """Mask, elect the sign, sum with weights, add to the base and round, in one read and one write.
+
+    Args:
+        base, targets, backend, threads: as for `survey`.
+        params: weights (one per target), divisor floor and mask.
+        out_dtype: bf16, fp16 or fp32; default: the base's (or `out`'s).
+        out: written in place and returned; the base's shape, overlapping no input.
+
+    Raises:
+        MergeError: as for `survey`, and for an `out` that does not fit.
+
+    Source: SCE, arXiv 2408.07990. Formulas: csrc/include/fuseo1/fuse.h.
+    """
+    inputs = as_arrays([base, *targets])
+    if len(params.weights) != len(targets):
+        raise MergeError(f"{len(params.weights)} weights for {len(targets)} targets")
+    result = output_for(base, inputs, out_dtype or (base.dtype if out is None else out.dtype), out)
+    fuse_into(load_backend(backend), inputs, params, result, threads or default_threads())
+    return result if out is None else out
+
+
+def as_arrays(tensors: Sequence[torch.Tensor]) -> list[Array]:
+    """Checked views of base and targets; a tensor that is not contiguous is copied."""
+    if len(tensors) < 2:
+        raise MergeError("a merge needs a base and at least one target")
+    shape = tensors[0].shape
+    arrays = []
+    for place, tensor in enumerate(tensors):
+        what = "the base" if place == 0 else f"target {place}"
+        if tensor.dtype not in _NAMES:
+            raise MergeError(f"{what} is {tensor.dtype}; supported: {', '.join(_NAMES.values())}")
+        if tensor.device.type != "cpu":
+            raise MergeError(f"{what} is on {tensor.device}; this version merges tensors on the CPU")
+        if tensor.shape != shape:
+            raise MergeError(f"{what} has shape {tuple(tensor.shape)}, the base {tuple(shape)}")
+        arrays.append(_array(tensor.detach().contiguous()))
+    return arrays
+
+
+def output_for(
+    base: torch.Tensor,
+    inputs: Sequence[Array],
+    dtype: torch.dtype,
+    out: torch.Tensor | None,
+) -> torch.Tensor:
+    """`out` if it can be written, else a new tensor of the base's shape."""
+    if dtype not in _NAMES:
+        raise MergeError(f"the output dtype is {dtype}; supported: {', '.join(_NAMES.values())}")
+    if out is None:
+        return torch.empty(base.shape, dtype=dtype)
+    if out.dtype != dtype or out.shape != base.shape or out.device.type != "cpu":
+        raise MergeError(
+            f"out is {out.dtype} {tuple(out.shape)} on {out.device}; "
+            f"the result is {dtype} {tuple(base.shape)} on cpu"
+        )
+    if out.requires_grad:
+        raise MergeError("out requires grad; pass out.detach()")
+    start, end = _extent(out)
+    for x in inputs:
+        if start < x.address + x.numel * x.dtype.size and x.address < end:
+            raise MergeError("out shares memory with an input; the inputs are read twice")
+    return out
+
+
+def fuse_into(
+    backend: Backend, inputs: Sequence[Array], params: FuseParams, out: torch.Tensor, threads: int
+) -> int:
+    """fuse, to an `out` of any strides; returns how many elements are infinity or NaN."""
+    dense = out if out.is_contiguous() else torch.empty(out.shape, dtype=out.dtype)
+    nonfinite = backend.fuse(inputs, params, _array(dense), 0, threads)
+    if dense is not out:
+        out.copy_(dense)
+    return nonfinite
+
+
+def _array(tensor: torch.Tensor) -> Array:
+    return Array(tensor.data_ptr(), BY_NAME[_NAMES[tensor.dtype]], tensor.numel(), tensor)
+
+
+def _extent(tensor: torch.Tensor) -> tuple[int, int]:
+    """The first byte that `tensor` touches and the one after its last."""
+    if tensor.numel() == 0:
+        return 0, 0
+    last = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    start = tensor.data_ptr()
+    return start, start + (last + 1) * tensor.element_size()

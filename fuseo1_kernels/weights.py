@@ -1,0 +1,42 @@
+"""From what a survey learned to what fuse applies: the weights and masks of each method and variant."""
+
+from __future__ import annotations
+
+import struct
+
+from .backends import FuseParams, SurveyResult
+
+# mergekit's rules, which its variant reproduces: below this mean square all weights are equal, and no divisor is
+# smaller than this.
+_MERGEKIT_FLOOR = 1e-6
+
+
+def _to_fp32(x: float) -> float:
+    return float(struct.unpack("f", struct.pack("f", x))[0])
+
+
+def sce_params(survey: SurveyResult, numel: int, select_topk: float, variant: str) -> FuseParams:
+    """Weights, divisor and mask of SCE (arXiv 2408.07990) from a tensor's survey.
+
+    `fuseo1` is the authors' rule, which made the published models: the mask selects what counts for the
+    weights, and every element is merged. In `mergekit` (0.1.5) elements that are not selected stay the
+    base's, weights are equal when the mean squares sum to less than 1e-6, and divisors are at least 1e-6.
+    Equal weights are 1 each: only their ratios matter, and 1/3 would break exact rounding ties.
+    """
+    total = 0.0
+    for e in survey.energy:
+        total += e
+    if variant == "mergekit":
+        equal = numel == 0 or total / numel < _MERGEKIT_FLOOR
+    else:
+        equal = total == 0.0
+    weights = tuple(1.0 if equal else _to_fp32(e / total) for e in survey.energy)
+    if variant == "fuseo1":
+        return FuseParams(weights)
+    return FuseParams(
+        weights,
+        floor_divisor=_to_fp32(_MERGEKIT_FLOOR),
+        masked=select_topk < 1.0,
+        threshold=survey.threshold,
+        tie_limit=survey.tie_limit,
+    )

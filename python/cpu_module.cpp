@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+// fuseo1_kernels._cpu: the C ABI for Python. Addresses come in as integers; the callers in fuseo1_kernels/backends/cpu.py
+// hold the memory and vouch for sizes. The GIL is released while the kernels run.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstring>
+#include <memory>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "dispatch.h"
+#include "fuseo1/fuse.h"
+#include "fuseo1/survey.h"
+#include "parallel.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using Operands = std::vector<std::pair<uintptr_t, int>>;  // (address, dtype), the base first
+
+std::vector<fuseo1_operand> unpack(const Operands& operands) {
+  std::vector<fuseo1_operand> out;
+  for (const auto& [address, dtype] : operands) out.push_back({reinterpret_cast<const void*>(address), dtype});
+  return out;
+}
+
+void check(int status, const char* what) {
+  switch (status) {
+    case FUSEO1_OK: return;
+    case FUSEO1_OUT_OF_MEMORY: throw std::bad_alloc();
+    case FUSEO1_WRONG_PHASE: throw std::logic_error(std::string(what) + ": not in this phase");
+    default: throw std::invalid_argument(std::string(what) + ": argument outside the contract");
+  }
+}
+
+class Survey {
+ public:
+  Survey(int targets, int64_t numel, double select_topk, int64_t max_candidates) : targets_(targets) {
+    fuseo1_survey* survey = nullptr;
+    check(fuseo1_survey_create(targets, numel, select_topk, max_candidates, &survey), "survey");
+    survey_.reset(survey);
+  }
+
+  int phase() const { return fuseo1_survey_phase_of(survey_.get()); }
+
+  std::pair<std::vector<int64_t>, int64_t> sample_runs() const {
+    int64_t runs, length;
+    fuseo1_survey_sample_shape(survey_.get(), &runs, &length);
+    std::vector<int64_t> starts;
+    for (int64_t r = 0; r < runs; ++r) starts.push_back(fuseo1_survey_sample_start(survey_.get(), r));
+    return {starts, length};
+  }
+
+  void update(const Operands& operands, int64_t offset, int64_t count, int threads) {
+    check_targets(operands);
+    const auto views = unpack(operands);
+    const py::gil_scoped_release nogil;
+    check(fuseo1_survey_update(survey_.get(), views.data(), offset, count, threads), "survey.update");
+  }
+
+  void end_pass() {
+    const py::gil_scoped_release nogil;
+    check(fuseo1_survey_end_pass(survey_.get()), "survey.end_pass");
+  }
+
+  void run(const Operands& operands, int threads) {
+    check_targets(operands);
+    const auto views = unpack(operands);
+    const py::gil_scoped_release nogil;
+    check(fuseo1_survey_run(survey_.get(), views.data(), threads), "survey.run");
+  }
+
+  py::dict result() const {
+    auto r = std::make_unique<fuseo1_survey_result>();
+    check(fuseo1_survey_result_of(survey_.get(), r.get()), "survey.result");
+    py::dict out;
+    out["nonzero"] = r->nonzero;
+    out["selected"] = r->selected;
+    out["threshold"] = r->threshold;
+    out["tie_limit"] = r->tie_limit;
+    out["passes"] = r->passes;
+    out["energy"] = py::tuple(py::cast(std::vector<double>(r->energy, r->energy + targets_)));
+    out["nonfinite"] = py::tuple(py::cast(std::vector<int64_t>(r->nonfinite, r->nonfinite + targets_ + 2)));
+    return out;
+  }
+
+ private:
+  void check_targets(const Operands& operands) const {
+    if (operands.size() != static_cast<size_t>(targets_) + 1) throw std::invalid_argument("survey: wrong number of operands");
+  }
+
+  struct Destroy {
+    void operator()(fuseo1_survey* s) const { fuseo1_survey_destroy(s); }
+  };
+  int targets_;
+  std::unique_ptr<fuseo1_survey, Destroy> survey_;
+};
+
+int64_t fuse(const Operands& operands, const std::vector<float>& weights, float floor_divisor, bool masked,
+             uint32_t threshold, int64_t tie_limit, int64_t offset, int64_t count, uintptr_t out, int out_dtype,
+             int threads) {
+  if (operands.size() != weights.size() + 1) throw std::invalid_argument("fuse: wrong number of operands or weights");
+  const auto views = unpack(operands);
+  const fuseo1_fuse_params params = {static_cast<int32_t>(weights.size()), weights.data(), floor_divisor, masked,
+                                     threshold, tie_limit};
+  int64_t nonfinite = 0;
+  const py::gil_scoped_release nogil;
+  check(fuseo1_fuse(&params, views.data(), offset, count, reinterpret_cast<void*>(out), out_dtype, threads, &nonfinite),
+        "fuse");
+  return nonfinite;
+}
+
+void use_isa(const std::string& name) {
+  const fuseo1::Kernels* found = fuseo1::find_kernels(name);
+  if (!found) throw std::invalid_argument("this machine or build has no kernels for " + name);
+  fuseo1::use_kernels(found);
+}
+
+// The benchmarks' yardstick: the C library's memcpy, split over threads.
+void parallel_memcpy(uintptr_t to, uintptr_t from, int64_t bytes, int threads) {
+  const py::gil_scoped_release nogil;
+  const int64_t share = (bytes + threads - 1) / threads;
+  std::vector<std::thread> others;
+  const auto copy = [&](int64_t begin) {
+    if (begin < bytes) {
+      memcpy(reinterpret_cast<char*>(to) + begin, reinterpret_cast<const char*>(from) + begin,
+             static_cast<size_t>(std::min(share, bytes - begin)));
+    }
+  };
+  for (int t = 1; t < threads; ++t) others.emplace_back(copy, t * share);
+  copy(0);
+  for (auto& t : others) t.join();
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cpu, m) {
+  m.doc() = "fuseo1-kernels: the native CPU backend";
+  m.attr("MAX_TARGETS") = FUSEO1_MAX_TARGETS;
+  m.attr("BLOCK") = FUSEO1_BLOCK;
+  m.attr("SURVEY_SAMPLE") = static_cast<int>(FUSEO1_SURVEY_SAMPLE);
+  m.attr("SURVEY_DONE") = static_cast<int>(FUSEO1_SURVEY_DONE);
+  py::class_<Survey>(m, "Survey")
+      .def(py::init<int, int64_t, double, int64_t>(), py::arg("targets"), py::arg("numel"), py::arg("select_topk"),
+           py::arg("max_candidates"))
+      .def_property_readonly("phase", &Survey::phase)
+      .def("sample_runs", &Survey::sample_runs)
+      .def("update", &Survey::update, py::arg("operands"), py::arg("offset"), py::arg("count"), py::arg("threads"))
+      .def("end_pass", &Survey::end_pass)
+      .def("run", &Survey::run, py::arg("operands"), py::arg("threads"))
+      .def("result", &Survey::result);
+  m.def("fuse", &fuse, py::arg("operands"), py::arg("weights"), py::arg("floor_divisor"), py::arg("masked"),
+        py::arg("threshold"), py::arg("tie_limit"), py::arg("offset"), py::arg("count"), py::arg("out"),
+        py::arg("out_dtype"), py::arg("threads"), "Returns how many elements were written as infinity or NaN.");
+  m.def("available_isas", &fuseo1::available_isas);
+  m.def("isa", [] { return std::string(fuseo1::kernels().name); });
+  m.def("use_isa", &use_isa, py::arg("name"), "Use these kernels from now on; '' for the fastest.");
+  m.def("parallel_memcpy", &parallel_memcpy, py::arg("to"), py::arg("source"), py::arg("bytes"), py::arg("threads"));
+}

@@ -1,0 +1,54 @@
+"""Two small configs, and short ways to change them and to catch what is said about the change."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+
+from fuseo1_kernels.config import MergeConfig, parse_config
+from fuseo1_kernels.errors import ConfigError
+
+FUSEO1 = """
+models:
+  - model: org/base
+  - model: org/left
+  - model: org/right
+merge_method: sce
+base_model: org/base
+parameters:
+  select_topk: 1.0
+dtype: bfloat16
+"""
+
+SLICES = """
+slices:
+  - sources:
+      - {model: org/left, layer_range: [0, 4]}
+      - {model: org/base, layer_range: [0, 4]}
+    parameters: {select_topk: 0.25}
+  - sources:
+      - {model: org/left, layer_range: [2, 6]}
+      - {model: org/right, layer_range: [4, 8]}
+    base_model: org/right
+merge_method: sce
+base_model: org/base
+parameters: {select_topk: 0.75}
+"""
+
+
+def data(text: str = FUSEO1, **changes: Any) -> dict[str, Any]:
+    """The config in `text` with top-level keys replaced, or left out where the change is `...`."""
+    merged = {**yaml.safe_load(text), **changes}
+    return {key: value for key, value in merged.items() if value is not ...}
+
+
+def config(text: str = FUSEO1, **changes: Any) -> MergeConfig:
+    return parse_config(data(text, **changes))
+
+
+def refusal(text: str = FUSEO1, **changes: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        config(text, **changes)
+    return str(caught.value)

@@ -1,0 +1,372 @@
+"""Opening a model: single files, shards and their index, torch's own files; reading bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoint_files import (
+    TWO,
+    Tensors,
+    raw_file,
+    safetensors_file,
+    sharded_model,
+    single_model,
+    write_json,
+)
+
+from fuseo1_kernels.checkpoint.source import Source, open_source
+from fuseo1_kernels.errors import CheckpointError
+
+FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+LEFT: Tensors = {"b": ("U8", (4,), b"left")}
+RIGHT: Tensors = {"a": ("U8", (5,), b"right"), "e": ("BF16", (0, 7), b"")}
+
+
+def read(source: Source, name: str, start: int = 0, count: int | None = None) -> bytes:
+    info = source.tensors[name]
+    buffer = bytearray(info.nbytes - start if count is None else count)
+    source.read_into(info, start, memoryview(buffer))
+    return bytes(buffer)
+
+
+def refused(model: Path, message: str) -> None:
+    """Opening the model fails with a message that names it."""
+    with pytest.raises(CheckpointError, match=message) as caught:
+        open_source(str(model))
+    assert str(model) in str(caught.value)
+
+
+# --- one file ----------------------------------------------------------------------------
+
+
+def test_single_file(tmp_path: Path) -> None:
+    path = single_model(tmp_path / "m")
+    with open_source(str(path)) as source:
+        assert (source.name, source.path) == (str(path), path)
+        assert source.config == {"num_hidden_layers": 2}
+        assert source.num_layers == 2
+        assert {name: read(source, name) for name in source.tensors} == {
+            name: content for name, (_, _, content) in TWO.items()
+        }
+        assert read(source, "a", 5, 3) == bytes([5, 6, 7])
+        assert read(source, "a", 12, 0) == b""
+
+
+@pytest.mark.parametrize(
+    "config", [None, {}, {"num_hidden_layers": "2"}, {"num_hidden_layers": True}]
+)
+def test_number_of_layers_unknown(config: dict[str, Any] | None, tmp_path: Path) -> None:
+    safetensors_file(tmp_path / "model.safetensors", TWO)
+    if config is not None:
+        write_json(tmp_path / "config.json", config)
+    with open_source(str(tmp_path)) as source:
+        assert source.config == (config or {})
+        assert source.num_layers is None
+
+
+def test_a_view_of_any_format_is_filled(tmp_path: Path) -> None:
+    with open_source(str(single_model(tmp_path))) as source:
+        buffer = torch.zeros(2, 3, dtype=torch.int16).numpy()
+        source.read_into(source.tensors["a"], 0, memoryview(buffer))
+        assert buffer.tobytes() == TWO["a"][2]
+
+
+@pytest.mark.parametrize(("start", "count"), [(-1, 2), (11, 2), (13, 0)])
+def test_reads_outside_of_a_tensor(start: int, count: int, tmp_path: Path) -> None:
+    with open_source(str(single_model(tmp_path))) as source, pytest.raises(ValueError, match="'a'"):
+        read(source, "a", start, count)
+
+
+def test_short_reads_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux moves at most 2,147,479,552 bytes a call; here, three."""
+    real = os.preadv
+
+    def short(fd: int, buffers: list[memoryview], offset: int) -> int:
+        return real(fd, [buffers[0][:3]], offset)
+
+    monkeypatch.setattr(os, "preadv", short)
+    with open_source(str(single_model(tmp_path))) as source:
+        assert read(source, "a", 1) == TWO["a"][2][1:]
+
+
+def test_many_threads_share_a_source(tmp_path: Path) -> None:
+    tensors: Tensors = {f"t{i}": ("U8", (1000,), bytes([i]) * 1000) for i in range(64)}
+    with open_source(str(single_model(tmp_path, tensors))) as source, ThreadPoolExecutor(8) as pool:
+        before = len(os.listdir("/proc/self/fd"))
+        results = pool.map(lambda name: (name, read(source, name)), list(tensors) * 4)
+        assert all(content == tensors[name][2] for name, content in results)
+        assert len(os.listdir("/proc/self/fd")) == before + 1
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_the_file_shrinks_while_it_is_read(tmp_path: Path) -> None:
+    path = single_model(tmp_path)
+    with open_source(str(path)) as source:
+        read(source, "a")
+        os.truncate(path / "model.safetensors", source.tensors["b"].offset + 1)
+        with pytest.raises(CheckpointError, match=r"model.safetensors: the file shrank .*'b'"):
+            read(source, "b")
+
+
+def test_the_file_changed_since_its_header_was_read(tmp_path: Path) -> None:
+    path = single_model(tmp_path)
+    with open_source(str(path)) as source:
+        with open(path / "model.safetensors", "ab") as stream:
+            stream.write(b"more")
+        for _ in range(2):
+            with pytest.raises(CheckpointError, match="changed since"):
+                read(source, "a")
+
+
+def test_the_file_vanished(tmp_path: Path) -> None:
+    path = single_model(tmp_path)
+    with open_source(str(path)) as source:
+        (path / "model.safetensors").unlink()
+        with pytest.raises(CheckpointError, match="cannot be opened"):
+            read(source, "a")
+
+
+def test_a_failing_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(5, "Input/output error")
+
+    with open_source(str(single_model(tmp_path))) as source:
+        monkeypatch.setattr(os, "preadv", fail)
+        with pytest.raises(CheckpointError, match=r"tensor 'a' failed \(Input/output error\)"):
+            read(source, "a")
+
+
+def test_no_weights(tmp_path: Path) -> None:
+    refused(tmp_path, "looked for model.safetensors, .*index.json, pytorch_model.bin, ")
+
+
+def test_a_file_is_no_model(tmp_path: Path) -> None:
+    refused(single_model(tmp_path) / "model.safetensors", "is a file; give the directory")
+
+
+def test_bad_header_is_refused_when_opened(tmp_path: Path) -> None:
+    raw_file(tmp_path / "model.safetensors", b"nonsense")
+    refused(tmp_path, "model.safetensors: not a safetensors file")
+
+
+@pytest.mark.parametrize("text", ["[]", "{", "\udcff"])
+def test_bad_config(text: str, tmp_path: Path) -> None:
+    path = single_model(tmp_path)
+    (path / "config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    refused(path, "config.json: (must be a JSON object|not valid JSON|not UTF-8)")
+
+
+# --- shards and their index --------------------------------------------------------------
+
+
+def test_shards(tmp_path: Path) -> None:
+    path = sharded_model(tmp_path / "m", {FIRST: LEFT, SECOND: RIGHT})
+    with open_source(str(path)) as source:
+        assert list(source.tensors) == ["b", "a", "e"]
+        assert source.tensors["a"].file == path / SECOND
+        assert [read(source, name) for name in source.tensors] == [b"left", b"right", b""]
+
+
+def test_a_single_file_goes_before_an_index(tmp_path: Path) -> None:
+    path = single_model(sharded_model(tmp_path, {FIRST: LEFT}))
+    with open_source(str(path)) as source:
+        assert source.tensors.keys() == TWO.keys()
+
+
+def test_shards_in_a_subdirectory(tmp_path: Path) -> None:
+    with open_source(str(sharded_model(tmp_path, {"weights/1.safetensors": LEFT}))) as source:
+        assert read(source, "b") == b"left"
+
+
+def test_the_model_directory_may_be_a_link(tmp_path: Path) -> None:
+    sharded_model(tmp_path / "real", {FIRST: LEFT})
+    (tmp_path / "link").symlink_to("real")
+    with open_source(str(tmp_path / "link")) as source:
+        assert read(source, "b") == b"left"
+
+
+def test_a_link_inside_the_directory(tmp_path: Path) -> None:
+    path = sharded_model(tmp_path, {FIRST: LEFT})
+    (path / FIRST).rename(path / "there")
+    (path / FIRST).symlink_to("there")
+    with open_source(str(path)) as source:
+        assert read(source, "b") == b"left"
+
+
+@pytest.mark.parametrize(
+    "shard", ["../../x", "../m2/model.safetensors", "sub/../../m2/x", "/etc/passwd", ""]
+)
+def test_an_index_that_leaves_the_directory(shard: str, tmp_path: Path) -> None:
+    single_model(tmp_path / "m2")
+    path = sharded_model(tmp_path / "m", {FIRST: LEFT}, c=shard)
+    refused(path, f"index.json: weight_map sends tensor 'c' to '{shard}'")
+
+
+@pytest.mark.parametrize("through_directory", [False, True])
+def test_a_link_out_of_the_directory(through_directory: bool, tmp_path: Path) -> None:
+    outside = safetensors_file(tmp_path / "outside" / "x.safetensors", RIGHT)
+    path = tmp_path / "m"
+    shard = "sub/x.safetensors" if through_directory else "x.safetensors"
+    sharded_model(path, {FIRST: LEFT}, a=shard, e=shard)
+    if through_directory:
+        (path / "sub").symlink_to(outside.parent)
+    else:
+        (path / shard).symlink_to(outside)
+    refused(path, f"'{shard}' is a link to {outside}, outside of the model's directory")
+
+
+@pytest.mark.parametrize("shard", [SECOND, "nul\0byte", "half\ud800"])
+def test_a_missing_shard(shard: str, tmp_path: Path) -> None:
+    refused(
+        sharded_model(tmp_path, {FIRST: LEFT}, c=shard), "names the shard '.*', which is missing"
+    )
+
+
+def test_a_link_that_leads_nowhere_or_round(tmp_path: Path) -> None:
+    path = sharded_model(tmp_path, {FIRST: LEFT}, c=SECOND)
+    (path / SECOND).symlink_to("gone")
+    refused(path, f"'{SECOND}', which is missing")
+    (path / "gone").symlink_to(SECOND)
+    refused(path, f"'{SECOND}', which is missing")
+
+
+def test_a_shard_that_is_a_directory(tmp_path: Path) -> None:
+    path = sharded_model(tmp_path, {FIRST: LEFT}, c=SECOND)
+    (path / SECOND).mkdir()
+    refused(path, f"{SECOND}: cannot be read")
+
+
+def test_a_tensor_that_is_not_where_the_index_says(tmp_path: Path) -> None:
+    path = sharded_model(tmp_path, {FIRST: LEFT, SECOND: RIGHT}, b=SECOND)
+    refused(path, f"tensor 'b' is in {SECOND}, but it is not")
+    path = sharded_model(tmp_path, {FIRST: LEFT, SECOND: RIGHT}, c=SECOND)
+    refused(path, f"tensor 'c' is in {SECOND}, but it is not")
+
+
+def test_a_tensor_in_two_shards(tmp_path: Path) -> None:
+    path = sharded_model(tmp_path, {FIRST: {**LEFT, "c": TWO["b"]}, SECOND: {**RIGHT, **LEFT}})
+    refused(path, f"tensor 'b' stands in two shards, {FIRST} and {SECOND}")
+
+
+def test_a_tensor_that_the_index_does_not_list(tmp_path: Path) -> None:
+    path = sharded_model(tmp_path, {FIRST: LEFT})
+    safetensors_file(path / FIRST, {**LEFT, **RIGHT})
+    refused(path, f"tensor 'a' in {FIRST} is not listed in the index")
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ("{}", "has no 'weight_map'"),
+        ('{"weight_map": {}}', "has no 'weight_map'"),
+        ('{"weight_map": []}', "has no 'weight_map'"),
+        ('{"weight_map": {"a": 1}}', "weight_map gives tensor 'a' no file name but 1"),
+        ('{"weight_map": {"a": "x", "a": "y"}}', "'a' stands twice"),
+        ("nonsense", "not valid JSON"),
+    ],
+)
+def test_bad_index(index: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(index)
+    refused(tmp_path, f"index.json: {message}")
+
+
+# --- torch's own files -------------------------------------------------------------------
+
+STATE = {
+    "w": torch.arange(12, dtype=torch.bfloat16).reshape(3, 4),
+    "t": torch.arange(6, dtype=torch.float32).reshape(2, 3).T,
+    "s": torch.tensor(2.5, dtype=torch.float16),
+    "e": torch.empty(0, 3),
+}
+
+
+def content(tensor: torch.Tensor) -> bytes:
+    return bytes(tensor.contiguous().reshape(-1).view(torch.uint8).tolist())
+
+
+def test_torch_file(tmp_path: Path) -> None:
+    tied = {**STATE, "tied": STATE["w"], "tail": STATE["w"][1:]}
+    torch.save(tied, tmp_path / "pytorch_model.bin")
+    with open_source(str(tmp_path)) as source:
+        assert {name: (i.dtype, i.shape) for name, i in source.tensors.items()} == {
+            "w": ("BF16", (3, 4)),
+            "t": ("F32", (3, 2)),
+            "s": ("F16", ()),
+            "e": ("F32", (0, 3)),
+            "tied": ("BF16", (3, 4)),
+            "tail": ("BF16", (2, 4)),
+        }
+        for name, tensor in tied.items():
+            assert read(source, name) == content(tensor)
+        assert read(source, "w", 3, 5) == content(STATE["w"])[3:8]
+        with pytest.raises(ValueError, match="'w'"):
+            read(source, "w", 20, 5)
+
+
+def test_torch_shards(tmp_path: Path) -> None:
+    torch.save({"w": STATE["w"]}, tmp_path / "1.bin")
+    torch.save({"t": STATE["t"]}, tmp_path / "2.bin")
+    index = tmp_path / "pytorch_model.bin.index.json"
+    write_json(index, {"weight_map": {"w": "1.bin", "t": "2.bin"}})
+    with open_source(str(tmp_path)) as source:
+        assert [read(source, name) for name in "wt"] == [content(STATE[name]) for name in "wt"]
+    write_json(index, {"weight_map": {"w": "2.bin", "t": "2.bin"}})
+    refused(tmp_path, "tensor 'w' is in 2.bin, but it is not")
+    write_json(index, {"weight_map": {"w": "../x.bin"}})
+    refused(tmp_path, "weight_map sends tensor 'w' to '../x.bin'")
+
+
+def test_safetensors_go_before_torch_files(tmp_path: Path) -> None:
+    torch.save(STATE, tmp_path / "pytorch_model.bin")
+    with open_source(str(single_model(tmp_path))) as source:
+        assert source.tensors.keys() == TWO.keys()
+
+
+class Evil:
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.system, ("exit 1",)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"w": Evil()}, "holds Python objects besides tensors"),
+        ({"state_dict": {"w": torch.ones(1)}}, "'state_dict' is a dict"),
+        ([torch.ones(1)], "must hold a dict of tensors, not list"),
+        ({}, "must hold a dict of tensors"),
+        ({3: torch.ones(1)}, "3 is a Tensor"),
+        ({"w": torch.eye(2).to_sparse()}, "'w': sparse_coo float32 is not supported"),
+        ({"w": torch.ones(1, dtype=torch.complex128)}, "'w': strided complex128 is not supported"),
+    ],
+)
+def test_bad_torch_file(data: Any, message: str, tmp_path: Path) -> None:
+    torch.save(data, tmp_path / "pytorch_model.bin")
+    refused(tmp_path, f"pytorch_model.bin: .*{message}")
+
+
+@pytest.mark.parametrize("damage", ["text", "cut", "legacy"])
+def test_damaged_torch_file(damage: str, tmp_path: Path) -> None:
+    file = tmp_path / "pytorch_model.bin"
+    torch.save(STATE, file, _use_new_zipfile_serialization=damage != "legacy")
+    if damage != "legacy":
+        file.write_bytes(b"text" * 99 if damage == "text" else file.read_bytes()[:-200])
+    refused(tmp_path, "pytorch_model.bin: torch cannot map it")
+
+
+def test_safetensors_need_no_torch(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, fuseo1_kernels.checkpoint.sidecar, fuseo1_kernels.checkpoint.sink\n"
+        "from fuseo1_kernels.checkpoint.source import open_source\n"
+        f"open_source({json.dumps(str(single_model(tmp_path)))})\n"
+        "assert not {'torch', 'transformers', 'huggingface_hub'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
