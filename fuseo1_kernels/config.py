@@ -27,10 +27,9 @@ from .config_values import (
     Overrides,
     Parameters,
     TokenizerSource,
-    did_you_mean,
     shown,
 )
-from .errors import ConfigError
+from .errors import ConfigError, did_you_mean
 from .methods import METHODS, NOT_YET
 from .settings import Setting, evaluate, scalars
 from .strict_yaml import dump_yaml, read_yaml

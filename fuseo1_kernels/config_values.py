@@ -6,10 +6,8 @@ Each check raises ValueError without naming the key: pydantic knows it, `config.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from .errors import did_you_mean
 from pydantic import AfterValidator, BeforeValidator, PlainSerializer, PlainValidator
 
 from .settings import Setting, parse_setting, setting_as_data

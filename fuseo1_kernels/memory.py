@@ -87,8 +87,7 @@ def merge_tensors(
 
 
 def merge_state_dicts(
-    models: Mapping[Hashable, StateDict | torch.nn.Module]
-    | Sequence[StateDict | torch.nn.Module],
+    models: Mapping[Hashable, StateDict | torch.nn.Module] | Sequence[StateDict | torch.nn.Module],
     method: str,
     *,
     base: Hashable,
@@ -136,7 +135,9 @@ def merge_state_dicts(
         tensors = [state[name] for state in states.values()]
         if not tensors[0].is_floating_point():
             if not all(torch.equal(tensors[0], t) for t in tensors[1:]):
-                raise MergeError(f"tensor {name} is {tensors[0].dtype} and differs between the models")
+                raise MergeError(
+                    f"tensor {name} is {tensors[0].dtype} and differs between the models"
+                )
             merged[name] = tensors[base_index].clone()
             continue
         try:
@@ -165,7 +166,9 @@ def _resolve(method: str, parameters: Mapping[str, Any] | None) -> tuple[Method,
     values: dict[str, Scalar] = {name: p.default for name, p in record.parameters.items()}
     for name, value in (parameters or {}).items():
         if name not in record.parameters:
-            raise ConfigError(f"{method} has no parameter {name!r}{did_you_mean(name, record.parameters)}")
+            raise ConfigError(
+                f"{method} has no parameter {name!r}{did_you_mean(name, record.parameters)}"
+            )
         values[name] = record.parameters[name].validate(value, name)
     return record, values
 
@@ -189,6 +192,8 @@ def _refuse_nonfinite(counts: Sequence[int], base_index: int) -> None:
 
 def _state_dict(key: Hashable, model: StateDict | torch.nn.Module) -> StateDict:
     state = model.state_dict() if isinstance(model, torch.nn.Module) else model
-    if not isinstance(state, Mapping) or not all(isinstance(t, torch.Tensor) for t in state.values()):
+    if not isinstance(state, Mapping) or not all(
+        isinstance(t, torch.Tensor) for t in state.values()
+    ):
         raise MergeError(f"model {key!r} is neither a module nor a mapping of names to tensors")
     return state

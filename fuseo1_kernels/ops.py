@@ -89,7 +89,9 @@ def as_arrays(tensors: Sequence[torch.Tensor]) -> list[Array]:
         if tensor.dtype not in _NAMES:
             raise MergeError(f"{what} is {tensor.dtype}; supported: {', '.join(_NAMES.values())}")
         if tensor.device.type != "cpu":
-            raise MergeError(f"{what} is on {tensor.device}; this version merges tensors on the CPU")
+            raise MergeError(
+                f"{what} is on {tensor.device}; this version merges tensors on the CPU"
+            )
         if tensor.shape != shape:
             raise MergeError(f"{what} has shape {tuple(tensor.shape)}, the base {tuple(shape)}")
         arrays.append(_array(tensor.detach().contiguous()))

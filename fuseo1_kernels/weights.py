@@ -26,10 +26,9 @@ def sce_params(survey: SurveyResult, numel: int, select_topk: float, variant: st
     total = 0.0
     for e in survey.energy:
         total += e
-    if variant == "mergekit":
-        equal = numel == 0 or total / numel < _MERGEKIT_FLOOR
-    else:
-        equal = total == 0.0
+    equal = total == 0.0
+    if variant == "mergekit" and numel:
+        equal = total / numel < _MERGEKIT_FLOOR
     weights = tuple(1.0 if equal else _to_fp32(e / total) for e in survey.energy)
     if variant == "fuseo1":
         return FuseParams(weights)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// fuseo1_kernels._cpu: the C ABI for Python. Addresses come in as integers; the callers in fuseo1_kernels/backends/cpu.py
-// hold the memory and vouch for sizes. The GIL is released while the kernels run.
+// fuseo1_kernels._cpu: the C ABI for Python. Addresses come in as integers; the callers in
+// fuseo1_kernels/backends/cpu.py hold the memory and vouch for sizes. The GIL is released while the kernels run.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -31,10 +31,14 @@ std::vector<fuseo1_operand> unpack(const Operands& operands) {
 
 void check(int status, const char* what) {
   switch (status) {
-    case FUSEO1_OK: return;
-    case FUSEO1_OUT_OF_MEMORY: throw std::bad_alloc();
-    case FUSEO1_WRONG_PHASE: throw std::logic_error(std::string(what) + ": not in this phase");
-    default: throw std::invalid_argument(std::string(what) + ": argument outside the contract");
+    case FUSEO1_OK:
+      return;
+    case FUSEO1_OUT_OF_MEMORY:
+      throw std::bad_alloc();
+    case FUSEO1_WRONG_PHASE:
+      throw std::logic_error(std::string(what) + ": not in this phase");
+    default:
+      throw std::invalid_argument(std::string(what) + ": argument outside the contract");
   }
 }
 
@@ -91,7 +95,8 @@ class Survey {
 
  private:
   void check_targets(const Operands& operands) const {
-    if (operands.size() != static_cast<size_t>(targets_) + 1) throw std::invalid_argument("survey: wrong number of operands");
+    if (operands.size() != static_cast<size_t>(targets_) + 1)
+      throw std::invalid_argument("survey: wrong number of operands");
   }
 
   struct Destroy {
@@ -106,8 +111,8 @@ int64_t fuse(const Operands& operands, const std::vector<float>& weights, float 
              int threads) {
   if (operands.size() != weights.size() + 1) throw std::invalid_argument("fuse: wrong number of operands or weights");
   const auto views = unpack(operands);
-  const fuseo1_fuse_params params = {static_cast<int32_t>(weights.size()), weights.data(), floor_divisor, masked,
-                                     threshold, tie_limit};
+  const fuseo1_fuse_params params = {
+      static_cast<int32_t>(weights.size()), weights.data(), floor_divisor, masked, threshold, tie_limit};
   int64_t nonfinite = 0;
   const py::gil_scoped_release nogil;
   check(fuseo1_fuse(&params, views.data(), offset, count, reinterpret_cast<void*>(out), out_dtype, threads, &nonfinite),

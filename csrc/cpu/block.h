@@ -65,17 +65,27 @@ template <bool kPeaks>
 void load_block(const Chunk& chunk, int64_t at, int64_t count, Block* block, uint32_t* peaks) {
   const fuseo1_operand& b = chunk.operands[0];
   switch (b.dtype) {
-    case FUSEO1_BF16: load_base<Bf16>(b, at, count, block->base); break;
-    case FUSEO1_FP16: load_base<Fp16>(b, at, count, block->base); break;
-    default: load_base<Fp32>(b, at, count, block->base);
+    case FUSEO1_BF16:
+      load_base<Bf16>(b, at, count, block->base);
+      break;
+    case FUSEO1_FP16:
+      load_base<Fp16>(b, at, count, block->base);
+      break;
+    default:
+      load_base<Fp32>(b, at, count, block->base);
   }
   for (int i = 0; i < chunk.targets; ++i) {
     const fuseo1_operand& x = chunk.operands[i + 1];
     uint32_t peak;
     switch (x.dtype) {
-      case FUSEO1_BF16: peak = load_difference<Bf16, kPeaks>(x, at, count, block->base, block->d[i]); break;
-      case FUSEO1_FP16: peak = load_difference<Fp16, kPeaks>(x, at, count, block->base, block->d[i]); break;
-      default: peak = load_difference<Fp32, kPeaks>(x, at, count, block->base, block->d[i]);
+      case FUSEO1_BF16:
+        peak = load_difference<Bf16, kPeaks>(x, at, count, block->base, block->d[i]);
+        break;
+      case FUSEO1_FP16:
+        peak = load_difference<Fp16, kPeaks>(x, at, count, block->base, block->d[i]);
+        break;
+      default:
+        peak = load_difference<Fp32, kPeaks>(x, at, count, block->base, block->d[i]);
     }
     if (kPeaks) peaks[i] = peak;
   }
@@ -110,11 +120,30 @@ FUSEO1_INLINE Mask is_finite(Vf v) { return greater((Vi)splat(kInfBits), (Vi)(bi
 // Calls f<number of targets> where that is small enough for its loops to be unrolled, else f<0>.
 #define FUSEO1_UNROLL_TARGETS(targets, call) \
   switch (targets) {                         \
-    case 1: { constexpr int kTargets = 1; call; break; } \
-    case 2: { constexpr int kTargets = 2; call; break; } \
-    case 3: { constexpr int kTargets = 3; call; break; } \
-    case 4: { constexpr int kTargets = 4; call; break; } \
-    default: { constexpr int kTargets = 0; call; }       \
+    case 1: {                                \
+      constexpr int kTargets = 1;            \
+      call;                                  \
+      break;                                 \
+    }                                        \
+    case 2: {                                \
+      constexpr int kTargets = 2;            \
+      call;                                  \
+      break;                                 \
+    }                                        \
+    case 3: {                                \
+      constexpr int kTargets = 3;            \
+      call;                                  \
+      break;                                 \
+    }                                        \
+    case 4: {                                \
+      constexpr int kTargets = 4;            \
+      call;                                  \
+      break;                                 \
+    }                                        \
+    default: {                               \
+      constexpr int kTargets = 0;            \
+      call;                                  \
+    }                                        \
   }
 
 }  // namespace

@@ -43,7 +43,8 @@ Cut select_candidates(const std::vector<const Candidates*>& lists, int64_t wante
   const auto last = contenders.begin() + (rest - 1);
   std::nth_element(contenders.begin(), last, contenders.end(), better);
   for (auto c = contenders.begin(); c <= last; ++c) c->list->add_energy(c->place, totals);
-  const bool splits_ties = std::any_of(last + 1, contenders.end(), [&](const Contender& c) { return c.score == last->score; });
+  const bool splits_ties =
+      std::any_of(last + 1, contenders.end(), [&](const Contender& c) { return c.score == last->score; });
   return {last->score, last->index, splits_ties};
 }
 

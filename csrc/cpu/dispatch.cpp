@@ -6,8 +6,7 @@
 namespace fuseo1 {
 namespace {
 
-#define FUSEO1_TABLE(isa) \
-  { #isa, survey_##isa.energy, survey_##isa.scan, survey_##isa.score, fuse_##isa }
+#define FUSEO1_TABLE(isa) {#isa, survey_##isa.energy, survey_##isa.scan, survey_##isa.score, fuse_##isa}
 
 const std::vector<Kernels>& tables() {
   static const std::vector<Kernels> available = [] {
@@ -15,8 +14,8 @@ const std::vector<Kernels>& tables() {
 #if defined(FUSEO1_X86_64)
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx2")) t.push_back(FUSEO1_TABLE(avx2));
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl")) {
       t.push_back(FUSEO1_TABLE(avx512));
     }
 #endif

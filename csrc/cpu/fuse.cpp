@@ -60,7 +60,8 @@ void stream_copy(void* to, const void* from, size_t bytes) {
     memcpy(dst, src, head);
     dst += head, src += head, bytes -= head;
     for (; bytes >= 64; dst += 64, src += 64, bytes -= 64) {
-      for (int k = 0; k < 64; k += 16) _mm_stream_si128((__m128i*)(dst + k), _mm_loadu_si128((const __m128i*)(src + k)));
+      for (int k = 0; k < 64; k += 16)
+        _mm_stream_si128((__m128i*)(dst + k), _mm_loadu_si128((const __m128i*)(src + k)));
     }
   }
   memcpy(dst, src, bytes);
@@ -121,9 +122,12 @@ int64_t fuse_to(const fuseo1_fuse_params& params, const Chunk& chunk, int64_t be
 int64_t fuse_run(const fuseo1_fuse_params& params, const Chunk& chunk, int64_t begin, int64_t end, void* out,
                  int32_t out_dtype, bool stream) {
   switch (out_dtype) {
-    case FUSEO1_BF16: return fuse_to<Bf16>(params, chunk, begin, end, out, stream);
-    case FUSEO1_FP16: return fuse_to<Fp16>(params, chunk, begin, end, out, stream);
-    default: return fuse_to<Fp32>(params, chunk, begin, end, out, stream);
+    case FUSEO1_BF16:
+      return fuse_to<Bf16>(params, chunk, begin, end, out, stream);
+    case FUSEO1_FP16:
+      return fuse_to<Fp16>(params, chunk, begin, end, out, stream);
+    default:
+      return fuse_to<Fp32>(params, chunk, begin, end, out, stream);
   }
 }
 

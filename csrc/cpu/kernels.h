@@ -58,8 +58,8 @@ struct SurveyKernels {
 };
 
 // Defined once per instruction set by survey.cpp and fuse.cpp.
-#define FUSEO1_DECLARE_ISA(isa)              \
-  extern const SurveyKernels survey_##isa;   \
+#define FUSEO1_DECLARE_ISA(isa)            \
+  extern const SurveyKernels survey_##isa; \
   extern const decltype(Kernels::fuse) fuse_##isa;
 FUSEO1_DECLARE_ISA(baseline)
 FUSEO1_DECLARE_ISA(avx2)

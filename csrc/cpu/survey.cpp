@@ -9,9 +9,12 @@ float scalar(const fuseo1_operand& op, int64_t at) {
   alignas(64) uint32_t lane[kWidth] = {};
   memcpy(lane, static_cast<const char*>(op.data) + at * element_size(op.dtype), element_size(op.dtype));
   switch (op.dtype) {
-    case FUSEO1_BF16: return Bf16::widen(reinterpret_cast<const uint16_t*>(lane))[0];
-    case FUSEO1_FP16: return Fp16::widen(reinterpret_cast<const uint16_t*>(lane))[0];
-    default: return Fp32::widen(lane)[0];
+    case FUSEO1_BF16:
+      return Bf16::widen(reinterpret_cast<const uint16_t*>(lane))[0];
+    case FUSEO1_FP16:
+      return Fp16::widen(reinterpret_cast<const uint16_t*>(lane))[0];
+    default:
+      return Fp32::widen(lane)[0];
   }
 }
 

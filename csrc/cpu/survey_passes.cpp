@@ -2,8 +2,8 @@
 // survey's C ABI: the passes over a tensor and what each of them learns (include/fuseo1/survey.h).
 //
 // One read is the rule. A sample brackets the threshold; the scan sums the energies above the bracket and keeps the few
-// candidates inside it, among which the threshold is then found. Should the bracket miss, or hold too many equal scores,
-// the exact path finds the threshold by histograms and sums the energies in a pass of their own.
+// candidates inside it, among which the threshold is then found. Should the bracket miss, or hold too many equal
+// scores, the exact path finds the threshold by histograms and sums the energies in a pass of their own.
 #include <math.h>
 
 #include <memory>
@@ -18,7 +18,7 @@ namespace fuseo1 {
 namespace {
 
 constexpr int64_t kRun = 32;               // sampled elements per run: a cache line of bf16
-constexpr int64_t kMostSampled = 1 << 16;
+constexpr int64_t kMostSampled = 1 << 16;  // of tensors up to 32 Mi elements; then one in 512
 constexpr int64_t kLeastSampled = 1 << 9;
 constexpr int64_t kElementsPerSample = 32;
 constexpr double kBracketDeviations = 5.0;  // of the sample's rank; runs of neighbours are not quite independent
@@ -41,7 +41,7 @@ struct fuseo1_survey {
 
   int64_t sample_runs() const {
     if (phase != FUSEO1_SURVEY_SAMPLE) return 0;
-    const int64_t wanted = std::min(numel / kElementsPerSample, kMostSampled);
+    const int64_t wanted = std::min(numel / kElementsPerSample, std::max(kMostSampled, numel >> 9));
     return wanted < kLeastSampled ? 0 : wanted / kRun;
   }
 
@@ -79,9 +79,7 @@ struct fuseo1_survey {
     int64_t zeros = 0;
   };
 
-  void settle(uint32_t at, int64_t k, int64_t last_tie) {
-    threshold = at, selected = k, tie_limit = last_tie;
-  }
+  void settle(uint32_t at, int64_t k, int64_t last_tie) { threshold = at, selected = k, tie_limit = last_tie; }
   void enter(int next);
   void set_bracket();
   bool finish_scan();
@@ -217,7 +215,8 @@ void fuseo1_survey::update(const fuseo1_operand* operands, int64_t offset, int64
   if (out_of_memory) throw std::bad_alloc();
 }
 
-// The selection is known: everything above the threshold, ties up to the cut. Only the cut's own segment has candidates.
+// The selection is known: everything above the threshold, ties up to the cut. Only the cut's own segment has
+// candidates.
 Bracket fuseo1_survey::energy_bracket(int64_t index) const {
   if (threshold == kNothing) return {kNothing, kNothing - 1};
   const int64_t segment = index / kSegment;
@@ -288,9 +287,15 @@ void fuseo1_survey::end_pass() {
         enter(FUSEO1_SURVEY_HIGH);
       }
       break;
-    case FUSEO1_SURVEY_HIGH: finish_high(); break;
-    case FUSEO1_SURVEY_LOW: finish_low(); break;
-    case FUSEO1_SURVEY_TIES: finish_ties(); break;
+    case FUSEO1_SURVEY_HIGH:
+      finish_high();
+      break;
+    case FUSEO1_SURVEY_LOW:
+      finish_low();
+      break;
+    case FUSEO1_SURVEY_TIES:
+      finish_ties();
+      break;
     default:
       merge_totals();
       if (cut_segment >= 0) tie_limit = select(wanted, {threshold, threshold}).last_tie;

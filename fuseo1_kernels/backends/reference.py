@@ -172,7 +172,9 @@ class WholeSurveyor:
             parts.append((offset, _tensor(chunk).clone()))
 
     def end_pass(self) -> None:
-        whole = [torch.cat([t for _, t in sorted(p, key=lambda part: part[0])]) for p in self._parts]
+        whole = [
+            torch.cat([t for _, t in sorted(p, key=lambda part: part[0])]) for p in self._parts
+        ]
         names = {t: n for n, t in _TORCH.items()}
         arrays = [_array(t, names[t.dtype]) for t in whole]
         self._result = self._backend.survey(arrays, self._select_topk, 1)

@@ -25,11 +25,14 @@ def split_hub_id(model: str) -> tuple[str, str] | None:
     return (match["repo"], match["revision"] or "main") if match else None
 
 
-def resolve(model: str, progress: bool = True) -> Path:
+def resolve(
+    model: str, progress: bool = True, *, weights: bool = True, download: bool = True
+) -> Path:
     """Return the directory of `model`: itself if it is one, else the snapshot of that hub id.
 
-    What the cache lacks is downloaded, with progress bars if `progress`; under HF_HUB_OFFLINE=1 the
-    cache must hold everything. Raises CheckpointError.
+    What the cache lacks is downloaded, with progress bars if `progress`; under HF_HUB_OFFLINE=1, or
+    without `download`, the cache must hold everything. `weights=False` asks for the small files
+    alone. Raises CheckpointError.
     """
     path = Path(model)
     try:
@@ -46,7 +49,11 @@ def resolve(model: str, progress: bool = True) -> Path:
         )
     from huggingface_hub import constants
 
-    return _cached(*hub_id) if constants.HF_HUB_OFFLINE else _download(*hub_id, progress)
+    if constants.HF_HUB_OFFLINE:
+        return _cached(*hub_id, weights, "offline (HF_HUB_OFFLINE is set)")
+    if not download:
+        return _cached(*hub_id, weights, "a dry run downloads nothing:")
+    return _download(*hub_id, progress, weights)
 
 
 def _is_valid(repo: str) -> bool:
@@ -60,13 +67,13 @@ def _is_valid(repo: str) -> bool:
     return True
 
 
-def _cached(repo: str, revision: str) -> Path:
-    """Return the snapshot in the hub cache, checked to be whole."""
+def _cached(repo: str, revision: str, with_weights: bool, why: str) -> Path:
+    """Return the snapshot in the hub cache, checked to be whole; `why` nothing else is tried."""
     from huggingface_hub import constants, try_to_load_from_cache
 
     def error(problem: str) -> CheckpointError:
         return CheckpointError(
-            f"{repo}: no such directory, and offline (HF_HUB_OFFLINE is set) {problem};"
+            f"{repo}: no such directory, and {why} {problem};"
             f" to get it, go online or run `hf download {repo} --revision {revision}` where you are"
         )
 
@@ -79,6 +86,8 @@ def _cached(repo: str, revision: str) -> Path:
             break
     if folder is None:
         raise error(f"the hub cache {cache} holds nothing of revision {revision!r}")
+    if not with_weights:
+        return folder
     weights = find_weights(folder)
     if weights is None:
         wanted = " or ".join(name for names in FORMATS for name in names)
@@ -89,7 +98,7 @@ def _cached(repo: str, revision: str) -> Path:
     return folder
 
 
-def _download(repo: str, revision: str, progress: bool) -> Path:
+def _download(repo: str, revision: str, progress: bool, with_weights: bool) -> Path:
     """Fetch what is not cached yet: small files, then weights in the best format there is."""
     from huggingface_hub import snapshot_download
 
@@ -110,7 +119,7 @@ def _download(repo: str, revision: str, progress: bool) -> Path:
 
     with _progress_bars(progress):
         folder = fetch(SMALL_FILES, ignore="*/*")
-        for single, index in FORMATS:
+        for single, index in FORMATS if with_weights else ():
             weights = find_weights(folder, [(single, index)])
             names = weights.files if weights else [single]
             fetch(names)

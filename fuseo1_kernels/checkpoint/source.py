@@ -113,15 +113,19 @@ def check_range(info: TensorInfo, start: int, view: memoryview) -> None:
         )
 
 
-def open_source(model: str, *, download_progress: bool = True) -> Source:
+def open_source(
+    model: str, *, download_progress: bool = True, weights: bool = True, download: bool = True
+) -> Source:
     """Open a directory, else a hub id (`org/name` or `org/name@revision`), downloaded if need be.
 
     Weights are looked for in the order model.safetensors, its index with shards, pytorch_model.bin,
-    its index. Every header is read and checked; no tensor data is. Raises CheckpointError.
+    its index. Every header is read and checked; no tensor data is. With `weights=False` only the
+    small files are wanted, and `tensors` is empty; with `download=False` the hub's cache must hold
+    the model. Raises CheckpointError.
     """
-    path = resolve(model, download_progress)
+    path = resolve(model, download_progress, weights=weights, download=download)
     try:
-        return _open(model, path)
+        return _open(model, path) if weights else Source(model, path, {}, {}, {})
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
 

@@ -26,7 +26,7 @@ typedef struct {
   int32_t targets;
   const float* weights;  // targets of them, >= 0
   float floor_divisor;
-  int32_t masked;        // apply threshold and tie_limit to the elements themselves
+  int32_t masked;  // apply threshold and tie_limit to the elements themselves
   uint32_t threshold;
   int64_t tie_limit;
 } fuseo1_fuse_params;
@@ -34,8 +34,8 @@ typedef struct {
 // operands[0] is the base. `offset` is the flat index of the first element, a multiple of FUSEO1_BLOCK. `out` holds
 // `count` elements of out_dtype at any alignment and overlaps no input. *nonfinite receives how many were written as
 // infinity or NaN.
-int fuseo1_fuse(const fuseo1_fuse_params* params, const fuseo1_operand* operands, int64_t offset, int64_t count, void* out,
-                int32_t out_dtype, int32_t threads, int64_t* nonfinite);
+int fuseo1_fuse(const fuseo1_fuse_params* params, const fuseo1_operand* operands, int64_t offset, int64_t count,
+                void* out, int32_t out_dtype, int32_t threads, int64_t* nonfinite);
 
 #ifdef __cplusplus
 }

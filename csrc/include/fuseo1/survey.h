@@ -47,11 +47,11 @@ enum fuseo1_survey_phase {
 };
 
 typedef struct {
-  int64_t nonzero;    // count_nonzero(v); -1 when select_topk is 0 or 1, where no score is computed
-  int64_t selected;   // k; numel when select_topk is 1
-  uint32_t threshold; // bits of the k-th largest v: selected is v > threshold, or v == threshold and f <= tie_limit
-  int64_t tie_limit;  // numel - 1 when every tie is selected
-  int32_t passes;     // reads of the whole tensor
+  int64_t nonzero;     // count_nonzero(v); -1 when select_topk is 0 or 1, where no score is computed
+  int64_t selected;    // k; numel when select_topk is 1
+  uint32_t threshold;  // bits of the k-th largest v: selected is v > threshold, or v == threshold and f <= tie_limit
+  int64_t tie_limit;   // numel - 1 when every tie is selected
+  int32_t passes;      // reads of the whole tensor
   double energy[FUSEO1_MAX_TARGETS];
   int64_t nonfinite[FUSEO1_MAX_TARGETS + 2];  // base, targets 1..N, elements where finite inputs overflow
 } fuseo1_survey_result;
@@ -67,9 +67,10 @@ int fuseo1_survey_phase_of(const fuseo1_survey*);
 int fuseo1_survey_sample_shape(const fuseo1_survey*, int64_t* runs, int64_t* run_length);
 int64_t fuseo1_survey_sample_start(const fuseo1_survey*, int64_t run);
 
-// Feed `count` elements starting at flat index `offset` (a multiple of FUSEO1_BLOCK) to the current pass; operands[0] is
-// the base. In SAMPLE the data are the runs back to back and offset is 0. Chunks may come in any order.
-int fuseo1_survey_update(fuseo1_survey*, const fuseo1_operand* operands, int64_t offset, int64_t count, int32_t threads);
+// Feed `count` elements starting at flat index `offset` (a multiple of FUSEO1_BLOCK) to the current pass; operands[0]
+// is the base. In SAMPLE the data are the runs back to back and offset is 0. Chunks may come in any order.
+int fuseo1_survey_update(fuseo1_survey*, const fuseo1_operand* operands, int64_t offset, int64_t count,
+                         int32_t threads);
 // The pass has seen all of its elements.
 int fuseo1_survey_end_pass(fuseo1_survey*);
 

@@ -19,8 +19,8 @@ typedef struct {
 
 enum fuseo1_status {
   FUSEO1_OK = 0,
-  FUSEO1_BAD_ARGUMENT = 1,   // a size, dtype or offset outside the contract
-  FUSEO1_WRONG_PHASE = 2,    // a survey was asked for what its phase does not allow
+  FUSEO1_BAD_ARGUMENT = 1,  // a size, dtype or offset outside the contract
+  FUSEO1_WRONG_PHASE = 2,   // a survey was asked for what its phase does not allow
   FUSEO1_OUT_OF_MEMORY = 3,
 };
 

@@ -1,0 +1,29 @@
+"""`python -m fuseo1_kernels`: versions, instruction set, and which backends work here."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+from . import __version__
+from .backends import backend_states
+
+_PACKAGES = ("torch", "triton", "safetensors", "huggingface_hub", "pydantic")
+
+
+def main() -> int:
+    print(f"fuseo1-kernels {__version__}, Python {platform.python_version()}, {platform.machine()}")
+    for package in _PACKAGES:
+        try:
+            print(f"  {package} {version(package)}")
+        except PackageNotFoundError:
+            print(f"  {package} not installed")
+    print("backends (auto takes the first that runs):")
+    for name, state in backend_states().items():
+        print(f"  {name:<10} {state}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

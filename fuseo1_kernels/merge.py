@@ -1,0 +1,252 @@
+"""`python -m fuseo1_kernels.merge CONFIG|RECIPE OUT`: merge checkpoints from the command line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import signal
+import sys
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
+
+from . import __version__
+from .errors import ConfigError, MergeError
+
+if TYPE_CHECKING:
+    from .config import MergeConfig
+    from .engine import DryRun, MergeResult
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9, "T": 10**12}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?)B?|(B)?)", re.IGNORECASE)
+
+
+def parse_size(text: str) -> int:
+    """Bytes from "5GB", "512MiB", "2G", or mergekit's "5B" (billions) and plain numbers."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write for example 5GB or 512MiB")
+    number, unit, binary, billions = match.groups()
+    exact = _UNITS[(unit or billions or "").upper()]
+    if binary:
+        exact = 1024 ** ("KMGT".index(unit.upper()) + 1)
+    size = int(float(number) * exact)
+    if size < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: a size must be positive")
+    return size
+
+
+def _threads(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of threads, 1 or more")
+    return int(text)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="fuseo1-merge",
+        description="Merge Hugging Face checkpoints. The output appears whole or not at all.",
+    )
+    add = parser.add_argument
+    add(
+        "config",
+        nargs="?",
+        metavar="CONFIG|RECIPE",
+        help="a YAML file in mergekit's vocabulary, or a recipe's name",
+    )
+    add(
+        "out",
+        nargs="?",
+        metavar="OUT",
+        help="directory of the merged model; optional with --dry-run",
+    )
+    add("--list-recipes", action="store_true", help="list the recipes that come with the package")
+    add(
+        "--dry-run",
+        action="store_true",
+        help="plan from headers alone: sizes, memory, everything that would fail",
+    )
+    add(
+        "--backend",
+        default=None,
+        choices=("auto", "reference", "cpu", "cuda"),
+        help="default: auto, the fastest that runs here",
+    )
+    add("--cuda", action="store_true", help="as mergekit-yaml: the same as --backend cuda")
+    add(
+        "--threads",
+        "-j",
+        "--num-threads",
+        type=_threads,
+        help="default: all cores; never changes the result",
+    )
+    add(
+        "--max-memory",
+        type=parse_size,
+        metavar="SIZE",
+        help="for buffers and survey state (default 512MiB)",
+    )
+    add(
+        "--shard-size",
+        "--out-shard-size",
+        type=parse_size,
+        metavar="SIZE",
+        help="most bytes in one output file (default 5GB)",
+    )
+    add(
+        "--overwrite",
+        action="store_true",
+        help="replace a model that stands at OUT, once the new one is whole",
+    )
+    add(
+        "--crop-embeddings",
+        action="store_true",
+        help="cut embeddings of different vocabulary sizes to the smallest",
+    )
+    add(
+        "--copy-tokenizer",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="copy tokenizer files (default: yes)",
+    )
+    add(
+        "--nonfinite",
+        choices=("error", "propagate"),
+        default="error",
+        help="what NaN or infinite weights do (default: error)",
+    )
+    add(
+        "--json", action="store_true", help="print the result as one JSON object on standard output"
+    )
+    add("--quiet", "-q", action="store_true", help="no progress and no summary")
+    add("--version", action="version", version=f"fuseo1-kernels {__version__}")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0, 1 for a failed merge, 130 if interrupted."""
+    signal.signal(signal.SIGTERM, _terminate)
+    parser = make_parser()
+    options = parser.parse_args(argv)
+    if options.list_recipes:
+        return _list_recipes()
+    if options.config is None:
+        parser.error("give a config or a recipe's name (--list-recipes lists them)")
+    if options.out is None and not options.dry_run:
+        parser.error("give OUT, the directory of the merged model")
+    try:
+        return _merge(options)
+    except MergeError as error:
+        print(f"fuseo1-merge: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("fuseo1-merge: interrupted; nothing was written to OUT", file=sys.stderr)
+        return 130
+    except MemoryError:
+        print(
+            "fuseo1-merge: error: out of memory; lower --max-memory or --threads", file=sys.stderr
+        )
+        return 1
+
+
+def _merge(options: argparse.Namespace) -> int:
+    from . import engine
+
+    config = _read_config(options.config)
+    keywords = {
+        "threads": options.threads,
+        "max_memory": options.max_memory or engine.DEFAULT_MAX_MEMORY,
+        "shard_size": options.shard_size or engine.DEFAULT_SHARD_SIZE,
+        "overwrite": options.overwrite,
+        "crop_embeddings": options.crop_embeddings,
+        "copy_tokenizer": options.copy_tokenizer,
+    }
+    if options.dry_run:
+        planned = engine.dry_run(config, options.out, **keywords)
+        print(json.dumps(planned.as_dict()) if options.json else _describe_plan(planned))
+        return 1 if planned.problems else 0
+
+    progress = None
+    if not options.quiet:
+        from .progress import make_progress
+
+        progress = make_progress()
+    result = engine.merge_checkpoints(
+        config,
+        options.out,
+        backend=_backend(options),
+        nonfinite=options.nonfinite,
+        progress=progress,
+        **keywords,
+    )
+    if options.json:
+        print(json.dumps(result.as_dict()))
+    elif not options.quiet:
+        print(_describe_result(result))
+    return 0
+
+
+def _backend(options: argparse.Namespace) -> str:
+    if options.cuda and options.backend not in (None, "cuda"):
+        raise ConfigError(f"--cuda contradicts --backend {options.backend}; drop one of them")
+    return "cuda" if options.cuda else options.backend or "auto"
+
+
+def _read_config(name: str) -> MergeConfig:
+    from .config import load_config
+    from .recipes import find_recipe, nearest_recipe
+
+    if os.path.exists(name):
+        return load_config(name)
+    text = find_recipe(name)
+    if text is not None:
+        return load_config(name, text)
+    near = nearest_recipe(name)
+    hint = f"; did you mean the recipe {near}?" if near else "; --list-recipes lists the recipes"
+    raise ConfigError(f"{name}: neither a file nor a recipe{hint}")
+
+
+def _list_recipes() -> int:
+    from .recipes import list_recipes
+
+    for recipe in list_recipes():
+        print(f"{recipe.name}\n    {recipe.description}")
+    return 0
+
+
+def _describe_plan(plan: DryRun) -> str:
+    lines = [
+        f"tensors      {plan.tensors} ({plan.parameters / 1e9:.2f} B parameters, {plan.dtype})",
+        f"to read      {plan.bytes_to_read / 1e9:.2f} GB (larger tensors are read twice)",
+        f"to write     {plan.bytes_to_write / 1e9:.2f} GB in {len(plan.shards)} files",
+        f"peak memory  {plan.peak_memory / 2**20:.0f} MiB of buffers and survey state",
+    ]
+    lines += [f"note: {note}" for note in plan.notes]
+    lines += [f"problem: {problem}" for problem in plan.problems]
+    return "\n".join(lines)
+
+
+def _describe_result(result: MergeResult) -> str:
+    moved = result.bytes_read + result.bytes_written
+    lines = [
+        f"{result.out_dir}: {result.tensors} tensors, {result.parameters / 1e9:.3f} B parameters, "
+        f"{result.bytes_written / 1e9:.2f} GB in {len(result.shards)} files",
+        f"{result.seconds:.2f} s, {moved / result.seconds / 1e9:.2f} GB/s read and written; {result.backend}",
+        "energy share of each source:",
+    ]
+    lines += [f"  {share:7.2%}  {model}" for model, share in result.energy_share.items()]
+    if result.exact_path:
+        lines.append(f"note: {result.exact_path} tensors took the slower exact top-k path")
+    lines += [f"note: {note}" for note in result.notes]
+    return "\n".join(lines)
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
+    """SIGTERM ends a merge as Ctrl-C does: with its partial output removed."""
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,280 @@
+"""From a config and the models' headers to what is to be done, tensor by tensor. Pure: reads no tensor data."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import TypeVar
+
+from .arrays import BY_CODE, BY_NAME, DType, promote
+from .checkpoint.header import MERGEABLE, TensorInfo
+from .checkpoint.sink import OutputTensor, Shard, plan_shards
+from .checkpoint.source import Source
+from .config import MergeConfig, OutputSlice
+
+T = TypeVar("T", float, str)
+
+_LAYER = re.compile(r"(?P<before>(?:.*\.)?(?:layers|h|blocks)\.)(?P<index>\d+)(?P<after>\..+)")
+_EMBEDDING = re.compile(r"embed|wte|lm_head")
+# Outside the layers, these come before them; the others after. It matters for `slices` alone.
+_BEFORE_LAYERS = re.compile(r"embed|wte|wpe")
+
+
+@dataclass(frozen=True)
+class Input:
+    """A tensor of one model."""
+
+    source: Source
+    info: TensorInfo
+
+    @property
+    def dtype(self) -> DType:
+        return BY_CODE[self.info.dtype]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One merged tensor: its inputs, the base first, and the method's parameters for it."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: DType
+    inputs: tuple[Input, ...]
+    select_topk: float
+    variant: str
+
+    @property
+    def numel(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def input_bytes(self) -> int:
+        """Bytes of all inputs, as far as they are merged."""
+        return self.numel * sum(x.dtype.size for x in self.inputs)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that is known before the first byte is read.
+
+    `problems` make the merge impossible, `notes` are worth knowing. `num_layers` and `vocab_size` are
+    given where they differ from the base's.
+    """
+
+    jobs: tuple[Job, ...]
+    shards: tuple[Shard, ...]
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+    num_layers: int | None
+    vocab_size: int | None
+
+    @property
+    def input_bytes(self) -> int:
+        return sum(job.input_bytes for job in self.jobs)
+
+    @property
+    def output_bytes(self) -> int:
+        return sum(shard.size for shard in self.shards)
+
+    @property
+    def dtype_name(self) -> str:
+        """The dtype of most of the output, by torch's name."""
+        sizes: dict[str, int] = {}
+        for job in self.jobs:
+            sizes[job.dtype.name] = sizes.get(job.dtype.name, 0) + job.numel
+        return max(sizes, key=lambda name: sizes[name], default="bfloat16")
+
+
+@dataclass(frozen=True)
+class _Placement:
+    """An output tensor by name: which tensor of which model goes into it, the base first."""
+
+    name: str
+    t: float
+    out_slice: OutputSlice | None
+    parts: tuple[tuple[str, str], ...]  # (model, its tensor's name)
+
+
+def make_plan(
+    config: MergeConfig,
+    sources: Mapping[str, Source],
+    *,
+    shard_size: int,
+    crop_embeddings: bool = False,
+) -> Plan:
+    """Plan the merge of `sources` (by the config's names), or say in `problems` all that prevents it.
+
+    `crop_embeddings` cuts embeddings of different vocabulary sizes to the smallest one's rows, as the
+    FuseO1 authors' code does.
+    """
+    problems: list[str] = []
+    if config.slices is None:
+        placements = list(_whole_models(config, sources))
+        num_layers = None
+    else:
+        placements = list(_slices(config, sources, problems))
+        num_layers = sum(
+            s.sources[0].layer_range[1] - s.sources[0].layer_range[0] for s in config.slices
+        )
+    jobs = []
+    vocab_sizes = set()
+    for placement in placements:
+        job = _job(config, sources, placement, crop_embeddings, problems)
+        if job is not None:
+            jobs.append(job)
+            if job.shape != job.inputs[0].info.shape:
+                vocab_sizes.add(job.shape[0])
+    if not placements and not problems:
+        problems.append(f"model {config.base_model}: holds no tensors")
+    shards = plan_shards([OutputTensor(j.name, j.dtype.code, j.shape) for j in jobs], shard_size)
+    return Plan(
+        jobs=tuple(jobs),
+        shards=shards,
+        problems=tuple(problems),
+        notes=tuple(_notes(config, sources)),
+        num_layers=num_layers,
+        vocab_size=min(vocab_sizes, default=None),
+    )
+
+
+def _whole_models(config: MergeConfig, sources: Mapping[str, Source]) -> Iterator[_Placement]:
+    base, targets = config.base_model, config.target_names()
+    layers = _count_layers(sources[base])
+    for name in sources[base].tensors:
+        match = _LAYER.fullmatch(name)
+        t = _position(int(match["index"]), layers) if match else 0.0
+        yield _Placement(name, t, None, tuple((model, name) for model in [base, *targets]))
+
+
+def _slices(
+    config: MergeConfig, sources: Mapping[str, Source], problems: list[str]
+) -> Iterator[_Placement]:
+    """Layers in the slices' order; what stands before them from the first slice, after from the last."""
+    assert config.slices is not None
+    first, last = config.slices[0], config.slices[-1]
+    yield from _outside(config, sources, first, before=True)
+    out_index = 0
+    for part in config.slices:
+        base, models = _slice_models(config, part)
+        ranges = {source.model: source.layer_range for source in part.sources}
+        for model, (_, end) in ranges.items():
+            if end > _count_layers(sources[model]):
+                problems.append(
+                    f"model {model}: layer_range ends at {end}, but it has "
+                    f"{_count_layers(sources[model])} layers"
+                )
+        length = ranges[base][1] - ranges[base][0]
+        layers = _by_layer(sources[base])
+        for offset in range(length):
+            for before, after in layers.get(ranges[base][0] + offset, ()):
+                parts = tuple((m, f"{before}{ranges[m][0] + offset}{after}") for m in models)
+                name = f"{before}{out_index}{after}"
+                yield _Placement(name, _position(offset, length), part, parts)
+            out_index += 1
+    yield from _outside(config, sources, last, before=False)
+
+
+def _outside(
+    config: MergeConfig, sources: Mapping[str, Source], part: OutputSlice, before: bool
+) -> Iterator[_Placement]:
+    base, models = _slice_models(config, part)
+    for name in sources[base].tensors:
+        if not _LAYER.fullmatch(name) and bool(_BEFORE_LAYERS.search(name)) == before:
+            yield _Placement(name, 0.0, part, tuple((model, name) for model in models))
+
+
+def _slice_models(config: MergeConfig, part: OutputSlice) -> tuple[str, list[str]]:
+    base = part.base_model or config.base_model
+    return base, [base, *(s.model for s in part.sources if s.model != base)]
+
+
+def _by_layer(source: Source) -> dict[int, list[tuple[str, str]]]:
+    layers: dict[int, list[tuple[str, str]]] = {}
+    for name in source.tensors:
+        if match := _LAYER.fullmatch(name):
+            layers.setdefault(int(match["index"]), []).append((match["before"], match["after"]))
+    return layers
+
+
+def _count_layers(source: Source) -> int:
+    return source.num_layers or max(_by_layer(source), default=-1) + 1
+
+
+def _position(index: int, layers: int) -> float:
+    """Where a layer stands in a gradient: 0 the first, 1 the last (mergekit's rule)."""
+    return index / (layers - 1) if layers > 1 else 1.0
+
+
+def _job(
+    config: MergeConfig,
+    sources: Mapping[str, Source],
+    placement: _Placement,
+    crop_embeddings: bool,
+    problems: list[str],
+) -> Job | None:
+    inputs = []
+    for model, name in placement.parts:
+        info = sources[model].tensors.get(name)
+        if info is None:
+            problems.append(f"tensor {name}: missing in model {model}")
+        elif info.dtype not in MERGEABLE:
+            problems.append(
+                f"tensor {name}: is {info.dtype} in model {model}; supported: {', '.join(sorted(MERGEABLE))}"
+            )
+        else:
+            inputs.append(Input(sources[model], info))
+    if len(inputs) < len(placement.parts):
+        return None
+    shape = _common_shape(placement.name, inputs, crop_embeddings, problems)
+    if shape is None:
+        return None
+    wanted = config.output_dtype
+
+    def parameter(name: str, default: T) -> T:
+        return config.parameter(
+            name, default, tensor=placement.name, t=placement.t, out_slice=placement.out_slice
+        )
+
+    return Job(
+        name=placement.name,
+        shape=shape,
+        dtype=BY_NAME[wanted] if wanted else promote({x.dtype for x in inputs}),
+        inputs=tuple(inputs),
+        select_topk=parameter("select_topk", 1.0),
+        variant=parameter("variant", "fuseo1"),
+    )
+
+
+def _common_shape(
+    name: str, inputs: list[Input], crop_embeddings: bool, problems: list[str]
+) -> tuple[int, ...] | None:
+    shapes = {x.info.shape for x in inputs}
+    if len(shapes) == 1:
+        return shapes.pop()
+    listed = ", ".join(f"{x.source.name}: {list(x.info.shape)}" for x in inputs)
+    rows_alone = len({s[1:] for s in shapes}) == 1 and all(len(s) == 2 for s in shapes)
+    if not (rows_alone and _EMBEDDING.search(name)):
+        problems.append(f"tensor {name}: shapes differ ({listed})")
+        return None
+    if not crop_embeddings:
+        problems.append(
+            f"tensor {name}: vocabulary sizes differ ({listed}); --crop-embeddings merges the rows that "
+            "all models have and drops the others"
+        )
+        return None
+    # Rows are contiguous: the common ones are a prefix of every model's tensor.
+    return (min(s[0] for s in shapes), next(iter(shapes))[1])
+
+
+def _notes(config: MergeConfig, sources: Mapping[str, Source]) -> Iterator[str]:
+    base = sources[config.base_model]
+    for model in config.target_names():
+        extra = sorted(set(sources[model].tensors) - set(base.tensors))
+        if extra:
+            shown = ", ".join(extra[:5]) + (", ..." if len(extra) > 5 else "")
+            yield f"model {model}: {len(extra)} tensors that the base lacks are left out: {shown}"
+        ours, theirs = (s.config.get("architectures") for s in (base, sources[model]))
+        if ours and theirs and ours != theirs:
+            yield f"model {model}: architecture {theirs}, the base's is {ours}"

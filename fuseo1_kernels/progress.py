@@ -1,0 +1,76 @@
+"""How far a merge is, for a person: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from typing import TextIO
+
+from tqdm import tqdm
+
+from .plan import Plan
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class TerminalProgress:
+    """A bar with bytes, rate and time left."""
+
+    def __init__(self, stream: TextIO = sys.stderr) -> None:
+        self._stream = stream
+
+    def start(self, plan: Plan, total_bytes: int) -> None:
+        self._lock = threading.Lock()
+        self._bar = tqdm(
+            total=total_bytes,
+            desc=f"merging {len(plan.jobs)} tensors",
+            unit="B",
+            unit_scale=True,
+            file=self._stream,
+        )
+
+    def advance(self, nbytes: int) -> None:
+        with self._lock:
+            self._bar.update(nbytes)
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+class LineProgress:
+    """A line at the start and then one every ten seconds: for logs."""
+
+    def __init__(self, stream: TextIO = sys.stderr) -> None:
+        self._stream = stream
+
+    def start(self, plan: Plan, total_bytes: int) -> None:
+        self._lock = threading.Lock()
+        self._total, self._done = total_bytes, 0
+        self._began = self._said = time.monotonic()
+        self._say(f"merging {len(plan.jobs)} tensors, {total_bytes / 1e9:.2f} GB to read and write")
+
+    def advance(self, nbytes: int) -> None:
+        with self._lock:
+            self._done += nbytes
+            now = time.monotonic()
+            if now - self._said < _SECONDS_BETWEEN_LINES or not self._done:
+                return
+            self._said = now
+            rate = self._done / (now - self._began)
+            left = (self._total - self._done) / rate
+            self._say(
+                f"{self._done / self._total:4.0%} of {self._total / 1e9:.2f} GB, "
+                f"{rate / 1e9:.2f} GB/s, {left:.0f} s left"
+            )
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def _say(self, line: str) -> None:
+        print(line, file=self._stream, flush=True)
+
+
+def make_progress() -> TerminalProgress | LineProgress:
+    """What fits standard error."""
+    return TerminalProgress() if sys.stderr.isatty() else LineProgress()
