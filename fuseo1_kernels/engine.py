@@ -19,8 +19,9 @@ from .checkpoint.sidecar import check_same_vocabulary, model_card, sidecar_files
 from .checkpoint.sink import Sink, check_out_dir, index_json
 from .checkpoint.source import Source, open_source
 from .config import MergeConfig, load_config, parse_config
-from .errors import CheckpointError, MergeError
+from .errors import CheckpointError, ConfigError, MergeError
 from .plan import Plan, make_plan
+from .recipes import find_recipe, nearest_recipe
 from .streaming import TensorMerger, TensorReport, memory_floor
 
 DEFAULT_SHARD_SIZE = 5_000_000_000
@@ -88,7 +89,7 @@ def merge_checkpoints(
     """Merge Hugging Face checkpoints into `out_dir`, which appears whole or not at all.
 
     Args:
-        config: path of a YAML file, its content as a mapping, or a MergeConfig (docs/config.md).
+        config: path of a YAML file, a recipe's name, a mapping, or a MergeConfig (docs/config.md).
         out_dir: must not exist, be empty, or be given up with `overwrite`.
         backend: "auto", "cpu" or "reference".
         threads: default: all cores this process may use. Never changes a byte of the result.
@@ -139,7 +140,17 @@ def as_config(config: str | os.PathLike[str] | Mapping[str, Any] | MergeConfig) 
     """The validated config, whatever form it came in."""
     if isinstance(config, MergeConfig):
         return config
-    return parse_config(config) if isinstance(config, Mapping) else load_config(config)
+    if isinstance(config, Mapping):
+        return parse_config(config)
+    name = os.fspath(config)
+    if os.path.exists(name):
+        return load_config(name)
+    text = find_recipe(name)
+    if text is not None:
+        return load_config(name, text)
+    near = nearest_recipe(name)
+    hint = f"did you mean the recipe {near}?" if near else "--list-recipes lists the recipes"
+    raise ConfigError(f"{name}: neither a file nor a recipe; {hint}")
 
 
 def open_sources(

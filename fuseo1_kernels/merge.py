@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import signal
 import sys
@@ -15,7 +14,6 @@ from . import __version__
 from .errors import ConfigError, MergeError
 
 if TYPE_CHECKING:
-    from .config import MergeConfig
     from .engine import DryRun, MergeResult
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9, "T": 10**12}
@@ -154,7 +152,7 @@ def main(argv: list[str] | None = None) -> int:
 def _merge(options: argparse.Namespace) -> int:
     from . import engine
 
-    config = _read_config(options.config)
+    config = engine.as_config(options.config)
     keywords = {
         "threads": options.threads,
         "max_memory": options.max_memory or engine.DEFAULT_MAX_MEMORY,
@@ -192,20 +190,6 @@ def _backend(options: argparse.Namespace) -> str:
     if options.cuda and options.backend not in (None, "cuda"):
         raise ConfigError(f"--cuda contradicts --backend {options.backend}; drop one of them")
     return "cuda" if options.cuda else options.backend or "auto"
-
-
-def _read_config(name: str) -> MergeConfig:
-    from .config import load_config
-    from .recipes import find_recipe, nearest_recipe
-
-    if os.path.exists(name):
-        return load_config(name)
-    text = find_recipe(name)
-    if text is not None:
-        return load_config(name, text)
-    near = nearest_recipe(name)
-    hint = f"; did you mean the recipe {near}?" if near else "; --list-recipes lists the recipes"
-    raise ConfigError(f"{name}: neither a file nor a recipe{hint}")
 
 
 def _list_recipes() -> int:

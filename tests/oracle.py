@@ -51,7 +51,7 @@ def merge(
         uniform = total / max(b.numel(), 1) < 1e-6
     else:
         uniform = total == 0.0
-    weights = [1.0 / len(d) if uniform else e / total for e in energy]
+    weights = [1.0 if uniform else e / total for e in energy]  # 1/N would not be exact
     sign = torch.where(torch.stack(d).sum(dim=0) >= 0.0, 1.0, -1.0)
     num, den = torch.zeros_like(b), torch.zeros_like(b)
     for w, x in zip(weights, d, strict=True):

@@ -238,7 +238,7 @@ def test_the_native_survey_refuses_what_the_contract_excludes(cpu: str) -> None:
         with pytest.raises(ValueError, match="outside the contract"):
             _cpu.Survey(*arguments)
     tensors = siblings(1000, 2)
-    native = _cpu.Survey(2, 1000, 0.5, 100)
+    native = _cpu.Survey(2, 1000, 0.5, 1000)
     with pytest.raises(RuntimeError, match="not in this phase"):
         native.result()
     native.end_pass()

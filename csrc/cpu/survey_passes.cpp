@@ -21,7 +21,7 @@ constexpr int64_t kRun = 32;               // sampled elements per run: a cache 
 constexpr int64_t kMostSampled = 1 << 16;  // of tensors up to 32 Mi elements; then one in 512
 constexpr int64_t kLeastSampled = 1 << 9;
 constexpr int64_t kElementsPerSample = 32;
-constexpr double kBracketDeviations = 5.0;  // of the sample's rank; runs of neighbours are not quite independent
+constexpr double kBracketDeviations = 4.0;  // of the sample's rank; runs of neighbours are not quite independent
 constexpr int kLowBits = 15;
 constexpr uint32_t kNothing = 0x7fffffff;  // a threshold above every score
 

@@ -15,8 +15,9 @@
 //         sums are converted to fp64 and added from the smallest E up.
 //
 // Integer sums make an energy independent of threads, chunks, instruction set, grid and device, and let elements
-// near the threshold be added after the rest: that is what makes one read enough. A block sum is within 2^-17 of
-// the exact one relatively (2^-24 is typical), as an fp32 sum would be.
+// near the threshold be added after the rest: that is what makes one read enough. Each t is
+// within half a unit of its square, 2^-23 of the block's largest: about fp32's own precision on weights as they are; it
+// tells only if a block's largest square is not selected and the selected ones are smaller by a factor of thousands.
 //
 // Elements whose s is not finite (an input is not, or a difference overflows) take no part: v = 0, q_i = 0. They are
 // counted, per model. Bytes read: (N+1) * element size per element and pass; one pass, unless the data defeats the

@@ -1,0 +1,163 @@
+"""How many elements differ from the correctly rounded float64 result, ours and mergekit's.
+
+    python bench/accuracy.py [--quick] [--no-peer] [--results DIR]
+
+The oracle is SCE's formula in float64 with exactly summed energies, rounded once; its parts come from
+tests/oracle.py. Which elements are in the top k is a matter of its own: bf16 tensors have many elements
+of equal or almost equal variance, and whoever rounds the variance decides differently between them. So
+ours is held against two oracles: one selects by the fp32 variance that docs/arithmetic.md defines, the
+other by the exact variance. mergekit is asked twice, in the tensors' own bf16 as its users run it, and in
+float64, rounded once at the end.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from report import parser, peer_merge_tensors, publish, table
+from siblings import siblings
+
+from fuseo1_kernels.memory import merge_tensors
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
+
+import oracle  # noqa: E402  (from tests/)
+
+RMS = (1e-3, 1e-4)
+SELECT_TOPK = (1.0, 0.5, 0.1)
+VARIANTS = ("fuseo1", "mergekit")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """`different` of `elements` elements of `computed` are not the bits of `expected`."""
+
+    rms: float
+    select_topk: float
+    computed: str
+    expected: str
+    elements: int
+    different: int
+
+
+def fp32_scores(base: torch.Tensor, targets: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the contract's score: the variance, every operation rounded to fp32."""
+    d = [t.float() - base.float() for t in targets]
+    mean = sum(d[1:], d[0]) / len(d)
+    squares = [(x - mean) * (x - mean) for x in d]
+    return sum(squares[1:], squares[0]) / len(d)
+
+
+def merge_exactly(
+    base: torch.Tensor,
+    d: Sequence[torch.Tensor],
+    mask: torch.Tensor,
+    energy: Sequence[float],
+    variant: str,
+) -> torch.Tensor:
+    """Return the merge of the float64 task vectors `d`, rounded once to the base's dtype.
+
+    Equal weights are 1 each: 1/N is no binary fraction, and its error would break exact rounding ties.
+    """
+    total = math.fsum(energy)
+    if variant == "mergekit":
+        d = [torch.where(mask, x, 0.0) for x in d]
+        uniform = total / base.numel() < 1e-6
+    else:
+        uniform = total == 0.0
+    weights = [1.0 if uniform else e / total for e in energy]
+    positive = sum(d[1:], d[0]) >= 0.0
+    num, den = torch.zeros_like(d[0]), torch.zeros_like(d[0])
+    for w, x in zip(weights, d, strict=True):
+        survives = torch.where(positive, x > 0.0, x < 0.0)
+        num += torch.where(survives, w * x, 0.0)
+        den += torch.where(survives, w, 0.0)
+    divisor = den.clamp(min=1e-6) if variant == "mergekit" else torch.where(den == 0.0, 1.0, den)
+    return oracle.rounded(base.double() + num / divisor, base.dtype)
+
+
+def oracles(tensors: list[torch.Tensor], select_topk: float) -> dict[tuple[str, str], torch.Tensor]:
+    """Return the correctly rounded result by ("fp32" or "exact" scores, variant)."""
+    base, *targets = tensors
+    d = [t.double() - base.double() for t in targets]
+    all_scores = {"fp32": fp32_scores(base, targets), "exact": oracle.scores(d)}
+    results = {}
+    for kind, scores in all_scores.items():
+        mask = oracle.top_k(scores.flatten(), select_topk).reshape(base.shape)
+        energy = oracle.energies(d, mask)
+        for variant in VARIANTS:
+            results[kind, variant] = merge_exactly(base, d, mask, energy, variant)
+    return results
+
+
+def differing(a: torch.Tensor, b: torch.Tensor) -> int:
+    """Count the elements of two bf16 tensors whose bits differ, -0 and 0 being different."""
+    return int(torch.count_nonzero(a.view(torch.int16) != b.view(torch.int16)))
+
+
+def compare(
+    tensors: list[torch.Tensor], select_topk: float, peer: Callable[..., Any] | None
+) -> Iterator[tuple[str, str, int]]:
+    """Yield (computed, expected, differing elements) for both variants and for mergekit."""
+    expected = oracles(tensors, select_topk)
+    # With select_topk 1 there is nothing to choose, and both oracles are the same.
+    kinds = ("fp32", "exact") if select_topk < 1.0 else ("exact",)
+    for variant in VARIANTS:
+        parameters = {"select_topk": select_topk, "variant": variant}
+        ours = merge_tensors(tensors, "sce", base_index=0, parameters=parameters)
+        for kind in kinds:
+            right = expected[kind, variant]
+            yield f"ours, {variant}", f"oracle, {kind} scores", differing(ours, right)
+    if peer is not None:
+        call = {"base_index": 0, "parameters": {"select_topk": select_topk}}
+        native = peer(tensors, "sce", **call)
+        wide = oracle.rounded(peer(tensors, "sce", dtype=torch.float64, **call), native.dtype)
+        right = expected["exact", "mergekit"]
+        yield "mergekit in bf16", "mergekit in float64", differing(native, wide)
+        yield "mergekit in bf16", "oracle, exact scores", differing(native, right)
+        yield "mergekit in float64", "oracle, exact scores", differing(wide, right)
+
+
+def figures_table(figures: list[Figure]) -> str:
+    header = ["rms", "select_topk", "computed", "expected", "differ", "of 100,000"]
+    rows = [
+        [
+            f"{f.rms:g}",
+            f"{f.select_topk:g}",
+            f.computed,
+            f.expected,
+            f"{f.different:,}",
+            f"{f.different / f.elements * 100_000:,.2f}",
+        ]
+        for f in figures
+    ]
+    return table(header, rows)
+
+
+def main() -> None:
+    arguments = parser(__doc__.splitlines()[0])
+    arguments.add_argument("--side", type=int, help="of the square tensors (default 5120)")
+    options = arguments.parse_args()
+    side = options.side or (256 if options.quick else 5120)
+    peer = None if options.no_peer else peer_merge_tensors()
+
+    figures: list[Figure] = []
+    for rms in RMS:
+        tensors = siblings((side, side), rms=rms)
+        for select_topk in SELECT_TOPK:
+            figures += (
+                Figure(rms, select_topk, computed, expected, side * side, different)
+                for computed, expected, different in compare(tensors, select_topk, peer)
+            )
+    title = f"Elements that are not correctly rounded: {side}x{side}, bf16, three targets, sce"
+    publish(options, "accuracy", title, [figures_table(figures)], [asdict(f) for f in figures])
+
+
+if __name__ == "__main__":
+    main()

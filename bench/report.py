@@ -1,0 +1,76 @@
+"""What all benchmarks share: options, medians, Markdown tables, and files in bench/results/."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import machine
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+_PEER = "mergekit is not installed here: pip install mergekit==0.1.5, or pass --no-peer"
+
+median = statistics.median
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser with the options that every benchmark takes."""
+    made = argparse.ArgumentParser(description=description)
+    made.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs")
+    made.add_argument("--no-peer", action="store_true", help="leave mergekit out")
+    made.add_argument(
+        "--results",
+        type=Path,
+        metavar="DIR",
+        help=f"where to write NAME.json and NAME.md (default {RESULTS}; nowhere with --quick)",
+    )
+    return made
+
+
+def peer_merge_tensors() -> Callable[..., Any]:
+    """Return mergekit's merge_tensors, or end the program saying how to go on without it."""
+    try:
+        from mergekit.merge_methods.api import merge_tensors
+    except ImportError as error:
+        raise SystemExit(f"{_PEER} ({error})") from error
+    return merge_tensors
+
+
+def timed(work: Callable[[], Any]) -> float:
+    """Return the seconds that `work` takes; what it returns is freed after the clock stops."""
+    start = time.perf_counter()
+    kept = work()
+    seconds = time.perf_counter() - start
+    del kept
+    return seconds
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table whose columns are as wide as they need to be."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = [header, ["-" * (width - 1) + ":" for width in widths], *rows]
+    return "\n".join(
+        "| " + " | ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)) + " |"
+        for line in lines
+    )
+
+
+def publish(
+    options: argparse.Namespace, name: str, title: str, sections: Sequence[str], figures: Any
+) -> None:
+    """Print the Markdown `sections` and, where `options` say so, write them and `figures` (JSON)."""
+    described = machine.describe()
+    text = "\n\n".join([f"# {title}", *sections, machine.describe_line(described)]) + "\n"
+    print(text)
+    folder = options.results or (None if options.quick else RESULTS)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        content = json.dumps({"machine": described, "figures": figures}, indent=1)
+        (folder / f"{name}.json").write_text(content + "\n", encoding="utf-8")
+        (folder / f"{name}.md").write_text(text, encoding="utf-8")

@@ -1,0 +1,35 @@
+"""Rerun all figures: what `make bench` calls.
+
+    python bench/run.py [--quick] [--no-peer] [--results DIR]
+
+--quick runs everything at tiny sizes, in about a minute, and writes nothing but to --results.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from report import parser
+
+_HERE = Path(__file__).resolve().parent
+
+
+def main() -> None:
+    options = parser(__doc__.splitlines()[0]).parse_args()
+    shared = [
+        *(["--quick"] if options.quick else []),
+        *(["--no-peer"] if options.no_peer else []),
+        *(["--results", str(options.results.resolve())] if options.results else []),
+    ]
+    pytest = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "bench/test_bench_ops.py"]
+    pytest += ["--benchmark-disable"] if options.quick else ["--benchmark-columns=median,iqr,rounds"]
+    commands = [["bench/" + name, *shared] for name in ("ops.py", "accuracy.py", "whole_merge.py")]
+    for command in [*commands, pytest]:
+        # From the repository's root, where the package is if it is not installed.
+        subprocess.run([sys.executable, *command], cwd=_HERE.parent, check=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,458 @@
+"""The command line when all goes well: its options, what it prints, and what it imports."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoint_files import raw_file, tree, write_json
+from models import (
+    SPECIAL,
+    Family,
+    assert_same_state,
+    base_state,
+    done,
+    environment,
+    make_family,
+    merge_json,
+    model_config,
+    read_model,
+    run,
+    snapshot,
+    spawn,
+    tokenizer_json,
+    tuned,
+    weights,
+    write_model,
+)
+from test_recipes import PUBLISHED
+
+from fuseo1_kernels import __version__
+from fuseo1_kernels.merge import make_parser, parse_size
+
+MERGE = ("-m", "fuseo1_kernels.merge")
+
+
+@pytest.fixture
+def family(tmp_path: Path) -> Family:
+    return make_family(tmp_path)
+
+
+# --- what is imported --------------------------------------------------------------------
+
+
+def imported(err: str) -> set[str]:
+    """The top-level packages in what `-X importtime` printed."""
+    lines = [line for line in err.splitlines() if line.startswith("import time:")]
+    return {line.rsplit("|", 1)[1].strip().split(".")[0] for line in lines}
+
+
+HEAVY = {"torch", "transformers", "triton", "numpy", "tokenizers", "safetensors"}
+
+
+def test_help_imports_nothing_heavy() -> None:
+    ran = spawn("-X", "importtime", *MERGE, "--help")
+    assert ran.code == 0
+    assert "fuseo1_kernels" in imported(ran.err)
+    assert not imported(ran.err) & {*HEAVY, "huggingface_hub", "pydantic", "yaml"}
+    for option in (
+        *("--backend", "--threads", "--max-memory", "--shard-size", "--dry-run", "--overwrite"),
+        *("--json", "--quiet", "--cuda", "--out-shard-size", "--copy-tokenizer"),
+        *("--no-copy-tokenizer", "--crop-embeddings", "--nonfinite", "--list-recipes"),
+    ):
+        assert option in ran.out
+
+
+def test_a_whole_merge_imports_no_torch(family: Family) -> None:
+    family.configure(
+        parameters={"select_topk": 0.5}, tokenizer_files={"model": str(family.target(1))}
+    )
+    ran = spawn("-X", "importtime", *MERGE, family.config, family.out)
+    assert ran.code == 0, ran.err
+    assert not imported(ran.err) & HEAVY
+    assert_same_state(read_model(family.out), family.expected(select_topk=0.5))
+
+
+def test_a_dry_run_imports_no_torch(family: Family) -> None:
+    ran = spawn("-X", "importtime", *MERGE, family.config, "--dry-run")
+    assert ran.code == 0, ran.err
+    assert not imported(ran.err) & HEAVY
+
+
+def test_the_packages_public_names_import_lazily() -> None:
+    code = (
+        "import sys, fuseo1_kernels\n"
+        "assert not {'torch', 'transformers', 'pydantic'} & set(sys.modules)\n"
+        "from fuseo1_kernels import merge_checkpoints, MergeError, MergeResult\n"
+        "assert 'torch' not in sys.modules\n"
+        "from fuseo1_kernels import merge_tensors, survey, fuse\n"
+        "assert 'torch' in sys.modules and 'transformers' not in sys.modules\n"
+    )
+    ran = spawn("-c", code)
+    assert ran.code == 0, ran.err
+
+
+# --- versions, recipes, options ----------------------------------------------------------
+
+
+def test_versions_and_backends() -> None:
+    ran = spawn("-m", "fuseo1_kernels")
+    assert ran.code == 0, ran.err
+    assert f"fuseo1-kernels {__version__}" in ran.out
+    assert f"torch {torch.__version__}" in ran.out
+    lines = {line.split()[0]: line for line in ran.out.splitlines() if line.startswith("  ")}
+    assert "kernels (this machine runs baseline" in lines["cpu"]
+    for name in ("cuda", "triton"):
+        assert "absent: " in lines[name]
+
+
+def test_version() -> None:
+    result = run("--version")
+    assert (result.code, result.out.strip()) == (0, f"fuseo1-kernels {__version__}")
+
+
+def test_list_recipes() -> None:
+    result = done("--list-recipes")
+    lines = result.out.splitlines()
+    assert lines[::2] == sorted(PUBLISHED)
+    assert all(line.startswith("    ") and line.endswith(".") for line in lines[1::2])
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("5GB", 5 * 10**9),
+        ("5gb", 5 * 10**9),
+        ("5G", 5 * 10**9),
+        ("5B", 5 * 10**9),
+        ("512MiB", 512 << 20),
+        ("512 MiB", 512 << 20),
+        ("1KiB", 1024),
+        ("1TB", 10**12),
+        ("1.5GB", 15 * 10**8),
+        ("1000000", 10**6),
+    ],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-5GB", "0", "0.1", "5XB", "5 GB each", "1e9", "nan"])
+def test_sizes_that_are_none(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError):
+        parse_size(text)
+
+
+def test_a_size_beyond_all_numbers() -> None:
+    assert run("config.yaml", "out", "--max-memory", "9" * 400).code == 2
+
+
+def test_mergekits_spellings() -> None:
+    parse = make_parser().parse_args
+    options = parse(["c", "o", "--out-shard-size", "2B", "--no-copy-tokenizer", "--cuda"])
+    assert (options.shard_size, options.copy_tokenizer, options.cuda) == (2 * 10**9, False, True)
+    assert parse(["c", "o"]).copy_tokenizer is parse(["c", "o", "--copy-tokenizer"]).copy_tokenizer
+
+
+# --- what is printed ---------------------------------------------------------------------
+
+
+def test_json_is_one_object_and_nothing_else(family: Family) -> None:
+    ran = spawn(*MERGE, family.config, family.out, "--json")
+    assert ran.code == 0
+    assert ran.out.count("\n") == 1
+    said = json.loads(ran.out)
+    assert said.keys() == {
+        *("out_dir", "tensors", "parameters", "bytes_read", "bytes_written", "seconds"),
+        *("shards", "energy_share", "exact_path", "backend", "notes"),
+    }
+    assert said["out_dir"] == str(family.out)
+    assert said["tensors"] == len(family.states[0])
+    assert said["shards"] == ["model.safetensors"]
+    assert list(said["energy_share"]) == [str(family.target(1)), str(family.target(2))]
+    assert ran.err.startswith("merging 39 tensors")  # progress goes elsewhere
+
+
+def test_plain_lines_where_there_is_no_terminal(family: Family) -> None:
+    result = done(family.config, family.out)
+    assert result.err.startswith("merging 39 tensors")
+    assert "\r" not in result.err
+    assert str(family.out) in result.out and "energy share" in result.out
+    assert str(family.target(1)) in result.out and str(family.target(2)) in result.out
+
+
+def test_progress_goes_to_the_standard_error_of_the_moment(family: Family) -> None:
+    first, second = (done(family.config, family.home / name) for name in ("one", "two"))
+    assert first.err.startswith("merging") and second.err.startswith("merging")
+
+
+def test_a_bar_on_a_terminal(family: Family) -> None:
+    leader, follower = os.openpty()
+    ran = subprocess.run(
+        [sys.executable, *MERGE, str(family.config), str(family.out)],
+        stdout=subprocess.PIPE,
+        stderr=follower,
+        env=environment(),
+        check=True,
+    )
+    os.close(follower)
+    shown = os.read(leader, 1 << 16).decode()
+    os.close(leader)
+    assert "merging 39 tensors: 100%" in shown and "B/s" in shown
+    assert b"energy share" in ran.stdout
+
+
+def test_quiet(family: Family) -> None:
+    ran = spawn(*MERGE, family.config, family.out, "--quiet")
+    assert (ran.code, ran.out, ran.err) == (0, "", "")
+    assert (family.out / "model.safetensors").exists()
+
+
+def test_notes_are_printed(family: Family) -> None:
+    write_model(family.target(2), family.states[2] | {"model.extra.weight": torch.ones(3)})
+    result = done(family.config, family.out)
+    assert "note: " in result.out and "model.extra.weight" in result.out
+    said = merge_json(family.config, family.home / "other")
+    assert "model.extra.weight" in said["notes"][0] and str(family.target(2)) in said["notes"][0]
+
+
+# --- options that reach the engine -------------------------------------------------------
+
+
+def test_shards_threads_and_memory(family: Family) -> None:
+    argv = ["--shard-size", "20KB", "--threads", "2", "--max-memory", "64MiB"]
+    said = merge_json(family.config, family.out, *argv)
+    assert len(said["shards"]) > 3
+    same = merge_json(family.config, family.home / "same", "--out-shard-size", "20KB", "-j", "1")
+    assert same["shards"] == said["shards"]
+    assert weights(family.home / "same") == weights(family.out)
+
+
+def test_backend(family: Family) -> None:
+    for name in ("cpu", "reference"):
+        said = merge_json(family.config, family.home / name, "--backend", name)
+        assert said["backend"].startswith(f"{name}: ")
+    assert weights(family.home / "cpu") == weights(family.home / "reference")
+
+
+def test_no_copy_tokenizer(family: Family) -> None:
+    done(family.config, family.out, "--no-copy-tokenizer")
+    assert not list(family.out.glob("tokenizer*"))
+    assert (family.out / "config.json").exists()
+
+
+def test_overwrite(family: Family) -> None:
+    done(family.config, family.out)
+    (family.out / "stale.txt").touch()
+    family.configure(parameters={"select_topk": 0.1})
+    done(family.config, family.out, "--overwrite")
+    assert not (family.out / "stale.txt").exists()
+    assert_same_state(read_model(family.out), family.expected(select_topk=0.1))
+    assert [p.name for p in family.out.parent.iterdir()] == ["merged"]
+
+
+def test_an_empty_directory_serves_as_out(family: Family) -> None:
+    family.out.mkdir(parents=True)
+    done(family.config, family.out)
+
+
+def test_relative_names_are_taken_from_the_current_directory(family: Family) -> None:
+    family.configure(models=[{"model": "target1"}, {"model": "./target2"}], base_model="base/")
+    ran = spawn(*MERGE, "merge.yaml", "out", "--json", "--quiet", cwd=family.home)
+    assert ran.code == 0, ran.err
+    assert_same_state(read_model(family.home / "out"), family.expected())
+    assert list(json.loads(ran.out)["energy_share"]) == ["target1", "./target2"]
+
+
+def test_out_is_the_current_directory(family: Family) -> None:
+    family.out.mkdir(parents=True)
+    ran = spawn(*MERGE, family.config, ".", "--quiet", cwd=family.out)
+    assert ran.code == 0, ran.err
+    assert "# merged\n" in (family.out / "README.md").read_text()
+
+
+# --- dry run -----------------------------------------------------------------------------
+
+
+def test_dry_run_reads_and_writes_nothing(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = snapshot(family.home)
+
+    def read(*_: object) -> int:
+        raise AssertionError("tensor data is read")
+
+    monkeypatch.setattr(os, "preadv", read)
+    for out in ([], [family.out]):
+        result = done(family.config, *out, "--dry-run", "--shard-size", "30KB")
+        assert snapshot(family.home) == before
+        words = dict(line.split(maxsplit=1) for line in result.out.splitlines())
+        assert words["tensors"].startswith("39 ") and "bfloat16" in words["tensors"]
+
+
+def test_dry_run_says_what_the_merge_then_does(family: Family) -> None:
+    argv = [family.config, family.out, "--shard-size", "30KB", "--json"]
+    result = done(*argv, "--dry-run")
+    assert result.out.count("\n") == 1 and result.err == ""
+    planned = json.loads(result.out)
+    said = merge_json(family.config, family.out, "--shard-size", "30KB")
+    for key in ("tensors", "parameters", "shards", "notes"):
+        assert planned[key] == said[key]
+    assert planned["problems"] == []
+    assert planned["dtype"] == "bfloat16"
+    assert planned["bytes_to_read"] == said["bytes_read"]
+    written = sum(f.stat().st_size for f in family.out.glob("*.safetensors"))
+    assert planned["bytes_to_write"] == written
+    assert 0 < planned["peak_memory"] <= 512 << 20
+
+
+def test_dry_run_finds_every_problem(family: Family) -> None:
+    _, left, right = family.states
+    del left["model.norm.weight"]
+    right["lm_head.weight"] = right["lm_head.weight"][:-1].clone()
+    right["model.layers.0.mlp.up_proj.weight"] = right["model.layers.0.mlp.up_proj.weight"].double()
+    write_model(family.target(1), left)
+    write_model(family.target(2), right, tokenizer={"tokenizer.json": tokenizer_json(
+        special=(SPECIAL[1], SPECIAL[0], SPECIAL[2])
+    )})
+    family.configure(tokenizer_source="base")
+    (family.out / "something").mkdir(parents=True)
+    before = snapshot(family.home)
+    argv = [family.config, family.out, "--dry-run", "--max-memory", "1MiB"]
+    result = run(*argv)
+    assert result.code == 1
+    assert snapshot(family.home) == before
+    found = [line for line in result.out.splitlines() if line.startswith("problem: ")]
+    for words in (
+        "model.norm.weight: missing in model",
+        "lm_head.weight: vocabulary sizes differ",
+        "model.layers.0.mlp.up_proj.weight: is F64",
+        "--max-memory",
+        "has id",
+        f"{family.out}: exists and is not empty",
+    ):
+        assert len([line for line in found if words in line]) == 1, words
+    assert len(found) == 6
+    said = run(*argv, "--json")
+    assert said.code == 1
+    assert [f"problem: {p}" for p in json.loads(said.out)["problems"]] == found
+
+
+def test_dry_run_of_an_unusable_backend(family: Family) -> None:
+    assert run(family.config, "--dry-run", "--cuda").code == 1
+
+
+def test_dry_run_of_a_32b_recipe(tmp_path: Path) -> None:
+    """Qwen2.5-32B's real shapes in files of holes: planned from headers in about a second."""
+    hidden, ffn, kv, vocab, layers = 5120, 27648, 1024, 152064, 64
+    shapes: dict[str, list[int]] = {"model.embed_tokens.weight": [vocab, hidden]}
+    for i in range(layers):
+        for name, shape in {
+            "input_layernorm.weight": [hidden],
+            "mlp.down_proj.weight": [hidden, ffn],
+            "mlp.gate_proj.weight": [ffn, hidden],
+            "mlp.up_proj.weight": [ffn, hidden],
+            "post_attention_layernorm.weight": [hidden],
+            "self_attn.k_proj.bias": [kv],
+            "self_attn.k_proj.weight": [kv, hidden],
+            "self_attn.o_proj.weight": [hidden, hidden],
+            "self_attn.q_proj.bias": [hidden],
+            "self_attn.q_proj.weight": [hidden, hidden],
+            "self_attn.v_proj.bias": [kv],
+            "self_attn.v_proj.weight": [kv, hidden],
+        }.items():
+            shapes[f"model.layers.{i}.{name}"] = shape
+    shapes |= {"model.norm.weight": [hidden], "lm_head.weight": [vocab, hidden]}
+    assert len(shapes) == 771
+
+    names, shards = list(shapes), 17
+    base, targets = PUBLISHED["FuseO1-DeepSeekR1-QwQ-SkyT1-32B-Preview"]
+    for model in (base, *targets):
+        weight_map = {}
+        for number in range(shards):
+            file = f"model-{number + 1:05d}-of-{shards:05d}.safetensors"
+            header, end = {}, 0
+            for name in names[number * 771 // shards : (number + 1) * 771 // shards]:
+                size = 2
+                for n in shapes[name]:
+                    size *= n
+                header[name] = {
+                    "dtype": "BF16", "shape": shapes[name], "data_offsets": [end, end + size]
+                }
+                end += size
+                weight_map[name] = file
+            path = raw_file(tmp_path / model / file, header)
+            os.truncate(path, path.stat().st_size + end)
+        write_json(tmp_path / model / "model.safetensors.index.json", {"weight_map": weight_map})
+        write_json(tmp_path / model / "config.json", model_config(num_hidden_layers=layers))
+        write_json(tmp_path / model / "tokenizer_config.json", {"add_bos_token": True})
+    began = time.monotonic()
+    argv = [*MERGE, "FuseO1-DeepSeekR1-QwQ-SkyT1-32B-Preview", "--dry-run", "--json"]
+    ran = spawn(*argv, cwd=tmp_path)
+    assert ran.code == 0, ran.err
+    assert time.monotonic() - began < 5  # 1 s is the aim; machines that test are busy
+    planned = json.loads(ran.out)
+    assert planned["tensors"] == 771
+    assert planned["parameters"] == 32_763_876_352
+    assert planned["bytes_to_read"] == 4 * 2 * 32_763_876_352
+    assert planned["bytes_to_write"] - 2 * 32_763_876_352 < 1 << 20
+    assert len(planned["shards"]) == 14
+    assert planned["peak_memory"] <= 512 << 20
+
+
+# --- signals -----------------------------------------------------------------------------
+
+SLOW = (
+    "import sys, time\n"
+    "from fuseo1_kernels import merge, streaming\n"
+    "read = streaming.TensorMerger._read\n"
+    "def slowly(*args, **keywords):\n"
+    "    print('reading', flush=True)\n"
+    "    time.sleep(0.1)\n"
+    "    return read(*args, **keywords)\n"
+    "streaming.TensorMerger._read = slowly\n"
+    "sys.exit(merge.main())\n"
+)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_leaves_nothing_behind(
+    number: signal.Signals, overwrite: bool, tmp_path: Path
+) -> None:
+    shape = {"model.layers.0.w": torch.zeros(1280, 1024), "model.layers.1.w": torch.ones(1280, 900)}
+    family = make_family(tmp_path, [shape, tuned(shape, 1), tuned(shape, 2)])
+    if overwrite:
+        write_model(family.out, base_state(layers=1))
+    before = snapshot(family.home)
+    argv = [str(family.config), str(family.out), "--quiet", "--max-memory", "13MiB"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW, *argv, *(["--overwrite"] if overwrite else [])],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(),
+        text=True,
+    )
+    assert process.stdout is not None
+    for _ in range(3):
+        assert process.stdout.readline() == "reading\n"
+    assert len(list(family.out.parent.glob(".merged.partial-*"))) == 1
+    process.send_signal(number)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert out.count("reading") < 8  # it stopped at once, not at the end
+    assert err == "fuseo1-merge: interrupted; nothing was written to OUT\n"
+    assert snapshot(family.home) == before
+
+
+def test_the_process_is_as_before_a_merge(family: Family) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    done(family.config, family.out)
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert tree(family.out)
