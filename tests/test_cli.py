@@ -318,9 +318,11 @@ def test_dry_run_finds_every_problem(family: Family) -> None:
     right["lm_head.weight"] = right["lm_head.weight"][:-1].clone()
     right["model.layers.0.mlp.up_proj.weight"] = right["model.layers.0.mlp.up_proj.weight"].double()
     write_model(family.target(1), left)
-    write_model(family.target(2), right, tokenizer={"tokenizer.json": tokenizer_json(
-        special=(SPECIAL[1], SPECIAL[0], SPECIAL[2])
-    )})
+    write_model(
+        family.target(2),
+        right,
+        tokenizer={"tokenizer.json": tokenizer_json(special=(SPECIAL[1], SPECIAL[0], SPECIAL[2]))},
+    )
     family.configure(tokenizer_source="base")
     (family.out / "something").mkdir(parents=True)
     before = snapshot(family.home)
@@ -383,7 +385,9 @@ def test_dry_run_of_a_32b_recipe(tmp_path: Path) -> None:
                 for n in shapes[name]:
                     size *= n
                 header[name] = {
-                    "dtype": "BF16", "shape": shapes[name], "data_offsets": [end, end + size]
+                    "dtype": "BF16",
+                    "shape": shapes[name],
+                    "data_offsets": [end, end + size],
                 }
                 end += size
                 weight_map[name] = file

@@ -189,7 +189,9 @@ def test_slices(family: Family) -> None:
     for name in b:
         if ".layers." not in name:
             first = "embed" in name
-            put(name, 0.2 if first else 0.6, (b, name), *([] if first else [(t2, name)]), (t1, name))
+            put(
+                name, 0.2 if first else 0.6, (b, name), *([] if first else [(t2, name)]), (t1, name)
+            )
     for name in b:
         if ".layers.0." in name:
             after = name.split(".layers.0.")[1]
@@ -575,9 +577,7 @@ def test_tokenizer_files_of_a_model_that_is_not_merged(family: Family) -> None:
     files = tokenizer_files("{{ lent }}", add_bos_token=True)
     for name, content in files.items():
         (lender / name).write_bytes(content)
-    family.configure(
-        tokenizer_files={"model": str(lender), "overrides": {"add_bos_token": False}}
-    )
+    family.configure(tokenizer_files={"model": str(lender), "overrides": {"add_bos_token": False}})
     merge(family)
     assert (family.out / "tokenizer.json").read_bytes() == files["tokenizer.json"]
     copied = json.loads((family.out / "tokenizer_config.json").read_text())
