@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 from ctypes import addressof, c_char
 from dataclasses import dataclass
@@ -46,6 +47,20 @@ class Array:
         if not 0 <= start <= start + count <= self.numel:
             raise IndexError(f"[{start}, {start + count}) of {self.numel} elements")
         return Array(self.address + start * self.dtype.size, self.dtype, count, self.owner)
+
+
+def advise_huge_pages(address: int, nbytes: int) -> None:
+    """Ask for huge pages under memory that is about to be written for the first time.
+
+    Faulting in 4 KiB pages one by one costs more than a merge. Advice only: where the system knows no
+    such thing, nothing happens.
+    """
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        start = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
+        length = address + nbytes - start
+        if length > 0:
+            madvise = ctypes.CDLL(None).madvise
+            madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_HUGEPAGE)
 
 
 class Buffer:

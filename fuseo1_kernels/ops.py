@@ -7,11 +7,14 @@ from collections.abc import Sequence
 
 import torch
 
-from .arrays import BY_NAME, Array
+from .arrays import BY_NAME, Array, advise_huge_pages
 from .backends import Backend, FuseParams, SurveyResult, load_backend
 from .errors import MergeError
 
 _NAMES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}
+
+# From here on a new output gets memory of its own from the system, not reused memory.
+_HUGE = 4 << 20
 
 
 def default_threads() -> int:
@@ -108,7 +111,10 @@ def output_for(
     if dtype not in _NAMES:
         raise MergeError(f"the output dtype is {dtype}; supported: {', '.join(_NAMES.values())}")
     if out is None:
-        return torch.empty(base.shape, dtype=dtype)
+        new = torch.empty(base.shape, dtype=dtype)
+        if new.nbytes >= _HUGE:
+            advise_huge_pages(new.data_ptr(), new.nbytes)
+        return new
     if out.dtype != dtype or out.shape != base.shape or out.device.type != "cpu":
         raise MergeError(
             f"out is {out.dtype} {tuple(out.shape)} on {out.device}; "
