@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from machine import describe
 from report import parser, peer_merge_tensors, publish, table
 from siblings import siblings
 
@@ -27,7 +28,7 @@ from fuseo1_kernels.memory import merge_tensors
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 
-import oracle  # noqa: E402  (from tests/)
+import oracle
 
 RMS = (1e-3, 1e-4)
 SELECT_TOPK = (1.0, 0.5, 0.1)
@@ -147,6 +148,7 @@ def main() -> None:
     side = options.side or (256 if options.quick else 5120)
     peer = None if options.no_peer else peer_merge_tensors()
 
+    described = describe()
     figures: list[Figure] = []
     for rms in RMS:
         tensors = siblings((side, side), rms=rms)
@@ -156,7 +158,8 @@ def main() -> None:
                 for computed, expected, different in compare(tensors, select_topk, peer)
             )
     title = f"Elements that are not correctly rounded: {side}x{side}, bf16, three targets, sce"
-    publish(options, "accuracy", title, [figures_table(figures)], [asdict(f) for f in figures])
+    data = [asdict(f) for f in figures]
+    publish(options, described, "accuracy", title, [figures_table(figures)], data)
 
 
 if __name__ == "__main__":

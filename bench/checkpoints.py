@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 from siblings import BASE_STD, fine_tune
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+#: The first ids are theirs, in this order.
+SPECIAL_TOKENS = PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 _MERGES = 200
 
 _CHAT_TEMPLATE = (
@@ -71,7 +72,10 @@ class Size:
                 "mlp.down_proj.weight": (hidden, self.intermediate),
             }
             shapes |= {f"model.layers.{i}.{name}": shape for name, shape in layer.items()}
-        return shapes | {"model.norm.weight": (hidden,), "lm_head.weight": (self.vocabulary, hidden)}
+        return shapes | {
+            "model.norm.weight": (hidden,),
+            "lm_head.weight": (self.vocabulary, hidden),
+        }
 
 
 SIZES = {
@@ -123,7 +127,7 @@ def write_model(
     path.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
     tokenizer.save(str(path / "tokenizer.json"))
-    end, pad = tokenizer.token_to_id(END), tokenizer.token_to_id(PAD)
+    pad, end = (SPECIAL_TOKENS.index(token) for token in (PAD, END))
     _write_json(path / "config.json", _model_config(size, end))
     _write_json(
         path / "generation_config.json",
@@ -148,10 +152,9 @@ def train_tokenizer() -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    special = [PAD, START, END]
     trainer = trainers.BpeTrainer(
-        vocab_size=len(special) + len(alphabet) + _MERGES,
-        special_tokens=special,
+        vocab_size=len(SPECIAL_TOKENS) + len(alphabet) + _MERGES,
+        special_tokens=list(SPECIAL_TOKENS),
         initial_alphabet=alphabet,
         show_progress=False,
     )

@@ -16,12 +16,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from machine import Memcpy
+from machine import Memcpy, describe
 from report import median, parser, peer_merge_tensors, publish, table, timed
 from siblings import siblings
 
-from fuseo1_kernels.ops import fuse, survey
 from fuseo1_kernels.memory import merge_tensors
+from fuseo1_kernels.ops import fuse, survey
 from fuseo1_kernels.weights import sce_params
 
 RMS = (1e-3, 1e-4)
@@ -71,7 +71,8 @@ def our_calls(tensors: list[torch.Tensor], select_topk: float) -> dict[str, tupl
     calls["survey"] = partial(survey, base, targets, select_topk=select_topk), read
     for variant in VARIANTS:
         params = sce_params(surveyed, base.numel(), select_topk, variant)
-        calls[f"fuse {variant} out="] = partial(fuse, base, targets, params, out=out), read + written
+        fuse_there = partial(fuse, base, targets, params, out=out)
+        calls[f"fuse {variant} out="] = fuse_there, read + written
     return calls
 
 
@@ -188,6 +189,7 @@ def main() -> None:
     repeats = 1 if options.quick else 4
     peer_merge = None if options.no_peer else peer_merge_tensors()
 
+    described = describe()
     figures: list[Figure] = []
     for rms in RMS:
         tensors = siblings((side, side), rms=rms)
@@ -195,7 +197,7 @@ def main() -> None:
             figures += measure(tensors, rms, select_topk, peer_merge, rounds, repeats)
     title = f"merge_tensors, survey, fuse: {side}x{side}, bf16, three targets, sce"
     sections = [merges_table(figures), ops_table(figures)]
-    publish(options, "ops", title, sections, [asdict(f) for f in figures])
+    publish(options, described, "ops", title, sections, [asdict(f) for f in figures])
 
 
 if __name__ == "__main__":

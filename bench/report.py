@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import statistics
 import time
@@ -10,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import machine
+from machine import describe_line
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -36,9 +37,10 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 def peer_merge_tensors() -> Callable[..., Any]:
     """Return mergekit's merge_tensors, or end the program saying how to go on without it."""
     try:
-        from mergekit.merge_methods.api import merge_tensors
+        api = importlib.import_module("mergekit.merge_methods.api")
     except ImportError as error:
         raise SystemExit(f"{_PEER} ({error})") from error
+    merge_tensors: Callable[..., Any] = api.merge_tensors
     return merge_tensors
 
 
@@ -62,11 +64,18 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def publish(
-    options: argparse.Namespace, name: str, title: str, sections: Sequence[str], figures: Any
+    options: argparse.Namespace,
+    described: dict[str, Any],
+    name: str,
+    title: str,
+    sections: Sequence[str],
+    figures: Any,
 ) -> None:
-    """Print the Markdown `sections` and, where `options` say so, write them and `figures` (JSON)."""
-    described = machine.describe()
-    text = "\n\n".join([f"# {title}", *sections, machine.describe_line(described)]) + "\n"
+    """Print the Markdown `sections`; where `options` say so, write them and `figures` as JSON.
+
+    `described` is what machine.describe() found before the first measurement.
+    """
+    text = "\n\n".join([f"# {title}", *sections, describe_line(described)]) + "\n"
     print(text)
     folder = options.results or (None if options.quick else RESULTS)
     if folder is not None:

@@ -24,7 +24,9 @@ def main() -> None:
         *(["--results", str(options.results.resolve())] if options.results else []),
     ]
     pytest = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "bench/test_bench_ops.py"]
-    pytest += ["--benchmark-disable"] if options.quick else ["--benchmark-columns=median,iqr,rounds"]
+    pytest += (
+        ["--benchmark-disable"] if options.quick else ["--benchmark-columns=median,iqr,rounds"]
+    )
     commands = [["bench/" + name, *shared] for name in ("ops.py", "accuracy.py", "whole_merge.py")]
     for command in [*commands, pytest]:
         # From the repository's root, where the package is if it is not installed.

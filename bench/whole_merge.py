@@ -9,6 +9,7 @@ RssShmem), sampled every 20 ms. Outputs are deleted and the disk is left to sett
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import subprocess
@@ -22,6 +23,7 @@ from pathlib import Path
 
 import psutil
 from checkpoints import SIZES, Siblings, make_siblings, siblings_in, write_config
+from machine import describe
 from report import median, parser, publish, table
 
 SELECT_TOPK = (1.0, 0.1)
@@ -157,12 +159,22 @@ def plain_copy(inputs: Sequence[Path], output_bytes: int, out: Path) -> Copy:
     return Copy(read - start, written - read, synced - written)
 
 
+def weight_files(models: Siblings) -> list[Path]:
+    """Return the files with the weights, the base's first; the output will be as large as that."""
+    return [path / "model.safetensors" for path in (models.base, *models.targets)]
+
+
 def measure(
-    models: Siblings, work: Path, select_topk: float, mergekit: str | None, runs: int, peer_runs: int
+    models: Siblings,
+    work: Path,
+    select_topk: float,
+    mergekit: str | None,
+    runs: int,
+    peer_runs: int,
 ) -> tuple[list[Figure], list[Copy]]:
     """Take turns: a plain copy, ours, and for the first `peer_runs` turns mergekit-yaml."""
     config = write_config(work / "merge.yaml", models.base, models.targets, select_topk)
-    inputs = [path / "model.safetensors" for path in (models.base, *models.targets)]
+    inputs = weight_files(models)
     out = work / "out"
     ours = [sys.executable, "-m", "fuseo1_kernels.merge", str(config), str(out)]
     taken: dict[str, list[Run]] = {"ours": []}
@@ -200,7 +212,9 @@ def merges_table(figures: Sequence[Figure], copy_seconds: float) -> str:
 
 
 def copies_table(copies: Sequence[Copy], read_bytes: int, written_bytes: int) -> str:
-    read, write, sync = (median(getattr(c, part) for c in copies) for part in ("read", "write", "sync"))
+    read = median(c.read for c in copies)
+    write = median(c.write for c in copies)
+    sync = median(c.sync for c in copies)
     rows = [
         ["read every input byte", f"{read_bytes / 1e9:.2f}", f"{read:.2f}"],
         ["write every output byte", f"{written_bytes / 1e9:.2f}", f"{write:.2f}"],
@@ -232,6 +246,7 @@ def main() -> None:
     size = options.size or ("tiny" if options.quick else "0.5B")
     mergekit = None if options.no_peer else find_mergekit()
 
+    described = describe()
     _WORK.mkdir(exist_ok=True)
     figures: list[Figure] = []
     copies: list[Copy] = []
@@ -250,29 +265,23 @@ def main() -> None:
             copies += copied
         help_command = [sys.executable, "-m", "fuseo1_kernels.merge", "--help"]
         help_seconds = median(run(help_command).seconds for _ in range(options.runs))
-        weights = [(path / "model.safetensors").stat().st_size for path in (models.base, *models.targets)]
+        read_bytes = sum(file.stat().st_size for file in weight_files(models))
+        written_bytes = weight_files(models)[0].stat().st_size
 
     copy_seconds = median(c.read + c.write + c.sync for c in copies)
-    parameters = sum(map(_numel, SIZES[size].shapes().values()))
+    parameters = sum(math.prod(shape) for shape in SIZES[size].shapes().values())
     sections = [
         merges_table(figures, copy_seconds),
-        copies_table(copies, sum(weights), weights[0]),
+        copies_table(copies, read_bytes, written_bytes),
         f"`--help` takes {help_seconds:.2f} s.",
     ]
-    title = f"Whole merges: {parameters / 1e9:.2g} B parameters, four models, bf16, sce"
+    title = f"Whole merges: {parameters:,} parameters, four models, bf16, sce"
     data = {
         "merges": [asdict(f) | {"median_seconds": f.seconds} for f in figures],
         "copies": [asdict(c) for c in copies],
         "help_seconds": help_seconds,
     }
-    publish(options, "whole_merge", title, sections, data)
-
-
-def _numel(shape: Sequence[int]) -> int:
-    count = 1
-    for n in shape:
-        count *= n
-    return count
+    publish(options, described, "whole_merge", title, sections, data)
 
 
 if __name__ == "__main__":

@@ -16,13 +16,14 @@ from typing import Any, Protocol
 from . import __version__
 from .backends import Backend, load_backend
 from .checkpoint.sidecar import check_same_vocabulary, model_card, sidecar_files
-from .checkpoint.sink import Sink, check_out_dir, index_json
+from .checkpoint.sink import Sink, index_json
 from .checkpoint.source import Source, open_source
 from .config import MergeConfig, load_config, parse_config
 from .errors import CheckpointError, ConfigError, MergeError
 from .plan import Plan, make_plan
 from .recipes import find_recipe, nearest_recipe
 from .streaming import TensorMerger, TensorReport, memory_floor
+from .threads import resolve_threads
 
 DEFAULT_SHARD_SIZE = 5_000_000_000
 DEFAULT_MAX_MEMORY = 512 << 20
@@ -109,13 +110,15 @@ def merge_checkpoints(
     if nonfinite not in ("error", "propagate"):
         raise MergeError(f"nonfinite: must be error or propagate, not {nonfinite!r}")
     with ExitStack() as stack:
-        sources = open_sources(parsed, stack)
+        sources = open_sources(parsed, stack, progress=progress is not None)
         plan = make_plan(parsed, sources, shard_size=shard_size, crop_embeddings=crop_embeddings)
         refuse_problems(plan)
-        sidecars = _sidecars(parsed, plan, sources, Path(out_dir).name, copy_tokenizer, stack)
-        paths = [source.path for source in sources.values()]
+        lender = open_lender(parsed, sources, stack)
+        title = os.path.basename(os.path.realpath(out_dir))
+        sidecars = make_sidecars(parsed, plan, sources, lender, title, copy_tokenizer)
+        inputs = directories(sources, lender)
         sink = stack.enter_context(
-            Sink(Path(out_dir), plan.shards, overwrite=overwrite, inputs=paths)
+            Sink(Path(out_dir), plan.shards, overwrite=overwrite, inputs=inputs)
         )
         reports = _run(plan, sink, engine, threads, max_memory, nonfinite, progress)
         for name, data in sidecars.items():
@@ -157,10 +160,37 @@ def open_sources(
     config: MergeConfig, stack: ExitStack, *, progress: bool = True, download: bool = True
 ) -> dict[str, Source]:
     """Open every model that is merged, by the config's names, until `stack` closes."""
-    return {
-        name: stack.enter_context(open_source(name, download_progress=progress, download=download))
-        for name in config.model_names()
-    }
+    sources: dict[str, Source] = {}
+    named: dict[str, str] = {}
+    for name in config.model_names():
+        source = open_source(name, download_progress=progress, download=download)
+        sources[name] = stack.enter_context(source)
+        first = named.setdefault(os.path.realpath(source.path), name)
+        if first != name:
+            raise ConfigError(f"models {first} and {name} are the same directory; name it once")
+    return sources
+
+
+def open_lender(
+    config: MergeConfig, sources: Mapping[str, Source], stack: ExitStack, download: bool = True
+) -> Source | None:
+    """The model whose tokenizer is asked for, if one is; not merged, it lends its small files alone."""
+    if config.tokenizer_files is not None:
+        name = config.tokenizer_files.model
+    elif config.tokenizer_source is not None:
+        name = config.tokenizer_source
+    else:
+        return None
+    if name == "base":
+        name = config.base_model
+    if name in sources:
+        return sources[name]
+    return stack.enter_context(open_source(name, weights=False, download=download))
+
+
+def directories(sources: Mapping[str, Source], lender: Source | None) -> list[Path]:
+    """Everything that is read, and so must not be overwritten."""
+    return [s.path for s in [*sources.values(), *([lender] if lender else [])]]
 
 
 def refuse_problems(plan: Plan) -> None:
@@ -173,27 +203,22 @@ def refuse_problems(plan: Plan) -> None:
     raise CheckpointError("the models do not fit together:\n  " + "\n  ".join(shown))
 
 
-def _sidecars(
+def make_sidecars(
     config: MergeConfig,
     plan: Plan,
     sources: Mapping[str, Source],
-    name: str,
+    lender: Source | None,
+    title: str,
     copy_tokenizer: bool,
-    stack: ExitStack,
 ) -> dict[str, bytes]:
     """The small files beside the weights: made before any weight is read, so that a mistake shows early."""
     base = sources[config.base_model]
-    tokenizer, overrides = None, {}
-    if config.tokenizer_files is not None:
-        tokenizer = _lender(config.tokenizer_files.model, sources, stack)
-        overrides = dict(config.tokenizer_files.overrides)
-    elif config.tokenizer_source is not None:
-        lender = config.base_model if config.tokenizer_source == "base" else config.tokenizer_source
-        tokenizer = _lender(lender, sources, stack)
-        check_same_vocabulary(tokenizer, [s for s in sources.values() if s is not tokenizer])
+    if lender is not None and config.tokenizer_source is not None:
+        check_same_vocabulary(lender, [s for s in sources.values() if s is not lender])
+    overrides = config.tokenizer_files.overrides if config.tokenizer_files else {}
     files = sidecar_files(
         base=base,
-        tokenizer=tokenizer,
+        tokenizer=lender,
         tokenizer_overrides=overrides,
         chat_template=config.chat_template,
         sources=list(sources.values()),
@@ -203,7 +228,7 @@ def _sidecars(
         copy_tokenizer=copy_tokenizer,
     )
     files["README.md"] = model_card(
-        name=name,
+        name=title,
         recipe_yaml=config.to_yaml(),
         base=config.base_model,
         targets=config.target_names(),
@@ -217,13 +242,6 @@ def _sidecars(
     if index is not None:
         files["model.safetensors.index.json"] = index
     return files
-
-
-def _lender(name: str, sources: Mapping[str, Source], stack: ExitStack) -> Source:
-    """The model whose tokenizer is taken; one that is not merged lends its small files alone."""
-    if name in sources:
-        return sources[name]
-    return stack.enter_context(open_source(name, weights=False))
 
 
 def _run(
@@ -272,10 +290,7 @@ def _run(
 
 def divide(plan: Plan, threads: int | None, max_memory: int) -> tuple[int, int, int]:
     """(workers, threads of each, bytes of each) for this plan; MergeError if the memory is too small."""
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    threads = threads or cores
+    threads = resolve_threads(threads)
     needed = max((memory_floor(job) for job in plan.jobs), default=0)
     if needed > max_memory:
         raise MergeError(
@@ -298,71 +313,3 @@ def _energy_share(reports: Sequence[TensorReport]) -> dict[str, float]:
 
 def _ignore(_nbytes: int) -> None:
     """No one is told."""
-
-
-@dataclass(frozen=True)
-class DryRun:
-    """What a merge would do, from headers alone."""
-
-    tensors: int
-    parameters: int
-    dtype: str
-    bytes_to_read: int
-    bytes_to_write: int
-    peak_memory: int
-    shards: tuple[str, ...]
-    problems: tuple[str, ...]
-    notes: tuple[str, ...]
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def dry_run(
-    config: MergeConfig,
-    out_dir: str | os.PathLike[str] | None,
-    *,
-    threads: int | None = None,
-    max_memory: int = DEFAULT_MAX_MEMORY,
-    shard_size: int = DEFAULT_SHARD_SIZE,
-    overwrite: bool = False,
-    crop_embeddings: bool = False,
-    copy_tokenizer: bool = True,
-) -> DryRun:
-    """Plan a merge and find everything that would stop it, without reading or writing tensor data.
-
-    Models that are not local must be in the hub's cache: nothing is downloaded. Raises MergeError only
-    where no plan can be made at all (a model that cannot be opened); the rest is in `problems`.
-    """
-    problems: list[str] = []
-    with ExitStack() as stack:
-        sources = open_sources(config, stack, progress=False, download=False)
-        plan = make_plan(config, sources, shard_size=shard_size, crop_embeddings=crop_embeddings)
-        problems += plan.problems
-        memory = 0
-        paths = [source.path for source in sources.values()]
-        try:
-            workers, _, memory = divide(plan, threads, max_memory)
-            memory *= workers
-        except MergeError as error:
-            problems.append(str(error))
-        try:
-            _sidecars(config, plan, sources, "", copy_tokenizer, stack)
-        except MergeError as error:
-            problems.append(str(error))
-        if out_dir is not None:
-            try:
-                check_out_dir(Path(out_dir), overwrite=overwrite, inputs=paths)
-            except MergeError as error:
-                problems.append(str(error))
-    return DryRun(
-        tensors=len(plan.jobs),
-        parameters=sum(job.numel for job in plan.jobs),
-        dtype=plan.dtype_name,
-        bytes_to_read=plan.input_bytes,
-        bytes_to_write=plan.output_bytes,
-        peak_memory=memory,
-        shards=tuple(shard.file for shard in plan.shards),
-        problems=tuple(problems),
-        notes=plan.notes,
-    )

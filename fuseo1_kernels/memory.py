@@ -13,7 +13,8 @@ import torch
 from .backends import FuseParams, load_backend
 from .errors import ConfigError, MergeError, did_you_mean
 from .methods import METHODS, Method, Scalar
-from .ops import as_arrays, default_threads, fuse_into, output_for
+from .ops import as_arrays, fuse_into, output_for
+from .threads import resolve_threads
 from .weights import sce_params
 
 NONFINITE = ("error", "propagate")
@@ -27,6 +28,7 @@ def merge_tensors(
     *,
     base_index: int,
     parameters: Mapping[str, Any] | None = None,
+    ids: Sequence[Hashable] | None = None,
     dtype: torch.dtype | None = None,
     out_dtype: torch.dtype | None = None,
     backend: str = "auto",
@@ -42,6 +44,7 @@ def merge_tensors(
         base_index: which of `tensors` is the base; the order of the others is the order of the sums.
         parameters: the method's; for sce `select_topk` in [0, 1] (default 1) and `variant`, "fuseo1"
             (default) or "mergekit".
+        ids: what errors call the tensors; default: their indices.
         dtype, out_dtype: the output's dtype, `out_dtype` winning; default: the inputs', promoted.
             Inputs are never rounded to it first.
         backend: "auto", "cpu" or "reference"; one that is named and cannot run is an error.
@@ -63,20 +66,27 @@ def merge_tensors(
         raise MergeError(f"base_index {base_index}, but there are {len(tensors)} tensors")
     if nonfinite not in NONFINITE:
         raise MergeError(f"nonfinite: must be one of {', '.join(NONFINITE)}, not {nonfinite!r}")
-    rest = list(tensors)
-    base = rest.pop(base_index)
-    inputs = as_arrays([base, *rest])
+    if ids is None:
+        names = [f"tensor {i}" for i in range(len(tensors))]
+    elif len(ids) == len(tensors):
+        names = [f"model {key!r}" for key in ids]
+    else:
+        raise MergeError(f"{len(ids)} ids for {len(tensors)} tensors")
+    ordered = list(tensors)
+    ordered.insert(0, ordered.pop(base_index))
+    names.insert(0, names.pop(base_index))
+    inputs = as_arrays(ordered, names)
     promoted = inputs[0].owner.dtype
     for x in inputs[1:]:
         promoted = torch.promote_types(promoted, x.owner.dtype)
     wanted = out_dtype or dtype or (promoted if out is None else out.dtype)
-    result = output_for(base, inputs, wanted, out)
+    result = output_for(ordered, wanted, out)
 
-    engine, threads = load_backend(backend), threads or default_threads()
+    engine, threads = load_backend(backend), resolve_threads(threads)
     survey = engine.survey(inputs, float(values["select_topk"]), threads)
     if nonfinite == "error":
-        _refuse_nonfinite(survey.nonfinite, base_index % len(tensors))
-    params = _params(record, survey, base.numel(), values)
+        _refuse_nonfinite(survey.nonfinite, names)
+    params = _params(record, survey, inputs[0].numel, values)
     written = fuse_into(engine, inputs, params, result, threads)
     if written and nonfinite == "error":
         raise MergeError(
@@ -133,11 +143,10 @@ def merge_state_dicts(
         if name not in everywhere:
             continue
         tensors = [state[name] for state in states.values()]
-        if not tensors[0].is_floating_point():
-            if not all(torch.equal(tensors[0], t) for t in tensors[1:]):
-                raise MergeError(
-                    f"tensor {name} is {tensors[0].dtype} and differs between the models"
-                )
+        if not all(t.is_floating_point() for t in tensors):
+            first = tensors[0]
+            if not all(t.dtype == first.dtype and torch.equal(first, t) for t in tensors[1:]):
+                raise MergeError(f"tensor {name} is not floating point and differs between models")
             merged[name] = tensors[base_index].clone()
             continue
         try:
@@ -146,6 +155,7 @@ def merge_state_dicts(
                 method,
                 base_index=base_index,
                 parameters=parameters,
+                ids=list(states),
                 dtype=dtype,
                 out_dtype=out_dtype,
                 backend=backend,
@@ -177,10 +187,9 @@ def _params(record: Method, survey: Any, numel: int, values: Mapping[str, Scalar
     return sce_params(survey, numel, float(values["select_topk"]), str(values["variant"]))
 
 
-def _refuse_nonfinite(counts: Sequence[int], base_index: int) -> None:
+def _refuse_nonfinite(counts: Sequence[int], names: Sequence[str]) -> None:
     *by_model, overflows = counts
-    places = [base_index, *(i for i in range(len(by_model)) if i != base_index)]
-    bad = [f"tensor {p} has {n}" for p, n in sorted(zip(places, by_model, strict=True)) if n]
+    bad = [f"{name} has {n}" for name, n in zip(names, by_model, strict=True) if n]
     if bad:
         raise MergeError(
             f"NaN or infinite elements: {', '.join(bad)}; "

@@ -7,6 +7,8 @@ import json
 import re
 import signal
 import sys
+import threading
+from decimal import Decimal
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
@@ -14,10 +16,11 @@ from . import __version__
 from .errors import ConfigError, MergeError
 
 if TYPE_CHECKING:
-    from .engine import DryRun, MergeResult
+    from .dry_run import DryRun
+    from .engine import MergeResult
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9, "T": 10**12}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?)B?|(B)?)", re.IGNORECASE)
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*(?:([KMGT])(i?)B?|(B)?)", re.IGNORECASE)
 
 
 def parse_size(text: str) -> int:
@@ -26,10 +29,10 @@ def parse_size(text: str) -> int:
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size; write for example 5GB or 512MiB")
     number, unit, binary, billions = match.groups()
-    exact = _UNITS[(unit or billions or "").upper()]
+    factor = _UNITS[(unit or billions or "").upper()]
     if binary:
-        exact = 1024 ** ("KMGT".index(unit.upper()) + 1)
-    size = int(float(number) * exact)
+        factor = 1024 ** ("KMGT".index(unit.upper()) + 1)
+    size = int(Decimal(number) * factor)
     if size < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: a size must be positive")
     return size
@@ -125,7 +128,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 1 for a failed merge, 130 if interrupted."""
-    signal.signal(signal.SIGTERM, _terminate)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
     parser = make_parser()
     options = parser.parse_args(argv)
     if options.list_recipes:
@@ -162,7 +166,9 @@ def _merge(options: argparse.Namespace) -> int:
         "copy_tokenizer": options.copy_tokenizer,
     }
     if options.dry_run:
-        planned = engine.dry_run(config, options.out, **keywords)
+        from .dry_run import dry_run
+
+        planned = dry_run(config, options.out, backend=_backend(options), **keywords)
         print(json.dumps(planned.as_dict()) if options.json else _describe_plan(planned))
         return 1 if planned.problems else 0
 
@@ -202,9 +208,9 @@ def _list_recipes() -> int:
 
 def _describe_plan(plan: DryRun) -> str:
     lines = [
-        f"tensors      {plan.tensors} ({plan.parameters / 1e9:.2f} B parameters, {plan.dtype})",
-        f"to read      {plan.bytes_to_read / 1e9:.2f} GB (larger tensors are read twice)",
-        f"to write     {plan.bytes_to_write / 1e9:.2f} GB in {len(plan.shards)} files",
+        f"tensors      {plan.tensors} ({_short(plan.parameters)} parameters, {plan.dtype})",
+        f"to read      {_short(plan.bytes_to_read)}B (larger tensors are read twice)",
+        f"to write     {_short(plan.bytes_to_write)}B in {len(plan.shards)} files",
         f"peak memory  {plan.peak_memory / 2**20:.0f} MiB of buffers and survey state",
     ]
     lines += [f"note: {note}" for note in plan.notes]
@@ -215,8 +221,8 @@ def _describe_plan(plan: DryRun) -> str:
 def _describe_result(result: MergeResult) -> str:
     moved = result.bytes_read + result.bytes_written
     lines = [
-        f"{result.out_dir}: {result.tensors} tensors, {result.parameters / 1e9:.3f} B parameters, "
-        f"{result.bytes_written / 1e9:.2f} GB in {len(result.shards)} files",
+        f"{result.out_dir}: {result.tensors} tensors, {_short(result.parameters)} parameters, "
+        f"{_short(result.bytes_written)}B in {len(result.shards)} files",
         f"{result.seconds:.2f} s, {moved / result.seconds / 1e9:.2f} GB/s read and written; {result.backend}",
         "energy share of each source:",
     ]
@@ -225,6 +231,15 @@ def _describe_result(result: MergeResult) -> str:
         lines.append(f"note: {result.exact_path} tensors took the slower exact top-k path")
     lines += [f"note: {note}" for note in result.notes]
     return "\n".join(lines)
+
+
+def _short(number: int) -> str:
+    """Three digits and a decimal prefix."""
+    value, prefixes = float(number), iter(("", "k", "M", "G", "T"))
+    prefix = next(prefixes)
+    while value >= 1000 and prefix != "T":
+        value, prefix = value / 1000, next(prefixes)
+    return f"{value:.3g} {prefix}"
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:

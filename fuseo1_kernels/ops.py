@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 import torch
 
 from .arrays import BY_NAME, Array, advise_huge_pages
-from .backends import Backend, FuseParams, SurveyResult, load_backend
+from .backends import MAX_TARGETS, Backend, FuseParams, SurveyResult, load_backend
 from .errors import MergeError
+from .threads import resolve_threads
 
 _NAMES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}
 
 # From here on a new output gets memory of its own from the system, not reused memory.
 _HUGE = 4 << 20
-
-
-def default_threads() -> int:
-    """The cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def survey(
@@ -47,7 +42,7 @@ def survey(
     if not 0.0 <= select_topk <= 1.0:
         raise MergeError(f"select_topk: must be a number in [0, 1], not {select_topk!r}")
     inputs = as_arrays([base, *targets])
-    return load_backend(backend).survey(inputs, float(select_topk), threads or default_threads())
+    return load_backend(backend).survey(inputs, float(select_topk), resolve_threads(threads))
 
 
 def fuse(
@@ -76,38 +71,43 @@ def fuse(
     inputs = as_arrays([base, *targets])
     if len(params.weights) != len(targets):
         raise MergeError(f"{len(params.weights)} weights for {len(targets)} targets")
-    result = output_for(base, inputs, out_dtype or (base.dtype if out is None else out.dtype), out)
-    fuse_into(load_backend(backend), inputs, params, result, threads or default_threads())
+    wanted = out_dtype or (base.dtype if out is None else out.dtype)
+    result = output_for([base, *targets], wanted, out)
+    fuse_into(load_backend(backend), inputs, params, result, resolve_threads(threads))
     return result if out is None else out
 
 
-def as_arrays(tensors: Sequence[torch.Tensor]) -> list[Array]:
-    """Checked views of base and targets; a tensor that is not contiguous is copied."""
-    if len(tensors) < 2:
-        raise MergeError("a merge needs a base and at least one target")
+def as_arrays(tensors: Sequence[torch.Tensor], names: Sequence[str] | None = None) -> list[Array]:
+    """Checked views of base and targets; a tensor that is not contiguous is copied.
+
+    `names` is what errors call the tensors.
+    """
+    if names is None:
+        names = ["the base", *(f"target {i}" for i in range(1, len(tensors)))]
+    if not 2 <= len(tensors) <= MAX_TARGETS + 1:
+        raise MergeError(
+            f"a merge needs a base and 1 to {MAX_TARGETS} targets, not {max(len(tensors) - 1, 0)}"
+        )
     shape = tensors[0].shape
     arrays = []
-    for place, tensor in enumerate(tensors):
-        what = "the base" if place == 0 else f"target {place}"
+    for name, tensor in zip(names, tensors, strict=True):
         if tensor.dtype not in _NAMES:
-            raise MergeError(f"{what} is {tensor.dtype}; supported: {', '.join(_NAMES.values())}")
+            raise MergeError(f"{name} is {tensor.dtype}; supported: {', '.join(_NAMES.values())}")
         if tensor.device.type != "cpu":
-            raise MergeError(
-                f"{what} is on {tensor.device}; this version merges tensors on the CPU"
-            )
+            raise MergeError(f"{name} is on {tensor.device}; this version merges on the CPU")
         if tensor.shape != shape:
-            raise MergeError(f"{what} has shape {tuple(tensor.shape)}, the base {tuple(shape)}")
+            raise MergeError(
+                f"{name} has shape {tuple(tensor.shape)}, {names[0]} has {tuple(shape)}"
+            )
         arrays.append(_array(tensor.detach().contiguous()))
     return arrays
 
 
 def output_for(
-    base: torch.Tensor,
-    inputs: Sequence[Array],
-    dtype: torch.dtype,
-    out: torch.Tensor | None,
+    tensors: Sequence[torch.Tensor], dtype: torch.dtype, out: torch.Tensor | None
 ) -> torch.Tensor:
-    """`out` if it can be written, else a new tensor of the base's shape."""
+    """`out` if the merge of `tensors` can be written there, else a new tensor."""
+    base = tensors[0]
     if dtype not in _NAMES:
         raise MergeError(f"the output dtype is {dtype}; supported: {', '.join(_NAMES.values())}")
     if out is None:
@@ -122,9 +122,11 @@ def output_for(
         )
     if out.requires_grad:
         raise MergeError("out requires grad; pass out.detach()")
+    if any(n > 1 and stride == 0 for n, stride in zip(out.shape, out.stride(), strict=True)):
+        raise MergeError("out is expanded: several of its elements share memory")
     start, end = _extent(out)
-    for x in inputs:
-        if start < x.address + x.numel * x.dtype.size and x.address < end:
+    for first, last in map(_extent, tensors):
+        if start < last and first < end:
             raise MergeError("out shares memory with an input; the inputs are read twice")
     return out
 

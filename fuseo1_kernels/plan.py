@@ -9,6 +9,7 @@ from math import prod
 from typing import TypeVar
 
 from .arrays import BY_CODE, BY_NAME, DType, promote
+from .backends import MAX_TARGETS
 from .checkpoint.header import MERGEABLE, TensorInfo
 from .checkpoint.sink import OutputTensor, Shard, plan_shards
 from .checkpoint.source import Source
@@ -118,16 +119,22 @@ def make_plan(
         num_layers = sum(
             s.sources[0].layer_range[1] - s.sources[0].layer_range[0] for s in config.slices
         )
+    if len(config.target_names()) > MAX_TARGETS:
+        problems.append(
+            f"{len(config.target_names())} targets; at most {MAX_TARGETS} are supported"
+        )
     jobs = []
-    vocab_sizes = set()
+    cropped: dict[str, int] = {}
     for placement in placements:
         job = _job(config, sources, placement, crop_embeddings, problems)
         if job is not None:
             jobs.append(job)
             if job.shape != job.inputs[0].info.shape:
-                vocab_sizes.add(job.shape[0])
+                cropped[job.name] = job.shape[0]
     if not placements and not problems:
         problems.append(f"model {config.base_model}: holds no tensors")
+    if cropped:
+        problems += _uneven_embeddings(jobs, cropped)
     shards = plan_shards([OutputTensor(j.name, j.dtype.code, j.shape) for j in jobs], shard_size)
     return Plan(
         jobs=tuple(jobs),
@@ -135,7 +142,7 @@ def make_plan(
         problems=tuple(problems),
         notes=tuple(_notes(config, sources)),
         num_layers=num_layers,
-        vocab_size=min(vocab_sizes, default=None),
+        vocab_size=min(cropped.values(), default=None),
     )
 
 
@@ -268,13 +275,25 @@ def _common_shape(
     return (min(s[0] for s in shapes), next(iter(shapes))[1])
 
 
+def _uneven_embeddings(jobs: list[Job], cropped: Mapping[str, int]) -> Iterator[str]:
+    """Cropping must leave one vocabulary size: the input and the output embedding belong together."""
+    rows = min(cropped.values())
+    for job in jobs:
+        if len(job.shape) == 2 and _EMBEDDING.search(job.name) and job.shape[0] != rows:
+            yield (
+                f"tensor {job.name}: has {job.shape[0]} rows, but {' and '.join(cropped)} would be "
+                f"cropped to {rows}"
+            )
+
+
 def _notes(config: MergeConfig, sources: Mapping[str, Source]) -> Iterator[str]:
     base = sources[config.base_model]
     for model in config.target_names():
         extra = sorted(set(sources[model].tensors) - set(base.tensors))
         if extra:
             shown = ", ".join(extra[:5]) + (", ..." if len(extra) > 5 else "")
-            yield f"model {model}: {len(extra)} tensors that the base lacks are left out: {shown}"
+            count = "1 tensor" if len(extra) == 1 else f"{len(extra)} tensors"
+            yield f"model {model}: left out, the base lacks {count}: {shown}"
         ours, theirs = (s.config.get("architectures") for s in (base, sources[model]))
         if ours and theirs and ours != theirs:
             yield f"model {model}: architecture {theirs}, the base's is {ours}"

@@ -17,8 +17,8 @@ _SECONDS_BETWEEN_LINES = 10.0
 class TerminalProgress:
     """A bar with bytes, rate and time left."""
 
-    def __init__(self, stream: TextIO = sys.stderr) -> None:
-        self._stream = stream
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
 
     def start(self, plan: Plan, total_bytes: int) -> None:
         self._lock = threading.Lock()
@@ -41,8 +41,8 @@ class TerminalProgress:
 class LineProgress:
     """A line at the start and then one every ten seconds: for logs."""
 
-    def __init__(self, stream: TextIO = sys.stderr) -> None:
-        self._stream = stream
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
 
     def start(self, plan: Plan, total_bytes: int) -> None:
         self._lock = threading.Lock()

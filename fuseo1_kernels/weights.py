@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import struct
-
 from .backends import FuseParams, SurveyResult
 
 # mergekit's rules, which its variant reproduces: below this mean square all weights are equal, and no divisor is
 # smaller than this.
 _MERGEKIT_FLOOR = 1e-6
-
-
-def _to_fp32(x: float) -> float:
-    return float(struct.unpack("f", struct.pack("f", x))[0])
 
 
 def sce_params(survey: SurveyResult, numel: int, select_topk: float, variant: str) -> FuseParams:
@@ -29,12 +23,12 @@ def sce_params(survey: SurveyResult, numel: int, select_topk: float, variant: st
     equal = total == 0.0
     if variant == "mergekit" and numel:
         equal = total / numel < _MERGEKIT_FLOOR
-    weights = tuple(1.0 if equal else _to_fp32(e / total) for e in survey.energy)
+    weights = tuple(1.0 if equal else e / total for e in survey.energy)
     if variant == "fuseo1":
         return FuseParams(weights)
     return FuseParams(
         weights,
-        floor_divisor=_to_fp32(_MERGEKIT_FLOOR),
+        floor_divisor=_MERGEKIT_FLOOR,
         masked=select_topk < 1.0,
         threshold=survey.threshold,
         tie_limit=survey.tie_limit,

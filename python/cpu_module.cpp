@@ -106,15 +106,23 @@ class Survey {
   std::unique_ptr<fuseo1_survey, Destroy> survey_;
 };
 
-int64_t fuse(const Operands& operands, const std::vector<float>& weights, float floor_divisor, bool masked,
+int64_t fuse(const Operands& operands, const std::vector<double>& weights, double floor_divisor, bool masked,
              uint32_t threshold, int64_t tie_limit, int64_t offset, int64_t count, uintptr_t out, int out_dtype,
              int threads) {
   if (operands.size() != weights.size() + 1) throw std::invalid_argument("fuse: wrong number of operands or weights");
   const auto views = unpack(operands);
-  const fuseo1_fuse_params params = {
-      static_cast<int32_t>(weights.size()), weights.data(), floor_divisor, masked, threshold, tie_limit};
   int64_t nonfinite = 0;
   const py::gil_scoped_release nogil;
+  // The caller may flush denormals; a tiny weight is one in fp32.
+  const fuseo1::DefaultFloatingPoint guard;
+  std::vector<float> rounded;
+  for (const double w : weights) rounded.push_back(static_cast<float>(w));
+  const fuseo1_fuse_params params = {static_cast<int32_t>(weights.size()),
+                                     rounded.data(),
+                                     static_cast<float>(floor_divisor),
+                                     masked,
+                                     threshold,
+                                     tie_limit};
   check(fuseo1_fuse(&params, views.data(), offset, count, reinterpret_cast<void*>(out), out_dtype, threads, &nonfinite),
         "fuse");
   return nonfinite;

@@ -18,12 +18,12 @@ settings.load_profile("fuseo1")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--large", action="store_true", help="also run the tests that need 13 GB (or FUSEO1_LARGE=1)"
+        "--large", action="store_true", help="also run the tests that need 5 GB (or FUSEO1_LARGE=1)"
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "large: needs 13 GB of memory; run with --large")
+    config.addinivalue_line("markers", "large: needs 5 GB of memory; run with --large")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -7,7 +7,7 @@ compared without a division, the energies are summed exactly, and the one roundi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -20,6 +20,21 @@ def scores(d: Sequence[torch.Tensor]) -> torch.Tensor:
     total = torch.stack(list(d)).sum(dim=0)
     squares = torch.stack([x * x for x in d]).sum(dim=0)
     return (len(d) * squares - total * total).clamp(min=0.0)
+
+
+def fp32_scores(d: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The variance as the contract defines what is compared: fp32, one operation at a time, in this order.
+
+    On bf16 fine-tunes thousands of elements share one exact score, and these roundings break such ties.
+    """
+    n, total = len(d), d[0].float()
+    for x in d[1:]:
+        total = total + x.float()
+    mean = total / n
+    variance = (d[0].float() - mean) ** 2
+    for x in d[1:]:
+        variance = variance + (x.float() - mean) ** 2
+    return variance / n
 
 
 def top_k(score: torch.Tensor, select_topk: float) -> torch.Tensor:
@@ -38,12 +53,16 @@ def energies(d: Sequence[torch.Tensor], mask: torch.Tensor) -> list[float]:
 
 
 def merge(
-    base: torch.Tensor, targets: Sequence[torch.Tensor], select_topk: float, variant: str
+    base: torch.Tensor,
+    targets: Sequence[torch.Tensor],
+    select_topk: float,
+    variant: str,
+    score: Callable[[Sequence[torch.Tensor]], torch.Tensor] = scores,
 ) -> torch.Tensor:
     """The merged tensor in float64, of the base's shape, not rounded."""
     b = base.double().flatten()
     d = [t.double().flatten() - b for t in targets]
-    mask = top_k(scores(d), select_topk)
+    mask = top_k(score(d), select_topk)
     energy = energies(d, mask)
     total = math.fsum(energy)
     if variant == "mergekit":
@@ -66,7 +85,9 @@ def rounded(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """`x` (float64) rounded once to `dtype`, to nearest even. torch's own conversion rounds to fp32 in between."""
     digits, least = _FORMATS[dtype]
     _, exponent = torch.frexp(x)  # x = m * 2^exponent, 0.5 <= |m| < 1
-    shift = digits - exponent.long().clamp(min=least + 1)  # x * 2^shift: the last digit kept is the unit
+    shift = digits - exponent.long().clamp(
+        min=least + 1
+    )  # x * 2^shift: the last digit kept is the unit
     return (torch.round(x * _power_of_two(shift)) * _power_of_two(-shift)).to(dtype)
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_files import raw_file, tree, write_json
+from checkpoint_files import raw_file, write_json
 from models import (
     SPECIAL,
     Family,
@@ -196,6 +199,7 @@ def test_progress_goes_to_the_standard_error_of_the_moment(family: Family) -> No
 
 def test_a_bar_on_a_terminal(family: Family) -> None:
     leader, follower = os.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     ran = subprocess.run(
         [sys.executable, *MERGE, str(family.config), str(family.out)],
         stdout=subprocess.PIPE,
@@ -455,8 +459,46 @@ def test_a_signal_leaves_nothing_behind(
     assert snapshot(family.home) == before
 
 
-def test_the_process_is_as_before_a_merge(family: Family) -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    done(family.config, family.out)
-    assert signal.getsignal(signal.SIGTERM) is before
-    assert tree(family.out)
+SIGNALLED = (
+    "import os, shutil, signal, sys\n"
+    "from fuseo1_kernels import merge\n"
+    "name, nth = sys.argv.pop(1), int(sys.argv.pop(1))\n"
+    "module = shutil if name == 'rmtree' else os\n"
+    "real, calls = getattr(module, name), []\n"
+    "def signalled(*args, **keywords):\n"
+    "    done = real(*args, **keywords)\n"
+    "    calls.append(args)\n"
+    "    if len(calls) == nth:\n"
+    "        os.kill(os.getpid(), signal.SIGTERM)\n"
+    "    return done\n"
+    "setattr(module, name, signalled)\n"
+    "code = merge.main()\n"
+    "assert len(calls) >= nth\n"
+    "sys.exit(code)\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("overwrite", "call", "nth"),
+    [
+        (False, "mkdir", 2),  # the hidden directory is there
+        (False, "rename", 1),  # the model is published
+        (True, "rename", 1),  # the old model is moved away
+        (True, "rename", 2),  # the new one is in its place
+        (True, "rmtree", 1),  # the old one is deleted
+    ],
+)
+def test_a_signal_at_the_worst_moment(overwrite: bool, call: str, nth: int, family: Family) -> None:
+    """Either the old state and exit code 130, or the whole new model and 0."""
+    if overwrite:
+        write_model(family.out, base_state(layers=1))
+    before = snapshot(family.home)
+    argv = [family.config, family.out, "--quiet", *(["--overwrite"] if overwrite else [])]
+    ran = spawn("-c", SIGNALLED, call, nth, *argv)
+    assert "Traceback" not in ran.err
+    if ran.code == 0:
+        assert [p.name for p in family.out.parent.iterdir()] == ["merged"]
+        assert_same_state(read_model(family.out), family.expected())
+    else:
+        assert ran.code == 130
+        assert snapshot(family.home) == before

@@ -47,22 +47,43 @@ def square(rms: float) -> list[torch.Tensor]:
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("topk", [1.0, 0.5, 0.1])
 @pytest.mark.parametrize("rms", [1e-3, 1e-4])
-def test_under_5_in_100_000_elements_differ_from_float64(rms: float, topk: float, variant: str) -> None:
+def test_under_5_in_100_000_elements_differ_from_float64(
+    rms: float, topk: float, variant: str
+) -> None:
     tensors = square(rms)
     merged = merge_tensors(tensors, "sce", base_index=0, parameters=sce(topk, variant))
-    exact = oracle.rounded(oracle.merge(tensors[0], tensors[1:], topk, variant), BF16)
+    by_fp32 = oracle.merge(tensors[0], tensors[1:], topk, variant, oracle.fp32_scores)
+    exact = oracle.rounded(by_fp32, BF16)
     different = int((bits(merged) != bits(exact)).sum())
     assert different < 5e-5 * merged.numel(), f"{different} of {merged.numel()}"
     assert (bits(merged) != bits(tensors[0])).any()
 
 
+@pytest.mark.parametrize("topk", [0.5, 0.1])
+@pytest.mark.parametrize("rms", [1e-3, 1e-4])
+def test_fp32_scores_select_what_exact_ones_do_but_for_ties(rms: float, topk: float) -> None:
+    base, *targets = [t.double().flatten() for t in square(rms)]
+    d = [t - base for t in targets]
+    exact = oracle.scores(d)
+    mask = oracle.top_k(exact, topk)
+    wrong = mask != oracle.top_k(oracle.fp32_scores(d), topk)
+    threshold = exact[mask].min()
+    assert ((exact[wrong] - threshold).abs() <= 2.0**-20 * threshold).all()
+    assert int(wrong.sum()) < 2e-3 * int(mask.sum())
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_output_dtype_against_float64(backend: str, variant: str) -> None:
-    tensors = siblings((200, 201), 4, (BF16, FP32, FP16, BF16), rms=0.01)
+    tensors = siblings((200, 201), 4, FP32, rms=0.01)  # midpoints between outputs are unlikely
     exact = oracle.merge(tensors[0], tensors[1:], 0.4, variant)
-    for dtype, most in ((BF16, 4), (FP16, 60)):
+    for dtype, most in ((BF16, 6), (FP16, 30)):
         merged = merge_tensors(
-            tensors, "sce", base_index=0, parameters=sce(0.4, variant), backend=backend, out_dtype=dtype
+            tensors,
+            "sce",
+            base_index=0,
+            parameters=sce(0.4, variant),
+            backend=backend,
+            out_dtype=dtype,
         )
         assert int((bits(merged) != bits(oracle.rounded(exact, dtype))).sum()) <= most
     merged = merge_tensors(
@@ -155,7 +176,9 @@ def test_identical_targets(backend: str, targets: int, variant: str) -> None:
             tensors, "sce", base_index=0, parameters=sce(topk, variant), backend=backend
         )
         assert_same_bits(merged, base if variant == "mergekit" else target)
-    merged = merge_tensors(tensors, "sce", base_index=0, parameters=sce(1.0, variant), backend=backend)
+    merged = merge_tensors(
+        tensors, "sce", base_index=0, parameters=sce(1.0, variant), backend=backend
+    )
     assert_same_bits(merged, target)
 
 
@@ -194,7 +217,9 @@ def test_the_mergekit_variant_takes_equal_weights_below_a_mean_square_of_one_mil
 def test_the_mergekit_variant_masks_what_is_merged(backend: str) -> None:
     base = torch.zeros(1000, dtype=FP32)
     targets = [torch.linspace(1, 2, 1000), -torch.linspace(0.5, 1, 1000)]
-    all_merged = merge_tensors([base, *targets], "sce", base_index=0, parameters=sce(0.25), backend=backend)
+    all_merged = merge_tensors(
+        [base, *targets], "sce", base_index=0, parameters=sce(0.25), backend=backend
+    )
     masked = merge_tensors(
         [base, *targets], "sce", base_index=0, parameters=sce(0.25, "mergekit"), backend=backend
     )
@@ -205,9 +230,9 @@ def test_the_mergekit_variant_masks_what_is_merged(backend: str) -> None:
 def test_a_tiny_weight_is_kept_when_the_caller_flushes_denormals(cpu: str) -> None:
     base = torch.zeros(600)
     small, large = torch.zeros(600), torch.zeros(600)
-    small[:300], large[300:] = 2.0**-70, 1.0  # energies 2^-140 to 1
+    small[:300], large[300:] = 2.0**-5, 2.0**60  # weights 2^-130 to 1
     expected = merge_tensors([base, small, large], "sce", base_index=0, backend="reference")
-    assert (expected[:300] == 2.0**-70).all()
+    assert (expected[:300] == 2.0**-5).all()
     with denormals_flushed():
         merged = merge_tensors([base, small, large], "sce", base_index=0, backend=cpu)
     assert_same_bits(merged, expected)
@@ -222,7 +247,9 @@ def test_the_base_may_stand_anywhere(backend: str) -> None:
     for place in range(4):
         tensors = [*targets[:place], base, *targets[place:]]
         for index in (place, place - 4):
-            assert_same_bits(merge_tensors(tensors, "sce", base_index=index, backend=backend), expected)
+            assert_same_bits(
+                merge_tensors(tensors, "sce", base_index=index, backend=backend), expected
+            )
         assert tensors[place] is base
 
 
@@ -287,7 +314,9 @@ def test_misuse_is_explained(backend: str) -> None:
     assert merge_error([base]) == "a merge needs a base and at least one target"
     assert "nonfinite: must be one of error, propagate" in merge_error(tensors, nonfinite="ignore")
     assert "shape (5, 4), the base (4, 5)" in merge_error([base, base.t()], backend=backend)
-    assert "torch.float64; supported: bfloat16, float16, float32" in merge_error([base, base.double()])
+    assert "torch.float64; supported: bfloat16, float16, float32" in merge_error(
+        [base, base.double()]
+    )
     assert "torch.float64" in merge_error(tensors, out_dtype=torch.float64)
     assert "no backend 'tpu'" in merge_error(tensors, backend="tpu")
     assert "1 to 64 targets" in merge_error([base] * 66, backend=backend)
@@ -334,8 +363,12 @@ def test_nonfinite_elements_stop_the_merge(backend: str) -> None:
 def test_differences_that_overflow_stop_the_merge(backend: str) -> None:
     base, target = torch.full((9,), -3e38), torch.full((9,), -3e38)
     target[4] = 3e38
-    assert "at 1 elements the task vectors overflow fp32" in merge_error([base, target], backend=backend)
-    merged = merge_tensors([base, target], "sce", base_index=0, nonfinite="propagate", backend=backend)
+    assert "at 1 elements the task vectors overflow fp32" in merge_error(
+        [base, target], backend=backend
+    )
+    merged = merge_tensors(
+        [base, target], "sce", base_index=0, nonfinite="propagate", backend=backend
+    )
     assert merged[4].isnan() and torch.isfinite(merged).sum() == 8
 
 
@@ -348,7 +381,10 @@ def test_nonfinite_elements_propagate_to_themselves_only(
     broken = [t.clone() for t in healthy]
     places = [0, 255, 256, 777, 1999]
     for place, model, value in zip(
-        places, (0, 1, 2, 3, 0), (torch.nan, torch.inf, -torch.inf, torch.nan, torch.inf), strict=True
+        places,
+        (0, 1, 2, 3, 0),
+        (torch.nan, torch.inf, -torch.inf, torch.nan, torch.inf),
+        strict=True,
     ):
         broken[model][place] = value
         for t in healthy[1:]:
@@ -358,7 +394,7 @@ def test_nonfinite_elements_propagate_to_themselves_only(
     for t in healthy[1:]:
         t[places] = healthy[0][places]
     for dtype in DTYPES:
-        options = dict(parameters=sce(topk, variant), backend=backend, out_dtype=dtype)
+        options = {"parameters": sce(topk, variant), "backend": backend, "out_dtype": dtype}
         expected = merge_tensors(healthy, "sce", base_index=0, **options)
         merged = merge_tensors(broken, "sce", base_index=0, nonfinite="propagate", **options)
         nan = torch.zeros(2000, dtype=torch.bool)
@@ -448,7 +484,9 @@ def test_names_that_not_all_models_have() -> None:
     merged = merge_state_dicts(states, "sce", base=0, strict=False)
     assert list(merged) == ["b", "a"]
     del states[2]["b"]
-    message = error(lambda: merge_state_dicts(dict(zip("xyz", states, strict=True)), "sce", base="x"))
+    message = error(
+        lambda: merge_state_dicts(dict(zip("xyz", states, strict=True)), "sce", base="x")
+    )
     assert "model 'x' has tensors that not all models have: b" in message
     assert list(merge_state_dicts(states, "sce", base=0, strict=False)) == ["a"]
 
@@ -521,7 +559,9 @@ def test_the_cpu_backend_imports_no_torch() -> None:
 
 def test_an_unknown_public_name_is_an_attribute_error() -> None:
     done = python("import fuseo1_kernels\nfuseo1_kernels.merge_everything")
-    assert "AttributeError: module 'fuseo1_kernels' has no attribute 'merge_everything'" in done.stderr
+    assert (
+        "AttributeError: module 'fuseo1_kernels' has no attribute 'merge_everything'" in done.stderr
+    )
 
 
 _LOAD = (

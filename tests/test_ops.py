@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import mmap
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
@@ -55,7 +56,11 @@ def surveyed(shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...], topk: floa
 
 @cache
 def fused(
-    shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...], topk: float, masked: bool, out: torch.dtype
+    shape: tuple[int, ...],
+    dtypes: tuple[torch.dtype, ...],
+    topk: float,
+    masked: bool,
+    out: torch.dtype,
 ) -> torch.Tensor:
     base, *targets = siblings(shape, 3, dtypes)
     params = params_for(surveyed(shape, dtypes, topk), masked)
@@ -185,7 +190,9 @@ def one_nonzero(g: torch.Generator) -> list[torch.Tensor]:
 def nonfinite(g: torch.Generator) -> list[torch.Tensor]:
     """NaN and infinity in every model, two infinities that meet, and differences that overflow."""
     tensors = [torch.randn(N, generator=g) for _ in range(4)]
-    for place, (t, value) in enumerate(itertools.product(tensors, (torch.nan, torch.inf, -torch.inf))):
+    for place, (t, value) in enumerate(
+        itertools.product(tensors, (torch.nan, torch.inf, -torch.inf))
+    ):
         t[place * 977 :: 9973] = value
     for t in tensors[:2]:
         t[5] = torch.inf
@@ -249,7 +256,9 @@ def test_a_cut_through_ties_takes_the_lowest_indices(backend: str) -> None:
     assert changed[: N // 2].all() and not changed[N // 2 :].any()
 
 
-def test_selection_and_energies_of_small_integers_are_those_of_exact_arithmetic(backend: str) -> None:
+def test_selection_and_energies_of_small_integers_are_those_of_exact_arithmetic(
+    backend: str,
+) -> None:
     g = torch.Generator().manual_seed(3)
     tensors = [torch.randint(-40, 41, (20_000,), generator=g).float() for _ in range(5)]
     base, *targets = tensors
@@ -440,7 +449,11 @@ def test_the_bases_negative_zero_stays_where_nobody_survives(backend: str) -> No
 
 def test_inputs_need_not_be_contiguous_and_stay_untouched(backend: str) -> None:
     base, *targets = siblings((120, 66), 3, MIXED)
-    awkward = [base.t().contiguous().t(), targets[0].repeat(1, 2)[:, ::1][:, :66], targets[1].clone()]
+    awkward = [
+        base.t().contiguous().t(),
+        targets[0].repeat(1, 2)[:, ::1][:, :66],
+        targets[1].clone(),
+    ]
     awkward.append(torch.stack([targets[2], targets[2]], dim=-1)[..., 0])
     assert sum(t.is_contiguous() for t in awkward) == 1
     before = [t.clone() for t in awkward]
@@ -486,7 +499,9 @@ def test_misuse_of_the_ops_is_explained(backend: str) -> None:
     base, *targets = siblings((4, 5), 2)
     equal = FuseParams((1.0, 1.0))
 
-    def run(base: torch.Tensor = base, targets: Sequence[torch.Tensor] = targets, **kw: object) -> str:
+    def run(
+        base: torch.Tensor = base, targets: Sequence[torch.Tensor] = targets, **kw: object
+    ) -> str:
         return _error(lambda: fuse(base, targets, equal, backend=backend, **kw))  # type: ignore[arg-type]
 
     assert run(targets=[]) == "a merge needs a base and at least one target"
@@ -564,7 +579,13 @@ def any_tensors(draw: st.DrawFn) -> list[torch.Tensor]:
     near_base = draw(st.booleans())
     tensors: list[torch.Tensor] = []
     for _ in range(draw(st.integers(2, 6))):
-        dtype = draw(st.sampled_from(DTYPES)) if not near_base else tensors[0].dtype if tensors else BF16
+        dtype = (
+            draw(st.sampled_from(DTYPES))
+            if not near_base
+            else tensors[0].dtype
+            if tensors
+            else BF16
+        )
         top = 1 << _WIDTH[dtype]
         element = st.one_of(st.integers(0, top - 1), st.sampled_from(_EDGES[dtype]))
         if near_base and tensors:
@@ -643,7 +664,8 @@ def test_rounding_at_and_beside_every_midpoint(backend: str, dtype: torch.dtype)
 def test_beyond_two_to_the_31_elements() -> None:
     numel = (1 << 31) + 70_001
     tail = (1 << 31) - 4096  # a multiple of 256
-    tensors = [torch.zeros(numel, dtype=BF16) for _ in range(3)]  # pages nobody wrote take no memory
+    # Pages of a fresh mapping that are only read take no memory; torch.zeros writes them all.
+    tensors = [torch.frombuffer(mmap.mmap(-1, 2 * numel), dtype=BF16) for _ in range(3)]
     parts = [t[tail:] for t in tensors]
     for part, values in zip(parts, siblings(numel - tail, 2), strict=True):
         part.copy_(values)
@@ -660,4 +682,4 @@ def test_beyond_two_to_the_31_elements() -> None:
     merged = fuse(tensors[0], tensors[1:], params, backend="cpu")
     local = replace(params, tie_limit=small.tie_limit)
     assert_same_bits(merged[tail:], fuse(parts[0], parts[1:], local, backend="reference"))
-    assert int(torch.count_nonzero(merged[tail:])) == int(torch.count_nonzero(merged))
+    assert not any(part.view(torch.int64).any() for part in merged[:tail].split(1 << 26))

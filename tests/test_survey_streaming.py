@@ -95,7 +95,8 @@ def stream(
 def test_chunks_in_any_order(backend: str, make, topk: float, sampled: bool) -> None:  # type: ignore[no-untyped-def]
     tensors = make()
     whole = expected(tensors, topk)
-    for size in CHUNKS:
+    sizes = CHUNKS if backend == "cpu" else (4352, 65536)  # the reference only gathers them
+    for size in sizes:
         for order in (None, random.Random(size)):
             surveyor = load_backend(backend).surveyor(3, N, topk, 2, 1 << 27)
             result = stream(surveyor, tensors, size, order, sampled)
@@ -203,7 +204,7 @@ def test_the_sampled_runs(cpu: str) -> None:
         starts, length = _cpu.Survey(3, numel, 0.5, 0).sample_runs()
         assert length == 32 and bool(starts) == (numel >= 16_384)
         assert all(s % 32 == 0 and 0 <= s <= numel - length for s in starts)
-        assert len(set(starts)) == len(starts) and len(starts) * length <= 1 << 16
+        assert len(set(starts)) == len(starts) and len(starts) * length <= max(1 << 16, numel >> 9)
     for topk in (0.0, 1.0):
         assert _cpu.Survey(3, N, topk, 0).sample_runs()[0] == []
 
@@ -270,10 +271,10 @@ def test_the_native_survey_refuses_what_the_contract_excludes(cpu: str) -> None:
 def test_the_native_fuse_refuses_what_the_contract_excludes(cpu: str) -> None:
     tensors = siblings(512, 2)
     out = torch.empty(512, dtype=BF16)
-    good = dict(
-        operands=operands(tensors), weights=(1.0, 1.0), floor_divisor=0.0, masked=False, threshold=0,
-        tie_limit=-1, offset=0, count=512, out=out.data_ptr(), out_dtype=0, threads=1,
-    )  # fmt: skip
+    good = {
+        "operands": operands(tensors), "weights": (1.0, 1.0), "floor_divisor": 0.0, "masked": False, "threshold": 0,
+        "tie_limit": -1, "offset": 0, "count": 512, "out": out.data_ptr(), "out_dtype": 0, "threads": 1,
+    }  # fmt: skip
     assert _cpu.fuse(**good) == 0
     for bad in (
         {"weights": (1.0,)},

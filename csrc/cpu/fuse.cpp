@@ -20,6 +20,20 @@ struct Selection {
   }
 };
 
+// a + b, made ready to be rounded once more to fewer bits: where fp32 cannot hold the sum, of its two fp32 neighbours
+// the one with an odd last bit ("round to odd"). Rounding that to nearest even gives what rounding the exact sum would;
+// rounding the nearest fp32 would not, next to a tie.
+FUSEO1_INLINE Vf add_to_odd(Vf a, Vf b) {
+  const Vf s = a + b;
+  const Vf b_part = s - a;
+  const Vf error = (a - (s - b_part)) + (b - b_part);  // exact (Knuth's TwoSum); NaN if s is not finite
+  const Vu outward = (bits(s) ^ bits(error)) >> 31;    // 0: the exact sum lies further from zero than s
+  const Vu neighbour = bits(s) + 1u - 2u * outward;
+  const Vu s_is_even = (bits(s) & 1u) - 1u;
+  const Mask inexact = greater(error, Vf{}) | greater(Vf{}, error);
+  return from_bits(select(inexact, (neighbour & s_is_even) | (bits(s) & ~s_is_even), bits(s)));
+}
+
 // One block to `out`; returns the largest magnitude written, as the output's bits.
 template <class Out, int kTargets, bool kMasked>
 uint32_t fuse_block(const fuseo1_fuse_params& params, const Block& block, Selection chosen, typename Out::Bits* out) {
@@ -42,7 +56,8 @@ uint32_t fuse_block(const fuseo1_fuse_params& params, const Block& block, Select
     const Vf floor = splat(params.floor_divisor);
     const Vf divisor = params.floor_divisor == 0.0f ? select(equal(den, Vf{}), splat(1.0f), den)
                                                     : select(greater(den, floor), den, floor);
-    const Vf sum = load<Vf>(block.base + j) + num / divisor;
+    const Vf b = load<Vf>(block.base + j), delta = num / divisor;
+    const Vf sum = Out::kNarrow ? add_to_odd(b, delta) : b + delta;
     const Vu result = Out::narrow(select(is_finite(s), sum, splat(__builtin_nanf(""))));
     peak = max(peak, result & Out::kAbs);
     store_lanes(out + j, result);

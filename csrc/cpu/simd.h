@@ -145,6 +145,7 @@ struct Bf16 {
     return select(equal(v, v), rounded, splat(0x7fc0u));
   }
   static constexpr uint32_t kInf = 0x7f80u, kAbs = 0x7fffu;
+  static constexpr bool kNarrow = true;  // holds fewer bits than fp32
 };
 
 struct Fp16 {
@@ -169,6 +170,7 @@ struct Fp16 {
     return select(above(kInfBits), splat(0x7e00u), r | sign);
   }
   static constexpr uint32_t kInf = 0x7c00u, kAbs = 0x7fffu;
+  static constexpr bool kNarrow = true;
 };
 
 struct Fp32 {
@@ -176,6 +178,7 @@ struct Fp32 {
   static FUSEO1_INLINE Vf widen(const Bits* p) { return load<Vf>(p); }
   static FUSEO1_INLINE Vu narrow(Vf v) { return select(equal(v, v), bits(v), splat(0x7fc00000u)); }
   static constexpr uint32_t kInf = kInfBits, kAbs = 0x7fffffffu;
+  static constexpr bool kNarrow = false;
 };
 
 }  // namespace

@@ -64,6 +64,7 @@ struct fuseo1_survey {
 
   int phase = FUSEO1_SURVEY_SAMPLE;
   int passes = 0;
+  int64_t fed = 0;  // elements that the pass has seen
   int64_t nonzero = -1, selected = 0, tie_limit = -1;
   uint32_t threshold = kNothing;
   Totals totals;
@@ -105,6 +106,7 @@ struct fuseo1_survey {
 
 void fuseo1_survey::enter(int next) {
   phase = next;
+  fed = 0;
   shares.clear();
   candidate_count = 0;
   if (next == FUSEO1_SURVEY_TIES) segment_ties.reset(new std::atomic<int64_t>[(numel + kSegment - 1) / kSegment]());
@@ -129,7 +131,8 @@ void fuseo1_survey::set_bracket() {
 }
 
 void fuseo1_survey::scan_segment(const Chunk& chunk, Share& share, int64_t begin, int64_t end, Bracket within) {
-  if (candidate_count > max_candidates) return;
+  // Beyond the bound a scan has failed and need not go on; the cut's segment is needed whole.
+  if (phase == FUSEO1_SURVEY_SCAN && candidate_count > max_candidates) return;
   const int64_t before = share.candidates.count();
   share.totals.candidates = share.candidates.reserve(end - begin);
   kernels().scan(chunk, begin, end, within, &share.totals);
@@ -194,6 +197,8 @@ void fuseo1_survey::update(const fuseo1_operand* operands, int64_t offset, int64
     kernels().score(chunk, 0, count, sample.data() + before);
     return;
   }
+  fed += count;
+  threads = static_cast<int>(std::min<int64_t>(threads, count / kSegment + 2));  // as many as there are segments
   while (shares.size() < static_cast<size_t>(threads)) shares.push_back(std::make_unique<Share>(targets));
   std::atomic<bool> out_of_memory{false};
   for_each_segment(offset, count, threads, [&](int thread, int64_t begin, int64_t end) {
@@ -381,7 +386,8 @@ int fuseo1_survey_update(fuseo1_survey* survey, const fuseo1_operand* operands, 
 }
 
 int fuseo1_survey_end_pass(fuseo1_survey* survey) {
-  if (survey->phase == FUSEO1_SURVEY_DONE) return FUSEO1_WRONG_PHASE;
+  const bool whole = survey->phase == FUSEO1_SURVEY_SAMPLE || survey->fed == survey->numel;
+  if (survey->phase == FUSEO1_SURVEY_DONE || !whole) return FUSEO1_WRONG_PHASE;
   return guarded([&] {
     survey->end_pass();
     return FUSEO1_OK;

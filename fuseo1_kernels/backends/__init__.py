@@ -14,6 +14,9 @@ from typing import Protocol
 from ..arrays import Array
 from ..errors import BackendError
 
+#: Most targets of one merge (FUSEO1_MAX_TARGETS).
+MAX_TARGETS = 64
+
 #: No score reaches it: nothing is selected.
 NOTHING = 0x7FFFFFFF
 
@@ -43,7 +46,10 @@ class SurveyResult:
 
 @dataclass(frozen=True)
 class FuseParams:
-    """How `fuse` weighs and masks; csrc/include/fuseo1/fuse.h defines every field."""
+    """How `fuse` weighs and masks; csrc/include/fuseo1/fuse.h defines every field.
+
+    Weights and floor are fp64 here; a backend rounds them to fp32 first of all.
+    """
 
     weights: tuple[float, ...]
     floor_divisor: float = 0.0

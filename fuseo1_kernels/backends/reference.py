@@ -88,6 +88,19 @@ def _mask(bits: torch.Tensor, threshold: int, tie_limit: int, offset: int) -> to
     return (bits > threshold) | ((bits == threshold) & (index <= tie_limit))
 
 
+def _add_and_round(b: torch.Tensor, delta: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """b + delta, rounded once: to a narrower dtype by way of an fp32 sum that is rounded to odd."""
+    s = b + delta
+    if dtype == torch.float32:
+        return s
+    part = s - b
+    error = (b - (s - part)) + (delta - part)  # what s lacks, exactly (TwoSum)
+    bits = s.view(torch.int32)
+    outward = torch.where((error > 0) == (s > 0), 1, -1).to(torch.int32)
+    to_odd = (bits & 1 == 0) & ((error > 0) | (error < 0))
+    return torch.where(to_odd, bits + outward, bits).view(torch.float32).to(dtype)
+
+
 class ReferenceBackend:
     name = "reference"
 
@@ -129,16 +142,17 @@ class ReferenceBackend:
         if params.masked:
             kept = _mask(_variance_bits(d), params.threshold, params.tie_limit, offset)
             survives = [x & kept for x in survives]
-        num = torch.full_like(base, -0.0)  # the sum of nothing: b + -0.0 is b, for -0.0 too
-        den = torch.zeros_like(base)
+        nothing = torch.full_like(base, -0.0)  # the sum of nothing: b + -0.0 is b, for -0.0 too
+        num, den = nothing, torch.zeros_like(base)
         for w, x, alive in zip(params.weights, d, survives, strict=True):
-            num = num + torch.where(alive, w * x, -0.0)
-            den = den + torch.where(alive, w, 0.0)
+            weight = torch.full_like(base, w)
+            num = num + torch.where(alive, weight * x, nothing)
+            den = den + torch.where(alive, weight, torch.zeros_like(base))
         if params.floor_divisor == 0.0:
-            divisor = torch.where(den == 0, 1.0, den)
+            divisor = torch.where(den == 0, torch.ones_like(den), den)
         else:
-            divisor = den.clamp(min=params.floor_divisor)
-        merged = (base + num / divisor).to(_TORCH[out.dtype.name])
+            divisor = torch.maximum(den, torch.full_like(den, params.floor_divisor))
+        merged = _add_and_round(base, num / divisor, _TORCH[out.dtype.name])
         nan = ~torch.isfinite(s) | torch.isnan(merged)
         bits = merged.view(_BITS[out.dtype.name])
         _tensor(out).copy_(bits.masked_fill(nan, _QUIET_NAN[out.dtype.name]).view(merged.dtype))

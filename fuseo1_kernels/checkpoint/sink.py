@@ -6,6 +6,7 @@ import errno
 import math
 import os
 import shutil
+import tempfile
 import threading
 import warnings
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from types import TracebackType
 from ..errors import OutputError
 from .header import DTYPE_BYTES, write_header
 from .json_file import dump_object
+from .signals import held_signals
 
 
 @dataclass(frozen=True)
@@ -146,8 +148,10 @@ class Sink:
         self._fds: dict[str, int] = {}
         self._made: list[Path] = []
         self._temp = self._out.with_name(f".{self._out.name}.partial-{os.getpid()}")
-        self._make_temp()
+        self._temp_is_ours = False
         try:
+            with held_signals(redeliver=True):
+                self._make_temp()
             self._reserve(shards)
         except BaseException:
             self.discard()
@@ -193,7 +197,10 @@ class Sink:
             ) from error
 
     def publish(self) -> None:
-        """Move the model to its place in one step, if every byte of it was written."""
+        """Move the model to its place in one step, if every byte of it was written.
+
+        A signal that comes during that step is answered by the model being there.
+        """
         wrong = [name for name, missing in self._missing.items() if missing]
         if wrong:
             raise OutputError(
@@ -205,21 +212,23 @@ class Sink:
                 os.fsync(fd)
             self._close()
             _sync_directory(self._temp)
-            old = self._swap()
-            _sync_directory(self._out.parent)
+            with held_signals(redeliver=False):
+                old = self._swap()
+                _sync_directory(self._out.parent)
+                if old is not None:
+                    shutil.rmtree(old, ignore_errors=True)
         except OSError as error:
             raise OutputError(
                 f"{self._out}: the merged model cannot be published ({error.strerror})"
             ) from error
-        if old is not None:
-            shutil.rmtree(old, ignore_errors=True)
-            if old.exists():
-                warnings.warn(f"the replaced model could not be deleted: {old}", stacklevel=2)
+        if old is not None and old.exists():
+            warnings.warn(f"the replaced model could not be deleted: {old}", stacklevel=2)
 
     def discard(self) -> None:
         """Remove what was written and the parents made for it; harmless when repeated."""
         self._close()
-        shutil.rmtree(self._temp, ignore_errors=True)
+        if self._temp_is_ours:
+            shutil.rmtree(self._temp, ignore_errors=True)
         self._remove_made()
 
     def __enter__(self) -> Sink:
@@ -240,14 +249,13 @@ class Sink:
                 parent.mkdir(exist_ok=True)
                 self._made.append(parent)
             self._temp.mkdir()
+            self._temp_is_ours = True
         except FileExistsError:
-            self._remove_made()
             raise OutputError(
                 f"{self._temp}: left by an earlier run, or in use by another;"
                 " remove it if none is running"
             ) from None
         except OSError as error:
-            self._remove_made()
             raise OutputError(f"{self._out}: cannot be created ({error.strerror})") from error
 
     def _remove_made(self) -> None:
@@ -301,6 +309,20 @@ class Sink:
     def _close(self) -> None:
         while self._fds:
             os.close(self._fds.popitem()[1])
+
+
+def find_obstacles(out_dir: Path, nbytes: int) -> str | None:
+    """Why a model of `nbytes` cannot be written beside `out_dir`, found by trying; None if it can."""
+    out = Path(os.path.realpath(out_dir))
+    parent = next(p for p in out.parents if p.exists())
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=f".{out.name}.probe-", dir=parent))
+        free = shutil.disk_usage(parent).free
+    except OSError as error:
+        return f"{out_dir}: cannot be created ({error.strerror})"
+    if nbytes > free:
+        return f"{out_dir}: no space left: the merged model needs {nbytes} bytes, {free} are free"
+    return None
 
 
 def _write_all(fd: int, data: memoryview, offset: int) -> None:

@@ -72,7 +72,7 @@ int64_t fuseo1_survey_sample_start(const fuseo1_survey*, int64_t run);
 // is the base. In SAMPLE the data are the runs back to back and offset is 0. Chunks may come in any order.
 int fuseo1_survey_update(fuseo1_survey*, const fuseo1_operand* operands, int64_t offset, int64_t count,
                          int32_t threads);
-// The pass has seen all of its elements.
+// The pass has seen all of its elements (FUSEO1_WRONG_PHASE if it has not: every element once, SAMPLE excepted).
 int fuseo1_survey_end_pass(fuseo1_survey*);
 
 // SAMPLE and every pass at once, for a tensor that is whole in memory.

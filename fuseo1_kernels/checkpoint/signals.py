@@ -1,0 +1,36 @@
+"""Steps that a signal must not cut in two."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+_HELD = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def held_signals(*, redeliver: bool) -> Iterator[None]:
+    """Hold SIGINT and SIGTERM back; afterwards deliver the first one that came, or let it go.
+
+    Signals reach Python code in the main thread alone: elsewhere there is nothing to hold.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    caught: list[int] = []
+
+    def hold(number: int, _frame: FrameType | None) -> None:
+        caught.append(number)
+
+    before = {number: signal.signal(number, hold) for number in _HELD}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            # None: not Python's to restore, so the default is the best there is.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+    if redeliver and caught:
+        signal.raise_signal(caught[0])

@@ -1,0 +1,102 @@
+"""What a merge would do, from headers alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .backends import load_backend
+from .checkpoint.sink import check_out_dir, find_obstacles
+from .config import MergeConfig
+from .engine import (
+    DEFAULT_MAX_MEMORY,
+    DEFAULT_SHARD_SIZE,
+    directories,
+    divide,
+    make_sidecars,
+    open_lender,
+    open_sources,
+)
+from .errors import MergeError
+from .plan import make_plan
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """A plan for a person: sizes in bytes, and everything that would stop the merge in `problems`."""
+
+    tensors: int
+    parameters: int
+    dtype: str
+    bytes_to_read: int
+    bytes_to_write: int
+    peak_memory: int
+    shards: tuple[str, ...]
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def dry_run(
+    config: MergeConfig,
+    out_dir: str | os.PathLike[str] | None,
+    *,
+    backend: str = "auto",
+    threads: int | None = None,
+    max_memory: int = DEFAULT_MAX_MEMORY,
+    shard_size: int = DEFAULT_SHARD_SIZE,
+    overwrite: bool = False,
+    crop_embeddings: bool = False,
+    copy_tokenizer: bool = True,
+) -> DryRun:
+    """Plan a merge and find everything that would stop it, without reading or writing tensor data.
+
+    Models that are not local must be in the hub's cache: nothing is downloaded. Raises MergeError only
+    where no plan can be made at all (a model that cannot be opened); the rest is in `problems`.
+    """
+    problems: list[str] = []
+
+    @contextmanager
+    def collected() -> Iterator[None]:
+        try:
+            yield
+        except MergeError as error:
+            problems.append(str(error))
+
+    memory = 0
+    with ExitStack() as stack:
+        sources = open_sources(config, stack, progress=False, download=False)
+        plan = make_plan(config, sources, shard_size=shard_size, crop_embeddings=crop_embeddings)
+        problems += plan.problems
+        with collected():
+            load_backend(backend)
+        with collected():
+            workers, _, share = divide(plan, threads, max_memory)
+            memory = workers * share
+        lender = None
+        with collected():
+            lender = open_lender(config, sources, stack, download=False)
+            make_sidecars(config, plan, sources, lender, "", copy_tokenizer)
+        if out_dir is not None:
+            with collected():
+                inputs = directories(sources, lender)
+                check_out_dir(Path(out_dir), overwrite=overwrite, inputs=inputs)
+                if obstacle := find_obstacles(Path(out_dir), plan.output_bytes):
+                    raise MergeError(obstacle)
+    return DryRun(
+        tensors=len(plan.jobs),
+        parameters=sum(job.numel for job in plan.jobs),
+        dtype=plan.dtype_name,
+        bytes_to_read=plan.input_bytes,
+        bytes_to_write=plan.output_bytes,
+        peak_memory=memory,
+        shards=tuple(shard.file for shard in plan.shards),
+        problems=tuple(problems),
+        notes=plan.notes,
+    )
