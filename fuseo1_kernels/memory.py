@@ -146,7 +146,7 @@ def merge_state_dicts(
         if not all(t.is_floating_point() for t in tensors):
             first = tensors[0]
             if not all(t.dtype == first.dtype and torch.equal(first, t) for t in tensors[1:]):
-                raise MergeError(f"tensor {name} is not floating point and differs between models")
+                raise MergeError(f"tensor {name} is not floating point and differs between the models")
             merged[name] = tensors[base_index].clone()
             continue
         try:

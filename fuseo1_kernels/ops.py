@@ -84,10 +84,10 @@ def as_arrays(tensors: Sequence[torch.Tensor], names: Sequence[str] | None = Non
     """
     if names is None:
         names = ["the base", *(f"target {i}" for i in range(1, len(tensors)))]
-    if not 2 <= len(tensors) <= MAX_TARGETS + 1:
-        raise MergeError(
-            f"a merge needs a base and 1 to {MAX_TARGETS} targets, not {max(len(tensors) - 1, 0)}"
-        )
+    if len(tensors) < 2:
+        raise MergeError("a merge needs a base and at least one target")
+    if len(tensors) > MAX_TARGETS + 1:
+        raise MergeError(f"1 to {MAX_TARGETS} targets are supported, not {len(tensors) - 1}")
     shape = tensors[0].shape
     arrays = []
     for name, tensor in zip(names, tensors, strict=True):
@@ -97,7 +97,7 @@ def as_arrays(tensors: Sequence[torch.Tensor], names: Sequence[str] | None = Non
             raise MergeError(f"{name} is on {tensor.device}; this version merges on the CPU")
         if tensor.shape != shape:
             raise MergeError(
-                f"{name} has shape {tuple(tensor.shape)}, {names[0]} has {tuple(shape)}"
+                f"{name} has shape {tuple(tensor.shape)}, {names[0]} {tuple(shape)}"
             )
         arrays.append(_array(tensor.detach().contiguous()))
     return arrays

@@ -292,8 +292,8 @@ def _notes(config: MergeConfig, sources: Mapping[str, Source]) -> Iterator[str]:
         extra = sorted(set(sources[model].tensors) - set(base.tensors))
         if extra:
             shown = ", ".join(extra[:5]) + (", ..." if len(extra) > 5 else "")
-            count = "1 tensor" if len(extra) == 1 else f"{len(extra)} tensors"
-            yield f"model {model}: left out, the base lacks {count}: {shown}"
+            lacking = "1 tensor that" if len(extra) == 1 else f"{len(extra)} tensors that"
+            yield f"model {model}: {lacking} the base lacks left out: {shown}"
         ours, theirs = (s.config.get("architectures") for s in (base, sources[model]))
         if ours and theirs and ours != theirs:
             yield f"model {model}: architecture {theirs}, the base's is {ours}"

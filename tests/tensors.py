@@ -57,13 +57,20 @@ def siblings(
     *,
     rms: float = 1e-3,
     seed: int = 0,
+    growing: bool = True,
 ) -> list[torch.Tensor]:
-    """A base like a trained weight and light fine-tunes of it; dtypes are dealt round, the base's first."""
+    """A base like a trained weight and light fine-tunes of it; dtypes are dealt round, the base's first.
+
+    Target i's task vector has an rms of i * `rms`, or of `rms` alike if not `growing`.
+    """
     g = torch.Generator().manual_seed(seed)
     shape = (shape,) if isinstance(shape, int) else tuple(shape)
     dealt = itertools.cycle([dtypes] if isinstance(dtypes, torch.dtype) else dtypes)
     base = torch.randn(shape, generator=g) * 0.02
-    tuned = [base + torch.randn(shape, generator=g) * rms * (i + 1) for i in range(targets)]
+    tuned = [
+        base + torch.randn(shape, generator=g) * rms * (i + 1 if growing else 1)
+        for i in range(targets)
+    ]
     return [t.to(dtype) for t, dtype in zip([base, *tuned], dealt, strict=False)]
 
 

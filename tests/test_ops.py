@@ -31,7 +31,7 @@ from tensors import (
 
 from fuseo1_kernels import _cpu, fuse, survey
 from fuseo1_kernels.backends import NOTHING, FuseParams, SurveyResult, load_backend
-from fuseo1_kernels.errors import BackendError, MergeError
+from fuseo1_kernels.errors import MergeError
 from fuseo1_kernels.ops import as_arrays
 
 MIXED = (BF16, FP32, FP16)
@@ -96,9 +96,9 @@ def test_one_to_sixtyfour_targets(backend: str, targets: int) -> None:
 
 def test_sixtyfive_targets_are_refused(backend: str) -> None:
     base, *targets = siblings(8, 65)
-    with pytest.raises(BackendError, match="1 to 64 targets are supported, not 65"):
+    with pytest.raises(MergeError, match="1 to 64 targets are supported, not 65"):
         survey(base, targets, backend=backend)
-    with pytest.raises(BackendError, match="1 to 64 targets are supported, not 65"):
+    with pytest.raises(MergeError, match="1 to 64 targets are supported, not 65"):
         fuse(base, targets, FuseParams((1.0,) * 65), backend=backend)
 
 
