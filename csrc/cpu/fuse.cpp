@@ -20,18 +20,15 @@ struct Selection {
   }
 };
 
-// a + b, made ready to be rounded once more to fewer bits: where fp32 cannot hold the sum, of its two fp32 neighbours
-// the one with an odd last bit ("round to odd"). Rounding that to nearest even gives what rounding the exact sum would;
-// rounding the nearest fp32 would not, next to a tie.
+// a + b, made ready to be rounded once more to fewer bits: where fp32 cannot hold the sum it is rounded to odd (cut off
+// towards zero, the last bit set). Rounding that to nearest even gives what rounding the exact sum would; rounding the
+// nearest fp32 would not, next to a tie.
 FUSEO1_INLINE Vf add_to_odd(Vf a, Vf b) {
   const Vf s = a + b;
   const Vf b_part = s - a;
-  const Vf error = (a - (s - b_part)) + (b - b_part);  // exact (Knuth's TwoSum); NaN if s is not finite
-  const Vu outward = (bits(s) ^ bits(error)) >> 31;    // 0: the exact sum lies further from zero than s
-  const Vu neighbour = bits(s) + 1u - 2u * outward;
-  const Vu s_is_even = (bits(s) & 1u) - 1u;
-  const Mask inexact = greater(error, Vf{}) | greater(Vf{}, error);
-  return from_bits(select(inexact, (neighbour & s_is_even) | (bits(s) & ~s_is_even), bits(s)));
+  const Vf error = (a - (s - b_part)) + (b - b_part);     // exact (Knuth's TwoSum); NaN if s is not finite
+  const Vu beyond_exact = (bits(s) ^ bits(error)) >> 31;  // 1: s lies further from zero than the exact sum
+  return from_bits(select(not_equal(error, Vf{}), (bits(s) - beyond_exact) | 1u, bits(s)));
 }
 
 // One block to `out`; returns the largest magnitude written, as the output's bits.
@@ -39,7 +36,7 @@ template <class Out, int kTargets, bool kMasked>
 uint32_t fuse_block(const fuseo1_fuse_params& params, const Block& block, Selection chosen, typename Out::Bits* out) {
   const int n = kTargets ? kTargets : params.targets;
   const Vf nothing = splat(-0.0f);  // x + -0.0 is x, for -0.0 too
-  Vu peak{};
+  alignas(64) float deltas[kBlock];
   for (int j = 0; j < kBlock; j += kWidth) {
     const Vf s = sum_of<kTargets>(block, n, j);
     const Mask selected = kMasked ? chosen.mask<kTargets>(block, n, j) : Mask{};
@@ -56,9 +53,14 @@ uint32_t fuse_block(const fuseo1_fuse_params& params, const Block& block, Select
     const Vf floor = splat(params.floor_divisor);
     const Vf divisor = params.floor_divisor == 0.0f ? select(equal(den, Vf{}), splat(1.0f), den)
                                                     : select(greater(den, floor), den, floor);
-    const Vf b = load<Vf>(block.base + j), delta = num / divisor;
+    store(deltas + j, select(is_finite(s), num / divisor, splat(__builtin_nanf(""))));
+  }
+  // A loop of its own: the processor overlaps more of two short dependency chains than of one long one.
+  Vu peak{};
+  for (int j = 0; j < kBlock; j += kWidth) {
+    const Vf b = load<Vf>(block.base + j), delta = load<Vf>(deltas + j);
     const Vf sum = Out::kNarrow ? add_to_odd(b, delta) : b + delta;
-    const Vu result = Out::narrow(select(is_finite(s), sum, splat(__builtin_nanf(""))));
+    const Vu result = select(equal(sum, sum), Out::round(sum), splat(Out::kNan));
     peak = max(peak, result & Out::kAbs);
     store_lanes(out + j, result);
   }

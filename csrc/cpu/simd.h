@@ -50,12 +50,14 @@ FUSEO1_INLINE Vf splat(float x) { return x - Vf{}; }
 FUSEO1_INLINE Vu splat(uint32_t x) { return x - Vu{}; }
 FUSEO1_INLINE Vu max(Vu a, Vu b) { return a > b ? a : b; }
 
-// Comparisons. AVX-512 has registers of its own for their results, which GCC 12's vector extensions do not use.
+// Comparisons; all are false where an operand is NaN. AVX-512 has registers of its own for their results, which GCC
+// 12's vector extensions do not use.
 #if defined(__AVX512F__)
 using Mask = __mmask16;
 FUSEO1_INLINE Mask greater(Vf a, Vf b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GT_OQ); }
 FUSEO1_INLINE Mask greater_equal(Vf a, Vf b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GE_OQ); }
 FUSEO1_INLINE Mask equal(Vf a, Vf b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_EQ_OQ); }
+FUSEO1_INLINE Mask not_equal(Vf a, Vf b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_NEQ_OQ); }
 FUSEO1_INLINE Mask greater(Vi a, Vi b) { return _mm512_cmpgt_epi32_mask((__m512i)a, (__m512i)b); }
 FUSEO1_INLINE Mask equal(Vi a, Vi b) { return _mm512_cmpeq_epi32_mask((__m512i)a, (__m512i)b); }
 FUSEO1_INLINE Vf select(Mask m, Vf a, Vf b) { return (Vf)_mm512_mask_blend_ps(m, (__m512)b, (__m512)a); }
@@ -66,10 +68,11 @@ using Mask = Vi;
 FUSEO1_INLINE Mask greater(Vf a, Vf b) { return a > b; }
 FUSEO1_INLINE Mask greater_equal(Vf a, Vf b) { return a >= b; }
 FUSEO1_INLINE Mask equal(Vf a, Vf b) { return a == b; }
+FUSEO1_INLINE Mask not_equal(Vf a, Vf b) { return (a < b) | (a > b); }
 FUSEO1_INLINE Mask greater(Vi a, Vi b) { return a > b; }
 FUSEO1_INLINE Mask equal(Vi a, Vi b) { return a == b; }
-FUSEO1_INLINE Vu select(Mask m, Vu a, Vu b) { return (a & (Vu)m) | (b & ~(Vu)m); }
-FUSEO1_INLINE Vf select(Mask m, Vf a, Vf b) { return from_bits(select(m, bits(a), bits(b))); }
+FUSEO1_INLINE Vu select(Mask m, Vu a, Vu b) { return m ? a : b; }
+FUSEO1_INLINE Vf select(Mask m, Vf a, Vf b) { return m ? a : b; }
 // One bit a lane.
 FUSEO1_INLINE uint32_t lane_bits(Mask m) {
 #if defined(__AVX2__)
@@ -134,17 +137,16 @@ FUSEO1_INLINE void store_lanes(uint16_t* p, Vu v) {
 }
 FUSEO1_INLINE void store_lanes(uint32_t* p, Vu v) { store(p, v); }
 
-// --- element types: exact widening to fp32, rounding to nearest even back ---
+// --- element types: exact widening to fp32; rounding to nearest even back, of anything but NaN ---
 
 struct Bf16 {
   using Bits = uint16_t;
   static FUSEO1_INLINE Vf widen(const Bits* p) { return from_bits(load_u16(p) << 16); }
-  static FUSEO1_INLINE Vu narrow(Vf v) {
+  static FUSEO1_INLINE Vu round(Vf v) {
     const Vu u = bits(v);
-    const Vu rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
-    return select(equal(v, v), rounded, splat(0x7fc0u));
+    return (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
   }
-  static constexpr uint32_t kInf = 0x7f80u, kAbs = 0x7fffu;
+  static constexpr uint32_t kInf = 0x7f80u, kNan = 0x7fc0u, kAbs = 0x7fffu;
   static constexpr bool kNarrow = true;  // holds fewer bits than fp32
 };
 
@@ -158,7 +160,7 @@ struct Fp16 {
     const Vu special = keep(greater((Vi)magnitude, (Vi)splat((0x7c00u << 13) - 1)), splat(kInfBits));
     return from_bits(scaled | special | ((u & 0x8000u) << 16));
   }
-  static FUSEO1_INLINE Vu narrow(Vf v) {
+  static FUSEO1_INLINE Vu round(Vf v) {
     const Vu u = bits(v) & 0x7fffffffu;
     const Vu sign = (bits(v) >> 16) & 0x8000u;
     // Below 2^-14, adding 0.5 lets the fp32 adder round to multiples of 2^-24, fp16's smallest.
@@ -166,18 +168,17 @@ struct Fp16 {
     const Vu normal = (u - 0x38000000u + 0xfffu + ((u >> 13) & 1u)) >> 13;
     const auto above = [&](uint32_t limit) { return greater((Vi)u, (Vi)splat(limit)); };
     Vu r = select(above(0x387fffffu), normal, denormal);
-    r = select(above(0x477fefffu), splat(0x7c00u), r);
-    return select(above(kInfBits), splat(0x7e00u), r | sign);
+    return select(above(0x477fefffu), splat(0x7c00u), r) | sign;
   }
-  static constexpr uint32_t kInf = 0x7c00u, kAbs = 0x7fffu;
+  static constexpr uint32_t kInf = 0x7c00u, kNan = 0x7e00u, kAbs = 0x7fffu;
   static constexpr bool kNarrow = true;
 };
 
 struct Fp32 {
   using Bits = uint32_t;
   static FUSEO1_INLINE Vf widen(const Bits* p) { return load<Vf>(p); }
-  static FUSEO1_INLINE Vu narrow(Vf v) { return select(equal(v, v), bits(v), splat(0x7fc00000u)); }
-  static constexpr uint32_t kInf = kInfBits, kAbs = 0x7fffffffu;
+  static FUSEO1_INLINE Vu round(Vf v) { return bits(v); }
+  static constexpr uint32_t kInf = kInfBits, kNan = 0x7fc00000u, kAbs = 0x7fffffffu;
   static constexpr bool kNarrow = false;
 };
 
