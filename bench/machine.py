@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from fuseo1_kernels import _cpu
-from fuseo1_kernels.ops import default_threads
+from fuseo1_kernels.threads import resolve_threads
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
 _PACKAGES = ("torch", "mergekit", "transformers", "safetensors", "tokenizers", "numpy", "pydantic")
@@ -32,7 +32,7 @@ class Memcpy:
     def __init__(self, nbytes: int, threads: int | None = None) -> None:
         self._source = torch.ones(nbytes, dtype=torch.uint8)
         self._target = torch.zeros(nbytes, dtype=torch.uint8)
-        self._threads = threads or default_threads()
+        self._threads = threads or resolve_threads(None)
         self.moved = 2 * nbytes
 
     def seconds(self, repeats: int) -> list[float]:
@@ -57,7 +57,7 @@ def describe() -> dict[str, Any]:
         "command": shlex.join(["python", *sys.argv]),
         "commit": _commit(),
         "cpu": _cpu_model(),
-        "cores": default_threads(),
+        "cores": resolve_threads(None),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "load": round(os.getloadavg()[0], 2),
         "isa": _cpu.isa(),
