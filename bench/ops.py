@@ -107,7 +107,7 @@ def measure(
         peer = partial(peer_merge, tensors, "sce", base_index=0, parameters=parameters)
     calls = our_calls(tensors, select_topk)
     whole = 2 * nbytes(*tensors) + nbytes(tensors[0])
-    memcpy = Memcpy(whole // 2)
+    memcpy = Memcpy(tensors)
     works = {name: work for name, (work, _) in calls.items()}
     taken = take_turns(works, peer, memcpy, rounds, repeats)
 

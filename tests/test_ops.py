@@ -683,3 +683,29 @@ def test_beyond_two_to_the_31_elements() -> None:
     local = replace(params, tie_limit=small.tie_limit)
     assert_same_bits(merged[tail:], fuse(parts[0], parts[1:], local, backend="reference"))
     assert not any(part.view(torch.int64).any() for part in merged[:tail].split(1 << 26))
+
+
+# --- very many equal scores among the candidates ---
+
+
+@pytest.mark.parametrize("topk", [0.05, 0.1, 0.3, 0.5, 0.7])
+@pytest.mark.parametrize("levels", [1, 2, 40])
+def test_more_ties_than_are_sorted(levels: int, topk: float) -> None:
+    """Over 65,536 candidates of one score: the cut is found by segments (csrc/cpu/candidates.cpp)."""
+    g = torch.Generator().manual_seed(levels)
+    steps = torch.randint(1, levels + 1, (400_003,), generator=g) * 2.0**-10
+    base = torch.zeros_like(steps)
+    targets = [steps, base, -steps]
+    expected = survey(base, targets, select_topk=topk, backend="reference")
+    for threads in (1, 3):
+        found = survey(base, targets, select_topk=topk, backend="cpu", threads=threads)
+        assert replace(found, passes=1) == expected
+    assert found.passes == 1
+
+
+@pytest.mark.parametrize("topk", [0.05, 0.1, 0.3, 0.5, 0.7])
+def test_light_fine_tunes_in_bf16_tie_in_clusters(topk: float) -> None:
+    base, *targets = siblings(1_000_001, 3, BF16, rms=1e-4)
+    expected = survey(base, targets, select_topk=topk, backend="reference")
+    found = survey(base, targets, select_topk=topk, backend="cpu")
+    assert replace(found, passes=1) == expected

@@ -1,50 +1,107 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "candidates.h"
 
+#include <atomic>
+
+#include "parallel.h"
+
 namespace fuseo1 {
 namespace {
 
-template <class Visit>
-void each(const std::vector<const Candidates*>& lists, const Visit& visit) {
-  for (const Candidates* list : lists) {
-    for (int64_t c = 0, n = list->count(); c < n; ++c) visit(*list, c);
+constexpr uint32_t kBins = 4096;       // a histogram of this many stays in the L1 cache while it is filled
+constexpr int64_t kFewEnough = 65536;  // to be sorted
+
+// A candidate in the range where the selection ends.
+struct Contender {
+  uint32_t score;
+  int64_t index, place;
+  size_t list;
+
+  bool operator<(const Contender& other) const {
+    return score != other.score ? score > other.score : index < other.index;
+  }
+};
+
+using Lists = std::vector<const Candidates*>;
+
+// Counts what bin(list, c) gives for every candidate; negative is not counted.
+template <class Bin>
+std::vector<int64_t> histogram(const Lists& lists, int64_t bins, const Bin& bin) {
+  std::vector<std::vector<int64_t>> parts(lists.size(), std::vector<int64_t>(bins));
+  in_parallel(static_cast<int64_t>(lists.size()), [&](int64_t i) {
+    for (int64_t c = 0, n = lists[i]->count(); c < n; ++c) {
+      const int64_t b = bin(*lists[i], c);
+      if (b >= 0) ++parts[i][b];
+    }
+  });
+  for (size_t i = 1; i < parts.size(); ++i) {
+    for (int64_t b = 0; b < bins; ++b) parts[0][b] += parts[i][b];
+  }
+  return parts[0];
+}
+
+// Narrows `range` until few enough candidates are in it, or it is one score. Returns how many of those in it are
+// selected; *inside says how many there are.
+int64_t narrow(const Lists& lists, int64_t wanted, Bracket* range, int64_t* inside) {
+  for (;;) {
+    int shift = 0;
+    while ((range->high - range->low) >> shift >= kBins) ++shift;
+    const auto bins = histogram(lists, kBins, [&](const Candidates& list, int64_t c) -> int64_t {
+      const uint32_t score = list.score(c);
+      if (score < range->low || score > range->high) return -1;
+      return (score - range->low) >> shift;
+    });
+    uint32_t bin = kBins - 1;
+    for (; bins[bin] < wanted; --bin) wanted -= bins[bin];
+    range->low += bin << shift;
+    range->high = std::min(range->high, range->low + ((1u << shift) - 1));
+    *inside = bins[bin];
+    if (shift == 0 || *inside <= kFewEnough) return wanted;
   }
 }
 
 }  // namespace
 
-Cut select_candidates(const std::vector<const Candidates*>& lists, int64_t wanted, Bracket within, Totals* totals) {
-  // A histogram over the bracket leaves one bin to sort: small enough to stay in the L1 cache while it is filled.
-  constexpr uint32_t kBins = 4096;
-  int shift = 0;
-  while ((within.high - within.low) >> shift >= kBins) ++shift;
-  const auto bin_of = [&](uint32_t score) { return (score - within.low) >> shift; };
-  std::vector<int64_t> histogram(kBins);
-  each(lists, [&](const Candidates& list, int64_t c) { ++histogram[bin_of(list.score(c))]; });
-  uint32_t bin = kBins - 1;
-  int64_t rest = wanted;
-  for (; histogram[bin] < rest; --bin) rest -= histogram[bin];
+Cut select_candidates(const Lists& lists, const std::vector<Totals*>& totals, int64_t wanted, Bracket range) {
+  int64_t inside;
+  int64_t rest = narrow(lists, wanted, &range, &inside);
+  const bool all_inside = rest == inside;
 
-  struct Contender {
-    uint32_t score;
-    int64_t index, place;
-    const Candidates* list;
-  };
-  std::vector<Contender> contenders;
-  contenders.reserve(static_cast<size_t>(histogram[bin]));
-  each(lists, [&](const Candidates& list, int64_t c) {
-    const uint32_t score = list.score(c), b = bin_of(score);
-    if (b > bin) list.add_energy(c, totals);
-    if (b == bin) contenders.push_back({score, list.index(c), c, &list});
+  // Very many of one score: all before some segment are selected, and only that segment's are sorted.
+  int64_t cut = -1;
+  if (inside > kFewEnough) {
+    int64_t last = 0;
+    for (const Candidates* list : lists) last = std::max(last, list->last_index());
+    const auto segments = histogram(lists, last / kSegment + 1, [&](const Candidates& list, int64_t c) -> int64_t {
+      return list.score(c) == range.low ? list.index(c) / kSegment : -1;
+    });
+    for (cut = 0; segments[cut] < rest; ++cut) rest -= segments[cut];
+  }
+
+  std::vector<std::vector<Contender>> found(lists.size());
+  in_parallel(static_cast<int64_t>(lists.size()), [&](int64_t i) {
+    const Candidates& list = *lists[i];
+    for (int64_t c = 0, n = list.count(); c < n; ++c) {
+      const uint32_t score = list.score(c);
+      if (score < range.low) continue;
+      const int64_t index = list.index(c), segment = cut < 0 ? -1 : index / kSegment;
+      if (score > range.high || segment < cut) {
+        list.add_energy(c, totals[i]);
+      } else if (segment == cut) {
+        found[i].push_back({score, index, c, static_cast<size_t>(i)});
+      }
+    }
   });
-  const auto better = [](const Contender& a, const Contender& b) {
-    return a.score != b.score ? a.score > b.score : a.index < b.index;
-  };
+
+  std::vector<Contender> contenders;
+  for (const auto& part : found) contenders.insert(contenders.end(), part.begin(), part.end());
   const auto last = contenders.begin() + (rest - 1);
-  std::nth_element(contenders.begin(), last, contenders.end(), better);
-  for (auto c = contenders.begin(); c <= last; ++c) c->list->add_energy(c->place, totals);
+  std::nth_element(contenders.begin(), last, contenders.end());
+  for (auto c = contenders.begin(); c <= last; ++c) lists[c->list]->add_energy(c->place, totals[c->list]);
   const bool splits_ties =
-      std::any_of(last + 1, contenders.end(), [&](const Contender& c) { return c.score == last->score; });
+      cut < 0 ? std::any_of(
+                    last + 1, contenders.end(), [&](const Contender& c) { return c.score == last->score; })
+              : !all_inside;
   return {last->score, last->index, splits_ties};
 }
 

@@ -39,6 +39,11 @@ class Candidates {
 
   uint32_t score(int64_t c) const { return record(c)[0]; }
   int64_t index(int64_t c) const { return static_cast<int64_t>(record(c)[2]) << 32 | record(c)[1]; }
+  int64_t last_index() const {  // the highest of all
+    int64_t most = 0;
+    for (int64_t c = 0, n = count(); c < n; ++c) most = std::max(most, index(c));
+    return most;
+  }
   void add_energy(int64_t c, Totals* totals) const {
     const uint32_t* t = record(c) + 3;
     const uint8_t* exponent = reinterpret_cast<const uint8_t*>(t + targets_);
@@ -63,9 +68,10 @@ struct Cut {
   bool splits_ties;    // whether others of that score are left out
 };
 
-// Adds the energies of the `wanted` best candidates of all lists: highest score first, ties by lowest index. Every
-// score lies in `within`; 1 <= wanted <= the number of candidates.
-Cut select_candidates(const std::vector<const Candidates*>& lists, int64_t wanted, Bracket within, Totals* totals);
+// Selects the `wanted` best candidates of all lists: highest score first, ties by lowest index. The energies of list
+// i's go to totals[i]. Every score lies in `range`; 1 <= wanted <= the number of candidates. A thread a list.
+Cut select_candidates(const std::vector<const Candidates*>& lists, const std::vector<Totals*>& totals, int64_t wanted,
+                      Bracket range);
 
 }  // namespace fuseo1
 #endif  // FUSEO1_CPU_CANDIDATES_H_

@@ -42,6 +42,25 @@ class DefaultFloatingPoint {
 #endif
 };
 
+// Calls work(0) .. work(count - 1), each on a thread of its own; should the system grant fewer threads, the caller's
+// does the rest. work must not throw.
+template <class Work>
+void in_parallel(int64_t count, const Work& work) {
+  const auto guarded = [&](int64_t i) {
+    const DefaultFloatingPoint guard;
+    work(i);
+  };
+  std::vector<std::thread> others;
+  int64_t started = 1;
+  try {
+    for (; started < count; ++started) others.emplace_back(guarded, started);
+  } catch (const std::system_error&) {
+  }
+  if (count > 0) guarded(0);
+  for (; started < count; ++started) guarded(started);
+  for (std::thread& t : others) t.join();
+}
+
 // Calls work(thread, begin, end) until the segments of [offset, offset + count) are done; begin and end count from
 // `offset`. work must not throw.
 template <class Work>
@@ -49,22 +68,13 @@ void for_each_segment(int64_t offset, int64_t count, int threads, const Work& wo
   const int64_t first = offset / kSegment;
   const int64_t segments = (offset + count + kSegment - 1) / kSegment - first;
   std::atomic<int64_t> next{0};
-  const auto loop = [&](int thread) {
-    const DefaultFloatingPoint guard;
+  in_parallel(std::min<int64_t>(threads, segments), [&](int64_t thread) {
     for (int64_t s; (s = next.fetch_add(1, std::memory_order_relaxed)) < segments;) {
       const int64_t begin = std::max<int64_t>((first + s) * kSegment - offset, 0);
       const int64_t end = std::min<int64_t>((first + s + 1) * kSegment - offset, count);
-      work(thread, begin, end);
+      work(static_cast<int>(thread), begin, end);
     }
-  };
-  std::vector<std::thread> others;
-  try {
-    for (int t = 1; t < std::min<int64_t>(threads, segments); ++t) others.emplace_back(loop, t);
-  } catch (const std::system_error&) {
-    // The system grants no more threads: those there are take all segments.
-  }
-  loop(0);
-  for (std::thread& t : others) t.join();
+  });
 }
 
 }  // namespace fuseo1

@@ -164,8 +164,6 @@ void fuseo1_survey::score_segment(const Chunk& chunk, Share& share, int64_t begi
 void fuseo1_survey::merge_totals() {
   for (const auto& share : shares) {
     const Totals& mine = share->totals;
-    totals.nonzero += mine.nonzero;
-    totals.above += mine.above;
     for (int i = 0; i < targets + 2; ++i) totals.nonfinite[i] += mine.nonfinite[i];
     for (int i = 0; i < targets; ++i) {
       for (int e = 0; e < kExponents; ++e) totals.bins[i][e] += mine.bins[i][e];
@@ -175,8 +173,12 @@ void fuseo1_survey::merge_totals() {
 
 Cut fuseo1_survey::select(int64_t count, Bracket within) {
   std::vector<const Candidates*> lists;
-  for (const auto& share : shares) lists.push_back(&share->candidates);
-  return select_candidates(lists, count, within, &totals);
+  std::vector<Totals*> sums;
+  for (const auto& share : shares) {
+    lists.push_back(&share->candidates);
+    sums.push_back(&share->totals);
+  }
+  return select_candidates(lists, sums, count, within);
 }
 
 std::vector<int64_t> fuseo1_survey::merged_histogram() const {
@@ -231,19 +233,23 @@ Bracket fuseo1_survey::energy_bracket(int64_t index) const {
 }
 
 bool fuseo1_survey::finish_scan() {
-  merge_totals();
   if (candidate_count > max_candidates) return false;
-  nonzero = totals.nonzero;
-  const int64_t k = static_cast<int64_t>(floor(select_topk * static_cast<double>(nonzero)));
-  if (k == 0) {
-    for (auto& bins : totals.bins) std::fill(std::begin(bins), std::end(bins), 0);
-    settle(kNothing, 0, -1);
-    return true;
+  int64_t above = 0;
+  nonzero = 0;
+  for (const auto& share : shares) {
+    nonzero += share->totals.nonzero;
+    above += share->totals.above;
   }
-  const int64_t inside = k - totals.above;
-  if (inside < 1 || inside > candidate_count) return false;
-  const Cut cut = select(inside, bracket);
-  settle(cut.threshold, k, cut.splits_ties ? cut.last_tie : numel - 1);
+  const int64_t k = static_cast<int64_t>(floor(select_topk * static_cast<double>(nonzero)));
+  const int64_t inside = k - above;
+  if (k > 0 && (inside < 1 || inside > candidate_count)) return false;
+  if (k > 0) {
+    const Cut cut = select(inside, bracket);
+    settle(cut.threshold, k, cut.splits_ties ? cut.last_tie : numel - 1);
+  } else {
+    settle(kNothing, 0, -1);
+  }
+  merge_totals();
   return true;
 }
 
@@ -288,7 +294,6 @@ void fuseo1_survey::end_pass() {
       if (finish_scan()) {
         enter(FUSEO1_SURVEY_DONE);
       } else {
-        totals = Totals();
         enter(FUSEO1_SURVEY_HIGH);
       }
       break;
@@ -302,8 +307,8 @@ void fuseo1_survey::end_pass() {
       finish_ties();
       break;
     default:
-      merge_totals();
       if (cut_segment >= 0) tie_limit = select(wanted, {threshold, threshold}).last_tie;
+      merge_totals();
       enter(FUSEO1_SURVEY_DONE);
   }
 }
