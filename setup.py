@@ -24,6 +24,7 @@ class CMakeBuild(build_ext):
         build.mkdir(parents=True, exist_ok=True)
         configure = [
             "cmake",
+            "--fresh",  # pip's build environments come and go; a cache would point into an old one
             "-S",
             str(ROOT),
             "-B",

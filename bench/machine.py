@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from fuseo1_kernels import _cpu
+from fuseo1_kernels.arrays import advise_huge_pages
 from fuseo1_kernels.threads import resolve_threads
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
@@ -32,7 +33,10 @@ class Memcpy:
     """
 
     def __init__(self, tensors: Sequence[torch.Tensor], threads: int | None = None) -> None:
-        self._pairs = [(torch.zeros_like(t), t) for t in tensors]
+        self._pairs = [(torch.empty_like(t), t) for t in tensors]
+        for target, _ in self._pairs:
+            advise_huge_pages(target.data_ptr(), target.nbytes)  # as for a merge's new output
+            target.zero_()
         self._threads = resolve_threads(threads)
         self.moved = 2 * sum(t.nbytes for t in tensors)
 

@@ -64,10 +64,10 @@ def advise_huge_pages(address: int, nbytes: int) -> None:
 
 
 class Buffer:
-    """Page-aligned memory of `nbytes` bytes that the system takes back as soon as the buffer is closed."""
+    """Page-aligned memory of `nbytes` bytes, given back whole when the buffer goes. OSError if there is none."""
 
     def __init__(self, nbytes: int) -> None:
-        self._map = mmap.mmap(-1, max(nbytes, 1))
+        self._map = mmap.mmap(-1, max(nbytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             self._map.madvise(mmap.MADV_HUGEPAGE)
         self.view = memoryview(self._map)

@@ -78,7 +78,7 @@ def dry_run(
             load_backend(backend)
         with collected():
             workers, _, share = divide(plan, threads, max_memory)
-            memory = workers * share
+            memory = workers * share.total
         lender = None
         with collected():
             lender = open_lender(config, sources, stack, download=False)

@@ -22,7 +22,7 @@ from .config import MergeConfig, load_config, parse_config
 from .errors import CheckpointError, ConfigError, MergeError
 from .plan import Plan, make_plan
 from .recipes import find_recipe, nearest_recipe
-from .streaming import TensorMerger, TensorReport, memory_floor
+from .streaming import Memory, TensorMerger, TensorReport, memory_floor, plan_memory
 from .threads import resolve_threads
 
 DEFAULT_SHARD_SIZE = 5_000_000_000
@@ -254,7 +254,7 @@ def _run(
     progress: Progress | None,
 ) -> list[TensorReport]:
     """Merge all tensors, the largest first so that the workers end together."""
-    workers, per_worker, share = divide(plan, threads, max_memory)
+    workers, per_worker, memory = divide(plan, threads, max_memory)
     jobs = sorted(plan.jobs, key=lambda job: -job.numel)
     remaining, lock, stop = iter(jobs), threading.Lock(), threading.Event()
     if progress:
@@ -263,7 +263,7 @@ def _run(
 
     def work() -> list[TensorReport]:
         reports = []
-        merger = TensorMerger(backend, sink, share, per_worker, nonfinite, advance, stop)
+        merger = TensorMerger(backend, sink, memory, per_worker, nonfinite, advance, stop)
         while not stop.is_set():
             with lock:
                 job = next(remaining, None)
@@ -288,8 +288,8 @@ def _run(
             progress.close()
 
 
-def divide(plan: Plan, threads: int | None, max_memory: int) -> tuple[int, int, int]:
-    """(workers, threads of each, bytes of each) for this plan; MergeError if the memory is too small."""
+def divide(plan: Plan, threads: int | None, max_memory: int) -> tuple[int, int, Memory]:
+    """(workers, threads of each, memory of each) for this plan; MergeError if it is too small."""
     threads = resolve_threads(threads)
     needed = max((memory_floor(job) for job in plan.jobs), default=0)
     if needed > max_memory:
@@ -299,7 +299,7 @@ def divide(plan: Plan, threads: int | None, max_memory: int) -> tuple[int, int, 
         )
     fit = max_memory // max(needed, _LEAST_WORKER_MEMORY)
     workers = max(1, min(threads, len(plan.jobs), fit))
-    return workers, max(1, threads // workers), max_memory // workers
+    return workers, max(1, threads // workers), plan_memory(plan.jobs, max_memory // workers)
 
 
 def _energy_share(reports: Sequence[TensorReport]) -> dict[str, float]:

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from .backends import FuseParams, load_backend
+from .backends import FuseParams, SurveyResult, load_backend
 from .errors import ConfigError, MergeError, did_you_mean
-from .methods import METHODS, Method, Scalar
+from .methods import METHODS, Scalar
 from .ops import as_arrays, fuse_into, output_for
 from .threads import resolve_threads
 from .weights import sce_params
@@ -61,7 +61,7 @@ def merge_tensors(
 
     Source: SCE, arXiv 2408.07990.
     """
-    record, values = _resolve(method, parameters)
+    values = _resolve(method, parameters)
     if not -len(tensors) <= base_index < len(tensors):
         raise MergeError(f"base_index {base_index}, but there are {len(tensors)} tensors")
     if nonfinite not in NONFINITE:
@@ -86,7 +86,7 @@ def merge_tensors(
     survey = engine.survey(inputs, float(values["select_topk"]), threads)
     if nonfinite == "error":
         _refuse_nonfinite(survey.nonfinite, names)
-    params = _params(record, survey, inputs[0].numel, values)
+    params = _params(survey, inputs[0].numel, values)
     written = fuse_into(engine, inputs, params, result, threads)
     if written and nonfinite == "error":
         raise MergeError(
@@ -146,7 +146,9 @@ def merge_state_dicts(
         if not all(t.is_floating_point() for t in tensors):
             first = tensors[0]
             if not all(t.dtype == first.dtype and torch.equal(first, t) for t in tensors[1:]):
-                raise MergeError(f"tensor {name} is not floating point and differs between the models")
+                raise MergeError(
+                    f"tensor {name} is not floating point and differs between the models"
+                )
             merged[name] = tensors[base_index].clone()
             continue
         try:
@@ -169,7 +171,7 @@ def merge_state_dicts(
     return merged
 
 
-def _resolve(method: str, parameters: Mapping[str, Any] | None) -> tuple[Method, dict[str, Scalar]]:
+def _resolve(method: str, parameters: Mapping[str, Any] | None) -> dict[str, Scalar]:
     if method not in METHODS:
         raise ConfigError(f"merge method {method!r}: this version has {', '.join(METHODS)}")
     record = METHODS[method]
@@ -180,10 +182,10 @@ def _resolve(method: str, parameters: Mapping[str, Any] | None) -> tuple[Method,
                 f"{method} has no parameter {name!r}{did_you_mean(name, record.parameters)}"
             )
         values[name] = record.parameters[name].validate(value, name)
-    return record, values
+    return values
 
 
-def _params(record: Method, survey: Any, numel: int, values: Mapping[str, Scalar]) -> FuseParams:
+def _params(survey: SurveyResult, numel: int, values: Mapping[str, Scalar]) -> FuseParams:
     return sce_params(survey, numel, float(values["select_topk"]), str(values["variant"]))
 
 

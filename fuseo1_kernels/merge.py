@@ -8,6 +8,8 @@ import re
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from decimal import Decimal
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
@@ -128,8 +130,6 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 1 for a failed merge, 130 if interrupted."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _terminate)
     parser = make_parser()
     options = parser.parse_args(argv)
     if options.list_recipes:
@@ -139,7 +139,8 @@ def main(argv: list[str] | None = None) -> int:
     if options.out is None and not options.dry_run:
         parser.error("give OUT, the directory of the merged model")
     try:
-        return _merge(options)
+        with _sigterm_interrupts():
+            return _merge(options)
     except MergeError as error:
         print(f"fuseo1-merge: error: {error}", file=sys.stderr)
         return 1
@@ -242,9 +243,21 @@ def _short(number: int) -> str:
     return f"{value:.3g} {prefix}"
 
 
-def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
     """SIGTERM ends a merge as Ctrl-C does: with its partial output removed."""
-    raise KeyboardInterrupt
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

@@ -96,9 +96,7 @@ def as_arrays(tensors: Sequence[torch.Tensor], names: Sequence[str] | None = Non
         if tensor.device.type != "cpu":
             raise MergeError(f"{name} is on {tensor.device}; this version merges on the CPU")
         if tensor.shape != shape:
-            raise MergeError(
-                f"{name} has shape {tuple(tensor.shape)}, {names[0]} {tuple(shape)}"
-            )
+            raise MergeError(f"{name} has shape {tuple(tensor.shape)}, {names[0]} {tuple(shape)}")
         arrays.append(_array(tensor.detach().contiguous()))
     return arrays
 

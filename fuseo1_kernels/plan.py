@@ -18,7 +18,10 @@ from .config import MergeConfig, OutputSlice
 T = TypeVar("T", float, str)
 
 _LAYER = re.compile(r"(?P<before>(?:.*\.)?(?:layers|h|blocks)\.)(?P<index>\d+)(?P<after>\..+)")
-_EMBEDDING = re.compile(r"embed|wte|lm_head")
+# Rows are tokens.
+_EMBEDDING = re.compile(
+    r"(?:.*\.)?(?:embed_tokens|word_embeddings|wte|embed_in|embed_out|lm_head)\.weight"
+)
 # Outside the layers, these come before them; the others after. It matters for `slices` alone.
 _BEFORE_LAYERS = re.compile(r"embed|wte|wpe")
 
@@ -60,8 +63,8 @@ class Job:
 class Plan:
     """Everything that is known before the first byte is read.
 
-    `problems` make the merge impossible, `notes` are worth knowing. `num_layers` and `vocab_size` are
-    given where they differ from the base's.
+    `problems` make the merge impossible, `notes` are worth knowing. `num_layers` is given for a merge of
+    slices, `vocab_size` for one that crops embeddings.
     """
 
     jobs: tuple[Job, ...]
@@ -211,7 +214,7 @@ def _count_layers(source: Source) -> int:
 
 def _position(index: int, layers: int) -> float:
     """Where a layer stands in a gradient: 0 the first, 1 the last (mergekit's rule)."""
-    return index / (layers - 1) if layers > 1 else 1.0
+    return min(index / (layers - 1), 1.0) if layers > 1 else 1.0
 
 
 def _job(
@@ -262,7 +265,7 @@ def _common_shape(
         return shapes.pop()
     listed = ", ".join(f"{x.source.name}: {list(x.info.shape)}" for x in inputs)
     rows_alone = len({s[1:] for s in shapes}) == 1 and all(len(s) == 2 for s in shapes)
-    if not (rows_alone and _EMBEDDING.search(name)):
+    if not (rows_alone and _EMBEDDING.fullmatch(name)):
         problems.append(f"tensor {name}: shapes differ ({listed})")
         return None
     if not crop_embeddings:
@@ -279,7 +282,7 @@ def _uneven_embeddings(jobs: list[Job], cropped: Mapping[str, int]) -> Iterator[
     """Cropping must leave one vocabulary size: the input and the output embedding belong together."""
     rows = min(cropped.values())
     for job in jobs:
-        if len(job.shape) == 2 and _EMBEDDING.search(job.name) and job.shape[0] != rows:
+        if len(job.shape) == 2 and _EMBEDDING.fullmatch(job.name) and job.shape[0] != rows:
             yield (
                 f"tensor {job.name}: has {job.shape[0]} rows, but {' and '.join(cropped)} would be "
                 f"cropped to {rows}"

@@ -32,19 +32,40 @@ class TensorReport:
     energy: dict[str, float]
 
 
+@dataclass(frozen=True)
+class Memory:
+    """A worker's memory in bytes: for inputs, for one chunk of output, for what a survey keeps."""
+
+    inputs: int
+    output: int
+    survey: int
+
+    @property
+    def total(self) -> int:
+        return self.inputs + self.output + self.survey
+
+
+def plan_memory(jobs: Sequence[Job], max_bytes: int) -> Memory:
+    """A worker's memory for any of `jobs`: at most `max_bytes`, and no more than the largest needs."""
+    survey = max_bytes // 4
+    output = min(_CHUNK * 4, max_bytes // 4)
+    largest = max((job.input_bytes + _ALIGN * len(job.inputs) for job in jobs), default=1)
+    return Memory(min(max_bytes - survey - output, largest), output, survey)
+
+
 def memory_floor(job: Job) -> int:
     """The least bytes with which `job` can be merged."""
     return 4 * _LEAST_CHUNK * (_element_bytes(job) + 4) + _SURVEY_FLOOR
 
 
 class TensorMerger:
-    """A worker: merges one tensor at a time in buffers of its own, `max_bytes` in all."""
+    """A worker: merges one tensor at a time in buffers of its own."""
 
     def __init__(
         self,
         backend: Backend,
         sink: Sink,
-        max_bytes: int,
+        memory: Memory,
         threads: int,
         nonfinite: str,
         advance: Callable[[int], None],
@@ -56,11 +77,14 @@ class TensorMerger:
         self._nonfinite = nonfinite
         self._advance = advance
         self._stop = stop
-        # A quarter for what a survey keeps, the rest for inputs and one chunk of output.
-        self._survey_bytes = max_bytes // 4
-        out_bytes = min(_CHUNK * 4, max_bytes // 4)
-        self._out = Buffer(out_bytes)
-        self._in = Buffer(max_bytes - self._survey_bytes - out_bytes)
+        self._survey_bytes = memory.survey
+        try:
+            self._out, self._in = Buffer(memory.output), Buffer(memory.inputs)
+        except OSError as error:
+            raise MergeError(
+                f"{memory.total >> 20} MiB of memory for a worker cannot be had ({error.strerror}); "
+                "lower --max-memory or --threads"
+            ) from error
 
     def merge(self, job: Job) -> TensorReport:
         """Merge `job` and write the result; raises MergeError, naming tensor and model."""
@@ -76,7 +100,7 @@ class TensorMerger:
 
     def _merge_whole(self, job: Job) -> tuple[SurveyResult, int]:
         inputs = self._read(job, 0, job.numel, tell=True)
-        survey = self._backend.survey(inputs, job.select_topk, self._threads)
+        survey = self._backend.survey(inputs, job.select_topk, self._threads, self._survey_bytes)
         self._fuse(job, survey, inputs, 0)
         return survey, job.input_bytes
 
@@ -85,7 +109,9 @@ class TensorMerger:
             len(job.inputs) - 1, job.numel, job.select_topk, self._threads, self._survey_bytes
         )
         starts, length = surveyor.sample_runs()
-        surveyor.sample(self._read_runs(job, starts, length))
+        # A sample that would not fit is thinned out evenly.
+        fit = (self._in.nbytes - _ALIGN * len(job.inputs)) // (length * _element_bytes(job) or 1)
+        surveyor.sample(self._read_runs(job, starts[:: len(starts) // (fit + 1) + 1], length))
         passes = 0
         while not surveyor.done:
             for start, inputs in self._chunks(job, tell=passes == 0):

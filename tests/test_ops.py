@@ -691,7 +691,7 @@ def test_beyond_two_to_the_31_elements() -> None:
 @pytest.mark.parametrize("topk", [0.05, 0.1, 0.3, 0.5, 0.7])
 @pytest.mark.parametrize("levels", [1, 2, 40])
 def test_more_ties_than_are_sorted(levels: int, topk: float) -> None:
-    """Over 65,536 candidates of one score: the cut is found by segments (csrc/cpu/candidates.cpp)."""
+    """More candidates of one score than are sorted: the cut is found by counting (candidates.cpp)."""
     g = torch.Generator().manual_seed(levels)
     steps = torch.randint(1, levels + 1, (400_003,), generator=g) * 2.0**-10
     base = torch.zeros_like(steps)

@@ -1,21 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "candidates.h"
 
-#include <atomic>
-
 #include "parallel.h"
 
 namespace fuseo1 {
 namespace {
 
-constexpr uint32_t kBins = 4096;       // a histogram of this many stays in the L1 cache while it is filled
-constexpr int64_t kFewEnough = 65536;  // to be sorted
+constexpr uint32_t kBins = 4096;      // a histogram of this many stays in the L1 cache while it is filled
+constexpr int64_t kFewEnough = 8192;  // to be sorted; and the stretches of indices in which equal scores are counted
 
 // A candidate in the range where the selection ends.
 struct Contender {
   uint32_t score;
+  uint32_t list;
   int64_t index, place;
-  size_t list;
 
   bool operator<(const Contender& other) const {
     return score != other.score ? score > other.score : index < other.index;
@@ -67,28 +65,35 @@ Cut select_candidates(const Lists& lists, const std::vector<Totals*>& totals, in
   int64_t rest = narrow(lists, wanted, &range, &inside);
   const bool all_inside = rest == inside;
 
-  // Very many of one score: all before some segment are selected, and only that segment's are sorted.
+  // Very many of one score: all before some stretch of indices are selected, and only that stretch's are sorted.
   int64_t cut = -1;
   if (inside > kFewEnough) {
     int64_t last = 0;
     for (const Candidates* list : lists) last = std::max(last, list->last_index());
-    const auto segments = histogram(lists, last / kSegment + 1, [&](const Candidates& list, int64_t c) -> int64_t {
-      return list.score(c) == range.low ? list.index(c) / kSegment : -1;
+    const auto stretches = histogram(lists, last / kFewEnough + 1, [&](const Candidates& list, int64_t c) -> int64_t {
+      return list.score(c) == range.low ? list.index(c) / kFewEnough : -1;
     });
-    for (cut = 0; segments[cut] < rest; ++cut) rest -= segments[cut];
+    for (cut = 0; stretches[cut] < rest; ++cut) rest -= stretches[cut];
   }
 
+  // What is in the range and, if there is a cut, in its stretch: allocated before the threads start.
+  const auto contends = [&](const Candidates& list, int64_t c) -> int64_t {
+    const uint32_t score = list.score(c);
+    if (score < range.low || score > range.high) return -1;
+    return cut < 0 || list.index(c) / kFewEnough == cut ? 0 : -1;
+  };
   std::vector<std::vector<Contender>> found(lists.size());
+  for (size_t i = 0; i < lists.size(); ++i) found[i].reserve(histogram({lists[i]}, 1, contends)[0]);
   in_parallel(static_cast<int64_t>(lists.size()), [&](int64_t i) {
     const Candidates& list = *lists[i];
     for (int64_t c = 0, n = list.count(); c < n; ++c) {
       const uint32_t score = list.score(c);
       if (score < range.low) continue;
-      const int64_t index = list.index(c), segment = cut < 0 ? -1 : index / kSegment;
-      if (score > range.high || segment < cut) {
+      const int64_t index = list.index(c);
+      if (score > range.high || index / kFewEnough < cut) {
         list.add_energy(c, totals[i]);
-      } else if (segment == cut) {
-        found[i].push_back({score, index, c, static_cast<size_t>(i)});
+      } else if (cut < 0 || index / kFewEnough == cut) {
+        found[i].push_back({score, static_cast<uint32_t>(i), index, c});
       }
     }
   });

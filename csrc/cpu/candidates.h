@@ -26,11 +26,12 @@ class Candidates {
   uint32_t* reserve(int64_t count) {
     const int64_t need = used_ + count * words_;
     if (need > capacity_) {
-      capacity_ = std::max(need, 2 * capacity_);
-      void* grown = realloc(data_.get(), static_cast<size_t>(capacity_) * sizeof(uint32_t));
+      const int64_t larger = std::max(need, 2 * capacity_);
+      void* grown = realloc(data_.get(), static_cast<size_t>(larger) * sizeof(uint32_t));
       if (!grown) throw std::bad_alloc();
       data_.release();
       data_.reset(static_cast<uint32_t*>(grown));
+      capacity_ = larger;
     }
     return data_.get() + used_;
   }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // fuse's C ABI: checks the arguments, spreads the segments over threads.
 #include <atomic>
+#include <new>
 
 #include "dispatch.h"
 #include "fuseo1/fuse.h"
@@ -24,9 +25,13 @@ extern "C" int fuseo1_fuse(const fuseo1_fuse_params* params, const fuseo1_operan
   const Chunk chunk = {operands, params->targets, offset};
   const bool stream = count * element_size(out_dtype) >= kStreamBytes;
   std::atomic<int64_t> found{0};
-  for_each_segment(offset, count, threads, [&](int, int64_t begin, int64_t end) {
-    found += k.fuse(*params, chunk, begin, end, out, out_dtype, stream);
-  });
+  try {
+    for_each_segment(offset, count, threads, [&](int, int64_t begin, int64_t end) {
+      found += k.fuse(*params, chunk, begin, end, out, out_dtype, stream);
+    });
+  } catch (const std::bad_alloc&) {
+    return FUSEO1_OUT_OF_MEMORY;
+  }
   *nonfinite = found;
   return FUSEO1_OK;
 }

@@ -51,6 +51,7 @@ void in_parallel(int64_t count, const Work& work) {
     work(i);
   };
   std::vector<std::thread> others;
+  others.reserve(static_cast<size_t>(std::max<int64_t>(count, 0)));
   int64_t started = 1;
   try {
     for (; started < count; ++started) others.emplace_back(guarded, started);

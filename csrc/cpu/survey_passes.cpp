@@ -48,7 +48,7 @@ struct fuseo1_survey {
   // Runs are spread evenly, each moved by a hash within its stretch so that no row length of a matrix resonates, and
   // start on cache lines.
   int64_t sample_start(int64_t run) const {
-    const int64_t stretch = numel / sample_runs();
+    const int64_t stretch = numel / std::max<int64_t>(sample_runs(), 1);
     const uint64_t hash = static_cast<uint64_t>(run + 1) * 0x9e3779b97f4a7c15u >> 33;
     return (run * stretch + static_cast<int64_t>(hash % static_cast<uint64_t>(stretch - kRun + 1))) / kRun * kRun;
   }
@@ -205,6 +205,7 @@ void fuseo1_survey::update(const fuseo1_operand* operands, int64_t offset, int64
   std::atomic<bool> out_of_memory{false};
   for_each_segment(offset, count, threads, [&](int thread, int64_t begin, int64_t end) {
     Share& share = *shares[thread];
+    if (out_of_memory) return;
     try {
       if (phase == FUSEO1_SURVEY_SCAN) {
         scan_segment(chunk, share, begin, end, bracket);

@@ -6,6 +6,7 @@ A backend that is asked for by name and cannot run raises BackendError; `auto` t
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -13,6 +14,9 @@ from typing import Protocol
 
 from ..arrays import Array
 from ..errors import BackendError
+
+#: Default bound on what a survey keeps in memory, bytes.
+SURVEY_BYTES = 128 << 20
 
 #: Most targets of one merge (FUSEO1_MAX_TARGETS).
 MAX_TARGETS = 64
@@ -87,7 +91,13 @@ class Backend(Protocol):
     @property
     def description(self) -> str: ...
 
-    def survey(self, inputs: Sequence[Array], select_topk: float, threads: int) -> SurveyResult: ...
+    def survey(
+        self,
+        inputs: Sequence[Array],
+        select_topk: float,
+        threads: int,
+        max_bytes: int = SURVEY_BYTES,
+    ) -> SurveyResult: ...
 
     def surveyor(
         self, targets: int, numel: int, select_topk: float, threads: int, max_bytes: int
@@ -108,7 +118,7 @@ BACKENDS = ("cpu", "reference")
 def load_backend(name: str) -> Backend:
     """The backend `name` ("auto", or one of BACKENDS), or BackendError saying why it cannot run."""
     if name == "auto":
-        return load_backend(BACKENDS[0])
+        return _first_that_runs()
     if name not in BACKENDS:
         raise BackendError(
             f"there is no backend {name!r} in this version; use one of: auto, {', '.join(BACKENDS)}"
@@ -119,6 +129,22 @@ def load_backend(name: str) -> Backend:
         raise BackendError(f"backend {name} cannot run here: {error}") from error
     backend: Backend = module.load()
     return backend
+
+
+def _first_that_runs() -> Backend:
+    reasons = []
+    for name in BACKENDS:
+        try:
+            backend = load_backend(name)
+        except BackendError as error:
+            if not isinstance(error.__cause__, ImportError):
+                raise  # it is here, and was asked for what it cannot do
+            reasons.append(str(error))
+            continue
+        for reason in reasons:
+            warnings.warn(f"{reason}; {name} is used instead", stacklevel=3)
+        return backend
+    raise BackendError("; ".join(reasons))
 
 
 def backend_states() -> dict[str, str]:

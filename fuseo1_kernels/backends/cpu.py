@@ -8,10 +8,7 @@ from collections.abc import Sequence
 from .. import _cpu
 from ..arrays import Array
 from ..errors import BackendError
-from . import FuseParams, SurveyResult
-
-#: Default bound on the candidates a survey keeps near its threshold, bytes.
-SURVEY_BYTES = 128 << 20
+from . import SURVEY_BYTES, FuseParams, SurveyResult
 
 # What a survey cannot do without: below this the exact path would serve every tensor.
 _LEAST_CANDIDATES = 1 << 16
@@ -67,9 +64,15 @@ class CpuBackend:
     def description(self) -> str:
         return f"{_cpu.isa()} kernels (this machine runs {', '.join(_cpu.available_isas())})"
 
-    def survey(self, inputs: Sequence[Array], select_topk: float, threads: int) -> SurveyResult:
+    def survey(
+        self,
+        inputs: Sequence[Array],
+        select_topk: float,
+        threads: int,
+        max_bytes: int = SURVEY_BYTES,
+    ) -> SurveyResult:
         operands, targets = _operands(inputs), len(inputs) - 1
-        bound = _max_candidates(targets, SURVEY_BYTES)
+        bound = _max_candidates(targets, max_bytes)
         survey = _cpu.Survey(targets, inputs[0].numel, select_topk, bound)
         survey.run(operands, threads)
         return SurveyResult(**survey.result())

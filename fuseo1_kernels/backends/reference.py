@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from ..arrays import Array
-from . import NOTHING, FuseParams, SurveyResult
+from . import NOTHING, SURVEY_BYTES, FuseParams, SurveyResult
 
 _BLOCK = 256
 _INF_BITS = 0x7F800000
@@ -108,7 +108,13 @@ class ReferenceBackend:
     def description(self) -> str:
         return f"torch {torch.__version__}, one thread of formulas"
 
-    def survey(self, inputs: Sequence[Array], select_topk: float, threads: int) -> SurveyResult:
+    def survey(
+        self,
+        inputs: Sequence[Array],
+        select_topk: float,
+        threads: int,
+        max_bytes: int = SURVEY_BYTES,
+    ) -> SurveyResult:
         d = _task_vectors(inputs)
         out = ~torch.isfinite(_sum(d))
         bad = [~torch.isfinite(_tensor(x).float()) & out for x in inputs]
