@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from . import __version__
 from .backends import backend_states
 
-_PACKAGES = ("torch", "triton", "safetensors", "huggingface_hub", "pydantic")
+_PACKAGES = ("torch", "numpy", "huggingface_hub", "pydantic")
 
 
 def main() -> int:

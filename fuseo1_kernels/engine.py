@@ -162,12 +162,19 @@ def open_sources(
     """Open every model that is merged, by the config's names, until `stack` closes."""
     sources: dict[str, Source] = {}
     named: dict[str, str] = {}
+    problems = []
     for name in config.model_names():
-        source = open_source(name, download_progress=progress, download=download)
+        try:
+            source = open_source(name, download_progress=progress, download=download)
+        except CheckpointError as error:
+            problems.append(str(error))
+            continue
         sources[name] = stack.enter_context(source)
         first = named.setdefault(os.path.realpath(source.path), name)
         if first != name:
             raise ConfigError(f"models {first} and {name} are the same directory; name it once")
+    if problems:
+        raise CheckpointError("\n  ".join(problems))
     return sources
 
 

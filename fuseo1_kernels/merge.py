@@ -75,7 +75,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--backend",
         default=None,
         choices=("auto", "reference", "cpu", "cuda"),
-        help="default: auto, the fastest that runs here",
+        help="default: auto, the fastest that runs here (cuda: not in this version)",
     )
     add("--cuda", action="store_true", help="as mergekit-yaml: the same as --backend cuda")
     add(
@@ -212,7 +212,7 @@ def _describe_plan(plan: DryRun) -> str:
         f"tensors      {plan.tensors} ({_short(plan.parameters)} parameters, {plan.dtype})",
         f"to read      {_short(plan.bytes_to_read)}B (larger tensors are read twice)",
         f"to write     {_short(plan.bytes_to_write)}B in {len(plan.shards)} files",
-        f"peak memory  {plan.peak_memory / 2**20:.0f} MiB of buffers and survey state",
+        f"memory       at most {plan.peak_memory / 2**20:.0f} MiB of buffers and survey state",
     ]
     lines += [f"note: {note}" for note in plan.notes]
     lines += [f"problem: {problem}" for problem in plan.problems]

@@ -11,8 +11,8 @@
 //   out = round(b + num / divisor); round(b) when nobody survives (the base's own bits, -0.0 too)
 //   s not finite: out = NaN. Every NaN is written as the quiet NaN 0x7fc0, 0x7e00 or 0x7fc00000.
 //
-// round is to nearest even in the output's dtype, once: b + delta is added exactly and not rounded to fp32 on the way to
-// bf16 or fp16. (Weighted means of bf16 task vectors lie next to bf16 ties so often that rounding twice would show.)
+// round is to nearest even in the output's dtype, once: b + delta is added exactly and not rounded to fp32 on the way
+// to bf16 or fp16. (Weighted means of bf16 task vectors lie next to bf16 ties so often that rounding twice would show.)
 // Bytes moved: (N+1) * input + 1 * output size per element.
 // Source: SCE, arXiv 2408.07990, "erase" as in TIES, arXiv 2306.01708.
 #ifndef FUSEO1_FUSE_H_
