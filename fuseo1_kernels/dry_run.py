@@ -17,6 +17,7 @@ from .engine import (
     DEFAULT_SHARD_SIZE,
     directories,
     divide,
+    leftover_notes,
     make_sidecars,
     open_lender,
     open_sources,
@@ -98,5 +99,5 @@ def dry_run(
         peak_memory=memory,
         shards=tuple(shard.file for shard in plan.shards),
         problems=tuple(problems),
-        notes=plan.notes,
+        notes=(*plan.notes, *(leftover_notes(out_dir) if out_dir is not None else ())),
     )

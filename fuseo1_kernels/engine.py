@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from . import __version__
 from .backends import Backend, load_backend
 from .checkpoint.sidecar import check_same_vocabulary, model_card, sidecar_files
-from .checkpoint.sink import Sink, index_json
+from .checkpoint.sink import Sink, find_leftovers, index_json
 from .checkpoint.source import Source, open_source
 from .config import MergeConfig, load_config, parse_config
 from .errors import CheckpointError, ConfigError, MergeError
@@ -117,6 +117,7 @@ def merge_checkpoints(
         title = os.path.basename(os.path.realpath(out_dir))
         sidecars = make_sidecars(parsed, plan, sources, lender, title, copy_tokenizer)
         inputs = directories(sources, lender)
+        leftovers = leftover_notes(out_dir)
         sink = stack.enter_context(
             Sink(Path(out_dir), plan.shards, overwrite=overwrite, inputs=inputs)
         )
@@ -135,7 +136,7 @@ def merge_checkpoints(
         energy_share=_energy_share(reports),
         exact_path=sum(r.passes > 1 for r in reports),
         backend=f"{engine.name}: {engine.description}",
-        notes=plan.notes,
+        notes=(*plan.notes, *leftovers),
     )
 
 
@@ -198,6 +199,11 @@ def open_lender(
 def directories(sources: Mapping[str, Source], lender: Source | None) -> list[Path]:
     """Everything that is read, and so must not be overwritten."""
     return [s.path for s in [*sources.values(), *([lender] if lender else [])]]
+
+
+def leftover_notes(out_dir: str | os.PathLike[str]) -> list[str]:
+    """Name what killed runs left behind: as large as a model, and hidden."""
+    return [f"{p}: left by a run that was killed; remove it" for p in find_leftovers(Path(out_dir))]
 
 
 def refuse_problems(plan: Plan) -> None:

@@ -595,3 +595,21 @@ def test_a_disk_that_fails_while_weights_are_written(
     monkeypatch.setattr(os, "pwrite", fail)
     words = ("OUT/model.safetensors: writing tensor", "Input/output error")
     refused(family, "--threads", "1", words=words)
+
+
+def test_what_a_killed_run_left_is_reported(family: Family) -> None:
+    """And what a running one is writing is not."""
+    family.out.parent.mkdir(parents=True, exist_ok=True)
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    left, busy = (
+        family.out.with_name(f".{family.out.name}.partial-{pid}")
+        for pid in (ended.pid, os.getppid())
+    )
+    left.mkdir()
+    busy.mkdir()
+    for result in (run(family.config, family.out, "--dry-run"), run(family.config, family.out)):
+        assert result.code == 0
+        assert f"note: {left}: left by a run that was killed" in result.out
+        assert str(busy) not in result.out
+    assert left.exists() and busy.exists()

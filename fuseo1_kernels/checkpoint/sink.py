@@ -311,6 +311,28 @@ class Sink:
             os.close(self._fds.popitem()[1])
 
 
+def find_leftovers(out_dir: Path) -> list[Path]:
+    """What runs that were killed left beside `out_dir`: partial outputs of processes that are no more."""
+    out = Path(os.path.realpath(out_dir))
+    prefix = f".{out.name}.partial-"
+    try:
+        names = os.listdir(out.parent)
+    except OSError:
+        return []
+    pids = {n: n.removeprefix(prefix) for n in names if n.startswith(prefix)}
+    return [out.parent / n for n, pid in sorted(pids.items()) if pid.isdecimal() and not _runs(pid)]
+
+
+def _runs(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True  # somebody else's, or not a process number at all
+    return True
+
+
 def find_obstacles(out_dir: Path, nbytes: int) -> str | None:
     """Why a model of `nbytes` cannot be written beside `out_dir`, found by trying; None if it can."""
     out = Path(os.path.realpath(out_dir))
