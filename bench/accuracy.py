@@ -12,9 +12,8 @@ float64, rounded once at the end.
 
 from __future__ import annotations
 
-import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -47,53 +46,18 @@ class Figure:
     different: int
 
 
-def fp32_scores(base: torch.Tensor, targets: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return the contract's score: the variance, every operation rounded to fp32."""
-    d = [t.float() - base.float() for t in targets]
-    mean = sum(d[1:], d[0]) / len(d)
-    squares = [(x - mean) * (x - mean) for x in d]
-    return sum(squares[1:], squares[0]) / len(d)
-
-
-def merge_exactly(
-    base: torch.Tensor,
-    d: Sequence[torch.Tensor],
-    mask: torch.Tensor,
-    energy: Sequence[float],
-    variant: str,
-) -> torch.Tensor:
-    """Return the merge of the float64 task vectors `d`, rounded once to the base's dtype.
-
-    Equal weights are 1 each: 1/N is no binary fraction, and its error would break exact rounding ties.
-    """
-    total = math.fsum(energy)
-    if variant == "mergekit":
-        d = [torch.where(mask, x, 0.0) for x in d]
-        uniform = total / base.numel() < 1e-6
-    else:
-        uniform = total == 0.0
-    weights = [1.0 if uniform else e / total for e in energy]
-    positive = sum(d[1:], d[0]) >= 0.0
-    num, den = torch.zeros_like(d[0]), torch.zeros_like(d[0])
-    for w, x in zip(weights, d, strict=True):
-        survives = torch.where(positive, x > 0.0, x < 0.0)
-        num += torch.where(survives, w * x, 0.0)
-        den += torch.where(survives, w, 0.0)
-    divisor = den.clamp(min=1e-6) if variant == "mergekit" else torch.where(den == 0.0, 1.0, den)
-    return oracle.rounded(base.double() + num / divisor, base.dtype)
-
-
 def oracles(tensors: list[torch.Tensor], select_topk: float) -> dict[tuple[str, str], torch.Tensor]:
     """Return the correctly rounded result by ("fp32" or "exact" scores, variant)."""
     base, *targets = tensors
     d = [t.double() - base.double() for t in targets]
-    all_scores = {"fp32": fp32_scores(base, targets), "exact": oracle.scores(d)}
+    all_scores = {"fp32": oracle.fp32_scores(d), "exact": oracle.scores(d)}
     results = {}
     for kind, scores in all_scores.items():
         mask = oracle.top_k(scores.flatten(), select_topk).reshape(base.shape)
         energy = oracle.energies(d, mask)
         for variant in VARIANTS:
-            results[kind, variant] = merge_exactly(base, d, mask, energy, variant)
+            merged = oracle.combine(base.double(), d, mask, energy, variant)
+            results[kind, variant] = oracle.rounded(merged, base.dtype)
     return results
 
 

@@ -20,6 +20,7 @@ from .checkpoint.sink import Sink, find_leftovers, index_json
 from .checkpoint.source import Source, open_source
 from .config import MergeConfig, load_config, parse_config
 from .errors import CheckpointError, ConfigError, MergeError
+from .methods import NONFINITE
 from .plan import Plan, make_plan
 from .recipes import find_recipe, nearest_recipe
 from .streaming import Memory, TensorMerger, TensorReport, memory_floor, plan_memory
@@ -107,8 +108,8 @@ def merge_checkpoints(
     started = time.perf_counter()
     parsed = as_config(config)
     engine = load_backend(backend)
-    if nonfinite not in ("error", "propagate"):
-        raise MergeError(f"nonfinite: must be error or propagate, not {nonfinite!r}")
+    if nonfinite not in NONFINITE:
+        raise MergeError(f"nonfinite: must be {' or '.join(NONFINITE)}, not {nonfinite!r}")
     with ExitStack() as stack:
         sources = open_sources(parsed, stack, progress=progress is not None)
         plan = make_plan(parsed, sources, shard_size=shard_size, crop_embeddings=crop_embeddings)

@@ -12,12 +12,10 @@ import torch
 
 from .backends import FuseParams, SurveyResult, load_backend
 from .errors import ConfigError, MergeError, did_you_mean
-from .methods import METHODS, Scalar
+from .methods import METHODS, NONFINITE, Scalar
 from .ops import as_arrays, fuse_into, output_for
 from .threads import resolve_threads
 from .weights import sce_params
-
-NONFINITE = ("error", "propagate")
 
 StateDict = Mapping[str, torch.Tensor]
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from . import __version__
 from .errors import ConfigError, MergeError
+from .methods import NONFINITE
 
 if TYPE_CHECKING:
     from .dry_run import DryRun
@@ -116,7 +117,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add(
         "--nonfinite",
-        choices=("error", "propagate"),
+        choices=NONFINITE,
         default="error",
         help="what NaN or infinite weights do (default: error)",
     )

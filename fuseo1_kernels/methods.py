@@ -65,6 +65,9 @@ def _method(name: str, reference: str, *parameters: Parameter) -> Method:
 
 VARIANTS = ("fuseo1", "mergekit")
 
+#: What NaN and infinite elements do to a merge.
+NONFINITE = ("error", "propagate")
+
 METHODS: dict[str, Method] = {
     m.name: m
     for m in (

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from .arrays import Array, Buffer
-from .backends import Backend, SurveyResult
+from .backends import Backend, FuseParams, SurveyResult
 from .checkpoint.sink import Sink
 from .errors import CheckpointError, MergeError
 from .plan import Job
@@ -93,15 +93,13 @@ class TensorMerger:
         else:
             survey, read = self._merge_chunked(job)
         names = [x.source.name for x in job.inputs[1:]]
-        energy: dict[str, float] = {}
-        for name, e in zip(names, survey.energy, strict=True):
-            energy[name] = energy.get(name, 0.0) + e
+        energy = dict(zip(names, survey.energy, strict=True))
         return TensorReport(job.name, survey.passes, read, energy)
 
     def _merge_whole(self, job: Job) -> tuple[SurveyResult, int]:
         inputs = self._read(job, 0, job.numel, tell=True)
         survey = self._backend.survey(inputs, job.select_topk, self._threads, self._survey_bytes)
-        self._fuse(job, survey, inputs, 0)
+        self._fuse(job, self._settle(job, survey), inputs, 0)
         return survey, job.input_bytes
 
     def _merge_chunked(self, job: Job) -> tuple[SurveyResult, int]:
@@ -119,8 +117,9 @@ class TensorMerger:
             surveyor.end_pass()
             passes += 1
         survey = surveyor.result()
+        params = self._settle(job, survey)
         for start, inputs in self._chunks(job, tell=False):
-            self._fuse(job, survey, inputs, start)
+            self._fuse(job, params, inputs, start)
         return survey, job.input_bytes * (passes + 1)
 
     def _chunks(self, job: Job, tell: bool) -> Iterator[tuple[int, list[Array]]]:
@@ -155,11 +154,14 @@ class TensorMerger:
                 at += length * size
         return arrays
 
-    def _fuse(self, job: Job, survey: SurveyResult, inputs: Sequence[Array], offset: int) -> None:
-        """Fuse what was read, from flat index `offset`, and write it."""
+    def _settle(self, job: Job, survey: SurveyResult) -> FuseParams:
+        """What the survey means for the fuse, unless it found what must not be merged."""
         if self._nonfinite == "error":
             _refuse_nonfinite(job, survey)
-        params = sce_params(survey, job.numel, job.select_topk, job.variant)
+        return sce_params(survey, job.numel, job.select_topk, job.variant)
+
+    def _fuse(self, job: Job, params: FuseParams, inputs: Sequence[Array], offset: int) -> None:
+        """Fuse what was read, from flat index `offset`, and write it."""
         size = job.dtype.size
         for start, count in _pieces(inputs[0].numel, self._out.nbytes, size):
             out = self._out.array(job.dtype, count)

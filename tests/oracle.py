@@ -63,7 +63,17 @@ def merge(
     b = base.double().flatten()
     d = [t.double().flatten() - b for t in targets]
     mask = top_k(score(d), select_topk)
-    energy = energies(d, mask)
+    return combine(b, d, mask, energies(d, mask), variant).reshape(base.shape)
+
+
+def combine(
+    b: torch.Tensor,
+    d: Sequence[torch.Tensor],
+    mask: torch.Tensor,
+    energy: Sequence[float],
+    variant: str,
+) -> torch.Tensor:
+    """The merge of float64 task vectors `d` into `b`, given the selection and its energies."""
     total = math.fsum(energy)
     if variant == "mergekit":
         d = [torch.where(mask, x, 0.0) for x in d]
@@ -78,7 +88,7 @@ def merge(
         num += torch.where(survives, w * x, 0.0)
         den += torch.where(survives, w, 0.0)
     divisor = den.clamp(min=1e-6) if variant == "mergekit" else torch.where(den == 0.0, 1.0, den)
-    return (b + num / divisor).reshape(base.shape)
+    return b + num / divisor
 
 
 def rounded(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -66,7 +66,7 @@ Cut select_candidates(const Lists& lists, const std::vector<Totals*>& totals, in
   const bool all_inside = rest == inside;
 
   // Very many of one score: all before some stretch of indices are selected, and only that stretch's are sorted.
-  int64_t cut = -1;
+  int64_t cut = -1, contending = inside;
   if (inside > kFewEnough) {
     int64_t last = 0;
     for (const Candidates* list : lists) last = std::max(last, list->last_index());
@@ -74,16 +74,12 @@ Cut select_candidates(const Lists& lists, const std::vector<Totals*>& totals, in
       return list.score(c) == range.low ? list.index(c) / kFewEnough : -1;
     });
     for (cut = 0; stretches[cut] < rest; ++cut) rest -= stretches[cut];
+    contending = stretches[cut];
   }
 
-  // What is in the range and, if there is a cut, in its stretch: allocated before the threads start.
-  const auto contends = [&](const Candidates& list, int64_t c) -> int64_t {
-    const uint32_t score = list.score(c);
-    if (score < range.low || score > range.high) return -1;
-    return cut < 0 || list.index(c) / kFewEnough == cut ? 0 : -1;
-  };
+  // Room for all in any list: nothing is to be allocated, and so to fail, in the threads.
   std::vector<std::vector<Contender>> found(lists.size());
-  for (size_t i = 0; i < lists.size(); ++i) found[i].reserve(histogram({lists[i]}, 1, contends)[0]);
+  for (auto& part : found) part.reserve(static_cast<size_t>(contending));
   in_parallel(static_cast<int64_t>(lists.size()), [&](int64_t i) {
     const Candidates& list = *lists[i];
     for (int64_t c = 0, n = list.count(); c < n; ++c) {
