@@ -10,20 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from .backends import load_backend
-from .checkpoint.sink import check_out_dir, find_obstacles
+from .checkpoint.out_dir import check_out_dir, find_obstacles
 from .config import MergeConfig
-from .engine import (
-    DEFAULT_MAX_MEMORY,
-    DEFAULT_SHARD_SIZE,
-    directories,
-    divide,
-    leftover_notes,
-    make_sidecars,
-    open_lender,
-    open_sources,
-)
+from .engine import DEFAULT_MAX_MEMORY, DEFAULT_SHARD_SIZE, divide
 from .errors import MergeError
 from .plan import make_plan
+from .prepare import directories, make_sidecars, open_lender, open_sources
 
 
 @dataclass(frozen=True)
@@ -78,7 +70,7 @@ def dry_run(
         with collected():
             load_backend(backend)
         with collected():
-            workers, _, share = divide(plan, threads, max_memory)
+            workers, share = divide(plan, threads, max_memory)
             memory = workers * share.total
         lender = None
         with collected():
@@ -99,5 +91,5 @@ def dry_run(
         peak_memory=memory,
         shards=tuple(shard.file for shard in plan.shards),
         problems=tuple(problems),
-        notes=(*plan.notes, *(leftover_notes(out_dir) if out_dir is not None else ())),
+        notes=plan.notes,
     )

@@ -3,35 +3,48 @@
 from __future__ import annotations
 
 import os
-import platform
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from . import __version__
 from .backends import Backend, load_backend
-from .checkpoint.sidecar import check_same_vocabulary, model_card, sidecar_files
-from .checkpoint.sink import Sink, find_leftovers, index_json
-from .checkpoint.source import Source, open_source
-from .config import MergeConfig, load_config, parse_config
-from .errors import CheckpointError, ConfigError, MergeError
+from .checkpoint import checksums
+from .checkpoint.journal import TensorRecord
+from .checkpoint.partial import finish_publishing
+from .checkpoint.sink import Sink
+from .config import MergeConfig
+from .errors import MergeError
+from .fingerprint import digest, fingerprint
 from .methods import NONFINITE
 from .plan import Plan, make_plan
-from .recipes import find_recipe, nearest_recipe
-from .streaming import Memory, TensorMerger, TensorReport, memory_floor, plan_memory
+from .prepare import (
+    as_config,
+    directories,
+    make_sidecars,
+    open_lender,
+    open_sources,
+    refuse_problems,
+)
+from .schedule import Schedule
+from .streaming import Memory, TensorMerger, fits, memory_floor, plan_memory
+from .survey_cache import SurveyCache
 from .threads import resolve_threads
 
 DEFAULT_SHARD_SIZE = 5_000_000_000
-DEFAULT_MAX_MEMORY = 512 << 20
+DEFAULT_MAX_MEMORY = 2 << 30
 
 # Below this a worker's chunks get small; fewer workers with more threads each serve better.
 _LEAST_WORKER_MEMORY = 48 << 20
-_PROBLEMS_SHOWN = 20
+# Buffers cost time to be touched for the first time: a small merge gets along with this part of its inputs,
+# or with this much, whatever it may use.
+_MEMORY_SHARE = 16
+_ENOUGH_MEMORY = 256 << 20
 
 
 class Progress(Protocol):
@@ -48,12 +61,13 @@ class MergeResult:
 
     Attributes:
         out_dir: where the merged model lies.
-        tensors, parameters: how many were merged.
-        bytes_read, bytes_written: of tensor data; a tensor read twice counts twice.
+        tensors, parameters: how many it has.
+        bytes_read, bytes_written: of tensor data, by this run; a tensor read twice counts twice.
         seconds: wall time, from opening the models to the rename that publishes the result.
         shards: names of the weight files.
         energy_share: by target, its part of all selected energy.
         exact_path: tensors whose threshold needed more than one survey pass.
+        resumed: tensors that an earlier run of this merge had written.
         backend: what did the arithmetic.
         notes: what is worth knowing, for example tensors that were left out.
     """
@@ -67,11 +81,21 @@ class MergeResult:
     shards: tuple[str, ...]
     energy_share: dict[str, float]
     exact_path: int
+    resumed: int
     backend: str
     notes: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+@dataclass
+class _Done:
+    """Tensors that are in the output: their records by name, which of them an earlier run wrote, bytes read."""
+
+    records: dict[str, TensorRecord] = field(default_factory=dict)
+    resumed: set[str] = field(default_factory=set)
+    bytes_read: int = 0
 
 
 def merge_checkpoints(
@@ -86,20 +110,28 @@ def merge_checkpoints(
     crop_embeddings: bool = False,
     copy_tokenizer: bool = True,
     nonfinite: str = "error",
+    resume: bool = True,
+    survey_cache: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> MergeResult:
     """Merge Hugging Face checkpoints into `out_dir`, which appears whole or not at all.
+
+    The work lies in `OUT.partial` until then. After a failure, an interruption or a kill the same call
+    goes on from there and ends with the same bytes; a model that this very merge has made is left as it is.
 
     Args:
         config: path of a YAML file, a recipe's name, a mapping, or a MergeConfig (docs/config.md).
         out_dir: must not exist, be empty, or be given up with `overwrite`.
         backend: "auto", "cpu" or "reference".
         threads: default: all cores this process may use. Never changes a byte of the result.
-        max_memory: bytes for buffers and survey state together.
+        max_memory: bytes for buffers and survey state together, at most.
         shard_size: most bytes of tensor data in one output file.
+        overwrite: replace a model that stands at `out_dir`, once the new one is whole.
         crop_embeddings: cut embeddings of different vocabulary sizes to the smallest one's rows.
         copy_tokenizer: copy tokenizer files beside the weights.
         nonfinite: "error", or "propagate": such elements become NaN and count for nothing else.
+        resume: False starts afresh, whatever an earlier run left.
+        survey_cache: a directory in which surveys are kept for later merges of the same models.
         progress: is told how far the merge is.
 
     Raises:
@@ -110,152 +142,67 @@ def merge_checkpoints(
     engine = load_backend(backend)
     if nonfinite not in NONFINITE:
         raise MergeError(f"nonfinite: must be {' or '.join(NONFINITE)}, not {nonfinite!r}")
+    out = Path(out_dir)
     with ExitStack() as stack:
         sources = open_sources(parsed, stack, progress=progress is not None)
         plan = make_plan(parsed, sources, shard_size=shard_size, crop_embeddings=crop_embeddings)
         refuse_problems(plan)
         lender = open_lender(parsed, sources, stack)
-        title = os.path.basename(os.path.realpath(out_dir))
+        title = os.path.basename(os.path.realpath(out))
         sidecars = make_sidecars(parsed, plan, sources, lender, title, copy_tokenizer)
-        inputs = directories(sources, lender)
-        leftovers = leftover_notes(out_dir)
-        sink = stack.enter_context(
-            Sink(Path(out_dir), plan.shards, overwrite=overwrite, inputs=inputs)
-        )
-        reports = _run(plan, sink, engine, threads, max_memory, nonfinite, progress)
-        for name, data in sidecars.items():
-            sink.add_file(name, data)
-        sink.publish()
+        identity = fingerprint(plan, nonfinite)
+        notes = list(plan.notes)
+        done = _find_finished(out, plan, digest(identity), sidecars, overwrite)
+        if done is not None:
+            notes.append("was there already, made by this very merge; nothing was done")
+        else:
+            cache = None
+            if survey_cache is not None:
+                cache = stack.enter_context(SurveyCache(Path(survey_cache)))
+            inputs = directories(sources, lender)
+            sink = stack.enter_context(
+                Sink(out, plan.shards, identity, overwrite=overwrite, inputs=inputs, resume=resume)
+            )
+            done = _run(plan, sink, engine, threads, max_memory, nonfinite, cache, progress)
+            sidecars[checksums.FILE] = checksums.make_checksums(
+                made_by=f"fuseo1-kernels {__version__}",
+                merge=digest(identity),
+                options={"crop_embeddings": crop_embeddings, "nonfinite": nonfinite},
+                files=sidecars,
+                shards=plan.shards,
+                tensors=done.records,
+            )
+            for name, data in sidecars.items():
+                sink.add_file(name, data)
+            sink.publish()
     return MergeResult(
         out_dir=str(out_dir),
         tensors=len(plan.jobs),
         parameters=sum(job.numel for job in plan.jobs),
-        bytes_read=sum(r.bytes_read for r in reports),
-        bytes_written=sum(job.numel * job.dtype.size for job in plan.jobs),
+        bytes_read=done.bytes_read,
+        bytes_written=sum(j.output_bytes for j in plan.jobs if j.name not in done.resumed),
         seconds=time.perf_counter() - started,
         shards=tuple(shard.file for shard in plan.shards),
-        energy_share=_energy_share(reports),
-        exact_path=sum(r.passes > 1 for r in reports),
+        energy_share=_energy_share(plan, done.records),
+        exact_path=sum(record.passes > 1 for record in done.records.values()),
+        resumed=len(done.resumed),
         backend=f"{engine.name}: {engine.description}",
-        notes=(*plan.notes, *leftovers),
+        notes=tuple(notes),
     )
 
 
-def as_config(config: str | os.PathLike[str] | Mapping[str, Any] | MergeConfig) -> MergeConfig:
-    """The validated config, whatever form it came in."""
-    if isinstance(config, MergeConfig):
-        return config
-    if isinstance(config, Mapping):
-        return parse_config(config)
-    name = os.fspath(config)
-    if os.path.exists(name):
-        return load_config(name)
-    text = find_recipe(name)
-    if text is not None:
-        return load_config(name, text)
-    near = nearest_recipe(name)
-    hint = f"did you mean the recipe {near}?" if near else "--list-recipes lists the recipes"
-    raise ConfigError(f"{name}: neither a file nor a recipe; {hint}")
+def _find_finished(
+    out: Path, plan: Plan, merge: str, sidecars: Mapping[str, bytes], overwrite: bool
+) -> _Done | None:
+    """What stands at `out`, if it is what this merge would make (by its checksum file and its sizes).
 
-
-def open_sources(
-    config: MergeConfig, stack: ExitStack, *, progress: bool = True, download: bool = True
-) -> dict[str, Source]:
-    """Open every model that is merged, by the config's names, until `stack` closes."""
-    sources: dict[str, Source] = {}
-    named: dict[str, str] = {}
-    problems = []
-    for name in config.model_names():
-        try:
-            source = open_source(name, download_progress=progress, download=download)
-        except CheckpointError as error:
-            problems.append(str(error))
-            continue
-        sources[name] = stack.enter_context(source)
-        first = named.setdefault(os.path.realpath(source.path), name)
-        if first != name:
-            raise ConfigError(f"models {first} and {name} are the same directory; name it once")
-    if problems:
-        raise CheckpointError("\n  ".join(problems))
-    return sources
-
-
-def open_lender(
-    config: MergeConfig, sources: Mapping[str, Source], stack: ExitStack, download: bool = True
-) -> Source | None:
-    """The model whose tokenizer is asked for, if one is; not merged, it lends its small files alone."""
-    if config.tokenizer_files is not None:
-        name = config.tokenizer_files.model
-    elif config.tokenizer_source is not None:
-        name = config.tokenizer_source
-    else:
+    A run may have been killed when it had published the model, or the same command was given twice.
+    """
+    just_published = finish_publishing(out)
+    if overwrite and not just_published:
         return None
-    if name == "base":
-        name = config.base_model
-    if name in sources:
-        return sources[name]
-    return stack.enter_context(open_source(name, weights=False, download=download))
-
-
-def directories(sources: Mapping[str, Source], lender: Source | None) -> list[Path]:
-    """Everything that is read, and so must not be overwritten."""
-    return [s.path for s in [*sources.values(), *([lender] if lender else [])]]
-
-
-def leftover_notes(out_dir: str | os.PathLike[str]) -> list[str]:
-    """Name what killed runs left behind: as large as a model, and hidden."""
-    return [f"{p}: left by a run that was killed; remove it" for p in find_leftovers(Path(out_dir))]
-
-
-def refuse_problems(plan: Plan) -> None:
-    """Raise one error that lists what makes the merge impossible, if anything does."""
-    if not plan.problems:
-        return
-    shown = list(plan.problems[:_PROBLEMS_SHOWN])
-    if len(plan.problems) > len(shown):
-        shown.append(f"... and {len(plan.problems) - len(shown)} more")
-    raise CheckpointError("the models do not fit together:\n  " + "\n  ".join(shown))
-
-
-def make_sidecars(
-    config: MergeConfig,
-    plan: Plan,
-    sources: Mapping[str, Source],
-    lender: Source | None,
-    title: str,
-    copy_tokenizer: bool,
-) -> dict[str, bytes]:
-    """The small files beside the weights: made before any weight is read, so that a mistake shows early."""
-    base = sources[config.base_model]
-    if lender is not None and config.tokenizer_source is not None:
-        check_same_vocabulary(lender, [s for s in sources.values() if s is not lender])
-    overrides = config.tokenizer_files.overrides if config.tokenizer_files else {}
-    files = sidecar_files(
-        base=base,
-        tokenizer=lender,
-        tokenizer_overrides=overrides,
-        chat_template=config.chat_template,
-        sources=list(sources.values()),
-        out_dtype=plan.dtype_name,
-        num_layers=plan.num_layers,
-        vocab_size=plan.vocab_size,
-        copy_tokenizer=copy_tokenizer,
-    )
-    files["README.md"] = model_card(
-        name=title,
-        recipe_yaml=config.to_yaml(),
-        base=config.base_model,
-        targets=config.target_names(),
-        method=config.merge_method,
-        dtype=plan.dtype_name,
-        versions={"fuseo1-kernels": __version__, "Python": platform.python_version()},
-    )
-    # mergekit's name for it, which tools on the hub look for.
-    files["mergekit_config.yml"] = config.to_yaml().encode()
-    index = index_json(plan.shards)
-    if index is not None:
-        files["model.safetensors.index.json"] = index
-    return files
+    records = checksums.find_model(out, merge, sidecars, plan.shards)
+    return None if records is None else _Done(records, set(records))
 
 
 def _run(
@@ -265,45 +212,69 @@ def _run(
     threads: int | None,
     max_memory: int,
     nonfinite: str,
+    cache: SurveyCache | None,
     progress: Progress | None,
-) -> list[TensorReport]:
-    """Merge all tensors, the largest first so that the workers end together."""
-    workers, per_worker, memory = divide(plan, threads, max_memory)
-    jobs = sorted(plan.jobs, key=lambda job: -job.numel)
-    remaining, lock, stop = iter(jobs), threading.Lock(), threading.Event()
+) -> _Done:
+    """Merge all tensors that are not in the sink already."""
+    workers, memory = divide(plan, threads, max_memory)
+    schedule = Schedule(plan.jobs, lambda job: fits(job, memory), workers, resolve_threads(threads))
+    done, lock, stop = _Done(), threading.Lock(), threading.Event()
+    pass_by = plan.input_bytes > _physical_memory() // 2
     if progress:
-        progress.start(plan, plan.input_bytes + sum(j.numel * j.dtype.size for j in jobs))
+        progress.start(plan, plan.input_bytes + sum(job.output_bytes for job in plan.jobs))
     advance = progress.advance if progress else _ignore
 
-    def work() -> list[TensorReport]:
-        reports = []
-        merger = TensorMerger(backend, sink, memory, per_worker, nonfinite, advance, stop)
-        while not stop.is_set():
-            with lock:
-                job = next(remaining, None)
-            if job is None:
-                break
-            reports.append(merger.merge(job))
-        return reports
+    def work() -> None:
+        merger = TensorMerger(
+            backend,
+            sink,
+            memory,
+            threads=schedule.threads,
+            nonfinite=nonfinite,
+            advance=advance,
+            stop=stop,
+            surveys=cache,
+        )
+        while not stop.is_set() and (jobs := schedule.take()):
+            merged = {}
+            for job in jobs:
+                record = sink.recorded.get(job.name)
+                if record is not None and sink.holds(job.name, merger.scratch):
+                    advance(job.input_bytes + job.output_bytes)
+                    with lock:
+                        done.records[job.name] = record
+                        done.resumed.add(job.name)
+                    continue
+                report = merger.merge(job)
+                merged[job.name] = report.record
+                with lock:
+                    done.bytes_read += report.bytes_read
+                if pass_by:
+                    for x in job.inputs:
+                        x.source.forget(x.info)
+            if merged:
+                sink.complete(merged)
+                with lock:
+                    done.records.update(merged)
 
     try:
         with ThreadPoolExecutor(workers, thread_name_prefix="fuseo1") as pool:
             futures = [pool.submit(work) for _ in range(workers)]
             try:
-                done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+                ended, _ = wait(futures, return_when=FIRST_EXCEPTION)
             finally:
                 stop.set()
         # The first failure is the cause; the others may be its echo.
-        for future in sorted(done, key=lambda f: f.exception() is None):
+        for future in sorted(ended, key=lambda f: f.exception() is None):
             future.result()
-        return [report for future in futures for report in future.result()]
+        return done
     finally:
         if progress:
             progress.close()
 
 
-def divide(plan: Plan, threads: int | None, max_memory: int) -> tuple[int, int, Memory]:
-    """(workers, threads of each, memory of each) for this plan; MergeError if it is too small."""
+def divide(plan: Plan, threads: int | None, max_memory: int) -> tuple[int, Memory]:
+    """(workers, memory of each) for this plan; MergeError if it is too small."""
     threads = resolve_threads(threads)
     needed = max((memory_floor(job) for job in plan.jobs), default=0)
     if needed > max_memory:
@@ -311,18 +282,23 @@ def divide(plan: Plan, threads: int | None, max_memory: int) -> tuple[int, int, 
             f"--max-memory {max_memory >> 20} MiB is too little for these models; "
             f"the least is {(needed >> 20) + 1} MiB"
         )
-    fit = max_memory // max(needed, _LEAST_WORKER_MEMORY)
+    usable = min(max_memory, max(plan.input_bytes // _MEMORY_SHARE, _ENOUGH_MEMORY, needed))
+    fit = usable // max(needed, _LEAST_WORKER_MEMORY)
     workers = max(1, min(threads, len(plan.jobs), fit))
-    return workers, max(1, threads // workers), plan_memory(plan.jobs, max_memory // workers)
+    return workers, plan_memory(plan.jobs, usable // workers)
 
 
-def _energy_share(reports: Sequence[TensorReport]) -> dict[str, float]:
+def _energy_share(plan: Plan, records: Mapping[str, TensorRecord]) -> dict[str, float]:
     energy: dict[str, float] = {}
-    for report in sorted(reports, key=lambda r: r.name):
-        for model, e in report.energy.items():
-            energy[model] = energy.get(model, 0.0) + e
+    for job in plan.jobs:
+        for x, e in zip(job.inputs[1:], records[job.name].energy, strict=True):
+            energy[x.source.name] = energy.get(x.source.name, 0.0) + e
     total = sum(energy.values())
     return {model: e / total if total else 0.0 for model, e in energy.items()}
+
+
+def _physical_memory() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _ignore(_nbytes: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import signal
 import sys
@@ -11,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from decimal import Decimal
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
@@ -90,7 +92,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--max-memory",
         type=parse_size,
         metavar="SIZE",
-        help="for buffers and survey state (default 512MiB)",
+        help="most for buffers and survey state (default 2GiB)",
     )
     add(
         "--shard-size",
@@ -103,6 +105,17 @@ def make_parser() -> argparse.ArgumentParser:
         "--overwrite",
         action="store_true",
         help="replace a model that stands at OUT, once the new one is whole",
+    )
+    add(
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="go on where an earlier run of this merge stopped (default: yes)",
+    )
+    add(
+        "--survey-cache",
+        metavar="DIR",
+        help="keep surveys there: later merges of the same models read less",
     )
     add(
         "--crop-embeddings",
@@ -144,9 +157,11 @@ def main(argv: list[str] | None = None) -> int:
             return _merge(options)
     except MergeError as error:
         print(f"fuseo1-merge: error: {error}", file=sys.stderr)
+        _say_what_is_kept(options)
         return 1
     except KeyboardInterrupt:
         print("fuseo1-merge: interrupted; nothing was written to OUT", file=sys.stderr)
+        _say_what_is_kept(options)
         return 130
     except MemoryError:
         print(
@@ -156,9 +171,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _merge(options: argparse.Namespace) -> int:
-    from . import engine
+    from . import engine, prepare
 
-    config = engine.as_config(options.config)
+    config = prepare.as_config(options.config)
     keywords = {
         "threads": options.threads,
         "max_memory": options.max_memory or engine.DEFAULT_MAX_MEMORY,
@@ -184,6 +199,8 @@ def _merge(options: argparse.Namespace) -> int:
         options.out,
         backend=_backend(options),
         nonfinite=options.nonfinite,
+        resume=options.resume,
+        survey_cache=options.survey_cache,
         progress=progress,
         **keywords,
     )
@@ -192,6 +209,18 @@ def _merge(options: argparse.Namespace) -> int:
     elif not options.quiet:
         print(_describe_result(result))
     return 0
+
+
+def _say_what_is_kept(options: argparse.Namespace) -> None:
+    from .checkpoint.partial import partial_path
+
+    if options.out is not None and not options.dry_run:
+        partial = partial_path(Path(os.path.realpath(options.out)))
+        if partial.exists():
+            print(
+                f"fuseo1-merge: {partial} keeps what was merged: the same command goes on from there",
+                file=sys.stderr,
+            )
 
 
 def _backend(options: argparse.Namespace) -> str:
@@ -229,6 +258,8 @@ def _describe_result(result: MergeResult) -> str:
         "energy share of each source:",
     ]
     lines += [f"  {share:7.2%}  {model}" for model, share in result.energy_share.items()]
+    if 0 < result.resumed < result.tensors:
+        lines.append(f"note: {result.resumed} tensors were there from an earlier run")
     if result.exact_path:
         lines.append(f"note: {result.exact_path} tensors took the slower exact top-k path")
     lines += [f"note: {note}" for note in result.notes]

@@ -11,13 +11,16 @@ from typing import TypeVar
 from .arrays import BY_CODE, BY_NAME, DType, promote
 from .backends import MAX_TARGETS
 from .checkpoint.header import MERGEABLE, TensorInfo
-from .checkpoint.sink import OutputTensor, Shard, plan_shards
+from .checkpoint.shards import OutputTensor, Shard, plan_shards
 from .checkpoint.source import Source
 from .config import MergeConfig, OutputSlice
 
 T = TypeVar("T", float, str)
 
-_LAYER = re.compile(r"(?P<before>(?:.*\.)?(?:layers|h|blocks)\.)(?P<index>\d+)(?P<after>\..+)")
+# Numbered as Python writes numbers: layers.00 is not a second layers.0.
+_LAYER = re.compile(
+    r"(?P<before>(?:.*\.)?(?:layers|h|blocks)\.)(?P<index>0|[1-9][0-9]{0,8})(?P<after>\..+)"
+)
 # Rows are tokens.
 _EMBEDDING = re.compile(
     r"(?:.*\.)?(?:embed_tokens|word_embeddings|wte|embed_in|embed_out|lm_head)\.weight"
@@ -56,7 +59,17 @@ class Job:
     @property
     def input_bytes(self) -> int:
         """Bytes of all inputs, as far as they are merged."""
-        return self.numel * sum(x.dtype.size for x in self.inputs)
+        return self.numel * self.element_bytes
+
+    @property
+    def output_bytes(self) -> int:
+        """Bytes of the merged tensor."""
+        return self.numel * self.dtype.size
+
+    @property
+    def element_bytes(self) -> int:
+        """Bytes of one element of every input."""
+        return sum(x.dtype.size for x in self.inputs)
 
 
 @dataclass(frozen=True)
@@ -228,10 +241,10 @@ def _job(
     for model, name in placement.parts:
         info = sources[model].tensors.get(name)
         if info is None:
-            problems.append(f"tensor {name}: missing in model {model}")
+            problems.append(f"tensor {_shown(name)}: missing in model {model}")
         elif info.dtype not in MERGEABLE:
             problems.append(
-                f"tensor {name}: is {info.dtype} in model {model}; supported: {', '.join(sorted(MERGEABLE))}"
+                f"tensor {_shown(name)}: is {info.dtype} in model {model}; supported: {', '.join(sorted(MERGEABLE))}"
             )
         else:
             inputs.append(Input(sources[model], info))
@@ -266,11 +279,11 @@ def _common_shape(
     listed = ", ".join(f"{x.source.name}: {list(x.info.shape)}" for x in inputs)
     rows_alone = len({s[1:] for s in shapes}) == 1 and all(len(s) == 2 for s in shapes)
     if not (rows_alone and _EMBEDDING.fullmatch(name)):
-        problems.append(f"tensor {name}: shapes differ ({listed})")
+        problems.append(f"tensor {_shown(name)}: shapes differ ({listed})")
         return None
     if not crop_embeddings:
         problems.append(
-            f"tensor {name}: vocabulary sizes differ ({listed}); --crop-embeddings merges the rows that "
+            f"tensor {_shown(name)}: vocabulary sizes differ ({listed}); --crop-embeddings merges the rows that "
             "all models have and drops the others"
         )
         return None
@@ -294,9 +307,14 @@ def _notes(config: MergeConfig, sources: Mapping[str, Source]) -> Iterator[str]:
     for model in config.target_names():
         extra = sorted(set(sources[model].tensors) - set(base.tensors))
         if extra:
-            shown = ", ".join(extra[:5]) + (", ..." if len(extra) > 5 else "")
+            shown = ", ".join(map(_shown, extra[:5])) + (", ..." if len(extra) > 5 else "")
             lacking = "1 tensor that" if len(extra) == 1 else f"{len(extra)} tensors that"
             yield f"model {model}: {lacking} the base lacks left out: {shown}"
         ours, theirs = (s.config.get("architectures") for s in (base, sources[model]))
         if ours and theirs and ours != theirs:
-            yield f"model {model}: architecture {theirs}, the base's is {ours}"
+            yield f"model {model}: architecture {theirs!r}, the base's is {ours!r}"
+
+
+def _shown(name: str) -> str:
+    """A tensor's name as a message shows it: as it is, unless it would break the line or worse."""
+    return name if name.isprintable() else repr(name)

@@ -5,31 +5,41 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Protocol
+
+import xxhash
 
 from .arrays import Array, Buffer
-from .backends import Backend, FuseParams, SurveyResult
-from .checkpoint.sink import Sink
+from .backends import Backend, FuseParams, Surveyor, SurveyResult
+from .checkpoint.journal import TensorRecord
 from .errors import CheckpointError, MergeError
 from .plan import Job
+from .schedule import READ_AHEAD, will_need
+from .survey_cache import SurveyCache
 from .weights import sce_params
 
 # Elements moved at a time: four bf16 inputs of them are 8 MiB, which stay in the caches from the read to the
-# arithmetic. A multiple of 65,536, the kernels' segment.
+# arithmetic.
 _CHUNK = 1 << 20
 _LEAST_CHUNK = 1 << 16
+# Chunks begin at multiples of this, the kernels' block.
+_BLOCK = 256
 _ALIGN = 64
+# Runs of a sample: each is a read of its own.
+_MOST_RUNS = 4096
 # What a survey needs whatever the tensor: histograms, exponent sums, candidates of a small tensor.
 _SURVEY_FLOOR = 4 << 20
+# What a survey keeps, at most, of an element of each input.
+_RECORD = 16
 
 
 @dataclass(frozen=True)
 class TensorReport:
-    """What happened to one tensor: survey passes, bytes read, and the energy of each target by name."""
+    """What happened to one tensor: what the journal keeps of it, and the bytes that were read."""
 
-    name: str
-    passes: int
+    record: TensorRecord
     bytes_read: int
-    energy: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -47,37 +57,56 @@ class Memory:
 
 def plan_memory(jobs: Sequence[Job], max_bytes: int) -> Memory:
     """A worker's memory for any of `jobs`: at most `max_bytes`, and no more than the largest needs."""
-    survey = max_bytes // 4
     output = min(_CHUNK * 4, max_bytes // 4)
     largest = max((job.input_bytes + _ALIGN * len(job.inputs) for job in jobs), default=1)
-    return Memory(min(max_bytes - survey - output, largest), output, survey)
+    inputs = min(max_bytes - max_bytes // 4 - output, largest)
+    most = _SURVEY_FLOOR + max((job.numel * _RECORD * len(job.inputs) for job in jobs), default=0)
+    return Memory(inputs, output, min(max_bytes - inputs - output, most))
 
 
 def memory_floor(job: Job) -> int:
     """The least bytes with which `job` can be merged."""
-    return 4 * _LEAST_CHUNK * (_element_bytes(job) + 4) + _SURVEY_FLOOR
+    return 4 * _LEAST_CHUNK * (job.element_bytes + 4) + _SURVEY_FLOOR
+
+
+def fits(job: Job, memory: Memory) -> bool:
+    """Whether a worker holds all inputs of `job` at once, so that they are read once."""
+    return job.input_bytes + _ALIGN * len(job.inputs) <= memory.inputs
+
+
+class Destination(Protocol):
+    """Where merged bytes go; a Sink is one."""
+
+    def write(self, name: str, start: int, view: memoryview) -> None: ...
 
 
 class TensorMerger:
-    """A worker: merges one tensor at a time in buffers of its own."""
+    """A worker: merges one tensor at a time in buffers of its own.
+
+    `threads` is asked before every kernel call, `advance` is told of every byte read (once) or written,
+    `stop` ends the work early. `surveys` is asked for surveys and given new ones.
+    """
 
     def __init__(
         self,
         backend: Backend,
-        sink: Sink,
+        destination: Destination,
         memory: Memory,
-        threads: int,
+        *,
+        threads: Callable[[], int],
         nonfinite: str,
         advance: Callable[[int], None],
         stop: threading.Event,
+        surveys: SurveyCache | None = None,
     ) -> None:
         self._backend = backend
-        self._sink = sink
+        self._destination = destination
         self._threads = threads
         self._nonfinite = nonfinite
         self._advance = advance
         self._stop = stop
-        self._survey_bytes = memory.survey
+        self._surveys = surveys
+        self._memory = memory
         try:
             self._out, self._in = Buffer(memory.output), Buffer(memory.inputs)
         except OSError as error:
@@ -86,73 +115,100 @@ class TensorMerger:
                 "lower --max-memory or --threads"
             ) from error
 
+    @property
+    def scratch(self) -> memoryview:
+        """The buffer for output: free between tensors."""
+        return self._out.view
+
     def merge(self, job: Job) -> TensorReport:
         """Merge `job` and write the result; raises MergeError, naming tensor and model."""
-        if job.input_bytes + _ALIGN * len(job.inputs) <= self._in.nbytes:
-            survey, read = self._merge_whole(job)
+        self._checksum = xxhash.xxh3_128()
+        kept = self._surveys.find(job) if self._surveys is not None else None
+        if fits(job, self._memory):
+            survey, read = self._merge_whole(job, kept)
         else:
-            survey, read = self._merge_chunked(job)
-        names = [x.source.name for x in job.inputs[1:]]
-        energy = dict(zip(names, survey.energy, strict=True))
-        return TensorReport(job.name, survey.passes, read, energy)
+            survey, read = self._merge_chunked(job, kept)
+        for x in job.inputs:
+            x.source.check_unchanged(x.info.file)
+        if self._surveys is not None and kept is None:
+            self._surveys.keep(job, survey)
+        record = TensorRecord(self._checksum.hexdigest(), survey.energy, survey.passes)
+        return TensorReport(record, read)
 
-    def _merge_whole(self, job: Job) -> tuple[SurveyResult, int]:
-        inputs = self._read(job, 0, job.numel, tell=True)
-        survey = self._backend.survey(inputs, job.select_topk, self._threads, self._survey_bytes)
+    def _merge_whole(self, job: Job, survey: SurveyResult | None) -> tuple[SurveyResult, int]:
+        inputs = self._arrays(job, job.numel)
+        for start, count in self._pieces(job):
+            self._read(job, inputs, start, start, count, tell=True)
+        if survey is None:
+            topk, bound = job.select_topk, self._memory.survey
+            survey = self._backend.survey(inputs, topk, self._threads(), bound)
         self._fuse(job, self._settle(job, survey), inputs, 0)
         return survey, job.input_bytes
 
-    def _merge_chunked(self, job: Job) -> tuple[SurveyResult, int]:
-        surveyor = self._backend.surveyor(
-            len(job.inputs) - 1, job.numel, job.select_topk, self._threads, self._survey_bytes
-        )
-        starts, length = surveyor.sample_runs()
-        # A sample that would not fit is thinned out evenly.
-        fit = (self._in.nbytes - _ALIGN * len(job.inputs)) // (length * _element_bytes(job) or 1)
-        surveyor.sample(self._read_runs(job, starts[:: len(starts) // (fit + 1) + 1], length))
+    def _merge_chunked(self, job: Job, survey: SurveyResult | None) -> tuple[SurveyResult, int]:
         passes = 0
-        while not surveyor.done:
-            for start, inputs in self._chunks(job, tell=passes == 0):
-                surveyor.update(inputs, start)
-            surveyor.end_pass()
-            passes += 1
-        survey = surveyor.result()
+        if survey is None:
+            targets, topk, bound = len(job.inputs) - 1, job.select_topk, self._memory.survey
+            surveyor = self._backend.surveyor(targets, job.numel, topk, self._threads(), bound)
+            self._sample(job, surveyor)
+            while not surveyor.done:
+                for start, inputs in self._chunks(job, tell=passes == 0):
+                    surveyor.update(inputs, start)
+                surveyor.end_pass()
+                passes += 1
+            survey = surveyor.result()
         params = self._settle(job, survey)
-        for start, inputs in self._chunks(job, tell=False):
+        for start, inputs in self._chunks(job, tell=passes == 0):
             self._fuse(job, params, inputs, start)
         return survey, job.input_bytes * (passes + 1)
 
+    def _sample(self, job: Job, surveyor: Surveyor) -> None:
+        starts, length = surveyor.sample_runs()
+        # A sample that would not fit, or cost too many reads, is thinned out evenly.
+        room = (self._in.nbytes - _ALIGN * len(job.inputs)) // (length * job.element_bytes or 1)
+        starts = starts[:: len(starts) // (min(room, _MOST_RUNS) + 1) + 1]
+        for start in starts:
+            will_need(job, start, length)
+        inputs = self._arrays(job, len(starts) * length) if starts else []
+        for i, start in enumerate(starts):
+            self._read(job, inputs, start, i * length, length, tell=False)
+        surveyor.sample(inputs)
+
     def _chunks(self, job: Job, tell: bool) -> Iterator[tuple[int, list[Array]]]:
-        for start, count in _pieces(job.numel, self._in.nbytes, _element_bytes(job)):
+        for start, count in self._pieces(job):
+            inputs = self._arrays(job, count)
+            self._read(job, inputs, start, 0, count, tell)
+            yield start, inputs
+
+    def _pieces(self, job: Job) -> Iterator[tuple[int, int]]:
+        """(start, count) of the chunks in which `job` is read, the next ones being read ahead."""
+        room = (self._in.nbytes - _ALIGN * len(job.inputs)) // job.element_bytes
+        ahead = READ_AHEAD // job.element_bytes
+        for start, count in _pieces(job.numel, min(_CHUNK, room)):
             if self._stop.is_set():
                 raise MergeError("the merge was stopped")
-            yield start, self._read(job, start, count, tell)
+            will_need(job, start + ahead, count)
+            yield start, count
 
-    def _read(self, job: Job, start: int, count: int, tell: bool) -> list[Array]:
-        """Elements [start, start + count) of every input."""
+    def _arrays(self, job: Job, count: int) -> list[Array]:
+        """Room for `count` elements of every input, one input after the other."""
         arrays = []
         at = 0
         for x in job.inputs:
-            size = x.dtype.size
-            array = self._in.array(x.dtype, count, at)
-            x.source.read_into(x.info, start * size, self._in.view[at : at + count * size])
-            arrays.append(array)
-            at += -(-count * size // _ALIGN) * _ALIGN
-            if tell:
-                self._advance(count * size)
+            arrays.append(self._in.array(x.dtype, count, at))
+            at += -(-count * x.dtype.size // _ALIGN) * _ALIGN
         return arrays
 
-    def _read_runs(self, job: Job, starts: Sequence[int], length: int) -> list[Array]:
-        arrays: list[Array] = []
-        at = 0
-        for x in job.inputs if starts else ():
+    def _read(
+        self, job: Job, into: Sequence[Array], start: int, place: int, count: int, tell: bool
+    ) -> None:
+        """Read elements [start, start + count) of every input to the elements from `place` of `into`."""
+        for x, array in zip(job.inputs, into, strict=True):
             size = x.dtype.size
-            arrays.append(self._in.array(x.dtype, len(starts) * length, at))
-            for start in starts:
-                view = self._in.view[at : at + length * size]
-                x.source.read_into(x.info, start * size, view)
-                at += length * size
-        return arrays
+            at = array.address - self._in.address + place * size
+            x.source.read_into(x.info, start * size, self._in.view[at : at + count * size])
+            if tell:
+                self._advance(count * size)
 
     def _settle(self, job: Job, survey: SurveyResult) -> FuseParams:
         """What the survey means for the fuse, unless it found what must not be merged."""
@@ -163,28 +219,31 @@ class TensorMerger:
     def _fuse(self, job: Job, params: FuseParams, inputs: Sequence[Array], offset: int) -> None:
         """Fuse what was read, from flat index `offset`, and write it."""
         size = job.dtype.size
-        for start, count in _pieces(inputs[0].numel, self._out.nbytes, size):
+        for start, count in _pieces(inputs[0].numel, min(_CHUNK, self._out.nbytes // size)):
             out = self._out.array(job.dtype, count)
             part = [x.part(start, count) for x in inputs]
-            bad = self._backend.fuse(part, params, out, offset + start, self._threads)
+            bad = self._backend.fuse(part, params, out, offset + start, self._threads())
             if bad and self._nonfinite == "error":
                 raise MergeError(
                     f"tensor {job.name}: {bad} merged elements overflow {job.dtype.name}; choose a wider "
                     "dtype in the config"
                 )
-            self._sink.write(job.name, (offset + start) * size, self._out.view[: count * size])
+            merged = self._out.view[: count * size]
+            self._checksum.update(merged)
+            self._destination.write(job.name, (offset + start) * size, merged)
             self._advance(count * size)
 
 
-def _element_bytes(job: Job) -> int:
-    return sum(x.dtype.size for x in job.inputs)
-
-
-def _pieces(numel: int, max_bytes: int, element_bytes: int) -> Iterator[tuple[int, int]]:
-    """(start, count) of the pieces of `numel` elements: at most a chunk each, starts on block boundaries."""
-    step = min(_CHUNK, max_bytes // element_bytes // _LEAST_CHUNK * _LEAST_CHUNK)
-    for start in range(0, numel, step):
-        yield start, min(step, numel - start)
+def _pieces(numel: int, most: int) -> Iterator[tuple[int, int]]:
+    """(start, count) of pieces of at most `most` elements that begin on block boundaries."""
+    if numel <= most:
+        bounds = [0, numel] if numel else []
+    else:
+        # Bounds are rounded down, so that a piece can be a block longer than their distance.
+        step = most - _BLOCK if most % _BLOCK else most
+        bounds = [*(bound // _BLOCK * _BLOCK for bound in range(0, numel, step)), numel]
+    for start, end in pairwise(bounds):
+        yield start, end - start
 
 
 def _refuse_nonfinite(job: Job, survey: SurveyResult) -> None:

@@ -1,4 +1,4 @@
-"""Opening a model: single files, shards and their index, torch's own files; reading bytes."""
+"""Opening a model: single files, shards and their index; reading bytes."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from checkpoint_files import (
     write_json,
 )
 
+from fuseo1_kernels.checkpoint.json_file import dump_object
 from fuseo1_kernels.checkpoint.source import Source, open_source
 from fuseo1_kernels.errors import CheckpointError
 
@@ -162,6 +163,21 @@ def test_bad_config(text: str, tmp_path: Path) -> None:
     refused(path, "config.json: (must be a JSON object|not valid JSON|not UTF-8)")
 
 
+@pytest.mark.parametrize("levels", [150, 600])
+def test_a_config_nested_too_deeply(levels: int, tmp_path: Path) -> None:
+    """Some such can be parsed, but then be neither compared nor written."""
+    path = single_model(tmp_path)
+    (path / "config.json").write_text('{"architectures": ' + "[" * levels + "]" * levels + "}")
+    refused(path, "config.json: nested more than 100 levels deep")
+
+
+def test_half_a_surrogate_in_a_config_is_kept(tmp_path: Path) -> None:
+    path = single_model(tmp_path, note="\ud800")
+    with open_source(str(path)) as source:
+        assert json.loads(dump_object(source.config)) == source.config
+        assert source.config["note"] == "\ud800"
+
+
 # --- shards and their index --------------------------------------------------------------
 
 
@@ -274,89 +290,6 @@ def test_a_tensor_that_the_index_does_not_list(tmp_path: Path) -> None:
 def test_bad_index(index: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(index)
     refused(tmp_path, f"index.json: {message}")
-
-
-# --- torch's own files -------------------------------------------------------------------
-
-STATE = {
-    "w": torch.arange(12, dtype=torch.bfloat16).reshape(3, 4),
-    "t": torch.arange(6, dtype=torch.float32).reshape(2, 3).T,
-    "s": torch.tensor(2.5, dtype=torch.float16),
-    "e": torch.empty(0, 3),
-}
-
-
-def content(tensor: torch.Tensor) -> bytes:
-    return bytes(tensor.contiguous().reshape(-1).view(torch.uint8).tolist())
-
-
-def test_torch_file(tmp_path: Path) -> None:
-    tied = {**STATE, "tied": STATE["w"], "tail": STATE["w"][1:]}
-    torch.save(tied, tmp_path / "pytorch_model.bin")
-    with open_source(str(tmp_path)) as source:
-        assert {name: (i.dtype, i.shape) for name, i in source.tensors.items()} == {
-            "w": ("BF16", (3, 4)),
-            "t": ("F32", (3, 2)),
-            "s": ("F16", ()),
-            "e": ("F32", (0, 3)),
-            "tied": ("BF16", (3, 4)),
-            "tail": ("BF16", (2, 4)),
-        }
-        for name, tensor in tied.items():
-            assert read(source, name) == content(tensor)
-        assert read(source, "w", 3, 5) == content(STATE["w"])[3:8]
-        with pytest.raises(ValueError, match="'w'"):
-            read(source, "w", 20, 5)
-
-
-def test_torch_shards(tmp_path: Path) -> None:
-    torch.save({"w": STATE["w"]}, tmp_path / "1.bin")
-    torch.save({"t": STATE["t"]}, tmp_path / "2.bin")
-    index = tmp_path / "pytorch_model.bin.index.json"
-    write_json(index, {"weight_map": {"w": "1.bin", "t": "2.bin"}})
-    with open_source(str(tmp_path)) as source:
-        assert [read(source, name) for name in "wt"] == [content(STATE[name]) for name in "wt"]
-    write_json(index, {"weight_map": {"w": "2.bin", "t": "2.bin"}})
-    refused(tmp_path, "tensor 'w' is in 2.bin, but it is not")
-    write_json(index, {"weight_map": {"w": "../x.bin"}})
-    refused(tmp_path, "weight_map sends tensor 'w' to '../x.bin'")
-
-
-def test_safetensors_go_before_torch_files(tmp_path: Path) -> None:
-    torch.save(STATE, tmp_path / "pytorch_model.bin")
-    with open_source(str(single_model(tmp_path))) as source:
-        assert source.tensors.keys() == TWO.keys()
-
-
-class Evil:
-    def __reduce__(self) -> tuple[Any, tuple[str]]:
-        return os.system, ("exit 1",)
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        ({"w": Evil()}, "holds Python objects besides tensors"),
-        ({"state_dict": {"w": torch.ones(1)}}, "'state_dict' is a dict"),
-        ([torch.ones(1)], "must hold a dict of tensors, not list"),
-        ({}, "must hold a dict of tensors"),
-        ({3: torch.ones(1)}, "3 is a Tensor"),
-        ({"w": torch.eye(2).to_sparse()}, "'w': sparse_coo float32 is not supported"),
-        ({"w": torch.ones(1, dtype=torch.complex128)}, "'w': strided complex128 is not supported"),
-    ],
-)
-def test_bad_torch_file(data: Any, message: str, tmp_path: Path) -> None:
-    torch.save(data, tmp_path / "pytorch_model.bin")
-    refused(tmp_path, f"pytorch_model.bin: .*{message}")
-
-
-@pytest.mark.parametrize("damage", ["text", "cut", "legacy"])
-def test_damaged_torch_file(damage: str, tmp_path: Path) -> None:
-    file = tmp_path / "pytorch_model.bin"
-    torch.save(STATE, file, _use_new_zipfile_serialization=damage != "legacy")
-    if damage != "legacy":
-        file.write_bytes(b"text" * 99 if damage == "text" else file.read_bytes()[:-200])
-    refused(tmp_path, "pytorch_model.bin: torch cannot map it")
 
 
 def test_safetensors_need_no_torch(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from reprlib import repr as short
 from typing import Any
 
 from ..errors import CheckpointError
+from .identity import FileIdentity
 from .json_file import parse_object
 
 #: Bytes an element of every safetensors dtype of whole bytes (F4 and F6 pack below a byte:
@@ -81,7 +82,7 @@ class Header:
     file: Path
     tensors: dict[str, TensorInfo]
     metadata: dict[str, str]
-    file_size: int
+    identity: FileIdentity
 
 
 def read_header(file: Path) -> Header:
@@ -89,13 +90,14 @@ def read_header(file: Path) -> Header:
 
     Raises CheckpointError, naming the file and the tensor, for whatever the format forbids.
     """
-    text, file_size = _read_text(file)
+    text, identity = _read_text(file)
+    file_size = identity.size
     data_start = 8 + len(text)
     if not text.startswith(b"{"):
         raise CheckpointError(
             f"{file}: not a safetensors file: its header does not start with '{{'"
         )
-    entries = parse_object(text, f"{file}: header", unique_keys=True)
+    entries = parse_object(text, f"{file}: header", unique_keys=True, strict=True)
     metadata = _metadata(file, entries.pop(_METADATA, {}))
 
     infos = [_tensor(file, name, entry, data_start) for name, entry in entries.items()]
@@ -119,7 +121,7 @@ def read_header(file: Path) -> Header:
         )
     if end < file_size:
         raise CheckpointError(f"{file}: {file_size - end} bytes after {last} belong to no tensor")
-    return Header(file, {info.name: info for info in infos}, metadata, file_size)
+    return Header(file, {info.name: info for info in infos}, metadata, identity)
 
 
 def write_header(
@@ -143,11 +145,12 @@ def write_header(
     return len(text).to_bytes(8, "little") + text
 
 
-def _read_text(file: Path) -> tuple[bytes, int]:
-    """Return the JSON part of the header and the size of the whole file."""
+def _read_text(file: Path) -> tuple[bytes, FileIdentity]:
+    """Return the JSON part of the header and which file it was read from."""
     try:
         with open(file, "rb") as stream:
-            file_size = os.fstat(stream.fileno()).st_size
+            identity = FileIdentity.of(os.fstat(stream.fileno()))
+            file_size = identity.size
             prefix = stream.read(8)
             if prefix == b"version ":
                 raise CheckpointError(
@@ -170,7 +173,7 @@ def _read_text(file: Path) -> tuple[bytes, int]:
         raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from error
     if len(text) < length:
         raise CheckpointError(f"{file}: shrank while it was read")
-    return text, file_size
+    return text, identity
 
 
 def _metadata(file: Path, value: Any) -> dict[str, str]:
@@ -182,9 +185,6 @@ def _metadata(file: Path, value: Any) -> dict[str, str]:
 def _tensor(file: Path, name: str, entry: Any, data_start: int) -> TensorInfo:
     """Check one entry on its own; how entries lie beside one another is for the caller."""
     where = f"{file}: tensor {name!r}"
-    # JSON can escape half of a surrogate pair, which no UTF-8 text holds.
-    if not name.isprintable() and any("\ud800" <= char <= "\udfff" for char in name):
-        raise CheckpointError(f"{where}: its name is not valid Unicode")
     if not isinstance(entry, dict):
         raise CheckpointError(f"{where}: its entry must be a JSON object")
     for key in ("dtype", "shape", "data_offsets"):

@@ -1,161 +1,97 @@
-"""The merged model on disk: planned from shapes, written in any order, published when whole."""
+"""The merged model on disk: written in any order, continued after a kill, published when whole."""
 
 from __future__ import annotations
 
 import errno
-import math
 import os
 import shutil
-import tempfile
 import threading
-import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
+
+import xxhash
 
 from ..errors import OutputError
-from .header import DTYPE_BYTES, write_header
-from .json_file import dump_object
-from .signals import held_signals
-
-
-@dataclass(frozen=True)
-class OutputTensor:
-    """A tensor to be written; `dtype` is safetensors' name."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def nbytes(self) -> int:
-        """The number of its bytes."""
-        return math.prod(self.shape) * DTYPE_BYTES[self.dtype]
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One file of the output, known to the byte before any merging; `offsets` are absolute."""
-
-    file: str
-    header: bytes
-    tensors: tuple[OutputTensor, ...]
-    offsets: Mapping[str, int]
-    size: int
-
-
-def plan_shards(tensors: Sequence[OutputTensor], shard_size: int) -> tuple[Shard, ...]:
-    """Deal `tensors`, in their order, into shards of at most `shard_size` bytes of data each.
-
-    A tensor that is larger has a shard of its own. One shard is called model.safetensors, several
-    model-00001-of-0000N.safetensors.
-    """
-    if shard_size < 1:
-        raise OutputError(f"the shard size must be at least one byte, not {shard_size}")
-    groups: list[list[OutputTensor]] = [[]]
-    filled = 0
-    for tensor in tensors:
-        if groups[-1] and filled + tensor.nbytes > shard_size:
-            groups.append([])
-            filled = 0
-        groups[-1].append(tensor)
-        filled += tensor.nbytes
-    if len({tensor.name for tensor in tensors}) != len(tensors):
-        raise ValueError("a tensor's name stands twice in the output")
-    if len(groups) == 1:
-        return (_plan_shard("model.safetensors", groups[0]),)
-    return tuple(
-        _plan_shard(f"model-{i:05d}-of-{len(groups):05d}.safetensors", group)
-        for i, group in enumerate(groups, start=1)
-    )
-
-
-def _plan_shard(file: str, tensors: Sequence[OutputTensor]) -> Shard:
-    # transformers refuses a file that does not say which framework's layout it has.
-    header = write_header([(t.name, t.dtype, t.shape) for t in tensors], {"format": "pt"})
-    offsets = {}
-    end = len(header)
-    for tensor in tensors:
-        offsets[tensor.name] = end
-        end += tensor.nbytes
-    return Shard(file, header, tuple(tensors), offsets, end)
-
-
-def index_json(shards: Sequence[Shard]) -> bytes | None:
-    """Return the content of model.safetensors.index.json; None for one shard, which needs none."""
-    if len(shards) == 1:
-        return None
-    home = {tensor.name: shard.file for shard in shards for tensor in shard.tensors}
-    total = sum(tensor.nbytes for shard in shards for tensor in shard.tensors)
-    return dump_object(
-        {"metadata": {"total_size": total}, "weight_map": dict(sorted(home.items()))}
-    )
-
-
-def check_out_dir(out_dir: Path, *, overwrite: bool, inputs: Sequence[Path]) -> Path:
-    """Return the real path of `out_dir` if a model may be published there, else raise OutputError.
-
-    Nothing is written. `inputs` are the directories of the models that are read.
-    """
-    out = Path(os.path.realpath(out_dir))
-    for source in inputs:
-        real = Path(os.path.realpath(source))
-        if out == real or out.is_relative_to(real):
-            raise OutputError(
-                f"{out_dir}: lies inside the input model {source}; choose another OUT"
-            )
-        if real.is_relative_to(out):
-            raise OutputError(f"{out_dir}: contains the input model {source}; choose another OUT")
-    try:
-        if out.exists() and not out.is_dir():
-            raise OutputError(f"{out_dir}: exists and is not a directory")
-        if os.path.ismount(out):
-            raise OutputError(
-                f"{out_dir}: is a mount point, which cannot be replaced whole;"
-                " choose a directory inside it"
-            )
-        names = os.listdir(out) if out.exists() else []
-    except OSError as error:
-        raise OutputError(f"{out_dir}: cannot be read ({error.strerror})") from error
-    if names and not overwrite:
-        raise OutputError(f"{out_dir}: exists and is not empty; choose another OUT or --overwrite")
-    # --overwrite deletes the directory: a slip such as OUT=~ must not cost more than a model.
-    if names and not any(name == "config.json" or name.endswith(".safetensors") for name in names):
-        raise OutputError(
-            f"{out_dir}: does not look like a model, so --overwrite will not delete it;"
-            " choose another OUT or remove it yourself"
-        )
-    return out
+from .identity import describe_difference
+from .journal import TensorRecord
+from .out_dir import check_out_dir
+from .page_cache import WriteBehind, drop
+from .partial import Partial, partial_path
+from .shards import Shard
 
 
 class Sink:
-    """The output being written, in a hidden directory beside its place; a context manager.
+    """The output being written, in OUT.partial beside its place; a context manager.
 
-    Leaving the context without `publish` discards everything. `write` may be called from any
-    thread.
+    Leaving the context without `publish` keeps what was completed for the next run of the same merge,
+    or removes everything if that is nothing. `recorded` are the tensors that an earlier run completed,
+    by its journal; `holds` says whether their bytes are there. All methods but `publish` may be called
+    from any thread.
     """
 
     def __init__(
-        self, out_dir: Path, shards: Sequence[Shard], *, overwrite: bool, inputs: Sequence[Path]
+        self,
+        out_dir: Path,
+        shards: Sequence[Shard],
+        identity: Mapping[str, Any],
+        *,
+        overwrite: bool,
+        inputs: Sequence[Path],
+        resume: bool = True,
     ) -> None:
-        """Check `out_dir`, reserve all space, write the headers. Raises OutputError."""
-        self._out = check_out_dir(out_dir, overwrite=overwrite, inputs=inputs)
+        """Check `out_dir`, take up what an earlier run left, reserve all space, write the headers.
+
+        `identity` describes, in JSON's types, everything that the tensors' bytes depend on: only a
+        partial output of the same identity is continued. Without `resume` any is started afresh.
+        Raises OutputError.
+        """
+        self._out = Path(os.path.realpath(out_dir))
         self._overwrite = overwrite
+        self._shards = tuple(shards)
         self._shard_of = {t.name: (shard, t) for shard in shards for t in shard.tensors}
         self._missing = {name: t.nbytes for name, (_, t) in self._shard_of.items()}
         self._lock = threading.Lock()
-        self._fds: dict[str, int] = {}
-        self._made: list[Path] = []
-        self._temp = self._out.with_name(f".{self._out.name}.partial-{os.getpid()}")
-        self._temp_is_ours = False
+        self._files: dict[str, WriteBehind] = {}
+        if not partial_path(self._out).exists():
+            # Nothing is made where nothing may be written.
+            check_out_dir(out_dir, overwrite=overwrite, inputs=inputs)
+        self._partial: Partial | None = Partial(self._out)
         try:
-            with held_signals(redeliver=True):
-                self._make_temp()
-            self._reserve(shards)
+            check_out_dir(out_dir, overwrite=overwrite, inputs=inputs)
+            self._take_up(identity, resume)
+            self._reserve()
         except BaseException:
-            self.discard()
+            self.close()
             raise
+
+    @property
+    def recorded(self) -> Mapping[str, TensorRecord]:
+        """What the journal says of tensors that are complete, by name."""
+        return self._journaled
+
+    def holds(self, name: str, buffer: memoryview) -> bool:
+        """Whether the recorded tensor `name` is there, byte for byte; `buffer` is room to read into."""
+        shard, tensor = self._shard_of[name]
+        fd, offset, digest = self._files[shard.file].fd, shard.offsets[name], xxhash.xxh3_128()
+        done = 0
+        try:
+            while done < tensor.nbytes:
+                room = buffer[: min(buffer.nbytes, tensor.nbytes - done)]
+                count = os.preadv(fd, [room], offset + done)
+                if count == 0:
+                    return False
+                digest.update(room[:count])
+                done += count
+            drop(fd, offset, tensor.nbytes)
+        except OSError:  # written anew, it may be readable
+            return False
+        if digest.hexdigest() != self._journaled[name].checksum:
+            return False
+        with self._lock:
+            self._missing[name] = 0
+        return True
 
     def write(self, name: str, start: int, view: memoryview) -> None:
         """Write `view` (C-contiguous) to the bytes [start, start + view.nbytes) of tensor `name`.
@@ -173,7 +109,7 @@ class Sink:
             return
         with view.cast("B") as data:
             try:
-                _write_all(self._fds[shard.file], data, shard.offsets[name] + start)
+                self._files[shard.file].write(data, shard.offsets[name] + start)
             except OSError as error:
                 raise OutputError(
                     f"{self._out / shard.file}: writing tensor {name!r} failed ({error.strerror})"
@@ -181,13 +117,25 @@ class Sink:
         with self._lock:
             self._missing[name] -= view.nbytes
 
+    def complete(self, tensors: Mapping[str, TensorRecord]) -> None:
+        """Note that these tensors are written whole, for a run that continues this one."""
+        with self._lock:
+            wrong = [name for name in tensors if self._missing[name]]
+            if wrong:
+                raise ValueError(f"tensor {wrong[0]!r} is not whole")
+            try:
+                self._open_partial.journal.add(tensors)
+            except OSError as error:
+                raise OutputError(
+                    f"{self._open_partial.path}: the journal cannot be written ({error.strerror})"
+                ) from error
+
     def add_file(self, name: str, data: bytes) -> None:
         """Put a small file beside the shards."""
-        if name in ("", ".", "..") or "/" in name:
-            raise ValueError(f"{name!r} is not a plain file name")
-        file = self._temp / name
+        if name in ("", ".", "..") or "/" in name or name in self._files:
+            raise ValueError(f"{name!r} is not the name of a small file")
         try:
-            with open(file, "xb") as stream:
+            with open(self._open_partial.model / name, "wb") as stream:
                 stream.write(data)
                 stream.flush()
                 os.fsync(stream.fileno())
@@ -208,28 +156,26 @@ class Sink:
                 f" first {wrong[0]!r} ({self._missing[wrong[0]]} bytes missing)"
             )
         try:
-            for fd in self._fds.values():
-                os.fsync(fd)
-            self._close()
-            _sync_directory(self._temp)
-            with held_signals(redeliver=False):
-                old = self._swap()
-                _sync_directory(self._out.parent)
-                if old is not None:
-                    shutil.rmtree(old, ignore_errors=True)
+            for file in self._files.values():
+                os.fsync(file.fd)
+            self._close_files()
+            self._open_partial.publish(self._overwrite)
         except OSError as error:
             raise OutputError(
                 f"{self._out}: the merged model cannot be published ({error.strerror})"
             ) from error
-        if old is not None and old.exists():
-            warnings.warn(f"the replaced model could not be deleted: {old}", stacklevel=2)
+        self._partial = None
 
-    def discard(self) -> None:
-        """Remove what was written and the parents made for it; harmless when repeated."""
-        self._close()
-        if self._temp_is_ours:
-            shutil.rmtree(self._temp, ignore_errors=True)
-        self._remove_made()
+    def close(self) -> None:
+        """Keep what was completed, or remove everything if that is nothing; harmless when repeated."""
+        self._close_files()
+        partial, self._partial = self._partial, None
+        if partial is None:
+            return
+        if partial.journal.tensors:
+            partial.keep()
+        else:
+            partial.remove()
 
     def __enter__(self) -> Sink:
         return self
@@ -240,123 +186,72 @@ class Sink:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.discard()
+        self.close()
 
-    def _make_temp(self) -> None:
-        try:
-            absent = [parent for parent in self._out.parents if not parent.exists()]
-            for parent in reversed(absent):
-                parent.mkdir(exist_ok=True)
-                self._made.append(parent)
-            self._temp.mkdir()
-            self._temp_is_ours = True
-        except FileExistsError:
-            raise OutputError(
-                f"{self._temp}: left by an earlier run, or in use by another;"
-                " remove it if none is running"
-            ) from None
-        except OSError as error:
-            raise OutputError(f"{self._out}: cannot be created ({error.strerror})") from error
+    @property
+    def _open_partial(self) -> Partial:
+        if self._partial is None:
+            raise ValueError("the sink is closed")
+        return self._partial
 
-    def _remove_made(self) -> None:
-        while self._made:
-            try:
-                self._made.pop().rmdir()
-            except OSError:  # in use by now, if only by the published model
-                self._made.clear()
+    def _take_up(self, identity: Mapping[str, Any], resume: bool) -> None:
+        """Decide what the journal is worth: all of it, or nothing."""
+        partial = self._open_partial
+        journal = partial.journal
+        if journal.identity is not None and journal.tensors and resume:
+            difference = describe_difference(journal.identity, identity)
+            if difference is not None:
+                raise OutputError(
+                    f"{partial.path}: holds an unfinished merge, but {difference}; to drop it and"
+                    " start afresh, pass --no-resume"
+                )
+        elif journal.identity != identity or not journal.tensors or not resume:
+            partial.restart(identity)
+        self._journaled = dict(journal.tensors)
 
-    def _reserve(self, shards: Sequence[Shard]) -> None:
+    def _reserve(self) -> None:
         """Give every shard its full size: a full disk is found before anything is merged."""
-        needed = sum(shard.size for shard in shards)
-        free = shutil.disk_usage(self._temp).free
-        if needed > free:
-            raise self._no_space(needed, free)
-        for shard in shards:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        model = self._open_partial.model
+        planned = {shard.file for shard in self._shards}
+        try:
+            model.mkdir(exist_ok=True)
+            for name in os.listdir(model):
+                if name not in planned:  # small files, written anew
+                    (model / name).unlink()
+            there = sum((model / name).stat().st_size for name in os.listdir(model))
+            free = shutil.disk_usage(model).free
+        except OSError as error:
+            raise OutputError(f"{model}: cannot be prepared ({error.strerror})") from error
+        needed = sum(shard.size for shard in self._shards)
+        if needed - there > free:
+            raise self._no_space(needed - there, free)
+        for shard in self._shards:
             try:
-                fd = os.open(self._temp / shard.file, flags, 0o666)
-                self._fds[shard.file] = fd
-                os.posix_fallocate(fd, 0, shard.size)
-                _write_all(fd, memoryview(shard.header), 0)
+                self._open(model / shard.file, shard)
             except OSError as error:
                 if error.errno == errno.ENOSPC:
-                    raise self._no_space(needed, free) from error
+                    raise self._no_space(needed - there, free) from error
                 raise OutputError(
                     f"{self._out / shard.file}: cannot be created with {shard.size} bytes"
                     f" ({error.strerror})"
                 ) from error
+
+    def _open(self, path: Path, shard: Shard) -> None:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        file = self._files[shard.file] = WriteBehind(fd)
+        if os.fstat(fd).st_size != shard.size:
+            for tensor in shard.tensors:
+                self._journaled.pop(tensor.name, None)
+            os.ftruncate(fd, 0)
+            os.posix_fallocate(fd, 0, shard.size)
+        if os.pread(fd, len(shard.header), 0) != shard.header:
+            file.write(memoryview(shard.header), 0)
 
     def _no_space(self, needed: int, free: int) -> OutputError:
         return OutputError(
             f"{self._out}: no space left: the merged model needs {needed} bytes, {free} are free"
         )
 
-    def _swap(self) -> Path | None:
-        """Rename the new model into place; return where the replaced one went, if any."""
-        # Renaming onto an empty directory replaces it, onto any other fails: nothing is lost.
-        if not self._overwrite or not self._out.exists():
-            os.rename(self._temp, self._out)
-            return None
-        old = self._out.with_name(f".{self._out.name}.replaced-{os.getpid()}")
-        os.rename(self._out, old)
-        try:
-            os.rename(self._temp, self._out)
-        except BaseException:
-            os.rename(old, self._out)
-            raise
-        return old
-
-    def _close(self) -> None:
-        while self._fds:
-            os.close(self._fds.popitem()[1])
-
-
-def find_leftovers(out_dir: Path) -> list[Path]:
-    """What runs that were killed left beside `out_dir`: partial outputs of processes that are no more."""
-    out = Path(os.path.realpath(out_dir))
-    prefix = f".{out.name}.partial-"
-    try:
-        names = os.listdir(out.parent)
-    except OSError:
-        return []
-    pids = {n: n.removeprefix(prefix) for n in names if n.startswith(prefix)}
-    return [out.parent / n for n, pid in sorted(pids.items()) if pid.isdecimal() and not _runs(pid)]
-
-
-def _runs(pid: str) -> bool:
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        return True  # somebody else's, or not a process number at all
-    return True
-
-
-def find_obstacles(out_dir: Path, nbytes: int) -> str | None:
-    """Why a model of `nbytes` cannot be written beside `out_dir`, found by trying; None if it can."""
-    out = Path(os.path.realpath(out_dir))
-    parent = next(p for p in out.parents if p.exists())
-    try:
-        os.rmdir(tempfile.mkdtemp(prefix=f".{out.name}.probe-", dir=parent))
-        free = shutil.disk_usage(parent).free
-    except OSError as error:
-        return f"{out_dir}: cannot be created ({error.strerror})"
-    if nbytes > free:
-        return f"{out_dir}: no space left: the merged model needs {nbytes} bytes, {free} are free"
-    return None
-
-
-def _write_all(fd: int, data: memoryview, offset: int) -> None:
-    done = 0
-    # One call moves at most 2,147,479,552 bytes, and may move fewer.
-    while done < data.nbytes:
-        done += os.pwrite(fd, data[done:], offset + done)
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    def _close_files(self) -> None:
+        while self._files:
+            os.close(self._files.popitem()[1].fd)

@@ -12,16 +12,18 @@ from typing import Any
 from ..errors import CheckpointError
 from .header import Header, TensorInfo, read_header
 from .hub import resolve
+from .identity import FileIdentity
 from .json_file import read_object
 from .layout import CONFIG, FORMATS, check_shard, find_weights
+from .page_cache import drop, will_need
 
 
 class Source:
     """A model whose weights are safetensors files; a context manager.
 
     `name` is what the config calls the model, `path` its directory, `tensors` everything it holds,
-    `config` its config.json ({} if it has none). `read_into` may be called from any thread until
-    `close`.
+    `config` its config.json ({} if it has none), `files` the weight files as they were when their
+    headers were read. Tensors may be read from any thread until `close`.
     """
 
     def __init__(
@@ -30,13 +32,13 @@ class Source:
         path: Path,
         tensors: Mapping[str, TensorInfo],
         config: dict[str, Any],
-        file_sizes: Mapping[Path, int],
+        files: Mapping[Path, FileIdentity],
     ) -> None:
         self.name = name
         self.path = path
         self.tensors = tensors
         self.config = config
-        self._file_sizes = file_sizes
+        self.files = files
         self._fds: dict[Path, int] = {}
         self._lock = threading.Lock()
 
@@ -73,6 +75,22 @@ class Source:
                     )
                 done += count
 
+    def check_unchanged(self, file: Path) -> None:
+        """Raise CheckpointError if `file` changed since its header was read.
+
+        Called after a tensor was read, it says that all of its bytes are of that one version.
+        """
+        if FileIdentity.of(os.fstat(self._open(file))) != self.files[file]:
+            raise _changed(file)
+
+    def will_need(self, info: TensorInfo, start: int, nbytes: int) -> None:
+        """Have the system read these bytes of the tensor in the background."""
+        will_need(self._open(info.file), info.offset + start, min(nbytes, info.nbytes - start))
+
+    def forget(self, info: TensorInfo) -> None:
+        """Take the tensor out of the system's page cache."""
+        drop(self._open(info.file), info.offset, info.nbytes)
+
     def close(self) -> None:
         """Give the files back; harmless when repeated."""
         with self._lock:
@@ -98,11 +116,17 @@ class Source:
                     fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
                 except OSError as error:
                     raise CheckpointError(f"{file}: cannot be opened ({error.strerror})") from error
-                if os.fstat(fd).st_size != self._file_sizes[file]:
+                if FileIdentity.of(os.fstat(fd)) != self.files[file]:
                     os.close(fd)
-                    raise CheckpointError(f"{file}: the file changed since its header was read")
+                    raise _changed(file)
                 self._fds[file] = fd
             return fd
+
+
+def _changed(file: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{file}: the file changed since its header was read; merge again when nothing writes to it"
+    )
 
 
 def check_range(info: TensorInfo, start: int, view: memoryview) -> None:
@@ -141,14 +165,14 @@ def _open(model: str, path: Path) -> Source:
     else:
         files = [check_shard(path, file) for file in weights.files]
     if weights.torch_bin:
-        from .torch_bin import TorchBinSource
+        from .torch_bin import open_torch_bin
 
-        return TorchBinSource.open(model, path, config, files, weights.weight_map)
+        return open_torch_bin(model, path, config, files, weights.weight_map)
     headers: list[Header] = [read_header(file) for file in files]
     held = [header.tensors for header in headers]
     tensors = collect_shards(files, held, weights.weight_map, path)
-    sizes = {header.file: header.file_size for header in headers}
-    return Source(model, path, tensors, config, sizes)
+    identities = {header.file: header.identity for header in headers}
+    return Source(model, path, tensors, config, identities)
 
 
 def collect_shards(

@@ -1,0 +1,34 @@
+"""Whether a file is still the one that was looked at."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+
+class FileIdentity(NamedTuple):
+    """What tells a file's content from another without reading it: bytes, time of change in ns, inode."""
+
+    size: int
+    mtime_ns: int
+    inode: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> FileIdentity:
+        """The identity in what `os.stat` or `os.fstat` returned."""
+        return cls(status.st_size, status.st_mtime_ns, status.st_ino)
+
+
+def describe_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """Say how what a merge is made from differs from what it was; None if it does not.
+
+    Both are what `fingerprint` returns: {"files": {path: FileIdentity}, ...}, in JSON's types.
+    """
+    files, current = before.get("files", {}), now["files"]
+    changed = [f for f in current if f in files and list(files[f]) != list(current[f])]
+    if changed:
+        return f"{changed[0]} changed since"
+    if before.get("version") != now["version"]:
+        return f"it was begun by fuseo1-kernels {before.get('version')}"
+    return None if before == now else "of another config, other models or other options"

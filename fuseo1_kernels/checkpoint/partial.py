@@ -1,0 +1,185 @@
+"""OUT.partial: the directory beside OUT in which a merge is made, continued after a kill, and published from.
+
+    OUT.partial/journal    what was done, and the lock
+    OUT.partial/model/     becomes OUT by one rename
+    OUT.partial/replaced/  the old OUT, while it is replaced where directories cannot be exchanged
+
+Kills at any point are told apart by the journal: before its `publishing` line nothing has touched OUT;
+after it, OUT is the new model if it has the inode in that line.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..errors import OutputError
+from .journal import Journal
+from .signals import held_signals
+
+_JOURNAL, _MODEL, _REPLACED = "journal", "model", "replaced"
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+
+
+def partial_path(out: Path) -> Path:
+    """Return where the merge into `out` is made; `out` is a real path."""
+    return out.with_name(out.name + ".partial")
+
+
+class Partial:
+    """The work directory of a merge into `out`, locked until `keep`, `remove` or `publish`.
+
+    `model` is the directory to fill; `journal.tensors` says what an earlier run of the same merge left
+    in it (after a `restart`, nothing).
+    """
+
+    def __init__(self, out: Path) -> None:
+        """Make `out`'s work directory, or take over the one that a run left. Raises OutputError."""
+        self._out = out
+        self.path = partial_path(out)
+        self.model = self.path / _MODEL
+        self._made: list[Path] = []
+        with held_signals(redeliver=True), self._explained("cannot be created"):
+            self.journal = self._open_journal()
+        with self._explained("cannot be read"):
+            self._put_back()
+        self.published = self._is_published()
+
+    def restart(self, identity: Mapping[str, Any]) -> None:
+        """Forget what is there; begin the merge that `identity` describes."""
+        with self._explained("cannot be cleared"):
+            self.journal.restart(identity)
+            if self.model.exists():
+                shutil.rmtree(self.model)
+            self.model.mkdir()
+
+    def keep(self) -> None:
+        """Leave everything as it is, for the next run."""
+        self.journal.close()
+
+    def remove(self) -> None:
+        """Remove the directory and the parents that were made for it."""
+        for name in (_MODEL, _REPLACED):
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        left = [self.path / name for name in (_MODEL, _REPLACED) if (self.path / name).exists()]
+        if left:
+            warnings.warn(f"{left[0]} could not be deleted; remove it", stacklevel=2)
+        else:
+            (self.path / _JOURNAL).unlink(missing_ok=True)
+            self._made.append(self.path)
+        self.journal.close()
+        while self._made:
+            try:
+                self._made.pop().rmdir()
+            except OSError:  # in use by now, if only by the published model
+                self._made.clear()
+
+    def publish(self, overwrite: bool) -> None:
+        """Move the model to its place in one step, and remove the rest. Raises OSError.
+
+        A signal that comes meanwhile is answered by the model being there.
+        """
+        sync_directory(self.model)
+        with held_signals(redeliver=False):
+            self.journal.add_publishing(self.model.stat().st_ino)
+            sync_directory(self.path)
+            if overwrite and self._out.exists():
+                self._exchange()
+            else:
+                # Onto an empty directory rename replaces it, onto any other it fails: nothing is lost.
+                os.rename(self.model, self._out)
+            sync_directory(self._out.parent)
+            self.remove()
+
+    def _open_journal(self) -> Journal:
+        while True:
+            self._make_directories()
+            try:
+                return Journal(self.path / _JOURNAL)
+            except FileNotFoundError:
+                continue  # the run that was here has ended in this moment
+
+    def _make_directories(self) -> None:
+        absent = [parent for parent in self.path.parents if not parent.exists()]
+        for parent in reversed(absent):
+            parent.mkdir(exist_ok=True)
+            self._made.append(parent)
+        self.path.mkdir(exist_ok=True)
+        names = os.listdir(self.path)
+        if names and _JOURNAL not in names:
+            raise OutputError(
+                f"{self.path}: is where the merge would be made, but something else is there;"
+                " move it away or choose another OUT"
+            )
+
+    def _is_published(self) -> bool:
+        """Whether a run was killed between the rename and its end: then OUT is what it made."""
+        inode = self.journal.publishing
+        return inode is not None and self._out.exists() and self._out.stat().st_ino == inode
+
+    def _put_back(self) -> None:
+        """Undo half of a replacement: the old model went, the new one did not come."""
+        replaced = self.path / _REPLACED
+        if replaced.exists() and not self._out.exists():
+            os.rename(replaced, self._out)
+
+    def _exchange(self) -> None:
+        try:
+            _rename_exchange(self.model, self._out)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+            # No exchange on this file system: for a moment there is no OUT, which the next run mends.
+            os.rename(self._out, self.path / _REPLACED)
+            try:
+                os.rename(self.model, self._out)
+            except BaseException:
+                self._put_back()
+                raise
+
+    @contextmanager
+    def _explained(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OutputError(f"{self.path}: {what} ({error.strerror})") from error
+
+
+def finish_publishing(out_dir: Path) -> bool:
+    """Finish what a run left that was killed when its model was at `out_dir` already; whether one was."""
+    out = Path(os.path.realpath(out_dir))
+    if not partial_path(out).exists():
+        return False
+    partial = Partial(out)
+    if partial.published:
+        partial.remove()
+    else:
+        partial.keep()
+    return partial.published
+
+
+def sync_directory(path: Path) -> None:
+    """Have the names in the directory `path` on the disk. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _rename_exchange(a: Path, b: Path) -> None:
+    """Swap two directories in one step (renameat2, Linux 3.15, glibc 2.28)."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    flags = ctypes.c_uint(_RENAME_EXCHANGE)
+    if renameat2(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), flags) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(b))
