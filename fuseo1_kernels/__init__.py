@@ -15,12 +15,15 @@ _HOMES = {
     "FuseParams": "backends",
     "MergeError": "errors",
     "MergeResult": "engine",
+    "ResidentSurveys": "resident",
     "SurveyResult": "backends",
+    "VerifyResult": "verification",
     "fuse": "ops",
     "merge_checkpoints": "engine",
     "merge_state_dicts": "memory",
     "merge_tensors": "memory",
     "survey": "ops",
+    "verify_model": "verification",
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]
@@ -35,6 +38,9 @@ if TYPE_CHECKING:
     from .memory import merge_tensors as merge_tensors
     from .ops import fuse as fuse
     from .ops import survey as survey
+    from .resident import ResidentSurveys as ResidentSurveys
+    from .verification import VerifyResult as VerifyResult
+    from .verification import verify_model as verify_model
 
 
 def __getattr__(name: str) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 
 from .backends import load_backend
 from .checkpoint.out_dir import check_out_dir, find_obstacles
+from .checkpoint.partial import partial_path
 from .config import MergeConfig
 from .engine import DEFAULT_MAX_MEMORY, DEFAULT_SHARD_SIZE, divide
 from .errors import MergeError
@@ -76,11 +77,15 @@ def dry_run(
         with collected():
             lender = open_lender(config, sources, stack, download=False)
             make_sidecars(config, plan, sources, lender, "", copy_tokenizer)
+        notes = list(plan.notes)
         if out_dir is not None:
+            out = Path(out_dir)
+            partial = partial_path(Path(os.path.realpath(out)))
+            if partial.exists():
+                notes.append(f"{partial}: an unfinished merge, which the same command continues")
             with collected():
-                inputs = directories(sources, lender)
-                check_out_dir(Path(out_dir), overwrite=overwrite, inputs=inputs)
-                if obstacle := find_obstacles(Path(out_dir), plan.output_bytes):
+                check_out_dir(out, overwrite=overwrite, inputs=directories(sources, lender))
+                if obstacle := find_obstacles(out, plan.output_bytes):
                     raise MergeError(obstacle)
     return DryRun(
         tensors=len(plan.jobs),
@@ -91,5 +96,5 @@ def dry_run(
         peak_memory=memory,
         shards=tuple(shard.file for shard in plan.shards),
         problems=tuple(problems),
-        notes=plan.notes,
+        notes=tuple(notes),
     )

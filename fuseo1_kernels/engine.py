@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -50,7 +50,7 @@ _ENOUGH_MEMORY = 256 << 20
 class Progress(Protocol):
     """Told how far a merge is; `advance` is called from any thread."""
 
-    def start(self, plan: Plan, total_bytes: int) -> None: ...
+    def start(self, title: str, total_bytes: int) -> None: ...
     def advance(self, nbytes: int) -> None: ...
     def close(self) -> None: ...
 
@@ -112,6 +112,7 @@ def merge_checkpoints(
     nonfinite: str = "error",
     resume: bool = True,
     survey_cache: str | os.PathLike[str] | None = None,
+    survey_topk: Sequence[float] = (),
     progress: Progress | None = None,
 ) -> MergeResult:
     """Merge Hugging Face checkpoints into `out_dir`, which appears whole or not at all.
@@ -132,6 +133,7 @@ def merge_checkpoints(
         nonfinite: "error", or "propagate": such elements become NaN and count for nothing else.
         resume: False starts afresh, whatever an earlier run left.
         survey_cache: a directory in which surveys are kept for later merges of the same models.
+        survey_topk: values of select_topk to survey for these in the same read, besides the config's.
         progress: is told how far the merge is.
 
     Raises:
@@ -142,6 +144,10 @@ def merge_checkpoints(
     engine = load_backend(backend)
     if nonfinite not in NONFINITE:
         raise MergeError(f"nonfinite: must be {' or '.join(NONFINITE)}, not {nonfinite!r}")
+    if survey_topk and survey_cache is None:
+        raise MergeError("survey_topk asks for surveys to keep: give survey_cache, where")
+    if not all(0 <= topk <= 1 for topk in survey_topk):
+        raise MergeError(f"survey_topk: must lie in [0, 1]: {', '.join(map(str, survey_topk))}")
     out = Path(out_dir)
     with ExitStack() as stack:
         sources = open_sources(parsed, stack, progress=progress is not None)
@@ -158,7 +164,7 @@ def merge_checkpoints(
         else:
             cache = None
             if survey_cache is not None:
-                cache = stack.enter_context(SurveyCache(Path(survey_cache)))
+                cache = stack.enter_context(SurveyCache(Path(survey_cache), survey_topk))
             inputs = directories(sources, lender)
             sink = stack.enter_context(
                 Sink(out, plan.shards, identity, overwrite=overwrite, inputs=inputs, resume=resume)
@@ -216,12 +222,13 @@ def _run(
     progress: Progress | None,
 ) -> _Done:
     """Merge all tensors that are not in the sink already."""
-    workers, memory = divide(plan, threads, max_memory)
+    workers, memory = divide(plan, threads, max_memory, surveys=cache.at_once if cache else 1)
     schedule = Schedule(plan.jobs, lambda job: fits(job, memory), workers, resolve_threads(threads))
     done, lock, stop = _Done(), threading.Lock(), threading.Event()
     pass_by = plan.input_bytes > _physical_memory() // 2
     if progress:
-        progress.start(plan, plan.input_bytes + sum(job.output_bytes for job in plan.jobs))
+        total = plan.input_bytes + sum(job.output_bytes for job in plan.jobs)
+        progress.start(f"merging {len(plan.jobs)} tensors", total)
     advance = progress.advance if progress else _ignore
 
     def work() -> None:
@@ -273,8 +280,10 @@ def _run(
             progress.close()
 
 
-def divide(plan: Plan, threads: int | None, max_memory: int) -> tuple[int, Memory]:
-    """(workers, memory of each) for this plan; MergeError if it is too small."""
+def divide(
+    plan: Plan, threads: int | None, max_memory: int, surveys: int = 1
+) -> tuple[int, Memory]:
+    """(workers, memory of each) for this plan, `surveys` of a tensor at once; MergeError if it is too small."""
     threads = resolve_threads(threads)
     needed = max((memory_floor(job) for job in plan.jobs), default=0)
     if needed > max_memory:
@@ -282,7 +291,8 @@ def divide(plan: Plan, threads: int | None, max_memory: int) -> tuple[int, Memor
             f"--max-memory {max_memory >> 20} MiB is too little for these models; "
             f"the least is {(needed >> 20) + 1} MiB"
         )
-    usable = min(max_memory, max(plan.input_bytes // _MEMORY_SHARE, _ENOUGH_MEMORY, needed))
+    enough = max(plan.input_bytes // _MEMORY_SHARE, _ENOUGH_MEMORY, needed)
+    usable = min(max_memory, surveys * enough)
     fit = usable // max(needed, _LEAST_WORKER_MEMORY)
     workers = max(1, min(threads, len(plan.jobs), fit))
     return workers, plan_memory(plan.jobs, usable // workers)

@@ -14,6 +14,7 @@ from .backends import FuseParams, SurveyResult, load_backend
 from .errors import ConfigError, MergeError, did_you_mean
 from .methods import METHODS, NONFINITE, Scalar
 from .ops import as_arrays, fuse_into, output_for
+from .resident import ResidentSurveys
 from .threads import resolve_threads
 from .weights import sce_params
 
@@ -33,6 +34,7 @@ def merge_tensors(
     out: torch.Tensor | None = None,
     threads: int | None = None,
     nonfinite: str = "error",
+    surveys: ResidentSurveys | None = None,
 ) -> torch.Tensor:
     """Merge the tensors that several models have under one name.
 
@@ -50,6 +52,7 @@ def merge_tensors(
         threads: default: all cores this process may use. Never changes a bit of the result.
         nonfinite: "error" (default), or "propagate": an element where any input is NaN or infinite
             becomes NaN and counts for nothing else.
+        surveys: is asked for the survey of these tensors, and given it if it is new.
 
     Returns:
         A tensor of the base's shape, without autograd history. The inputs are untouched.
@@ -81,7 +84,12 @@ def merge_tensors(
     result = output_for(ordered, wanted, out)
 
     engine, threads = load_backend(backend), resolve_threads(threads)
-    survey = engine.survey(inputs, float(values["select_topk"]), threads)
+    topk = float(values["select_topk"])
+    survey = surveys.find(ordered, topk) if surveys is not None else None
+    if survey is None:
+        survey = engine.survey(inputs, topk, threads)
+        if surveys is not None:
+            surveys.keep(ordered, topk, survey)
     if nonfinite == "error":
         _refuse_nonfinite(survey.nonfinite, names)
     params = _params(survey, inputs[0].numel, values)
@@ -106,6 +114,7 @@ def merge_state_dicts(
     backend: str = "auto",
     threads: int | None = None,
     nonfinite: str = "error",
+    surveys: ResidentSurveys | None = None,
 ) -> dict[str, torch.Tensor]:
     """Merge modules or state dictionaries, name by name.
 
@@ -113,7 +122,8 @@ def merge_state_dicts(
         models: by id, or a sequence (then the ids are 0, 1, ...), the base among them.
         base: the base's id.
         strict: every model must have the same names; else the names that all of them have are merged.
-        method, parameters, dtype, out_dtype, backend, threads, nonfinite: as for `merge_tensors`.
+        method, parameters, dtype, out_dtype, backend, threads, nonfinite, surveys: as for
+            `merge_tensors`.
 
     Returns:
         The merged state dictionary, in the first model's order. Tensors that are not floating point (step
@@ -161,6 +171,7 @@ def merge_state_dicts(
                 backend=backend,
                 threads=threads,
                 nonfinite=nonfinite,
+                surveys=surveys,
             )
         except ConfigError:
             raise

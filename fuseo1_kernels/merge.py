@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import signal
@@ -47,6 +48,16 @@ def _threads(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of threads, 1 or more")
     return int(text)
+
+
+def _fractions(text: str) -> tuple[float, ...]:
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = (math.nan,)
+    if not all(0 <= value <= 1 for value in values):
+        raise argparse.ArgumentTypeError(f"{text!r} are not numbers from 0 to 1, such as 0.1,0.5")
+    return values
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -116,6 +127,13 @@ def make_parser() -> argparse.ArgumentParser:
         "--survey-cache",
         metavar="DIR",
         help="keep surveys there: later merges of the same models read less",
+    )
+    add(
+        "--survey-topk",
+        type=_fractions,
+        default=(),
+        metavar="A,B,...",
+        help="values of select_topk to survey for later merges, in the same read",
     )
     add(
         "--crop-embeddings",
@@ -201,6 +219,7 @@ def _merge(options: argparse.Namespace) -> int:
         nonfinite=options.nonfinite,
         resume=options.resume,
         survey_cache=options.survey_cache,
+        survey_topk=options.survey_topk,
         progress=progress,
         **keywords,
     )

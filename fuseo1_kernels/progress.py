@@ -1,4 +1,4 @@
-"""How far a merge is, for a person: a bar on a terminal, plain lines elsewhere."""
+"""How far a merge or a check is, for a person: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-from .plan import Plan
-
 _SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -20,11 +18,11 @@ class TerminalProgress:
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
 
-    def start(self, plan: Plan, total_bytes: int) -> None:
+    def start(self, title: str, total_bytes: int) -> None:
         self._lock = threading.Lock()
         self._bar = tqdm(
             total=total_bytes,
-            desc=f"merging {len(plan.jobs)} tensors",
+            desc=title,
             unit="B",
             unit_scale=True,
             file=self._stream,
@@ -44,11 +42,11 @@ class LineProgress:
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
 
-    def start(self, plan: Plan, total_bytes: int) -> None:
+    def start(self, title: str, total_bytes: int) -> None:
         self._lock = threading.Lock()
         self._total, self._done = total_bytes, 0
         self._began = self._said = time.monotonic()
-        self._say(f"merging {len(plan.jobs)} tensors, {total_bytes / 1e9:.2f} GB to read and write")
+        self._say(f"{title}, {total_bytes / 1e9:.2f} GB")
 
     def advance(self, nbytes: int) -> None:
         with self._lock:

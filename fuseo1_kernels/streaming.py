@@ -56,10 +56,14 @@ class Memory:
 
 
 def plan_memory(jobs: Sequence[Job], max_bytes: int) -> Memory:
-    """A worker's memory for any of `jobs`: at most `max_bytes`, and no more than the largest needs."""
+    """A worker's memory for any of `jobs`: at most `max_bytes`, and no more than the largest needs.
+
+    Half is for the survey: of the largest tensors it must hold a part in a hundred, or they are read
+    several times.
+    """
     output = min(_CHUNK * 4, max_bytes // 4)
     largest = max((job.input_bytes + _ALIGN * len(job.inputs) for job in jobs), default=1)
-    inputs = min(max_bytes - max_bytes // 4 - output, largest)
+    inputs = min(max_bytes // 2 - output, largest)
     most = _SURVEY_FLOOR + max((job.numel * _RECORD * len(job.inputs) for job in jobs), default=0)
     return Memory(inputs, output, min(max_bytes - inputs - output, most))
 
@@ -123,40 +127,52 @@ class TensorMerger:
     def merge(self, job: Job) -> TensorReport:
         """Merge `job` and write the result; raises MergeError, naming tensor and model."""
         self._checksum = xxhash.xxh3_128()
-        kept = self._surveys.find(job) if self._surveys is not None else None
-        if fits(job, self._memory):
-            survey, read = self._merge_whole(job, kept)
-        else:
-            survey, read = self._merge_chunked(job, kept)
+        cache = self._surveys
+        kept = cache.find(job, job.select_topk) if cache else None
+        wanted = cache.missing(job) if cache else [job.select_topk]
+        merge = self._merge_whole if fits(job, self._memory) else self._merge_chunked
+        survey, read = merge(job, kept, wanted)
         for x in job.inputs:
             x.source.check_unchanged(x.info.file)
-        if self._surveys is not None and kept is None:
-            self._surveys.keep(job, survey)
+        if cache:
+            cache.keep(job, self._new)
         record = TensorRecord(self._checksum.hexdigest(), survey.energy, survey.passes)
         return TensorReport(record, read)
 
-    def _merge_whole(self, job: Job, survey: SurveyResult | None) -> tuple[SurveyResult, int]:
+    def _merge_whole(
+        self, job: Job, survey: SurveyResult | None, wanted: Sequence[float]
+    ) -> tuple[SurveyResult, int]:
         inputs = self._arrays(job, job.numel)
         for start, count in self._pieces(job):
             self._read(job, inputs, start, start, count, tell=True)
-        if survey is None:
-            topk, bound = job.select_topk, self._memory.survey
-            survey = self._backend.survey(inputs, topk, self._threads(), bound)
+        bound = self._memory.survey
+        self._new = {
+            topk: self._backend.survey(inputs, topk, self._threads(), bound) for topk in wanted
+        }
+        survey = survey or self._new[job.select_topk]
         self._fuse(job, self._settle(job, survey), inputs, 0)
         return survey, job.input_bytes
 
-    def _merge_chunked(self, job: Job, survey: SurveyResult | None) -> tuple[SurveyResult, int]:
-        passes = 0
-        if survey is None:
-            targets, topk, bound = len(job.inputs) - 1, job.select_topk, self._memory.survey
-            surveyor = self._backend.surveyor(targets, job.numel, topk, self._threads(), bound)
+    def _merge_chunked(
+        self, job: Job, survey: SurveyResult | None, wanted: Sequence[float]
+    ) -> tuple[SurveyResult, int]:
+        targets, bound = len(job.inputs) - 1, self._memory.survey // max(len(wanted), 1)
+        surveyors = {
+            topk: self._backend.surveyor(targets, job.numel, topk, self._threads(), bound)
+            for topk in wanted
+        }
+        for surveyor in surveyors.values():
             self._sample(job, surveyor)
-            while not surveyor.done:
-                for start, inputs in self._chunks(job, tell=passes == 0):
+        passes = 0
+        while working := [s for s in surveyors.values() if not s.done]:
+            for start, inputs in self._chunks(job, tell=passes == 0):
+                for surveyor in working:
                     surveyor.update(inputs, start)
+            for surveyor in working:
                 surveyor.end_pass()
-                passes += 1
-            survey = surveyor.result()
+            passes += 1
+        self._new = {topk: surveyor.result() for topk, surveyor in surveyors.items()}
+        survey = survey or self._new[job.select_topk]
         params = self._settle(job, survey)
         for start, inputs in self._chunks(job, tell=passes == 0):
             self._fuse(job, params, inputs, start)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,19 @@ class SurveyCache:
     at the same time. `find` and `keep` may be called from any thread.
     """
 
-    def __init__(self, directory: Path) -> None:
-        """Open or make the cache. Raises OutputError."""
+    def __init__(self, directory: Path, also: Sequence[float] = ()) -> None:
+        """Open or make the cache; `also` are values of select_topk to survey besides a merge's own.
+
+        Raises OutputError.
+        """
+        self._also = tuple(also)
         self._file = directory / _FILE
         self._lock = threading.Lock()
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            self._fd = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC)
+            self._fd = os.open(
+                self._file, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666
+            )
             data = self._file.read_bytes()
             if data and not data.endswith(b"\n"):  # a line was cut short; the next starts afresh
                 os.write(self._fd, b"\n")
@@ -45,20 +52,30 @@ class SurveyCache:
             if record.keys() == {"key", "survey"}
         }
 
-    def find(self, job: Job) -> SurveyResult | None:
-        """Return what a survey of `job` said, if one is kept; it took no pass now."""
-        survey = self._surveys.get(_key(job))
+    @property
+    def at_once(self) -> int:
+        """The most surveys of one tensor that a merge makes in the same read."""
+        return 1 + len(self._also)
+
+    def find(self, job: Job, select_topk: float) -> SurveyResult | None:
+        """Return what a survey of `job`'s tensors said, if one is kept; it took no pass now."""
+        survey = self._surveys.get(_key(job, select_topk))
         return None if survey is None else replace(survey, passes=0)
 
-    def keep(self, job: Job, survey: SurveyResult) -> None:
-        """Keep what the survey of `job` said. Raises OutputError."""
-        key = _key(job)
-        line = encode_record({"key": key, "survey": asdict(survey)})
+    def missing(self, job: Job) -> list[float]:
+        """Values of select_topk for which `job`'s tensors are to be surveyed now, its own first."""
+        wanted = dict.fromkeys((job.select_topk, *self._also))
+        return [topk for topk in wanted if _key(job, topk) not in self._surveys]
+
+    def keep(self, job: Job, surveys: Mapping[float, SurveyResult]) -> None:
+        """Keep what surveys of `job`'s tensors said, by select_topk. Raises OutputError."""
+        new = {_key(job, topk): survey for topk, survey in surveys.items()}
+        lines = [encode_record({"key": k, "survey": asdict(s)}) for k, s in new.items()]
         with self._lock:
-            self._surveys[key] = survey
+            self._surveys.update(new)
             try:
                 # One write, so that lines of two merges do not mix.
-                os.write(self._fd, line)
+                os.write(self._fd, b"".join(lines))
             except OSError as error:
                 raise OutputError(f"{self._file}: cannot be written ({error.strerror})") from error
 
@@ -73,7 +90,7 @@ class SurveyCache:
         self.close()
 
 
-def _key(job: Job) -> str:
+def _key(job: Job, select_topk: float) -> str:
     inputs = [
         [
             os.path.realpath(x.info.file),
@@ -83,7 +100,7 @@ def _key(job: Job) -> str:
         ]
         for x in job.inputs
     ]
-    return digest([__version__, job.select_topk, job.numel, inputs])
+    return digest([__version__, select_topk, job.numel, inputs])
 
 
 def _survey(fields: dict[str, Any]) -> SurveyResult:

@@ -33,7 +33,6 @@ from models import (
 from tensors import BF16, DTYPES, FP16, FP32, ISAS
 
 from fuseo1_kernels import MergeError, MergeResult, _cpu, merge_checkpoints
-from fuseo1_kernels.plan import Plan
 
 MIB = 1 << 20
 
@@ -612,7 +611,7 @@ class Recorder:
         self.total = self.done = 0
         self.closed = 0
 
-    def start(self, plan: Plan, total_bytes: int) -> None:
+    def start(self, title: str, total_bytes: int) -> None:
         self.total = total_bytes
 
     def advance(self, nbytes: int) -> None:

@@ -1,0 +1,226 @@
+"""One tensor through a worker's memory: any chunk size, any budget, the same bytes; the order of reading."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from models import Family, base_state, make_family, merged, spawn, tuned, weights
+from tensors import BF16
+
+from fuseo1_kernels import merge_checkpoints, schedule, streaming
+from fuseo1_kernels.backends import load_backend
+from fuseo1_kernels.checkpoint.source import open_source
+from fuseo1_kernels.plan import Input, Job
+from fuseo1_kernels.streaming import Memory, TensorMerger, _pieces, plan_memory
+
+MIB = 1 << 20
+SHAPE = 311, 223  # 69,353 elements: 271 blocks of 256 and a bit, a segment of 65,536 and a bit
+
+
+class Collected:
+    """Takes merged bytes, wherever they come."""
+
+    def __init__(self, nbytes: int) -> None:
+        self.data = bytearray(nbytes)
+        self.written = 0
+
+    def write(self, name: str, start: int, view: memoryview) -> None:
+        self.data[start : start + view.nbytes] = view
+        self.written += view.nbytes
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
+    g = torch.Generator().manual_seed(3)
+    base = {"w": torch.randn(SHAPE, generator=g).mul(0.02).to(BF16)}
+    states = [base, *(tuned(base, i) for i in (1, 2, 3))]
+    return make_family(tmp_path_factory.mktemp("streamed"), states)
+
+
+def merge_with(family: Family, memory: Memory, select_topk: float, backend: str) -> bytes:
+    """Merge the one tensor within `memory`; how much was read says whether it was streamed."""
+    models = [family.base, *(family.target(i) for i in (1, 2, 3))]
+    sources = [open_source(str(model)) for model in models]
+    inputs = tuple(Input(source, source.tensors["w"]) for source in sources)
+    job = Job("w", SHAPE, inputs[0].dtype, inputs, select_topk, "mergekit")
+    found = Collected(job.output_bytes)
+    merger = TensorMerger(
+        load_backend(backend),
+        found,
+        memory,
+        threads=lambda: 2,
+        nonfinite="error",
+        advance=lambda _: None,
+        stop=threading.Event(),
+    )
+    report = merger.merge(job)
+    assert found.written == job.output_bytes
+    streamed = memory.inputs < job.input_bytes
+    passes = 1 + report.record.passes if streamed else 1
+    assert report.bytes_read == passes * job.input_bytes
+    for source in sources:
+        source.close()
+    return bytes(found.data)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("select_topk", [1.0, 0.5, 0.1])
+@pytest.mark.parametrize("chunk", [512, 4096, 4097, 5555, 65535, 65537, 1 << 20])
+def test_chunked_is_whole(
+    chunk: int, select_topk: float, backend: str, family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Byte for byte; the expected bytes are those of the in-memory function."""
+    expected = merged(
+        family.states, "w", parameters={"select_topk": select_topk, "variant": "mergekit"}
+    )
+    raw = expected.view(torch.uint8).numpy().tobytes()
+    monkeypatch.setattr(streaming, "_CHUNK", chunk)
+    whole, streamed = Memory(MIB, MIB, MIB), Memory(300_000, 20_001, MIB)
+    assert merge_with(family, whole, select_topk, backend) == raw
+    assert merge_with(family, streamed, select_topk, backend) == raw
+
+
+@pytest.mark.parametrize("most", [512, 700, 4096, 4097, 65536, 99_999])
+@pytest.mark.parametrize("numel", [0, 1, 255, 256, 511, 513, 4097, 69_353, 200_000])
+def test_pieces(numel: int, most: int) -> None:
+    pieces = list(_pieces(numel, most))
+    assert sum(count for _, count in pieces) == numel
+    end = 0
+    for start, count in pieces:
+        assert start == end and start % 256 == 0 and 0 < count <= most
+        end += count
+
+
+# --- the budget --------------------------------------------------------------------------
+
+# Everything private and writable counts against RLIMIT_DATA, touched or not, thread stacks too.
+LIMITED = (
+    "import re, resource, sys\n"
+    "from fuseo1_kernels import engine\n"
+    "from fuseo1_kernels.merge import main\n"
+    "run, allowed = engine._run, int(sys.argv.pop(1))\n"
+    "def limited(*args):\n"
+    "    text = open('/proc/self/status').read()\n"
+    "    used = int(re.search(r'VmData:\\s+(\\d+)', text)[1]) * 1024\n"
+    "    resource.setrlimit(resource.RLIMIT_DATA, (used + allowed, used + allowed))\n"
+    "    return run(*args)\n"
+    "engine._run = limited\n"
+    "sys.exit(main())\n"
+)
+BUDGET = 16 * MIB
+# Four stacks of 512 KiB, and what their allocations make the C library reserve.
+SLACK = 4 * MIB
+
+
+@pytest.fixture(scope="module")
+def huge(tmp_path_factory: pytest.TempPathFactory) -> Family:
+    """A tensor whose inputs are eight times the budget, and which the output alone exceeds."""
+    g = torch.Generator().manual_seed(4)
+    base = {"model.embed_tokens.weight": torch.randn((4096, 4096), generator=g).mul(0.02).to(BF16)}
+    states = [base, *(tuned(base, i) for i in (1, 2, 3))]
+    assert sum(t.nbytes for s in states for t in s.values()) == 8 * BUDGET
+    return make_family(tmp_path_factory.mktemp("huge"), states)
+
+
+def limited(family: Family, out: str, max_memory: int) -> tuple[int, str]:
+    command = ["-c", LIMITED, BUDGET + SLACK, family.config, family.home / out, "--quiet"]
+    command += ["--threads", "2", "--max-memory", max_memory]
+    small_stacks = "import os, resource, sys\n"
+    small_stacks += "resource.setrlimit(resource.RLIMIT_STACK, (1 << 19, 1 << 19))\n"
+    small_stacks += "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])\n"
+    ran = spawn("-c", small_stacks, *command, env={"MALLOC_ARENA_MAX": "1"})
+    return ran.code, ran.err
+
+
+@pytest.mark.parametrize("select_topk", [1.0, 0.1])
+def test_a_tensor_of_eight_times_the_budget(select_topk: float, huge: Family) -> None:
+    huge.configure(parameters={"select_topk": select_topk})
+    merge_checkpoints(huge.config, huge.home / f"free{select_topk}")
+    name = f"limited{select_topk}"
+    code, err = limited(huge, name, BUDGET)
+    assert code == 0, err
+    assert weights(huge.home / name) == weights(huge.home / f"free{select_topk}")
+
+
+def test_the_limit_is_one(huge: Family) -> None:
+    """The same process cannot have four times the budget; it says so and leaves nothing."""
+    code, err = limited(huge, "refused", 4 * BUDGET)
+    assert code == 1
+    assert "lower --max-memory" in err and "Traceback" not in err
+    assert not any(path.name.startswith("refused") for path in huge.home.iterdir())
+
+
+@pytest.mark.parametrize("budget", [8 * MIB, 100 * MIB, 2 << 30])
+def test_what_is_planned_stays_within_the_budget(budget: int, huge: Family) -> None:
+    with open_source(str(huge.base)) as source:
+        x = Input(source, source.tensors["model.embed_tokens.weight"])
+        job = Job("w", x.info.shape, x.dtype, (x, x, x), 0.5, "fuseo1")
+        small = Job("b", (16,), x.dtype, (x, x), 0.5, "fuseo1")
+        assert plan_memory([job, small], budget).total <= budget
+        assert plan_memory([small], budget).total < 9 * MIB
+
+
+# --- the order ---------------------------------------------------------------------------
+
+
+def test_the_order_of_the_files(tmp_path: Path) -> None:
+    """Streamed tensors first, the largest leading, then file by file; small ones in batches."""
+    state = base_state()
+    family = make_family(tmp_path, [state, tuned(state, 1)], shards=3)
+    with open_source(str(family.base)) as base, open_source(str(family.target(1))) as target:
+        jobs = [
+            Job(
+                n,
+                i.shape,
+                Input(base, i).dtype,
+                (Input(base, i), Input(target, target.tensors[n])),
+                1.0,
+                "fuseo1",
+            )
+            for n, i in base.tensors.items()
+        ]
+        streamed = {"model.layers.2.mlp.up_proj.weight", "lm_head.weight"}
+        order = schedule.Schedule(jobs[::-1], lambda job: job.name not in streamed, 2, 4)
+        assert order.threads() == 2
+        taken = [[job.name for job in order.take()] for _ in range(4)]
+        assert order.threads() == 4  # one worker has nothing left to do
+        by_place = sorted(jobs, key=lambda j: (str(j.inputs[0].info.file), j.inputs[0].info.offset))
+        assert taken[0] == ["lm_head.weight"]
+        assert taken[1] == ["model.layers.2.mlp.up_proj.weight"]
+        assert taken[2] == [job.name for job in by_place if job.name not in streamed]
+        assert taken[3] == []
+
+
+def test_what_is_next_is_read_ahead(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    advised: list[tuple[str, int, int]] = []
+
+    def note(job: Job, start: int, count: int) -> None:
+        advised.append((job.name, start, count))
+
+    monkeypatch.setattr(schedule, "will_need", note)
+    monkeypatch.setattr(schedule, "READ_AHEAD", 3 * MIB)
+    monkeypatch.setattr(schedule, "_BATCH", 1)
+    with open_source(str(family.base)) as base:
+        x = Input(base, base.tensors["w"])
+        jobs = [Job(f"t{i}", (MIB // 4,), x.dtype, (x, x), 1.0, "fuseo1") for i in range(8)]
+        order = schedule.Schedule(jobs, lambda job: True, 1, 1)
+        for taken in range(8):
+            [job] = order.take()
+            assert job.name == f"t{taken}"
+            # Its own, and as many of a mebibyte each as fill what may be ahead.
+            assert [name for name, _, _ in advised] == [f"t{i}" for i in range(min(taken + 4, 8))]
+
+
+def test_a_process_of_few_threads_merges_the_same(family: Family) -> None:
+    """Streamed and whole, under one and many threads, from the command line."""
+    found = []
+    for threads, memory in ((1, "9MiB"), (3, "64MiB")):
+        out = family.home / f"threads{threads}"
+        argv = ["-m", "fuseo1_kernels.merge", family.config, out, "-q", "--threads", threads]
+        ran = spawn(*argv, "--max-memory", memory)
+        assert ran.code == 0, ran.err
+        found.append(weights(out))
+    assert found[0] == found[1]
