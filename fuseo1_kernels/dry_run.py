@@ -85,7 +85,9 @@ def dry_run(
                 notes.append(f"{partial}: an unfinished merge, which the same command continues")
             with collected():
                 check_out_dir(out, overwrite=overwrite, inputs=directories(sources, lender))
-                if obstacle := find_obstacles(out, plan.output_bytes):
+                # What an unfinished merge has reserved is not needed once more.
+                needed = 0 if partial.exists() else plan.output_bytes
+                if obstacle := find_obstacles(out, needed):
                     raise MergeError(obstacle)
     return DryRun(
         tensors=len(plan.jobs),

@@ -272,10 +272,14 @@ def _describe_result(result: MergeResult) -> str:
     moved = result.bytes_read + result.bytes_written
     lines = [
         f"{result.out_dir}: {result.tensors} tensors, {_short(result.parameters)} parameters, "
-        f"{_short(result.bytes_written)}B in {len(result.shards)} files",
-        f"{result.seconds:.2f} s, {moved / result.seconds / 1e9:.2f} GB/s read and written; {result.backend}",
-        "energy share of each source:",
+        f"{len(result.shards)} files"
     ]
+    if moved:
+        lines.append(
+            f"{result.seconds:.2f} s, {_short(result.bytes_read)}B read, {_short(result.bytes_written)}B "
+            f"written, {moved / result.seconds / 1e9:.2f} GB/s; {result.backend}"
+        )
+    lines.append("energy share of each source:")
     lines += [f"  {share:7.2%}  {model}" for model, share in result.energy_share.items()]
     if 0 < result.resumed < result.tensors:
         lines.append(f"note: {result.resumed} tensors were there from an earlier run")
