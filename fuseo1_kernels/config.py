@@ -27,12 +27,11 @@ from .config_values import (
     Overrides,
     Parameters,
     TokenizerSource,
-    shown,
 )
 from .errors import ConfigError, did_you_mean
 from .methods import METHODS, NOT_YET
 from .settings import Setting, evaluate, scalars
-from .strict_yaml import dump_yaml, read_yaml
+from .strict_yaml import dump_yaml, read_yaml, shown
 
 T = TypeVar("T", bool, float, str)
 
@@ -95,7 +94,8 @@ class _Section(BaseModel):
     def _unknown(cls, key: Any) -> str:
         if key in cls.not_yet:
             return f"mergekit has the key {key!r}; not in fuseo1-kernels yet{cls.not_yet[key]}"
-        return f"unknown key {key!r}{did_you_mean(key, cls.model_fields)}"
+        word = key if isinstance(key, str) else shown(key)
+        return f"unknown key {shown(key)}{did_you_mean(word, cls.model_fields)}"
 
 
 class InputModel(_Section):
@@ -299,7 +299,10 @@ def _check_setting(
 
 def _problem(detail: ErrorDetails) -> str:
     """Return one of pydantic's errors in the words of a config: the key's path and what to do."""
-    path = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in detail["loc"])
+    path = "".join(
+        f"[{key}]" if isinstance(key, int) else f".{key if key.isprintable() else shown(key)}"
+        for key in detail["loc"]
+    )
     kind, key = detail["type"], str(detail["loc"][-1]) if detail["loc"] else ""
     if kind == "value_error":
         text = str(detail["ctx"]["error"])

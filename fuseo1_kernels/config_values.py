@@ -11,6 +11,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, PlainSerializer, PlainValidator
 
 from .settings import Setting, parse_setting, setting_as_data
+from .strict_yaml import shown
+
+# More than any model has, and few enough to count through.
+_MAX_LAYERS = 10_000
 
 DType = Literal["bfloat16", "float16", "float32"]
 
@@ -23,16 +27,6 @@ _DTYPES: dict[Any, str] = {
     "float32": "float32",
 }
 _MERGEKIT_TEMPLATES = ("alpaca", "chatml", "exaone", "llama3", "mistral")
-
-
-def shown(value: Any) -> str:
-    """Return `value` as an error message shows it: short, and in YAML's words."""
-    if value is None:
-        return "nothing"
-    if isinstance(value, dict):
-        return "a mapping"
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _model_name(name: str) -> str:
@@ -60,10 +54,10 @@ def _dtype(value: Any) -> str | None:
 def _layer_range(value: Any) -> tuple[int, int]:
     if isinstance(value, (list, tuple)) and len(value) == 2:
         first, end = value
-        if type(first) is int and type(end) is int and 0 <= first < end:
+        if type(first) is int and type(end) is int and 0 <= first < end <= _MAX_LAYERS:
             return first, end
     raise ValueError(
-        f"must be two whole numbers [first, end) with 0 <= first < end, not {shown(value)}"
+        f"must be two whole numbers [first, end) with 0 <= first < end <= {_MAX_LAYERS}, not {shown(value)}"
     )
 
 
@@ -83,12 +77,16 @@ def _chat_template(value: str) -> str:
         )
     if value != "auto" and "{" not in value:
         raise ValueError(f"must be 'auto' or the text of a Jinja template, not {shown(value)}")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"is not valid Unicode ({error})") from error
     return value
 
 
 def _overrides(value: dict[str, Any]) -> dict[str, Any]:
     try:
-        json.dumps(value, allow_nan=False)
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode("utf-8")
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"must fit into tokenizer_config.json: {error}") from error
     return value

@@ -41,7 +41,7 @@ class Parameter:
             raise ConfigError(f"{where}: must be one of {', '.join(self.choices)}, not {value!r}")
         try:
             number = math.nan if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = math.nan
         if not self.low <= number <= self.high:
             raise ConfigError(

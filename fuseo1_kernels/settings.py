@@ -12,11 +12,13 @@ The meaning is that of mergekit 0.1.5. What a scalar may be is the method's busi
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from .methods import Scalar
+from .strict_yaml import shown
 
 Gradient = tuple[Scalar, ...]
 
@@ -104,20 +106,22 @@ def _scalar_or_gradient(raw: Any) -> Scalar | Gradient:
 
 
 def _scalar(raw: Any) -> Scalar:
+    if isinstance(raw, int) and abs(raw) > sys.float_info.max:
+        raise ValueError(f"is too large a number: {shown(raw)}")
     if isinstance(raw, (bool, int, float, str)):
         return raw
-    raise ValueError(f"must be a value, a list of values or a list of filters, not {raw!r}")
+    raise ValueError(f"must be a value, a list of values or a list of filters, not {shown(raw)}")
 
 
 def _condition(raw: Any) -> Condition:
     if not isinstance(raw, Mapping):
-        raise ValueError(f"mixes filters with the plain value {raw!r}: use one or the other")
+        raise ValueError(f"mixes filters with the plain value {shown(raw)}: use one or the other")
     if "value" not in raw or not raw.keys() <= {"filter", "value"}:
-        keys = ", ".join(map(str, raw)) or "none"
+        keys = ", ".join(map(shown, raw)) or "none"
         raise ValueError(f"a filter takes the keys `filter` and `value`, not: {keys}")
     pattern = raw.get("filter")
-    if not isinstance(pattern, (str, type(None))):
-        raise ValueError(f"`filter` must be a part of a tensor's name, not {pattern!r}")
+    if not (pattern is None or (isinstance(pattern, str) and pattern.isprintable())):
+        raise ValueError(f"`filter` must be a part of a tensor's name, not {shown(pattern)}")
     return Condition(pattern, _scalar_or_gradient(raw["value"]))
 
 

@@ -1,15 +1,21 @@
 """YAML in and out: safe, and strict where a slip of the pen would go unnoticed.
 
-YAML lets a mapping name one key twice and PyYAML silently keeps the last; here that is an error.
+YAML lets a mapping name one key twice and PyYAML silently keeps the last; here that is an error. So
+is text that means more than a person would write: aliases of aliases of aliases, absurd nesting.
 """
 
 from __future__ import annotations
 
+from reprlib import repr as short
 from typing import Any
 
 import yaml
 
 from .errors import ConfigError
+
+# A config is a few mappings deep; only the overrides of a tokenizer's configuration may be long.
+_MAX_DEPTH = 50
+_MAX_NODES = 100_000
 
 
 def read_yaml(text: str, name: str) -> Any:
@@ -20,11 +26,24 @@ def read_yaml(text: str, name: str) -> Any:
         mark = error.problem_mark or error.context_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         raise ConfigError(f"{name}: {place}{error.problem or error.context}") from error
-    except (yaml.YAMLError, ValueError) as error:
-        # Control characters, or a scalar such as the date 2024-13-45.
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        # Control characters, or an escape such as "\UFFFFFFFF".
         raise ConfigError(f"{name}: is not YAML: {str(error).splitlines()[0]}") from error
     except RecursionError as error:
         raise ConfigError(f"{name}: is not a config: it is nested too deeply") from error
+
+
+def shown(value: Any) -> str:
+    """Return `value` as an error message shows it: short, and in YAML's words."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, dict):
+        return "a mapping"
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no whole number of more than 4,300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def dump_yaml(data: Any) -> str:
@@ -50,6 +69,40 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
             first[identity] = line
         return node
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None:
+            self._measure(node, {})
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ArithmeticError, AttributeError, LookupError, ValueError) as error:
+            # PyYAML trusts what a scalar looks like, and its tag: 2024-13-45, `!!bool x`, `!!int ''`.
+            problem = f"{short(node.value)} is no {node.tag.rpartition(':')[2]}; put text in quotes"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from error
+
+    def _measure(self, node: yaml.Node, known: dict[yaml.Node, tuple[int, int]]) -> tuple[int, int]:
+        """Return how many nodes `node` has with every alias written out, and how deep they lie."""
+        if node in known:
+            return known[node]
+        known[node] = (0, _MAX_DEPTH)  # met again while it is measured, it contains itself
+        parts = node.value if isinstance(node, yaml.CollectionNode) else []
+        if isinstance(node, yaml.MappingNode):
+            parts = [part for pair in parts for part in pair]
+        sizes = [self._measure(part, known) for part in parts]
+        count = 1 + sum(size for size, _ in sizes)
+        depth = 1 + max((depth for _, depth in sizes), default=0)
+        if depth > _MAX_DEPTH:
+            problem = "is not a config: it is nested too deeply"
+        elif count > _MAX_NODES:
+            problem = f"is not a config: it has more than {_MAX_NODES} values"
+        else:
+            known[node] = (count, depth)
+            return count, depth
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
 
 
 class _Dumper(yaml.SafeDumper):

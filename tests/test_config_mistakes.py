@@ -22,6 +22,14 @@ def test_from_a_file_with_a_byte_order_mark(tmp_path: Path) -> None:
     assert load_config(file) == load_config(str(file)) == config()
 
 
+def bomb(first: str, level: str) -> str:
+    """YAML of a few hundred bytes that stands for 9 ** 11 values."""
+    lines = [f"a0: &a0 {first}"]
+    for n in range(1, 12):
+        lines.append(f"a{n}: &a{n} " + level.format(", ".join([f"*a{n - 1}"] * 9)))
+    return "\n".join(lines)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -36,7 +44,18 @@ def test_from_a_file_with_a_byte_order_mark(tmp_path: Path) -> None:
         ("a: *nowhere\n", "line 1, column 4: found undefined alias"),
         ("a: !!python/object/apply:os.getcwd []\n", "line 1, column 4: could not determine"),
         ("a: \x00\n", "is not YAML"),
-        ("a: 2024-13-45\n", "is not YAML: month"),
+        ("a: 2024-13-45\n", "line 1, column 4: '2024-13-45' is no timestamp; put text in quotes"),
+        ("a: !!timestamp x\n", "line 1, column 4: 'x' is no timestamp"),
+        ("a: !!int ''\n", "line 1, column 4: '' is no int"),
+        ("a: !!bool x\n", "line 1, column 4: 'x' is no bool"),
+        ("a: " + "9" * 5000, "is no int"),
+        ("a: 1" + ":1" * 200 + ".5", "is no float"),
+        ('a: "\\UFFFFFFFF"\n', "is not YAML"),
+        ("a: &a [*a]\n", "nested too deeply"),
+        ("a: &a {<<: *a}\n", "nested too deeply"),
+        ("a: " + "[" * 60 + "]" * 60, "nested too deeply"),
+        (bomb("[x, x]", "[{}]"), "it has more than 100000 values"),
+        (bomb("{x: 1, y: 2}", "{{<<: [{}]}}"), "it has more than 100000 values"),
         ("{}: 1\n", "line 1, column 1: found unhashable key"),
         ("[" * 5000, "nested too deeply"),
         (FUSEO1 + "dtype: float32\n", "line 11, column 1: the key 'dtype' stands here again"),
@@ -91,6 +110,9 @@ def test_unreadable_files(tmp_path: Path) -> None:
         ({"out_dtype": ["bf16"]}, "out_dtype: must be"),
         ({"chat_template": "chatlm"}, "chat_template: must be 'auto' or the text of a Jinja"),
         ({"chat_template": 1}, "chat_template: must be text"),
+        ({"chat_template": "{\ud800"}, "chat_template: is not valid Unicode"),
+        ({"merge_method": 10**5000}, "must be text, not a number of thousands of digits"),
+        ({"models": [{10**5000: 1}]}, "models[0]: unknown key a number of thousands of digits"),
         ({"tokenizer_files": "a/b"}, "tokenizer_files: must be a mapping"),
         ({"tokenizer_files": {"overrides": {}}}, "tokenizer_files.model: is required"),
         (
@@ -99,6 +121,10 @@ def test_unreadable_files(tmp_path: Path) -> None:
         ),
         (
             {"tokenizer_files": {"model": "a/b", "overrides": {"x": math.nan}}},
+            "tokenizer_files.overrides: must fit into tokenizer_config.json",
+        ),
+        (
+            {"tokenizer_files": {"model": "a/b", "overrides": {"x": ["\ud800"]}}},
             "tokenizer_files.overrides: must fit into tokenizer_config.json",
         ),
         (
@@ -194,7 +220,21 @@ def test_model_mistakes(names: list[str], message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "layers", [[0], [0, 1, 2], [4, 4], [4, 2], [-1, 3], ["0", "4"], [0, 4.0], [False, 4], 4, None]
+    "layers",
+    [
+        [0],
+        [0, 1, 2],
+        [4, 4],
+        [4, 2],
+        [0, 10**9],
+        [0, 10**5000],
+        [-1, 3],
+        ["0", "4"],
+        [0, 4.0],
+        [False, 4],
+        4,
+        None,
+    ],
 )
 def test_layer_range_mistakes(layers: Any) -> None:
     slices = data(SLICES)["slices"]
@@ -259,10 +299,15 @@ def test_values_out_of_bounds(value: Any) -> None:
         (None, "parameters.select_topk: must be a value, a list of values or a list of filters"),
         ([[0.1], [0.2]], "parameters.select_topk: must be a value"),
         ([0.1, {"value": 1.0}], "mixes filters with the plain value 0.1"),
-        ([{"filter": "mlp"}], "a filter takes the keys `filter` and `value`, not: filter"),
+        ([{"filter": "mlp"}], "a filter takes the keys `filter` and `value`, not: 'filter'"),
         ([{}], "a filter takes the keys `filter` and `value`, not: none"),
-        ([{"filtre": "mlp", "value": 1}], "not: filtre, value"),
+        ([{"filtre": "mlp", "value": 1}], "not: 'filtre', 'value'"),
+        ([{"\x1b": 1, 10**5000: 1}], r"not: '\x1b', a number of thousands of digits"),
+        (10**400, "parameters.select_topk: is too large a number: 1000"),
+        ([0.5, -(10**5000)], "is too large a number: a number of thousands of digits"),
+        ([{"value": 10**400}], "is too large a number"),
         ([{"filter": 3, "value": 1}], "`filter` must be a part of a tensor's name, not 3"),
+        ([{"filter": "\ud800", "value": 1}], r"a part of a tensor's name, not '\ud800'"),
         ([{"filter": "mlp", "value": []}], "is an empty list"),
         ([{"value": [{"value": 1}]}], "must be a value"),
         ([{"value": None}], "must be a value"),
@@ -283,6 +328,7 @@ def test_settings_of_no_known_shape(setting: Any, message: str) -> None:
         ({"variant": "fuse"}, "parameters.variant: must be one of fuseo1, mergekit, not 'fuse'"),
         ({"int8_mask": "maybe"}, "parameters.int8_mask: must be true or false, not 'maybe'"),
         ({1: 1}, "parameters"),
+        ({"a\nb": []}, r"parameters.'a\nb': is an empty list"),
     ],
 )
 def test_parameter_mistakes(parameters: dict[Any, Any], message: str) -> None:

@@ -83,6 +83,16 @@ BAD: dict[str, tuple[Any, bytes, str]] = {
         b"1",
         "NaN is no number in JSON",
     ),
+    "a number above a double's where nobody looks": (
+        b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1],"x":[1e999]}}',
+        b"1",
+        "a number out of range",
+    ),
+    "a whole number above a double's where nobody looks": (
+        b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1],"x":1' + b"0" * 400 + b"}}",
+        b"1",
+        "a number out of range",
+    ),
     "minus nought": (
         b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[-0,1]}}',
         b"1",

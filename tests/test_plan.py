@@ -357,3 +357,27 @@ def test_only_rows_of_embeddings_are_cropped(models: Models) -> None:
         "tensor embed.weight: shapes differ",
         "tensor mlp.weight: shapes differ",
     ]
+
+
+# --- names and numbers that no model has -------------------------------------------------
+
+
+@pytest.mark.parametrize("index", ["00", "٣", "9" * 400, "9" * 5000])
+def test_a_number_that_is_no_layers(index: str, models: Models) -> None:
+    """A second spelling of a layer, or one that Python cannot count to: a tensor beside the layers."""
+    held = tensors({"layers.0.w": (4,), f"layers.{index}.w": (4,), "layers.1.w": (4,)})
+    for name in ("base", "left"):
+        models.add(name, held)
+    sources = [{"model": name, "layer_range": [0, 2]} for name in ("base", "left")]
+    for keys in ({}, {"slices": [{"sources": sources}]}):
+        plan = models.plan("base left", **keys)
+        assert plan.problems == ()
+        assert {job.name for job in plan.jobs} == held.keys()
+
+
+def test_names_that_cannot_be_printed_are_escaped(models: Models) -> None:
+    models.add("base", tensors({"a\x1b[2J": (4,), "b\n": (4,), "c\n": (4,)}))
+    models.add("left", {**tensors({"b\n": (5,), "d\n": (4,)}), **tensors({"c\n": (4,)}, "I64")})
+    plan = models.plan("base left")
+    assert len(plan.problems) == 3 and len(plan.notes) == 1
+    assert all(text.isprintable() for text in (*plan.problems, *plan.notes))

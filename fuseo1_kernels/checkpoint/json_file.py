@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
 
+#: No file of a model comes near. What is deeper can be parsed, but not be compared, shown or written.
+MAX_DEPTH = 100
 
-def parse_object(text: bytes, where: str, *, unique_keys: bool = False) -> dict[str, Any]:
+
+def parse_object(
+    text: bytes, where: str, *, unique_keys: bool = False, strict: bool = False
+) -> dict[str, Any]:
     """Return the JSON object that the UTF-8 `text` holds; `where` names it in errors.
 
     With `unique_keys` a key that stands twice in one object is an error (RFC 8259 leaves its
-    meaning open).
+    meaning open). With `strict`, so is what Python takes and stricter parsers do not: NaN, numbers
+    above a double's, half of a surrogate pair; and -0 is no whole number.
     """
 
     def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -27,16 +34,51 @@ def parse_object(text: bytes, where: str, *, unique_keys: bool = False) -> dict[
 
     try:
         data = json.loads(
-            text.decode("utf-8"), object_pairs_hook=no_duplicates if unique_keys else None
+            text.decode("utf-8"),
+            object_pairs_hook=no_duplicates if unique_keys else None,
+            parse_float=_strict_float if strict else None,
+            parse_int=_strict_int if strict else None,
+            parse_constant=_refuse_constant if strict else None,
         )
+        # Only escapes can make half of a surrogate pair, and most files have none of those.
+        if strict and b"\\u" in text:
+            json.dumps(data, ensure_ascii=False).encode("utf-8")
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{where}: not UTF-8 ({error})") from None
+    except UnicodeEncodeError as error:
+        raise CheckpointError(f"{where}: not valid Unicode ({error})") from None
     # ValueError: bad syntax, and integers of thousands of digits; RecursionError: absurd nesting.
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{where}: not valid JSON ({error})") from None
     if not isinstance(data, dict):
         raise CheckpointError(f"{where}: must be a JSON object, not {type(data).__name__}")
+    level: list[Any] = [data]
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, (dict, list))
+        ]
+    if level:
+        raise CheckpointError(f"{where}: nested more than {MAX_DEPTH} levels deep")
     return data
+
+
+def _strict_float(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError("a number out of range")
+    return number
+
+
+def _strict_int(text: str) -> int | float:
+    number = _strict_float(text)
+    return number if text == "-0" else int(text)
+
+
+def _refuse_constant(text: str) -> None:
+    raise ValueError(f"{text} is no number in JSON")
 
 
 def read_object(file: Path, *, unique_keys: bool = False) -> dict[str, Any]:
@@ -54,4 +96,6 @@ def read_bytes(file: Path) -> bytes:
 
 def dump_object(data: dict[str, Any]) -> bytes:
     """Return `data` as Hugging Face's libraries write it: indented, UTF-8, a newline at the end."""
-    return (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
+    text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+    # What UTF-8 cannot hold is half of a surrogate pair; Python's escape for it is also JSON's.
+    return text.encode("utf-8", "backslashreplace")

@@ -79,7 +79,8 @@ def sidecar_files(
     changes = dict(tokenizer_overrides)
     template = _most_common_template(sources) if chat_template == "auto" else chat_template
     if template is not None:
-        found[CHAT_TEMPLATE] = template.encode("utf-8")
+        # JSON can escape half of a surrogate pair, which no UTF-8 text holds.
+        found[CHAT_TEMPLATE] = template.encode("utf-8", "replace")
         if CHAT_TEMPLATE_JSON in found:
             found[CHAT_TEMPLATE_JSON] = dump_object({"chat_template": template})
         changes["chat_template"] = template
@@ -203,8 +204,8 @@ def _template(source: Source) -> str | None:
         file = source.path / name
         template = read_object(file).get("chat_template") if file.exists() else None
         if isinstance(template, list):
-            named = {item.get("name"): item for item in template if isinstance(item, dict)}
-            template = named.get("default", {}).get("template")
+            named = (t for t in template if isinstance(t, dict) and t.get("name") == "default")
+            template = next(named, {}).get("template")
         if isinstance(template, str):
             return template
     return None

@@ -147,8 +147,9 @@ def open_source(
     small files are wanted, and `tensors` is empty; with `download=False` the hub's cache must hold
     the model. Raises CheckpointError.
     """
-    path = resolve(model, download_progress, weights=weights, download=download)
+    path = Path(model)
     try:
+        path = resolve(model, download_progress, weights=weights, download=download)
         return _open(model, path) if weights else Source(model, path, {}, {}, {})
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
