@@ -19,7 +19,7 @@ class _SurveyFields(TypedDict):
 
 class Survey:
     def __init__(
-        self, targets: int, numel: int, select_topk: float, max_candidates: int
+        self, targets: int, numel: int, select_topk: float, max_bytes: int
     ) -> None: ...
     @property
     def phase(self) -> int: ...

@@ -44,9 +44,9 @@ void check(int status, const char* what) {
 
 class Survey {
  public:
-  Survey(int targets, int64_t numel, double select_topk, int64_t max_candidates) : targets_(targets) {
+  Survey(int targets, int64_t numel, double select_topk, int64_t max_bytes) : targets_(targets) {
     fuseo1_survey* survey = nullptr;
-    check(fuseo1_survey_create(targets, numel, select_topk, max_candidates, &survey), "survey");
+    check(fuseo1_survey_create(targets, numel, select_topk, max_bytes, &survey), "survey");
     survey_.reset(survey);
   }
 
@@ -160,7 +160,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.attr("SURVEY_DONE") = static_cast<int>(FUSEO1_SURVEY_DONE);
   py::class_<Survey>(m, "Survey")
       .def(py::init<int, int64_t, double, int64_t>(), py::arg("targets"), py::arg("numel"), py::arg("select_topk"),
-           py::arg("max_candidates"))
+           py::arg("max_bytes"))
       .def_property_readonly("phase", &Survey::phase)
       .def("sample_runs", &Survey::sample_runs)
       .def("update", &Survey::update, py::arg("operands"), py::arg("offset"), py::arg("count"), py::arg("threads"))

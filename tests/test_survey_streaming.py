@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from functools import cache
 
 import pytest
 import torch
@@ -77,10 +78,11 @@ def stream(
     size: int,
     order: random.Random | None = None,
     sampled: bool = True,
+    begun: bool = False,
 ) -> SurveyResult:
-    if sampled:
+    if sampled and not begun:
         take_sample(surveyor, tensors)
-    else:
+    elif not begun:
         surveyor.sample([])
     while not surveyor.done:
         for start, parts in chunks(as_arrays(tensors), size, order):
@@ -107,8 +109,8 @@ def test_chunks_in_any_order(backend: str, make, topk: float, sampled: bool) -> 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_threads_change_nothing(cpu: str, threads: int) -> None:
     for tensors in (spread(), ties(), one_tie()):
-        for candidates in (1 << 16, UNLIMITED):
-            native = _cpu.Survey(3, N, 0.37, candidates)
+        for max_bytes in (0, 1 << 20, UNLIMITED):
+            native = _cpu.Survey(3, N, 0.37, max_bytes)
             native.run(operands(tensors), threads)
             assert learned(SurveyResult(**native.result())) == learned(expected(tensors, 0.37))
 
@@ -134,16 +136,16 @@ def operands(tensors: list[torch.Tensor]) -> list[tuple[int, int]]:
     return [(a.address, a.dtype.abi) for a in as_arrays(tensors)]
 
 
-def native_survey(tensors: list[torch.Tensor], topk: float, max_candidates: int) -> SurveyResult:
-    native = _cpu.Survey(len(tensors) - 1, tensors[0].numel(), topk, max_candidates)
+def native_survey(tensors: list[torch.Tensor], topk: float, max_bytes: int) -> SurveyResult:
+    native = _cpu.Survey(len(tensors) - 1, tensors[0].numel(), topk, max_bytes)
     native.run(operands(tensors), 2)
     return SurveyResult(**native.result())
 
 
 @pytest.mark.parametrize("topk", [1e-5, 0.1, 0.5, 0.999])
-@pytest.mark.parametrize("limit", [0, 1, 1000, 1 << 16])
+@pytest.mark.parametrize("limit", [0, 1000, 1 << 20, 2 << 20])
 @pytest.mark.parametrize("make", [spread, ties, one_tie, broken], ids=lambda make: make.__name__)
-def test_few_candidates_lead_to_the_exact_path(  # type: ignore[no-untyped-def]
+def test_little_memory_leads_to_the_exact_path(  # type: ignore[no-untyped-def]
     cpu: str, make, limit: int, topk: float
 ) -> None:
     tensors = make()
@@ -173,8 +175,8 @@ def test_the_exact_path_in_chunks(cpu: str, size: int) -> None:
             assert learned(result) == learned(expected(tensors, topk))
 
 
-@pytest.mark.parametrize("limit", [0, 1000])
-def test_the_exact_path_in_chunks_with_few_candidates(cpu: str, limit: int) -> None:
+@pytest.mark.parametrize("limit", [0, 1 << 20])
+def test_the_exact_path_in_chunks_without_a_sample(cpu: str, limit: int) -> None:
     for tensors in (spread(), ties(), one_tie(), broken()):
         native = _cpu.Survey(3, N, 0.4, limit)
         native.end_pass()
@@ -223,6 +225,52 @@ def test_a_sample_in_several_parts(cpu: str) -> None:
     assert learned(result) == learned(expected(tensors, 0.3)) and result.passes == 1
 
 
+# --- rows that share their scale: a sampled run is one observation ---
+
+
+@cache
+def rows_of_scales(width: int) -> tuple[torch.Tensor, ...]:
+    """4,096,000 elements whose rows differ widely in scale; half of the rows are the base's own."""
+    g = torch.Generator().manual_seed(1)
+    shape = (4_096_000 // width, width)
+    scale = torch.exp(2 * torch.randn(shape[0], 1, generator=g)) * 1e-3
+    scale *= torch.rand(shape[0], 1, generator=g) >= 0.5
+    base = torch.randn(shape, generator=g) * 0.02
+    tuned = [base + torch.randn(shape, generator=g) * scale for _ in range(2)]
+    return tuple(t.flatten() for t in (base, *tuned))
+
+
+@pytest.mark.parametrize("topk", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("width", [1024, 4096])
+def test_rows_of_different_scales_are_read_once(cpu: str, width: int, topk: float) -> None:
+    tensors = list(rows_of_scales(width))
+    inputs, numel = as_arrays(tensors), tensors[0].numel()
+    engine = load_backend(cpu)
+    whole = engine.survey(inputs, topk, 2)
+    surveyor = engine.surveyor(2, numel, topk, 2, 128 << 20)
+    assert stream(surveyor, tensors, 1 << 20) == whole
+    assert whole.passes == 1
+    thinned = engine.surveyor(2, numel, topk, 2, 128 << 20)
+    starts, length = thinned.sample_runs()
+    thinned.sample(
+        as_arrays([torch.cat([t[s : s + length] for s in starts[::5]]) for t in tensors])
+    )
+    assert stream(thinned, tensors, 1 << 20, begun=True) == whole
+    exact = engine.survey(inputs, topk, 2, 1 << 20)
+    assert exact.passes >= 4 and learned(exact) == learned(whole)
+
+
+@pytest.mark.parametrize("kept", [1, 2, 7])
+def test_a_sample_of_few_runs(cpu: str, kept: int) -> None:
+    for tensors in (spread(), ties(), one_tie(), [torch.zeros(N)] * 4):
+        surveyor = load_backend(cpu).surveyor(3, N, 0.3, 2, UNLIMITED)
+        starts, length = surveyor.sample_runs()
+        runs = [torch.cat([t[s : s + length] for s in starts[:kept]]) for t in tensors]
+        surveyor.sample(as_arrays(runs))
+        result = stream(surveyor, tensors, 1 << 16, begun=True)
+        assert learned(result) == learned(expected(tensors, 0.3))
+
+
 # --- misuse of the native module ends in an exception, never in a read out of bounds ---
 
 
@@ -239,9 +287,11 @@ def test_the_native_survey_refuses_what_the_contract_excludes(cpu: str) -> None:
         with pytest.raises(ValueError, match="outside the contract"):
             _cpu.Survey(*arguments)
     tensors = siblings(1000, 2)
-    native = _cpu.Survey(2, 1000, 0.5, 1000)
+    native = _cpu.Survey(2, 1000, 0.5, 1 << 20)
     with pytest.raises(RuntimeError, match="not in this phase"):
         native.result()
+    with pytest.raises(ValueError, match="outside the contract"):  # it wants no sample
+        native.update(operands(tensors), 0, 256, 1)
     native.end_pass()
     for offset, count, threads in (
         (1, 256, 1),
@@ -266,6 +316,19 @@ def test_the_native_survey_refuses_what_the_contract_excludes(cpu: str) -> None:
         with pytest.raises(RuntimeError, match="not in this phase"):
             call()
     assert native.result()["passes"] == 1
+
+
+@pytest.mark.parametrize("changed", [2, 3, 4], ids=["LOW", "TIES", "ENERGY"])
+def test_data_that_change_between_passes_are_an_error(cpu: str, changed: int) -> None:
+    tensors = one_tie()
+    native = _cpu.Survey(3, N, 0.3, 0)
+    native.end_pass()
+    for _ in range(changed):
+        native.update(operands(tensors), 0, N, 2)
+        native.end_pass()
+    native.update(operands([torch.zeros_like(t) for t in tensors]), 0, N, 2)
+    with pytest.raises(ValueError, match="outside the contract"):
+        native.end_pass()
 
 
 def test_the_native_fuse_refuses_what_the_contract_excludes(cpu: str) -> None:

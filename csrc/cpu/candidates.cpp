@@ -6,103 +6,99 @@
 namespace fuseo1 {
 namespace {
 
-constexpr uint32_t kBins = 4096;      // a histogram of this many stays in the L1 cache while it is filled
-constexpr int64_t kFewEnough = 8192;  // to be sorted; and the stretches of indices in which equal scores are counted
+constexpr int64_t kBins = 4096;       // a histogram of this many stays in the L1 cache while it is filled
+constexpr int64_t kFewEnough = 8192;  // to be sorted
 
 // A candidate in the range where the selection ends.
 struct Contender {
   uint32_t score;
   uint32_t list;
-  int64_t index, place;
+  int64_t index;
+  const uint32_t* record;
 
   bool operator<(const Contender& other) const {
     return score != other.score ? score > other.score : index < other.index;
   }
 };
 
+struct Range {
+  int64_t low, high;
+};
+
 using Lists = std::vector<const Candidates*>;
 
-// Counts what bin(list, c) gives for every candidate; negative is not counted.
-template <class Bin>
-std::vector<int64_t> histogram(const Lists& lists, int64_t bins, const Bin& bin) {
-  std::vector<std::vector<int64_t>> parts(lists.size(), std::vector<int64_t>(bins));
-  in_parallel(static_cast<int64_t>(lists.size()), [&](int64_t i) {
-    for (int64_t c = 0, n = lists[i]->count(); c < n; ++c) {
-      const int64_t b = bin(*lists[i], c);
-      if (b >= 0) ++parts[i][b];
-    }
-  });
-  for (size_t i = 1; i < parts.size(); ++i) {
-    for (int64_t b = 0; b < bins; ++b) parts[0][b] += parts[i][b];
-  }
-  return parts[0];
-}
-
-// Narrows `range` until few enough candidates are in it, or it is one score. Returns how many of those in it are
-// selected; *inside says how many there are.
-int64_t narrow(const Lists& lists, int64_t wanted, Bracket* range, int64_t* inside) {
-  for (;;) {
+// The lowest keys are selected: narrows `range` until few enough candidates have a key in it, or it is one key. Returns
+// how many of those in it are selected; *inside says how many there are.
+template <class Key>
+int64_t narrow(const Lists& lists, const Key& key, int64_t wanted, Range* range, int64_t* inside) {
+  Pages<int64_t> bins;
+  do {
     int shift = 0;
     while ((range->high - range->low) >> shift >= kBins) ++shift;
-    const auto bins = histogram(lists, kBins, [&](const Candidates& list, int64_t c) -> int64_t {
-      const uint32_t score = list.score(c);
-      if (score < range->low || score > range->high) return -1;
-      return (score - range->low) >> shift;
+    bins.assign(lists.size() * kBins, 0);
+    in_parallel(static_cast<int64_t>(lists.size()), [&](int64_t i) {
+      const Range within = *range;
+      lists[i]->for_each([&, mine = &bins[i * kBins]](const uint32_t* record) {
+        const int64_t k = key(record);
+        if (k >= within.low && k <= within.high) ++mine[(k - within.low) >> shift];
+      });
     });
-    uint32_t bin = kBins - 1;
-    for (; bins[bin] < wanted; --bin) wanted -= bins[bin];
+    for (size_t b = kBins; b < bins.size(); ++b) bins[b % kBins] += bins[b];
+    int64_t bin = 0;
+    for (; bins[bin] < wanted; ++bin) wanted -= bins[bin];
     range->low += bin << shift;
-    range->high = std::min(range->high, range->low + ((1u << shift) - 1));
+    range->high = std::min(range->high, range->low + (int64_t{1} << shift) - 1);
     *inside = bins[bin];
-    if (shift == 0 || *inside <= kFewEnough) return wanted;
-  }
+  } while (range->low < range->high && *inside > kFewEnough);
+  return wanted;
 }
 
 }  // namespace
 
-Cut select_candidates(const Lists& lists, const std::vector<Totals*>& totals, int64_t wanted, Bracket range) {
-  int64_t inside;
-  int64_t rest = narrow(lists, wanted, &range, &inside);
-  const bool all_inside = rest == inside;
+int64_t selection_bytes(int64_t lists) {
+  return lists * kBins * static_cast<int64_t>(sizeof(int64_t)) + kFewEnough * static_cast<int64_t>(sizeof(Contender));
+}
 
-  // Very many of one score: all before some stretch of indices are selected, and only that stretch's are sorted.
-  int64_t cut = -1, contending = inside;
-  if (inside > kFewEnough) {
-    int64_t last = 0;
-    for (const Candidates* list : lists) last = std::max(last, list->last_index());
-    const auto stretches = histogram(lists, last / kFewEnough + 1, [&](const Candidates& list, int64_t c) -> int64_t {
-      return list.score(c) == range.low ? list.index(c) / kFewEnough : -1;
-    });
-    for (cut = 0; stretches[cut] < rest; ++cut) rest -= stretches[cut];
-    contending = stretches[cut];
+Cut select_candidates(const Lists& lists, const std::vector<Totals*>& totals, int64_t wanted, Bracket range,
+                      int64_t numel) {
+  const auto by_score = [](const uint32_t* record) { return -static_cast<int64_t>(Candidates::score(record)); };
+  Range scores = {-static_cast<int64_t>(range.high), -static_cast<int64_t>(range.low)};
+  int64_t inside;
+  int64_t rest = narrow(lists, by_score, wanted, &scores, &inside);
+
+  // Very many of one score: those of the lowest indices are selected.
+  const bool tied = inside > kFewEnough, splits_tied = rest < inside;
+  Range places = {0, numel - 1};
+  if (tied) {
+    const auto by_index = [&](const uint32_t* record) {
+      return by_score(record) == scores.low ? Candidates::index(record) : -1;
+    };
+    rest = narrow(lists, by_index, rest, &places, &inside);
   }
 
-  // Room for all in any list: nothing is to be allocated, and so to fail, in the threads.
-  std::vector<std::vector<Contender>> found(lists.size());
-  for (auto& part : found) part.reserve(static_cast<size_t>(contending));
+  // Nothing is to be allocated, and so to fail, in the threads. The order of contenders is of no account.
+  Pages<Contender> contenders(static_cast<size_t>(inside));
+  std::atomic<int64_t> found{0};
   in_parallel(static_cast<int64_t>(lists.size()), [&](int64_t i) {
-    const Candidates& list = *lists[i];
-    for (int64_t c = 0, n = list.count(); c < n; ++c) {
-      const uint32_t score = list.score(c);
-      if (score < range.low) continue;
-      const int64_t index = list.index(c);
-      if (score > range.high || index / kFewEnough < cut) {
-        list.add_energy(c, totals[i]);
-      } else if (cut < 0 || index / kFewEnough == cut) {
-        found[i].push_back({score, static_cast<uint32_t>(i), index, c});
+    lists[i]->for_each([&, mine = totals[i]](const uint32_t* record) {
+      const int64_t score = by_score(record);
+      if (score > scores.high) return;
+      const int64_t index = Candidates::index(record);
+      if (score < scores.low || index < places.low) {
+        lists[i]->add_energy(record, mine);
+      } else if (index <= places.high) {
+        contenders[found.fetch_add(1, std::memory_order_relaxed)] = {Candidates::score(record),
+                                                                     static_cast<uint32_t>(i), index, record};
       }
-    }
+    });
   });
 
-  std::vector<Contender> contenders;
-  for (const auto& part : found) contenders.insert(contenders.end(), part.begin(), part.end());
   const auto last = contenders.begin() + (rest - 1);
   std::nth_element(contenders.begin(), last, contenders.end());
-  for (auto c = contenders.begin(); c <= last; ++c) lists[c->list]->add_energy(c->place, totals[c->list]);
+  for (auto c = contenders.begin(); c <= last; ++c) lists[c->list]->add_energy(c->record, totals[c->list]);
   const bool splits_ties =
-      cut < 0 ? std::any_of(
-                    last + 1, contenders.end(), [&](const Contender& c) { return c.score == last->score; })
-              : !all_inside;
+      tied ? splits_tied
+           : std::any_of(last + 1, contenders.end(), [&](const Contender& c) { return c.score == last->score; });
   return {last->score, last->index, splits_ties};
 }
 

@@ -4,62 +4,95 @@
 #define FUSEO1_CPU_CANDIDATES_H_
 
 #include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
 
-#include <algorithm>
-#include <memory>
+#include <atomic>
 #include <new>
 #include <vector>
 
 #include "kernels.h"
+#include "pages.h"
 
 namespace fuseo1 {
 
-// A growing run of candidate records (see Totals). Growth leaves new memory untouched, so that only what is filled
-// becomes resident.
+// Candidates fill slabs of this size, which threads take from a common pool. A slab holds a block's candidates of any
+// number of targets three times over: the room lost at its end, less than a block's, stays small beside it.
+constexpr int64_t kSlabBytes = 256 << 10;
+
+// The head of a slab; the records follow it.
+struct Slab {
+  Slab* next;
+  const uint32_t* end;
+
+  uint32_t* begin() { return reinterpret_cast<uint32_t*>(this + 1); }
+};
+constexpr int64_t kSlabWords = (kSlabBytes - static_cast<int64_t>(sizeof(Slab))) / 4;
+static_assert(kSlabWords >= 3 * kBlock * candidate_words(FUSEO1_MAX_TARGETS));
+
+// How many slabs hold `count` candidates, however `threads` lists share them: a list goes on to its next slab when less
+// than a block's room is left, and its last may be all but empty.
+inline int64_t slabs_for(int64_t count, int targets, int threads) {
+  const int64_t words = candidate_words(targets);
+  return count * words / (kSlabWords - kBlock * words) + threads;
+}
+
+class SlabPool {
+ public:
+  explicit SlabPool(int64_t slabs) : room_(static_cast<size_t>(slabs * kSlabBytes)) {}
+
+  void* take() {  // nullptr: none is left
+    const size_t at = taken_.fetch_add(kSlabBytes, std::memory_order_relaxed);
+    return at < room_.bytes() ? room_.start() + at : nullptr;
+  }
+
+ private:
+  Room room_;
+  std::atomic<size_t> taken_{0};
+};
+
+// One thread's candidates, as records (see Totals).
 class Candidates {
  public:
-  explicit Candidates(int targets) : targets_(targets), words_(candidate_words(targets)) {}
+  explicit Candidates(int targets) : targets_(targets) {}
 
-  // Room for `count` more; returns where they go. filled_to() then says where they end.
-  uint32_t* reserve(int64_t count) {
-    const int64_t need = used_ + count * words_;
-    if (need > capacity_) {
-      const int64_t larger = std::max(need, 2 * capacity_);
-      void* grown = realloc(data_.get(), static_cast<size_t>(larger) * sizeof(uint32_t));
-      if (!grown) throw std::bad_alloc();
-      data_.release();
-      data_.reset(static_cast<uint32_t*>(grown));
-      capacity_ = larger;
+  // Lets `totals` fill a new slab; false if there is none. filled_to() says where the records end.
+  bool add_slab(SlabPool* pool, Totals* totals) {
+    void* memory = pool->take();
+    if (!memory) return false;
+    filled_to(totals->candidates);
+    Slab* slab = new (memory) Slab{nullptr, nullptr};
+    (last_ ? last_->next : first_) = slab;
+    last_ = slab;
+    totals->candidates = slab->begin();
+    totals->candidates_end = slab->begin() + kSlabWords;
+    return true;
+  }
+  void filled_to(const uint32_t* end) {
+    if (last_) last_->end = end;
+  }
+
+  template <class Work>
+  void for_each(const Work& work) const {
+    for (Slab* slab = first_; slab; slab = slab->next) {
+      for (const uint32_t* r = slab->begin(); r != slab->end; r += candidate_words(targets_)) work(r);
     }
-    return data_.get() + used_;
   }
-  void filled_to(const uint32_t* end) { used_ = end - data_.get(); }
-  int64_t count() const { return used_ / words_; }
+  int64_t count() const {
+    int64_t sum = 0;
+    for (Slab* slab = first_; slab; slab = slab->next) sum += (slab->end - slab->begin()) / candidate_words(targets_);
+    return sum;
+  }
 
-  uint32_t score(int64_t c) const { return record(c)[0]; }
-  int64_t index(int64_t c) const { return static_cast<int64_t>(record(c)[2]) << 32 | record(c)[1]; }
-  int64_t last_index() const {  // the highest of all
-    int64_t most = 0;
-    for (int64_t c = 0, n = count(); c < n; ++c) most = std::max(most, index(c));
-    return most;
-  }
-  void add_energy(int64_t c, Totals* totals) const {
-    const uint32_t* t = record(c) + 3;
+  static uint32_t score(const uint32_t* record) { return record[0]; }
+  static int64_t index(const uint32_t* record) { return static_cast<int64_t>(record[2]) << 32 | record[1]; }
+  void add_energy(const uint32_t* record, Totals* totals) const {
+    const uint32_t* t = record + 3;
     const uint8_t* exponent = reinterpret_cast<const uint8_t*>(t + targets_);
     for (int i = 0; i < targets_; ++i) totals->bins[i][exponent[i]] += t[i];
   }
 
  private:
-  struct Free {
-    void operator()(uint32_t* p) const { free(p); }
-  };
-  const uint32_t* record(int64_t c) const { return data_.get() + c * words_; }
-
   int targets_;
-  int64_t words_, used_ = 0, capacity_ = 0;
-  std::unique_ptr<uint32_t, Free> data_;
+  Slab *first_ = nullptr, *last_ = nullptr;
 };
 
 // Where a selection among candidates ends.
@@ -70,9 +103,11 @@ struct Cut {
 };
 
 // Selects the `wanted` best candidates of all lists: highest score first, ties by lowest index. The energies of list
-// i's go to totals[i]. Every score lies in `range`; 1 <= wanted <= the number of candidates. A thread a list.
+// i's go to totals[i]. Every score lies in `range`, every index below `numel`; 1 <= wanted <= the number of candidates.
+// A thread a list; takes selection_bytes(lists).
 Cut select_candidates(const std::vector<const Candidates*>& lists, const std::vector<Totals*>& totals, int64_t wanted,
-                      Bracket range);
+                      Bracket range, int64_t numel);
+int64_t selection_bytes(int64_t lists);
 
 }  // namespace fuseo1
 #endif  // FUSEO1_CPU_CANDIDATES_H_

@@ -19,7 +19,8 @@ struct Chunk {
   int64_t offset;
 };
 
-// Scores in [low, high] are candidates, scores beyond `high` are selected for certain. low >= 1.
+// Scores in [low, high] are candidates, scores beyond `high` are selected for certain. low >= 1; low > high: no score
+// is a candidate.
 struct Bracket {
   uint32_t low;
   uint32_t high;
@@ -32,7 +33,8 @@ struct Totals {
   int64_t above = 0;
   int64_t nonfinite[FUSEO1_MAX_TARGETS + 2] = {};
   int64_t bins[FUSEO1_MAX_TARGETS][kExponents] = {};
-  uint32_t* candidates = nullptr;  // where the next one goes; the caller has made room
+  uint32_t* candidates = nullptr;      // where the next one goes
+  uint32_t* candidates_end = nullptr;  // of the room for them
 };
 constexpr int candidate_words(int targets) { return 3 + targets + (targets + 3) / 4; }
 
@@ -42,10 +44,11 @@ struct Kernels {
   const char* name;
   // survey: every element is selected
   void (*energy)(const Chunk&, int64_t begin, int64_t end, Totals*);
-  // survey: a bracket splits the elements
-  void (*scan)(const Chunk&, int64_t begin, int64_t end, Bracket, Totals*);
-  // survey: the scores alone, as fp32 bits, to scores[0 .. end - begin)
-  void (*score)(const Chunk&, int64_t begin, int64_t end, uint32_t* scores);
+  // survey: a bracket splits the elements; returns where it stopped: at `end`, or before a block for whose candidates
+  // there may be no room
+  int64_t (*scan)(const Chunk&, int64_t begin, int64_t end, Bracket, Totals*);
+  // survey: the scores alone, as fp32 bits, to scores[0 .. end - begin); of the totals it spoils `nonfinite`
+  void (*score)(const Chunk&, int64_t begin, int64_t end, uint32_t* scores, Totals*);
   // fuse; `stream` bypasses the caches on the way out; returns how many outputs are not finite
   int64_t (*fuse)(const fuseo1_fuse_params&, const Chunk&, int64_t begin, int64_t end, void* out, int32_t out_dtype,
                   bool stream);

@@ -126,14 +126,16 @@ FUSEO1_INLINE void add_candidate(const Chunk& chunk, int64_t index, uint32_t sco
 }
 
 template <int kTargets>
-void scan_blocks(const Chunk& chunk, int64_t begin, int64_t end, Bracket bracket, Totals* totals) {
+int64_t scan_blocks(const Chunk& chunk, int64_t begin, int64_t end, Bracket bracket, Totals* totals) {
   const int n = kTargets ? kTargets : chunk.targets;
+  const int64_t room_needed = bracket.low <= bracket.high ? kBlock * candidate_words(n) : 0;
   Block block;
   uint32_t peaks[FUSEO1_MAX_TARGETS], exponents[FUSEO1_MAX_TARGETS];
   alignas(64) uint32_t scores[kBlock];
   // Scores are bits of non-negative floats: signed comparisons order them too.
   const Vi below = (Vi)splat(bracket.low - 1), high = (Vi)splat(bracket.high);
   for (int64_t at = begin; at < end; at += kBlock) {
+    if (totals->candidates_end - totals->candidates < room_needed) return at;
     const int64_t count_here = end - at < kBlock ? end - at : kBlock;
     load_scored(chunk, at, count_here, &block, peaks, scores, totals);
     for (int i = 0; i < n; ++i) exponents[i] = exponent_of(peaks[i]);
@@ -161,20 +163,20 @@ void scan_blocks(const Chunk& chunk, int64_t begin, int64_t end, Bracket bracket
       totals->bins[i][exponents[i]] += sum_lanes(sum) - above * kRintMagicBits;
     }
   }
+  return end;
 }
 
-void scan_run(const Chunk& chunk, int64_t begin, int64_t end, Bracket bracket, Totals* totals) {
-  FUSEO1_UNROLL_TARGETS(chunk.targets, scan_blocks<kTargets>(chunk, begin, end, bracket, totals))
+int64_t scan_run(const Chunk& chunk, int64_t begin, int64_t end, Bracket bracket, Totals* totals) {
+  FUSEO1_UNROLL_TARGETS(chunk.targets, return scan_blocks<kTargets>(chunk, begin, end, bracket, totals))
 }
 
-void score_run(const Chunk& chunk, int64_t begin, int64_t end, uint32_t* scores) {
+void score_run(const Chunk& chunk, int64_t begin, int64_t end, uint32_t* scores, Totals* totals) {
   Block block;
-  Totals ignored;
   uint32_t peaks[FUSEO1_MAX_TARGETS];
   alignas(64) uint32_t whole[kBlock];
   for (int64_t at = begin; at < end; at += kBlock) {
     const int64_t count = end - at < kBlock ? end - at : kBlock;
-    load_scored(chunk, at, count, &block, peaks, whole, &ignored);
+    load_scored(chunk, at, count, &block, peaks, whole, totals);
     memcpy(scores + (at - begin), whole, static_cast<size_t>(count) * sizeof *whole);
   }
 }

@@ -5,25 +5,33 @@
 // candidates inside it, among which the threshold is then found. Should the bracket miss, or hold too many equal
 // scores, the exact path finds the threshold by histograms and sums the energies in a pass of their own.
 #include <math.h>
+#include <string.h>
 
 #include <memory>
 #include <new>
 
-#include "candidates.h"
 #include "dispatch.h"
 #include "fuseo1/survey.h"
 #include "parallel.h"
+#include "sampling.h"
+#include "survey_memory.h"
 
 namespace fuseo1 {
 namespace {
 
-constexpr int64_t kRun = 32;               // sampled elements per run: a cache line of bf16
-constexpr int64_t kMostSampled = 1 << 16;  // of tensors up to 32 Mi elements; then one in 512
-constexpr int64_t kLeastSampled = 1 << 9;
-constexpr int64_t kElementsPerSample = 32;
-constexpr double kBracketDeviations = 4.0;  // of the sample's rank; runs of neighbours are not quite independent
-constexpr int kLowBits = 15;
-constexpr uint32_t kNothing = 0x7fffffff;  // a threshold above every score
+constexpr uint32_t kNothing = 0x7fffffff;   // a threshold above every score
+constexpr int64_t kGatherBytes = 32 << 10;  // sampled elements gathered at a time
+
+// A pass did not see what an earlier one saw.
+struct DataChanged {};
+
+// The place at which `wanted` of the counts are reached; takes those before it off `wanted`.
+template <class Counts>
+auto reach(Counts first, Counts end, int64_t* wanted) {
+  for (; first != end && *first < *wanted; ++first) *wanted -= *first;
+  if (first == end) throw DataChanged();
+  return first;
+}
 
 }  // namespace
 }  // namespace fuseo1
@@ -31,28 +39,18 @@ constexpr uint32_t kNothing = 0x7fffffff;  // a threshold above every score
 using namespace fuseo1;
 
 struct fuseo1_survey {
-  fuseo1_survey(int32_t n, int64_t numel, double topk, int64_t max_candidates)
-      : targets(n), numel(numel), select_topk(topk), max_candidates(max_candidates) {
+  fuseo1_survey(int32_t n, int64_t numel, double topk, int64_t max_bytes)
+      : targets(n), numel(numel), select_topk(topk), max_bytes(max_bytes), stretch(tie_stretch(numel, n)) {
     if (topk == 0.0 || topk == 1.0 || numel == 0) {
       settle(topk == 1.0 ? 0 : kNothing, topk == 1.0 ? numel : 0, topk == 1.0 ? numel - 1 : -1);
       phase = numel ? FUSEO1_SURVEY_ENERGY : FUSEO1_SURVEY_DONE;
     }
   }
 
-  int64_t sample_runs() const {
-    if (phase != FUSEO1_SURVEY_SAMPLE) return 0;
-    const int64_t wanted = std::min(numel / kElementsPerSample, std::max(kMostSampled, numel >> 9));
-    return wanted < kLeastSampled ? 0 : wanted / kRun;
-  }
+  int64_t runs() const { return phase == FUSEO1_SURVEY_SAMPLE ? sample_runs(numel, max_bytes) : 0; }
+  int64_t sample_left() const { return runs() * kRun - static_cast<int64_t>(sample.size()); }
 
-  // Runs are spread evenly, each moved by a hash within its stretch so that no row length of a matrix resonates, and
-  // start on cache lines.
-  int64_t sample_start(int64_t run) const {
-    const int64_t stretch = numel / std::max<int64_t>(sample_runs(), 1);
-    const uint64_t hash = static_cast<uint64_t>(run + 1) * 0x9e3779b97f4a7c15u >> 33;
-    return (run * stretch + static_cast<int64_t>(hash % static_cast<uint64_t>(stretch - kRun + 1))) / kRun * kRun;
-  }
-
+  void add_sample(const fuseo1_operand* operands, int64_t count);
   void update(const fuseo1_operand* operands, int64_t offset, int64_t count, int threads);
   void end_pass();
   void run(const fuseo1_operand* operands, int threads);
@@ -60,7 +58,7 @@ struct fuseo1_survey {
   const int32_t targets;
   const int64_t numel;
   const double select_topk;
-  const int64_t max_candidates;
+  const int64_t max_bytes;
 
   int phase = FUSEO1_SURVEY_SAMPLE;
   int passes = 0;
@@ -70,94 +68,103 @@ struct fuseo1_survey {
   Totals totals;
 
  private:
-  // One thread's share of a pass; kept from chunk to chunk.
-  struct Share {
-    explicit Share(int targets) : candidates(targets) {}
-    Totals totals;
-    Candidates candidates;
-    std::vector<uint32_t> scores;
-    std::vector<int64_t> histogram;
-    int64_t zeros = 0;
-  };
-
   void settle(uint32_t at, int64_t k, int64_t last_tie) { threshold = at, selected = k, tie_limit = last_tie; }
   void enter(int next);
-  void set_bracket();
+  void begin_pass(int most_threads);
   bool finish_scan();
   void finish_high();
   void finish_low();
   void finish_ties();
-  Bracket energy_bracket(int64_t index) const;
-  void scan_segment(const Chunk& chunk, Share& share, int64_t begin, int64_t end, Bracket within);
-  void score_segment(const Chunk& chunk, Share& share, int64_t begin, int64_t end);
+  void scan(const Chunk& chunk, Share& share, int64_t begin, int64_t end, Bracket within);
+  void add_energies(const Chunk& chunk, Share& share, int64_t begin, int64_t end);
+  void score(const Chunk& chunk, Share& share, int64_t begin, int64_t end);
   void merge_totals();
+  int64_t candidates() const;
   Cut select(int64_t count, Bracket within);
-  std::vector<int64_t> merged_histogram() const;
+  const Pages<int64_t>& merged_histogram();
+  void gather_sample(const fuseo1_operand* operands);
 
+  int threads = 0;                             // of the pass, at most; 0: it has not begun
   std::vector<std::unique_ptr<Share>> shares;  // by thread
-  std::vector<uint32_t> sample;
+  std::unique_ptr<SlabPool> slabs;
+  std::atomic<bool> overflowed{false};  // more candidates than slabs
+  Pages<uint32_t> sample;
   Bracket bracket = {1, kInfBits};
-  std::atomic<int64_t> candidate_count{0};
   uint32_t high_bin = 0;
-  int64_t wanted = 0;        // how many of the current bin, or of the ties, are selected
-  int64_t cut_segment = -1;  // where the ties are cut; -1: nowhere
-  std::unique_ptr<std::atomic<int64_t>[]> segment_ties;
+  int64_t wanted = 0;  // how many of the current bin, or of the ties, are selected
+  const int64_t stretch;
+  Pages<uint32_t> stretch_ties;
+  int64_t cut_stretch = -1;  // where the ties are cut; -1: nowhere
 };
+static_assert(sizeof(fuseo1_survey) + (64 << 10) <= kFixedBytes);
 
 void fuseo1_survey::enter(int next) {
   phase = next;
   fed = 0;
+  threads = 0;
   shares.clear();
-  candidate_count = 0;
-  if (next == FUSEO1_SURVEY_TIES) segment_ties.reset(new std::atomic<int64_t>[(numel + kSegment - 1) / kSegment]());
+  slabs.reset();
+  overflowed = false;
+  stretch_ties = {};
+  if (next == FUSEO1_SURVEY_TIES) stretch_ties.resize(static_cast<size_t>(stretches(numel, targets)));
 }
 
-void fuseo1_survey::set_bracket() {
-  std::vector<uint32_t> nonzeros;
-  for (uint32_t v : sample) {
-    if (v) nonzeros.push_back(v);
+// Fixes how many threads the pass has, whatever its chunks, and the memory that its candidates may take.
+void fuseo1_survey::begin_pass(int most_threads) {
+  const int64_t kept = cut_stretch < 0 ? 0 : stretch;
+  const Cost cost = cost_of(phase, numel, targets, kept);
+  const int64_t left = max_bytes - kFixedBytes - cost.once;
+  const int64_t most = std::min<int64_t>(most_threads, (numel + kSegment - 1) / kSegment);
+  threads = static_cast<int>(std::max<int64_t>(std::min(most, left / cost.per_thread), 1));
+  if (phase == FUSEO1_SURVEY_SCAN) {
+    const int64_t for_slabs = left - threads * (cost.per_thread - kLeastSlabs * kSlabBytes);
+    slabs.reset(new SlabPool(std::clamp<int64_t>(for_slabs / kSlabBytes, 0, slabs_for(numel, targets, threads))));
+  } else if (kept) {
+    slabs.reset(new SlabPool(slabs_for(kept, targets, threads)));
   }
-  sample = {};
-  const double m = static_cast<double>(nonzeros.size());
-  const double rank = select_topk * m;
-  const double margin = 16 + kBracketDeviations * sqrt(rank * (1 - select_topk));
-  const auto at_rank = [&](double r) {
-    const auto nth = nonzeros.begin() + static_cast<int64_t>(r);
-    std::nth_element(nonzeros.begin(), nth, nonzeros.end(), std::greater<uint32_t>());
-    return *nth;
-  };
-  if (rank - margin >= 0) bracket.high = at_rank(rank - margin);
-  if (rank + margin < m) bracket.low = at_rank(rank + margin);
 }
 
-void fuseo1_survey::scan_segment(const Chunk& chunk, Share& share, int64_t begin, int64_t end, Bracket within) {
-  // Beyond the bound a scan has failed and need not go on; the cut's segment is needed whole.
-  if (phase == FUSEO1_SURVEY_SCAN && candidate_count > max_candidates) return;
-  const int64_t before = share.candidates.count();
-  share.totals.candidates = share.candidates.reserve(end - begin);
-  kernels().scan(chunk, begin, end, within, &share.totals);
+void fuseo1_survey::scan(const Chunk& chunk, Share& share, int64_t begin, int64_t end, Bracket within) {
+  // A scan with too many candidates has failed and need not go on.
+  while (!overflowed && (begin = kernels().scan(chunk, begin, end, within, &share.totals)) < end) {
+    if (!share.candidates.add_slab(slabs.get(), &share.totals)) overflowed = true;
+  }
   share.candidates.filled_to(share.totals.candidates);
-  candidate_count += share.candidates.count() - before;
 }
 
-void fuseo1_survey::score_segment(const Chunk& chunk, Share& share, int64_t begin, int64_t end) {
-  share.scores.resize(kSegment);
-  kernels().score(chunk, begin, end, share.scores.data());
-  const uint32_t* v = share.scores.data();
-  const int64_t n = end - begin;
-  if (phase == FUSEO1_SURVEY_HIGH) {
-    share.histogram.resize((kInfBits >> kLowBits) + 1);
-    for (int64_t j = 0; j < n; ++j) {
-      ++share.histogram[v[j] >> kLowBits];
-      share.zeros += v[j] == 0;
+// The selection is known: everything above the threshold, and the ties before the cut's stretch. Those in it become
+// candidates.
+void fuseo1_survey::add_energies(const Chunk& chunk, Share& share, int64_t begin, int64_t end) {
+  if (threshold == 0) {
+    kernels().energy(chunk, begin, end, &share.totals);
+    return;
+  }
+  const int64_t from = cut_stretch < 0 ? numel : cut_stretch * stretch;
+  const int64_t first = std::clamp(from - chunk.offset, begin, end);
+  const int64_t last = std::clamp(from + stretch - chunk.offset, begin, end);
+  scan(chunk, share, begin, first, {threshold, threshold - 1});
+  scan(chunk, share, first, last, {threshold, threshold});
+  scan(chunk, share, last, end, {threshold + 1, threshold});
+}
+
+void fuseo1_survey::score(const Chunk& chunk, Share& share, int64_t begin, int64_t end) {
+  const uint32_t* v = share.scores;
+  for (int64_t at = begin; at < end; at += kPiece) {
+    const int64_t n = std::min(kPiece, end - at);
+    kernels().score(chunk, at, at + n, share.scores, &share.totals);
+    if (phase == FUSEO1_SURVEY_HIGH) {
+      for (int64_t j = 0; j < n; ++j) ++share.histogram[v[j] >> kLowBits];
+      share.zeros += std::count(v, v + n, 0u);
+    } else if (phase == FUSEO1_SURVEY_LOW) {
+      for (int64_t j = 0; j < n; ++j) {
+        if (v[j] >> kLowBits == high_bin) ++share.histogram[v[j] & (kLowBins - 1)];
+      }
+    } else {
+      for (int64_t j = 0; j < n; j += kBlock) {
+        const auto ties = std::count(v + j, v + std::min<int64_t>(j + kBlock, n), threshold);
+        stretch_ties[(chunk.offset + at + j) / stretch] += static_cast<uint32_t>(ties);
+      }
     }
-  } else if (phase == FUSEO1_SURVEY_LOW) {
-    share.histogram.resize(1 << kLowBits);
-    for (int64_t j = 0; j < n; ++j) {
-      if (v[j] >> kLowBits == high_bin) ++share.histogram[v[j] & ((1u << kLowBits) - 1)];
-    }
-  } else {
-    segment_ties[(chunk.offset + begin) / kSegment] += std::count(v, v + n, threshold);
   }
 }
 
@@ -171,6 +178,12 @@ void fuseo1_survey::merge_totals() {
   }
 }
 
+int64_t fuseo1_survey::candidates() const {
+  int64_t sum = 0;
+  for (const auto& share : shares) sum += share->candidates.count();
+  return sum;
+}
+
 Cut fuseo1_survey::select(int64_t count, Bracket within) {
   std::vector<const Candidates*> lists;
   std::vector<Totals*> sums;
@@ -178,63 +191,48 @@ Cut fuseo1_survey::select(int64_t count, Bracket within) {
     lists.push_back(&share->candidates);
     sums.push_back(&share->totals);
   }
-  return select_candidates(lists, sums, count, within);
+  return select_candidates(lists, sums, count, within, numel);
 }
 
-std::vector<int64_t> fuseo1_survey::merged_histogram() const {
-  std::vector<int64_t> sum;
-  for (const auto& share : shares) {
-    sum.resize(std::max(sum.size(), share->histogram.size()));
-    for (size_t b = 0; b < share->histogram.size(); ++b) sum[b] += share->histogram[b];
+const Pages<int64_t>& fuseo1_survey::merged_histogram() {
+  Pages<int64_t>& sum = shares[0]->histogram;
+  for (size_t i = 1; i < shares.size(); ++i) {
+    for (size_t b = 0; b < sum.size(); ++b) sum[b] += shares[i]->histogram[b];
   }
   return sum;
 }
 
-void fuseo1_survey::update(const fuseo1_operand* operands, int64_t offset, int64_t count, int threads) {
-  const Chunk chunk = {operands, targets, offset};
-  if (phase == FUSEO1_SURVEY_SAMPLE) {
-    const DefaultFloatingPoint guard;
-    const size_t before = sample.size();
-    sample.resize(before + static_cast<size_t>(count));
-    kernels().score(chunk, 0, count, sample.data() + before);
-    return;
-  }
-  fed += count;
-  threads = static_cast<int>(std::min<int64_t>(threads, count / kSegment + 2));  // as many as there are segments
-  while (shares.size() < static_cast<size_t>(threads)) shares.push_back(std::make_unique<Share>(targets));
-  std::atomic<bool> out_of_memory{false};
-  for_each_segment(offset, count, threads, [&](int thread, int64_t begin, int64_t end) {
-    Share& share = *shares[thread];
-    if (out_of_memory) return;
-    try {
-      if (phase == FUSEO1_SURVEY_SCAN) {
-        scan_segment(chunk, share, begin, end, bracket);
-      } else if (phase != FUSEO1_SURVEY_ENERGY) {
-        score_segment(chunk, share, begin, end);
-      } else if (threshold == 0) {
-        kernels().energy(chunk, begin, end, &share.totals);
-      } else {
-        scan_segment(chunk, share, begin, end, energy_bracket(offset + begin));
-      }
-    } catch (const std::bad_alloc&) {
-      out_of_memory = true;
-    }
-  });
-  if (out_of_memory) throw std::bad_alloc();
+void fuseo1_survey::add_sample(const fuseo1_operand* operands, int64_t count) {
+  const DefaultFloatingPoint guard;
+  const auto ignored = std::make_unique<Totals>();
+  const size_t before = sample.size();
+  sample.reserve(static_cast<size_t>(runs() * kRun));
+  sample.resize(before + static_cast<size_t>(count));
+  kernels().score({operands, targets, 0}, 0, count, sample.data() + before, ignored.get());
 }
 
-// The selection is known: everything above the threshold, ties up to the cut. Only the cut's own segment has
-// candidates.
-Bracket fuseo1_survey::energy_bracket(int64_t index) const {
-  if (threshold == kNothing) return {kNothing, kNothing - 1};
-  const int64_t segment = index / kSegment;
-  if (segment == cut_segment) return {threshold, threshold};
-  const bool with_ties = cut_segment < 0 || segment < cut_segment;
-  return with_ties ? Bracket{threshold, threshold - 1} : Bracket{threshold + 1, threshold};
+void fuseo1_survey::update(const fuseo1_operand* operands, int64_t offset, int64_t count, int most_threads) {
+  const Chunk chunk = {operands, targets, offset};
+  if (threads == 0) begin_pass(most_threads);
+  fed += count;
+  const int64_t bins = phase == FUSEO1_SURVEY_HIGH ? kHighBins : phase == FUSEO1_SURVEY_LOW ? kLowBins : 0;
+  const int64_t segments = (offset + count + kSegment - 1) / kSegment - offset / kSegment;
+  const int64_t busy = std::min<int64_t>({threads, most_threads, segments});
+  while (static_cast<int64_t>(shares.size()) < busy) shares.push_back(std::make_unique<Share>(targets, bins));
+  for_each_segment(offset, count, static_cast<int>(busy), [&](int thread, int64_t begin, int64_t end) {
+    Share& share = *shares[thread];
+    if (phase == FUSEO1_SURVEY_SCAN) {
+      scan(chunk, share, begin, end, bracket);
+    } else if (phase == FUSEO1_SURVEY_ENERGY) {
+      add_energies(chunk, share, begin, end);
+    } else {
+      score(chunk, share, begin, end);
+    }
+  });
 }
 
 bool fuseo1_survey::finish_scan() {
-  if (candidate_count > max_candidates) return false;
+  if (overflowed) return false;
   int64_t above = 0;
   nonzero = 0;
   for (const auto& share : shares) {
@@ -243,7 +241,7 @@ bool fuseo1_survey::finish_scan() {
   }
   const int64_t k = static_cast<int64_t>(floor(select_topk * static_cast<double>(nonzero)));
   const int64_t inside = k - above;
-  if (k > 0 && (inside < 1 || inside > candidate_count)) return false;
+  if (k > 0 && (inside < 1 || inside > candidates())) return false;
   if (k > 0) {
     const Cut cut = select(inside, bracket);
     settle(cut.threshold, k, cut.splits_ties ? cut.last_tie : numel - 1);
@@ -264,23 +262,22 @@ void fuseo1_survey::finish_high() {
     enter(FUSEO1_SURVEY_ENERGY);
     return;
   }
-  const std::vector<int64_t> histogram = merged_histogram();
+  const Pages<int64_t>& histogram = merged_histogram();
   selected = wanted = k;
-  high_bin = static_cast<uint32_t>(histogram.size()) - 1;
-  for (; histogram[high_bin] < wanted; --high_bin) wanted -= histogram[high_bin];
+  high_bin = static_cast<uint32_t>(histogram.rend() - reach(histogram.rbegin(), histogram.rend(), &wanted) - 1);
   enter(FUSEO1_SURVEY_LOW);
 }
 
 void fuseo1_survey::finish_low() {
-  const std::vector<int64_t> histogram = merged_histogram();
-  uint32_t low = static_cast<uint32_t>(histogram.size()) - 1;
-  for (; histogram[low] < wanted; --low) wanted -= histogram[low];
+  const Pages<int64_t>& histogram = merged_histogram();
+  const auto at = reach(histogram.rbegin(), histogram.rend(), &wanted);
+  const auto low = static_cast<uint32_t>(histogram.rend() - at - 1);
   settle(high_bin << kLowBits | low, selected, numel - 1);
-  enter(wanted == histogram[low] ? FUSEO1_SURVEY_ENERGY : FUSEO1_SURVEY_TIES);
+  enter(wanted == *at ? FUSEO1_SURVEY_ENERGY : FUSEO1_SURVEY_TIES);
 }
 
 void fuseo1_survey::finish_ties() {
-  for (cut_segment = 0; segment_ties[cut_segment] < wanted; ++cut_segment) wanted -= segment_ties[cut_segment];
+  cut_stretch = reach(stretch_ties.begin(), stretch_ties.end(), &wanted) - stretch_ties.begin();
   enter(FUSEO1_SURVEY_ENERGY);
 }
 
@@ -288,7 +285,8 @@ void fuseo1_survey::end_pass() {
   passes += phase != FUSEO1_SURVEY_SAMPLE;
   switch (phase) {
     case FUSEO1_SURVEY_SAMPLE:
-      set_bracket();
+      bracket = bracket_of(sample, select_topk);
+      sample = {};
       enter(FUSEO1_SURVEY_SCAN);
       break;
     case FUSEO1_SURVEY_SCAN:
@@ -308,32 +306,42 @@ void fuseo1_survey::end_pass() {
       finish_ties();
       break;
     default:
-      if (cut_segment >= 0) tie_limit = select(wanted, {threshold, threshold}).last_tie;
+      if (cut_stretch >= 0 && candidates() < wanted) throw DataChanged();
+      if (cut_stretch >= 0) tie_limit = select(wanted, {threshold, threshold}).last_tie;
       merge_totals();
       enter(FUSEO1_SURVEY_DONE);
   }
 }
 
-void fuseo1_survey::run(const fuseo1_operand* operands, int threads) {
-  if (const int64_t runs = sample_runs()) {
-    // The runs are gathered next to each other, in the operands' own dtypes.
-    std::vector<std::vector<char>> gathered(targets + 1);
-    std::vector<fuseo1_operand> views(targets + 1);
+// Gathers the runs next to each other, in the operands' own dtypes, as many at a time as fit.
+void fuseo1_survey::gather_sample(const fuseo1_operand* operands) {
+  const int64_t all = runs();
+  int64_t run_bytes = 0;
+  for (int i = 0; i <= targets; ++i) run_bytes += kRun * element_size(operands[i].dtype);
+  const int64_t most = std::min(all, kGatherBytes / run_bytes);
+  Pages<char> gathered(static_cast<size_t>(most * run_bytes));
+  std::vector<fuseo1_operand> views(targets + 1);
+  for (int64_t first = 0; first < all; first += most) {
+    const int64_t here = std::min(most, all - first);
+    char* to = gathered.data();
     for (int i = 0; i <= targets; ++i) {
       const int64_t size = element_size(operands[i].dtype);
       const char* from = static_cast<const char*>(operands[i].data);
-      gathered[i].resize(runs * kRun * size);
-      for (int64_t r = 0; r < runs; ++r) {
-        __builtin_prefetch(from + sample_start(std::min(r + 16, runs - 1)) * size);
-        memcpy(&gathered[i][r * kRun * size], from + sample_start(r) * size, kRun * size);
+      views[i] = {to, operands[i].dtype};
+      for (int64_t r = first; r < first + here; ++r, to += kRun * size) {
+        __builtin_prefetch(from + sample_start(numel, all, std::min(r + 16, all - 1)) * size);
+        memcpy(to, from + sample_start(numel, all, r) * size, kRun * size);
       }
-      views[i] = {gathered[i].data(), operands[i].dtype};
     }
-    update(views.data(), 0, runs * kRun, 1);
+    add_sample(views.data(), here * kRun);
   }
+}
+
+void fuseo1_survey::run(const fuseo1_operand* operands, int most_threads) {
+  if (runs()) gather_sample(operands);
   if (phase == FUSEO1_SURVEY_SAMPLE) end_pass();
   while (phase != FUSEO1_SURVEY_DONE) {
-    update(operands, 0, numel, threads);
+    update(operands, 0, numel, most_threads);
     end_pass();
   }
 }
@@ -346,6 +354,8 @@ int guarded(const Body& body) {
     return body();
   } catch (const std::bad_alloc&) {
     return FUSEO1_OUT_OF_MEMORY;
+  } catch (const DataChanged&) {
+    return FUSEO1_BAD_ARGUMENT;
   }
 }
 
@@ -353,14 +363,13 @@ int guarded(const Body& body) {
 
 extern "C" {
 
-int fuseo1_survey_create(int32_t targets, int64_t numel, double select_topk, int64_t max_candidates,
-                         fuseo1_survey** out) {
-  if (!out || targets < 1 || targets > FUSEO1_MAX_TARGETS || numel < 0 || max_candidates < 0 ||
+int fuseo1_survey_create(int32_t targets, int64_t numel, double select_topk, int64_t max_bytes, fuseo1_survey** out) {
+  if (!out || targets < 1 || targets > FUSEO1_MAX_TARGETS || numel < 0 || max_bytes < 0 ||
       !(select_topk >= 0.0 && select_topk <= 1.0)) {
     return FUSEO1_BAD_ARGUMENT;
   }
   return guarded([&] {
-    *out = new fuseo1_survey(targets, numel, select_topk, max_candidates);
+    *out = new fuseo1_survey(targets, numel, select_topk, max_bytes);
     return FUSEO1_OK;
   });
 }
@@ -370,23 +379,28 @@ void fuseo1_survey_destroy(fuseo1_survey* survey) { delete survey; }
 int fuseo1_survey_phase_of(const fuseo1_survey* survey) { return survey->phase; }
 
 int fuseo1_survey_sample_shape(const fuseo1_survey* survey, int64_t* runs, int64_t* run_length) {
-  *runs = survey->sample_runs();
+  *runs = survey->runs();
   *run_length = kRun;
   return FUSEO1_OK;
 }
 
-int64_t fuseo1_survey_sample_start(const fuseo1_survey* survey, int64_t run) { return survey->sample_start(run); }
+int64_t fuseo1_survey_sample_start(const fuseo1_survey* survey, int64_t run) {
+  return sample_start(survey->numel, survey->runs(), run);
+}
 
 int fuseo1_survey_update(fuseo1_survey* survey, const fuseo1_operand* operands, int64_t offset, int64_t count,
                          int32_t threads) {
   if (!valid(operands, survey->targets, offset, count, threads)) return FUSEO1_BAD_ARGUMENT;
   if (survey->phase == FUSEO1_SURVEY_DONE) return FUSEO1_WRONG_PHASE;
   const bool sampling = survey->phase == FUSEO1_SURVEY_SAMPLE;
-  if (!sampling && (count > survey->numel - offset || (count % kBlock && offset + count != survey->numel))) {
-    return FUSEO1_BAD_ARGUMENT;
-  }
+  const int64_t left = sampling ? survey->sample_left() : survey->numel - offset;
+  if (count > left || (!sampling && count % kBlock && count != left)) return FUSEO1_BAD_ARGUMENT;
   return guarded([&] {
-    survey->update(operands, offset, count, threads);
+    if (sampling) {
+      survey->add_sample(operands, count);
+    } else {
+      survey->update(operands, offset, count, threads);
+    }
     return FUSEO1_OK;
   });
 }

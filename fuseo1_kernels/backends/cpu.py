@@ -10,9 +10,6 @@ from ..arrays import Array
 from ..errors import BackendError
 from . import SURVEY_BYTES, FuseParams, SurveyResult
 
-# What a survey cannot do without: below this the exact path would serve every tensor.
-_LEAST_CANDIDATES = 1 << 16
-
 
 def _operands(inputs: Sequence[Array]) -> list[tuple[int, int]]:
     if len({a.numel for a in inputs}) != 1:
@@ -20,11 +17,6 @@ def _operands(inputs: Sequence[Array]) -> list[tuple[int, int]]:
     if not 2 <= len(inputs) <= _cpu.MAX_TARGETS + 1:
         raise BackendError(f"1 to {_cpu.MAX_TARGETS} targets are supported, not {len(inputs) - 1}")
     return [(a.address, a.dtype.abi) for a in inputs]
-
-
-def _max_candidates(targets: int, max_bytes: int) -> int:
-    record = 4 * (3 + targets + (targets + 3) // 4)
-    return max(_LEAST_CANDIDATES, max_bytes // record)
 
 
 class CpuSurveyor:
@@ -72,16 +64,14 @@ class CpuBackend:
         max_bytes: int = SURVEY_BYTES,
     ) -> SurveyResult:
         operands, targets = _operands(inputs), len(inputs) - 1
-        bound = _max_candidates(targets, max_bytes)
-        survey = _cpu.Survey(targets, inputs[0].numel, select_topk, bound)
+        survey = _cpu.Survey(targets, inputs[0].numel, select_topk, max_bytes)
         survey.run(operands, threads)
         return SurveyResult(**survey.result())
 
     def surveyor(
         self, targets: int, numel: int, select_topk: float, threads: int, max_bytes: int
     ) -> CpuSurveyor:
-        bound = _max_candidates(targets, max_bytes)
-        return CpuSurveyor(_cpu.Survey(targets, numel, select_topk, bound), threads)
+        return CpuSurveyor(_cpu.Survey(targets, numel, select_topk, max_bytes), threads)
 
     def fuse(
         self, inputs: Sequence[Array], params: FuseParams, out: Array, offset: int, threads: int

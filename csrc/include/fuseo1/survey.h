@@ -57,9 +57,18 @@ typedef struct {
   int64_t nonfinite[FUSEO1_MAX_TARGETS + 2];  // base, targets 1..N, elements where finite inputs overflow
 } fuseo1_survey_result;
 
-// `max_candidates` bounds the memory of the one-read path (12 + 5 * targets bytes each, rounded up to words).
-int fuseo1_survey_create(int32_t targets, int64_t numel, double select_topk, int64_t max_candidates,
-                         fuseo1_survey** out);
+// `max_bytes` bounds all that the survey takes at any one time, its threads' used stacks included:
+//   256 KiB                                        the survey itself
+//   a pass, for each thread                        273 KiB, and in HIGH 510 KiB, in LOW 256 KiB, more
+//   SAMPLE                                         4 bytes a sampled element: 256 KiB, or up to max_bytes / 16
+//   SCAN, and ENERGY where ties are cut            192 KiB, 32 KiB a thread, and candidates: slabs of 256 KiB that
+//                                                  threads fill with records of 12 + 5 * targets bytes, up to words
+//   TIES                                           4 bytes a stretch of elements
+// SCAN has as many slabs as are left; if they do not suffice the exact path follows, which needs none but for the ties
+// of one stretch (2^8 to 2^16 elements, so that these and the counts of TIES take alike). A pass whose threads would
+// take too much gets fewer. The least, taken whatever max_bytes says, is what the exact path needs with one thread:
+// about 1 MiB, more for many targets of many elements; 4 MiB suffice for 64 targets of 2^31 and for 3 of 2^35 elements.
+int fuseo1_survey_create(int32_t targets, int64_t numel, double select_topk, int64_t max_bytes, fuseo1_survey** out);
 void fuseo1_survey_destroy(fuseo1_survey*);
 int fuseo1_survey_phase_of(const fuseo1_survey*);
 
@@ -69,10 +78,12 @@ int fuseo1_survey_sample_shape(const fuseo1_survey*, int64_t* runs, int64_t* run
 int64_t fuseo1_survey_sample_start(const fuseo1_survey*, int64_t run);
 
 // Feed `count` elements starting at flat index `offset` (a multiple of FUSEO1_BLOCK) to the current pass; operands[0]
-// is the base. In SAMPLE the data are the runs back to back and offset is 0. Chunks may come in any order.
+// is the base. In SAMPLE the data are the runs back to back and offset is 0; some may be left out. Chunks may come in
+// any order.
 int fuseo1_survey_update(fuseo1_survey*, const fuseo1_operand* operands, int64_t offset, int64_t count,
                          int32_t threads);
 // The pass has seen all of its elements (FUSEO1_WRONG_PHASE if it has not: every element once, SAMPLE excepted).
+// FUSEO1_BAD_ARGUMENT: it cannot have been the data of the passes before; the survey has failed.
 int fuseo1_survey_end_pass(fuseo1_survey*);
 
 // SAMPLE and every pass at once, for a tensor that is whole in memory.

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+// The sample that brackets a survey's threshold: where its elements lie, and what they tell.
+#ifndef FUSEO1_CPU_SAMPLING_H_
+#define FUSEO1_CPU_SAMPLING_H_
+
+#include <math.h>
+#include <stdint.h>
+
+#include <algorithm>
+#include <array>
+
+#include "kernels.h"
+#include "pages.h"
+
+namespace fuseo1 {
+
+constexpr int64_t kRun = 32;                // sampled elements per run: a cache line of bf16
+constexpr int64_t kMostSampled = 1 << 16;   // of tensors up to 32 Mi elements; then one in 512
+constexpr int64_t kBytesPerSampled = 64;    // of max_bytes, beyond kMostSampled: the sample takes a sixteenth of it
+constexpr int64_t kLeastSampled = 1 << 9;   // fewer say nothing
+constexpr int64_t kElementsPerSample = 32;  // at least
+constexpr double kBracketDeviations = 4.0;  // each side
+
+inline int64_t sample_runs(int64_t numel, int64_t max_bytes) {
+  const int64_t most = std::max(kMostSampled, std::min(numel >> 9, max_bytes / kBytesPerSampled));
+  const int64_t wanted = std::min(numel / kElementsPerSample, most);
+  return wanted < kLeastSampled ? 0 : wanted / kRun;
+}
+
+// Runs are spread evenly, each moved by a hash within its stretch so that no row length of a matrix resonates, and
+// start on cache lines.
+inline int64_t sample_start(int64_t numel, int64_t runs, int64_t run) {
+  const int64_t stretch = numel / std::max<int64_t>(runs, 1);
+  const uint64_t hash = static_cast<uint64_t>(run + 1) * 0x9e3779b97f4a7c15u >> 33;
+  return (run * stretch + static_cast<int64_t>(hash % static_cast<uint64_t>(stretch - kRun + 1))) / kRun * kRun;
+}
+
+// The nth highest score of the sample, counted from 0; there are that many.
+inline uint32_t nth_highest(const Pages<uint32_t>& sample, int64_t nth) {
+  constexpr int kBits = 12, kTop = 31;
+  uint32_t found = 0;  // its bits from `low` up
+  for (int low = kTop; low > 0;) {
+    const int high = low;
+    low = std::max(high - kBits, 0);
+    std::array<uint32_t, 1 << kBits> bins{};
+    const uint32_t mask = (1u << (high - low)) - 1;
+    for (const uint32_t v : sample) {
+      if (v >> high == found) ++bins[v >> low & mask];
+    }
+    uint32_t bin = mask;
+    for (; bins[bin] <= nth; --bin) nth -= bins[bin];
+    found = found << (high - low) | bin;
+  }
+  return found;
+}
+
+// The standard deviation, over samples, of how many of the sampled scores lie above `level`. A run's elements are
+// neighbours, often of one row and so of one scale: the runs are what is drawn, and what each has above `level` beyond
+// its share is what varies.
+inline double deviation_above(const Pages<uint32_t>& sample, uint32_t level) {
+  double aa = 0, ap = 0, pp = 0, all_above = 0, all_present = 0;
+  for (size_t run = 0; run < sample.size(); run += kRun) {
+    const size_t end = std::min(run + kRun, sample.size());
+    int above = 0, present = 0;
+    for (size_t j = run; j < end; ++j) {
+      above += sample[j] > level;
+      present += sample[j] != 0;
+    }
+    const double a = above, p = present;
+    aa += a * a, ap += a * p, pp += p * p, all_above += a, all_present += p;
+  }
+  const double share = all_above / all_present;
+  return sqrt(std::max(aa - 2 * share * ap + share * share * pp, 0.0));
+}
+
+// Where the threshold lies for all but certain, going by the scores of a sample, run after run.
+inline Bracket bracket_of(const Pages<uint32_t>& sample, double select_topk) {
+  Bracket bracket = {1, kInfBits};
+  const auto nonzero = static_cast<int64_t>(sample.size()) - std::count(sample.begin(), sample.end(), 0u);
+  if (nonzero == 0) return bracket;
+  const double m = static_cast<double>(nonzero), rank = select_topk * m;
+  const uint32_t middle = nth_highest(sample, std::min(static_cast<int64_t>(rank), nonzero - 1));
+  // Above the middle, or at it: among many equal scores these differ. And never less than if elements were drawn one
+  // by one, as far as a single run could tell.
+  const double deviation =
+      std::max({sqrt(rank * (1 - select_topk)), deviation_above(sample, middle), deviation_above(sample, middle - 1)});
+  const double margin = 16 + kBracketDeviations * deviation;
+  if (rank - margin >= 0) bracket.high = nth_highest(sample, static_cast<int64_t>(rank - margin));
+  if (rank + margin < m) bracket.low = nth_highest(sample, static_cast<int64_t>(rank + margin));
+  return bracket;
+}
+
+}  // namespace fuseo1
+#endif  // FUSEO1_CPU_SAMPLING_H_

@@ -1,0 +1,171 @@
+"""`max_bytes` is a promise: whatever the data, a survey takes no more memory, and finds the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensors import BF16, FP32, ISAS, bits, siblings
+
+from fuseo1_kernels import _cpu
+
+N = 2_000_003
+MAX_BYTES = 4 << 20
+STACK = 1 << 20
+# Not the survey's: what a thread's start takes, and how coarsely the system counts pages.
+SLACK, SLACK_PER_THREAD = 256 << 10, 128 << 10
+
+# Runs by itself, without torch: one survey under a limit on private writable memory, then one without. The inputs are
+# files in memory, all pages present before anything is measured.
+CHILD = r"""
+import ctypes, dataclasses, json, mmap, os, resource, sys
+from fuseo1_kernels.arrays import DTYPES, Array
+from fuseo1_kernels.backends import load_backend
+
+job = json.load(sys.stdin)
+backend, inputs = load_backend("cpu"), []
+for path in job["paths"]:
+    with open(path, "rb") as file:
+        pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    pages[:: mmap.PAGESIZE]
+    dtype = next(d for d in DTYPES if d.name == job["dtype"])
+    address = ctypes.addressof(ctypes.c_char.from_buffer(pages))
+    inputs.append(Array(address, dtype, len(pages) // dtype.size, pages))
+
+def status(field):
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith(field + ":"))
+
+def survey(max_bytes, numel):
+    parts = [x.part(0, numel) for x in inputs]
+    if job["chunk"] == 0:
+        return backend.survey(parts, job["topk"], job["threads"], max_bytes)
+    surveyor = backend.surveyor(len(parts) - 1, numel, job["topk"], job["threads"], max_bytes)
+    surveyor.sample([])
+    while not surveyor.done:
+        for start in range(0, numel, job["chunk"]):
+            count = min(job["chunk"], numel - start)
+            surveyor.update([x.part(start, count) for x in parts], start)
+        surveyor.end_pass()
+    return surveyor.result()
+
+numel = inputs[0].numel
+survey(0, min(numel, 4 << 16))  # threads and code are there from now on
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")  # the peak begins anew
+data, resident = status("VmData"), status("VmRSS")
+limit = resource.getrlimit(resource.RLIMIT_DATA)
+resource.setrlimit(resource.RLIMIT_DATA, (data + job["max_bytes"] + job["slack"], limit[1]))
+try:
+    bounded = dataclasses.asdict(survey(job["max_bytes"], numel))
+except MemoryError:
+    sys.exit("more memory was asked for than was promised")
+peak = status("VmHWM") - resident
+resource.setrlimit(resource.RLIMIT_DATA, limit)
+free = dataclasses.asdict(survey(1 << 40, numel))
+json.dump({"peak": peak, "bounded": bounded, "free": free}, sys.stdout)
+"""
+
+
+def spread() -> list[torch.Tensor]:
+    return siblings(N, 3)
+
+
+def light() -> list[torch.Tensor]:
+    """A light fine-tune in bf16: few different scores."""
+    return siblings(N, 3, rms=2e-5)
+
+
+def one_tie() -> list[torch.Tensor]:
+    """A single score, everywhere: the exact path with a cut."""
+    return [torch.full((N,), x, dtype=BF16) for x in (0.0, 0.5, 1.0, 1.0)]
+
+
+def deceitful() -> list[torch.Tensor]:
+    """The sample sees scores so far apart that nearly all others lie in its bracket."""
+    base, *targets = siblings(N, 3, FP32)
+    starts, length = _cpu.Survey(3, N, 0.5, MAX_BYTES).sample_runs()
+    sampled = (torch.tensor(starts)[:, None] + torch.arange(length)).flatten()
+    far = torch.where(torch.arange(sampled.numel()) % 2 == 0, 1e-3, 1e3)
+    for t in targets:
+        t[sampled] = base[sampled] + (t - base)[sampled] * far
+    return [base, *targets]
+
+
+def sixty_four() -> list[torch.Tensor]:
+    """Records of 332 bytes, and all scores alike."""
+    numel = 200_000
+    return [torch.full((numel,), i % 3 / 4, dtype=BF16) for i in range(65)]
+
+
+CASES: tuple[tuple[Callable[[], list[torch.Tensor]], int, tuple[int, ...]], ...] = (
+    (spread, 0, (1,)),
+    (spread, 1 << 18, (4, 5)),  # unsampled: all elements are in the bracket
+    (light, 0, (1, 4, 5)),
+    (light, 1 << 18, (4, 5)),
+    (one_tie, 0, (5,)),
+    (deceitful, 0, (4,)),
+    (sixty_four, 0, (5,)),
+)
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any], tuple[str, list[Path]]]:
+    """The tensors of a case, in files: (dtype name, paths)."""
+    made: dict[str, tuple[str, list[Path]]] = {}
+
+    def store(make: Callable[[], list[torch.Tensor]]) -> tuple[str, list[Path]]:
+        if make.__name__ not in made:
+            folder, tensors = tmp_path_factory.mktemp(make.__name__), make()
+            paths = [folder / str(i) for i in range(len(tensors))]
+            for path, tensor in zip(paths, tensors, strict=True):
+                path.write_bytes(bits(tensor).numpy().tobytes())
+            made[make.__name__] = str(tensors[0].dtype).removeprefix("torch."), paths
+        return made[make.__name__]
+
+    return store
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux's /proc")
+@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(
+    ("make", "chunk", "passes"), CASES, ids=[f"{m.__name__}-{chunk}" for m, chunk, _ in CASES]
+)
+def test_a_survey_stays_within_its_memory(  # type: ignore[no-untyped-def]
+    stored, make, chunk: int, passes: tuple[int, ...], isa: str, threads: int
+) -> None:
+    if isa not in _cpu.available_isas():
+        pytest.skip(f"this machine or build has no {isa} kernels")
+    dtype, paths = stored(make)
+    slack = SLACK + threads * (STACK + SLACK_PER_THREAD)
+    job = {
+        "paths": [str(p) for p in paths], "dtype": dtype, "topk": 0.5, "threads": threads, "chunk": chunk,
+        "max_bytes": MAX_BYTES, "slack": slack,
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD],
+        input=json.dumps(job),
+        capture_output=True,
+        text=True,
+        # One malloc arena and small stacks: of a thread's address space only what is used counts.
+        env={**os.environ, "FUSEO1_ISA": isa, "MALLOC_ARENA_MAX": "1"},
+        cwd=Path(__file__).parent.parent,
+        preexec_fn=lambda: resource.setrlimit(
+            resource.RLIMIT_STACK, (STACK, resource.getrlimit(resource.RLIMIT_STACK)[1])
+        ),
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["peak"] <= MAX_BYTES + SLACK + threads * SLACK_PER_THREAD
+    assert found["bounded"].pop("passes") in passes
+    assert found["free"].pop("passes") >= 1
+    assert found["bounded"] == found["free"]
