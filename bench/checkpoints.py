@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +87,11 @@ SIZES = {
 }
 
 
+def parameters(size: Size) -> int:
+    """Return how many parameters a model of this size has."""
+    return sum(math.prod(shape) for shape in size.shapes().values())
+
+
 @dataclass(frozen=True)
 class Siblings:
     """Directories of a base model and its fine-tunes."""
@@ -95,22 +101,23 @@ class Siblings:
 
 
 def make_siblings(
-    directory: Path, size: str = "tiny", targets: int = 3, rms: float = 1e-3, seed: int = 0
+    directory: Path, size: str | Size = "tiny", targets: int = 3, rms: float = 1e-3, seed: int = 0
 ) -> Siblings:
-    """Write a base model and `targets` fine-tunes of it below `directory`.
+    """Write a base model and `targets` fine-tunes of it below `directory`; a str is one of SIZES.
 
     Fine-tunes are the base plus gaussian task vectors of root mean square `rms`, rounded to bf16. The
     same arguments give the same weights.
     """
-    shapes = SIZES[size].shapes()
+    if isinstance(size, str):
+        size = SIZES[size]
     tokenizer = train_tokenizer()
     generator = torch.Generator().manual_seed(seed)
-    base = {name: _initial(name, shape, generator) for name, shape in shapes.items()}
+    base = {name: _initial(name, shape, generator) for name, shape in size.shapes().items()}
     paths = siblings_in(directory, targets)
-    write_model(paths.base, SIZES[size], base, tokenizer)
+    write_model(paths.base, size, base, tokenizer)
     for path in paths.targets:
         tuned = {name: fine_tune(tensor, rms, generator) for name, tensor in base.items()}
-        write_model(path, SIZES[size], tuned, tokenizer)
+        write_model(path, size, tuned, tokenizer)
     return paths
 
 
@@ -128,7 +135,7 @@ def write_model(
     save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
     tokenizer.save(str(path / "tokenizer.json"))
     pad, end = (SPECIAL_TOKENS.index(token) for token in (PAD, END))
-    _write_json(path / "config.json", _model_config(size, end))
+    _write_json(path / "config.json", model_config(size, end))
     _write_json(
         path / "generation_config.json",
         {"do_sample": False, "eos_token_id": end, "pad_token_id": pad, "max_new_tokens": 16},
@@ -189,7 +196,8 @@ def _initial(name: str, shape: tuple[int, ...], generator: torch.Generator) -> t
     return torch.randn(shape, generator=generator).mul_(BASE_STD).bfloat16()
 
 
-def _model_config(size: Size, end: int) -> dict[str, Any]:
+def model_config(size: Size, end: int) -> dict[str, Any]:
+    """Return what transformers' config.json of a Qwen2 model of this size holds."""
     return {
         "architectures": ["Qwen2ForCausalLM"],
         "model_type": "qwen2",

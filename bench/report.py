@@ -14,6 +14,8 @@ from typing import Any
 from machine import describe_line
 
 RESULTS = Path(__file__).resolve().parent / "results"
+#: Where benchmarks put what they need for a while: on the disk that the repository is on.
+WORK = Path(__file__).resolve().parent.parent / ".work"
 
 _PEER = "mergekit is not installed here: pip install mergekit==0.1.5, or pass --no-peer"
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
-from report import parser
+from report import WORK, parser
 
 _HERE = Path(__file__).resolve().parent
 
@@ -27,10 +28,18 @@ def main() -> None:
     pytest += (
         ["--benchmark-disable"] if options.quick else ["--benchmark-columns=median,iqr,rounds"]
     )
-    commands = [["bench/" + name, *shared] for name in ("ops.py", "accuracy.py", "whole_merge.py")]
-    for command in [*commands, pytest]:
-        # From the repository's root, where the package is if it is not installed.
-        subprocess.run([sys.executable, *command], cwd=_HERE.parent, check=True)
+    names = ["ops.py", "accuracy.py", "dry_run.py", "storage.py", "whole_merge.py", "growth.py"]
+    commands = [["bench/" + name, *shared] for name in names]
+    WORK.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=WORK, prefix="models-") as models:
+        if not options.quick:
+            # The last two share the large models; what --quick needs they make in a moment.
+            commands.insert(-2, ["bench/checkpoints.py", models, "--size", "0.5B"])
+            commands[-2] += ["--models", models]
+            commands[-1] += ["--models", models]
+        for command in [*commands, pytest]:
+            # From the repository's root, where the package is if it is not installed.
+            subprocess.run([sys.executable, *command], cwd=_HERE.parent, check=True)
 
 
 if __name__ == "__main__":

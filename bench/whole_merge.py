@@ -1,162 +1,103 @@
 """Whole merges from the command line: time and memory, ours beside mergekit-yaml's and a plain copy's.
 
-    python bench/whole_merge.py [--size 0.5B] [--quick] [--no-peer] [--runs 5] [--peer-runs 1]
+    python bench/whole_merge.py [--size 0.5B] [--models DIR] [--quick] [--no-peer]
+                                [--runs 5] [--cold-runs 3] [--peer-runs 1]
 
-Every run is a process of its own, from its start to its end, on inputs that are in the page cache. Memory
-is the most that the process and its children held at once that is not backed by a file (RssAnon +
-RssShmem), sampled every 20 ms. Outputs are deleted and the disk is left to settle before the next run.
+Every run is a process of its own, from its start to its end. In each turn a plain copy (plain_copy.py)
+and a merge follow each other, the one first in even turns, the other in odd ones, and the ratio is taken
+turn by turn. Warm runs find the inputs in the page cache; before each cold copy and each cold merge they
+are dropped from it, with the free memory in the same state for both (page_cache.make_cold). Outputs are
+deleted and the disk is left to settle before the next run.
+
+Peak memory is what no file backs, of the process and its children, sampled every 20 ms; where it is held
+against the promise of --max-memory, in runs of its own, every 2 ms, beside the kernel's high-water mark.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import psutil
-from checkpoints import SIZES, Siblings, make_siblings, siblings_in, write_config
+import page_cache
+from checkpoints import SIZES, Siblings, make_siblings, parameters, siblings_in, write_config
 from machine import describe
-from report import median, parser, publish, table
+from plain_copy import Copy, Pieces, copies_table, plain_copy, try_pieces
+from processes import MERGE, OFTEN, SELDOM, Run, run
+from report import WORK, median, parser, publish, table
 
-SELECT_TOPK = (1.0, 0.1)
+from fuseo1_kernels.engine import DEFAULT_MAX_MEMORY
+
+SELECT_TOPK = (1.0, 0.5, 0.1)
 TARGETS = 3
-_WORK = Path(__file__).resolve().parent.parent / ".work"
-
-_PIECE = 16 << 20
-_SAMPLE_EVERY = 0.02
-# Looking for new child processes reads all of /proc; it is done once in so many samples.
-_CHILDREN_EVERY = 25
+#: What --max-memory does not promise: Python, its modules, the plan.
+PYTHON_BYTES = 80_000_000
 
 
 @dataclass(frozen=True)
-class Run:
-    """Seconds and peak bytes of memory, not file-backed, of one process and its children."""
+class Turn:
+    """One copy, one merge of ours, and perhaps one of mergekit-yaml, right after each other."""
 
-    seconds: float
-    peak_bytes: int
-
-
-@dataclass(frozen=True)
-class Copy:
-    """Seconds to read every input byte, to write every output byte, and then to sync the output."""
-
-    read: float
-    write: float
-    sync: float
+    cache: str
+    select_topk: float
+    copy: Copy
+    ours: Run
+    mergekit: Run | None
 
 
 @dataclass(frozen=True)
-class Figure:
-    """All runs of one program on one recipe."""
+class Peak:
+    """The memory of one merge beside what was promised: --max-memory, and Python's own."""
 
     select_topk: float
-    program: str
-    runs: list[Run]
+    max_memory: str
+    promised: int
+    run: Run
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all measurements share."""
+
+    models: Siblings
+    work: Path
+    pieces: Pieces
+    mergekit: str | None
 
     @property
-    def seconds(self) -> float:
-        return median(run.seconds for run in self.runs)
+    def inputs(self) -> list[Path]:
+        return weight_files(self.models)
+
+    def command(self, program: Sequence[str], select_topk: float, *options: str) -> list[str]:
+        """Return the command line of a merge; it writes `self.out`."""
+        file = self.work / "merge.yaml"
+        config = write_config(file, self.models.base, self.models.targets, select_topk)
+        return [*program, str(config), str(self.out), *options]
 
     @property
-    def peak_bytes(self) -> int:
-        return max(run.peak_bytes for run in self.runs)
+    def out(self) -> Path:
+        return self.work / "out"
+
+    def copy(self, cold: bool) -> Copy:
+        prepare(self.inputs, cold)
+        size = self.inputs[0].stat().st_size
+        return plain_copy(self.inputs, size, self.work / "copy", self.pieces, cold=cold)
+
+    def merge(self, command: Sequence[str], *, cold: bool = False, every: float = SELDOM) -> Run:
+        prepare(self.inputs, cold)
+        result = run(command, every=every)
+        shutil.rmtree(self.out)
+        return result
 
 
-def anonymous_bytes(pid: int) -> int:
-    """Return RssAnon + RssShmem of a process; 0 if it is gone."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return 0
-    fields = dict(line.split(":", 1) for line in status.splitlines())
-    return sum(int(fields.get(key, "0 kB").split()[0]) << 10 for key in ("RssAnon", "RssShmem"))
-
-
-def tree(pid: int) -> list[int]:
-    """Return a process and its descendants; nothing if it is gone."""
-    try:
-        return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
-    except psutil.NoSuchProcess:
-        return []
-
-
-class MemoryWatch:
-    """Samples the memory of a process tree, from its making until `stop`."""
-
-    def __init__(self, pid: int) -> None:
-        self._pid = pid
-        self._peak = 0
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
-
-    def stop(self) -> int:
-        """End the sampling; return the peak."""
-        self._ended.set()
-        self._thread.join()
-        return self._peak
-
-    def _watch(self) -> None:
-        sample, pids = 0, [self._pid]
-        while not self._ended.wait(_SAMPLE_EVERY):
-            if sample % _CHILDREN_EVERY == 0:
-                pids = tree(self._pid)
-            self._peak = max(self._peak, sum(map(anonymous_bytes, pids)))
-            sample += 1
-
-
-def run(command: Sequence[str]) -> Run:
-    """Run a command to its end; stop the benchmark, showing what it said, if it fails."""
-    with tempfile.TemporaryFile("w+") as said:
-        start = time.perf_counter()
-        process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT)
-        watch = MemoryWatch(process.pid)
-        code = process.wait()
-        seconds = time.perf_counter() - start
-        peak = watch.stop()
-        if code != 0:
-            said.seek(0)
-            raise SystemExit(f"{' '.join(command)} ended with {code}:\n{said.read()}")
-    return Run(seconds, peak)
-
-
-def merge(command: Sequence[str], out: Path) -> Run:
-    """Run a merge that writes `out`, which is then deleted."""
+def prepare(inputs: Sequence[Path], cold: bool) -> None:
+    """Put the inputs into the page cache, or drop them from it; let all writing end."""
     os.sync()
-    result = run(command)
-    shutil.rmtree(out)
-    return result
-
-
-def plain_copy(inputs: Sequence[Path], output_bytes: int, out: Path) -> Copy:
-    """Read the inputs and write `output_bytes` bytes, in large pieces, on one thread."""
-    piece = bytearray(os.urandom(1 << 20) * (_PIECE >> 20))
-    os.sync()
-    start = time.perf_counter()
-    for file in inputs:
-        descriptor, at = os.open(file, os.O_RDONLY), 0
-        while count := os.preadv(descriptor, [piece], at):
-            at += count
-        os.close(descriptor)
-    read = time.perf_counter()
-    descriptor, at = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), 0
-    view = memoryview(piece)
-    while at < output_bytes:
-        at += os.pwrite(descriptor, view[: output_bytes - at], at)
-    written = time.perf_counter()
-    os.fsync(descriptor)
-    synced = time.perf_counter()
-    os.close(descriptor)
-    out.unlink()
-    return Copy(read - start, written - read, synced - written)
+    (page_cache.make_cold if cold else page_cache.warm)(inputs)
 
 
 def weight_files(models: Siblings) -> list[Path]:
@@ -164,64 +105,102 @@ def weight_files(models: Siblings) -> list[Path]:
     return [path / "model.safetensors" for path in (models.base, *models.targets)]
 
 
-def measure(
-    models: Siblings,
-    work: Path,
-    select_topk: float,
-    mergekit: str | None,
-    runs: int,
-    peer_runs: int,
-) -> tuple[list[Figure], list[Copy]]:
-    """Take turns: a plain copy, ours, and for the first `peer_runs` turns mergekit-yaml."""
-    config = write_config(work / "merge.yaml", models.base, models.targets, select_topk)
-    inputs = weight_files(models)
-    out = work / "out"
-    ours = [sys.executable, "-m", "fuseo1_kernels.merge", str(config), str(out)]
-    taken: dict[str, list[Run]] = {"ours": []}
-    copies = []
-    for turn in range(runs):
-        copies.append(plain_copy(inputs, inputs[0].stat().st_size, work / "copy"))
-        taken["ours"].append(merge(ours, out))
-        if mergekit is not None and turn < peer_runs:
-            peer = merge([mergekit, str(config), str(out)], out)
-            taken.setdefault("mergekit-yaml", []).append(peer)
-    return [Figure(select_topk, program, done) for program, done in taken.items()], copies
+def take_turn(
+    bench: Bench, select_topk: float, *, cold: bool, ours_first: bool, with_peer: bool
+) -> Turn:
+    """Copy and merge, in the order asked for; then let mergekit-yaml merge, if wanted."""
+
+    def merge(*program: str) -> Run:
+        return bench.merge(bench.command(program, select_topk), cold=cold)
+
+    if ours_first:
+        ours, copy = merge(*MERGE), bench.copy(cold)
+    else:
+        copy, ours = bench.copy(cold), merge(*MERGE)
+    peer = merge(bench.mergekit) if bench.mergekit is not None and with_peer else None
+    return Turn("cold" if cold else "warm", select_topk, copy, ours, peer)
 
 
-def merges_table(figures: Sequence[Figure], copy_seconds: float) -> str:
-    rows = []
-    for f in figures:
-        peers = [
-            p.seconds
-            for p in figures
-            if p.select_topk == f.select_topk and p.program == "mergekit-yaml" and p is not f
-        ]
-        rows.append(
-            [
-                f"{f.select_topk:g}",
-                f.program,
-                str(len(f.runs)),
-                f"{f.seconds:.2f}",
-                f"{f.seconds / copy_seconds:.2f}x",
-                f"{peers[0] / f.seconds:.1f}x" if peers else "",
-                f"{f.peak_bytes / 1e6:.0f}",
-            ]
-        )
-    header = ["select_topk", "program", "runs", "seconds", "of the copy's time"]
-    return table([*header, "over mergekit", "peak MB, not file-backed"], rows)
-
-
-def copies_table(copies: Sequence[Copy], read_bytes: int, written_bytes: int) -> str:
-    read = median(c.read for c in copies)
-    write = median(c.write for c in copies)
-    sync = median(c.sync for c in copies)
-    rows = [
-        ["read every input byte", f"{read_bytes / 1e9:.2f}", f"{read:.2f}"],
-        ["write every output byte", f"{written_bytes / 1e9:.2f}", f"{write:.2f}"],
-        ["fsync", "", f"{sync:.2f}"],
-        ["in all", "", f"{read + write + sync:.2f}"],
+def measure_peaks(bench: Bench) -> list[Peak]:
+    """Run merges whose memory is watched closely, at a small budget and at the default one."""
+    budgets = [
+        ("256MiB", 256 << 20, ("--max-memory", "256MiB")),
+        ("default", DEFAULT_MAX_MEMORY, ()),
     ]
-    return table(["plain copy, one thread", "GB", "seconds"], rows)
+    return [
+        Peak(
+            select_topk,
+            name,
+            size + PYTHON_BYTES,
+            bench.merge(bench.command(MERGE, select_topk, *options), every=OFTEN),
+        )
+        for name, size, options in budgets
+        for select_topk in SELECT_TOPK
+    ]
+
+
+def merges_table(turns: Sequence[Turn]) -> str:
+    rows = []
+    for cache, select_topk in dict.fromkeys((t.cache, t.select_topk) for t in turns):
+        same = [t for t in turns if (t.cache, t.select_topk) == (cache, select_topk)]
+        ours = median(t.ours.seconds for t in same)
+        peers = [t for t in same if t.mergekit is not None]
+        taken = {"ours": [(t.ours, t.copy) for t in same]}
+        if peers:
+            taken["mergekit-yaml"] = [(t.mergekit, t.copy) for t in peers if t.mergekit]
+        for program, runs in taken.items():
+            seconds = [done.seconds for done, _ in runs]
+            over = median(t.mergekit.seconds for t in peers if t.mergekit) / ours if peers else None
+            rows.append(
+                [
+                    cache,
+                    f"{select_topk:g}",
+                    program,
+                    str(len(runs)),
+                    f"{median(seconds):.2f}",
+                    f"{min(seconds):.2f}",
+                    f"{median(done.seconds / copy.seconds for done, copy in runs):.2f}x",
+                    f"{over:.1f}x" if over and program == "ours" else "",
+                    f"{max(done.held for done, _ in runs) / 1e6:.0f}",
+                ]
+            )
+    header = ["page cache", "select_topk", "program", "runs", "seconds", "min"]
+    return table([*header, "of the copy's time", "over mergekit", "peak MB"], rows)
+
+
+def turns_table(turns: Sequence[Turn]) -> str:
+    rows = [
+        [
+            t.cache,
+            f"{t.select_topk:g}",
+            f"{t.copy.read:.2f}",
+            f"{t.copy.write:.2f}",
+            f"{t.copy.sync:.2f}",
+            f"{t.copy.seconds:.2f}",
+            f"{t.ours.seconds:.2f}",
+            f"{t.ours.seconds / t.copy.seconds:.2f}x",
+        ]
+        for t in turns
+    ]
+    header = ["page cache, turn by turn", "select_topk", "copy: read", "write", "fsync", "copy"]
+    return table([*header, "ours", "of the copy's time"], rows)
+
+
+def peaks_table(peaks: Sequence[Peak]) -> str:
+    rows = [
+        [
+            p.max_memory,
+            f"{p.select_topk:g}",
+            f"{p.promised / 1e6:.0f}",
+            f"{p.run.held / 1e6:.0f}",
+            f"{p.run.resident / 1e6:.0f}",
+            "yes" if p.run.held <= p.promised else "NO",
+        ]
+        for p in peaks
+    ]
+    header = ["--max-memory", "select_topk", f"it and {PYTHON_BYTES / 1e6:.0f} MB, in MB"]
+    header += ["peak MB, not file-backed", "with pages of files, at most", "kept"]
+    return table(header, rows)
 
 
 def find_mergekit() -> str:
@@ -239,48 +218,59 @@ def main() -> None:
     arguments = parser(__doc__.splitlines()[0])
     add = arguments.add_argument
     add("--size", choices=SIZES, help="of the models (default 0.5B; tiny with --quick)")
-    add("--runs", type=int, default=5, help="of ours and of the copy (default 5)")
-    add("--peer-runs", type=int, default=1, help="of mergekit-yaml, at most --runs (default 1)")
+    add("--runs", type=int, help="of ours and of the copy, warm (default 5; 1 with --quick)")
+    add("--cold-runs", type=int, help="the same, cold (default 3; 1 with --quick)")
+    add("--peer-runs", type=int, default=1, help="of mergekit-yaml, warm, at most --runs")
     add("--models", type=Path, metavar="DIR", help="made before by checkpoints.py DIR --size ...")
     options = arguments.parse_args()
     size = options.size or ("tiny" if options.quick else "0.5B")
     mergekit = None if options.no_peer else find_mergekit()
+    runs = options.runs or (1 if options.quick else 5)
+    cold_runs = options.cold_runs or (1 if options.quick else 3)
 
     described = describe()
-    _WORK.mkdir(exist_ok=True)
-    figures: list[Figure] = []
-    copies: list[Copy] = []
-    with tempfile.TemporaryDirectory(dir=_WORK, prefix="whole-merge-") as folder:
+    WORK.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=WORK, prefix="whole-merge-") as folder:
         work = Path(folder)
         models = (
             siblings_in(options.models, TARGETS)
             if options.models
             else make_siblings(work / "models", size, TARGETS)
         )
-        for select_topk in SELECT_TOPK:
-            more, copied = measure(
-                models, work, select_topk, mergekit, options.runs, options.peer_runs
+        inputs = weight_files(models)
+        output_bytes = inputs[0].stat().st_size
+        pieces = try_pieces(inputs, output_bytes, work / "copy")
+        bench = Bench(models, work, pieces, mergekit)
+        turns = [
+            take_turn(
+                bench,
+                select_topk,
+                cold=cold,
+                ours_first=number % 2 == 1,
+                with_peer=number < peer_runs,
             )
-            figures += more
-            copies += copied
-        help_command = [sys.executable, "-m", "fuseo1_kernels.merge", "--help"]
-        help_seconds = median(run(help_command).seconds for _ in range(options.runs))
-        read_bytes = sum(file.stat().st_size for file in weight_files(models))
-        written_bytes = weight_files(models)[0].stat().st_size
-
-    copy_seconds = median(c.read + c.write + c.sync for c in copies)
-    parameters = sum(math.prod(shape) for shape in SIZES[size].shapes().values())
-    sections = [
-        merges_table(figures, copy_seconds),
-        copies_table(copies, read_bytes, written_bytes),
-        f"`--help` takes {help_seconds:.2f} s.",
-    ]
-    title = f"Whole merges: {parameters:,} parameters, four models, bf16, sce"
+            for cold, count, peer_runs in ((False, runs, options.peer_runs), (True, cold_runs, 0))
+            for select_topk in SELECT_TOPK
+            for number in range(count)
+        ]
+        peaks = measure_peaks(bench)
+        help_seconds = median(run([*MERGE, "--help"]).seconds for _ in range(runs))
+        copies = {cache: [t.copy for t in turns if t.cache == cache] for cache in ("warm", "cold")}
+        sections = [
+            merges_table(turns),
+            peaks_table(peaks),
+            copies_table(copies, inputs, output_bytes),
+            pieces.table(),
+            turns_table(turns),
+            f"`--help` takes {help_seconds:.2f} s.",
+        ]
     data = {
-        "merges": [asdict(f) | {"median_seconds": f.seconds} for f in figures],
-        "copies": [asdict(c) for c in copies],
+        "turns": [asdict(t) for t in turns],
+        "peaks": [asdict(p) for p in peaks],
+        "pieces": asdict(pieces),
         "help_seconds": help_seconds,
     }
+    title = f"Whole merges: {parameters(SIZES[size]):,} parameters, four models, bf16, sce"
     publish(options, described, "whole_merge", title, sections, data)
 
 
