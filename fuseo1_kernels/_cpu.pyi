@@ -7,6 +7,9 @@ SURVEY_SAMPLE: int
 SURVEY_DONE: int
 
 _Operands = Sequence[tuple[int, int]]
+_Files = Sequence[tuple[int, int, int]]
+
+class ReadError(Exception): ...
 
 class _SurveyFields(TypedDict):
     nonzero: int
@@ -18,13 +21,15 @@ class _SurveyFields(TypedDict):
     nonfinite: tuple[int, ...]
 
 class Survey:
-    def __init__(
-        self, targets: int, numel: int, select_topk: float, max_bytes: int
-    ) -> None: ...
+    def __init__(self, targets: int, numel: int, select_topk: float, max_bytes: int) -> None: ...
     @property
     def phase(self) -> int: ...
     def sample_runs(self) -> tuple[list[int], int]: ...
     def update(self, operands: _Operands, offset: int, count: int, threads: int) -> None: ...
+    def sample_files(self, files: _Files, stride: int, scratch: tuple[int, int]) -> None: ...
+    def update_files(
+        self, files: _Files, offset: int, count: int, scratch: tuple[int, int], threads: int
+    ) -> None: ...
     def end_pass(self) -> None: ...
     def run(self, operands: _Operands, threads: int) -> None: ...
     def result(self) -> _SurveyFields: ...
@@ -38,6 +43,20 @@ def fuse(
     tie_limit: int,
     offset: int,
     count: int,
+    out: int,
+    out_dtype: int,
+    threads: int,
+) -> int: ...
+def fuse_files(
+    files: _Files,
+    weights: Sequence[float],
+    floor_divisor: float,
+    masked: bool,
+    threshold: int,
+    tie_limit: int,
+    offset: int,
+    count: int,
+    scratch: tuple[int, int],
     out: int,
     out_dtype: int,
     threads: int,

@@ -252,7 +252,7 @@ def _run(
                         done.records[job.name] = record
                         done.resumed.add(job.name)
                     continue
-                report = merger.merge(job)
+                report = merger.merge(job, schedule.is_cached(job))
                 merged[job.name] = report.record
                 with lock:
                     done.bytes_read += report.bytes_read
@@ -266,8 +266,8 @@ def _run(
 
     try:
         with ThreadPoolExecutor(workers, thread_name_prefix="fuseo1") as pool:
-            futures = [pool.submit(work) for _ in range(workers)]
             try:
+                futures = [pool.submit(work) for _ in range(workers)]
                 ended, _ = wait(futures, return_when=FIRST_EXCEPTION)
             finally:
                 stop.set()

@@ -175,11 +175,11 @@ def main(argv: list[str] | None = None) -> int:
             return _merge(options)
     except MergeError as error:
         print(f"fuseo1-merge: error: {error}", file=sys.stderr)
-        _say_what_is_kept(options)
+        _say_what_is_kept(options, str(error))
         return 1
     except KeyboardInterrupt:
         print("fuseo1-merge: interrupted; nothing was written to OUT", file=sys.stderr)
-        _say_what_is_kept(options)
+        _say_what_is_kept(options, "")
         return 130
     except MemoryError:
         print(
@@ -230,12 +230,13 @@ def _merge(options: argparse.Namespace) -> int:
     return 0
 
 
-def _say_what_is_kept(options: argparse.Namespace) -> None:
+def _say_what_is_kept(options: argparse.Namespace, error: str) -> None:
+    """Say how to go on, unless the error is about what is kept."""
     from .checkpoint.partial import partial_path
 
     if options.out is not None and not options.dry_run:
         partial = partial_path(Path(os.path.realpath(options.out)))
-        if partial.exists():
+        if partial.exists() and str(partial) not in error:
             print(
                 f"fuseo1-merge: {partial} keeps what was merged: the same command goes on from there",
                 file=sys.stderr,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
@@ -11,8 +12,16 @@ from typing import Protocol
 import xxhash
 
 from .arrays import Array, Buffer
-from .backends import Backend, FuseParams, Surveyor, SurveyResult
+from .backends import (
+    Backend,
+    FileRange,
+    FuseParams,
+    InputUnreadable,
+    Surveyor,
+    SurveyResult,
+)
 from .checkpoint.journal import TensorRecord
+from .checkpoint.source import unreadable
 from .errors import CheckpointError, MergeError
 from .plan import Job
 from .schedule import READ_AHEAD, will_need
@@ -26,8 +35,10 @@ _LEAST_CHUNK = 1 << 16
 # Chunks begin at multiples of this, the kernels' block.
 _BLOCK = 256
 _ALIGN = 64
+# Elements read at a time where a core's cache is no matter: a merge that is stopped ends after them.
+_MOST_AT_ONCE = 32 << 20
 # Runs of a sample: each is a read of its own.
-_MOST_RUNS = 4096
+_MOST_RUNS = 2048
 # What a survey needs whatever the tensor: histograms, exponent sums, candidates of a small tensor.
 _SURVEY_FLOOR = 4 << 20
 # What a survey keeps, at most, of an element of each input.
@@ -124,14 +135,21 @@ class TensorMerger:
         """The buffer for output: free between tensors."""
         return self._out.view
 
-    def merge(self, job: Job) -> TensorReport:
-        """Merge `job` and write the result; raises MergeError, naming tensor and model."""
+    def merge(self, job: Job, cached: bool = False) -> TensorReport:
+        """Merge `job` and write the result; raises MergeError, naming tensor and model.
+
+        `cached` says that its inputs lie in the system's page cache.
+        """
         self._checksum = xxhash.xxh3_128()
         cache = self._surveys
         kept = cache.find(job, job.select_topk) if cache else None
         wanted = cache.missing(job) if cache else [job.select_topk]
-        merge = self._merge_whole if fits(job, self._memory) else self._merge_chunked
-        survey, read = merge(job, kept, wanted)
+        # What is in the page cache is best read twice: from there into a core's own cache, where reading
+        # all of it first would send it through memory once more. Else the disk counts: one read, if it fits.
+        if fits(job, self._memory) and not cached:
+            survey, read = self._merge_whole(job, kept, wanted)
+        else:
+            survey, read = self._merge_streamed(job, kept, wanted, cached)
         for x in job.inputs:
             x.source.check_unchanged(x.info.file)
         if cache:
@@ -143,8 +161,7 @@ class TensorMerger:
         self, job: Job, survey: SurveyResult | None, wanted: Sequence[float]
     ) -> tuple[SurveyResult, int]:
         inputs = self._arrays(job, job.numel)
-        for start, count in self._pieces(job):
-            self._read(job, inputs, start, start, count, tell=True)
+        self._read(job, inputs, 0, tell=True)
         bound = self._memory.survey
         self._new = {
             topk: self._backend.survey(inputs, topk, self._threads(), bound) for topk in wanted
@@ -153,57 +170,89 @@ class TensorMerger:
         self._fuse(job, self._settle(job, survey), inputs, 0)
         return survey, job.input_bytes
 
-    def _merge_chunked(
-        self, job: Job, survey: SurveyResult | None, wanted: Sequence[float]
+    def _merge_streamed(
+        self, job: Job, survey: SurveyResult | None, wanted: Sequence[float], cached: bool
     ) -> tuple[SurveyResult, int]:
+        files = [FileRange(*x.source.place(x.info), x.dtype) for x in job.inputs]
         targets, bound = len(job.inputs) - 1, self._memory.survey // max(len(wanted), 1)
         surveyors = {
             topk: self._backend.surveyor(targets, job.numel, topk, self._threads(), bound)
             for topk in wanted
         }
         for surveyor in surveyors.values():
-            self._sample(job, surveyor)
+            self._sample(job, files, surveyor, cached)
         passes = 0
         while working := [s for s in surveyors.values() if not s.done]:
-            for start, inputs in self._chunks(job, tell=passes == 0):
-                for surveyor in working:
-                    surveyor.update(inputs, start)
+            if cached:
+                self._survey_files(job, files, working, tell=passes == 0)
+            else:
+                self._survey_chunks(job, working, tell=passes == 0)
             for surveyor in working:
                 surveyor.end_pass()
             passes += 1
         self._new = {topk: surveyor.result() for topk, surveyor in surveyors.items()}
         survey = survey or self._new[job.select_topk]
         params = self._settle(job, survey)
-        for start, inputs in self._chunks(job, tell=passes == 0):
-            self._fuse(job, params, inputs, start)
+        if cached:
+            self._fuse_files(job, params, files, tell=passes == 0)
+        else:
+            for start, inputs in self._chunks(job, tell=passes == 0):
+                self._fuse(job, params, inputs, start)
         return survey, job.input_bytes * (passes + 1)
 
-    def _sample(self, job: Job, surveyor: Surveyor) -> None:
-        starts, length = surveyor.sample_runs()
-        # A sample that would not fit, or cost too many reads, is thinned out evenly.
-        room = (self._in.nbytes - _ALIGN * len(job.inputs)) // (length * job.element_bytes or 1)
-        starts = starts[:: len(starts) // (min(room, _MOST_RUNS) + 1) + 1]
-        for start in starts:
-            will_need(job, start, length)
-        inputs = self._arrays(job, len(starts) * length) if starts else []
-        for i, start in enumerate(starts):
-            self._read(job, inputs, start, i * length, length, tell=False)
-        surveyor.sample(inputs)
+    def _sample(
+        self, job: Job, files: Sequence[FileRange], surveyor: Surveyor, cached: bool
+    ) -> None:
+        if not cached:
+            starts, length = surveyor.sample_runs()
+            for start in starts[:: -(-len(starts) // _MOST_RUNS) or 1]:
+                will_need(job, start, length, again=True)
+        with _explained(job):
+            surveyor.sample_files(files, _MOST_RUNS, self._in)
+
+    def _survey_files(
+        self, job: Job, files: Sequence[FileRange], surveyors: Sequence[Surveyor], tell: bool
+    ) -> None:
+        for start, count in self._pieces(job.numel, _CHUNK):
+            for surveyor in surveyors:
+                with _explained(job):
+                    surveyor.update_files(files, start, count, self._in)
+            if tell:
+                self._advance(count * job.element_bytes)
+
+    def _fuse_files(
+        self, job: Job, params: FuseParams, files: Sequence[FileRange], tell: bool
+    ) -> None:
+        most = min(_CHUNK, self._out.nbytes // job.dtype.size)
+        for start, count in self._pieces(job.numel, most):
+            out, threads = self._out.array(job.dtype, count), self._threads()
+            with _explained(job):
+                bad = self._backend.fuse_files(files, params, out, start, threads, self._in)
+            if tell:
+                self._advance(count * job.element_bytes)
+            self._write(job, start, count, bad)
+
+    def _survey_chunks(self, job: Job, surveyors: Sequence[Surveyor], tell: bool) -> None:
+        for start, inputs in self._chunks(job, tell):
+            for surveyor in surveyors:
+                surveyor.update(inputs, start)
 
     def _chunks(self, job: Job, tell: bool) -> Iterator[tuple[int, list[Array]]]:
-        for start, count in self._pieces(job):
-            inputs = self._arrays(job, count)
-            self._read(job, inputs, start, 0, count, tell)
-            yield start, inputs
-
-    def _pieces(self, job: Job) -> Iterator[tuple[int, int]]:
-        """(start, count) of the chunks in which `job` is read, the next ones being read ahead."""
+        """Chunks as large as fit: where nothing stays in the page cache, the page or more that two reads
+        share is fetched twice.
+        """
         room = (self._in.nbytes - _ALIGN * len(job.inputs)) // job.element_bytes
         ahead = READ_AHEAD // job.element_bytes
-        for start, count in _pieces(job.numel, min(_CHUNK, room)):
+        for start, count in self._pieces(job.numel, min(_MOST_AT_ONCE, room)):
+            will_need(job, start + ahead, count)
+            inputs = self._arrays(job, count)
+            self._read(job, inputs, start, tell)
+            yield start, inputs
+
+    def _pieces(self, numel: int, most: int) -> Iterator[tuple[int, int]]:
+        for start, count in _pieces(numel, most):
             if self._stop.is_set():
                 raise MergeError("the merge was stopped")
-            will_need(job, start + ahead, count)
             yield start, count
 
     def _arrays(self, job: Job, count: int) -> list[Array]:
@@ -215,16 +264,15 @@ class TensorMerger:
             at += -(-count * x.dtype.size // _ALIGN) * _ALIGN
         return arrays
 
-    def _read(
-        self, job: Job, into: Sequence[Array], start: int, place: int, count: int, tell: bool
-    ) -> None:
-        """Read elements [start, start + count) of every input to the elements from `place` of `into`."""
+    def _read(self, job: Job, into: Sequence[Array], start: int, tell: bool) -> None:
+        """Read the elements from `start` on of every input, as many as there is room for."""
         for x, array in zip(job.inputs, into, strict=True):
             size = x.dtype.size
-            at = array.address - self._in.address + place * size
-            x.source.read_into(x.info, start * size, self._in.view[at : at + count * size])
+            at = array.address - self._in.address
+            view = self._in.view[at : at + array.numel * size]
+            x.source.read_into(x.info, start * size, view)
             if tell:
-                self._advance(count * size)
+                self._advance(view.nbytes)
 
     def _settle(self, job: Job, survey: SurveyResult) -> FuseParams:
         """What the survey means for the fuse, unless it found what must not be merged."""
@@ -239,15 +287,19 @@ class TensorMerger:
             out = self._out.array(job.dtype, count)
             part = [x.part(start, count) for x in inputs]
             bad = self._backend.fuse(part, params, out, offset + start, self._threads())
-            if bad and self._nonfinite == "error":
-                raise MergeError(
-                    f"tensor {job.name}: {bad} merged elements overflow {job.dtype.name}; choose a wider "
-                    "dtype in the config"
-                )
-            merged = self._out.view[: count * size]
-            self._checksum.update(merged)
-            self._destination.write(job.name, (offset + start) * size, merged)
-            self._advance(count * size)
+            self._write(job, offset + start, count, bad)
+
+    def _write(self, job: Job, start: int, count: int, bad: int) -> None:
+        """Write elements [start, start + count), of which `bad` are not finite, from the output buffer."""
+        if bad and self._nonfinite == "error":
+            raise MergeError(
+                f"tensor {job.name}: {bad} merged elements overflow {job.dtype.name}; choose a wider "
+                "dtype in the config"
+            )
+        merged = self._out.view[: count * job.dtype.size]
+        self._checksum.update(merged)
+        self._destination.write(job.name, start * job.dtype.size, merged)
+        self._advance(merged.nbytes)
 
 
 def _pieces(numel: int, most: int) -> Iterator[tuple[int, int]]:
@@ -260,6 +312,15 @@ def _pieces(numel: int, most: int) -> Iterator[tuple[int, int]]:
         bounds = [*(bound // _BLOCK * _BLOCK for bound in range(0, numel, step)), numel]
     for start, end in pairwise(bounds):
         yield start, end - start
+
+
+@contextmanager
+def _explained(job: Job) -> Iterator[None]:
+    """A backend knows an unreadable input by its number alone."""
+    try:
+        yield
+    except InputUnreadable as error:
+        raise unreadable(job.inputs[error.input].info, error.number) from None
 
 
 def _refuse_nonfinite(job: Job, survey: SurveyResult) -> None:

@@ -9,10 +9,12 @@
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "dispatch.h"
+#include "fuseo1/files.h"
 #include "fuseo1/fuse.h"
 #include "fuseo1/survey.h"
 #include "parallel.h"
@@ -29,6 +31,22 @@ std::vector<fuseo1_operand> unpack(const Operands& operands) {
   return out;
 }
 
+using Files = std::vector<std::tuple<int, int, int64_t>>;  // (descriptor, dtype, byte offset), the base first
+using Scratch = std::pair<uintptr_t, int64_t>;             // (address, bytes)
+
+std::vector<fuseo1_file> unpack(const Files& files) {
+  std::vector<fuseo1_file> out;
+  for (const auto& [fd, dtype, offset] : files) out.push_back({fd, dtype, offset});
+  return out;
+}
+
+fuseo1_scratch unpack(const Scratch& scratch) { return {reinterpret_cast<void*>(scratch.first), scratch.second}; }
+
+// A file that could not be read is told as (input, errno), to be explained by who knows its name.
+struct ReadError {
+  fuseo1_read_error what;
+};
+
 void check(int status, const char* what) {
   switch (status) {
     case FUSEO1_OK:
@@ -40,6 +58,11 @@ void check(int status, const char* what) {
     default:
       throw std::invalid_argument(std::string(what) + ": argument outside the contract");
   }
+}
+
+void check_read(int status, const char* what, const fuseo1_read_error& error) {
+  if (status == FUSEO1_READ_FAILED) throw ReadError{error};
+  check(status, what);
 }
 
 class Survey {
@@ -65,6 +88,25 @@ class Survey {
     const auto views = unpack(operands);
     const py::gil_scoped_release nogil;
     check(fuseo1_survey_update(survey_.get(), views.data(), offset, count, threads), "survey.update");
+  }
+
+  void sample_files(const Files& files, int64_t stride, const Scratch& scratch) {
+    const auto views = unpack(files);
+    fuseo1_read_error error = {};
+    const py::gil_scoped_release nogil;
+    check_read(
+        fuseo1_survey_sample_files(survey_.get(), views.data(), targets_of(files), stride, unpack(scratch), &error),
+        "survey.sample_files", error);
+  }
+
+  void update_files(const Files& files, int64_t offset, int64_t count, const Scratch& scratch, int threads) {
+    const auto views = unpack(files);
+    fuseo1_read_error error = {};
+    const py::gil_scoped_release nogil;
+    const int status = fuseo1_survey_update_files(survey_.get(), views.data(), targets_, offset, count, unpack(scratch),
+                                                  threads, &error);
+    if (status == FUSEO1_READ_FAILED) throw ReadError{error};
+    check(status, "survey.update_files");
   }
 
   void end_pass() {
@@ -99,6 +141,11 @@ class Survey {
       throw std::invalid_argument("survey: wrong number of operands");
   }
 
+  int targets_of(const Files& files) const {
+    if (files.size() != static_cast<size_t>(targets_) + 1) throw std::invalid_argument("survey: wrong number of files");
+    return targets_;
+  }
+
   struct Destroy {
     void operator()(fuseo1_survey* s) const { fuseo1_survey_destroy(s); }
   };
@@ -106,25 +153,57 @@ class Survey {
   std::unique_ptr<fuseo1_survey, Destroy> survey_;
 };
 
+// What fuse applies, in fp32.
+class Params {
+ public:
+  Params(const std::vector<double>& weights, double floor_divisor, bool masked, uint32_t threshold, int64_t tie_limit) {
+    // The caller may flush denormals; a tiny weight is one in fp32.
+    const fuseo1::DefaultFloatingPoint guard;
+    for (const double w : weights) rounded_.push_back(static_cast<float>(w));
+    params_ = {static_cast<int32_t>(weights.size()),
+               rounded_.data(),
+               static_cast<float>(floor_divisor),
+               masked,
+               threshold,
+               tie_limit};
+  }
+  Params(const Params&) = delete;
+
+  const fuseo1_fuse_params* get(size_t inputs) const {
+    if (inputs != rounded_.size() + 1) throw std::invalid_argument("fuse: wrong number of inputs or weights");
+    return &params_;
+  }
+
+ private:
+  std::vector<float> rounded_;
+  fuseo1_fuse_params params_;
+};
+
 int64_t fuse(const Operands& operands, const std::vector<double>& weights, double floor_divisor, bool masked,
              uint32_t threshold, int64_t tie_limit, int64_t offset, int64_t count, uintptr_t out, int out_dtype,
              int threads) {
-  if (operands.size() != weights.size() + 1) throw std::invalid_argument("fuse: wrong number of operands or weights");
+  const Params params(weights, floor_divisor, masked, threshold, tie_limit);
   const auto views = unpack(operands);
+  const auto* applied = params.get(operands.size());
   int64_t nonfinite = 0;
   const py::gil_scoped_release nogil;
-  // The caller may flush denormals; a tiny weight is one in fp32.
-  const fuseo1::DefaultFloatingPoint guard;
-  std::vector<float> rounded;
-  for (const double w : weights) rounded.push_back(static_cast<float>(w));
-  const fuseo1_fuse_params params = {static_cast<int32_t>(weights.size()),
-                                     rounded.data(),
-                                     static_cast<float>(floor_divisor),
-                                     masked,
-                                     threshold,
-                                     tie_limit};
-  check(fuseo1_fuse(&params, views.data(), offset, count, reinterpret_cast<void*>(out), out_dtype, threads, &nonfinite),
+  check(fuseo1_fuse(applied, views.data(), offset, count, reinterpret_cast<void*>(out), out_dtype, threads, &nonfinite),
         "fuse");
+  return nonfinite;
+}
+
+int64_t fuse_files(const Files& files, const std::vector<double>& weights, double floor_divisor, bool masked,
+                   uint32_t threshold, int64_t tie_limit, int64_t offset, int64_t count, const Scratch& scratch,
+                   uintptr_t out, int out_dtype, int threads) {
+  const Params params(weights, floor_divisor, masked, threshold, tie_limit);
+  const auto views = unpack(files);
+  const auto* applied = params.get(files.size());
+  int64_t nonfinite = 0;
+  fuseo1_read_error error = {};
+  const py::gil_scoped_release nogil;
+  check_read(fuseo1_fuse_files(applied, views.data(), offset, count, unpack(scratch), reinterpret_cast<void*>(out),
+                               out_dtype, threads, &nonfinite, &error),
+             "fuse_files", error);
   return nonfinite;
 }
 
@@ -156,6 +235,15 @@ PYBIND11_MODULE(_cpu, m) {
   m.doc() = "fuseo1-kernels: the native CPU backend";
   m.attr("MAX_TARGETS") = FUSEO1_MAX_TARGETS;
   m.attr("BLOCK") = FUSEO1_BLOCK;
+  // Raised with (input, errno); errno 0: the file ended.
+  static const py::exception<ReadError> read_error(m, "ReadError");
+  py::register_exception_translator([](std::exception_ptr raised) {
+    try {
+      if (raised) std::rethrow_exception(raised);
+    } catch (const ReadError& e) {
+      PyErr_SetObject(read_error.ptr(), py::make_tuple(e.what.input, e.what.number).ptr());
+    }
+  });
   m.attr("SURVEY_SAMPLE") = static_cast<int>(FUSEO1_SURVEY_SAMPLE);
   m.attr("SURVEY_DONE") = static_cast<int>(FUSEO1_SURVEY_DONE);
   py::class_<Survey>(m, "Survey")
@@ -164,12 +252,18 @@ PYBIND11_MODULE(_cpu, m) {
       .def_property_readonly("phase", &Survey::phase)
       .def("sample_runs", &Survey::sample_runs)
       .def("update", &Survey::update, py::arg("operands"), py::arg("offset"), py::arg("count"), py::arg("threads"))
+      .def("sample_files", &Survey::sample_files, py::arg("files"), py::arg("stride"), py::arg("scratch"))
+      .def("update_files", &Survey::update_files, py::arg("files"), py::arg("offset"), py::arg("count"),
+           py::arg("scratch"), py::arg("threads"))
       .def("end_pass", &Survey::end_pass)
       .def("run", &Survey::run, py::arg("operands"), py::arg("threads"))
       .def("result", &Survey::result);
   m.def("fuse", &fuse, py::arg("operands"), py::arg("weights"), py::arg("floor_divisor"), py::arg("masked"),
         py::arg("threshold"), py::arg("tie_limit"), py::arg("offset"), py::arg("count"), py::arg("out"),
         py::arg("out_dtype"), py::arg("threads"), "Returns how many elements were written as infinity or NaN.");
+  m.def("fuse_files", &fuse_files, py::arg("files"), py::arg("weights"), py::arg("floor_divisor"), py::arg("masked"),
+        py::arg("threshold"), py::arg("tie_limit"), py::arg("offset"), py::arg("count"), py::arg("scratch"),
+        py::arg("out"), py::arg("out_dtype"), py::arg("threads"), "As fuse, of inputs in files.");
   m.def("available_isas", &fuseo1::available_isas);
   m.def("isa", [] { return std::string(fuseo1::kernels().name); });
   m.def("use_isa", &use_isa, py::arg("name"), "Use these kernels from now on; '' for the fastest.");

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections import namedtuple
 from collections.abc import Callable, Iterator
@@ -16,9 +15,9 @@ import torch
 from checkpoint_files import raw_file, write_json
 from models import (
     Family,
+    Run,
     base_state,
     done,
-    environment,
     make_family,
     model_config,
     run,
@@ -28,6 +27,7 @@ from models import (
     tuned,
     write_model,
 )
+from mounts import in_mount
 from safetensors.torch import save_file
 
 MERGE = ("-m", "fuseo1_kernels.merge")
@@ -535,52 +535,39 @@ def test_a_limit_on_the_size_of_files(family: Family) -> None:
     assert snapshot(family.home) == before
 
 
-def in_tmpfs(family: Family, size: int) -> subprocess.CompletedProcess[str]:
+def in_tmpfs(family: Family, size: int) -> Run:
     """Merge onto a file system of `size` bytes, which only this process sees; list what is left."""
     place = family.home / "small"
-    place.mkdir()
     script = (
-        'mount -t tmpfs -o size="$1" tmpfs "$2" || exit 77\n'
-        'mkdir "$2/mine"; "$3" -m fuseo1_kernels.merge "$4" "$2/mine/out" --quiet\n'
-        'code=$?; find "$2" -mindepth 1; exit $code'
+        'mkdir "$1/mine"; "$2" -m fuseo1_kernels.merge "$3" "$1/mine/out" --quiet\n'
+        'code=$?; find "$1" -mindepth 1; exit $code'
     )
-    argv = ["unshare", "--mount", "sh", "-c", script, "sh", str(size), str(place)]
-    if shutil.which("unshare") is None:
-        pytest.skip("no unshare here")
-    ran = subprocess.run(
-        [*argv, sys.executable, str(family.config)],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if ran.returncode == 77 or "unshare" in ran.stderr:
-        pytest.skip("no file system may be mounted here")
-    ran.stdout = ran.stdout.replace(str(place), "")
-    return ran
+    argv = ("sh", "-c", script, "sh", place, sys.executable, family.config)
+    ran = in_mount(place, f"size={size}", *argv)
+    return Run(ran.code, ran.out.replace(str(place), ""), ran.err)
 
 
 def test_no_space_for_the_weights(family: Family) -> None:
     ran = in_tmpfs(family, 40 << 10)
-    assert ran.returncode == 1
-    assert "no space left" in ran.stderr
-    assert ran.stdout.split() == ["/mine"]
+    assert ran.code == 1
+    assert "no space left" in ran.err
+    assert ran.out.split() == ["/mine"]
 
 
 def test_no_space_for_the_small_files(family: Family) -> None:
     size = (family.base / "model.safetensors").stat().st_size
     (family.base / "tokenizer.json").write_bytes(bytes(1 << 20))
     ran = in_tmpfs(family, size + (64 << 10))
-    assert ran.returncode == 1
-    assert "No space left on device" in ran.stderr and "tokenizer.json" in ran.stderr
-    assert "/mine/out" not in ran.stdout.split()
-    assert "out.partial keeps what was merged" in ran.stderr
+    assert ran.code == 1
+    assert "No space left on device" in ran.err and "tokenizer.json" in ran.err
+    assert "/mine/out" not in ran.out.split()
+    assert "out.partial keeps what was merged" in ran.err
 
 
 def test_enough_space(family: Family) -> None:
     ran = in_tmpfs(family, 1 << 20)
-    assert ran.returncode == 0, ran.stderr
-    assert "/mine/out/model.safetensors" in ran.stdout.split()
+    assert ran.code == 0, ran.err
+    assert "/mine/out/model.safetensors" in ran.out.split()
 
 
 def test_a_disk_that_fails_while_weights_are_written(

@@ -88,8 +88,8 @@ def test_short_reads_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """Linux moves at most 2,147,479,552 bytes a call; here, three."""
     real = os.preadv
 
-    def short(fd: int, buffers: list[memoryview], offset: int) -> int:
-        return real(fd, [buffers[0][:3]], offset)
+    def short(fd: int, buffers: list[memoryview], offset: int, *flags: int) -> int:
+        return real(fd, [buffers[0][:3]], offset, *flags)
 
     monkeypatch.setattr(os, "preadv", short)
     with open_source(str(single_model(tmp_path))) as source:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from pathlib import Path
 
@@ -10,9 +12,11 @@ import torch
 from models import Family, base_state, make_family, merged, spawn, tuned, weights
 from tensors import BF16
 
-from fuseo1_kernels import merge_checkpoints, schedule, streaming
+from fuseo1_kernels import _cpu, merge_checkpoints, schedule, streaming
+from fuseo1_kernels.arrays import Buffer
 from fuseo1_kernels.backends import load_backend
 from fuseo1_kernels.checkpoint.source import open_source
+from fuseo1_kernels.errors import CheckpointError
 from fuseo1_kernels.plan import Input, Job
 from fuseo1_kernels.streaming import Memory, TensorMerger, _pieces, plan_memory
 
@@ -40,7 +44,9 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
     return make_family(tmp_path_factory.mktemp("streamed"), states)
 
 
-def merge_with(family: Family, memory: Memory, select_topk: float, backend: str) -> bytes:
+def merge_with(
+    family: Family, memory: Memory, select_topk: float, backend: str, cached: bool = False
+) -> bytes:
     """Merge the one tensor within `memory`; how much was read says whether it was streamed."""
     models = [family.base, *(family.target(i) for i in (1, 2, 3))]
     sources = [open_source(str(model)) for model in models]
@@ -56,9 +62,9 @@ def merge_with(family: Family, memory: Memory, select_topk: float, backend: str)
         advance=lambda _: None,
         stop=threading.Event(),
     )
-    report = merger.merge(job)
+    report = merger.merge(job, cached)
     assert found.written == job.output_bytes
-    streamed = memory.inputs < job.input_bytes
+    streamed = cached or memory.inputs < job.input_bytes
     passes = 1 + report.record.passes if streamed else 1
     assert report.bytes_read == passes * job.input_bytes
     for source in sources:
@@ -81,6 +87,58 @@ def test_chunked_is_whole(
     whole, streamed = Memory(MIB, MIB, MIB), Memory(300_000, 20_001, MIB)
     assert merge_with(family, whole, select_topk, backend) == raw
     assert merge_with(family, streamed, select_topk, backend) == raw
+    assert merge_with(family, streamed, select_topk, backend, cached=True) == raw
+    assert merge_with(family, whole, select_topk, backend, cached=True) == raw
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("damage", ["shrinks", "is rewritten"])
+def test_a_cached_file_that_changes_between_survey_and_fuse(
+    damage: str, backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernels read it themselves, and must tell."""
+    g = torch.Generator().manual_seed(3)
+    base = {"w": torch.randn(SHAPE, generator=g).to(BF16)}
+    family = make_family(tmp_path, [base, *(tuned(base, i) for i in (1, 2, 3))])
+    file = family.target(2) / "model.safetensors"
+    engine = type(load_backend(backend))
+    fuse_files = engine.fuse_files
+
+    def fuse(self, *arguments):  # type: ignore[no-untyped-def]
+        if damage == "shrinks":
+            os.truncate(file, 50_000)
+        else:
+            file.write_bytes(file.read_bytes())
+        return fuse_files(self, *arguments)
+
+    monkeypatch.setattr(engine, "fuse_files", fuse)
+    words = "shrank while tensor 'w' was read" if damage == "shrinks" else "the file changed since"
+    with pytest.raises(CheckpointError, match=f"{file}: .*{words}"):
+        merge_with(family, Memory(MIB, MIB, MIB), 0.5, backend, cached=True)
+
+
+def test_a_file_that_cannot_be_read() -> None:
+    """EBADF from the kernels' own reads, told by the input's number."""
+    closed = os.open("/dev/null", os.O_WRONLY)
+    scratch = Buffer(MIB)
+    files = [(closed, 0, 0)] * 4
+    survey = _cpu.Survey(3, 1000, 1.0, MIB)
+    with pytest.raises(_cpu.ReadError) as caught:
+        survey.update_files(files, 0, 1000, (scratch.address, scratch.nbytes), 1)
+    assert caught.value.args == (0, errno.EBADF)
+    os.close(closed)
+    for bad in (
+        {"scratch": (scratch.address, 100)},
+        {"offset": 1},
+        {"files": [(closed, 7, 0)] * 4},
+        {"threads": 0},
+    ):
+        good = {"files": files, "offset": 0, "count": 1000, "threads": 1}
+        good["scratch"] = (scratch.address, scratch.nbytes)
+        with pytest.raises(ValueError, match="outside the contract"):
+            survey.update_files(**{**good, **bad})
+    with pytest.raises(ValueError, match="wrong number of files"):
+        survey.update_files(files[:3], 0, 1000, (scratch.address, scratch.nbytes), 1)
 
 
 @pytest.mark.parametrize("most", [512, 700, 4096, 4097, 65536, 99_999])
@@ -167,7 +225,7 @@ def test_what_is_planned_stays_within_the_budget(budget: int, huge: Family) -> N
 
 
 def test_the_order_of_the_files(tmp_path: Path) -> None:
-    """Streamed tensors first, the largest leading, then file by file; small ones in batches."""
+    """The largest tensor first, other streamed ones evenly among the rest; those file by file, in batches."""
     state = base_state()
     family = make_family(tmp_path, [state, tuned(state, 1)], shards=3)
     with open_source(str(family.base)) as base, open_source(str(family.target(1))) as target:
@@ -189,15 +247,15 @@ def test_the_order_of_the_files(tmp_path: Path) -> None:
         assert order.threads() == 4  # one worker has nothing left to do
         by_place = sorted(jobs, key=lambda j: (str(j.inputs[0].info.file), j.inputs[0].info.offset))
         assert taken[0] == ["lm_head.weight"]
-        assert taken[1] == ["model.layers.2.mlp.up_proj.weight"]
-        assert taken[2] == [job.name for job in by_place if job.name not in streamed]
+        assert taken[1] == [job.name for job in by_place if job.name not in streamed]
+        assert taken[2] == ["model.layers.2.mlp.up_proj.weight"]
         assert taken[3] == []
 
 
 def test_what_is_next_is_read_ahead(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     advised: list[tuple[str, int, int]] = []
 
-    def note(job: Job, start: int, count: int) -> None:
+    def note(job: Job, start: int, count: int, *, again: bool) -> None:
         advised.append((job.name, start, count))
 
     monkeypatch.setattr(schedule, "will_need", note)

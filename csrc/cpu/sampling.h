@@ -15,24 +15,27 @@
 namespace fuseo1 {
 
 constexpr int64_t kRun = 32;                // sampled elements per run: a cache line of bf16
+constexpr int64_t kLongRun = 256;           // of large tensors: they are read from files, a system call a run
 constexpr int64_t kMostSampled = 1 << 16;   // of tensors up to 32 Mi elements; then one in 512
 constexpr int64_t kBytesPerSampled = 64;    // of max_bytes, beyond kMostSampled: the sample takes a sixteenth of it
 constexpr int64_t kLeastSampled = 1 << 9;   // fewer say nothing
 constexpr int64_t kElementsPerSample = 32;  // at least
 constexpr double kBracketDeviations = 4.0;  // each side
 
+inline int64_t run_length(int64_t numel) { return numel >= (kMostSampled << 4) ? kLongRun : kRun; }
+
 inline int64_t sample_runs(int64_t numel, int64_t max_bytes) {
   const int64_t most = std::max(kMostSampled, std::min(numel >> 9, max_bytes / kBytesPerSampled));
   const int64_t wanted = std::min(numel / kElementsPerSample, most);
-  return wanted < kLeastSampled ? 0 : wanted / kRun;
+  return wanted < kLeastSampled ? 0 : wanted / run_length(numel);
 }
 
 // Runs are spread evenly, each moved by a hash within its stretch so that no row length of a matrix resonates, and
 // start on cache lines.
 inline int64_t sample_start(int64_t numel, int64_t runs, int64_t run) {
-  const int64_t stretch = numel / std::max<int64_t>(runs, 1);
+  const int64_t stretch = numel / std::max<int64_t>(runs, 1), length = run_length(numel);
   const uint64_t hash = static_cast<uint64_t>(run + 1) * 0x9e3779b97f4a7c15u >> 33;
-  return (run * stretch + static_cast<int64_t>(hash % static_cast<uint64_t>(stretch - kRun + 1))) / kRun * kRun;
+  return (run * stretch + static_cast<int64_t>(hash % static_cast<uint64_t>(stretch - length + 1))) / length * length;
 }
 
 // The nth highest score of the sample, counted from 0; there are that many.
@@ -57,10 +60,10 @@ inline uint32_t nth_highest(const Pages<uint32_t>& sample, int64_t nth) {
 // The standard deviation, over samples, of how many of the sampled scores lie above `level`. A run's elements are
 // neighbours, often of one row and so of one scale: the runs are what is drawn, and what each has above `level` beyond
 // its share is what varies.
-inline double deviation_above(const Pages<uint32_t>& sample, uint32_t level) {
+inline double deviation_above(const Pages<uint32_t>& sample, size_t length, uint32_t level) {
   double aa = 0, ap = 0, pp = 0, all_above = 0, all_present = 0;
-  for (size_t run = 0; run < sample.size(); run += kRun) {
-    const size_t end = std::min(run + kRun, sample.size());
+  for (size_t run = 0; run < sample.size(); run += length) {
+    const size_t end = std::min(run + length, sample.size());
     int above = 0, present = 0;
     for (size_t j = run; j < end; ++j) {
       above += sample[j] > level;
@@ -73,8 +76,8 @@ inline double deviation_above(const Pages<uint32_t>& sample, uint32_t level) {
   return sqrt(std::max(aa - 2 * share * ap + share * share * pp, 0.0));
 }
 
-// Where the threshold lies for all but certain, going by the scores of a sample, run after run.
-inline Bracket bracket_of(const Pages<uint32_t>& sample, double select_topk) {
+// Where the threshold lies for all but certain, going by the scores of a sample, run of `length` after run.
+inline Bracket bracket_of(const Pages<uint32_t>& sample, size_t length, double select_topk) {
   Bracket bracket = {1, kInfBits};
   const auto nonzero = static_cast<int64_t>(sample.size()) - std::count(sample.begin(), sample.end(), 0u);
   if (nonzero == 0) return bracket;
@@ -82,8 +85,8 @@ inline Bracket bracket_of(const Pages<uint32_t>& sample, double select_topk) {
   const uint32_t middle = nth_highest(sample, std::min(static_cast<int64_t>(rank), nonzero - 1));
   // Above the middle, or at it: among many equal scores these differ. And never less than if elements were drawn one
   // by one, as far as a single run could tell.
-  const double deviation =
-      std::max({sqrt(rank * (1 - select_topk)), deviation_above(sample, middle), deviation_above(sample, middle - 1)});
+  const double deviation = std::max({sqrt(rank * (1 - select_topk)), deviation_above(sample, length, middle),
+                                     deviation_above(sample, length, middle - 1)});
   const double margin = 16 + kBracketDeviations * deviation;
   if (rank - margin >= 0) bracket.high = nth_highest(sample, static_cast<int64_t>(rank - margin));
   if (rank + margin < m) bracket.low = nth_highest(sample, static_cast<int64_t>(rank + margin));

@@ -20,7 +20,7 @@ namespace fuseo1 {
 namespace {
 
 constexpr uint32_t kNothing = 0x7fffffff;   // a threshold above every score
-constexpr int64_t kGatherBytes = 32 << 10;  // sampled elements gathered at a time
+constexpr int64_t kGatherBytes = 72 << 10;  // sampled elements gathered at a time
 
 // A pass did not see what an earlier one saw.
 struct DataChanged {};
@@ -48,7 +48,7 @@ struct fuseo1_survey {
   }
 
   int64_t runs() const { return phase == FUSEO1_SURVEY_SAMPLE ? sample_runs(numel, max_bytes) : 0; }
-  int64_t sample_left() const { return runs() * kRun - static_cast<int64_t>(sample.size()); }
+  int64_t sample_left() const { return runs() * run_length(numel) - static_cast<int64_t>(sample.size()); }
 
   void add_sample(const fuseo1_operand* operands, int64_t count);
   void update(const fuseo1_operand* operands, int64_t offset, int64_t count, int threads);
@@ -206,7 +206,7 @@ void fuseo1_survey::add_sample(const fuseo1_operand* operands, int64_t count) {
   const DefaultFloatingPoint guard;
   const auto ignored = std::make_unique<Totals>();
   const size_t before = sample.size();
-  sample.reserve(static_cast<size_t>(runs() * kRun));
+  sample.reserve(static_cast<size_t>(runs() * run_length(numel)));
   sample.resize(before + static_cast<size_t>(count));
   kernels().score({operands, targets, 0}, 0, count, sample.data() + before, ignored.get());
 }
@@ -285,7 +285,7 @@ void fuseo1_survey::end_pass() {
   passes += phase != FUSEO1_SURVEY_SAMPLE;
   switch (phase) {
     case FUSEO1_SURVEY_SAMPLE:
-      bracket = bracket_of(sample, select_topk);
+      bracket = bracket_of(sample, static_cast<size_t>(run_length(numel)), select_topk);
       sample = {};
       enter(FUSEO1_SURVEY_SCAN);
       break;
@@ -315,9 +315,9 @@ void fuseo1_survey::end_pass() {
 
 // Gathers the runs next to each other, in the operands' own dtypes, as many at a time as fit.
 void fuseo1_survey::gather_sample(const fuseo1_operand* operands) {
-  const int64_t all = runs();
+  const int64_t all = runs(), length = run_length(numel);
   int64_t run_bytes = 0;
-  for (int i = 0; i <= targets; ++i) run_bytes += kRun * element_size(operands[i].dtype);
+  for (int i = 0; i <= targets; ++i) run_bytes += length * element_size(operands[i].dtype);
   const int64_t most = std::min(all, kGatherBytes / run_bytes);
   Pages<char> gathered(static_cast<size_t>(most * run_bytes));
   std::vector<fuseo1_operand> views(targets + 1);
@@ -328,12 +328,12 @@ void fuseo1_survey::gather_sample(const fuseo1_operand* operands) {
       const int64_t size = element_size(operands[i].dtype);
       const char* from = static_cast<const char*>(operands[i].data);
       views[i] = {to, operands[i].dtype};
-      for (int64_t r = first; r < first + here; ++r, to += kRun * size) {
+      for (int64_t r = first; r < first + here; ++r, to += length * size) {
         __builtin_prefetch(from + sample_start(numel, all, std::min(r + 16, all - 1)) * size);
-        memcpy(to, from + sample_start(numel, all, r) * size, kRun * size);
+        memcpy(to, from + sample_start(numel, all, r) * size, length * size);
       }
     }
-    add_sample(views.data(), here * kRun);
+    add_sample(views.data(), here * length);
   }
 }
 
@@ -380,7 +380,7 @@ int fuseo1_survey_phase_of(const fuseo1_survey* survey) { return survey->phase; 
 
 int fuseo1_survey_sample_shape(const fuseo1_survey* survey, int64_t* runs, int64_t* run_length) {
   *runs = survey->runs();
-  *run_length = kRun;
+  *run_length = fuseo1::run_length(survey->numel);
   return FUSEO1_OK;
 }
 

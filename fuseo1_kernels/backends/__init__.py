@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Protocol
 
-from ..arrays import Array
+from ..arrays import Array, Buffer, DType
 from ..errors import BackendError
 
 #: Default bound on what a survey keeps in memory, bytes.
@@ -62,6 +62,23 @@ class FuseParams:
     tie_limit: int = -1
 
 
+@dataclass(frozen=True)
+class FileRange:
+    """A tensor's elements in an open file, from byte `offset` on."""
+
+    fd: int
+    offset: int
+    dtype: DType
+
+
+class InputUnreadable(Exception):
+    """Input number `input` (0 is the base) could not be read: errno `number`, 0 for the end of its file."""
+
+    def __init__(self, input: int, number: int) -> None:
+        super().__init__(input, number)
+        self.input, self.number = input, number
+
+
 class Surveyor(Protocol):
     """A survey of a tensor that comes in chunks. Feed it while it is not `done`, pass after pass."""
 
@@ -76,6 +93,14 @@ class Surveyor(Protocol):
 
     def update(self, inputs: Sequence[Array], offset: int) -> None:
         """Take the chunk that starts at flat index `offset`, a multiple of 256, base first."""
+
+    def sample_files(self, files: Sequence[FileRange], most_runs: int, scratch: Buffer) -> None:
+        """As `sample`, reading at most `most_runs` of the runs, evenly. Raises InputUnreadable."""
+
+    def update_files(
+        self, files: Sequence[FileRange], offset: int, count: int, scratch: Buffer
+    ) -> None:
+        """As `update`, reading the inputs to `scratch`, piece by piece. Raises InputUnreadable."""
 
     def end_pass(self) -> None: ...
 
@@ -108,6 +133,17 @@ class Backend(Protocol):
         self, inputs: Sequence[Array], params: FuseParams, out: Array, offset: int, threads: int
     ) -> int:
         """Write to `out`; returns how many elements were written as infinity or NaN."""
+
+    def fuse_files(
+        self,
+        files: Sequence[FileRange],
+        params: FuseParams,
+        out: Array,
+        offset: int,
+        threads: int,
+        scratch: Buffer,
+    ) -> int:
+        """As `fuse`, reading the inputs to `scratch`, piece by piece. Raises InputUnreadable."""
 
 
 #: In the order in which `auto` prefers them.

@@ -6,9 +6,9 @@ import os
 from collections.abc import Sequence
 
 from .. import _cpu
-from ..arrays import Array
+from ..arrays import Array, Buffer
 from ..errors import BackendError
-from . import SURVEY_BYTES, FuseParams, SurveyResult
+from . import SURVEY_BYTES, FileRange, FuseParams, InputUnreadable, SurveyResult
 
 
 def _operands(inputs: Sequence[Array]) -> list[tuple[int, int]]:
@@ -41,6 +41,28 @@ class CpuSurveyor:
 
     def update(self, inputs: Sequence[Array], offset: int) -> None:
         self._survey.update(_operands(inputs), offset, inputs[0].numel, self._threads)
+
+    def sample_files(self, files: Sequence[FileRange], most_runs: int, scratch: Buffer) -> None:
+        if self._survey.phase != _cpu.SURVEY_SAMPLE:
+            return
+        places = [(f.fd, f.dtype.abi, f.offset) for f in files]
+        runs = len(self._survey.sample_runs()[0])
+        stride = max(1, -(-runs // most_runs))
+        try:
+            self._survey.sample_files(places, stride, (scratch.address, scratch.nbytes))
+        except _cpu.ReadError as error:
+            raise InputUnreadable(*error.args) from None
+
+    def update_files(
+        self, files: Sequence[FileRange], offset: int, count: int, scratch: Buffer
+    ) -> None:
+        places = [(f.fd, f.dtype.abi, f.offset) for f in files]
+        try:
+            self._survey.update_files(
+                places, offset, count, (scratch.address, scratch.nbytes), self._threads
+            )
+        except _cpu.ReadError as error:
+            raise InputUnreadable(*error.args) from None
 
     def end_pass(self) -> None:
         self._survey.end_pass()
@@ -92,6 +114,33 @@ class CpuBackend:
             out.dtype.abi,
             threads,
         )
+
+    def fuse_files(
+        self,
+        files: Sequence[FileRange],
+        params: FuseParams,
+        out: Array,
+        offset: int,
+        threads: int,
+        scratch: Buffer,
+    ) -> int:
+        try:
+            return _cpu.fuse_files(
+                [(f.fd, f.dtype.abi, f.offset) for f in files],
+                params.weights,
+                params.floor_divisor,
+                params.masked,
+                params.threshold,
+                params.tie_limit,
+                offset,
+                out.numel,
+                (scratch.address, scratch.nbytes),
+                out.address,
+                out.dtype.abi,
+                threads,
+            )
+        except _cpu.ReadError as error:
+            raise InputUnreadable(*error.args) from None
 
 
 def load() -> CpuBackend:

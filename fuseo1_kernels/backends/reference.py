@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 
 import torch
 
-from ..arrays import Array
-from . import NOTHING, SURVEY_BYTES, FuseParams, SurveyResult
+from ..arrays import Array, Buffer
+from . import NOTHING, SURVEY_BYTES, FileRange, FuseParams, InputUnreadable, SurveyResult
 
 _BLOCK = 256
 _INF_BITS = 0x7F800000
@@ -164,6 +165,45 @@ class ReferenceBackend:
         _tensor(out).copy_(bits.masked_fill(nan, _QUIET_NAN[out.dtype.name]).view(merged.dtype))
         return int((~torch.isfinite(_tensor(out))).sum())
 
+    def fuse_files(
+        self,
+        files: Sequence[FileRange],
+        params: FuseParams,
+        out: Array,
+        offset: int,
+        threads: int,
+        scratch: Buffer,
+    ) -> int:
+        bad = 0
+        for start, inputs in _pieces(files, offset, out.numel, scratch):
+            part = out.part(start - offset, inputs[0].numel)
+            bad += self.fuse(inputs, params, part, start, threads)
+        return bad
+
+
+def _pieces(
+    files: Sequence[FileRange], offset: int, count: int, scratch: Buffer
+) -> Iterator[tuple[int, list[Array]]]:
+    """(start, inputs) of pieces of [offset, offset + count) that fit into `scratch`, read one by one."""
+    step = scratch.nbytes // sum(f.dtype.size for f in files) // _BLOCK * _BLOCK
+    for start in range(offset, offset + count, step):
+        n = min(step, offset + count - start)
+        inputs, at = [], 0
+        for number, f in enumerate(files):
+            size = f.dtype.size
+            inputs.append(scratch.array(f.dtype, n, at))
+            end = at + n * size
+            while at < end:
+                place = f.offset + (start + n) * size - (end - at)
+                try:
+                    got = os.preadv(f.fd, [scratch.view[at:end]], place)
+                except OSError as error:
+                    raise InputUnreadable(number, error.errno or 0) from None
+                if got == 0:
+                    raise InputUnreadable(number, 0)
+                at += got
+        yield start, inputs
+
 
 class WholeSurveyor:
     """Gathers the chunks of a tensor and surveys it whole: simple, at the price of memory."""
@@ -190,6 +230,15 @@ class WholeSurveyor:
     def update(self, inputs: Sequence[Array], offset: int) -> None:
         for parts, chunk in zip(self._parts, inputs, strict=True):
             parts.append((offset, _tensor(chunk).clone()))
+
+    def sample_files(self, files: Sequence[FileRange], most_runs: int, scratch: Buffer) -> None:
+        """A whole tensor needs no sample."""
+
+    def update_files(
+        self, files: Sequence[FileRange], offset: int, count: int, scratch: Buffer
+    ) -> None:
+        for start, inputs in _pieces(files, offset, count, scratch):
+            self.update(inputs, start)
 
     def end_pass(self) -> None:
         whole = [

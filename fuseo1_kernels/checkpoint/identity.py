@@ -31,4 +31,8 @@ def describe_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> st
         return f"{changed[0]} changed since"
     if before.get("version") != now["version"]:
         return f"it was begun by fuseo1-kernels {before.get('version')}"
-    return None if before == now else "of another config, other models or other options"
+    if before.get("nonfinite") != now.get("nonfinite"):
+        return f"it was begun with --nonfinite {before.get('nonfinite')}"
+    if files.keys() != current.keys():
+        return f"it was begun with other models: {min(files.keys() ^ current.keys())}"
+    return None if before == now else "of another config or other options"

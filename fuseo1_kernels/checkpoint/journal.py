@@ -54,7 +54,11 @@ class Journal:
         self.identity: dict[str, Any] | None = None
         self.tensors: dict[str, TensorRecord] = {}
         self.publishing: int | None = None
-        self._load()
+        try:
+            self._load()
+        except BaseException:
+            self.close()
+            raise
 
     def restart(self, identity: Mapping[str, Any]) -> None:
         """Begin anew, for the merge that `identity` describes."""

@@ -10,15 +10,24 @@ import os
 
 # The kernel takes one piece of advice for at most its own readahead size, often 512 KiB or less.
 _ADVICE = 512 << 10
-# Linux 6.14: written pages go to the disk at once and leave the page cache then. Python has no name for it.
+# Linux 6.14: pages that a read or write brings into the page cache leave it at once. Python has no name for it.
 _RWF_DONTCACHE = 0x80
 # Where the kernel has no such flag: after how many bytes a file is synced and its pages are dropped.
 _SYNC_EVERY = 64 << 20
 
 
+def past_cache_flag(fd: int) -> int:
+    """Return the flag for `os.preadv` that leaves the page cache as it was; 0 where there is none."""
+    try:
+        os.preadv(fd, [bytearray(1)], 0, _RWF_DONTCACHE)
+    except OSError:  # EOPNOTSUPP; whatever else is wrong shows when the file is read
+        return 0
+    return _RWF_DONTCACHE
+
+
 def will_need(fd: int, offset: int, nbytes: int) -> None:
     """Have the kernel read [offset, offset + nbytes) in the background, if it is not cached already."""
-    if nbytes <= 0 or _is_cached(fd, offset + nbytes // 2):
+    if nbytes <= 0 or is_cached(fd, offset + nbytes // 2):
         return
     for start in range(offset, offset + nbytes, _ADVICE):
         length = min(_ADVICE, offset + nbytes - start)
@@ -30,7 +39,8 @@ def drop(fd: int, offset: int, nbytes: int) -> None:
     os.posix_fadvise(fd, offset, nbytes, os.POSIX_FADV_DONTNEED)
 
 
-def _is_cached(fd: int, offset: int) -> bool:
+def is_cached(fd: int, offset: int) -> bool:
+    """Whether the byte at `offset` is in the page cache, as far as the system tells."""
     try:
         return os.preadv(fd, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
     except OSError:  # not cached, or a file system that cannot say

@@ -34,7 +34,7 @@ def partial_path(out: Path) -> Path:
 
 
 class Partial:
-    """The work directory of a merge into `out`, locked until `keep`, `remove` or `publish`.
+    """The work directory of a merge into `out`, locked until `leave`, `remove` or `publish`.
 
     `model` is the directory to fill; `journal.tensors` says what an earlier run of the same merge left
     in it (after a `restart`, nothing).
@@ -46,11 +46,19 @@ class Partial:
         self.path = partial_path(out)
         self.model = self.path / _MODEL
         self._made: list[Path] = []
-        with held_signals(redeliver=True), self._explained("cannot be created"):
-            self.journal = self._open_journal()
-        with self._explained("cannot be read"):
-            self._put_back()
-        self.published = self._is_published()
+        try:
+            with self._explained("cannot be created"):
+                self.journal = self._open_journal()
+        except BaseException:
+            self._remove_directories()
+            raise
+        try:
+            with self._explained("cannot be read"):
+                self._put_back()
+                self.published = self._is_published()
+        except BaseException:
+            self.journal.close()
+            raise
 
     def restart(self, identity: Mapping[str, Any]) -> None:
         """Forget what is there; begin the merge that `identity` describes."""
@@ -60,9 +68,12 @@ class Partial:
                 shutil.rmtree(self.model)
             self.model.mkdir()
 
-    def keep(self) -> None:
-        """Leave everything as it is, for the next run."""
-        self.journal.close()
+    def leave(self) -> None:
+        """Keep what was completed for the next run, or remove everything if that is nothing."""
+        if self.journal.tensors:
+            self.journal.close()
+        else:
+            self.remove()
 
     def remove(self) -> None:
         """Remove the directory and the parents that were made for it."""
@@ -73,13 +84,8 @@ class Partial:
             warnings.warn(f"{left[0]} could not be deleted; remove it", stacklevel=2)
         else:
             (self.path / _JOURNAL).unlink(missing_ok=True)
-            self._made.append(self.path)
         self.journal.close()
-        while self._made:
-            try:
-                self._made.pop().rmdir()
-            except OSError:  # in use by now, if only by the published model
-                self._made.clear()
+        self._remove_directories()
 
     def publish(self, overwrite: bool) -> None:
         """Move the model to its place in one step, and remove the rest. Raises OSError.
@@ -119,6 +125,13 @@ class Partial:
                 " move it away or choose another OUT"
             )
 
+    def _remove_directories(self) -> None:
+        for directory in (self.path, *reversed(self._made)):
+            try:
+                directory.rmdir()
+            except OSError:  # in use, if only by the published model
+                break
+
     def _is_published(self) -> bool:
         """Whether a run was killed between the rename and its end: then OUT is what it made."""
         inode = self.journal.publishing
@@ -157,11 +170,12 @@ def finish_publishing(out_dir: Path) -> bool:
     out = Path(os.path.realpath(out_dir))
     if not partial_path(out).exists():
         return False
-    partial = Partial(out)
-    if partial.published:
-        partial.remove()
-    else:
-        partial.keep()
+    with held_signals(redeliver=True):
+        partial = Partial(out)
+        if partial.published:
+            partial.remove()
+        else:
+            partial.leave()
     return partial.published
 
 

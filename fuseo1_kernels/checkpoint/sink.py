@@ -20,6 +20,7 @@ from .out_dir import check_out_dir
 from .page_cache import WriteBehind, drop
 from .partial import Partial, partial_path
 from .shards import Shard
+from .signals import held_signals
 
 
 class Sink:
@@ -57,8 +58,11 @@ class Sink:
         if not partial_path(self._out).exists():
             # Nothing is made where nothing may be written.
             check_out_dir(out_dir, overwrite=overwrite, inputs=inputs)
-        self._partial: Partial | None = Partial(self._out)
+        self._partial: Partial | None = None
         try:
+            # A signal meanwhile is one that came afterwards: then `close` knows what was made.
+            with held_signals(redeliver=True):
+                self._partial = Partial(self._out)
             check_out_dir(out_dir, overwrite=overwrite, inputs=inputs)
             self._take_up(identity, resume)
             self._reserve()
@@ -127,7 +131,7 @@ class Sink:
                 self._open_partial.journal.add(tensors)
             except OSError as error:
                 raise OutputError(
-                    f"{self._open_partial.path}: the journal cannot be written ({error.strerror})"
+                    f"{self._out}: the journal of the merge cannot be written ({error.strerror})"
                 ) from error
 
     def add_file(self, name: str, data: bytes) -> None:
@@ -170,12 +174,8 @@ class Sink:
         """Keep what was completed, or remove everything if that is nothing; harmless when repeated."""
         self._close_files()
         partial, self._partial = self._partial, None
-        if partial is None:
-            return
-        if partial.journal.tensors:
-            partial.keep()
-        else:
-            partial.remove()
+        if partial is not None:
+            partial.leave()
 
     def __enter__(self) -> Sink:
         return self
@@ -244,6 +244,9 @@ class Sink:
                 self._journaled.pop(tensor.name, None)
             os.ftruncate(fd, 0)
             os.posix_fallocate(fd, 0, shard.size)
+        else:
+            # What is found is read from the disk: after a failed sync the cache has more than that.
+            drop(fd, 0, 0)
         if os.pread(fd, len(shard.header), 0) != shard.header:
             file.write(memoryview(shard.header), 0)
 

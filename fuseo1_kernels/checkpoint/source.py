@@ -15,7 +15,10 @@ from .hub import resolve
 from .identity import FileIdentity
 from .json_file import read_object
 from .layout import CONFIG, FORMATS, check_shard, find_weights
-from .page_cache import drop, will_need
+from .page_cache import drop, is_cached, past_cache_flag, will_need
+
+# Places in a tensor at which the page cache is asked, less one.
+_PROBES = 4
 
 
 class Source:
@@ -39,7 +42,8 @@ class Source:
         self.tensors = tensors
         self.config = config
         self.files = files
-        self._fds: dict[Path, int] = {}
+        # By file: its descriptor, and the flag of reads past the page cache.
+        self._open_files: dict[Path, tuple[int, int]] = {}
         self._lock = threading.Lock()
 
     @property
@@ -51,51 +55,59 @@ class Source:
     def read_into(self, info: TensorInfo, start: int, view: memoryview) -> None:
         """Fill `view` with the bytes [start, start + view.nbytes) of the tensor `info`.
 
-        `view` is writable and C-contiguous. Raises CheckpointError if the file changed since its
-        header was read or cannot be read.
+        `view` is writable and C-contiguous. What was not in the system's page cache does not enter it,
+        where the system knows how. Raises CheckpointError if the file changed since its header was read
+        or cannot be read.
         """
         check_range(info, start, view)
         if view.nbytes == 0:
             return
-        fd = self._open(info.file)
-        offset = info.offset + start
-        with view.cast("B") as rest:
+        fd, past_cache = self._open(info.file)
+        begin = info.offset + start
+        with view.cast("B") as data:
             done = 0
             # One call moves at most 2,147,479,552 bytes, and may move fewer.
-            while done < rest.nbytes:
+            while done < data.nbytes:
                 try:
-                    count = os.preadv(fd, [rest[done:]], offset + done)
+                    count = os.preadv(fd, [data[done:]], begin + done, past_cache)
                 except OSError as error:
-                    raise CheckpointError(
-                        f"{info.file}: reading tensor {info.name!r} failed ({error.strerror})"
-                    ) from error
+                    raise unreadable(info, error.errno or 0) from error
                 if count == 0:
-                    raise CheckpointError(
-                        f"{info.file}: the file shrank while tensor {info.name!r} was read"
-                    )
+                    raise unreadable(info, 0)
                 done += count
+
+    def place(self, info: TensorInfo) -> tuple[int, int]:
+        """Return the open file and the byte in it at which the tensor begins, for reads by others."""
+        return self._open(info.file)[0], info.offset
+
+    def is_cached(self, info: TensorInfo) -> bool:
+        """Whether the tensor seems to lie in the system's page cache, going by a few of its bytes."""
+        fd, last = self._open(info.file)[0], max(info.nbytes - 1, 0)
+        return all(is_cached(fd, info.offset + last * i // _PROBES) for i in range(_PROBES + 1))
 
     def check_unchanged(self, file: Path) -> None:
         """Raise CheckpointError if `file` changed since its header was read.
 
         Called after a tensor was read, it says that all of its bytes are of that one version.
         """
-        if FileIdentity.of(os.fstat(self._open(file))) != self.files[file]:
+        if FileIdentity.of(os.fstat(self._open(file)[0])) != self.files[file]:
             raise _changed(file)
 
-    def will_need(self, info: TensorInfo, start: int, nbytes: int) -> None:
-        """Have the system read these bytes of the tensor in the background."""
-        will_need(self._open(info.file), info.offset + start, min(nbytes, info.nbytes - start))
+    def will_need(self, info: TensorInfo, start: int, nbytes: int, *, again: bool = False) -> None:
+        """Have the system read these bytes in the background, unless reads go past its page cache."""
+        fd, past_cache = self._open(info.file)
+        if again or not past_cache:
+            will_need(fd, info.offset + start, min(nbytes, info.nbytes - start))
 
     def forget(self, info: TensorInfo) -> None:
         """Take the tensor out of the system's page cache."""
-        drop(self._open(info.file), info.offset, info.nbytes)
+        drop(self._open(info.file)[0], info.offset, info.nbytes)
 
     def close(self) -> None:
         """Give the files back; harmless when repeated."""
         with self._lock:
-            while self._fds:
-                os.close(self._fds.popitem()[1])
+            while self._open_files:
+                os.close(self._open_files.popitem()[1][0])
 
     def __enter__(self) -> Source:
         return self
@@ -108,10 +120,9 @@ class Source:
     ) -> None:
         self.close()
 
-    def _open(self, file: Path) -> int:
+    def _open(self, file: Path) -> tuple[int, int]:
         with self._lock:
-            fd = self._fds.get(file)
-            if fd is None:
+            if file not in self._open_files:
                 try:
                     fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
                 except OSError as error:
@@ -119,8 +130,16 @@ class Source:
                 if FileIdentity.of(os.fstat(fd)) != self.files[file]:
                     os.close(fd)
                     raise _changed(file)
-                self._fds[file] = fd
-            return fd
+                self._open_files[file] = fd, past_cache_flag(fd)
+            return self._open_files[file]
+
+
+def unreadable(info: TensorInfo, number: int) -> CheckpointError:
+    """Return the error for a read of the tensor that ended with errno `number`, 0: at the end of the file."""
+    if number == 0:
+        return CheckpointError(f"{info.file}: the file shrank while tensor {info.name!r} was read")
+    reason = os.strerror(number)
+    return CheckpointError(f"{info.file}: reading tensor {info.name!r} failed ({reason})")
 
 
 def _changed(file: Path) -> CheckpointError:

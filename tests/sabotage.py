@@ -1,0 +1,243 @@
+"""What goes wrong in a merge that `forked` starts: functions by name, called in the child before the command line."""
+
+from __future__ import annotations
+
+import builtins
+import errno
+import fcntl
+import io
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+#: Where `count` writes.
+log_file = ""
+
+
+def count(nth: int = 0, action: str = "kill", number: int = signal.SIGKILL, fifo: str = "") -> None:
+    """Log every call that changes the state on disk; before the `nth` (from 1) do what `action` says.
+
+    "kill": send oneself the signal `number`. "tear": the same, when half of a write is done. "pause": open
+    `fifo` for writing, which tells its reader, and then for reading, which waits for a writer.
+    """
+    log = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    write, calls = os.write, 0
+
+    def counted(name: str, real: Callable[..., Any], counts: Callable[..., bool]) -> Any:
+        def call(*args: Any, **keywords: Any) -> Any:
+            nonlocal calls
+            if not counts(*args, **keywords):
+                return real(*args, **keywords)
+            calls += 1
+            write(log, f"{name} {_subject(args)}\n".encode())
+            if calls == nth:
+                if action == "pause":
+                    for flags in (os.O_WRONLY, os.O_RDONLY):
+                        os.close(os.open(fifo, flags))
+                    return real(*args, **keywords)
+                if action == "tear" and name in ("write", "pwritev"):
+                    real(args[0], _half(args[1]), *args[2:])
+                os.kill(os.getpid(), number)
+            return real(*args, **keywords)
+
+        return call
+
+    # Not every file system knows the flag with which the engine writes: without it, all count alike.
+    pwritev = os.pwritev
+    os.pwritev = lambda fd, views, offset, _flags: pwritev(fd, views, offset)
+    for module, name, counts in _changing_calls():
+        setattr(module, name, counted(name, getattr(module, name), counts))
+
+
+def _half(data: Any) -> Any:
+    return [data[0][: data[0].nbytes // 2]] if isinstance(data, list) else data[: len(data) // 2]
+
+
+def _subject(args: Sequence[Any]) -> str:
+    """The file that a call is about, whether by number or by name."""
+    if isinstance(args[0], int):
+        return os.readlink(f"/proc/self/fd/{args[0]}")
+    return os.fspath(args[0])
+
+
+def _changing_calls() -> list[tuple[Any, str, Callable[..., bool]]]:
+    from fuseo1_kernels.checkpoint import partial
+
+    def always(*_args: Any, **_keywords: Any) -> bool:
+        return True
+
+    def creates(_file: Any, flags: int, *_args: Any, **_keywords: Any) -> bool:
+        return bool(flags & os.O_CREAT)
+
+    def writes(_file: Any, mode: str = "r", *_args: Any, **_keywords: Any) -> bool:
+        return mode[0] != "r"
+
+    def is_file(fd: int, *_args: Any) -> bool:
+        return fd > 2
+
+    names = ["mkdir", "ftruncate", "posix_fallocate", "pwritev", "pwrite", "fsync", "fdatasync"]
+    names += ["rename", "replace", "unlink", "rmdir"]
+    return [
+        *((os, name, always) for name in names),
+        (os, "open", creates),
+        (os, "write", is_file),
+        (builtins, "open", writes),
+        (io, "open", writes),
+        (fcntl, "flock", always),
+        (partial, "_rename_exchange", always),
+    ]
+
+
+def kill_after(tensors: int) -> None:
+    """Die when that many tensors are in the journal, which has them one by one."""
+    from fuseo1_kernels.checkpoint.journal import Journal
+
+    one_by_one()
+    real, calls = Journal.add, 0
+
+    def add(self: Journal, records: Any) -> None:
+        nonlocal calls
+        real(self, records)
+        calls += 1
+        if calls == tensors:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Journal.add = add
+
+
+def announce(fifo: str) -> None:
+    """Tell the reader of `fifo` that the merge begins, and signals are answered."""
+    from fuseo1_kernels import prepare
+
+    _first(prepare, "as_config", fifo)
+
+
+def announce_end(fifo: str) -> None:
+    """Tell the reader of `fifo` that the workers were asked to stop, and are waited for."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    _first(ThreadPoolExecutor, "shutdown", fifo)
+
+
+def _first(holder: Any, name: str, fifo: str) -> None:
+    real = getattr(holder, name)
+
+    def call(*args: Any, **keywords: Any) -> Any:
+        os.close(os.open(fifo, os.O_WRONLY))
+        return real(*args, **keywords)
+
+    setattr(holder, name, call)
+
+
+def one_by_one() -> None:
+    """Have every tensor of a small model noted in the journal on its own."""
+    from fuseo1_kernels import schedule
+
+    schedule._BATCH = 1
+
+
+def no_exchange() -> None:
+    """A file system on which two directories cannot be exchanged."""
+    from fuseo1_kernels.checkpoint import partial
+
+    def refuse(_a: Path, _b: Path) -> None:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    partial._rename_exchange = refuse
+
+
+def no_sync() -> None:
+    """Save the time that a disk takes: a kill, unlike a power cut, loses nothing that was written."""
+    os.fsync = lambda _fd: None
+
+
+def slowly(rate: float, fsync: float) -> None:
+    """A slow disk (bytes a second, seconds an fsync): spreads a small merge over a time in which it is hit."""
+
+    def read(_fd: int, views: Sequence[Any], *_: int) -> None:
+        if len(views[0]) >= 4096:  # samples are many, and small
+            time.sleep(len(views[0]) / rate)
+
+    _around("preadv", read)
+    _around("fsync", lambda _fd: time.sleep(fsync))
+
+
+def change(file: str, how: str, at: int) -> None:
+    """Do something to the model file `file` just before the `at`-th read (from 1) of it, samples left aside."""
+    path, reads = Path(file), 0
+
+    def tamper(fd: int, views: Any, *_: int) -> None:
+        nonlocal reads
+        if len(views[0]) < 4096 or not os.path.samestat(os.fstat(fd), before):
+            return
+        reads += 1
+        if reads == at:
+            CHANGES[how](path)
+
+    before = path.stat()
+    _around("preadv", tamper)
+
+
+def change_early(file: str, how: str) -> None:
+    """Do something to the model file `file` before any tensor is read, when all headers were."""
+    from fuseo1_kernels import engine
+
+    real = engine.fingerprint
+
+    def fingerprint(*args: Any) -> Any:
+        CHANGES[how](Path(file))
+        return real(*args)
+
+    engine.fingerprint = fingerprint
+
+
+def _shrink(file: Path) -> None:
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def _grow(file: Path) -> None:
+    with file.open("ab") as stream:
+        stream.write(b"\0")
+
+
+def _rewrite(file: Path) -> None:
+    """Other bytes in the same place, and as many."""
+    content = bytearray(file.read_bytes())
+    with file.open("r+b") as stream:
+        for i in range(len(content) // 2, len(content) // 2 + 1000):
+            content[i] ^= 1
+        stream.write(content)
+
+
+def _replace(file: Path) -> None:
+    """Another file by that name, as downloads and `mv` make it."""
+    other = file.with_suffix(".new")
+    other.write_bytes(file.read_bytes())
+    _rewrite(other)
+    os.replace(other, file)
+
+
+def _remove(file: Path) -> None:
+    file.unlink()
+
+
+CHANGES = {
+    "shrinks": _shrink,
+    "grows": _grow,
+    "is rewritten": _rewrite,
+    "is replaced": _replace,
+    "is removed": _remove,
+}
+
+
+def _around(name: str, before: Callable[..., None]) -> None:
+    real = getattr(os, name)
+
+    def call(*args: Any) -> Any:
+        before(*args)
+        return real(*args)
+
+    setattr(os, name, call)
