@@ -91,22 +91,22 @@ class Survey {
   }
 
   void sample_files(const Files& files, int64_t stride, const Scratch& scratch) {
+    const int inputs = targets_of(files);
     const auto views = unpack(files);
     fuseo1_read_error error = {};
     const py::gil_scoped_release nogil;
-    check_read(
-        fuseo1_survey_sample_files(survey_.get(), views.data(), targets_of(files), stride, unpack(scratch), &error),
-        "survey.sample_files", error);
+    check_read(fuseo1_survey_sample_files(survey_.get(), views.data(), inputs, stride, unpack(scratch), &error),
+               "survey.sample_files", error);
   }
 
   void update_files(const Files& files, int64_t offset, int64_t count, const Scratch& scratch, int threads) {
+    const int inputs = targets_of(files);
     const auto views = unpack(files);
     fuseo1_read_error error = {};
     const py::gil_scoped_release nogil;
-    const int status = fuseo1_survey_update_files(survey_.get(), views.data(), targets_, offset, count, unpack(scratch),
-                                                  threads, &error);
-    if (status == FUSEO1_READ_FAILED) throw ReadError{error};
-    check(status, "survey.update_files");
+    check_read(fuseo1_survey_update_files(survey_.get(), views.data(), inputs, offset, count, unpack(scratch), threads,
+                                          &error),
+               "survey.update_files", error);
   }
 
   void end_pass() {

@@ -78,7 +78,10 @@ int for_each_piece(const fuseo1_file* files, int32_t targets, int64_t offset, in
     int numbers[FUSEO1_MAX_TARGETS + 1];
     in_parallel(std::min<int64_t>(threads, inputs), [&](int64_t) {
       for (int i; (i = next.fetch_add(1)) < inputs;) {
-        if (!read_elements(files[i], operands[i], 0, offset + done, n, &numbers[i])) failed = i;
+        if (read_elements(files[i], operands[i], 0, offset + done, n, &numbers[i])) continue;
+        int lowest = failed;
+        while (i < lowest && !failed.compare_exchange_weak(lowest, i)) {
+        }
       }
     });
     if (failed < inputs) {
