@@ -28,8 +28,7 @@ from .schedule import READ_AHEAD, will_need
 from .survey_cache import SurveyCache
 from .weights import sce_params
 
-# Elements moved at a time: four bf16 inputs of them are 8 MiB, which stay in the caches from the read to the
-# arithmetic.
+# Elements merged between two looks at whether to stop; their output is written in one call.
 _CHUNK = 1 << 20
 _LEAST_CHUNK = 1 << 16
 # Chunks begin at multiples of this, the kernels' block.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from .. import _cpu
 from ..arrays import Array, Buffer
@@ -17,6 +18,18 @@ def _operands(inputs: Sequence[Array]) -> list[tuple[int, int]]:
     if not 2 <= len(inputs) <= _cpu.MAX_TARGETS + 1:
         raise BackendError(f"1 to {_cpu.MAX_TARGETS} targets are supported, not {len(inputs) - 1}")
     return [(a.address, a.dtype.abi) for a in inputs]
+
+
+def _places(files: Sequence[FileRange]) -> list[tuple[int, int, int]]:
+    return [(f.fd, f.dtype.abi, f.offset) for f in files]
+
+
+@contextmanager
+def _told_by_number() -> Iterator[None]:
+    try:
+        yield
+    except _cpu.ReadError as error:
+        raise InputUnreadable(*error.args) from None
 
 
 class CpuSurveyor:
@@ -45,24 +58,18 @@ class CpuSurveyor:
     def sample_files(self, files: Sequence[FileRange], most_runs: int, scratch: Buffer) -> None:
         if self._survey.phase != _cpu.SURVEY_SAMPLE:
             return
-        places = [(f.fd, f.dtype.abi, f.offset) for f in files]
         runs = len(self._survey.sample_runs()[0])
         stride = max(1, -(-runs // most_runs))
-        try:
-            self._survey.sample_files(places, stride, (scratch.address, scratch.nbytes))
-        except _cpu.ReadError as error:
-            raise InputUnreadable(*error.args) from None
+        with _told_by_number():
+            self._survey.sample_files(_places(files), stride, (scratch.address, scratch.nbytes))
 
     def update_files(
         self, files: Sequence[FileRange], offset: int, count: int, scratch: Buffer
     ) -> None:
-        places = [(f.fd, f.dtype.abi, f.offset) for f in files]
-        try:
+        with _told_by_number():
             self._survey.update_files(
-                places, offset, count, (scratch.address, scratch.nbytes), self._threads
+                _places(files), offset, count, (scratch.address, scratch.nbytes), self._threads
             )
-        except _cpu.ReadError as error:
-            raise InputUnreadable(*error.args) from None
 
     def end_pass(self) -> None:
         self._survey.end_pass()
@@ -124,9 +131,9 @@ class CpuBackend:
         threads: int,
         scratch: Buffer,
     ) -> int:
-        try:
+        with _told_by_number():
             return _cpu.fuse_files(
-                [(f.fd, f.dtype.abi, f.offset) for f in files],
+                _places(files),
                 params.weights,
                 params.floor_divisor,
                 params.masked,
@@ -139,8 +146,6 @@ class CpuBackend:
                 out.dtype.abi,
                 threads,
             )
-        except _cpu.ReadError as error:
-            raise InputUnreadable(*error.args) from None
 
 
 def load() -> CpuBackend:
