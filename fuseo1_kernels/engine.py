@@ -20,6 +20,7 @@ from .checkpoint.partial import finish_publishing
 from .checkpoint.sink import Sink
 from .config import MergeConfig
 from .errors import MergeError
+from .feed import Feed
 from .fingerprint import digest, fingerprint
 from .methods import NONFINITE
 from .plan import Plan, make_plan
@@ -31,8 +32,8 @@ from .prepare import (
     open_sources,
     refuse_problems,
 )
-from .schedule import Schedule
-from .streaming import Memory, TensorMerger, fits, memory_floor, plan_memory
+from .schedule import make_units
+from .streaming import Memory, TensorMerger, memory_floor, plan_memory
 from .survey_cache import SurveyCache
 from .threads import resolve_threads
 
@@ -62,7 +63,8 @@ class MergeResult:
     Attributes:
         out_dir: where the merged model lies.
         tensors, parameters: how many it has.
-        bytes_read, bytes_written: of tensor data, by this run; a tensor read twice counts twice.
+        bytes_read, bytes_written: of tensor data, by this run; what is surveyed and fused is read twice, the
+            second time, if there is memory for it, from the page cache.
         seconds: wall time, from opening the models to the rename that publishes the result.
         shards: names of the weight files.
         energy_share: by target, its part of all selected energy.
@@ -223,9 +225,10 @@ def _run(
 ) -> _Done:
     """Merge all tensors that are not in the sink already."""
     workers, memory = divide(plan, threads, max_memory, surveys=cache.at_once if cache else 1)
-    schedule = Schedule(plan.jobs, lambda job: fits(job, memory), workers, resolve_threads(threads))
+    all_threads = resolve_threads(threads)
+    units = make_units(plan.jobs, workers)
+    feed = Feed(units, workers, _available_memory() // 2, skipped=sink.recorded)
     done, lock, stop = _Done(), threading.Lock(), threading.Event()
-    pass_by = plan.input_bytes > _physical_memory() // 2
     if progress:
         total = plan.input_bytes + sum(job.output_bytes for job in plan.jobs)
         progress.start(f"merging {len(plan.jobs)} tensors", total)
@@ -236,15 +239,15 @@ def _run(
             backend,
             sink,
             memory,
-            threads=schedule.threads,
+            threads=lambda: max(1, all_threads // max(1, feed.working)),
             nonfinite=nonfinite,
             advance=advance,
             stop=stop,
             surveys=cache,
         )
-        while not stop.is_set() and (jobs := schedule.take()):
+        while (portion := feed.take()) and not stop.is_set():
             merged = {}
-            for job in jobs:
+            for job in portion.jobs:
                 record = sink.recorded.get(job.name)
                 if record is not None and sink.holds(job.name, merger.scratch):
                     advance(job.input_bytes + job.output_bytes)
@@ -252,25 +255,26 @@ def _run(
                         done.records[job.name] = record
                         done.resumed.add(job.name)
                     continue
-                report = merger.merge(job, schedule.is_cached(job))
+                report = merger.merge(job, portion.direct)
                 merged[job.name] = report.record
                 with lock:
                     done.bytes_read += report.bytes_read
-                if pass_by:
-                    for x in job.inputs:
-                        x.source.forget(x.info)
+            feed.done(portion)
             if merged:
                 sink.complete(merged)
                 with lock:
                     done.records.update(merged)
 
     try:
-        with ThreadPoolExecutor(workers, thread_name_prefix="fuseo1") as pool:
+        with ThreadPoolExecutor(workers + feed.readers, thread_name_prefix="fuseo1") as pool:
             try:
+                for _ in range(feed.readers):
+                    pool.submit(feed.read)
                 futures = [pool.submit(work) for _ in range(workers)]
                 ended, _ = wait(futures, return_when=FIRST_EXCEPTION)
             finally:
                 stop.set()
+                feed.close()
         # The first failure is the cause; the others may be its echo.
         for future in sorted(ended, key=lambda f: f.exception() is None):
             future.result()
@@ -295,7 +299,7 @@ def divide(
     usable = min(max_memory, surveys * enough)
     fit = usable // max(needed, _LEAST_WORKER_MEMORY)
     workers = max(1, min(threads, len(plan.jobs), fit))
-    return workers, plan_memory(plan.jobs, usable // workers)
+    return workers, plan_memory(plan.jobs, usable // workers, threads)
 
 
 def _energy_share(plan: Plan, records: Mapping[str, TensorRecord]) -> dict[str, float]:
@@ -307,7 +311,11 @@ def _energy_share(plan: Plan, records: Mapping[str, TensorRecord]) -> dict[str, 
     return {model: e / total if total else 0.0 for model, e in energy.items()}
 
 
-def _physical_memory() -> int:
+def _available_memory() -> int:
+    """Bytes that the system can give without swapping."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) << 10
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 

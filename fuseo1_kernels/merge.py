@@ -260,7 +260,7 @@ def _list_recipes() -> int:
 def _describe_plan(plan: DryRun) -> str:
     lines = [
         f"tensors      {plan.tensors} ({_short(plan.parameters)} parameters, {plan.dtype})",
-        f"to read      {_short(plan.bytes_to_read)}B (larger tensors are read twice)",
+        f"to read      {_short(plan.bytes_to_read)}B (by survey and fuse, from storage once)",
         f"to write     {_short(plan.bytes_to_write)}B in {len(plan.shards)} files",
         f"memory       at most {plan.peak_memory / 2**20:.0f} MiB of buffers and survey state",
     ]

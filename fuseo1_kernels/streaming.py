@@ -11,7 +11,7 @@ from typing import Protocol
 
 import xxhash
 
-from .arrays import Array, Buffer
+from .arrays import Buffer
 from .backends import (
     Backend,
     FileRange,
@@ -24,7 +24,6 @@ from .checkpoint.journal import TensorRecord
 from .checkpoint.source import unreadable
 from .errors import CheckpointError, MergeError
 from .plan import Job
-from .schedule import READ_AHEAD, will_need
 from .survey_cache import SurveyCache
 from .weights import sce_params
 
@@ -33,9 +32,11 @@ _CHUNK = 1 << 20
 _LEAST_CHUNK = 1 << 16
 # Chunks begin at multiples of this, the kernels' block.
 _BLOCK = 256
-_ALIGN = 64
-# Elements read at a time where a core's cache is no matter: a merge that is stopped ends after them.
-_MOST_AT_ONCE = 32 << 20
+# Bytes a thread reads of all inputs at a time, to fuse them while they are in its core's cache; several threads
+# read more, to be started less often (csrc/cpu/files.cpp).
+_READ_BY_THREAD = 2 << 20
+# Bytes of a tensor that the system reads in the background while those before are merged, when no one else has.
+_READ_AHEAD = 64 << 20
 # Runs of a sample: each is a read of its own.
 _MOST_RUNS = 2048
 # What a survey needs whatever the tensor: histograms, exponent sums, candidates of a small tensor.
@@ -54,38 +55,32 @@ class TensorReport:
 
 @dataclass(frozen=True)
 class Memory:
-    """A worker's memory in bytes: for inputs, for one chunk of output, for what a survey keeps."""
+    """A worker's memory in bytes: for what is read, for one chunk of output, for what a survey keeps."""
 
-    inputs: int
+    read: int
     output: int
     survey: int
 
     @property
     def total(self) -> int:
-        return self.inputs + self.output + self.survey
+        return self.read + self.output + self.survey
 
 
-def plan_memory(jobs: Sequence[Job], max_bytes: int) -> Memory:
-    """A worker's memory for any of `jobs`: at most `max_bytes`, and no more than the largest needs.
+def plan_memory(jobs: Sequence[Job], max_bytes: int, threads: int) -> Memory:
+    """The memory of a worker that has up to `threads` threads: at most `max_bytes`, no more than any job needs.
 
-    Half is for the survey: of the largest tensors it must hold a part in a hundred, or they are read
+    Most is for the survey: of the largest tensors it must hold a part in a hundred, or they are read
     several times.
     """
     output = min(_CHUNK * 4, max_bytes // 4)
-    largest = max((job.input_bytes + _ALIGN * len(job.inputs) for job in jobs), default=1)
-    inputs = min(max_bytes // 2 - output, largest)
+    read = min(_READ_BY_THREAD * threads, max_bytes // 4)
     most = _SURVEY_FLOOR + max((job.numel * _RECORD * len(job.inputs) for job in jobs), default=0)
-    return Memory(inputs, output, min(max_bytes - inputs - output, most))
+    return Memory(read, output, min(max_bytes - read - output, most))
 
 
 def memory_floor(job: Job) -> int:
     """The least bytes with which `job` can be merged."""
     return 4 * _LEAST_CHUNK * (job.element_bytes + 4) + _SURVEY_FLOOR
-
-
-def fits(job: Job, memory: Memory) -> bool:
-    """Whether a worker holds all inputs of `job` at once, so that they are read once."""
-    return job.input_bytes + _ALIGN * len(job.inputs) <= memory.inputs
 
 
 class Destination(Protocol):
@@ -122,7 +117,7 @@ class TensorMerger:
         self._surveys = surveys
         self._memory = memory
         try:
-            self._out, self._in = Buffer(memory.output), Buffer(memory.inputs)
+            self._out, self._in = Buffer(memory.output), Buffer(memory.read)
         except OSError as error:
             raise MergeError(
                 f"{memory.total >> 20} MiB of memory for a worker cannot be had ({error.strerror}); "
@@ -134,144 +129,72 @@ class TensorMerger:
         """The buffer for output: free between tensors."""
         return self._out.view
 
-    def merge(self, job: Job, cached: bool = False) -> TensorReport:
+    def merge(self, job: Job, direct: bool = False) -> TensorReport:
         """Merge `job` and write the result; raises MergeError, naming tensor and model.
 
-        `cached` says that its inputs lie in the system's page cache.
+        Its inputs lie in the system's page cache, and are read there twice: into a core's own cache, where
+        reading all of them to memory first would send them through memory once more. `direct` says that
+        they do not: then the system is told what to read next, and drops what was read.
         """
-        self._checksum = xxhash.xxh3_128()
+        self._checksum, self._direct = xxhash.xxh3_128(), direct
+        files = [FileRange(*x.source.place(x.info), x.dtype) for x in job.inputs]
         cache = self._surveys
-        kept = cache.find(job, job.select_topk) if cache else None
+        survey = cache.find(job, job.select_topk) if cache else None
         wanted = cache.missing(job) if cache else [job.select_topk]
-        # What is in the page cache is best read twice: from there into a core's own cache, where reading
-        # all of it first would send it through memory once more. Else the disk counts: one read, if it fits.
-        if fits(job, self._memory) and not cached:
-            survey, read = self._merge_whole(job, kept, wanted)
-        else:
-            survey, read = self._merge_streamed(job, kept, wanted, cached)
+        surveys, passes = self._survey(job, files, wanted)
+        survey = survey or surveys[job.select_topk]
+        self._fuse(job, self._settle(job, survey), files, tell=passes == 0)
         for x in job.inputs:
             x.source.check_unchanged(x.info.file)
         if cache:
-            cache.keep(job, self._new)
+            cache.keep(job, surveys)
         record = TensorRecord(self._checksum.hexdigest(), survey.energy, survey.passes)
-        return TensorReport(record, read)
+        return TensorReport(record, job.input_bytes * (passes + 1))
 
-    def _merge_whole(
-        self, job: Job, survey: SurveyResult | None, wanted: Sequence[float]
-    ) -> tuple[SurveyResult, int]:
-        inputs = self._arrays(job, job.numel)
-        self._read(job, inputs, 0, tell=True)
-        bound = self._memory.survey
-        self._new = {
-            topk: self._backend.survey(inputs, topk, self._threads(), bound) for topk in wanted
-        }
-        survey = survey or self._new[job.select_topk]
-        self._fuse(job, self._settle(job, survey), inputs, 0)
-        return survey, job.input_bytes
-
-    def _merge_streamed(
-        self, job: Job, survey: SurveyResult | None, wanted: Sequence[float], cached: bool
-    ) -> tuple[SurveyResult, int]:
-        files = [FileRange(*x.source.place(x.info), x.dtype) for x in job.inputs]
+    def _survey(
+        self, job: Job, files: Sequence[FileRange], wanted: Sequence[float]
+    ) -> tuple[dict[float, SurveyResult], int]:
+        """A survey for every select_topk that is wanted, and how often the tensor was read for them."""
         targets, bound = len(job.inputs) - 1, self._memory.survey // max(len(wanted), 1)
         surveyors = {
             topk: self._backend.surveyor(targets, job.numel, topk, self._threads(), bound)
             for topk in wanted
         }
         for surveyor in surveyors.values():
-            self._sample(job, files, surveyor, cached)
+            self._sample(job, files, surveyor)
         passes = 0
         while working := [s for s in surveyors.values() if not s.done]:
-            if cached:
-                self._survey_files(job, files, working, tell=passes == 0)
-            else:
-                self._survey_chunks(job, working, tell=passes == 0)
+            for start, count in self._chunks(job, _CHUNK):
+                for surveyor in working:
+                    with _explained(job):
+                        surveyor.update_files(files, start, count, self._in)
+                if passes == 0:
+                    self._advance(count * job.element_bytes)
             for surveyor in working:
                 surveyor.end_pass()
             passes += 1
-        self._new = {topk: surveyor.result() for topk, surveyor in surveyors.items()}
-        survey = survey or self._new[job.select_topk]
-        params = self._settle(job, survey)
-        if cached:
-            self._fuse_files(job, params, files, tell=passes == 0)
-        else:
-            for start, inputs in self._chunks(job, tell=passes == 0):
-                self._fuse(job, params, inputs, start)
-        return survey, job.input_bytes * (passes + 1)
+        return {topk: surveyor.result() for topk, surveyor in surveyors.items()}, passes
 
-    def _sample(
-        self, job: Job, files: Sequence[FileRange], surveyor: Surveyor, cached: bool
-    ) -> None:
-        if not cached:
+    def _sample(self, job: Job, files: Sequence[FileRange], surveyor: Surveyor) -> None:
+        if self._direct:
             starts, length = surveyor.sample_runs()
             for start in starts[:: -(-len(starts) // _MOST_RUNS) or 1]:
-                will_need(job, start, length, again=True)
+                _will_need(job, start, length)
         with _explained(job):
             surveyor.sample_files(files, _MOST_RUNS, self._in)
 
-    def _survey_files(
-        self, job: Job, files: Sequence[FileRange], surveyors: Sequence[Surveyor], tell: bool
-    ) -> None:
-        for start, count in self._pieces(job.numel, _CHUNK):
-            for surveyor in surveyors:
-                with _explained(job):
-                    surveyor.update_files(files, start, count, self._in)
-            if tell:
-                self._advance(count * job.element_bytes)
-
-    def _fuse_files(
-        self, job: Job, params: FuseParams, files: Sequence[FileRange], tell: bool
-    ) -> None:
-        most = min(_CHUNK, self._out.nbytes // job.dtype.size)
-        for start, count in self._pieces(job.numel, most):
-            out, threads = self._out.array(job.dtype, count), self._threads()
-            with _explained(job):
-                bad = self._backend.fuse_files(files, params, out, start, threads, self._in)
-            if tell:
-                self._advance(count * job.element_bytes)
-            self._write(job, start, count, bad)
-
-    def _survey_chunks(self, job: Job, surveyors: Sequence[Surveyor], tell: bool) -> None:
-        for start, inputs in self._chunks(job, tell):
-            for surveyor in surveyors:
-                surveyor.update(inputs, start)
-
-    def _chunks(self, job: Job, tell: bool) -> Iterator[tuple[int, list[Array]]]:
-        """Chunks as large as fit: where nothing stays in the page cache, the page or more that two reads
-        share is fetched twice.
-        """
-        room = (self._in.nbytes - _ALIGN * len(job.inputs)) // job.element_bytes
-        ahead = READ_AHEAD // job.element_bytes
-        for start, count in self._pieces(job.numel, min(_MOST_AT_ONCE, room)):
-            will_need(job, start + ahead, count)
-            inputs = self._arrays(job, count)
-            self._read(job, inputs, start, tell)
-            yield start, inputs
-
-    def _pieces(self, numel: int, most: int) -> Iterator[tuple[int, int]]:
-        for start, count in _pieces(numel, most):
+    def _chunks(self, job: Job, most: int) -> Iterator[tuple[int, int]]:
+        """(start, count) of the chunks of a tensor, in order."""
+        ahead = _READ_AHEAD // job.element_bytes
+        for start, count in _pieces(job.numel, most):
             if self._stop.is_set():
                 raise MergeError("the merge was stopped")
+            if self._direct:
+                _will_need(job, start + ahead if start else 0, count if start else ahead + count)
             yield start, count
-
-    def _arrays(self, job: Job, count: int) -> list[Array]:
-        """Room for `count` elements of every input, one input after the other."""
-        arrays = []
-        at = 0
-        for x in job.inputs:
-            arrays.append(self._in.array(x.dtype, count, at))
-            at += -(-count * x.dtype.size // _ALIGN) * _ALIGN
-        return arrays
-
-    def _read(self, job: Job, into: Sequence[Array], start: int, tell: bool) -> None:
-        """Read the elements from `start` on of every input, as many as there is room for."""
-        for x, array in zip(job.inputs, into, strict=True):
-            size = x.dtype.size
-            at = array.address - self._in.address
-            view = self._in.view[at : at + array.numel * size]
-            x.source.read_into(x.info, start * size, view)
-            if tell:
-                self._advance(view.nbytes)
+            if self._direct:
+                for x in job.inputs:
+                    x.source.forget(x.info, start * x.dtype.size, count * x.dtype.size)
 
     def _settle(self, job: Job, survey: SurveyResult) -> FuseParams:
         """What the survey means for the fuse, unless it found what must not be merged."""
@@ -279,14 +202,14 @@ class TensorMerger:
             _refuse_nonfinite(job, survey)
         return sce_params(survey, job.numel, job.select_topk, job.variant)
 
-    def _fuse(self, job: Job, params: FuseParams, inputs: Sequence[Array], offset: int) -> None:
-        """Fuse what was read, from flat index `offset`, and write it."""
-        size = job.dtype.size
-        for start, count in _pieces(inputs[0].numel, min(_CHUNK, self._out.nbytes // size)):
+    def _fuse(self, job: Job, params: FuseParams, files: Sequence[FileRange], tell: bool) -> None:
+        for start, count in self._chunks(job, min(_CHUNK, self._out.nbytes // job.dtype.size)):
             out = self._out.array(job.dtype, count)
-            part = [x.part(start, count) for x in inputs]
-            bad = self._backend.fuse(part, params, out, offset + start, self._threads())
-            self._write(job, offset + start, count, bad)
+            with _explained(job):
+                bad = self._backend.fuse_files(files, params, out, start, self._threads(), self._in)
+            if tell:
+                self._advance(count * job.element_bytes)
+            self._write(job, start, count, bad)
 
     def _write(self, job: Job, start: int, count: int, bad: int) -> None:
         """Write elements [start, start + count), of which `bad` are not finite, from the output buffer."""
@@ -311,6 +234,14 @@ def _pieces(numel: int, most: int) -> Iterator[tuple[int, int]]:
         bounds = [*(bound // _BLOCK * _BLOCK for bound in range(0, numel, step)), numel]
     for start, end in pairwise(bounds):
         yield start, end - start
+
+
+def _will_need(job: Job, start: int, count: int) -> None:
+    """Have the system read elements [start, start + count) of all inputs, as far as there are, in the background."""
+    count = min(count, job.numel - start)
+    if count > 0:
+        for x in job.inputs:
+            x.source.will_need(x.info, start * x.dtype.size, count * x.dtype.size)
 
 
 @contextmanager

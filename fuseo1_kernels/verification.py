@@ -23,6 +23,7 @@ from .checkpoint.layout import find_weights
 from .checkpoint.source import Source, open_source
 from .engine import DEFAULT_MAX_MEMORY, DEFAULT_SHARD_SIZE, Progress, divide
 from .errors import CheckpointError
+from .feed import absent_inputs, forget
 from .plan import Job, make_plan
 from .prepare import as_config, open_sources, refuse_problems
 from .streaming import TensorMerger
@@ -32,7 +33,6 @@ from .threads import resolve_threads
 CONFIG = "mergekit_config.yml"
 
 _PIECE = 4 << 20
-_READ_AHEAD = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -164,13 +164,14 @@ def _check_tensors(
     def check(info: TensorInfo) -> str | None:
         if not hasattr(buffers, "piece"):
             buffers.piece = Buffer(_PIECE)
-        digest = xxhash.xxh3_128()
+        digest, cached = xxhash.xxh3_128(), model.is_cached(info)
         for start in range(0, info.nbytes, _PIECE):
             view = buffers.piece.view[: min(_PIECE, info.nbytes - start)]
-            model.will_need(info, start + _PIECE, _READ_AHEAD if start == 0 else _PIECE)
             model.read_into(info, start, view)
             digest.update(view)
             advance(view.nbytes)
+        if not cached:
+            model.forget(info)
         if digest.hexdigest() == recorded[info.name].get("checksum"):
             return None
         return f"{info.file}: tensor {info.name!r} differs from what was written"
@@ -229,7 +230,9 @@ def _recompute(
         )
         try:
             for job in jobs:
+                absent = absent_inputs([job])
                 merger.merge(job)
+                forget(absent)
         finally:
             if progress:
                 progress.close()

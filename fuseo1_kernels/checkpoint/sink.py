@@ -161,7 +161,7 @@ class Sink:
             )
         try:
             for file in self._files.values():
-                os.fsync(file.fd)
+                file.sync()
             self._close_files()
             self._open_partial.publish(self._overwrite)
         except OSError as error:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,12 +15,21 @@ from ..errors import CheckpointError
 from .header import Header, TensorInfo, read_header
 from .hub import resolve
 from .identity import FileIdentity
+from .intervals import Intervals
 from .json_file import read_object
 from .layout import CONFIG, FORMATS, check_shard, find_weights
-from .page_cache import drop, is_cached, past_cache_flag, will_need
+from .page_cache import drop, is_cached, read_ahead, will_need
 
-# Places in a tensor at which the page cache is asked, less one.
-_PROBES = 4
+# The page cache's largest folio.
+_FOLIO = 2 << 20
+
+
+@dataclass(frozen=True)
+class _OpenFile:
+    """A file's descriptor, and one for what is read from begin to end: the kernel keeps its place in both."""
+
+    fd: int
+    sequential: int
 
 
 class Source:
@@ -42,8 +53,8 @@ class Source:
         self.tensors = tensors
         self.config = config
         self.files = files
-        # By file: its descriptor, and the flag of reads past the page cache.
-        self._open_files: dict[Path, tuple[int, int]] = {}
+        self._open_files: dict[Path, _OpenFile] = {}
+        self._forgotten: dict[Path, Intervals] = {}
         self._lock = threading.Lock()
 
     @property
@@ -55,21 +66,19 @@ class Source:
     def read_into(self, info: TensorInfo, start: int, view: memoryview) -> None:
         """Fill `view` with the bytes [start, start + view.nbytes) of the tensor `info`.
 
-        `view` is writable and C-contiguous. What was not in the system's page cache does not enter it,
-        where the system knows how. Raises CheckpointError if the file changed since its header was read
-        or cannot be read.
+        `view` is writable and C-contiguous. Raises CheckpointError if the file changed since its header
+        was read or cannot be read.
         """
         check_range(info, start, view)
         if view.nbytes == 0:
             return
-        fd, past_cache = self._open(info.file)
-        begin = info.offset + start
+        fd, begin = self._open(info.file).sequential, info.offset + start
         with view.cast("B") as data:
             done = 0
             # One call moves at most 2,147,479,552 bytes, and may move fewer.
             while done < data.nbytes:
                 try:
-                    count = os.preadv(fd, [data[done:]], begin + done, past_cache)
+                    count = os.preadv(fd, [data[done:]], begin + done)
                 except OSError as error:
                     raise unreadable(info, error.errno or 0) from error
                 if count == 0:
@@ -78,36 +87,48 @@ class Source:
 
     def place(self, info: TensorInfo) -> tuple[int, int]:
         """Return the open file and the byte in it at which the tensor begins, for reads by others."""
-        return self._open(info.file)[0], info.offset
+        return self._open(info.file).fd, info.offset
 
     def is_cached(self, info: TensorInfo) -> bool:
-        """Whether the tensor seems to lie in the system's page cache, going by a few of its bytes."""
-        fd, last = self._open(info.file)[0], max(info.nbytes - 1, 0)
-        return all(is_cached(fd, info.offset + last * i // _PROBES) for i in range(_PROBES + 1))
+        """Whether the tensor lies in the system's page cache, as far as the system tells."""
+        return is_cached(self._open(info.file).fd, info.offset, info.nbytes)
 
     def check_unchanged(self, file: Path) -> None:
         """Raise CheckpointError if `file` changed since its header was read.
 
         Called after a tensor was read, it says that all of its bytes are of that one version.
         """
-        if FileIdentity.of(os.fstat(self._open(file)[0])) != self.files[file]:
+        if FileIdentity.of(os.fstat(self._open(file).fd)) != self.files[file]:
             raise _changed(file)
 
-    def will_need(self, info: TensorInfo, start: int, nbytes: int, *, again: bool = False) -> None:
-        """Have the system read these bytes in the background, unless reads go past its page cache."""
-        fd, past_cache = self._open(info.file)
-        if again or not past_cache:
-            will_need(fd, info.offset + start, min(nbytes, info.nbytes - start))
+    def read_ahead(self, info: TensorInfo, start: int, nbytes: int) -> None:
+        """Bring these bytes, as far as the tensor has them, into the page cache; raises OSError."""
+        nbytes = min(nbytes, info.nbytes - start)
+        read_ahead(self._open(info.file).sequential, info.offset + start, nbytes)
 
-    def forget(self, info: TensorInfo) -> None:
-        """Take the tensor out of the system's page cache."""
-        drop(self._open(info.file)[0], info.offset, info.nbytes)
+    def will_need(self, info: TensorInfo, start: int, nbytes: int) -> None:
+        """Have the system read these bytes, as far as the tensor has them, in the background."""
+        will_need(self._open(info.file).fd, info.offset + start, min(nbytes, info.nbytes - start))
+
+    def forget(self, info: TensorInfo, start: int = 0, nbytes: int | None = None) -> None:
+        """Take these bytes of the tensor, to its end by default, out of the system's page cache.
+
+        A folio that other tensors have a part of goes when all of those it touches were forgotten.
+        """
+        begin = info.offset + start
+        end = info.offset + (info.nbytes if nbytes is None else min(start + nbytes, info.nbytes))
+        with self._lock:
+            around = self._forgotten.setdefault(info.file, Intervals()).add(begin, end)
+        begin, end = max(around[0], begin - _FOLIO), min(around[1], end + _FOLIO)
+        drop(self._open(info.file).fd, begin, end - begin)
 
     def close(self) -> None:
         """Give the files back; harmless when repeated."""
         with self._lock:
             while self._open_files:
-                os.close(self._open_files.popitem()[1][0])
+                _, file = self._open_files.popitem()
+                os.close(file.fd)
+                os.close(file.sequential)
 
     def __enter__(self) -> Source:
         return self
@@ -120,18 +141,27 @@ class Source:
     ) -> None:
         self.close()
 
-    def _open(self, file: Path) -> tuple[int, int]:
+    def _open(self, file: Path) -> _OpenFile:
         with self._lock:
             if file not in self._open_files:
-                try:
-                    fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-                except OSError as error:
-                    raise CheckpointError(f"{file}: cannot be opened ({error.strerror})") from error
-                if FileIdentity.of(os.fstat(fd)) != self.files[file]:
-                    os.close(fd)
-                    raise _changed(file)
-                self._open_files[file] = fd, past_cache_flag(fd)
+                with ExitStack() as opened:
+                    fd = _open_for_reading(file, opened)
+                    if FileIdentity.of(os.fstat(fd)) != self.files[file]:
+                        raise _changed(file)
+                    sequential = _open_for_reading(file, opened)
+                    os.posix_fadvise(sequential, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+                    self._open_files[file] = _OpenFile(fd, sequential)
+                    opened.pop_all()
             return self._open_files[file]
+
+
+def _open_for_reading(file: Path, opened: ExitStack) -> int:
+    try:
+        fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be opened ({error.strerror})") from error
+    opened.callback(os.close, fd)
+    return fd
 
 
 def unreadable(info: TensorInfo, number: int) -> CheckpointError:

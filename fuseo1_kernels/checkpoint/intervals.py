@@ -1,0 +1,18 @@
+"""Intervals of a file that grow together."""
+
+from __future__ import annotations
+
+
+class Intervals:
+    """Disjoint intervals [begin, end); those that touch are one."""
+
+    def __init__(self) -> None:
+        self._end_of: dict[int, int] = {}
+        self._begin_of: dict[int, int] = {}
+
+    def add(self, begin: int, end: int) -> tuple[int, int]:
+        """Add [begin, end), which overlaps none, and return the interval that it is part of now."""
+        begin = self._begin_of.pop(begin, begin)
+        end = self._end_of.pop(end, end)
+        self._end_of[begin], self._begin_of[end] = end, begin
+        return begin, end

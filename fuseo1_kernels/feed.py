@@ -1,0 +1,161 @@
+"""Brings what is merged next into the page cache, and takes it out again when it is merged."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Container, Sequence
+
+from .errors import CheckpointError
+from .plan import Input, Job
+from .schedule import Unit
+
+#: Threads that read ahead (docs/storage.md).
+READERS = 2
+#: Bytes of inputs that wait in the page cache for a worker, at most, if they are more than one unit's.
+READ_AHEAD = 256 << 20
+
+# Read between two looks at whether to go on.
+_STEP = 16 << 20
+
+
+def absent_inputs(jobs: Sequence[Job]) -> list[Input]:
+    """The inputs that are not in the page cache."""
+    return [x for job in jobs for x in job.inputs if not x.source.is_cached(x.info)]
+
+
+def forget(inputs: Sequence[Input]) -> None:
+    """Take them out of the page cache."""
+    for x in inputs:
+        x.source.forget(x.info)
+
+
+class Portion:
+    """A unit, and what of its inputs is to be brought into the page cache and taken out again.
+
+    `direct` says that it is more than there is room for: the worker reads, and drops, piece by piece.
+    """
+
+    def __init__(self, unit: Unit, room: int, skipped: Container[str]) -> None:
+        self.jobs = unit.jobs
+        self.input_bytes = unit.input_bytes
+        self.absent = absent_inputs([job for job in unit.jobs if job.name not in skipped])
+        self.direct = bool(self.absent) and unit.input_bytes > room
+        self.unread: deque[list[Input]] = deque()
+        if self.absent and not self.direct:
+            by_model: dict[int, list[Input]] = {}
+            for x in self.absent:
+                by_model.setdefault(id(x.source), []).append(x)
+            self.unread.extend(by_model.values())
+        self.pending = len(self.unread)
+        self.begun = self.taken = False
+
+    @property
+    def fed(self) -> bool:
+        """Whether readers bring it."""
+        return bool(self.absent) and not self.direct
+
+
+class Feed:
+    """Hands units to workers in order, each when its inputs are in the page cache.
+
+    Every tensor is read twice, for survey and fuse. The page cache holds it in between, rather than memory
+    of ours: nothing must fit, and where memory is short the system reads again. `room` bounds the bytes
+    that are there because of us. Tensors named in `skipped` are not read ahead. `read` is the work of a
+    reader, of which there may be any number.
+    """
+
+    def __init__(
+        self, units: Sequence[Unit], workers: int, room: int, skipped: Container[str] = ()
+    ) -> None:
+        # Asked before anything is read: later the answer would be about what was read ahead.
+        self._untaken = deque(Portion(unit, room, skipped) for unit in units)
+        self._unread = deque(portion for portion in self._untaken if portion.fed)
+        self._room = room
+        self._ahead = self._held = 0
+        self._working = workers
+        self._closed = False
+        self._changed = threading.Condition()
+
+    @property
+    def readers(self) -> int:
+        """How many readers there is work for."""
+        return min(READERS, len(self._unread))
+
+    @property
+    def working(self) -> int:
+        """How many workers have not seen the end yet."""
+        return self._working
+
+    def take(self) -> Portion | None:
+        """Wait for the next unit; None: there are no more, and the worker is done."""
+        with self._changed:
+            if not self._untaken or self._closed:
+                self._working -= 1
+                return None
+            portion = self._untaken.popleft()
+            portion.taken = True
+            if portion.begun:
+                self._ahead -= portion.input_bytes
+                self._changed.notify_all()
+            self._changed.wait_for(lambda: portion.pending == 0 or self._closed)
+            return portion
+
+    def done(self, portion: Portion) -> None:
+        """Take what was brought for a unit out of the page cache again."""
+        forget(portion.absent)
+        if portion.fed:
+            with self._changed:
+                self._held -= portion.input_bytes
+                self._changed.notify_all()
+
+    def read(self) -> None:
+        """Read ahead until there is no more, or `close` is called."""
+        while (next_inputs := self._next_inputs()) is not None:
+            portion, inputs = next_inputs
+            for x in inputs:
+                self._bring(x)
+            with self._changed:
+                portion.pending -= 1
+                self._changed.notify_all()
+
+    def close(self) -> None:
+        """Have everyone who waits give up."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _next_inputs(self) -> tuple[Portion, list[Input]] | None:
+        """What one model has of the next unit, when there is room for the unit."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._closed or not self._unread or self._has_room(self._unread[0])
+            )
+            if self._closed or not self._unread:
+                return None
+            portion = self._unread[0]
+            if not portion.begun:
+                portion.begun = True
+                self._held += portion.input_bytes
+                self._ahead += 0 if portion.taken else portion.input_bytes
+            inputs = portion.unread.popleft()
+            if not portion.unread:
+                self._unread.popleft()
+            return portion, inputs
+
+    def _has_room(self, portion: Portion) -> bool:
+        if portion.begun:
+            return True
+        ahead = self._ahead + portion.input_bytes
+        return self._held + portion.input_bytes <= self._room and (
+            portion.taken or self._ahead == 0 or ahead <= READ_AHEAD
+        )
+
+    def _bring(self, x: Input) -> None:
+        try:
+            for start in range(0, x.info.nbytes, _STEP):
+                if self._closed:
+                    return
+                x.source.read_ahead(x.info, start, _STEP)
+        except (OSError, CheckpointError):
+            """It is told by the worker, who reads it too."""
