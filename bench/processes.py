@@ -39,6 +39,10 @@ class Run:
     resident: int
 
 
+# As an installed package is: compiled once, whatever the shell of whoever works on this says.
+_USUAL = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+
 def run(
     command: Sequence[str], *, every: float = SELDOM, environment: Mapping[str, str] | None = None
 ) -> Run:
@@ -49,7 +53,7 @@ def run(
             command,
             stdout=said,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **(environment or {})},
+            env={**_USUAL, **(environment or {})},
         )
         watch = _MemoryWatch(process.pid, every)
         code = process.wait()

@@ -11,7 +11,12 @@ from typing import ClassVar
 
 import torch
 
+from fuseo1_kernels.checkpoint.page_cache import WriteBehind
+
 UNIT = 8 << 20
+#: As tensors are: neither pages nor folios.
+_UNALIGNED = 7_716_416
+_FOLIO = 2 << 20
 #: How far ahead of the readers pages are asked for, in rounds of 8 MiB of every file, and in what steps.
 _AHEAD = 2
 _STEP = 512 << 10
@@ -26,21 +31,23 @@ class Reads:
     name: ClassVar[str] = "pread 8 MiB"
     flags: ClassVar[int] = 0
     open_flags: ClassVar[int] = 0
+    unit: ClassVar[int] = UNIT
 
     def __init__(self, files: Sequence[Path]) -> None:
         self.sizes = [file.stat().st_size for file in files]
         self.descriptors = [os.open(file, os.O_RDONLY | self.open_flags) for file in files]
-        self.rounds = -(-max(self.sizes) // UNIT)
+        self.rounds = -(-max(self.sizes) // self.unit)
         self.units = self.rounds * len(files)
 
     def read(self, number: int, piece: memoryview) -> None:
         """Read unit `number` into `piece`."""
         turn, file = divmod(number, len(self.descriptors))
-        start, end = turn * UNIT, min((turn + 1) * UNIT, self.sizes[file])
+        start, end = turn * self.unit, min((turn + 1) * self.unit, self.sizes[file])
+        begin = start
         while start < end:
             # O_DIRECT wants whole blocks; at the end of a file there is less than was asked for.
-            at = start - turn * UNIT
-            start += os.preadv(self.descriptors[file], [piece[at:]], start, self.flags)
+            at = start - begin
+            start += os.preadv(self.descriptors[file], [piece[at : self.unit]], start, self.flags)
 
     def close(self) -> None:
         """Let go of the files."""
@@ -85,6 +92,38 @@ class ReadsUncached(Reads):
 
     name = "preadv2 8 MiB, RWF_DONTCACHE"
     flags = _RWF_DONTCACHE
+
+
+class ReadsUncachedUnaligned(ReadsUncached):
+    """The same in pieces whose ends cut pages and folios."""
+
+    name = "preadv2 7.7 MB, RWF_DONTCACHE"
+    unit = _UNALIGNED
+
+
+class ReadsAway(Reads):
+    """To /dev/null, without a copy; pages are dropped behind it, a folio's first part with its last."""
+
+    name = "sendfile 7.7 MB, dropped"
+    unit = _UNALIGNED
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        super().__init__(files)
+        self.nowhere = os.open(os.devnull, os.O_WRONLY)
+
+    def read(self, number: int, piece: memoryview) -> None:
+        turn, file = divmod(number, len(self.descriptors))
+        begin, end = turn * self.unit, min((turn + 1) * self.unit, self.sizes[file])
+        start, descriptor = begin, self.descriptors[file]
+        while start < end:
+            start += os.sendfile(self.nowhere, descriptor, start, end - start)
+        if begin < end:
+            begin = max(0, begin - _FOLIO)
+            os.posix_fadvise(descriptor, begin, end - begin, os.POSIX_FADV_DONTNEED)
+
+    def close(self) -> None:
+        os.close(self.nowhere)
+        super().close()
 
 
 class ReadsMapped(Reads):
@@ -173,6 +212,31 @@ class WritesUncached(WritesAllocated):
     flags = _RWF_DONTCACHE
 
 
+class WritesUncachedUnaligned(WritesUncached):
+    """The same with ends that cut pages: one that has left the cache is read before its other part is written."""
+
+    name = "pwritev2 1 MiB, RWF_DONTCACHE, not aligned"
+    shift = 1000
+
+    def write(self, number: int, piece: memoryview) -> None:
+        start, end = (n * self.piece + self.shift for n in (number, number + 1))
+        while start < end:
+            start += os.pwritev(self.descriptor, [piece[: end - start]], start, self.flags)
+
+
+class WritesBehind(WritesUncachedUnaligned):
+    """The engine's way: whole pages so, the pages at the ends through the cache."""
+
+    name = "the same, pages at the ends kept in the cache"
+
+    def __init__(self, file: Path, size: int) -> None:
+        super().__init__(file, size)
+        self.behind = WriteBehind(self.descriptor)
+
+    def write(self, number: int, piece: memoryview) -> None:
+        self.behind.write(piece[: self.piece], number * self.piece + self.shift)
+
+
 class WritesDirect(WritesAllocated):
     """Past the page cache."""
 
@@ -180,5 +244,22 @@ class WritesDirect(WritesAllocated):
     open_flags = os.O_DIRECT
 
 
-READS = (Reads, ReadsAhead, ReadsDirect, ReadsUncached, ReadsMapped, ReadsMappedAhead)
-WRITES = (Writes, WritesAllocated, WritesLarge, WritesUncached, WritesDirect)
+READS = (
+    Reads,
+    ReadsAhead,
+    ReadsDirect,
+    ReadsUncached,
+    ReadsUncachedUnaligned,
+    ReadsAway,
+    ReadsMapped,
+    ReadsMappedAhead,
+)
+WRITES = (
+    Writes,
+    WritesAllocated,
+    WritesLarge,
+    WritesUncached,
+    WritesUncachedUnaligned,
+    WritesBehind,
+    WritesDirect,
+)

@@ -255,7 +255,7 @@ def _run(
                         done.records[job.name] = record
                         done.resumed.add(job.name)
                     continue
-                report = merger.merge(job, portion.direct)
+                report = merger.merge(job, portion.direct_inputs(job))
                 merged[job.name] = report.record
                 with lock:
                     done.bytes_read += report.bytes_read
@@ -280,6 +280,7 @@ def _run(
             future.result()
         return done
     finally:
+        feed.forget_rest()
         if progress:
             progress.close()
 

@@ -50,6 +50,10 @@ class Portion:
         self.pending = len(self.unread)
         self.begun = self.taken = False
 
+    def direct_inputs(self, job: Job) -> list[Input]:
+        """Those of the unit's `job` for which its worker must see itself."""
+        return [x for x in job.inputs if x in self.absent] if self.direct else []
+
     @property
     def fed(self) -> bool:
         """Whether readers bring it."""
@@ -72,6 +76,7 @@ class Feed:
         self._untaken = deque(Portion(unit, room, skipped) for unit in units)
         self._unread = deque(portion for portion in self._untaken if portion.fed)
         self._room = room
+        self._brought: set[Portion] = set()
         self._ahead = self._held = 0
         self._working = workers
         self._closed = False
@@ -80,7 +85,7 @@ class Feed:
     @property
     def readers(self) -> int:
         """How many readers there is work for."""
-        return min(READERS, len(self._unread))
+        return min(READERS, sum(len(portion.unread) for portion in self._unread))
 
     @property
     def working(self) -> int:
@@ -106,6 +111,7 @@ class Feed:
         forget(portion.absent)
         if portion.fed:
             with self._changed:
+                self._brought.discard(portion)
                 self._held -= portion.input_bytes
                 self._changed.notify_all()
 
@@ -113,17 +119,24 @@ class Feed:
         """Read ahead until there is no more, or `close` is called."""
         while (next_inputs := self._next_inputs()) is not None:
             portion, inputs = next_inputs
-            for x in inputs:
-                self._bring(x)
-            with self._changed:
-                portion.pending -= 1
-                self._changed.notify_all()
+            try:
+                for x in inputs:
+                    self._bring(x)
+            finally:
+                with self._changed:
+                    portion.pending -= 1
+                    self._changed.notify_all()
 
     def close(self) -> None:
         """Have everyone who waits give up."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+
+    def forget_rest(self) -> None:
+        """Take out what was brought for nothing, when the readers and workers of a failed merge have ended."""
+        while self._brought:
+            forget(self._brought.pop().absent)
 
     def _next_inputs(self) -> tuple[Portion, list[Input]] | None:
         """What one model has of the next unit, when there is room for the unit."""
@@ -136,6 +149,7 @@ class Feed:
             portion = self._unread[0]
             if not portion.begun:
                 portion.begun = True
+                self._brought.add(portion)
                 self._held += portion.input_bytes
                 self._ahead += 0 if portion.taken else portion.input_bytes
             inputs = portion.unread.popleft()

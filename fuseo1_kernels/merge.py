@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import resource
 import signal
 import sys
 import threading
@@ -170,6 +171,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("give a config or a recipe's name (--list-recipes lists them)")
     if options.out is None and not options.dry_run:
         parser.error("give OUT, the directory of the merged model")
+    _allow_many_files()
     try:
         with _sigterm_interrupts():
             return _merge(options)
@@ -186,6 +188,12 @@ def main(argv: list[str] | None = None) -> int:
             "fuseo1-merge: error: out of memory; lower --max-memory or --threads", file=sys.stderr
         )
         return 1
+
+
+def _allow_many_files() -> None:
+    """A merge holds two descriptors for every shard of every model; shells often allow 1024, systems far more."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _merge(options: argparse.Namespace) -> int:

@@ -23,7 +23,7 @@ from .backends import (
 from .checkpoint.journal import TensorRecord
 from .checkpoint.source import unreadable
 from .errors import CheckpointError, MergeError
-from .plan import Job
+from .plan import Input, Job
 from .survey_cache import SurveyCache
 from .weights import sce_params
 
@@ -67,10 +67,10 @@ class Memory:
 
 
 def plan_memory(jobs: Sequence[Job], max_bytes: int, threads: int) -> Memory:
-    """The memory of a worker that has up to `threads` threads: at most `max_bytes`, no more than any job needs.
+    """The memory of a worker that has up to `threads` threads: at most `max_bytes`.
 
-    Most is for the survey: of the largest tensors it must hold a part in a hundred, or they are read
-    several times.
+    Most is for the survey, as far as any of `jobs` needs it: of the largest tensors it must hold a part in
+    a hundred, or they are read several times.
     """
     output = min(_CHUNK * 4, max_bytes // 4)
     read = min(_READ_BY_THREAD * threads, max_bytes // 4)
@@ -129,12 +129,12 @@ class TensorMerger:
         """The buffer for output: free between tensors."""
         return self._out.view
 
-    def merge(self, job: Job, direct: bool = False) -> TensorReport:
+    def merge(self, job: Job, direct: Sequence[Input] = ()) -> TensorReport:
         """Merge `job` and write the result; raises MergeError, naming tensor and model.
 
         Its inputs lie in the system's page cache, and are read there twice: into a core's own cache, where
-        reading all of them to memory first would send them through memory once more. `direct` says that
-        they do not: then the system is told what to read next, and drops what was read.
+        reading all of them to memory first would send them through memory once more. Those in `direct` do
+        not: of them the system is told what to read next, and drops what was read.
         """
         self._checksum, self._direct = xxhash.xxh3_128(), direct
         files = [FileRange(*x.source.place(x.info), x.dtype) for x in job.inputs]
@@ -179,7 +179,7 @@ class TensorMerger:
         if self._direct:
             starts, length = surveyor.sample_runs()
             for start in starts[:: -(-len(starts) // _MOST_RUNS) or 1]:
-                _will_need(job, start, length)
+                _will_need(self._direct, start, length)
         with _explained(job):
             surveyor.sample_files(files, _MOST_RUNS, self._in)
 
@@ -189,12 +189,11 @@ class TensorMerger:
         for start, count in _pieces(job.numel, most):
             if self._stop.is_set():
                 raise MergeError("the merge was stopped")
-            if self._direct:
-                _will_need(job, start + ahead if start else 0, count if start else ahead + count)
+            wanted = (start + ahead, count) if start else (0, ahead + count)
+            _will_need(self._direct, *wanted)
             yield start, count
-            if self._direct:
-                for x in job.inputs:
-                    x.source.forget(x.info, start * x.dtype.size, count * x.dtype.size)
+            for x in self._direct:
+                x.source.drop(x.info, start * x.dtype.size, count * x.dtype.size)
 
     def _settle(self, job: Job, survey: SurveyResult) -> FuseParams:
         """What the survey means for the fuse, unless it found what must not be merged."""
@@ -236,12 +235,10 @@ def _pieces(numel: int, most: int) -> Iterator[tuple[int, int]]:
         yield start, end - start
 
 
-def _will_need(job: Job, start: int, count: int) -> None:
-    """Have the system read elements [start, start + count) of all inputs, as far as there are, in the background."""
-    count = min(count, job.numel - start)
-    if count > 0:
-        for x in job.inputs:
-            x.source.will_need(x.info, start * x.dtype.size, count * x.dtype.size)
+def _will_need(inputs: Sequence[Input], start: int, count: int) -> None:
+    """Have the system read elements [start, start + count), as far as there are, in the background."""
+    for x in inputs:
+        x.source.will_need(x.info, start * x.dtype.size, count * x.dtype.size)
 
 
 @contextmanager

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from checkpoint_files import tree
 from forked import Child, Ended, Forks, Sabotage
 from models import Family, State, done, make_family, tuned, write_model
 from tensors import BF16
 
+from fuseo1_kernels.checkpoint.header import TensorInfo
+from fuseo1_kernels.checkpoint.source import Source
+
 #: Three shards of the small family, one tensor after the other.
 ARGV = ("--json", "--quiet", "--threads", "1", "--shard-size", "300")
 
-#: Memory with which the large family's largest tensor is read in chunks.
+#: Memory with which the large family's largest tensor is written in several chunks.
 CHUNKED = ("--json", "--quiet", "--threads", "2", "--max-memory", "13MiB")
 
 TENSORS = 6
@@ -29,13 +35,13 @@ Tree = dict[str, bytes | None]
 
 
 def small_family(home: Path, **writing: Any) -> Family:
-    """Six tensors, the models in two files each."""
-    shapes = {"embed": (8, 16), "a": (300,), "b": (7, 5), "c": (129,), "d": (1,), "norm": (16,)}
+    """Six tensors, the models in two files each; `a` alone has a page that it shares with nothing."""
+    shapes = {"embed": (8, 16), "a": (5000,), "b": (32, 4), "c": (129,), "d": (1,), "norm": (16,)}
     return _family(home, shapes, shards=2, **writing)
 
 
 def large_family(home: Path, **writing: Any) -> Family:
-    """Six tensors again, of which one is too large to be held."""
+    """Six tensors again, of which one is surveyed and written in chunks."""
     shapes = {"w": (3840, 1024), **dict.fromkeys("abcde", (256, 256))}
     return _family(home, shapes, **writing)
 
@@ -76,6 +82,20 @@ def journaled(out: Path) -> int:
         with suppress(ValueError):  # a line that was torn, and ended by the next run
             records.append(json.loads(line.partition(b" ")[2]))
     return len({name for record in records for name in record.get("tensors", {})})
+
+
+@contextmanager
+def unreadable(file: Path, tensor: str) -> Iterator[None]:
+    """EIO for every read by a kernel of a tensor in `file`: it reads this process's memory, where there is none."""
+    real, memory = Source.place, os.open("/proc/self/mem", os.O_RDONLY)
+
+    def place(self: Source, info: TensorInfo) -> tuple[int, int]:
+        return (memory, 1 << 60) if (info.file, info.name) == (file, tensor) else real(self, info)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Source, "place", place)
+        yield
+    os.close(memory)
 
 
 class Place:

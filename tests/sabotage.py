@@ -38,7 +38,7 @@ def count(nth: int = 0, action: str = "kill", number: int = signal.SIGKILL, fifo
                     for flags in (os.O_WRONLY, os.O_RDONLY):
                         os.close(os.open(fifo, flags))
                     return real(*args, **keywords)
-                if action == "tear" and name in ("write", "pwritev"):
+                if action == "tear" and name in ("write", "pwrite", "pwritev"):
                     real(args[0], _half(args[1]), *args[2:])
                 os.kill(os.getpid(), number)
             return real(*args, **keywords)
@@ -154,35 +154,54 @@ def no_sync() -> None:
     os.fsync = lambda _fd: None
 
 
-def slowly(rate: float, fsync: float) -> None:
-    """A slow disk (bytes a second, seconds an fsync): spreads a small merge over a time in which it is hit."""
+def slowly(rate: float, latency: float) -> None:
+    """A slow disk (bytes a second, seconds a call): spreads a small merge over a time in which it is hit.
 
-    def read(_fd: int, views: Sequence[Any], *_: int) -> None:
-        if len(views[0]) >= 4096:  # samples are many, and small
-            time.sleep(len(views[0]) / rate)
+    Nothing is in the page cache, and the kernels' reads from there are as slow as the readers' from the disk.
+    """
+    from fuseo1_kernels.backends.cpu import CpuBackend, CpuSurveyor
+    from fuseo1_kernels.checkpoint.source import Source
 
-    _around("preadv", read)
-    _around("fsync", lambda _fd: time.sleep(fsync))
+    def wait(nbytes: int) -> None:
+        time.sleep(latency + nbytes / rate)
+
+    def sendfile(out: int, fd: int, offset: int, count: int) -> int:
+        count = min(count, 1 << 20)
+        wait(count)
+        return real(out, fd, offset, count)
+
+    def survey(_surveyor: Any, files: Sequence[Any], _start: int, count: int, *_: Any) -> None:
+        wait(count * sum(f.dtype.size for f in files))
+
+    def fuse(_backend: Any, files: Sequence[Any], _params: Any, out: Any, *_: Any) -> None:
+        wait(out.numel * sum(f.dtype.size for f in files))
+
+    real = os.sendfile
+    os.sendfile = sendfile  # type: ignore[assignment]
+    Source.is_cached = lambda self, info: False  # type: ignore[method-assign]
+    _around(CpuSurveyor, "update_files", survey)
+    _around(CpuBackend, "fuse_files", fuse)
+    _around(os, "fsync", lambda _fd: time.sleep(latency))
 
 
 def change(file: str, how: str, at: int) -> None:
-    """Do something to the model file `file` just before the `at`-th read (from 1) of it, samples left aside."""
+    """Do something to the model file `file` just before the reference backend's `at`-th read (from 1) of it."""
     from fuseo1_kernels.checkpoint.source import Source
 
     path, reads = Path(file), 0
-    # What is in the page cache the kernels read themselves, unseen here.
+    # So that readers have their part in it.
     Source.is_cached = lambda self, info: False  # type: ignore[method-assign]
 
-    def tamper(fd: int, views: Any, *_: int) -> None:
+    def tamper(fd: int, *_: Any) -> None:
         nonlocal reads
-        if len(views[0]) < 4096 or not os.path.samestat(os.fstat(fd), before):
+        if not os.path.samestat(os.fstat(fd), before):
             return
         reads += 1
         if reads == at:
             CHANGES[how](path)
 
     before = path.stat()
-    _around("preadv", tamper)
+    _around(os, "preadv", tamper)
 
 
 def change_early(file: str, how: str) -> None:
@@ -237,11 +256,11 @@ CHANGES = {
 }
 
 
-def _around(name: str, before: Callable[..., None]) -> None:
-    real = getattr(os, name)
+def _around(holder: Any, name: str, before: Callable[..., None]) -> None:
+    real = getattr(holder, name)
 
     def call(*args: Any) -> Any:
         before(*args)
         return real(*args)
 
-    setattr(os, name, call)
+    setattr(holder, name, call)

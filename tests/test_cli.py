@@ -36,6 +36,7 @@ from models import (
 from test_recipes import PUBLISHED
 
 from fuseo1_kernels import __version__
+from fuseo1_kernels.checkpoint.source import Source
 from fuseo1_kernels.merge import make_parser, parse_size
 
 MERGE = ("-m", "fuseo1_kernels.merge")
@@ -289,7 +290,9 @@ def test_dry_run_reads_and_writes_nothing(family: Family, monkeypatch: pytest.Mo
     def read(*_: object) -> int:
         raise AssertionError("tensor data is read")
 
-    monkeypatch.setattr(os, "preadv", read)
+    for way in ("preadv", "sendfile", "posix_fadvise"):
+        monkeypatch.setattr(os, way, read)
+    monkeypatch.setattr(Source, "place", read)  # where the kernels read
     for out in ([], [family.out]):
         result = done(family.config, *out, "--dry-run", "--shard-size", "30KB")
         assert snapshot(family.home) == before
@@ -307,7 +310,8 @@ def test_dry_run_says_what_the_merge_then_does(family: Family) -> None:
         assert planned[key] == said[key]
     assert planned["problems"] == []
     assert planned["dtype"] == "bfloat16"
-    assert planned["bytes_to_read"] == said["bytes_read"]
+    # From storage once; by survey and fuse, which every tensor needs, twice.
+    assert 2 * planned["bytes_to_read"] == said["bytes_read"]
     written = sum(f.stat().st_size for f in family.out.glob("*.safetensors"))
     assert planned["bytes_to_write"] == written
     assert 0 < planned["peak_memory"] <= 512 << 20

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from interrupted import (
     partial_of,
     small_family,
     undisturbed,
+    unreadable,
 )
 from models import Family, environment, make_family, merge_json, run
 from mounts import in_mount
@@ -33,6 +35,8 @@ from fuseo1_kernels import schedule
 from fuseo1_kernels.checkpoint.source import Source
 
 ONE_THREAD = (*CHUNKED, "--threads", "1")
+#: Every read by a kernel is an `os.preadv`, and what is merged has the same bytes.
+WATCHED = (*ONE_THREAD, "--backend", "reference")
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +48,7 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
 
 @pytest.fixture(autouse=True)
 def not_cached(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests watch `os.preadv`; what is in the page cache the kernels read themselves (test_streaming.py)."""
+    """Readers have their part in every merge here."""
     monkeypatch.setattr(Source, "is_cached", lambda self, info: False)
 
 
@@ -59,36 +63,26 @@ def one_error(code: int, err: str, *words: object) -> None:
 # --- reading fails -----------------------------------------------------------------------
 
 
-def fail_reads(
-    monkeypatch: pytest.MonkeyPatch, file: Path, hits: Callable[[int, int], bool]
-) -> None:
-    """EIO for the reads of tensor data from `file` for which `hits(offset, nbytes)`."""
-    real = os.preadv
-
-    def preadv(fd: int, views: list[memoryview], offset: int, *flags: int) -> int:
-        if os.path.samestat(os.fstat(fd), status) and hits(offset, len(views[0])):
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return real(fd, views, offset, *flags)
-
-    status = file.stat()
-    monkeypatch.setattr(os, "preadv", preadv)
-
-
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("model", [0, 2])
 @pytest.mark.parametrize("tensor", ["w", "a", "d"])
 def test_a_tensor_that_cannot_be_read(
-    tensor: str, model: int, threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tensor: str,
+    model: int,
+    threads: int,
+    backend: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """`w` is merged first, and sampled; `a` and `d` come later."""
+    """`w` is merged first, and sampled by the kernels in C++; `a` and `d` come later."""
     monkeypatch.setattr(schedule, "_BATCH", 1)
     family = large_family(tmp_path)
+    family.configure(parameters={"select_topk": 0.1})
     expected = undisturbed(family, *CHUNKED)
     file = (family.target(model) if model else family.base) / "model.safetensors"
-    begin, end = span(file, f"model.{tensor}.weight")
-    argv = (family.config, family.out, *CHUNKED, "--threads", threads)
-    with monkeypatch.context() as patch:
-        fail_reads(patch, file, lambda offset, nbytes: begin <= offset < end)
+    argv = (family.config, family.out, *CHUNKED, "--threads", threads, "--backend", backend)
+    with unreadable(file, f"model.{tensor}.weight"):
         failed = run(*argv)
     one_error(failed.code, failed.err, file, f"'model.{tensor}.weight'", "Input/output error")
     assert not family.out.exists()
@@ -108,21 +102,35 @@ def span(file: Path, tensor: str) -> tuple[int, int]:
     return start + begin, start + end
 
 
+@pytest.mark.parametrize("time", [1, 2], ids=["survey", "fuse"])
 def test_the_second_half_of_a_tensor_cannot_be_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    time: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """When what comes before was read, and in the fuse written, too."""
     family = large_family(tmp_path)
     family.configure(parameters={"select_topk": 0.1})
+    expected = undisturbed(family, *ONE_THREAD)
     file = family.target(1) / "model.safetensors"
     begin, end = span(file, "model.w.weight")
-    fail_reads(
-        monkeypatch,
-        file,
-        lambda offset, nbytes: (begin + end) / 2 < offset + nbytes and nbytes >= 4096,
-    )
-    failed = run(family.config, family.out, *ONE_THREAD)
+    real = os.preadv
+    offsets: list[int] = []
+
+    def preadv(fd: int, views: list[memoryview], offset: int) -> int:
+        if os.path.samestat(os.fstat(fd), status):
+            offsets.append(offset)
+            if offsets.count(begin) == time and (begin + end) / 2 < offset + len(views[0]):
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(fd, views, offset)
+
+    status = file.stat()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "preadv", preadv)
+        failed = run(family.config, family.out, *WATCHED)
     one_error(failed.code, failed.err, file, "'model.w.weight'", "Input/output error")
-    assert not family.out.exists()
+    assert begin < offsets[-1] < end
+    assert not family.out.parent.exists()
+    assert merge_json(family.config, family.out, *WATCHED)["resumed"] == 0
+    assert alone(family.out) == expected
 
 
 # --- models that change ------------------------------------------------------------------
@@ -139,52 +147,75 @@ def weights_of(model: Path) -> Path:
     return file
 
 
+@dataclass(frozen=True)
+class Reads:
+    """In how many reads of a file the large tensor is surveyed and fused; each of the others takes two."""
+
+    survey: int
+    fuse: int
+
+    @property
+    def large(self) -> int:
+        return self.survey + self.fuse
+
+    @property
+    def all(self) -> int:
+        return self.large + 2 * (TENSORS - 1)
+
+    def complete(self, at: int) -> int:
+        """How many tensors are complete before the `at`-th read (from 1)."""
+        return (at - self.large + 1) // 2 if at > self.large else 0
+
+
 @pytest.fixture(scope="module")
-def chunks(tmp_path_factory: pytest.TempPathFactory) -> int:
-    """In how many reads the large tensor is read once."""
+def reads(tmp_path_factory: pytest.TempPathFactory) -> Reads:
     family = large_family(tmp_path_factory.mktemp("counted"))
-    real, reads = os.preadv, []
+    real = os.preadv
+    offsets: list[int] = []
 
-    def preadv(fd: int, views: list[memoryview], offset: int, *flags: int) -> int:
-        if len(views[0]) >= 4096 and os.path.samestat(os.fstat(fd), status):
-            reads.append(offset)
-        return real(fd, views, offset, *flags)
+    def preadv(fd: int, views: list[memoryview], offset: int) -> int:
+        if os.path.samestat(os.fstat(fd), status):
+            offsets.append(offset)
+        return real(fd, views, offset)
 
-    status = (family.base / "model.safetensors").stat()
+    file = family.base / "model.safetensors"
+    status, (begin, end) = file.stat(), span(file, "model.w.weight")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "preadv", preadv)
-        patch.setattr(Source, "is_cached", lambda self, info: False)
-        undisturbed(family, *ONE_THREAD)
-    found = (len(reads) - (TENSORS - 1)) // 2
-    assert found >= 2 and len(reads) == 2 * found + TENSORS - 1
+        undisturbed(family, *WATCHED)
+    survey, large = offsets.index(begin, 1), sum(begin <= offset < end for offset in offsets)
+    found = Reads(survey, large - survey)
+    assert found.survey > 2 and found.fuse > 2 and len(offsets) == found.all
+    assert all(begin <= offset < end for offset in offsets[:large])
     return found
 
 
-#: The read (from 1) before which a model changes, given in how many the large tensor is read once.
-READS: dict[str, Callable[[int], int]] = {
-    "the first": lambda chunks: 1,
-    "in the survey": lambda chunks: 2,
-    "between survey and fuse": lambda chunks: chunks + 1,
-    "in the fuse": lambda chunks: 2 * chunks,
-    "the second tensor": lambda chunks: 2 * chunks + 1,
-    "the last": lambda chunks: 2 * chunks + TENSORS - 1,
+#: The read (from 1) before which a model changes.
+TIMES: dict[str, Callable[[Reads], int]] = {
+    "the first": lambda reads: 1,
+    "in the survey": lambda reads: 2,
+    "between survey and fuse": lambda reads: reads.survey + 1,
+    "in the fuse": lambda reads: reads.large,
+    "the second tensor": lambda reads: reads.large + 1,
+    "the second tensor's fuse": lambda reads: reads.large + 2,
+    "the last": lambda reads: reads.all,
 }
 
 
-@pytest.mark.parametrize("when", READS)
+@pytest.mark.parametrize("when", TIMES)
 @pytest.mark.parametrize("how", ["shrinks", "grows", "is rewritten"])
 def test_a_model_that_changes(
-    how: str, when: str, chunks: int, torch_bin: bool, forks: Forks, tmp_path: Path
+    how: str, when: str, reads: Reads, torch_bin: bool, forks: Forks, tmp_path: Path
 ) -> None:
     family = large_family(tmp_path, torch_bin=torch_bin)
     file = weights_of(family.target(1))
-    before, at = file.read_bytes(), READS[when](chunks)
-    argv = (family.config, family.out, *ONE_THREAD)
+    before, at = file.read_bytes(), TIMES[when](reads)
+    argv = (family.config, family.out, *WATCHED)
     ended = forks.run(*argv, sabotage=[("one_by_one",), ("change", str(file), how, at)])
     assert file.read_bytes() != before
     one_error(ended.code, ended.err, file, "shrank" if "shrank" in ended.err else "changed since")
     assert not family.out.exists()
-    complete = max(0, at - 2 * chunks)
+    complete = reads.complete(at)
     assert journaled(family.out) == complete
     if how != "is rewritten":
         return
@@ -196,18 +227,18 @@ def test_a_model_that_changes(
     assert alone(family.out) == undisturbed(family, *ONE_THREAD)
 
 
-@pytest.mark.parametrize("when", [*READS][:4])
+@pytest.mark.parametrize("when", [*TIMES][:4])
 @pytest.mark.parametrize("how", ["is replaced", "is removed"])
 def test_a_model_that_is_replaced(
-    how: str, when: str, chunks: int, torch_bin: bool, forks: Forks, tmp_path: Path
+    how: str, when: str, reads: Reads, torch_bin: bool, forks: Forks, tmp_path: Path
 ) -> None:
     """The file that is open stays what it was: the result is the old model's, all of it."""
     family = large_family(tmp_path, torch_bin=torch_bin)
     expected = undisturbed(family, *ONE_THREAD)
     file = weights_of(family.target(1))
     before = file.read_bytes()
-    argv = (family.config, family.out, *ONE_THREAD)
-    ended = forks.run(*argv, sabotage=[("change", str(file), how, READS[when](chunks))])
+    argv = (family.config, family.out, *WATCHED)
+    ended = forks.run(*argv, sabotage=[("change", str(file), how, TIMES[when](reads))])
     assert not file.exists() or file.read_bytes() != before
     assert ended.code == 0, ended
     # But for the checksum of what the merge depends on, which has times and inodes.
@@ -246,7 +277,7 @@ def test_all_is_synced_before_it_is_published(way: str, forks: Forks, tmp_path: 
         return max(i for i, call in enumerate(calls) if call in {f"{n} {path}" for n in names})
 
     for name in place.expected:
-        written = last(model / name, "open", "pwritev")
+        written = last(model / name, "open", "pwrite", "pwritev")
         assert written < last(model / name, "fsync") < steps[0], name
         assert written < last(model, "fsync") < steps[0]
     journal = partial / "journal"

@@ -99,7 +99,7 @@ def test_signals_at_random_times(forks: Forks, tmp_path: Path, fifo: Path) -> No
     rng = random.Random(SEED)
     family = large_family(tmp_path)
     expected = undisturbed(family, *CHUNKED)
-    slow = [("one_by_one",), ("slowly", 3e7, 0.01), ("announce", str(fifo))]
+    slow = [("one_by_one",), ("slowly", 6e7, 0.02), ("announce", str(fifo))]
 
     def start(number: int) -> tuple[Place, float]:
         place = Place(forks, family, f"random {number}", "new", expected, CHUNKED)
@@ -135,14 +135,13 @@ def test_a_merge_stops_at_once(number: signal.Signals, forks: Forks, tmp_path: P
     argv = (*CHUNKED, "--threads", "1")
     whole = Place(forks, family, "whole", "new", expected, argv).run(("count",))
     writes = [i for i, call in enumerate(whole.calls, start=1) if call.startswith("pwritev")]
-    chunks = len(writes) - 1 - (TENSORS - 1)
+    chunks = len(writes) - (TENSORS - 1)
     assert chunks > 2
     place = Place(forks, family, "stopped", "new", expected, argv)
-    # The first write is the header's.
-    ended = place.run(("slowly", 3e7, 0), ("count", writes[1], "kill", number))
+    ended = place.run(("slowly", 3e7, 0), ("count", writes[0], "kill", number))
     assert ended.code == 130
     # The worker may have begun the next chunk when the main thread heard of it.
-    assert sum(call.startswith("pwritev") for call in ended.calls) <= 3
+    assert sum(call.startswith("pwritev") for call in ended.calls) <= 2
     check_interrupted(ended, place)
 
 
@@ -151,7 +150,7 @@ def test_a_second_ctrl_c(forks: Forks, small: Family, expected: Tree, fifo: Path
     os.mkfifo(fifo.with_name("stopping"))
     place = Place(forks, small, "twice", "new", expected)
     calls = Place(forks, small, "twice whole", "new", expected).run(("count",)).calls
-    nth = [i for i, call in enumerate(calls, start=1) if call.startswith("pwritev")][-2]
+    nth = [i for i, call in enumerate(calls, start=1) if call.startswith("pwrite ")][-2]
     child = place.start(
         ("count", nth, "pause", 0, str(fifo)),
         ("announce_end", str(fifo.with_name("stopping"))),

@@ -161,6 +161,10 @@ def test_the_files_have_ordinary_permissions(tmp_path: Path) -> None:
     assert {modes[name] for name in modes if "." in name} == {modes["file"]}
 
 
+LARGE = OutputTensor("large", "U8", (10_000,))  # which fills pages of its own
+MANY = bytes(i % 251 for i in range(LARGE.nbytes))
+
+
 @pytest.mark.parametrize("has_flag", [True, False])
 def test_short_writes_are_continued(
     has_flag: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -176,11 +180,13 @@ def test_short_writes_are_continued(
     monkeypatch.setattr(os, "pwritev", pwritev)
     monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: real(fd, data[:3], offset))
     monkeypatch.setattr(page_cache, "_SYNC_EVERY", 50)
-    with make(tmp_path / "out", shard_size=10**9) as sink:
+    shards = plan_shards([*TENSORS, LARGE], 10**9)
+    with Sink(tmp_path / "out", shards, IDENTITY, overwrite=False, inputs=[]) as sink:
         fill(sink)
+        sink.write("large", 0, memoryview(MANY))
         sink.publish()
     [*views] = safetensors.deserialize((tmp_path / "out" / "model.safetensors").read_bytes())
-    assert {name: bytes(view["data"]) for name, view in views} == CONTENT
+    assert {name: bytes(view["data"]) for name, view in views} == {**CONTENT, "large": MANY}
 
 
 def test_a_view_of_any_format_is_written(tmp_path: Path) -> None:
@@ -422,16 +428,21 @@ def test_shards_have_their_size_before_anything_is_merged(tmp_path: Path) -> Non
             assert (temp / shard.file).stat().st_blocks * 512 >= shard.size
 
 
-def test_a_write_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(fd: int, data: list[memoryview], offset: int, flags: int) -> int:
+@pytest.mark.parametrize("call", ["pwrite", "pwritev"])
+def test_a_write_that_fails(call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a part of a page, or of whole pages."""
+
+    def fail(*_: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with make(tmp_path / "out", shard_size=10**9) as sink:
-        monkeypatch.setattr(os, "pwritev", fail)
+    shards = plan_shards([*TENSORS, LARGE], 10**9)
+    with Sink(tmp_path / "out", shards, IDENTITY, overwrite=False, inputs=[]) as sink:
+        fill(sink)
+        monkeypatch.setattr(os, call, fail)
         with pytest.raises(
-            OutputError, match=r"model.safetensors: writing tensor 'a' failed \(No sp"
+            OutputError, match=r"model.safetensors: writing tensor 'large' failed \(No sp"
         ):
-            sink.write("a", 0, memoryview(CONTENT["a"]))
+            sink.write("large", 0, memoryview(MANY))
         with pytest.raises(OutputError, match="not published"):
             sink.publish()
     assert not any(tmp_path.iterdir())

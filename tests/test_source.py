@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from checkpoint_files import (
 )
 
 from fuseo1_kernels.checkpoint.json_file import dump_object
+from fuseo1_kernels.checkpoint.page_cache import drop, is_cached
 from fuseo1_kernels.checkpoint.source import Source, open_source
 from fuseo1_kernels.errors import CheckpointError
 
@@ -102,7 +104,8 @@ def test_many_threads_share_a_source(tmp_path: Path) -> None:
         before = len(os.listdir("/proc/self/fd"))
         results = pool.map(lambda name: (name, read(source, name)), list(tensors) * 4)
         assert all(content == tensors[name][2] for name, content in results)
-        assert len(os.listdir("/proc/self/fd")) == before + 1
+        # One for the kernels, one for what is read from begin to end.
+        assert len(os.listdir("/proc/self/fd")) == before + 2
     assert len(os.listdir("/proc/self/fd")) == before
 
 
@@ -123,6 +126,82 @@ def test_the_file_changed_since_its_header_was_read(tmp_path: Path) -> None:
         for _ in range(2):
             with pytest.raises(CheckpointError, match="changed since"):
                 read(source, "a")
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> Iterator[Source]:
+    """Neighbours of five MiB and a bit, of which nothing is in the page cache."""
+    sizes = {"a": 5_300_001, "b": 5_400_003, "c": 5_500_005}
+    tensors: Tensors = {name: ("U8", (n,), os.urandom(n)) for name, n in sizes.items()}
+    with open_source(str(single_model(tmp_path, tensors))) as source:
+        with open(tmp_path / "model.safetensors", "rb") as stream:
+            os.fsync(stream.fileno())
+            drop(stream.fileno(), 0, 0)
+        yield source
+
+
+def bring(source: Source) -> None:
+    for info in source.tensors.values():
+        source.read_ahead(info, 0, info.nbytes)
+        assert source.is_cached(info)
+
+
+def is_byte_cached(source: Source, name: str, byte: int) -> bool:
+    """Whether the page is cached in which a byte of a tensor lies."""
+    fd, offset = source.place(source.tensors[name])
+    return is_cached(fd, offset + byte, 1)
+
+
+def test_a_tensor_is_read_ahead_in_parts(three: Source) -> None:
+    """What the system reads besides, of what lies behind, is its own choice."""
+    b = three.tensors["b"]
+    assert not any(three.is_cached(info) for info in three.tensors.values())
+    three.read_ahead(b, 0, 100)
+    assert is_byte_cached(three, "b", 99) and not three.is_cached(b)
+    three.read_ahead(b, 100, 2 * b.nbytes)
+    assert three.is_cached(b)
+    assert not three.is_cached(three.tensors["a"])
+
+
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_a_page_is_forgotten_with_the_last_tensor_that_has_a_part_of_it(
+    order: str, three: Source
+) -> None:
+    bring(three)
+    first, second = (three.tensors[name] for name in order)
+    three.forget(first)
+    assert not three.is_cached(first)
+    assert three.is_cached(second) and three.is_cached(three.tensors["c"])
+    assert is_byte_cached(three, "b", 0)
+    three.forget(second)
+    assert not three.is_cached(second)
+    # What is left is what `c` shares, and the file's header, with them.
+    end = three.tensors["b"].nbytes
+    assert not any(is_byte_cached(three, "b", at) for at in range(0, end - (2 << 20), 4096))
+    begin = three.tensors["a"].nbytes
+    assert not any(is_byte_cached(three, "a", at) for at in range(2 << 20, begin, 4096))
+    assert three.is_cached(three.tensors["c"])
+
+
+def test_a_tensor_between_others_is_forgotten_last(three: Source) -> None:
+    bring(three)
+    for name in "acb":
+        assert three.is_cached(three.tensors["b"])
+        three.forget(three.tensors[name])
+    fd, begin = three.place(three.tensors["a"])
+    end = os.fstat(fd).st_size
+    assert not any(is_cached(fd, at, 1) for at in range(begin + (2 << 20), end, 4096))
+
+
+def test_a_tensor_is_dropped_piece_by_piece(three: Source) -> None:
+    b = three.tensors["b"]
+    bring(three)
+    for start in range(0, b.nbytes, 1_000_000):
+        assert is_byte_cached(three, "b", start + 4096)
+        three.drop(b, start, 1_000_000)
+    inner = range(2 << 20, b.nbytes - (2 << 20), 4096)
+    assert not any(is_byte_cached(three, "b", at) for at in inner)
+    assert three.is_cached(three.tensors["a"]) and three.is_cached(three.tensors["c"])
 
 
 def test_the_file_vanished(tmp_path: Path) -> None:

@@ -1,21 +1,24 @@
-"""One tensor through a worker's memory: any chunk size, any budget, the same bytes; the order of reading."""
+"""One tensor through a worker's memory: any chunk size, any budget, the same bytes; what the system is told."""
 
 from __future__ import annotations
 
 import errno
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from models import Family, base_state, make_family, merged, spawn, tuned, weights
+from models import Family, make_family, merged, spawn, tuned, weights
 from tensors import BF16
 
-from fuseo1_kernels import _cpu, merge_checkpoints, schedule, streaming
+from fuseo1_kernels import _cpu, merge_checkpoints, streaming
 from fuseo1_kernels.arrays import Buffer
 from fuseo1_kernels.backends import load_backend
-from fuseo1_kernels.checkpoint.source import open_source
+from fuseo1_kernels.checkpoint.header import TensorInfo
+from fuseo1_kernels.checkpoint.source import Source, open_source
 from fuseo1_kernels.errors import CheckpointError
 from fuseo1_kernels.plan import Input, Job
 from fuseo1_kernels.streaming import Memory, TensorMerger, _pieces, plan_memory
@@ -45,9 +48,9 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
 
 
 def merge_with(
-    family: Family, memory: Memory, select_topk: float, backend: str, cached: bool = False
+    family: Family, memory: Memory, select_topk: float, backend: str, direct: bool = False
 ) -> bytes:
-    """Merge the one tensor within `memory`; how much was read says whether it was streamed."""
+    """Merge the one tensor within `memory`; it is read once for the fuse and once a pass of the survey."""
     models = [family.base, *(family.target(i) for i in (1, 2, 3))]
     sources = [open_source(str(model)) for model in models]
     inputs = tuple(Input(source, source.tensors["w"]) for source in sources)
@@ -62,11 +65,10 @@ def merge_with(
         advance=lambda _: None,
         stop=threading.Event(),
     )
-    report = merger.merge(job, cached)
+    report = merger.merge(job, inputs if direct else ())
     assert found.written == job.output_bytes
-    streamed = cached or memory.inputs < job.input_bytes
-    passes = 1 + report.record.passes if streamed else 1
-    assert report.bytes_read == passes * job.input_bytes
+    assert report.record.passes >= 1
+    assert report.bytes_read == (1 + report.record.passes) * job.input_bytes
     for source in sources:
         source.close()
     return bytes(found.data)
@@ -84,17 +86,96 @@ def test_chunked_is_whole(
     )
     raw = expected.view(torch.uint8).numpy().tobytes()
     monkeypatch.setattr(streaming, "_CHUNK", chunk)
-    whole, streamed = Memory(MIB, MIB, MIB), Memory(300_000, 20_001, MIB)
-    assert merge_with(family, whole, select_topk, backend) == raw
-    assert merge_with(family, streamed, select_topk, backend) == raw
-    assert merge_with(family, streamed, select_topk, backend, cached=True) == raw
-    assert merge_with(family, whole, select_topk, backend, cached=True) == raw
+    monkeypatch.setattr(streaming, "_READ_AHEAD", 100_000)
+    # All of it at once; pieces of a few elements, and output of fewer than a chunk.
+    for memory in (Memory(MIB, MIB, MIB), Memory(300_000, 20_001, MIB), Memory(4096, 2048, MIB)):
+        for direct in (False, True):
+            assert merge_with(family, memory, select_topk, backend, direct) == raw
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("select_topk", [1.0, 0.5])
+def test_what_a_direct_tensor_tells_the_system(
+    select_topk: float, backend: str, family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In every pass: all of it is asked for once, as far ahead as it may be, and dropped chunk by chunk."""
+    ahead = 12_800  # elements, of four models and two bytes each
+    monkeypatch.setattr(streaming, "_CHUNK", 4096)
+    monkeypatch.setattr(streaming, "_READ_AHEAD", ahead * 8)
+    told: list[tuple[object, ...]] = []
+    sample, pieces, explained = TensorMerger._sample, streaming._pieces, streaming._explained
+
+    def will_need(self: Source, info: TensorInfo, start: int, nbytes: int) -> None:
+        if (nbytes := min(nbytes, info.nbytes - start)) > 0:
+            told.append(("need", Path(self.name).name, start // 2, nbytes // 2))
+
+    def drop(self: Source, info: TensorInfo, start: int, nbytes: int) -> None:
+        told.append(("drop", Path(self.name).name, start // 2, nbytes // 2))
+
+    def sampled(*arguments: Any) -> None:
+        sample(*arguments)  # asks for its own runs
+        told.clear()
+
+    def begun(job: Job) -> Any:
+        told.append(("merge",))
+        return explained(job)
+
+    def noted(numel: int, most: int) -> Iterator[tuple[int, int]]:
+        for start, count in pieces(numel, most):
+            chunks.append((start, count))
+            yield start, count
+
+    monkeypatch.setattr(Source, "will_need", will_need)
+    monkeypatch.setattr(Source, "drop", drop)
+    monkeypatch.setattr(TensorMerger, "_sample", sampled)
+    monkeypatch.setattr(streaming, "_explained", begun)
+    monkeypatch.setattr(streaming, "_pieces", noted)
+    chunks: list[tuple[int, int]] = []
+    memory = Memory(300_000, 20_001, MIB)
+    merge_with(family, memory, select_topk, backend)
+    assert told == [("merge",)] * len(chunks)
+    chunks.clear()
+    merge_with(family, memory, select_topk, backend, direct=True)
+    numel = SHAPE[0] * SHAPE[1]
+    assert [start for start, _ in chunks].count(0) >= 2  # a survey at least, and the fuse
+    models = ["base", "target1", "target2", "target3"]
+    expected: list[tuple[object, ...]] = []
+    for start, count in chunks:
+        begin, end = (start + ahead if start else 0), min(start + ahead + count, numel)
+        expected += [("need", name, begin, end - begin) for name in models if begin < end]
+        expected += [("merge",), *(("drop", name, start, count) for name in models)]
+    assert told == expected
+
+
+def test_a_sample_of_a_direct_tensor_is_asked_for(
+    family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its runs, before it reads them: they lie all over the tensor."""
+    asked: list[tuple[int, int]] = []
+    will_need = Source.will_need
+
+    def noted(self: Source, info: TensorInfo, start: int, nbytes: int) -> None:
+        asked.append((start, nbytes))
+        will_need(self, info, start, nbytes)
+
+    monkeypatch.setattr(Source, "will_need", noted)
+    monkeypatch.setattr(TensorMerger, "_chunks", lambda self, job, most: iter([(0, job.numel)]))
+    survey = _cpu.Survey(3, SHAPE[0] * SHAPE[1], 0.5, MIB)
+    starts, length = survey.sample_runs()
+    whole = Memory(MIB, MIB, MIB)
+    merge_with(family, whole, 0.5, "cpu", direct=True)
+    assert len(starts) > 0
+    assert asked == [(start * 2, length * 2) for start in starts for _ in range(4)]
+    asked.clear()
+    merge_with(family, whole, 0.5, "cpu")
+    assert asked == []
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 @pytest.mark.parametrize("damage", ["shrinks", "is rewritten"])
-def test_a_cached_file_that_changes_between_survey_and_fuse(
-    damage: str, backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("direct", [False, True])
+def test_a_file_that_changes_between_survey_and_fuse(
+    direct: bool, damage: str, backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kernels read it themselves, and must tell."""
     g = torch.Generator().manual_seed(3)
@@ -114,7 +195,7 @@ def test_a_cached_file_that_changes_between_survey_and_fuse(
     monkeypatch.setattr(engine, "fuse_files", fuse)
     words = "shrank while tensor 'w' was read" if damage == "shrinks" else "the file changed since"
     with pytest.raises(CheckpointError, match=f"{file}: .*{words}"):
-        merge_with(family, Memory(MIB, MIB, MIB), 0.5, backend, cached=True)
+        merge_with(family, Memory(MIB, MIB, MIB), 0.5, backend, direct)
 
 
 def test_a_file_that_cannot_be_read() -> None:
@@ -158,8 +239,13 @@ def test_pieces(numel: int, most: int) -> None:
 LIMITED = (
     "import re, resource, sys\n"
     "from fuseo1_kernels import engine\n"
+    "from fuseo1_kernels.checkpoint.source import Source\n"
     "from fuseo1_kernels.merge import main\n"
-    "run, allowed = engine._run, int(sys.argv.pop(1))\n"
+    "run, allowed, way = engine._run, int(sys.argv.pop(1)), sys.argv.pop(1)\n"
+    "if way != 'cached':\n"
+    "    Source.is_cached = lambda self, info: False\n"
+    "if way == 'direct':\n"
+    "    engine._available_memory = lambda: 0\n"
     "def limited(*args):\n"
     "    text = open('/proc/self/status').read()\n"
     "    used = int(re.search(r'VmData:\\s+(\\d+)', text)[1]) * 1024\n"
@@ -169,7 +255,8 @@ LIMITED = (
     "sys.exit(main())\n"
 )
 BUDGET = 16 * MIB
-# Four stacks of 512 KiB, and what their allocations make the C library reserve.
+# Stacks of 512 KiB, of the worker, of its kernels' second thread and of a reader, and what their allocations
+# make the C library reserve.
 SLACK = 4 * MIB
 
 
@@ -183,8 +270,8 @@ def huge(tmp_path_factory: pytest.TempPathFactory) -> Family:
     return make_family(tmp_path_factory.mktemp("huge"), states)
 
 
-def limited(family: Family, out: str, max_memory: int) -> tuple[int, str]:
-    command = ["-c", LIMITED, BUDGET + SLACK, family.config, family.home / out, "--quiet"]
+def limited(family: Family, out: str, max_memory: int, way: str) -> tuple[int, str]:
+    command = ["-c", LIMITED, BUDGET + SLACK, way, family.config, family.home / out, "--quiet"]
     command += ["--threads", "2", "--max-memory", max_memory]
     small_stacks = "import os, resource, sys\n"
     small_stacks += "resource.setrlimit(resource.RLIMIT_STACK, (1 << 19, 1 << 19))\n"
@@ -193,87 +280,41 @@ def limited(family: Family, out: str, max_memory: int) -> tuple[int, str]:
     return ran.code, ran.err
 
 
+@pytest.mark.parametrize("way", ["cached", "read ahead", "direct"])
 @pytest.mark.parametrize("select_topk", [1.0, 0.1])
-def test_a_tensor_of_eight_times_the_budget(select_topk: float, huge: Family) -> None:
+def test_a_tensor_of_eight_times_the_budget(select_topk: float, way: str, huge: Family) -> None:
     huge.configure(parameters={"select_topk": select_topk})
-    merge_checkpoints(huge.config, huge.home / f"free{select_topk}")
-    name = f"limited{select_topk}"
-    code, err = limited(huge, name, BUDGET)
+    merge_checkpoints(huge.config, huge.home / f"free{select_topk}", overwrite=True)
+    name = f"limited{select_topk}-{way}"
+    code, err = limited(huge, name, BUDGET, way)
     assert code == 0, err
     assert weights(huge.home / name) == weights(huge.home / f"free{select_topk}")
 
 
 def test_the_limit_is_one(huge: Family) -> None:
     """The same process cannot have four times the budget; it says so and leaves nothing."""
-    code, err = limited(huge, "refused", 4 * BUDGET)
+    code, err = limited(huge, "refused", 4 * BUDGET, "cached")
     assert code == 1
     assert "lower --max-memory" in err and "Traceback" not in err
     assert not any(path.name.startswith("refused") for path in huge.home.iterdir())
 
 
+@pytest.mark.parametrize("threads", [1, 2, 64])
 @pytest.mark.parametrize("budget", [8 * MIB, 100 * MIB, 2 << 30])
-def test_what_is_planned_stays_within_the_budget(budget: int, huge: Family) -> None:
+def test_what_is_planned_stays_within_the_budget(budget: int, threads: int, huge: Family) -> None:
     with open_source(str(huge.base)) as source:
         x = Input(source, source.tensors["model.embed_tokens.weight"])
         job = Job("w", x.info.shape, x.dtype, (x, x, x), 0.5, "fuseo1")
         small = Job("b", (16,), x.dtype, (x, x), 0.5, "fuseo1")
-        assert plan_memory([job, small], budget).total <= budget
-        assert plan_memory([small], budget).total < 9 * MIB
-
-
-# --- the order ---------------------------------------------------------------------------
-
-
-def test_the_order_of_the_files(tmp_path: Path) -> None:
-    """The largest tensor first, other streamed ones evenly among the rest; those file by file, in batches."""
-    state = base_state()
-    family = make_family(tmp_path, [state, tuned(state, 1)], shards=3)
-    with open_source(str(family.base)) as base, open_source(str(family.target(1))) as target:
-        jobs = [
-            Job(
-                n,
-                i.shape,
-                Input(base, i).dtype,
-                (Input(base, i), Input(target, target.tensors[n])),
-                1.0,
-                "fuseo1",
-            )
-            for n, i in base.tensors.items()
-        ]
-        streamed = {"model.layers.2.mlp.up_proj.weight", "lm_head.weight"}
-        order = schedule.Schedule(jobs[::-1], lambda job: job.name not in streamed, 2, 4)
-        assert order.threads() == 2
-        taken = [[job.name for job in order.take()] for _ in range(4)]
-        assert order.threads() == 4  # one worker has nothing left to do
-        by_place = sorted(jobs, key=lambda j: (str(j.inputs[0].info.file), j.inputs[0].info.offset))
-        assert taken[0] == ["lm_head.weight"]
-        assert taken[1] == [job.name for job in by_place if job.name not in streamed]
-        assert taken[2] == ["model.layers.2.mlp.up_proj.weight"]
-        assert taken[3] == []
-
-
-def test_what_is_next_is_read_ahead(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
-    advised: list[tuple[str, int, int]] = []
-
-    def note(job: Job, start: int, count: int, *, again: bool) -> None:
-        advised.append((job.name, start, count))
-
-    monkeypatch.setattr(schedule, "will_need", note)
-    monkeypatch.setattr(schedule, "READ_AHEAD", 3 * MIB)
-    monkeypatch.setattr(schedule, "_BATCH", 1)
-    with open_source(str(family.base)) as base:
-        x = Input(base, base.tensors["w"])
-        jobs = [Job(f"t{i}", (MIB // 4,), x.dtype, (x, x), 1.0, "fuseo1") for i in range(8)]
-        order = schedule.Schedule(jobs, lambda job: True, 1, 1)
-        for taken in range(8):
-            [job] = order.take()
-            assert job.name == f"t{taken}"
-            # Its own, and as many of a mebibyte each as fill what may be ahead.
-            assert [name for name, _, _ in advised] == [f"t{i}" for i in range(min(taken + 4, 8))]
+        planned = plan_memory([job, small], budget, threads)
+        assert planned.total <= budget
+        assert planned.survey >= budget // 2 or planned.survey > 16 * 3 * job.numel
+        # Reading and output know no tensor; a survey of a small one needs no more than its floor.
+        assert plan_memory([small], budget, threads).total < (9 + 2 * threads) * MIB
 
 
 def test_a_process_of_few_threads_merges_the_same(family: Family) -> None:
-    """Streamed and whole, under one and many threads, from the command line."""
+    """Little and much memory, under one and many threads, from the command line."""
     found = []
     for threads, memory in ((1, "9MiB"), (3, "64MiB")):
         out = family.home / f"threads{threads}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from models import Family, base_state, make_family, spawn, tuned, write_model
 
 from fuseo1_kernels import merge_checkpoints, verify, verify_model
 from fuseo1_kernels.checkpoint import checksums
-from fuseo1_kernels.checkpoint.header import read_header
+from fuseo1_kernels.checkpoint.header import TensorInfo, read_header
+from fuseo1_kernels.checkpoint.source import Source
 from fuseo1_kernels.errors import CheckpointError, MergeError
 
 
@@ -173,6 +175,30 @@ def test_a_source_that_is_another_by_now(tmp_path: Path) -> None:
     with pytest.raises(MergeError, match="target1"):
         verify_model(family.out, recompute=1)
     assert verify_model(family.out).problems == ()
+
+
+# --- the page cache ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_what_is_read_leaves_the_page_cache_if_it_was_not_there(
+    cached: bool, made: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model's tensors, and those of the sources of each that is merged again."""
+    forgotten: Counter[str] = Counter()
+    forget = Source.forget
+
+    def noted(self: Source, info: TensorInfo, *part: int) -> None:
+        assert part == ()  # all of it
+        forgotten[Path(self.name).name] += 1
+        forget(self, info)
+
+    monkeypatch.setattr(Source, "is_cached", lambda self, info: cached)
+    monkeypatch.setattr(Source, "forget", noted)
+    result = verify_model(made.out, recompute=5)
+    assert result.problems == ()
+    sources = dict.fromkeys(("base", "target1", "target2"), 5)
+    assert forgotten == ({} if cached else {made.out.name: result.tensors, **sources})
 
 
 # --- the command line --------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 
 class Intervals:
     """Disjoint intervals [begin, end); those that touch are one."""
@@ -9,6 +11,9 @@ class Intervals:
     def __init__(self) -> None:
         self._end_of: dict[int, int] = {}
         self._begin_of: dict[int, int] = {}
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return iter(self._end_of.items())
 
     def add(self, begin: int, end: int) -> tuple[int, int]:
         """Add [begin, end), which overlaps none, and return the interval that it is part of now."""

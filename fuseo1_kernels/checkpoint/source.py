@@ -110,13 +110,17 @@ class Source:
         """Have the system read these bytes, as far as the tensor has them, in the background."""
         will_need(self._open(info.file).fd, info.offset + start, min(nbytes, info.nbytes - start))
 
-    def forget(self, info: TensorInfo, start: int = 0, nbytes: int | None = None) -> None:
-        """Take these bytes of the tensor, to its end by default, out of the system's page cache.
+    def drop(self, info: TensorInfo, start: int, nbytes: int) -> None:
+        """Take these bytes out of the system's page cache, and a folio that they share with those before."""
+        begin, end = max(0, start - _FOLIO), min(start + nbytes, info.nbytes)
+        drop(self._open(info.file).fd, info.offset + begin, end - begin)
+
+    def forget(self, info: TensorInfo) -> None:
+        """Take a tensor that is not needed again out of the system's page cache.
 
         A folio that other tensors have a part of goes when all of those it touches were forgotten.
         """
-        begin = info.offset + start
-        end = info.offset + (info.nbytes if nbytes is None else min(start + nbytes, info.nbytes))
+        begin, end = info.offset, info.offset + info.nbytes
         with self._lock:
             around = self._forgotten.setdefault(info.file, Intervals()).add(begin, end)
         begin, end = max(around[0], begin - _FOLIO), min(around[1], end + _FOLIO)
@@ -126,7 +130,10 @@ class Source:
         """Give the files back; harmless when repeated."""
         with self._lock:
             while self._open_files:
-                _, file = self._open_files.popitem()
+                path, file = self._open_files.popitem()
+                # The kernel reads further ahead than it was asked to: some of it came back.
+                for begin, end in self._forgotten.get(path, ()):
+                    drop(file.fd, begin, end - begin)
                 os.close(file.fd)
                 os.close(file.sequential)
 
