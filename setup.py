@@ -42,6 +42,7 @@ class CMakeBuild(build_ext):
         subprocess.run(["cmake", "--build", str(build)], check=True)
 
 
+# CMake builds fuseo1_kernels._cuda beside it, where there is nvcc.
 setup(
     ext_modules=[Extension("fuseo1_kernels._cpu", sources=[])],
     cmdclass={"build_ext": CMakeBuild},

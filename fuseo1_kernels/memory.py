@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from .backends import FuseParams, SurveyResult, load_backend
+from .backends import FuseParams, SurveyResult
 from .errors import ConfigError, MergeError, did_you_mean
 from .methods import METHODS, NONFINITE, Scalar
-from .ops import as_arrays, fuse_into, output_for
+from .ops import as_arrays, engine_for, fuse_into, output_for
 from .resident import ResidentSurveys
 from .threads import resolve_threads
 from .weights import sce_params
@@ -83,7 +83,7 @@ def merge_tensors(
     wanted = out_dtype or dtype or (promoted if out is None else out.dtype)
     result = output_for(ordered, wanted, out)
 
-    engine, threads = load_backend(backend), resolve_threads(threads)
+    engine, threads = engine_for(inputs, backend), resolve_threads(threads)
     topk = float(values["select_topk"])
     survey = surveys.find(ordered, topk) if surveys is not None else None
     if survey is None:

@@ -7,7 +7,14 @@ from collections.abc import Sequence
 import torch
 
 from .arrays import BY_NAME, Array, advise_huge_pages
-from .backends import MAX_TARGETS, Backend, FuseParams, SurveyResult, load_backend
+from .backends import (
+    MAX_TARGETS,
+    FuseParams,
+    Ops,
+    SurveyResult,
+    load_backend,
+    load_gpu_backend,
+)
 from .errors import MergeError
 from .threads import resolve_threads
 
@@ -28,10 +35,12 @@ def survey(
     """Read base and targets once; learn the top-k threshold, the energies and the non-finite counts.
 
     Args:
-        base: any shape, 0-d and empty included; bf16, fp16 or fp32 on the CPU. Need not be contiguous.
-        targets: 1 to 64 tensors of the base's shape, each of any of those dtypes.
+        base: any shape, 0-d and empty included; bf16, fp16 or fp32, on the CPU or an NVIDIA GPU. Need not be
+            contiguous.
+        targets: 1 to 64 (on a GPU 16) tensors of the base's shape and device, each of any of those dtypes.
         select_topk: fraction of the elements with non-zero variance to select, in [0, 1].
-        backend: "auto", "cpu" or "reference".
+        backend: "auto", "cpu", "reference", or "cuda" for tensors on a GPU; the current stream is used, and
+            waited for.
         threads: default: all cores this process may use.
 
     Raises:
@@ -42,7 +51,7 @@ def survey(
     if not 0.0 <= select_topk <= 1.0:
         raise MergeError(f"select_topk: must be a number in [0, 1], not {select_topk!r}")
     inputs = as_arrays([base, *targets])
-    return load_backend(backend).survey(inputs, float(select_topk), resolve_threads(threads))
+    return engine_for(inputs, backend).survey(inputs, float(select_topk), resolve_threads(threads))
 
 
 def fuse(
@@ -73,8 +82,14 @@ def fuse(
         raise MergeError(f"{len(params.weights)} weights for {len(targets)} targets")
     wanted = out_dtype or (base.dtype if out is None else out.dtype)
     result = output_for([base, *targets], wanted, out)
-    fuse_into(load_backend(backend), inputs, params, result, resolve_threads(threads))
+    fuse_into(engine_for(inputs, backend), inputs, params, result, resolve_threads(threads))
     return result if out is None else out
+
+
+def engine_for(inputs: Sequence[Array], backend: str) -> Ops:
+    """The backend of that name for the memory in which `inputs` lie."""
+    on_gpu = inputs[0].owner.device.type == "cuda"
+    return load_gpu_backend(backend) if on_gpu else load_backend(backend)
 
 
 def as_arrays(tensors: Sequence[torch.Tensor], names: Sequence[str] | None = None) -> list[Array]:
@@ -88,13 +103,15 @@ def as_arrays(tensors: Sequence[torch.Tensor], names: Sequence[str] | None = Non
         raise MergeError("a merge needs a base and at least one target")
     if len(tensors) > MAX_TARGETS + 1:
         raise MergeError(f"1 to {MAX_TARGETS} targets are supported, not {len(tensors) - 1}")
-    shape = tensors[0].shape
+    shape, device = tensors[0].shape, tensors[0].device
     arrays = []
     for name, tensor in zip(names, tensors, strict=True):
         if tensor.dtype not in _NAMES:
             raise MergeError(f"{name} is {tensor.dtype}; supported: {', '.join(_NAMES.values())}")
-        if tensor.device.type != "cpu":
-            raise MergeError(f"{name} is on {tensor.device}; this version merges on the CPU")
+        if tensor.device.type not in ("cpu", "cuda"):
+            raise MergeError(f"{name} is on {tensor.device}; merges run on the CPU and NVIDIA GPUs")
+        if tensor.device != device:
+            raise MergeError(f"{name} is on {tensor.device}, {names[0]} on {device}")
         if tensor.shape != shape:
             raise MergeError(f"{name} has shape {tuple(tensor.shape)}, {names[0]} {tuple(shape)}")
         arrays.append(_array(tensor.detach().contiguous()))
@@ -109,14 +126,14 @@ def output_for(
     if dtype not in _NAMES:
         raise MergeError(f"the output dtype is {dtype}; supported: {', '.join(_NAMES.values())}")
     if out is None:
-        new = torch.empty(base.shape, dtype=dtype)
-        if new.nbytes >= _HUGE:
+        new = torch.empty(base.shape, dtype=dtype, device=base.device)
+        if new.nbytes >= _HUGE and new.device.type == "cpu":
             advise_huge_pages(new.data_ptr(), new.nbytes)
         return new
-    if out.dtype != dtype or out.shape != base.shape or out.device.type != "cpu":
+    if out.dtype != dtype or out.shape != base.shape or out.device != base.device:
         raise MergeError(
             f"out is {out.dtype} {tuple(out.shape)} on {out.device}; "
-            f"the result is {dtype} {tuple(base.shape)} on cpu"
+            f"the result is {dtype} {tuple(base.shape)} on {base.device}"
         )
     if out.requires_grad:
         raise MergeError("out requires grad; pass out.detach()")
@@ -130,10 +147,12 @@ def output_for(
 
 
 def fuse_into(
-    backend: Backend, inputs: Sequence[Array], params: FuseParams, out: torch.Tensor, threads: int
+    backend: Ops, inputs: Sequence[Array], params: FuseParams, out: torch.Tensor, threads: int
 ) -> int:
     """fuse, to an `out` of any strides; returns how many elements are infinity or NaN."""
-    dense = out if out.is_contiguous() else torch.empty(out.shape, dtype=out.dtype)
+    dense = (
+        out if out.is_contiguous() else torch.empty(out.shape, dtype=out.dtype, device=out.device)
+    )
     nonfinite = backend.fuse(inputs, params, _array(dense), 0, threads)
     if dense is not out:
         out.copy_(dense)

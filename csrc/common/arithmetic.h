@@ -5,6 +5,12 @@
 
 #include <stdint.h>
 
+#if defined(__CUDACC__)
+#define FUSEO1_HOST_DEVICE __host__ __device__
+#else
+#define FUSEO1_HOST_DEVICE
+#endif
+
 namespace fuseo1 {
 
 constexpr int kBlock = 256;
@@ -13,7 +19,7 @@ constexpr uint32_t kInfBits = 0x7f800000u;
 // Energy quanta. A block's scale is 2^(149-E); E >= 22 keeps it a normal fp32.
 constexpr uint32_t kMinExponent = 22;
 constexpr int kExponents = 256;
-constexpr uint32_t scale_bits(uint32_t exponent) { return (276u - exponent) << 23; }
+FUSEO1_HOST_DEVICE constexpr uint32_t scale_bits(uint32_t exponent) { return (276u - exponent) << 23; }
 
 // x + 2^23 rounds x in [0, 2^23] to an integer, to nearest even; the integer is the bits less those of 2^23.
 constexpr float kRintMagic = 8388608.0f;

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..arrays import Array, Buffer, DType
 from ..errors import BackendError
@@ -107,7 +107,7 @@ class Surveyor(Protocol):
     def result(self) -> SurveyResult: ...
 
 
-class Backend(Protocol):
+class Ops(Protocol):
     """The two ops. `inputs` are the base and the targets, each of the same number of elements."""
 
     @property
@@ -124,15 +124,19 @@ class Backend(Protocol):
         max_bytes: int = SURVEY_BYTES,
     ) -> SurveyResult: ...
 
-    def surveyor(
-        self, targets: int, numel: int, select_topk: float, threads: int, max_bytes: int
-    ) -> Surveyor:
-        """`max_bytes` bounds what the survey itself keeps in memory."""
-
     def fuse(
         self, inputs: Sequence[Array], params: FuseParams, out: Array, offset: int, threads: int
     ) -> int:
         """Write to `out`; returns how many elements were written as infinity or NaN."""
+
+
+class Backend(Ops, Protocol):
+    """The ops in the CPU's memory, and on files."""
+
+    def surveyor(
+        self, targets: int, numel: int, select_topk: float, threads: int, max_bytes: int
+    ) -> Surveyor:
+        """`max_bytes` bounds what the survey itself keeps in memory."""
 
     def fuse_files(
         self,
@@ -146,8 +150,34 @@ class Backend(Protocol):
         """As `fuse`, reading the inputs to `scratch`, piece by piece. Raises InputUnreadable."""
 
 
+@dataclass(frozen=True)
+class OnDevice:
+    """What a survey left in a GPU's memory, as torch tensors: its result, and the parameters that fuse takes."""
+
+    result: Any
+    params: Any
+    targets: int
+
+
+class GpuBackend(Ops, Protocol):
+    """The ops in a GPU's memory. These are enqueued on the current stream and wait for nothing."""
+
+    def enqueue_survey(
+        self, inputs: Sequence[Array], select_topk: float, variant: str
+    ) -> OnDevice: ...
+
+    def enqueue_fuse(
+        self, inputs: Sequence[Array], survey: OnDevice, out: Array, offset: int = 0
+    ) -> None: ...
+
+    def result(self, survey: OnDevice) -> tuple[SurveyResult, int]:
+        """Wait for what was enqueued: the survey, and how many outputs were infinite or NaN."""
+
+
 #: In the order in which `auto` prefers them.
 BACKENDS = ("cpu", "reference")
+#: The same, of those for tensors in a GPU's memory.
+GPU_BACKENDS = ("cuda",)
 
 
 @cache
@@ -155,16 +185,39 @@ def load_backend(name: str) -> Backend:
     """The backend `name` ("auto", or one of BACKENDS), or BackendError saying why it cannot run."""
     if name == "auto":
         return _first_that_runs()
+    if name in GPU_BACKENDS:
+        raise BackendError(
+            f"backend {name} merges tensors that are in a GPU's memory; files and the CPU's tensors are"
+            f" merged by: auto, {', '.join(BACKENDS)}"
+        )
     if name not in BACKENDS:
         raise BackendError(
             f"there is no backend {name!r} in this version; use one of: auto, {', '.join(BACKENDS)}"
         )
+    backend: Backend = _load(name)
+    return backend
+
+
+@cache
+def load_gpu_backend(name: str) -> GpuBackend:
+    """The backend `name` ("auto", or one of GPU_BACKENDS) for tensors in a GPU's memory, or BackendError."""
+    if name in BACKENDS:
+        raise BackendError(f"backend {name} works in the CPU's memory; move the tensors there")
+    if name != "auto" and name not in GPU_BACKENDS:
+        raise BackendError(
+            f"there is no backend {name!r} for GPUs in this version; use one of: auto,"
+            f" {', '.join(GPU_BACKENDS)}"
+        )
+    backend: GpuBackend = _load(GPU_BACKENDS[0] if name == "auto" else name)
+    return backend
+
+
+def _load(name: str) -> Any:
     try:
         module = importlib.import_module(f".{name}", __package__)
     except ImportError as error:
         raise BackendError(f"backend {name} cannot run here: {error}") from error
-    backend: Backend = module.load()
-    return backend
+    return module.load()
 
 
 def _first_that_runs() -> Backend:
@@ -186,11 +239,11 @@ def _first_that_runs() -> Backend:
 def backend_states() -> dict[str, str]:
     """For each backend, what it runs on, or why it cannot run."""
     states = {}
-    for name in BACKENDS:
-        try:
-            states[name] = load_backend(name).description
-        except BackendError as error:
-            states[name] = f"absent: {error}"
-    for name in ("triton", "cuda"):
-        states[name] = "absent: not part of this version"
+    for names, load in ((BACKENDS, load_backend), (GPU_BACKENDS, load_gpu_backend)):
+        for name in names:
+            try:
+                states[name] = load(name).description
+            except BackendError as error:
+                states[name] = f"absent: {error}"
+    states["triton"] = "absent: not part of this version"
     return states

@@ -22,7 +22,8 @@ enum fuseo1_status {
   FUSEO1_BAD_ARGUMENT = 1,  // a size, dtype or offset outside the contract
   FUSEO1_WRONG_PHASE = 2,   // a survey was asked for what its phase does not allow
   FUSEO1_OUT_OF_MEMORY = 3,
-  FUSEO1_READ_FAILED = 4,  // a file could not be read
+  FUSEO1_READ_FAILED = 4,    // a file could not be read
+  FUSEO1_DEVICE_FAILED = 5,  // a call to the GPU failed: fuseo1_cuda_last_error tells
 };
 
 // Most targets a call takes, and so the most task vectors.

@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: Apache-2.0
+// A warp's block of 256 elements in registers: task vectors, score, energy quanta (include/fuseo1/survey.h).
+#ifndef FUSEO1_CUDA_BLOCK_CUH_
+#define FUSEO1_CUDA_BLOCK_CUH_
+
+#include "element.cuh"
+#include "fuseo1/cuda.h"
+
+namespace fuseo1 {
+
+// What a kernel reads, by value: no pointer table in memory. operands[0] is the base.
+struct Inputs {
+  fuseo1_operand operands[FUSEO1_CUDA_MAX_TARGETS + 1];
+  int32_t targets;
+  int64_t numel;
+};
+
+__device__ __forceinline__ uint32_t warp_max(uint32_t v) { return __reduce_max_sync(kAllLanes, v); }
+__device__ __forceinline__ uint32_t warp_sum(uint32_t v) { return __reduce_add_sync(kAllLanes, v); }
+
+// The count of targets, where kN says only how many there may be: kN up to 4 is exact.
+template <int kN>
+__device__ __forceinline__ bool is_target(int i, int targets) {
+  return kN <= 4 || i < targets;
+}
+
+// x / n, correctly rounded, for a whole n that many x are divided by: one Markstein step from the rounded reciprocal.
+// That holds where nothing under- or overflows on the way; `doubtful` collects where it might.
+struct Divisor {
+  float n, reciprocal;
+  explicit __device__ __forceinline__ Divisor(int targets) {
+    n = static_cast<float>(targets);
+    reciprocal = __fdiv_rn(1.0f, n);
+  }
+
+  __device__ __forceinline__ float divide(float x, bool* doubtful) const {
+    constexpr uint32_t kLeast = 0x0d000000u, kMost = 0x7e800000u;  // 2^-101, 2^126
+    const uint32_t magnitude = __float_as_uint(x) & 0x7fffffffu;
+    *doubtful |= magnitude - kLeast >= kMost - kLeast && magnitude != 0;
+    const float q = __fmul_rn(x, reciprocal);
+    return __fmaf_rn(__fmaf_rn(-q, n, x), reciprocal, q);
+  }
+};
+
+// A lane's part of a block. Elements beyond the tensor's end are zeros in every operand: they add nothing to anything.
+template <int kN, class In>
+struct Block {
+  float base[kLane];
+  float d[kN][kLane];
+
+  // The eight elements from `at` on, of which `count` (0 and less: none) exist. So many operands are in flight at once
+  // as 32 registers hold.
+  __device__ __forceinline__ void load(const Inputs& in, int64_t at, int count) {
+    constexpr int kMost = 128 / static_cast<int>(sizeof(typename In::Raw)), kAtOnce = kN < kMost ? kN : kMost;
+    typename In::Raw raw[kAtOnce];
+    const typename In::Raw raw_base = In::load(in.operands[0], at, count);
+#pragma unroll
+    for (int first = 0; first < kN; first += kAtOnce) {
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        if (is_target<kN>(first + i, in.targets)) raw[i] = In::load(in.operands[first + i + 1], at, count);
+      }
+      if (first == 0) {
+#pragma unroll
+        for (int j = 0; j < kLane; ++j) base[j] = In::widen(raw_base, in.operands[0].dtype, j);
+      }
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+#pragma unroll
+        for (int j = 0; j < kLane; ++j) {
+          d[first + i][j] = is_target<kN>(first + i, in.targets)
+                                ? __fsub_rn(In::widen(raw[i], in.operands[first + i + 1].dtype, j), base[j])
+                                : 0.0f;
+        }
+      }
+    }
+  }
+
+  __device__ __forceinline__ float sum(int j, int targets) const {
+    float s = d[0][j];
+#pragma unroll
+    for (int i = 1; i < kN; ++i) {
+      if (is_target<kN>(i, targets)) s = __fadd_rn(s, d[i][j]);
+    }
+    return s;
+  }
+
+  // The largest d_i * d_i of the warp's block, as bits; those of infinity and NaN exceed every finite one's.
+  __device__ __forceinline__ uint32_t peak(int i) const {
+    uint32_t most = 0;
+#pragma unroll
+    for (int j = 0; j < kLane; ++j) most = max(most, __float_as_uint(__fmul_rn(d[i][j], d[i][j])));
+    return warp_max(most);
+  }
+
+  // The rare paths work on a copy in local memory, so that the block itself never leaves the registers.
+
+  // Counts the culprits of elements whose s is not finite in `counts` (base, targets, overflows; none if null) and
+  // takes those elements out.
+  __device__ __forceinline__ void sanitize(const Inputs& in, int64_t at, int count, unsigned long long* counts) {
+    Block copy = *this;
+    copy.sanitize_here(in, at, count, counts);
+    *this = copy;
+  }
+
+  // After the scores are taken: brings every d_i to where its square is finite.
+  __device__ __forceinline__ void clamp_squares() {
+    Block copy = *this;
+    copy.clamp_here();
+    *this = copy;
+  }
+
+  // The eight scores: variances, as fp32 bits.
+  __device__ __forceinline__ void score(const Divisor& count, int targets, uint32_t* scores) const {
+    bool doubtful = false;
+#pragma unroll
+    for (int j = 0; j < kLane; ++j) {
+      const float mean = count.divide(sum(j, targets), &doubtful);
+      scores[j] = __float_as_uint(count.divide(squares(j, mean, targets), &doubtful));
+    }
+    if (doubtful) {
+      const Block copy = *this;
+      uint32_t careful[kLane];
+      copy.score_carefully(count.n, targets, careful);
+#pragma unroll
+      for (int j = 0; j < kLane; ++j) scores[j] = careful[j];
+    }
+  }
+
+ private:
+  __device__ __forceinline__ void sanitize_here(const Inputs& in, int64_t at, int count, unsigned long long* counts) {
+    for (int j = 0; j < kLane; ++j) {
+      if (j >= count || isfinite(sum_of_column(j, in.targets))) continue;
+      bool all_finite = true;
+      for (int i = 0; i <= in.targets; ++i) {
+        Raw4 one;
+        const fuseo1_operand& op = in.operands[i];
+        const int size = op.dtype == FUSEO1_FP32 ? 4 : 2;
+        const char* from = static_cast<const char*>(op.data) + (at + j) * size;
+        Raw2 narrow;
+        if (size == 4) {
+          load_some<uint32_t>(from, 1, &one);
+        } else {
+          load_some<uint16_t>(from, 1, &narrow);
+          one.words[0] = narrow.words;
+        }
+        const bool bad = !isfinite(Mixed::widen(one, op.dtype, 0));
+        if (bad && counts) atomicAdd(&counts[i], 1ull);
+        all_finite &= !bad;
+      }
+      if (all_finite && counts) atomicAdd(&counts[in.targets + 1], 1ull);
+      for (int i = 0; i < kN; ++i) d[i][j] = 0.0f;
+    }
+  }
+
+  __device__ __forceinline__ void clamp_here() {
+    const float most = __uint_as_float(kMaxSquarableBits);
+    for (int i = 0; i < kN; ++i) {
+      for (int j = 0; j < kLane; ++j) d[i][j] = fminf(fmaxf(d[i][j], -most), most);
+    }
+  }
+
+  __device__ __forceinline__ float squares(int j, float mean, int targets) const {
+    float away = __fsub_rn(d[0][j], mean);
+    float v = __fmul_rn(away, away);
+#pragma unroll
+    for (int i = 1; i < kN; ++i) {
+      if (is_target<kN>(i, targets)) {
+        away = __fsub_rn(d[i][j], mean);
+        v = __fadd_rn(v, __fmul_rn(away, away));
+      }
+    }
+    return v;
+  }
+
+  __device__ __forceinline__ void score_carefully(float n, int targets, uint32_t* scores) const {
+    for (int j = 0; j < kLane; ++j) {
+      const float mean = __fdiv_rn(sum_of_column(j, targets), n);
+      float v = 0.0f;
+      for (int i = 0; i < targets; ++i) {
+        const float away = __fsub_rn(d[i][j], mean), square = __fmul_rn(away, away);
+        v = i ? __fadd_rn(v, square) : square;
+      }
+      scores[j] = __float_as_uint(__fdiv_rn(v, n));
+    }
+  }
+
+  __device__ float sum_of_column(int j, int targets) const {
+    float s = d[0][j];
+    for (int i = 1; i < targets; ++i) s = __fadd_rn(s, d[i][j]);
+    return s;
+  }
+};
+
+__device__ __forceinline__ uint32_t exponent_of(uint32_t peak) {
+  return peak >> 23 > kMinExponent ? peak >> 23 : kMinExponent;
+}
+
+// t = rint(d*d * 2^(149-E)) above the bits of the magic number. The product with the power of two is exact, or far too
+// small to matter: contracting it changes nothing.
+__device__ __forceinline__ uint32_t quantize(float d, float scale) {
+  return __float_as_uint(__fmaf_rn(__fmul_rn(d, d), scale, kRintMagic));
+}
+
+// Energies by target and exponent, added from any thread.
+using Bins = unsigned long long[FUSEO1_CUDA_MAX_TARGETS][kExponents];
+
+}  // namespace fuseo1
+#endif  // FUSEO1_CUDA_BLOCK_CUH_

@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+// A lane's eight elements: loaded 16 bytes at a time, widened to fp32; and the rounding back.
+//
+// A warp works on a block of 256 elements, its lane l on the eight from 8 l on: one 16-byte load an input of 2-byte
+// elements, two of fp32. All loads of a block are issued before the first is used.
+#ifndef FUSEO1_CUDA_ELEMENT_CUH_
+#define FUSEO1_CUDA_ELEMENT_CUH_
+
+#include <cuda_runtime.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "arithmetic.h"
+#include "fuseo1/types.h"
+
+namespace fuseo1 {
+
+constexpr int kWarp = 32;
+constexpr int kLane = kBlock / kWarp;  // elements of a lane
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+// Eight elements as they are in memory: sixteen bytes, or thirty-two.
+struct Raw2 {
+  uint4 words;
+};
+struct Raw4 {
+  uint4 words[2];
+};
+
+__device__ __forceinline__ uint4 load16(const void* from) { return __ldcs(static_cast<const uint4*>(from)); }
+
+__device__ __forceinline__ bool aligned16(const void* p) { return (reinterpret_cast<uintptr_t>(p) & 15) == 0; }
+
+// `count` (at most eight) elements, the rest zeros: a tensor's tail, or an operand that is not aligned to 16 bytes.
+template <class Bits, class Raw>
+__device__ __forceinline__ void load_some(const void* from, int count, Raw* raw) {
+  Bits elements[kLane] = {};
+  for (int j = 0; j < count; ++j) {
+    // Bytes: an operand may have any alignment.
+    const unsigned char* bytes = static_cast<const unsigned char*>(from) + j * sizeof(Bits);
+    Bits element = 0;
+    for (int b = 0; b < static_cast<int>(sizeof(Bits)); ++b) element |= static_cast<Bits>(bytes[b]) << (8 * b);
+    elements[j] = element;
+  }
+  memcpy(raw, elements, sizeof elements);
+}
+
+__device__ __forceinline__ float widen_bf16(uint32_t bits) { return __uint_as_float(bits << 16); }
+
+__device__ __forceinline__ float widen_fp16(uint32_t bits) {
+#ifdef __CUDA_ARCH__
+  float wide;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(static_cast<uint16_t>(bits)));
+  return wide;
+#else
+  const uint32_t magnitude = (bits & 0x7fffu) << 13;
+  // Reading fp16 bits as fp32 ones is off by 2^112, denormals included.
+  const uint32_t scaled = __float_as_uint(__fmul_rn(__uint_as_float(magnitude), 0x1p112f));
+  const uint32_t special = magnitude >= (0x7c00u << 13) ? kInfBits : 0u;
+  return __uint_as_float(scaled | special | (bits & 0x8000u) << 16);
+#endif
+}
+
+__device__ __forceinline__ uint32_t word(const uint4& v, int i) {
+  return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
+}
+
+// All operands bf16: the case that counts.
+struct AllBf16 {
+  using Raw = Raw2;
+  static __device__ __forceinline__ Raw load(const fuseo1_operand& op, int64_t at, int count) {
+    const void* from = static_cast<const uint16_t*>(op.data) + at;
+    Raw raw;
+    if (count >= kLane && aligned16(from)) {
+      raw.words = load16(from);
+    } else {
+      load_some<uint16_t>(from, count, &raw);
+    }
+    return raw;
+  }
+  static __device__ __forceinline__ float widen(const Raw& raw, int32_t /*dtype*/, int j) {
+    const uint32_t pair = word(raw.words, j / 2);
+    return j % 2 ? __uint_as_float(pair & 0xffff0000u) : widen_bf16(pair);
+  }
+};
+
+// Any dtypes, each operand its own.
+struct Mixed {
+  using Raw = Raw4;
+  static __device__ __forceinline__ Raw load(const fuseo1_operand& op, int64_t at, int count) {
+    const bool wide = op.dtype == FUSEO1_FP32;
+    const char* from = static_cast<const char*>(op.data) + at * (wide ? 4 : 2);
+    Raw raw = {};
+    if (count >= kLane && aligned16(from)) {
+      raw.words[0] = load16(from);
+      if (wide) raw.words[1] = load16(from + 16);
+    } else if (wide) {
+      load_some<uint32_t>(from, count, &raw);
+    } else {
+      Raw2 half;
+      load_some<uint16_t>(from, count, &half);
+      raw.words[0] = half.words;
+    }
+    return raw;
+  }
+  static __device__ __forceinline__ float widen(const Raw& raw, int32_t dtype, int j) {
+    if (dtype == FUSEO1_FP32) return __uint_as_float(word(raw.words[j / 4], j % 4));
+    const uint32_t pair = word(raw.words[0], j / 2), bits = j % 2 ? pair >> 16 : pair & 0xffffu;
+    return dtype == FUSEO1_BF16 ? widen_bf16(bits) : widen_fp16(bits);
+  }
+};
+
+// --- rounding to nearest even, of anything but NaN, as bits of the narrower type ---
+
+struct ToBf16 {
+  using Bits = uint16_t;
+  static __device__ __forceinline__ uint32_t round(float v) {
+    const uint32_t u = __float_as_uint(v);
+    return (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  }
+  static constexpr uint32_t kInf = 0x7f80u, kNan = 0x7fc0u, kAbs = 0x7fffu;
+  static constexpr bool kNarrow = true;  // holds fewer bits than fp32
+};
+
+struct ToFp16 {
+  using Bits = uint16_t;
+  static __device__ __forceinline__ uint32_t round(float v) {
+#ifdef __CUDA_ARCH__
+    uint16_t narrow;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(narrow) : "f"(v));
+    return narrow;
+#else
+    const uint32_t u = __float_as_uint(v) & 0x7fffffffu, sign = (__float_as_uint(v) >> 16) & 0x8000u;
+    if (u > 0x477fefffu) return 0x7c00u | sign;
+    // Below 2^-14, adding 0.5 lets the fp32 adder round to multiples of 2^-24, fp16's smallest.
+    if (u <= 0x387fffffu) return (__float_as_uint(__fadd_rn(__uint_as_float(u), 0.5f)) - 0x3f000000u) | sign;
+    return ((u - 0x38000000u + 0xfffu + ((u >> 13) & 1u)) >> 13) | sign;
+#endif
+  }
+  static constexpr uint32_t kInf = 0x7c00u, kNan = 0x7e00u, kAbs = 0x7fffu;
+  static constexpr bool kNarrow = true;
+};
+
+struct ToFp32 {
+  using Bits = uint32_t;
+  static __device__ __forceinline__ uint32_t round(float v) { return __float_as_uint(v); }
+  static constexpr uint32_t kInf = kInfBits, kNan = 0x7fc00000u, kAbs = 0x7fffffffu;
+  static constexpr bool kNarrow = false;
+};
+
+}  // namespace fuseo1
+#endif  // FUSEO1_CUDA_ELEMENT_CUH_

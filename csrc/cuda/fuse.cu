@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+// fuse's C ABI on the GPU (include/fuseo1/cuda.h), and what went wrong last.
+#include <stdio.h>
+
+#include "fuse.cuh"
+#include "instances.cuh"
+#include "launch.cuh"
+
+namespace fuseo1 {
+namespace {
+
+thread_local char last_error[256];
+
+}  // namespace
+
+int check(cudaError_t error, const char* what, int64_t numel, int32_t targets) {
+  if (error == cudaSuccess) return FUSEO1_OK;
+  snprintf(last_error, sizeof last_error, "%s on %lld elements, %d targets: %s (%s)", what,
+           static_cast<long long>(numel), targets, cudaGetErrorString(error), cudaGetErrorName(error));
+  return error == cudaErrorMemoryAllocation ? FUSEO1_OUT_OF_MEMORY : FUSEO1_DEVICE_FAILED;
+}
+
+int multiprocessors() {
+  int device = 0, count = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return 0;
+  return cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) == cudaSuccess ? count : 0;
+}
+
+}  // namespace fuseo1
+
+using namespace fuseo1;
+
+extern "C" const char* fuseo1_cuda_last_error(void) { return last_error; }
+
+extern "C" const char* fuseo1_cuda_problem(void) {
+  int devices = 0, held = 0;
+  cudaError_t error = cudaGetDeviceCount(&devices);
+  if (error == cudaSuccess && devices == 0) error = cudaErrorNoDevice;
+  // Asking about a kernel tells whether there is code for the device.
+  if (error == cudaSuccess) {
+    error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&held, fuse<1, AllBf16>, kThreads, 0);
+  }
+  return error == cudaSuccess ? "" : cudaGetErrorString(error);
+}
+
+extern "C" int fuseo1_cuda_fuse(const fuseo1_cuda_params* params, const fuseo1_operand* operands, int32_t targets,
+                                int64_t offset, int64_t count, void* out, int32_t out_dtype, fuseo1_cuda_survey* result,
+                                void* stream) {
+  if (!params || !operands || targets < 1 || targets > FUSEO1_CUDA_MAX_TARGETS || offset < 0 || offset % kBlock ||
+      count < 0 || out_dtype < FUSEO1_BF16 || out_dtype > FUSEO1_FP32 || (count && !out)) {
+    return FUSEO1_BAD_ARGUMENT;
+  }
+  if (count == 0) return FUSEO1_OK;
+  Inputs in = {};
+  for (int i = 0; i <= targets; ++i) {
+    if (operands[i].dtype < FUSEO1_BF16 || operands[i].dtype > FUSEO1_FP32 || !operands[i].data) {
+      return FUSEO1_BAD_ARGUMENT;
+    }
+    in.operands[i] = operands[i];
+  }
+  in.targets = targets, in.numel = count;
+  const Output to = {out, out_dtype};
+  return with_instance(in, [&](auto instance) {
+    using Chosen = decltype(instance);
+    return launch("fuse", in, fuse<Chosen::kTargets, typename Chosen::Elements>, (count + kBlock - 1) / kBlock, stream,
+                  in, params, offset, to, result);
+  });
+}

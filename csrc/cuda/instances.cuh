@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+// Which instance of a kernel serves which call. One to four targets and all bf16 have their own; the paths that are
+// rarely taken make do with two.
+#ifndef FUSEO1_CUDA_INSTANCES_CUH_
+#define FUSEO1_CUDA_INSTANCES_CUH_
+
+#include "block.cuh"
+
+namespace fuseo1 {
+
+inline bool all_bf16(const Inputs& in) {
+  for (int i = 0; i <= in.targets; ++i) {
+    if (in.operands[i].dtype != FUSEO1_BF16) return false;
+  }
+  return true;
+}
+
+template <int kN, class In>
+struct Instance {
+  static constexpr int kTargets = kN;
+  using Elements = In;
+};
+
+// Calls f with the Instance for these inputs.
+template <class F>
+int with_instance(const Inputs& in, const F& f) {
+  const auto of = [&](auto elements) {
+    using In = decltype(elements);
+    switch (in.targets) {
+      case 1:
+        return f(Instance<1, In>());
+      case 2:
+        return f(Instance<2, In>());
+      case 3:
+        return f(Instance<3, In>());
+      case 4:
+        return f(Instance<4, In>());
+      default:
+        return in.targets <= 8 ? f(Instance<8, In>()) : f(Instance<16, In>());
+    }
+  };
+  return all_bf16(in) ? of(AllBf16()) : of(Mixed());
+}
+
+// The same for the rare paths.
+template <class F>
+int with_rare_instance(const Inputs& in, const F& f) {
+  return in.targets <= 8 ? f(Instance<8, Mixed>()) : f(Instance<16, Mixed>());
+}
+
+}  // namespace fuseo1
+#endif  // FUSEO1_CUDA_INSTANCES_CUH_

@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+// Launches, with every error code looked at. Nothing here waits for the device.
+#ifndef FUSEO1_CUDA_LAUNCH_CUH_
+#define FUSEO1_CUDA_LAUNCH_CUH_
+
+#include <algorithm>
+#include <kernel_call.cuh>
+
+#include "state.cuh"
+
+namespace fuseo1 {
+
+// Notes what failed for fuseo1_cuda_last_error; returns the status of the C ABI. `what` names the kernel or call.
+int check(cudaError_t error, const char* what, int64_t numel, int32_t targets);
+
+// Multiprocessors of the current device; 0 if there is none.
+int multiprocessors();
+
+// Launches `kernel` with as many CTAs of kThreads as the device holds at once, but no more than there is work for
+// (`warps` of it), and on failure notes `what`.
+template <class... Parameters, class... Arguments>
+int launch(const char* what, const Inputs& in, void (*kernel)(Parameters...), int64_t warps, void* stream,
+           Arguments... arguments) {
+  int held = 0;
+  cudaError_t error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&held, kernel, kThreads, 0);
+  if (error == cudaSuccess) {
+    const int64_t most = std::max<int64_t>(static_cast<int64_t>(held) * multiprocessors(), 1);
+    const int64_t wanted = (warps + kWarps - 1) / kWarps;
+    const auto ctas = static_cast<unsigned>(std::min(std::max<int64_t>(wanted, 1), most));
+    error =
+        launch_kernel(kernel, ctas, kThreads, static_cast<cudaStream_t>(stream), static_cast<Parameters>(arguments)...);
+  }
+  return check(error, what, in.numel, in.targets);
+}
+
+}  // namespace fuseo1
+#endif  // FUSEO1_CUDA_LAUNCH_CUH_

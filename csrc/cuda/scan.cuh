@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: Apache-2.0
+// The passes that read all of a tensor, and the sample that comes first.
+#ifndef FUSEO1_CUDA_SCAN_CUH_
+#define FUSEO1_CUDA_SCAN_CUH_
+
+#include "energy.cuh"
+#include "select.cuh"
+#include "ties.cuh"
+
+namespace fuseo1 {
+
+// select_topk 1 (and 0, where the energies are of no account): no scores are needed.
+template <int kN, class In>
+__global__ void __launch_bounds__(kThreads, 1) energy_all(Inputs in, State* state) {
+  __shared__ Sums<kN> sums;
+  sums.clear();
+  __syncthreads();
+  for_each_block(in.numel, [&](int64_t at, int count) {
+    Block<kN, In> block;
+    Peaks<kN> peaks;
+    if (load_block(in, at, count, state->nonfinite, &block, &peaks)) clamp(in, &block, &peaks);
+    add_energies(block, peaks, 0xffu, in.targets, &sums);
+  });
+  __syncthreads();
+  sums.flush(&state->energy[0]);
+}
+
+// Runs of eight elements, a lane's, spread evenly over the tensor, each moved by a hash within its stretch.
+__device__ __forceinline__ int64_t sample_start(int64_t numel, int64_t runs, int64_t run) {
+  const int64_t stretch = numel / runs;
+  const uint64_t hash = static_cast<uint64_t>(run + 1) * 0x9e3779b97f4a7c15u >> 33;
+  return (run * stretch + static_cast<int64_t>(hash % static_cast<uint64_t>(stretch - kLane + 1))) / kLane * kLane;
+}
+
+template <int kN>
+__global__ void __launch_bounds__(kThreads, 1)
+    sample_scores(Inputs in, State* state, uint32_t* sample, int64_t runs, double select_topk) {
+  __shared__ Histogram histogram;
+  histogram.clear();
+  __syncthreads();
+  const Divisor divisor(in.targets);
+  uint32_t present = 0;
+  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t run = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; run < runs; run += step) {
+    const int64_t at = sample_start(in.numel, runs, run);
+    Block<kN, Mixed> block;
+    block.load(in, at, kLane);
+    block.sanitize(in, at, kLane, nullptr);
+    uint32_t scores[kLane];
+    block.score(divisor, in.targets, scores);
+#pragma unroll
+    for (int j = 0; j < kLane; ++j) {
+      sample[run * kLane + j] = scores[j];
+      if (scores[j] == 0) continue;
+      histogram.add(scores[j] >> digit_shift(0));
+      ++present;
+    }
+  }
+  if (present) atomicAdd(&state->present, static_cast<Count>(present));
+  __syncthreads();
+  histogram.flush(state->histogram[0]);
+  if (is_last_cta(state)) begin_bracket(state, select_topk);
+}
+
+// Energies above the bracket; what lies inside it is kept.
+template <int kN, class In>
+__global__ void __launch_bounds__(kThreads, 1)
+    scan(Inputs in, State* state, Candidates candidates, double select_topk) {
+  __shared__ Sums<kN> sums;
+  sums.clear();
+  __syncthreads();
+  const Divisor divisor(in.targets);
+  const uint32_t low = state->low, high = state->high;
+  Slots slots;
+  uint32_t nonzero = 0, above = 0;  // of a lane; a tensor of 2^40 elements leaves a lane less than 2^32
+  for_each_block(in.numel, [&](int64_t at, int count) {
+    Block<kN, In> block;
+    Peaks<kN> peaks;
+    const bool rare = load_block(in, at, count, state->nonfinite, &block, &peaks);
+    uint32_t scores[kLane];
+    block.score(divisor, in.targets, scores);
+    if (rare) clamp(in, &block, &peaks);
+    uint32_t selected = 0, inside = 0;
+#pragma unroll
+    for (int j = 0; j < kLane; ++j) {
+      nonzero += scores[j] != 0;
+      if (scores[j] > high) {
+        selected |= 1u << j;
+      } else if (scores[j] >= low) {
+        inside |= 1u << j;
+      }
+    }
+    above += __popc(selected);
+    add_energies(block, peaks, selected, in.targets, &sums);
+    if (__any_sync(kAllLanes, inside != 0))
+      slots.append(candidates, state, in.targets, block, peaks, scores, inside, at);
+  });
+  slots.finish(candidates, state);
+  const uint32_t warp_nonzero = warp_sum(nonzero), warp_above = warp_sum(above);
+  if (threadIdx.x % kWarp == 0) {
+    atomicAdd(&state->nonzero, static_cast<Count>(warp_nonzero));
+    atomicAdd(&state->above, static_cast<Count>(warp_above));
+  }
+  __syncthreads();
+  sums.flush(&state->energy[0]);
+  if (is_last_cta(state)) begin_selection(state, candidates.capacity, select_topk);
+}
+
+// --- the exact path: kernels that return at once if the candidates sufficed ---
+
+// One digit of the threshold, of all scores that have the digits found so far.
+template <int kN>
+__global__ void __launch_bounds__(kThreads, 1) count_digits(Inputs in, State* state, int digit) {
+  if (!state->failed || state->selected == 0) return;
+  __shared__ Histogram histogram;
+  histogram.clear();
+  __syncthreads();
+  const Divisor divisor(in.targets);
+  const int shift = digit_shift(digit), above = digit ? digit_shift(digit - 1) : 31;
+  const uint32_t found = state->found;
+  for_each_block(in.numel, [&](int64_t at, int count) {
+    Block<kN, Mixed> block;
+    block.load(in, at, count);
+    block.sanitize(in, at, count, nullptr);
+    uint32_t scores[kLane];
+    block.score(divisor, in.targets, scores);
+    for (int j = 0; j < count; ++j) {
+      if (scores[j] >> above == found) histogram.add(scores[j] >> shift & ((1u << (above - shift)) - 1));
+    }
+  });
+  __syncthreads();
+  histogram.flush(state->histogram[0]);
+  if (is_last_cta(state)) end_digit(state, digit, in.numel);
+}
+
+// Where the last selected tie lies, if not all are: counted by stretches, then in the one that matters.
+template <int kN>
+__global__ void __launch_bounds__(kThreads, 1) count_ties(Inputs in, State* state, uint32_t* stretches) {
+  if (!state->failed || state->wanted == static_cast<int64_t>(state->ties)) return;
+  __shared__ uint32_t ties;
+  const Divisor divisor(in.targets);
+  const uint32_t threshold = state->threshold;
+  const int64_t count_of_stretches = (in.numel + kStretch - 1) / kStretch;
+  for (int64_t s = blockIdx.x; s < count_of_stretches; s += gridDim.x) {
+    if (threadIdx.x == 0) ties = 0;
+    __syncthreads();
+    uint32_t mine = 0;
+    for (int64_t at = s * kStretch + threadIdx.x * kLane; at < min((s + 1) * kStretch, in.numel);
+         at += kThreads * kLane) {
+      mine += __popc(tie_mask<kN>(in, at, divisor, threshold));
+    }
+    if (mine) atomicAdd(&ties, mine);
+    __syncthreads();
+    if (threadIdx.x == 0) stretches[s] = ties;
+    __syncthreads();
+  }
+  if (!is_last_cta(state)) return;
+  __shared__ int64_t stretch, wanted;
+  if (threadIdx.x == 0) {
+    stretch = 0, wanted = state->wanted;
+    for (; wanted > stretches[stretch]; ++stretch) wanted -= stretches[stretch];
+  }
+  __syncthreads();
+  find_tie<kN>(in, divisor, threshold, stretch * kStretch, wanted, &state->tie_limit);
+}
+
+// The energies of the selection, known by now.
+template <int kN>
+__global__ void __launch_bounds__(kThreads, 1) energy_selected(Inputs in, State* state) {
+  if (!state->failed || state->selected == 0) return;
+  __shared__ Sums<kN> sums;
+  sums.clear();
+  __syncthreads();
+  const Divisor divisor(in.targets);
+  const uint32_t threshold = state->threshold;
+  const int64_t tie_limit = state->tie_limit;
+  for_each_block(in.numel, [&](int64_t at, int count) {
+    Block<kN, Mixed> block;
+    Peaks<kN> peaks;
+    const bool rare = load_block(in, at, count, static_cast<Count*>(nullptr), &block, &peaks);
+    uint32_t scores[kLane], selected = 0;
+    block.score(divisor, in.targets, scores);
+    if (rare) clamp(in, &block, &peaks);
+    for (int j = 0; j < kLane; ++j) {
+      const bool is = scores[j] > threshold || (scores[j] == threshold && at + j <= tie_limit);
+      selected |= static_cast<uint32_t>(is) << j;
+    }
+    add_energies(block, peaks, selected, in.targets, &sums);
+  });
+  __syncthreads();
+  sums.flush(&state->energy[1]);
+  if (threadIdx.x == 0 && blockIdx.x == 0) ++state->passes;
+}
+
+}  // namespace fuseo1
+#endif  // FUSEO1_CUDA_SCAN_CUH_

@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: Apache-2.0
+// From the sample to the bracket, and from the candidates to the threshold. All of it decided on the device, by the
+// last CTA of each launch.
+#ifndef FUSEO1_CUDA_SELECT_CUH_
+#define FUSEO1_CUDA_SELECT_CUH_
+
+#include "energy.cuh"
+
+namespace fuseo1 {
+
+constexpr double kBracketDeviations = 4.0;  // each side
+
+__device__ __forceinline__ void clear_histograms(State* state) {
+  __syncthreads();
+  for (int d = threadIdx.x; d < 2 * kDigits; d += blockDim.x) (&state->histogram[0][0])[d] = 0;
+  __syncthreads();
+}
+
+// --- the bracket; each of these is called by all threads of the last CTA ---
+
+// The level around which the sample's runs are compared: the lower edge of the digit in which the threshold seems to
+// lie.
+__device__ __forceinline__ void begin_bracket(State* state, double select_topk) {
+  const auto present = static_cast<int64_t>(state->present);
+  if (present == 0) return;
+  int64_t wanted = min(static_cast<int64_t>(select_topk * static_cast<double>(present)), present - 1) + 1;
+  const int digit = reach_from_top(state->histogram[0], &wanted);
+  if (threadIdx.x == 0) state->level = static_cast<uint32_t>(digit) << digit_shift(0);
+}
+
+// A run's elements are neighbours, often of one row and so of one scale: the runs are what is drawn, and what each has
+// above the level beyond its share is what varies (csrc/cpu/sampling.h).
+__device__ __forceinline__ void place_bracket(State* state, double select_topk) {
+  const auto present = static_cast<int64_t>(state->present);
+  const double m = static_cast<double>(present), rank = select_topk * m;
+  const double share = static_cast<double>(state->runs_a) / static_cast<double>(state->runs_p);
+  const double varies = static_cast<double>(state->runs_aa) - 2 * share * static_cast<double>(state->runs_ap) +
+                        share * share * static_cast<double>(state->runs_pp);
+  const double deviation = fmax(sqrt(rank * (1 - select_topk)), sqrt(fmax(varies, 0.0)));
+  const double margin = 16 + kBracketDeviations * deviation;
+  for (int side = 0; side < 2; ++side) {
+    const double at = side ? rank + margin : rank - margin;
+    const bool open = present == 0 || at < 0 || at >= m;
+    int64_t wanted = open ? 0 : static_cast<int64_t>(at) + 1;
+    const int digit = open ? -1 : reach_from_top(state->histogram[0], &wanted);
+    if (threadIdx.x == 0) state->prefix[side] = static_cast<uint32_t>(digit), state->rank[side] = wanted - 1;
+  }
+  clear_histograms(state);
+}
+
+__device__ __forceinline__ void end_bracket(State* state) {
+  uint32_t bounds[2] = {kInfBits, 1};
+  for (int side = 0; side < 2; ++side) {
+    if (state->prefix[side] == 0xffffffffu) continue;
+    int64_t wanted = state->rank[side] + 1;
+    const int digit = reach_from_top(state->histogram[side], &wanted);
+    const uint32_t edge = state->prefix[side] << digit_shift(0) | static_cast<uint32_t>(digit) << digit_shift(1);
+    bounds[side] = side ? max(edge, 1u) : edge | ((1u << digit_shift(1)) - 1);
+  }
+  if (threadIdx.x == 0) state->high = bounds[0], state->low = bounds[1];
+  clear_histograms(state);
+}
+
+__global__ void __launch_bounds__(kThreads, 1)
+    measure_runs(State* state, const uint32_t* sample, int64_t runs, double select_topk) {
+  __shared__ uint32_t sums[5];  // of a CTA: at most a few thousand runs
+  if (threadIdx.x < 5) sums[threadIdx.x] = 0;
+  __syncthreads();
+  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t run = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; run < runs; run += step) {
+    uint32_t a = 0, p = 0;
+    for (int j = 0; j < kLane; ++j) {
+      a += sample[run * kLane + j] > state->level;
+      p += sample[run * kLane + j] != 0;
+    }
+    atomicAdd(&sums[0], a * a), atomicAdd(&sums[1], a * p), atomicAdd(&sums[2], p * p);
+    atomicAdd(&sums[3], a), atomicAdd(&sums[4], p);
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    atomicAdd(&state->runs_aa, static_cast<Count>(sums[0]));
+    atomicAdd(&state->runs_ap, static_cast<Count>(sums[1]));
+    atomicAdd(&state->runs_pp, static_cast<Count>(sums[2]));
+    atomicAdd(&state->runs_a, static_cast<Count>(sums[3]));
+    atomicAdd(&state->runs_p, static_cast<Count>(sums[4]));
+  }
+  if (is_last_cta(state)) place_bracket(state, select_topk);
+}
+
+__global__ void __launch_bounds__(kThreads, 1) refine_bracket(State* state, const uint32_t* sample, int64_t scores) {
+  __shared__ Histogram histograms[2];
+  histograms[0].clear(), histograms[1].clear();
+  __syncthreads();
+  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t f = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; f < scores; f += step) {
+    const uint32_t score = sample[f], digit = score >> digit_shift(1) & (kDigits - 1);
+    for (int side = 0; side < 2; ++side) {
+      if (score != 0 && score >> digit_shift(0) == state->prefix[side]) histograms[side].add(digit);
+    }
+  }
+  __syncthreads();
+  histograms[0].flush(state->histogram[0]), histograms[1].flush(state->histogram[1]);
+  if (is_last_cta(state)) end_bracket(state);
+}
+
+// --- the threshold; again by the last CTA ---
+
+// The candidates do not tell: everything is to be found from the scores of the whole tensor.
+__device__ __forceinline__ void fail(State* state) {
+  state->failed = 1, state->found = 0, state->wanted = state->selected;
+}
+
+__device__ __forceinline__ void begin_selection(State* state, int64_t capacity, double select_topk) {
+  if (threadIdx.x != 0) return;
+  state->passes = 1;
+  state->selected = static_cast<int64_t>(floor(select_topk * static_cast<double>(state->nonzero)));
+  state->threshold = kNothing, state->tie_limit = -1;
+  if (state->selected == 0) return;
+  state->wanted = state->selected - static_cast<int64_t>(state->above);
+  const bool enough = state->wanted >= 1 && state->wanted <= static_cast<int64_t>(state->candidates);
+  if (!enough || static_cast<int64_t>(state->slots) > capacity) fail(state);
+}
+
+// Takes the digit in which the threshold lies; the last one completes it.
+__device__ __forceinline__ void end_digit(State* state, int digit, int64_t numel) {
+  int64_t wanted = state->wanted;
+  const int reached = reach_from_top(state->histogram[0], &wanted);
+  if (threadIdx.x == 0) {
+    const int above = digit ? digit_shift(digit - 1) : 31;
+    state->found = state->found << (above - digit_shift(digit)) | static_cast<uint32_t>(reached);
+    state->wanted = wanted;
+    if (digit_shift(digit) == 0) {
+      state->threshold = state->found;
+      state->ties = state->histogram[0][reached];
+      if (wanted == static_cast<int64_t>(state->ties)) state->tie_limit = numel - 1;
+    }
+    state->passes += state->failed;
+  }
+  clear_histograms(state);
+}
+
+__device__ __forceinline__ int64_t filled(const State* state, const Candidates& candidates) {
+  return min(static_cast<int64_t>(state->slots), candidates.capacity);
+}
+
+__global__ void __launch_bounds__(kThreads, 1)
+    count_candidates(State* state, Candidates candidates, int digit, int64_t numel) {
+  if (state->failed || state->selected == 0) return;
+  __shared__ Histogram histogram;
+  histogram.clear();
+  __syncthreads();
+  const int shift = digit_shift(digit), above = digit ? digit_shift(digit - 1) : 31;
+  const uint32_t found = state->found;
+  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x, end = filled(state, candidates);
+  for (int64_t c = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; c < end; c += step) {
+    const uint32_t score = candidates.scores[c];
+    if (score != 0 && score >> above == found) histogram.add(score >> shift & ((1u << (above - shift)) - 1));
+  }
+  __syncthreads();
+  histogram.flush(state->histogram[0]);
+  if (is_last_cta(state)) end_digit(state, digit, numel);
+}
+
+template <class To>
+__device__ __forceinline__ void add_candidate(const Candidates& candidates, int64_t c, int targets, To* bins) {
+  for (int i = 0; i < targets; ++i) {
+    const int64_t at = i * candidates.capacity + c;
+    if (candidates.quanta[at]) atomicAdd(&bins[i][candidates.exponents[at]], static_cast<Count>(candidates.quanta[at]));
+  }
+}
+
+// The energies of the selected candidates; of ties that are cut, those of the lowest indices.
+template <int kN>
+__global__ void __launch_bounds__(kThreads, 1) finish_candidates(State* state, Candidates candidates, int targets) {
+  if (state->failed || state->selected == 0) return;
+  __shared__ Sums<kN> sums;
+  sums.clear();
+  __syncthreads();
+  const bool cut = state->wanted < static_cast<int64_t>(state->ties);
+  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x, end = filled(state, candidates);
+  for (int64_t c = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; c < end; c += step) {
+    const uint32_t score = candidates.scores[c];
+    if (score > state->threshold || (score == state->threshold && !cut)) {
+      add_candidate(candidates, c, targets, sums.bins);
+    } else if (score == state->threshold) {
+      const uint32_t place = atomicAdd(&state->tie_count, 1u);
+      if (place < kMostTies) state->tie_slots[place] = c;
+    }
+  }
+  __syncthreads();
+  sums.flush(&state->energy[0]);
+  if (!is_last_cta(state) || !cut) return;
+  if (state->tie_count > kMostTies) {
+    if (threadIdx.x == 0) fail(state);
+    return;
+  }
+  const int ties = static_cast<int>(state->tie_count);
+  for (int t = threadIdx.x; t < ties; t += blockDim.x) {
+    const int64_t c = state->tie_slots[t], index = candidates.indices[c];
+    int64_t before = 0;
+    for (int u = 0; u < ties; ++u) before += candidates.indices[state->tie_slots[u]] < index;
+    if (before < state->wanted) add_candidate(candidates, c, targets, state->energy[0]);
+    if (before == state->wanted - 1) state->tie_limit = index;
+  }
+}
+
+// --- a warp's places among the candidates: taken from all by 32, so that the counter is no bottleneck ---
+
+struct Slots {
+  int64_t next = 0, end = 0;
+  uint32_t found = 0;
+
+  template <int kN, class In>
+  __device__ __forceinline__ void append(const Candidates& to, State* state, int targets, const Block<kN, In>& block,
+                                         const Peaks<kN>& peaks, const uint32_t* scores, uint32_t inside, int64_t at) {
+    const int lane = threadIdx.x % kWarp;
+#pragma unroll
+    for (int j = 0; j < kLane; ++j) {
+      const bool mine = inside >> j & 1u;
+      const uint32_t all = __ballot_sync(kAllLanes, mine);
+      if (all == 0) continue;
+      const int wanted = __popc(all), room = static_cast<int>(end - next), rank = __popc(all & ((1u << lane) - 1));
+      int64_t fresh = 0;
+      if (room < wanted) {
+        if (lane == 0) fresh = static_cast<int64_t>(atomicAdd(&state->slots, static_cast<Count>(kWarp)));
+        fresh = __shfl_sync(kAllLanes, fresh, 0);
+      }
+      const int64_t place = rank < room ? next + rank : fresh + rank - room;
+      if (mine && place < to.capacity) {
+        to.scores[place] = scores[j];
+        to.indices[place] = at + j;
+#pragma unroll
+        for (int i = 0; i < kN; ++i) {
+          if (!is_target<kN>(i, targets)) continue;
+          const float scale = __uint_as_float(scale_bits(peaks.exponents[i]));
+          to.quanta[i * to.capacity + place] = quantize(block.d[i][j], scale) - kRintMagicBits;
+          to.exponents[i * to.capacity + place] = static_cast<uint8_t>(peaks.exponents[i]);
+        }
+      }
+      found += wanted;
+      next = room < wanted ? fresh + wanted - room : next + wanted;
+      end = room < wanted ? fresh + kWarp : end;
+    }
+  }
+
+  // Places that stay empty have score 0, which no candidate has.
+  __device__ __forceinline__ void finish(const Candidates& to, State* state) {
+    const int64_t place = next + threadIdx.x % kWarp;
+    if (place < end && place < to.capacity) to.scores[place] = 0;
+    if (threadIdx.x % kWarp == 0 && found) atomicAdd(&state->candidates, static_cast<Count>(found));
+  }
+};
+
+}  // namespace fuseo1
+#endif  // FUSEO1_CUDA_SELECT_CUH_

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+// Small tensors, many in a launch: a CTA surveys and fuses one. Its second and later reads come from the L2 cache.
+#ifndef FUSEO1_CUDA_SMALL_CUH_
+#define FUSEO1_CUDA_SMALL_CUH_
+
+#include "energy.cuh"
+#include "fuse.cuh"
+#include "ties.cuh"
+#include "weights.cuh"
+
+namespace fuseo1 {
+
+// The selection of a tensor, in shared memory.
+struct Selection {
+  uint32_t nonzero, threshold;
+  int64_t selected, wanted, tie_limit;
+  int32_t passes;
+};
+
+// Finds the threshold by histograms of its digits.
+template <int kN>
+__device__ void select_small(const Inputs& in, double select_topk, Selection* selection) {
+  __shared__ Histogram histogram;
+  const Divisor divisor(in.targets);
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  if (threadIdx.x == 0) *selection = {0, 0, 0, 0, -1, 0};
+  for (int digit = 0; digit < 3; ++digit) {
+    const int shift = digit_shift(digit), above = digit ? digit_shift(digit - 1) : 31;
+    __syncthreads();
+    histogram.clear();
+    __syncthreads();
+    const uint32_t found = selection->threshold;
+    uint32_t nonzero = 0;
+    for_blocks(in.numel, warp, kWarps, [&](int64_t at, int count) {
+      Block<kN, Mixed> block;
+      block.load(in, at, count);
+      block.sanitize(in, at, count, nullptr);
+      uint32_t scores[kLane];
+      block.score(divisor, in.targets, scores);
+      for (int j = 0; j < count; ++j) {
+        nonzero += scores[j] != 0;
+        if (scores[j] >> above == found) histogram.add(scores[j] >> shift & ((1u << (above - shift)) - 1));
+      }
+    });
+    if (digit == 0 && nonzero) atomicAdd(&selection->nonzero, nonzero);
+    __syncthreads();
+    if (digit == 0 && threadIdx.x == 0) {
+      selection->selected = static_cast<int64_t>(floor(select_topk * static_cast<double>(selection->nonzero)));
+      selection->wanted = selection->selected;
+      if (selection->selected == 0) selection->threshold = kNothing;
+    }
+    __syncthreads();
+    if (selection->selected == 0) return;
+    int64_t wanted = selection->wanted;
+    const int reached = reach_from_top(histogram.bins, &wanted);
+    if (threadIdx.x == 0) {
+      selection->threshold = found << (above - shift) | static_cast<uint32_t>(reached);
+      selection->wanted = wanted;
+    }
+    if (digit == 2) {
+      const bool cut = wanted < static_cast<int64_t>(histogram.bins[reached]);
+      __syncthreads();
+      if (cut) {
+        find_tie<kN>(in, divisor, selection->threshold, 0, wanted, &selection->tie_limit);
+      } else if (threadIdx.x == 0) {
+        selection->tie_limit = in.numel - 1;
+      }
+    }
+  }
+  __syncthreads();
+}
+
+template <int kN>
+__global__ void __launch_bounds__(kThreads, 1)
+    merge_small(const fuseo1_cuda_tensor* tensors, int32_t targets, fuseo1_cuda_sce how, fuseo1_cuda_survey* results) {
+  __shared__ Inputs in;
+  __shared__ Sums<kN> sums;
+  __shared__ Selection selection;
+  __shared__ Count nonfinite[FUSEO1_CUDA_MAX_TARGETS + 2];
+  __shared__ fuseo1_cuda_params params;
+  const fuseo1_cuda_tensor& tensor = tensors[blockIdx.x];
+  const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarp;
+  if (thread <= targets) in.operands[thread] = tensor.operands[thread];
+  if (thread < FUSEO1_CUDA_MAX_TARGETS + 2) nonfinite[thread] = 0;
+  if (thread == 0) in.targets = targets, in.numel = tensor.numel;
+  sums.clear();
+  __syncthreads();
+  const bool all = how.select_topk == 1.0, none = how.select_topk == 0.0 || in.numel == 0;
+  if (all || none) {
+    if (thread == 0) selection = {0, all ? 0 : kNothing, all ? in.numel : 0, 0, all ? in.numel - 1 : -1, 0};
+    __syncthreads();
+  } else {
+    select_small<kN>(in, how.select_topk, &selection);
+  }
+
+  const Divisor divisor(targets);
+  for_blocks(in.numel, warp, kWarps, [&](int64_t at, int count) {
+    Block<kN, Mixed> block;
+    Peaks<kN> peaks;
+    const bool rare = load_block(in, at, count, nonfinite, &block, &peaks);
+    uint32_t scores[kLane], selected = 0;
+    if (!all) block.score(divisor, targets, scores);
+    if (rare) clamp(in, &block, &peaks);
+    for (int j = 0; j < kLane; ++j) {
+      const bool is =
+          all || scores[j] > selection.threshold || (scores[j] == selection.threshold && at + j <= selection.tie_limit);
+      selected |= static_cast<uint32_t>(is) << j;
+    }
+    add_energies(block, peaks, selected, targets, &sums);
+  });
+  __syncthreads();
+  fuseo1_cuda_survey* const result = &results[blockIdx.x];
+  if (thread < FUSEO1_CUDA_MAX_TARGETS) result->energy[thread] = thread < targets ? energy_of(sums.bins[thread]) : 0.0;
+  if (thread < FUSEO1_CUDA_MAX_TARGETS + 2) result->nonfinite[thread] = nonfinite[thread];
+  __syncthreads();
+  if (thread == 0) {
+    result->nonzero = all || none ? -1 : static_cast<int64_t>(selection.nonzero);
+    result->selected = selection.selected;
+    result->threshold = selection.threshold;
+    result->tie_limit = selection.tie_limit;
+    result->passes = in.numel > 0;
+    result->written = 0;
+    sce_params(result->energy, targets, in.numel, how, selection.threshold, selection.tie_limit, &params);
+  }
+  __syncthreads();
+  const Output out = {tensor.out, tensor.out_dtype};
+  const uint32_t written = params.masked ? fuse_blocks<kN, true, Mixed>(in, params, 0, out, warp, kWarps)
+                                         : fuse_blocks<kN, false, Mixed>(in, params, 0, out, warp, kWarps);
+  if (written) atomicAdd(reinterpret_cast<Count*>(&result->written), static_cast<Count>(written));
+}
+
+}  // namespace fuseo1
+#endif  // FUSEO1_CUDA_SMALL_CUH_

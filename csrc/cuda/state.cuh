@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the kernels of a survey leave each other in its workspace, and how the last CTA of a launch decides for the
+// next.
+#ifndef FUSEO1_CUDA_STATE_CUH_
+#define FUSEO1_CUDA_STATE_CUH_
+
+#include "histogram.cuh"
+
+namespace fuseo1 {
+
+constexpr uint32_t kNothing = 0x7fffffffu;  // a threshold above every score
+// Ties among which the cut is found by sorting; more go the exact path.
+constexpr int kMostTies = 2048;
+// Ties are counted by stretches of this many elements, if the cut lies among very many.
+constexpr int64_t kStretch = 65536;
+
+struct State {
+  Bins energy[2];  // of the scan; of the exact path
+  Count nonfinite[FUSEO1_CUDA_MAX_TARGETS + 2];
+  Count nonzero, above;
+  Count candidates, slots;  // how many were found; how many places were given out
+  Count histogram[2][kDigits];
+  // The sample, from which the bracket comes.
+  Count sampled, present, runs_aa, runs_ap, runs_pp, runs_a, runs_p;
+  uint32_t level;
+  uint32_t prefix[2];
+  int64_t rank[2];  // from the highest, counted from 0; < 0 or >= present: the bracket is open there
+  // Scores in [low, high] are candidates, scores beyond `high` are selected for certain.
+  uint32_t low, high;
+  // The selection, while it is narrowed and when it is known.
+  int64_t selected, wanted;  // k; how many of those in question are among them
+  uint32_t found;            // digits of the threshold
+  int32_t failed;            // the candidates do not tell: the exact path goes on
+  uint32_t threshold;
+  int64_t tie_limit;
+  Count ties;
+  uint32_t tie_count;
+  int64_t tie_slots[kMostTies];
+  int32_t passes;
+  uint32_t arrived;  // CTAs that are done with the current launch
+};
+
+// A candidate's parts lie apart: score, flat index, then t and E of each target.
+struct Candidates {
+  uint32_t* scores;
+  int64_t* indices;
+  uint32_t* quanta;    // [targets][capacity]
+  uint8_t* exponents;  // [targets][capacity]
+  int64_t capacity;
+};
+
+// Whether the caller's CTA is the last of the grid to come here; everything that the others wrote before is visible.
+__device__ __forceinline__ bool is_last_cta(State* state) {
+  __shared__ bool last;
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    last = atomicAdd(&state->arrived, 1u) == gridDim.x - 1;
+    if (last) state->arrived = 0;
+  }
+  __syncthreads();
+  if (last) __threadfence();
+  return last;
+}
+
+// Calls f(at, count) on every `warps`-th block of 256 elements, from block `warp` on: a lane's first element and how
+// many of its eight there are.
+template <class F>
+__device__ __forceinline__ void for_blocks(int64_t numel, int64_t warp, int64_t warps, const F& f) {
+  const int lane = threadIdx.x % kWarp;
+  const int64_t blocks = (numel + kBlock - 1) / kBlock;
+  for (int64_t b = warp; b < blocks; b += warps) {
+    const int64_t at = b * kBlock + lane * kLane, left = numel - at;
+    f(at, static_cast<int>(left < 0 ? 0 : left < kLane ? left : kLane));
+  }
+}
+
+// The same for a warp of a grid that shares a tensor.
+template <class F>
+__device__ __forceinline__ void for_each_block(int64_t numel, const F& f) {
+  for_blocks(numel, static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp,
+             static_cast<int64_t>(gridDim.x) * kWarps, f);
+}
+
+}  // namespace fuseo1
+#endif  // FUSEO1_CUDA_STATE_CUH_

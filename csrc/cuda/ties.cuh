@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+// Where ties at the threshold are cut: those of the lowest indices are selected.
+#ifndef FUSEO1_CUDA_TIES_CUH_
+#define FUSEO1_CUDA_TIES_CUH_
+
+#include "histogram.cuh"
+
+namespace fuseo1 {
+
+// A bit for each of a lane's eight elements from `at` on whose score is the threshold.
+template <int kN>
+__device__ __forceinline__ uint32_t tie_mask(const Inputs& in, int64_t at, const Divisor& divisor, uint32_t threshold) {
+  const int64_t left = in.numel - at;
+  const int count = static_cast<int>(left < 0 ? 0 : left < kLane ? left : kLane);
+  Block<kN, Mixed> block;
+  block.load(in, at, count);
+  block.sanitize(in, at, count, nullptr);
+  uint32_t scores[kLane], ties = 0;
+  block.score(divisor, in.targets, scores);
+  for (int j = 0; j < count; ++j) ties |= static_cast<uint32_t>(scores[j] == threshold) << j;
+  return ties;
+}
+
+// Where the `wanted`-th tie (from 1) of those from `begin` on lies, to *tie_limit; called by all threads of a CTA.
+template <int kN>
+__device__ void find_tie(const Inputs& in, const Divisor& divisor, uint32_t threshold, int64_t begin, int64_t wanted,
+                         int64_t* tie_limit) {
+  __shared__ uint32_t counts[kThreads];
+  for (int64_t at = begin; at < in.numel; at += kThreads * kLane) {
+    const uint32_t mask = tie_mask<kN>(in, at + threadIdx.x * kLane, divisor, threshold);
+    counts[threadIdx.x] = __popc(mask);
+    __syncthreads();
+    int64_t before = 0, all = 0;
+    for (int t = 0; t < kThreads; ++t) {
+      before += t < static_cast<int>(threadIdx.x) ? counts[t] : 0;
+      all += counts[t];
+    }
+    uint32_t rest = mask;
+    for (int64_t n = before; rest; ++n, rest &= rest - 1) {
+      if (n + 1 == wanted) *tie_limit = at + threadIdx.x * kLane + __ffs(static_cast<int>(rest)) - 1;
+    }
+    __syncthreads();
+    if (all >= wanted) return;
+    wanted -= all;
+  }
+}
+
+}  // namespace fuseo1
+#endif  // FUSEO1_CUDA_TIES_CUH_

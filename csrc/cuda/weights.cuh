@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+// From sums to energies, from energies to weights: SCE's rule on the device (fuseo1_kernels/weights.py is its twin).
+#ifndef FUSEO1_CUDA_WEIGHTS_CUH_
+#define FUSEO1_CUDA_WEIGHTS_CUH_
+
+#include "histogram.cuh"
+
+namespace fuseo1 {
+
+// mergekit's rules: below this mean square all weights are equal, and no divisor is smaller than this.
+constexpr double kMergekitFloor = 1e-6;
+
+// The exact sums of each exponent, added in fp64 from the smallest on.
+__device__ inline double energy_of(const Count* sums) {
+  double energy = 0.0;
+  for (int e = 0; e < kExponents; ++e) {
+    if (sums[e]) energy = __dadd_rn(energy, ldexp(static_cast<double>(sums[e]), e - 149));
+  }
+  return energy;
+}
+
+__device__ inline void sce_params(const double* energy, int targets, int64_t numel, const fuseo1_cuda_sce& how,
+                                  uint32_t threshold, int64_t tie_limit, fuseo1_cuda_params* params) {
+  double total = 0.0;
+  for (int i = 0; i < targets; ++i) total = __dadd_rn(total, energy[i]);
+  bool equal = total == 0.0;
+  if (how.mergekit && numel) equal = __ddiv_rn(total, static_cast<double>(numel)) < kMergekitFloor;
+  for (int i = 0; i < FUSEO1_CUDA_MAX_TARGETS; ++i) {
+    params->weights[i] = i >= targets ? 0.0f : equal ? 1.0f : static_cast<float>(__ddiv_rn(energy[i], total));
+  }
+  params->floor_divisor = how.mergekit ? static_cast<float>(kMergekitFloor) : 0.0f;
+  params->masked = how.mergekit && how.select_topk < 1.0;
+  params->threshold = threshold;
+  params->tie_limit = tie_limit;
+}
+
+}  // namespace fuseo1
+#endif  // FUSEO1_CUDA_WEIGHTS_CUH_

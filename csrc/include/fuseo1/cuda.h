@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+// survey and fuse on NVIDIA GPUs: the contract of survey.h and fuse.h, to the same bits.
+//
+// Everything is enqueued on `stream` (a cudaStream_t; nullptr is the default stream) of the current device and returns
+// at once: nothing waits for the device, all of it can be captured into a graph. What a survey learns stays on the
+// device, where fuse finds it. Operands and outputs are device memory of any alignment (16 bytes is fast), valid until
+// the stream has passed the call.
+//
+// Two reads and one write: a sample brackets the threshold, the scan sums the energies above the bracket and keeps the
+// few candidates inside it. Should they not suffice, kernels that else return at once find the threshold exactly, by
+// histograms, in at most 5 reads more; `passes` of the result tells.
+#ifndef FUSEO1_CUDA_H_
+#define FUSEO1_CUDA_H_
+
+#include <stddef.h>
+
+#include "fuseo1/survey.h"
+#include "fuseo1/types.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define FUSEO1_CUDA_MAX_TARGETS 16
+
+// How fuse weighs and masks, on the device: fuse.h says what each means.
+typedef struct {
+  float weights[FUSEO1_CUDA_MAX_TARGETS];
+  float floor_divisor;
+  int32_t masked;
+  uint32_t threshold;
+  int64_t tie_limit;
+} fuseo1_cuda_params;
+
+// What a survey leaves on the device. `written` counts fuse's outputs that are infinite or NaN.
+typedef struct {
+  int64_t nonzero, selected, tie_limit;  // as fuseo1_survey_result has them
+  uint32_t threshold;
+  int32_t passes;
+  double energy[FUSEO1_CUDA_MAX_TARGETS];
+  int64_t nonfinite[FUSEO1_CUDA_MAX_TARGETS + 2];  // base, targets 1..N, overflows
+  int64_t written;
+} fuseo1_cuda_survey;
+
+// From energies to weights: SCE's rule. `mergekit` 1 is the rule of that variant (docs/arithmetic.md).
+typedef struct {
+  double select_topk;
+  int32_t mergekit;
+} fuseo1_cuda_sce;
+
+// One tensor of many: what merge_small takes.
+typedef struct {
+  fuseo1_operand operands[FUSEO1_CUDA_MAX_TARGETS + 1];
+  int64_t numel;
+  void* out;
+  int32_t out_dtype;
+} fuseo1_cuda_tensor;
+
+// Most elements of a tensor for merge_small.
+#define FUSEO1_CUDA_SMALL 65536
+
+// Bytes that a survey works in: about 3 % of its inputs' bytes, and 2 MiB.
+int fuseo1_cuda_workspace_bytes(int32_t targets, int64_t numel, double select_topk, size_t* bytes);
+
+// Surveys operands[0 .. targets] of `numel` elements; `result` and `params` are device memory.
+int fuseo1_cuda_survey_sce(const fuseo1_operand* operands, int32_t targets, int64_t numel, fuseo1_cuda_sce how,
+                           void* workspace, size_t bytes, fuseo1_cuda_survey* result, fuseo1_cuda_params* params,
+                           void* stream);
+
+// Fuses by `params` (device memory); adds to result->written if `result` is given.
+int fuseo1_cuda_fuse(const fuseo1_cuda_params* params, const fuseo1_operand* operands, int32_t targets, int64_t offset,
+                     int64_t count, void* out, int32_t out_dtype, fuseo1_cuda_survey* result, void* stream);
+
+// Surveys and fuses `count` tensors of at most FUSEO1_CUDA_SMALL elements in one launch; `tensors` and `results` (one
+// each) are device memory.
+int fuseo1_cuda_merge_small(const fuseo1_cuda_tensor* tensors, int64_t count, int32_t targets, fuseo1_cuda_sce how,
+                            fuseo1_cuda_survey* results, void* stream);
+
+// Why no kernel can run on the current device, or "": there is no driver, no device, or no code for it.
+const char* fuseo1_cuda_problem(void);
+
+// What went wrong last on this thread: kernel, shape and the CUDA error; "" if nothing did.
+const char* fuseo1_cuda_last_error(void);
+
+#ifdef __cplusplus
+}
+#endif
+#endif  // FUSEO1_CUDA_H_

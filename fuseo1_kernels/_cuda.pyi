@@ -1,0 +1,62 @@
+from collections.abc import Sequence
+from typing import TypedDict
+
+MAX_TARGETS: int
+SMALL: int
+PARAMS_BYTES: int
+RESULT_BYTES: int
+TENSOR_BYTES: int
+ARCHITECTURES: str
+
+_Operands = Sequence[tuple[int, int]]
+
+class _SurveyFields(TypedDict):
+    nonzero: int
+    selected: int
+    threshold: int
+    tie_limit: int
+    passes: int
+    energy: tuple[float, ...]
+    nonfinite: tuple[int, ...]
+
+def problem() -> str: ...
+def workspace_bytes(targets: int, numel: int, select_topk: float) -> int: ...
+def survey(
+    operands: _Operands,
+    numel: int,
+    select_topk: float,
+    mergekit: bool,
+    workspace: int,
+    bytes: int,
+    result: int,
+    params: int,
+    stream: int,
+) -> None: ...
+def fuse(
+    params: int,
+    operands: _Operands,
+    offset: int,
+    count: int,
+    out: int,
+    out_dtype: int,
+    result: int,
+    stream: int,
+) -> None: ...
+def merge_small(
+    tensors: int,
+    count: int,
+    targets: int,
+    select_topk: float,
+    mergekit: bool,
+    results: int,
+    stream: int,
+) -> None: ...
+def pack_params(
+    weights: Sequence[float],
+    floor_divisor: float,
+    masked: bool,
+    threshold: int,
+    tie_limit: int,
+) -> bytes: ...
+def pack_tensor(operands: _Operands, numel: int, out: int, out_dtype: int) -> bytes: ...
+def unpack_result(bytes: bytes, targets: int) -> tuple[_SurveyFields, int]: ...

@@ -1,0 +1,179 @@
+"""The CUDA backend: survey and fuse on NVIDIA GPUs, enqueued on the caller's stream (csrc/include/fuseo1/cuda.h)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import ModuleType
+
+import torch
+
+from ..arrays import Array
+from ..errors import BackendError
+from . import SURVEY_BYTES, FuseParams, OnDevice, SurveyResult
+
+
+class CudaBackend:
+    """The two ops on tensors in the memory of one device. `kernels` is the native module.
+
+    `survey` and `fuse` wait for the device, because they return numbers. `enqueue_survey` and
+    `enqueue_fuse` do not, and can be captured into a graph.
+    """
+
+    name = "cuda"
+
+    def __init__(self, kernels: ModuleType) -> None:
+        self._kernels = kernels
+
+    @property
+    def max_targets(self) -> int:
+        return int(self._kernels.MAX_TARGETS)
+
+    @property
+    def description(self) -> str:
+        return f"{torch.cuda.get_device_name()}, kernels for {self._kernels.ARCHITECTURES}"
+
+    def survey(
+        self,
+        inputs: Sequence[Array],
+        select_topk: float,
+        threads: int,
+        max_bytes: int = SURVEY_BYTES,
+    ) -> SurveyResult:
+        """`threads` and `max_bytes` are the CPU's concern."""
+        return self.result(self.enqueue_survey(inputs, select_topk, "fuseo1"))[0]
+
+    def fuse(
+        self, inputs: Sequence[Array], params: FuseParams, out: Array, offset: int, threads: int
+    ) -> int:
+        packed = self._kernels.pack_params(
+            params.weights, params.floor_divisor, params.masked, params.threshold, params.tie_limit
+        )
+        device = _device(inputs)
+        on_device = torch.frombuffer(bytearray(packed), dtype=torch.uint8).to(device)
+        result = torch.zeros(self._kernels.RESULT_BYTES, dtype=torch.uint8, device=device)
+        survey = OnDevice(result, on_device, len(inputs) - 1)
+        self.enqueue_fuse(inputs, survey, out, offset)
+        return self.result(survey)[1]
+
+    def enqueue_survey(self, inputs: Sequence[Array], select_topk: float, variant: str) -> OnDevice:
+        """Survey, and derive SCE's parameters, on the current stream of the inputs' device."""
+        operands, targets, numel = self._operands(inputs), len(inputs) - 1, inputs[0].numel
+        device, kernels = _device(inputs), self._kernels
+        needed = kernels.workspace_bytes(targets, numel, select_topk)
+
+        def room(nbytes: int) -> torch.Tensor:
+            return torch.empty(nbytes, dtype=torch.uint8, device=device)
+
+        work, result, params = map(room, (needed, kernels.RESULT_BYTES, kernels.PARAMS_BYTES))
+        with _stream(device) as stream:
+            kernels.survey(
+                operands,
+                numel,
+                select_topk,
+                variant == "mergekit",
+                work.data_ptr(),
+                needed,
+                result.data_ptr(),
+                params.data_ptr(),
+                stream,
+            )
+        return OnDevice(result, params, targets)
+
+    def enqueue_fuse(
+        self, inputs: Sequence[Array], survey: OnDevice, out: Array, offset: int = 0
+    ) -> None:
+        """Fuse by what `survey` left, on the current stream of the inputs' device."""
+        operands = self._operands(inputs)
+        if out.numel != inputs[0].numel:
+            raise BackendError("the output must have as many elements as the inputs")
+        with _stream(_device(inputs)) as stream:
+            self._kernels.fuse(
+                survey.params.data_ptr(),
+                operands,
+                offset,
+                out.numel,
+                out.address,
+                out.dtype.abi,
+                survey.result.data_ptr(),
+                stream,
+            )
+
+    def enqueue_small(
+        self,
+        tensors: Sequence[Sequence[Array]],
+        outs: Sequence[Array],
+        select_topk: float,
+        variant: str,
+    ) -> OnDevice:
+        """Survey and fuse many tensors of at most 65,536 elements and as many targets in one launch."""
+        kernels, device, targets = self._kernels, _device(tensors[0]), len(tensors[0]) - 1
+        packed = b"".join(
+            kernels.pack_tensor(self._operands(inputs), out.numel, out.address, out.dtype.abi)
+            for inputs, out in zip(tensors, outs, strict=True)
+        )
+        table = torch.frombuffer(bytearray(packed), dtype=torch.uint8).to(device)
+        room = len(tensors) * kernels.RESULT_BYTES
+        results = torch.empty(room, dtype=torch.uint8, device=device)
+        with _stream(device) as stream:
+            kernels.merge_small(
+                table.data_ptr(),
+                len(tensors),
+                targets,
+                select_topk,
+                variant == "mergekit",
+                results.data_ptr(),
+                stream,
+            )
+        return OnDevice(results, table, targets)
+
+    def result(self, survey: OnDevice) -> tuple[SurveyResult, int]:
+        [only] = self.results(survey)
+        return only
+
+    def results(self, surveys: OnDevice) -> list[tuple[SurveyResult, int]]:
+        """`result` of every tensor of a launch."""
+        raw, size = surveys.result.cpu().numpy().tobytes(), self._kernels.RESULT_BYTES
+        found = []
+        for start in range(0, len(raw), size):
+            fields, written = self._kernels.unpack_result(
+                raw[start : start + size], surveys.targets
+            )
+            found.append((SurveyResult(**fields), written))
+        return found
+
+    def _operands(self, inputs: Sequence[Array]) -> list[tuple[int, int]]:
+        if len({a.numel for a in inputs}) != 1:
+            raise BackendError("base and targets must have the same number of elements")
+        if not 2 <= len(inputs) <= self.max_targets + 1:
+            raise BackendError(
+                f"1 to {self.max_targets} targets are supported on a GPU, not {len(inputs) - 1}"
+            )
+        return [(a.address, a.dtype.abi) for a in inputs]
+
+
+def _device(inputs: Sequence[Array]) -> torch.device:
+    device: torch.device = inputs[0].owner.device
+    return device
+
+
+@contextmanager
+def _stream(device: torch.device) -> Iterator[int]:
+    """Make `device` the current one, and yield its current stream; 0 for the host (tests)."""
+    if device.type != "cuda":
+        yield 0
+        return
+    with torch.cuda.device(device):
+        yield torch.cuda.current_stream(device).cuda_stream
+
+
+def load() -> CudaBackend:
+    """The backend, if there is a GPU that it has code for."""
+    from .. import _cuda
+
+    problem = _cuda.problem()
+    if problem:
+        raise BackendError(f"backend cuda cannot run here: {problem}")
+    if not torch.cuda.is_available():
+        raise BackendError("backend cuda cannot run here: torch was built without CUDA")
+    return CudaBackend(_cuda)

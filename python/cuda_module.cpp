@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+// fuseo1_kernels._cuda: the C ABI of include/fuseo1/cuda.h for Python. Addresses, of host and device memory, and
+// streams come in as integers; fuseo1_kernels/backends/cuda.py holds the memory and vouches for sizes. Nothing here
+// waits for the device.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "fuseo1/cuda.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using Operands = std::vector<std::pair<uintptr_t, int>>;  // (address, dtype), the base first
+
+template <class T>
+T* at(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+std::vector<fuseo1_operand> unpack(const Operands& operands) {
+  std::vector<fuseo1_operand> out;
+  for (const auto& [address, dtype] : operands) out.push_back({at<const void>(address), dtype});
+  return out;
+}
+
+int targets_of(const Operands& operands) { return static_cast<int>(operands.size()) - 1; }
+
+void check(int status, const char* what) {
+  if (status == FUSEO1_OK) return;
+  if (status == FUSEO1_BAD_ARGUMENT) throw std::invalid_argument(std::string(what) + ": argument outside the contract");
+  throw std::runtime_error(fuseo1_cuda_last_error());
+}
+
+int64_t workspace_bytes(int targets, int64_t numel, double select_topk) {
+  size_t bytes = 0;
+  check(fuseo1_cuda_workspace_bytes(targets, numel, select_topk, &bytes), "workspace_bytes");
+  return static_cast<int64_t>(bytes);
+}
+
+void survey(const Operands& operands, int64_t numel, double select_topk, bool mergekit, uintptr_t workspace,
+            int64_t bytes, uintptr_t result, uintptr_t params, uintptr_t stream) {
+  const auto views = unpack(operands);
+  const fuseo1_cuda_sce how = {select_topk, mergekit};
+  const py::gil_scoped_release nogil;
+  check(fuseo1_cuda_survey_sce(views.data(), targets_of(operands), numel, how, at<void>(workspace),
+                               static_cast<size_t>(bytes), at<fuseo1_cuda_survey>(result),
+                               at<fuseo1_cuda_params>(params), at<void>(stream)),
+        "survey");
+}
+
+void fuse(uintptr_t params, const Operands& operands, int64_t offset, int64_t count, uintptr_t out, int out_dtype,
+          uintptr_t result, uintptr_t stream) {
+  const auto views = unpack(operands);
+  const py::gil_scoped_release nogil;
+  check(fuseo1_cuda_fuse(at<const fuseo1_cuda_params>(params), views.data(), targets_of(operands), offset, count,
+                         at<void>(out), out_dtype, at<fuseo1_cuda_survey>(result), at<void>(stream)),
+        "fuse");
+}
+
+void merge_small(uintptr_t tensors, int64_t count, int targets, double select_topk, bool mergekit, uintptr_t results,
+                 uintptr_t stream) {
+  const py::gil_scoped_release nogil;
+  check(fuseo1_cuda_merge_small(at<const fuseo1_cuda_tensor>(tensors), count, targets, {select_topk, mergekit},
+                                at<fuseo1_cuda_survey>(results), at<void>(stream)),
+        "merge_small");
+}
+
+// --- the structs that lie on the device, as bytes ---
+
+template <class T>
+py::bytes as_bytes(const T& value) {
+  return py::bytes(reinterpret_cast<const char*>(&value), sizeof value);
+}
+
+py::bytes pack_params(const std::vector<float>& weights, float floor_divisor, bool masked, uint32_t threshold,
+                      int64_t tie_limit) {
+  if (weights.size() > FUSEO1_CUDA_MAX_TARGETS) throw std::invalid_argument("pack_params: too many weights");
+  fuseo1_cuda_params params = {};
+  std::copy(weights.begin(), weights.end(), params.weights);
+  params.floor_divisor = floor_divisor;
+  params.masked = masked;
+  params.threshold = threshold;
+  params.tie_limit = tie_limit;
+  return as_bytes(params);
+}
+
+py::bytes pack_tensor(const Operands& operands, int64_t numel, uintptr_t out, int out_dtype) {
+  if (targets_of(operands) < 1 || targets_of(operands) > FUSEO1_CUDA_MAX_TARGETS || numel > FUSEO1_CUDA_SMALL) {
+    throw std::invalid_argument("pack_tensor: argument outside the contract");
+  }
+  fuseo1_cuda_tensor tensor = {};
+  const auto views = unpack(operands);
+  std::copy(views.begin(), views.end(), tensor.operands);
+  tensor.numel = numel;
+  tensor.out = at<void>(out);
+  tensor.out_dtype = out_dtype;
+  return as_bytes(tensor);
+}
+
+// (the fields of SurveyResult, how many outputs were infinite or NaN)
+std::pair<py::dict, int64_t> unpack_result(const py::bytes& bytes, int targets) {
+  const std::string raw = bytes;
+  fuseo1_cuda_survey result;
+  if (raw.size() != sizeof result || targets < 1 || targets > FUSEO1_CUDA_MAX_TARGETS) {
+    throw std::invalid_argument("unpack_result: argument outside the contract");
+  }
+  std::memcpy(&result, raw.data(), sizeof result);
+  py::tuple energy(targets), nonfinite(targets + 2);
+  for (int i = 0; i < targets; ++i) energy[i] = result.energy[i];
+  for (int i = 0; i < targets + 2; ++i) nonfinite[i] = result.nonfinite[i];
+  py::dict fields;
+  fields["nonzero"] = result.nonzero;
+  fields["selected"] = result.selected;
+  fields["threshold"] = result.threshold;
+  fields["tie_limit"] = result.tie_limit;
+  fields["passes"] = result.passes;
+  fields["energy"] = energy;
+  fields["nonfinite"] = nonfinite;
+  return {fields, result.written};
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cuda, m) {
+  m.doc() = "survey and fuse on NVIDIA GPUs (csrc/include/fuseo1/cuda.h).";
+  m.attr("MAX_TARGETS") = FUSEO1_CUDA_MAX_TARGETS;
+  m.attr("SMALL") = FUSEO1_CUDA_SMALL;
+  m.attr("PARAMS_BYTES") = sizeof(fuseo1_cuda_params);
+  m.attr("RESULT_BYTES") = sizeof(fuseo1_cuda_survey);
+  m.attr("TENSOR_BYTES") = sizeof(fuseo1_cuda_tensor);
+  m.attr("ARCHITECTURES") = FUSEO1_CUDA_ARCHITECTURES;
+  m.def("problem", [] { return std::string(fuseo1_cuda_problem()); });
+  m.def("workspace_bytes", workspace_bytes, py::arg("targets"), py::arg("numel"), py::arg("select_topk"));
+  m.def("survey", survey, py::arg("operands"), py::arg("numel"), py::arg("select_topk"), py::arg("mergekit"),
+        py::arg("workspace"), py::arg("bytes"), py::arg("result"), py::arg("params"), py::arg("stream"));
+  m.def("fuse", fuse, py::arg("params"), py::arg("operands"), py::arg("offset"), py::arg("count"), py::arg("out"),
+        py::arg("out_dtype"), py::arg("result"), py::arg("stream"));
+  m.def("merge_small", merge_small, py::arg("tensors"), py::arg("count"), py::arg("targets"), py::arg("select_topk"),
+        py::arg("mergekit"), py::arg("results"), py::arg("stream"));
+  m.def("pack_params", pack_params, py::arg("weights"), py::arg("floor_divisor"), py::arg("masked"),
+        py::arg("threshold"), py::arg("tie_limit"));
+  m.def("pack_tensor", pack_tensor, py::arg("operands"), py::arg("numel"), py::arg("out"), py::arg("out_dtype"));
+  m.def("unpack_result", unpack_result, py::arg("bytes"), py::arg("targets"));
+}

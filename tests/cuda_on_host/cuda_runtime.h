@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+// A stand-in for CUDA that runs kernels on the host, thread after thread: what it shows is whether they compute the
+// right bits and whether all threads meet at the same barriers. It knows nothing of races between CTAs or of speed.
+//
+// CTAs run one after the other; a CTA's threads are fibers that run until they meet at a barrier or a warp's
+// collective.
+#ifndef FUSEO1_TESTS_CUDA_RUNTIME_H_
+#define FUSEO1_TESTS_CUDA_RUNTIME_H_
+
+#include <fenv.h>
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include <algorithm>
+
+#define __global__
+#define __device__
+#define __shared__ static
+#define __forceinline__ inline
+#define __noinline__
+#define __launch_bounds__(...)
+
+struct uint4 {
+  unsigned x, y, z, w;
+};
+struct dim3 {
+  unsigned x, y, z;
+};
+
+namespace emulation {
+
+// The running thread's coordinates, and what its CTA consists of.
+extern dim3 thread_index, block_index, block_size, grid_size;
+// Blocks until all threads of the CTA that still run have come here.
+void cta_barrier();
+// Blocks until all lanes of the warp have given a value; returns theirs.
+const uint64_t* exchange(uint64_t mine);
+// Runs a kernel on a grid.
+void run(unsigned ctas, unsigned threads, void (*body)(void*), void* context);
+
+}  // namespace emulation
+
+#define threadIdx (::emulation::thread_index)
+#define blockIdx (::emulation::block_index)
+#define blockDim (::emulation::block_size)
+#define gridDim (::emulation::grid_size)
+
+// --- the runtime's API, as far as it is used ---
+
+enum cudaError_t { cudaSuccess = 0, cudaErrorMemoryAllocation = 2, cudaErrorNoDevice = 100 };
+typedef void* cudaStream_t;
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount };
+const char* cudaGetErrorString(cudaError_t);
+const char* cudaGetErrorName(cudaError_t);
+cudaError_t cudaGetDevice(int*);
+cudaError_t cudaGetDeviceCount(int*);
+cudaError_t cudaDeviceGetAttribute(int*, cudaDeviceAttr, int);
+cudaError_t cudaMemsetAsync(void*, int, size_t, cudaStream_t);
+template <class Kernel>
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* held, Kernel, int, size_t) {
+  *held = 1;
+  return cudaSuccess;
+}
+
+// --- intrinsics ---
+
+inline void __syncthreads() { emulation::cta_barrier(); }
+inline void __threadfence() {}
+inline unsigned __ballot_sync(unsigned, int predicate) {
+  const uint64_t* all = emulation::exchange(predicate != 0);
+  unsigned bits = 0;
+  for (int lane = 0; lane < 32; ++lane) bits |= static_cast<unsigned>(all[lane]) << lane;
+  return bits;
+}
+inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
+template <class T>
+T __shfl_sync(unsigned, T value, int lane) {
+  uint64_t bits = 0;
+  memcpy(&bits, &value, sizeof value);
+  const uint64_t theirs = emulation::exchange(bits)[lane];
+  T out;
+  memcpy(&out, &theirs, sizeof out);
+  return out;
+}
+inline unsigned __reduce_max_sync(unsigned, unsigned value) {
+  const uint64_t* all = emulation::exchange(value);
+  return static_cast<unsigned>(*std::max_element(all, all + 32));
+}
+inline unsigned __reduce_add_sync(unsigned, unsigned value) {
+  const uint64_t* all = emulation::exchange(value);
+  unsigned sum = 0;
+  for (int lane = 0; lane < 32; ++lane) sum += static_cast<unsigned>(all[lane]);
+  return sum;
+}
+
+template <class T>
+T atomicAdd(T* to, T value) {
+  const T before = *to;
+  *to += value;
+  return before;
+}
+
+inline uint4 __ldcs(const uint4* from) { return *from; }
+inline void __stcs(uint4* to, const uint4& value) { *to = value; }
+
+inline float __uint_as_float(unsigned bits) {
+  float value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+inline unsigned __float_as_uint(float value) {
+  unsigned bits;
+  memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fsub_rn(float a, float b) { return a - b; }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fdiv_rn(float a, float b) { return a / b; }
+inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
+inline double __dadd_rn(double a, double b) { return a + b; }
+inline double __ddiv_rn(double a, double b) { return a / b; }
+template <int kMode>
+float rounded_add(float a, float b) {
+  const int mode = fegetround();
+  fesetround(kMode);
+  volatile float x = a, y = b;
+  volatile float sum = x + y;
+  fesetround(mode);
+  return sum;
+}
+inline float __fadd_rd(float a, float b) { return rounded_add<FE_DOWNWARD>(a, b); }
+inline float __fadd_ru(float a, float b) { return rounded_add<FE_UPWARD>(a, b); }
+inline float __fadd_rz(float a, float b) { return rounded_add<FE_TOWARDZERO>(a, b); }
+inline int __popc(unsigned v) { return __builtin_popcount(v); }
+inline int __ffs(int v) { return __builtin_ffs(v); }
+using std::max;
+using std::min;
+inline int64_t min(int64_t a, unsigned long long b) {
+  return a < static_cast<int64_t>(b) ? a : static_cast<int64_t>(b);
+}
+
+#endif  // FUSEO1_TESTS_CUDA_RUNTIME_H_
