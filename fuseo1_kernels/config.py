@@ -45,6 +45,10 @@ def load_config(source: str | os.PathLike[str], text: str | None = None) -> Merg
     if text is None:
         try:
             text = Path(name).read_text(encoding="utf-8")
+        except IsADirectoryError as error:
+            raise ConfigError(
+                f"{name}: is a directory; give a YAML file or a recipe's name"
+            ) from error
         except OSError as error:
             raise ConfigError(f"{name}: cannot be read: {error.strerror}") from error
         except UnicodeDecodeError as error:

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from .backends import load_backend
+from .checkpoint.checksums import find_model
 from .checkpoint.out_dir import check_out_dir, find_obstacles
 from .checkpoint.partial import partial_path
 from .config import MergeConfig
 from .engine import DEFAULT_MAX_MEMORY, DEFAULT_SHARD_SIZE, divide
 from .errors import MergeError
+from .fingerprint import digest, fingerprint
 from .plan import make_plan
-from .prepare import directories, make_sidecars, open_lender, open_sources
+from .prepare import check_sizes, directories, make_sidecars, open_lender, open_sources
 
 
 @dataclass(frozen=True)
@@ -48,12 +50,15 @@ def dry_run(
     overwrite: bool = False,
     crop_embeddings: bool = False,
     copy_tokenizer: bool = True,
+    nonfinite: str = "error",
+    resume: bool = True,
 ) -> DryRun:
     """Plan a merge and find everything that would stop it, without reading or writing tensor data.
 
     Models that are not local must be in the hub's cache: nothing is downloaded. Raises MergeError only
     where no plan can be made at all (a model that cannot be opened); the rest is in `problems`.
     """
+    check_sizes(max_memory=max_memory, shard_size=shard_size)
     problems: list[str] = []
 
     @contextmanager
@@ -73,22 +78,31 @@ def dry_run(
         with collected():
             workers, share = divide(plan, threads, max_memory)
             memory = workers * share.total
-        lender = None
+        lender, sidecars = None, {}
+        title = "" if out_dir is None else os.path.basename(os.path.realpath(out_dir))
         with collected():
             lender = open_lender(config, sources, stack, download=False)
-            make_sidecars(config, plan, sources, lender, "", copy_tokenizer)
+            sidecars = make_sidecars(config, plan, sources, lender, title, copy_tokenizer)
         notes = list(plan.notes)
         if out_dir is not None:
             out = Path(out_dir)
             partial = partial_path(Path(os.path.realpath(out)))
             if partial.exists():
-                notes.append(f"{partial}: an unfinished merge, which the same command continues")
-            with collected():
-                check_out_dir(out, overwrite=overwrite, inputs=directories(sources, lender))
-                # What an unfinished merge has reserved is not needed once more.
-                needed = 0 if partial.exists() else plan.output_bytes
-                if obstacle := find_obstacles(out, needed):
-                    raise MergeError(obstacle)
+                notes.append(
+                    f"{partial}: an unfinished merge; only the command that began it continues it"
+                )
+            # The merge leaves a model of its own alone, unless it is told to make it again.
+            again = overwrite or not resume
+            merge = digest(fingerprint(plan, nonfinite))
+            if not problems and not again and find_model(out, merge, sidecars, plan.shards):
+                notes.append(f"{out}: is there already, made by this very merge")
+            else:
+                with collected():
+                    check_out_dir(out, overwrite=overwrite, inputs=directories(sources, lender))
+                    # What an unfinished merge has reserved is not needed once more.
+                    needed = 0 if partial.exists() else plan.output_bytes
+                    if obstacle := find_obstacles(out, needed):
+                        raise MergeError(obstacle)
     return DryRun(
         tensors=len(plan.jobs),
         parameters=sum(job.numel for job in plan.jobs),

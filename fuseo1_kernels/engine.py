@@ -17,15 +17,18 @@ from .backends import Backend, load_backend
 from .checkpoint import checksums
 from .checkpoint.journal import TensorRecord
 from .checkpoint.partial import finish_publishing
+from .checkpoint.signals import held_signals
 from .checkpoint.sink import Sink
 from .config import MergeConfig
 from .errors import MergeError
 from .feed import Feed
 from .fingerprint import digest, fingerprint
+from .free_memory import free_memory
 from .methods import NONFINITE
 from .plan import Plan, make_plan
 from .prepare import (
     as_config,
+    check_sizes,
     directories,
     make_sidecars,
     open_lender,
@@ -143,6 +146,7 @@ def merge_checkpoints(
     """
     started = time.perf_counter()
     parsed = as_config(config)
+    check_sizes(max_memory=max_memory, shard_size=shard_size)
     engine = load_backend(backend)
     if nonfinite not in NONFINITE:
         raise MergeError(f"nonfinite: must be {' or '.join(NONFINITE)}, not {nonfinite!r}")
@@ -160,7 +164,7 @@ def merge_checkpoints(
         sidecars = make_sidecars(parsed, plan, sources, lender, title, copy_tokenizer)
         identity = fingerprint(plan, nonfinite)
         notes = list(plan.notes)
-        done = _find_finished(out, plan, digest(identity), sidecars, overwrite)
+        done = _find_finished(out, plan, digest(identity), sidecars, overwrite or not resume)
         if done is not None:
             notes.append("was there already, made by this very merge; nothing was done")
         else:
@@ -172,6 +176,7 @@ def merge_checkpoints(
                 Sink(out, plan.shards, identity, overwrite=overwrite, inputs=inputs, resume=resume)
             )
             done = _run(plan, sink, engine, threads, max_memory, nonfinite, cache, progress)
+            notes += cache.problems if cache else []
             sidecars[checksums.FILE] = checksums.make_checksums(
                 made_by=f"fuseo1-kernels {__version__}",
                 merge=digest(identity),
@@ -182,6 +187,9 @@ def merge_checkpoints(
             )
             for name, data in sidecars.items():
                 sink.add_file(name, data)
+            # Before, not after: a signal meanwhile is one that came when nothing was published.
+            for source in sources.values():
+                source.close()
             sink.publish()
     return MergeResult(
         out_dir=str(out_dir),
@@ -200,14 +208,14 @@ def merge_checkpoints(
 
 
 def _find_finished(
-    out: Path, plan: Plan, merge: str, sidecars: Mapping[str, bytes], overwrite: bool
+    out: Path, plan: Plan, merge: str, sidecars: Mapping[str, bytes], afresh: bool
 ) -> _Done | None:
     """What stands at `out`, if it is what this merge would make (by its checksum file and its sizes).
 
     A run may have been killed when it had published the model, or the same command was given twice.
     """
     just_published = finish_publishing(out)
-    if overwrite and not just_published:
+    if afresh and not just_published:
         return None
     records = checksums.find_model(out, merge, sidecars, plan.shards)
     return None if records is None else _Done(records, set(records))
@@ -227,7 +235,7 @@ def _run(
     workers, memory = divide(plan, threads, max_memory, surveys=cache.at_once if cache else 1)
     all_threads = resolve_threads(threads)
     units = make_units(plan.jobs, workers)
-    feed = Feed(units, workers, _available_memory() // 2, skipped=sink.recorded)
+    feed = Feed(units, workers, free_memory() // 2, skipped=sink.recorded)
     done, lock, stop = _Done(), threading.Lock(), threading.Event()
     if progress:
         total = plan.input_bytes + sum(job.output_bytes for job in plan.jobs)
@@ -265,16 +273,21 @@ def _run(
                 with lock:
                     done.records.update(merged)
 
+    pool = ThreadPoolExecutor(workers + feed.readers, thread_name_prefix="fuseo1")
     try:
-        with ThreadPoolExecutor(workers + feed.readers, thread_name_prefix="fuseo1") as pool:
-            try:
-                for _ in range(feed.readers):
-                    pool.submit(feed.read)
-                futures = [pool.submit(work) for _ in range(workers)]
-                ended, _ = wait(futures, return_when=FIRST_EXCEPTION)
-            finally:
+        try:
+            for _ in range(feed.readers):
+                pool.submit(feed.read)
+            futures = [pool.submit(work) for _ in range(workers)]
+            ended, _ = wait(futures, return_when=FIRST_EXCEPTION)
+        except RuntimeError as error:  # of submit; those of the workers are in their futures
+            raise MergeError(f"{error}; lower --threads") from error
+        finally:
+            # A second Ctrl-C must not close the files under a worker: their numbers may be others' by then.
+            with held_signals(redeliver=True):
                 stop.set()
                 feed.close()
+                pool.shutdown()
         # The first failure is the cause; the others may be its echo.
         for future in sorted(ended, key=lambda f: f.exception() is None):
             future.result()
@@ -290,7 +303,7 @@ def divide(
 ) -> tuple[int, Memory]:
     """(workers, memory of each) for this plan, `surveys` of a tensor at once; MergeError if it is too small."""
     threads = resolve_threads(threads)
-    needed = max((memory_floor(job) for job in plan.jobs), default=0)
+    needed = max((memory_floor(job, surveys) for job in plan.jobs), default=0)
     if needed > max_memory:
         raise MergeError(
             f"--max-memory {max_memory >> 20} MiB is too little for these models; "
@@ -310,14 +323,6 @@ def _energy_share(plan: Plan, records: Mapping[str, TensorRecord]) -> dict[str, 
             energy[x.source.name] = energy.get(x.source.name, 0.0) + e
     total = sum(energy.values())
     return {model: e / total if total else 0.0 for model, e in energy.items()}
-
-
-def _available_memory() -> int:
-    """Bytes that the system can give without swapping."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) << 10
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _ignore(_nbytes: int) -> None:

@@ -6,7 +6,6 @@ import threading
 from collections import deque
 from collections.abc import Container, Sequence
 
-from .errors import CheckpointError
 from .plan import Input, Job
 from .schedule import Unit
 
@@ -20,8 +19,8 @@ _STEP = 16 << 20
 
 
 def absent_inputs(jobs: Sequence[Job]) -> list[Input]:
-    """The inputs that are not in the page cache."""
-    return [x for job in jobs for x in job.inputs if not x.source.is_cached(x.info)]
+    """The inputs that are not in the page cache, for certain."""
+    return [x for job in jobs for x in job.inputs if x.source.is_cached(x.info) is False]
 
 
 def forget(inputs: Sequence[Input]) -> None:
@@ -39,7 +38,11 @@ class Portion:
     def __init__(self, unit: Unit, room: int, skipped: Container[str]) -> None:
         self.jobs = unit.jobs
         self.input_bytes = unit.input_bytes
-        self.absent = absent_inputs([job for job in unit.jobs if job.name not in skipped])
+        inputs = [x for job in unit.jobs if job.name not in skipped for x in job.inputs]
+        cached = [x.source.is_cached(x.info) for x in inputs]
+        self.absent = [x for x, there in zip(inputs, cached, strict=True) if not there]
+        # Where the system does not tell what is cached, what others have there must stay.
+        self.brought = [x for x, there in zip(inputs, cached, strict=True) if there is False]
         self.direct = bool(self.absent) and unit.input_bytes > room
         self.unread: deque[list[Input]] = deque()
         if self.absent and not self.direct:
@@ -52,7 +55,7 @@ class Portion:
 
     def direct_inputs(self, job: Job) -> list[Input]:
         """Those of the unit's `job` for which its worker must see itself."""
-        return [x for x in job.inputs if x in self.absent] if self.direct else []
+        return [x for x in job.inputs if x in self.brought] if self.direct else []
 
     @property
     def fed(self) -> bool:
@@ -108,7 +111,7 @@ class Feed:
 
     def done(self, portion: Portion) -> None:
         """Take what was brought for a unit out of the page cache again."""
-        forget(portion.absent)
+        forget(portion.brought)
         if portion.fed:
             with self._changed:
                 self._brought.discard(portion)
@@ -136,7 +139,7 @@ class Feed:
     def forget_rest(self) -> None:
         """Take out what was brought for nothing, when the readers and workers of a failed merge have ended."""
         while self._brought:
-            forget(self._brought.pop().absent)
+            forget(self._brought.pop().brought)
 
     def _next_inputs(self) -> tuple[Portion, list[Input]] | None:
         """What one model has of the next unit, when there is room for the unit."""
@@ -171,5 +174,5 @@ class Feed:
                 if self._closed:
                     return
                 x.source.read_ahead(x.info, start, _STEP)
-        except (OSError, CheckpointError):
-            """It is told by the worker, who reads it too."""
+        except Exception:
+            """It is advice: what is wrong is told by the worker, who reads it too."""

@@ -13,7 +13,7 @@ import torch
 from .backends import FuseParams, SurveyResult
 from .errors import ConfigError, MergeError, did_you_mean
 from .methods import METHODS, NONFINITE, Scalar
-from .ops import as_arrays, engine_for, fuse_into, output_for
+from .ops import as_arrays, check_dtypes, engine_for, fuse_into, output_for
 from .resident import ResidentSurveys
 from .threads import resolve_threads
 from .weights import sce_params
@@ -63,6 +63,7 @@ def merge_tensors(
     Source: SCE, arXiv 2408.07990.
     """
     values = _resolve(method, parameters)
+    check_dtypes(dtype=dtype, out_dtype=out_dtype)
     if not -len(tensors) <= base_index < len(tensors):
         raise MergeError(f"base_index {base_index}, but there are {len(tensors)} tensors")
     if nonfinite not in NONFINITE:

@@ -12,14 +12,14 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from decimal import Decimal
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from . import __version__
-from .errors import ConfigError, MergeError
+from .errors import BackendError, ConfigError, MergeError
 from .methods import NONFINITE
 
 if TYPE_CHECKING:
@@ -90,9 +90,14 @@ def make_parser() -> argparse.ArgumentParser:
         "--backend",
         default=None,
         choices=("auto", "reference", "cpu", "cuda"),
-        help="default: auto, the fastest that runs here (cuda: not in this version)",
+        help="default: auto, the fastest that runs here"
+        " (cuda: for tensors in a GPU's memory; not for files in this version)",
     )
-    add("--cuda", action="store_true", help="as mergekit-yaml: the same as --backend cuda")
+    add(
+        "--cuda",
+        action="store_true",
+        help="the same as --backend cuda, as mergekit-yaml has it; not for files in this version",
+    )
     add(
         "--threads",
         "-j",
@@ -180,7 +185,8 @@ def main(argv: list[str] | None = None) -> int:
         _say_what_is_kept(options, str(error))
         return 1
     except KeyboardInterrupt:
-        print("fuseo1-merge: interrupted; nothing was written to OUT", file=sys.stderr)
+        untouched = f"; nothing was written to {options.out}" if options.out is not None else ""
+        print(f"fuseo1-merge: interrupted{untouched}", file=sys.stderr)
         _say_what_is_kept(options, "")
         return 130
     except MemoryError:
@@ -192,8 +198,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def _allow_many_files() -> None:
     """A merge holds two descriptors for every shard of every model; shells often allow 1024, systems far more."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    with suppress(ValueError, OSError):  # a system that does not allow what it says
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _merge(options: argparse.Namespace) -> int:
@@ -211,7 +218,14 @@ def _merge(options: argparse.Namespace) -> int:
     if options.dry_run:
         from .dry_run import dry_run
 
-        planned = dry_run(config, options.out, backend=_backend(options), **keywords)
+        planned = dry_run(
+            config,
+            options.out,
+            backend=_backend(options),
+            nonfinite=options.nonfinite,
+            resume=options.resume,
+            **keywords,
+        )
         print(json.dumps(planned.as_dict()) if options.json else _describe_plan(planned))
         return 1 if planned.problems else 0
 
@@ -252,9 +266,21 @@ def _say_what_is_kept(options: argparse.Namespace, error: str) -> None:
 
 
 def _backend(options: argparse.Namespace) -> str:
+    """The backend to take; what is slower than it should be is said, even if --quiet."""
     if options.cuda and options.backend not in (None, "cuda"):
         raise ConfigError(f"--cuda contradicts --backend {options.backend}; drop one of them")
-    return "cuda" if options.cuda else options.backend or "auto"
+    name = "cuda" if options.cuda else options.backend or "auto"
+    if name != "auto":
+        return name
+    from .backends import first_that_runs
+
+    try:
+        backend, reasons = first_that_runs()
+    except BackendError:
+        return name  # whoever loads it says so
+    for reason in reasons:
+        print(f"note: {reason}; {backend.name} is used instead", file=sys.stderr)
+    return backend.name
 
 
 def _list_recipes() -> int:
@@ -266,10 +292,12 @@ def _list_recipes() -> int:
 
 
 def _describe_plan(plan: DryRun) -> str:
+    from .plan import counted
+
     lines = [
         f"tensors      {plan.tensors} ({_short(plan.parameters)} parameters, {plan.dtype})",
         f"to read      {_short(plan.bytes_to_read)}B (by survey and fuse, from storage once)",
-        f"to write     {_short(plan.bytes_to_write)}B in {len(plan.shards)} files",
+        f"to write     {_short(plan.bytes_to_write)}B in {counted(len(plan.shards), 'file')}",
         f"memory       at most {plan.peak_memory / 2**20:.0f} MiB of buffers and survey state",
     ]
     lines += [f"note: {note}" for note in plan.notes]
@@ -278,24 +306,34 @@ def _describe_plan(plan: DryRun) -> str:
 
 
 def _describe_result(result: MergeResult) -> str:
+    from .plan import counted
+
     moved = result.bytes_read + result.bytes_written
     lines = [
-        f"{result.out_dir}: {result.tensors} tensors, {_short(result.parameters)} parameters, "
-        f"{len(result.shards)} files"
+        f"{result.out_dir}: {counted(result.tensors, 'tensor')}, "
+        f"{_short(result.parameters)} parameters, {counted(len(result.shards), 'file')}"
     ]
     if moved:
         lines.append(
             f"{result.seconds:.2f} s, {_short(result.bytes_read)}B read, {_short(result.bytes_written)}B "
-            f"written, {moved / result.seconds / 1e9:.2f} GB/s; {result.backend}"
+            f"written, {_rate(moved / result.seconds)}; {result.backend}"
         )
     lines.append("energy share of each source:")
     lines += [f"  {share:7.2%}  {model}" for model, share in result.energy_share.items()]
     if 0 < result.resumed < result.tensors:
-        lines.append(f"note: {result.resumed} tensors were there from an earlier run")
+        were = "tensor was" if result.resumed == 1 else "tensors were"
+        lines.append(f"note: {result.resumed} {were} there from an earlier run")
     if result.exact_path:
-        lines.append(f"note: {result.exact_path} tensors took the slower exact top-k path")
+        lines.append(
+            f"note: {counted(result.exact_path, 'tensor')} took the slower exact top-k path"
+        )
     lines += [f"note: {note}" for note in result.notes]
     return "\n".join(lines)
+
+
+def _rate(rate: float) -> str:
+    """Bytes a second, for a person."""
+    return f"{rate / 1e9:.2f} GB/s" if rate >= 1e7 else f"{rate / 1e6:.2f} MB/s"
 
 
 def _short(number: int) -> str:
@@ -309,7 +347,7 @@ def _short(number: int) -> str:
 
 @contextmanager
 def _sigterm_interrupts() -> Iterator[None]:
-    """SIGTERM ends a merge as Ctrl-C does: with its partial output removed."""
+    """SIGTERM ends a merge as Ctrl-C does: what was merged is kept, for the same command to go on from."""
 
     def interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
         raise KeyboardInterrupt

@@ -15,7 +15,7 @@ from .backends import (
     load_backend,
     load_gpu_backend,
 )
-from .errors import MergeError
+from .errors import ConfigError, MergeError
 from .threads import resolve_threads
 
 _NAMES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}
@@ -80,6 +80,7 @@ def fuse(
     inputs = as_arrays([base, *targets])
     if len(params.weights) != len(targets):
         raise MergeError(f"{len(params.weights)} weights for {len(targets)} targets")
+    check_dtypes(out_dtype=out_dtype)
     wanted = out_dtype or (base.dtype if out is None else out.dtype)
     result = output_for([base, *targets], wanted, out)
     fuse_into(engine_for(inputs, backend), inputs, params, result, resolve_threads(threads))
@@ -116,6 +117,13 @@ def as_arrays(tensors: Sequence[torch.Tensor], names: Sequence[str] | None = Non
             raise MergeError(f"{name} has shape {tuple(tensor.shape)}, {names[0]} {tuple(shape)}")
         arrays.append(_array(tensor.detach().contiguous()))
     return arrays
+
+
+def check_dtypes(**dtypes: object) -> None:
+    """Refuse a dtype, by its parameter's name, that is neither torch's nor left out."""
+    for name, dtype in dtypes.items():
+        if dtype is not None and not isinstance(dtype, torch.dtype):
+            raise ConfigError(f"{name} must be a torch.dtype such as torch.bfloat16, not {dtype!r}")
 
 
 def output_for(

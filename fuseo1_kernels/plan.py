@@ -14,6 +14,7 @@ from .checkpoint.header import MERGEABLE, TensorInfo
 from .checkpoint.shards import OutputTensor, Shard, plan_shards
 from .checkpoint.source import Source
 from .config import MergeConfig, OutputSlice
+from .settings import idle_filters
 
 T = TypeVar("T", float, str)
 
@@ -156,7 +157,7 @@ def make_plan(
         jobs=tuple(jobs),
         shards=shards,
         problems=tuple(problems),
-        notes=tuple(_notes(config, sources)),
+        notes=(*_notes(config, sources), *_idle_filters(config, placements)),
         num_layers=num_layers,
         vocab_size=min(cropped.values(), default=None),
     )
@@ -313,6 +314,23 @@ def _notes(config: MergeConfig, sources: Mapping[str, Source]) -> Iterator[str]:
         ours, theirs = (s.config.get("architectures") for s in (base, sources[model]))
         if ours and theirs and ours != theirs:
             yield f"model {model}: architecture {theirs!r}, the base's is {ours!r}"
+
+
+def _idle_filters(config: MergeConfig, placements: list[_Placement]) -> Iterator[str]:
+    """A filter that matches nothing is most likely misspelt."""
+    places = [("", config.parameters, placements)]
+    for index, part in enumerate(config.slices or ()):
+        among = [placement for placement in placements if placement.out_slice is part]
+        places.append((f"slices[{index}].parameters.", part.parameters, among))
+    for where, parameters, among in places:
+        for name, setting in parameters.items():
+            for pattern in idle_filters(setting, [placement.name for placement in among]):
+                yield f"{where}{name}: filter {pattern!r} matches no tensor"
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: 1 file, 2 files."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def _shown(name: str) -> str:

@@ -6,6 +6,7 @@ import os
 import platform
 from collections.abc import Mapping
 from contextlib import ExitStack
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,26 @@ def as_config(config: str | os.PathLike[str] | Mapping[str, Any] | MergeConfig) 
     if isinstance(config, Mapping):
         return parse_config(config)
     name = os.fspath(config)
+    text = find_recipe(name)
+    # A directory of a recipe's name is most likely what the recipe made.
+    if text is not None and (os.path.isdir(name) or not os.path.exists(name)):
+        return load_config(name, text)
     if os.path.exists(name):
         return load_config(name)
-    text = find_recipe(name)
-    if text is not None:
-        return load_config(name, text)
     near = nearest_recipe(name)
     hint = f"did you mean the recipe {near}?" if near else "--list-recipes lists the recipes"
     raise ConfigError(f"{name}: neither a file nor a recipe; {hint}")
+
+
+def check_sizes(**sizes: object) -> None:
+    """Refuse a number of bytes, by its parameter's name, that is none."""
+    for name, size in sizes.items():
+        if not isinstance(size, Integral) or isinstance(size, bool):
+            raise ConfigError(
+                f"{name}: {size!r} is not a number of bytes; write for example 5 * 10**9 or 512 << 20"
+            )
+        if size < 1:
+            raise ConfigError(f"{name}: {size}: a size must be positive")
 
 
 def open_sources(

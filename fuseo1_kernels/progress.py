@@ -59,7 +59,7 @@ class LineProgress:
             left = (self._total - self._done) / rate
             self._say(
                 f"{self._done / self._total:4.0%} of {self._total / 1e9:.2f} GB, "
-                f"{rate / 1e9:.2f} GB/s, {left:.0f} s left"
+                f"{_per_second(rate)}, {left:.0f} s left"
             )
 
     def close(self) -> None:
@@ -67,6 +67,11 @@ class LineProgress:
 
     def _say(self, line: str) -> None:
         print(line, file=self._stream, flush=True)
+
+
+def _per_second(rate: float) -> str:
+    """Bytes a second, for a person."""
+    return f"{rate / 1e9:.2f} GB/s" if rate >= 1e7 else f"{rate / 1e6:.2f} MB/s"
 
 
 def make_progress() -> TerminalProgress | LineProgress:

@@ -13,7 +13,7 @@ The meaning is that of mergekit 0.1.5. What a scalar may be is the method's busi
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +65,20 @@ def scalars(setting: Setting) -> Iterator[tuple[str, Scalar]]:
                 yield f"[{index}].value{place}", scalar
         else:
             yield f"[{index}]", entry
+
+
+def idle_filters(setting: Setting, tensors: Sequence[str]) -> list[str]:
+    """Return the filters in `setting`, each once, that match none of `tensors`; never None and "*"."""
+    filters = setting if isinstance(setting, tuple) else ()
+    return list(
+        dict.fromkeys(
+            str(entry.filter)
+            for entry in filters
+            if isinstance(entry, Condition)
+            and entry.filter not in (None, "*")
+            and not any(map(entry.matches, tensors))
+        )
+    )
 
 
 def evaluate(

@@ -78,9 +78,9 @@ def plan_memory(jobs: Sequence[Job], max_bytes: int, threads: int) -> Memory:
     return Memory(read, output, min(max_bytes - read - output, most))
 
 
-def memory_floor(job: Job) -> int:
-    """The least bytes with which `job` can be merged."""
-    return 4 * _LEAST_CHUNK * (job.element_bytes + 4) + _SURVEY_FLOOR
+def memory_floor(job: Job, surveys: int = 1) -> int:
+    """The least bytes with which `job` can be merged, with so many surveys of it at once."""
+    return 4 * _LEAST_CHUNK * (job.element_bytes + 4) + surveys * _SURVEY_FLOOR
 
 
 class Destination(Protocol):

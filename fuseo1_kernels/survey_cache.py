@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -46,11 +47,11 @@ class SurveyCache:
             raise OutputError(
                 f"{directory}: cannot hold a survey cache ({error.strerror})"
             ) from error
-        self._surveys = {
-            record["key"]: _survey(record["survey"])
-            for record in decode_records(data)
-            if record.keys() == {"key", "survey"}
-        }
+        self._surveys: dict[str, SurveyResult] = {}
+        self.problems: list[str] = []
+        for record in decode_records(data):
+            with suppress(KeyError, TypeError):  # of another version
+                self._surveys[record["key"]] = _survey(record["survey"])
 
     @property
     def at_once(self) -> int:
@@ -68,16 +69,19 @@ class SurveyCache:
         return [topk for topk in wanted if _key(job, topk) not in self._surveys]
 
     def keep(self, job: Job, surveys: Mapping[float, SurveyResult]) -> None:
-        """Keep what surveys of `job`'s tensors said, by select_topk. Raises OutputError."""
+        """Keep what surveys of `job`'s tensors said, by select_topk; a disk that refuses is among `problems`."""
         new = {_key(job, topk): survey for topk, survey in surveys.items()}
         lines = [encode_record({"key": k, "survey": asdict(s)}) for k, s in new.items()]
         with self._lock:
             self._surveys.update(new)
+            if self.problems:
+                return
             try:
                 # One write, so that lines of two merges do not mix.
                 os.write(self._fd, b"".join(lines))
             except OSError as error:
-                raise OutputError(f"{self._file}: cannot be written ({error.strerror})") from error
+                reason = f"cannot be written ({error.strerror}); surveys were not kept"
+                self.problems.append(f"{self._file}: {reason}")
 
     def close(self) -> None:
         """Close the file."""

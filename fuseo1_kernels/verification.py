@@ -24,7 +24,7 @@ from .checkpoint.source import Source, open_source
 from .engine import DEFAULT_MAX_MEMORY, DEFAULT_SHARD_SIZE, Progress, divide
 from .errors import CheckpointError
 from .feed import absent_inputs, forget
-from .plan import Job, make_plan
+from .plan import Job, counted, make_plan
 from .prepare import as_config, open_sources, refuse_problems
 from .streaming import TensorMerger
 from .threads import resolve_threads
@@ -94,7 +94,7 @@ def verify_model(
                     f"for example {min(missing)!r}"
                 )
             total = sum(info.nbytes for info in model.tensors.values())
-            advance = _start(progress, f"verifying {len(names)} tensors", total)
+            advance = _start(progress, f"verifying {counted(len(names), 'tensor')}", total)
             try:
                 problems += _check_tensors(model, recorded["tensors"], threads, advance)
                 checked = len(names)
@@ -170,7 +170,7 @@ def _check_tensors(
             model.read_into(info, start, view)
             digest.update(view)
             advance(view.nbytes)
-        if not cached:
+        if cached is False:
             model.forget(info)
         if digest.hexdigest() == recorded[info.name].get("checksum"):
             return None
@@ -225,7 +225,7 @@ def _recompute(
             memory,
             threads=lambda: resolve_threads(threads),
             nonfinite=str(options.get("nonfinite", "error")),
-            advance=_start(progress, f"merging {len(jobs)} tensors again", total),
+            advance=_start(progress, f"merging {counted(len(jobs), 'tensor')} again", total),
             stop=threading.Event(),
         )
         try:

@@ -21,7 +21,7 @@ def _count(text: str) -> int | None:
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m fuseo1_kernels.verify",
+        prog="fuseo1-verify",
         description="Check a merged model against the checksums recorded beside it.",
     )
     add = parser.add_argument
@@ -55,6 +55,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
+    from .plan import counted
     from .progress import make_progress
     from .verification import verify_model
 
@@ -72,10 +73,10 @@ def _verify(options: argparse.Namespace) -> int:
         print(f"problem: {problem}", file=sys.stderr)
     if not options.quiet:
         again = f", {len(result.recomputed)} merged again" if result.recomputed else ""
-        verdict = f"{len(result.problems)} problems" if result.problems else "all as written"
+        verdict = counted(len(result.problems), "problem") if result.problems else "all as written"
         print(
-            f"{result.directory}: {result.files} files, {result.tensors} tensors{again}: {verdict} "
-            f"({result.seconds:.2f} s)"
+            f"{result.directory}: {counted(result.files, 'file')}, "
+            f"{counted(result.tensors, 'tensor')}{again}: {verdict} ({result.seconds:.2f} s)"
         )
     return 1 if result.problems else 0
 

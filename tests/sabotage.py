@@ -235,6 +235,13 @@ def _rewrite(file: Path) -> None:
         stream.write(content)
 
 
+def _rewrite_and_date_back(file: Path) -> None:
+    """As `rsync --times --inplace` and `cp --preserve` do."""
+    before = file.stat()
+    _rewrite(file)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
 def _replace(file: Path) -> None:
     """Another file by that name, as downloads and `mv` make it."""
     other = file.with_suffix(".new")
@@ -251,6 +258,7 @@ CHANGES = {
     "shrinks": _shrink,
     "grows": _grow,
     "is rewritten": _rewrite,
+    "is rewritten and dated back": _rewrite_and_date_back,
     "is replaced": _replace,
     "is removed": _remove,
 }

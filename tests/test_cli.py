@@ -6,6 +6,7 @@ import argparse
 import fcntl
 import json
 import os
+import resource
 import struct
 import subprocess
 import sys
@@ -35,8 +36,10 @@ from models import (
 )
 from test_recipes import PUBLISHED
 
-from fuseo1_kernels import __version__
+import fuseo1_kernels
+from fuseo1_kernels import __version__, merge, prepare
 from fuseo1_kernels.checkpoint.source import Source
+from fuseo1_kernels.errors import ConfigError
 from fuseo1_kernels.merge import make_parser, parse_size
 
 MERGE = ("-m", "fuseo1_kernels.merge")
@@ -187,6 +190,7 @@ def test_plain_lines_where_there_is_no_terminal(family: Family) -> None:
     assert result.err.startswith("merging 39 tensors")
     assert "\r" not in result.err
     assert str(family.out) in result.out and "energy share" in result.out
+    assert " parameters, 1 file\n" in result.out
     assert str(family.target(1)) in result.out and str(family.target(2)) in result.out
 
 
@@ -243,6 +247,78 @@ def test_backend(family: Family) -> None:
         said = merge_json(family.config, family.home / name, "--backend", name)
         assert said["backend"].startswith(f"{name}: ")
     assert weights(family.home / "cpu") == weights(family.home / "reference")
+
+
+def test_kernels_that_are_not_built(family: Family) -> None:
+    """Python in a clone whose package was installed elsewhere: one line says so, --quiet or not."""
+    code = (
+        "import sys; sys.modules['fuseo1_kernels._cpu'] = None\n"
+        "from fuseo1_kernels.merge import main\nsys.exit(main())\n"
+    )
+    ran = spawn("-c", code, family.config, family.out, "--quiet")
+    package = Path(fuseo1_kernels.__file__).parent
+    assert (ran.code, ran.out) == (0, "")
+    assert ran.err == (
+        f"note: backend cpu cannot run here: the kernels are not built in {package}, which Python "
+        "found instead of the installed package: run from another directory, or `pip install -e .`; "
+        "reference is used instead\n"
+    )
+    planned = spawn("-c", code, family.config, "--dry-run", "--json")
+    assert json.loads(planned.out)["problems"] == [] and planned.err == ran.err
+    named = spawn("-c", code, family.config, "--dry-run", "--backend", "cpu")
+    assert named.code == 1 and "problem: backend cpu cannot run here: the kernels" in named.out
+
+
+def test_limits_on_open_files_that_cannot_be_raised(
+    family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for error in (ValueError("not allowed to raise maximum limit"), PermissionError()):
+
+        def refuse(*_: object, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(resource, "setrlimit", refuse)
+        done(family.config, family.out)
+
+
+@pytest.mark.parametrize("dry", [False, True])
+def test_an_interruption_names_out(
+    dry: bool, family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prepare, "as_config", interrupt)
+    said = run(family.config, *(["--dry-run"] if dry else [family.out]))
+    untouched = "" if dry else f"; nothing was written to {family.out}"
+    assert (said.code, said.err) == (130, f"fuseo1-merge: interrupted{untouched}\n")
+
+
+def test_a_directory_of_a_recipes_name_does_not_hide_the_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "FuseO1-DeepSeekR1-QwQ-32B-Preview"
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert prepare.as_config(name).base_model == "Qwen/Qwen2.5-32B"
+
+
+@pytest.mark.parametrize("size", ["2GiB", 2e9, None, True])
+def test_sizes_that_are_no_number_of_bytes(size: object) -> None:
+    with pytest.raises(ConfigError) as caught:
+        prepare.check_sizes(max_memory=size)
+    assert str(caught.value) == (
+        f"max_memory: {size!r} is not a number of bytes; write for example 5 * 10**9 or 512 << 20"
+    )
+    with pytest.raises(ConfigError, match="shard_size: 0: a size must be positive"):
+        prepare.check_sizes(max_memory=1, shard_size=0)
+
+
+@pytest.mark.parametrize(
+    ("rate", "text"), [(3.2e9, "3.20 GB/s"), (1e7, "0.01 GB/s"), (9.9e6, "9.90 MB/s")]
+)
+def test_rates(rate: float, text: str) -> None:
+    assert merge._rate(rate) == text
 
 
 def test_no_copy_tokenizer(family: Family) -> None:
@@ -349,6 +425,46 @@ def test_dry_run_finds_every_problem(family: Family) -> None:
     said = run(*argv, "--json")
     assert said.code == 1
     assert [f"problem: {p}" for p in json.loads(said.out)["problems"]] == found
+
+
+def test_dry_run_of_a_merge_that_is_done(family: Family) -> None:
+    done(family.config, family.out)
+    before = snapshot(family.home)
+    result = done(family.config, family.out, "--dry-run")
+    assert f"note: {family.out}: is there already, made by this very merge\n" in result.out
+    assert "problem: " not in result.out
+    for options in (["--no-resume"], ["--nonfinite", "propagate"]):
+        again = run(family.config, family.out, "--dry-run", *options)
+        assert again.code == 1
+        assert f"problem: {family.out}: exists and is not empty" in again.out
+    assert "already" not in done(family.config, family.out, "--dry-run", "--overwrite").out
+    assert snapshot(family.home) == before
+    (family.out / "config.json").unlink()
+    assert run(family.config, family.out, "--dry-run").code == 1
+
+
+def test_dry_run_beside_an_unfinished_merge(family: Family) -> None:
+    partial = family.out.with_name(f"{family.out.name}.partial")
+    partial.mkdir(parents=True)
+    result = done(family.config, family.out, "--dry-run")
+    words = "an unfinished merge; only the command that began it continues it"
+    assert f"note: {partial}: {words}\n" in result.out
+
+
+def test_dry_run_of_a_misspelt_filter(family: Family) -> None:
+    family.configure(parameters={"select_topk": [{"filter": "mpl", "value": 0.5}]})
+    note = "note: select_topk: filter 'mpl' matches no tensor\n"
+    assert note in done(family.config, "--dry-run").out
+    assert note in done(family.config, family.out).out
+
+
+def test_dry_run_of_models_that_are_not_cached(family: Family, tmp_path: Path) -> None:
+    family.configure(models=[{"model": "org/some-model"}])
+    env = {"HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "hf")}
+    ran = spawn(*MERGE, family.config, "--dry-run", env=env)
+    assert ran.code == 1
+    assert "org/some-model: no such directory" in ran.err and "go online" not in ran.err
+    assert "download nothing: run the merge itself, or `hf download org/some-model" in ran.err
 
 
 def test_dry_run_of_an_unusable_backend(family: Family) -> None:

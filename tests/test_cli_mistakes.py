@@ -267,7 +267,13 @@ def test_nothing_there(family: Family) -> None:
         entry.unlink()
     refused(family, words=(family.target(1), "holds no weights"))
     family.target(1).rmdir()
-    refused(family, words=(family.target(1), "neither a directory nor a hub id"))
+    refused(family, words=(f"{str(family.target(1))!r}: no such directory, nor a hub id",))
+
+
+def test_a_relative_path_is_shown_with_where_it_was_looked_for(family: Family) -> None:
+    family.configure(models=[{"model": "./demo/base"}])
+    where = f"'./demo/base': no such directory (seen from {os.getcwd()}), nor a hub id (org/name"
+    refused(family, words=(where,))
 
 
 def test_a_hub_model_that_is_not_cached(family: Family, tmp_path: Path) -> None:
@@ -346,7 +352,8 @@ def test_config_that_cannot_be_read(family: Family) -> None:
     refused(family, words=(family.config, "UTF-8"))
     family.config.unlink()
     family.config.mkdir()
-    refused(family, words=(family.config, "cannot be read"))
+    words = f"{family.config}: is a directory; give a YAML file or a recipe's name"
+    refused(family, words=(words,))
 
 
 def test_one_model_only(family: Family) -> None:

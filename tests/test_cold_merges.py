@@ -138,7 +138,7 @@ def test_warm_models_stay_warm(
 ) -> None:
     """Whatever memory there is: nothing needs to be brought."""
     if room == "none":
-        monkeypatch.setattr(engine, "_available_memory", lambda: 0)
+        monkeypatch.setattr(engine, "free_memory", lambda: 0)
     for model in models(family):
         warm(model)
     assert merge(family) == expected
@@ -152,7 +152,7 @@ def test_each_model_stays_as_it_was(
 ) -> None:
     """One that something else has use for stays in the page cache; what was brought beside it goes."""
     if room == "none":
-        monkeypatch.setattr(engine, "_available_memory", lambda: 0)
+        monkeypatch.setattr(engine, "free_memory", lambda: 0)
     warm(family.base)
     chill(family.target(1))
     warm(family.target(2))
@@ -172,7 +172,7 @@ def test_cold_models_without_room(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Every tensor goes the direct way; the bytes are the same, and it stays out of the page cache too."""
-    monkeypatch.setattr(engine, "_available_memory", lambda: 0)
+    monkeypatch.setattr(engine, "free_memory", lambda: 0)
     for model in models(family):
         chill(model)
     assert merge(family, backend=backend, threads=threads) == expected
@@ -193,7 +193,7 @@ def test_a_direct_unit_of_several_tensors(
     }
     family = make_family(tmp_path, [base, tuned(base, 1), tuned(base, 2)])
     family.configure(parameters={"select_topk": select_topk})
-    monkeypatch.setattr(engine, "_available_memory", lambda: 0)
+    monkeypatch.setattr(engine, "free_memory", lambda: 0)
     monkeypatch.setattr(streaming, "_CHUNK", 4096)
     for model in models(family):
         chill(model)

@@ -74,7 +74,7 @@ def test_yaml_mistakes(tmp_path: Path, text: str, message: str) -> None:
 def test_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.yaml: cannot be read: No such file"):
         load_config(tmp_path / "none.yaml")
-    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+    with pytest.raises(ConfigError, match=r"is a directory; give a YAML file or a recipe's name$"):
         load_config(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"\x80\x00\xff\xfe")
     with pytest.raises(ConfigError, match="not UTF-8"):

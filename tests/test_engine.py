@@ -304,7 +304,7 @@ def test_any_memory(
 ) -> None:
     monkeypatch.setattr(Source, "is_cached", lambda self, info: way == "cached")
     if way == "direct":
-        monkeypatch.setattr(engine, "_available_memory", lambda: 0)
+        monkeypatch.setattr(engine, "free_memory", lambda: 0)
     large.configure(parameters={"select_topk": select_topk, "variant": variant})
     expected = large.expected(select_topk=select_topk, variant=variant)
     first = None

@@ -428,3 +428,17 @@ def test_what_was_brought_for_nothing_is_forgotten(disk: Disk) -> None:
     assert sorted(disk.told("forget")) == ["a/t0", "a/t1", "a/t2", "b/t0", "b/t2"]
     found.forget_rest()
     assert len(disk.told("forget")) == 5
+
+
+def test_where_nobody_knows_what_is_cached_nothing_is_forgotten(disk: Disk) -> None:
+    """It is read ahead, which costs little where it is cached, and left to whoever had it there."""
+    model = Model(disk, "m")
+    model.is_cached = lambda info: None  # type: ignore[method-assign]
+    found = Feed(units([model], 2), 1, PLENTY)
+    found.read()
+    portion = found.take()
+    assert portion is not None and not portion.direct
+    found.done(portion)
+    found.forget_rest()
+    assert disk.log == [("read", "m/t0")]
+    assert Feed(units([model], 2), 1, 0).take().direct_inputs(portion.jobs[0]) == []

@@ -70,10 +70,13 @@ def test_split(model: str, split: tuple[str, str] | None) -> None:
 @pytest.mark.parametrize(
     "model", ["nowhere", "./org/name", "/no/such/dir", "org/a--b", "org/name.", "a/" + "b" * 99, ""]
 )
-def test_neither_directory_nor_hub_id(model: str, cache: Path) -> None:
-    with pytest.raises(CheckpointError, match="neither a directory nor a hub id") as caught:
+def test_neither_directory_nor_hub_id(model: str, cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError) as caught:
         resolve(model)
-    assert repr(model) in str(caught.value)
+    seen = "" if model.startswith("/") else f" (seen from {tmp_path})"
+    assert str(caught.value) == (
+        f"{model!r}: no such directory{seen}, nor a hub id (org/name or org/name@revision)"
+    )
 
 
 def test_a_name_that_no_file_can_have(cache: Path) -> None:
@@ -128,8 +131,29 @@ def test_cached_revision(cache: Path, weights: bytes) -> None:
 def test_offline_and_not_cached(cache: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         resolve("org/name")
-    for part in ("org/name", "HF_HUB_OFFLINE", str(cache), "'main'", "hf download org/name"):
-        assert part in str(caught.value)
+    assert str(caught.value) == (
+        f"org/name: no such directory (seen from {cache.parent}), and not in the hub cache {cache}, "
+        "which holds nothing of revision 'main'; offline (HF_HUB_OFFLINE is set): go online, or run "
+        "`hf download org/name --revision main` where you are online"
+    )
+
+
+@pytest.mark.parametrize("has_config", [False, True])
+def test_not_cached_where_nothing_is_downloaded(
+    has_config: bool, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    if has_config:
+        cached_model(cache, "org/name", CONFIG)
+    with pytest.raises(CheckpointError) as caught:
+        resolve("org/name", download=False)
+    message = str(caught.value)
+    assert f"{'not whole' if has_config else 'not'} in the hub cache {cache}" in message
+    assert message.endswith(
+        "; dry runs and checks download nothing: run the merge itself, or "
+        "`hf download org/name --revision main`, first (or mend the path)"
+    )
+    assert "online" not in message
 
 
 def test_offline_and_no_weights_cached(cache: Path) -> None:
@@ -143,7 +167,7 @@ def test_offline_and_a_shard_not_cached(cache: Path, weights: bytes) -> None:
     index = {"weight_map": dict(zip("abc", shards, strict=True))}
     files = {"model.safetensors.index.json": json.dumps(index).encode(), shards[1]: weights}
     cached_model(cache, "org/name", files)
-    with pytest.raises(CheckpointError, match=f"{cache} lacks {shards[0]}, {shards[2]};"):
+    with pytest.raises(CheckpointError, match=f"{cache}: .* lacks {shards[0]}, {shards[2]};"):
         resolve("org/name")
 
 
@@ -228,5 +252,5 @@ def test_progress_bars_are_left_as_they_were(hub: Hub, weights: bytes) -> None:
 
 def test_the_hub_refuses(hub: Hub) -> None:
     hub.error = ConnectionError("no route to host")
-    with pytest.raises(CheckpointError, match=r"org/name: no such directory, .* no route to host"):
+    with pytest.raises(CheckpointError, match=r"no such directory \(seen from .* no route to host"):
         resolve("org/name")

@@ -323,6 +323,10 @@ def test_misuse_is_explained(backend: str) -> None:
         [base, base.double()]
     )
     assert "torch.float64" in merge_error(tensors, out_dtype=torch.float64)
+    for name in ("dtype", "out_dtype"):
+        assert merge_error(tensors, **{name: "bfloat16"}) == (
+            f"{name} must be a torch.dtype such as torch.bfloat16, not 'bfloat16'"
+        )
     assert "no backend 'tpu'" in merge_error(tensors, backend="tpu")
     assert "1 to 64 targets" in merge_error([base] * 66, backend=backend)
     assert "shares memory" in merge_error(tensors, out=tensors[1], backend=backend)

@@ -511,6 +511,9 @@ def test_misuse_of_the_ops_is_explained(backend: str) -> None:
     assert "the base is on meta" in run(base.to("meta"))
     assert run(targets=targets[:1]) == "2 weights for 1 targets"
     assert "the output dtype is torch.float64" in run(out_dtype=torch.float64)
+    assert run(out_dtype="bfloat16") == (
+        "out_dtype must be a torch.dtype such as torch.bfloat16, not 'bfloat16'"
+    )
     for out in (torch.empty(4, 5), torch.empty(5, 4, dtype=BF16), torch.empty(20, dtype=BF16)):
         assert "the result is torch.bfloat16 (4, 5) on cpu" in run(out=out, out_dtype=BF16)
     assert "requires grad" in run(out=torch.empty(4, 5, requires_grad=True))

@@ -284,3 +284,39 @@ def test_a_write_that_fails_is_told(
         pytest.raises(OSError, match="Input/output error"),
     ):
         WriteBehind(stream.fileno()).write(memoryview(bytes(3 * PAGE)), 100)
+
+
+def test_a_kernel_whose_flag_is_not_to_be_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux 6.14 and 6.15 know it, and could drop pages that were dirty again."""
+    monkeypatch.setattr(page_cache, "_kernel", lambda: (6, 15))
+    monkeypatch.setattr(os, "pwritev", lambda *_: pytest.fail("must not be used"))
+    with open(tmp_path / "file", "w+b", buffering=0) as stream:
+        WriteBehind(stream.fileno()).write(memoryview(bytes(3 * PAGE)), 100)
+    assert (tmp_path / "file").stat().st_size == 3 * PAGE + 100
+
+
+def test_a_python_without_the_calls(
+    fd: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Built for a C library before preadv2 and pwritev2, on a kernel before cachestat."""
+
+    def missing(*_: object) -> int:
+        raise NotImplementedError("flags unavailable")
+
+    monkeypatch.setattr(os, "preadv", missing)
+    monkeypatch.setattr(os, "pwritev", missing)
+    monkeypatch.setattr(page_cache, "_CACHESTAT", 1 << 20)
+    assert is_cached(fd, 0, PAGE) is None
+    with open(tmp_path / "file", "w+b", buffering=0) as stream:
+        WriteBehind(stream.fileno()).write(memoryview(bytes(3 * PAGE)), 100)
+
+
+def test_a_system_that_takes_no_advice(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(os, "posix_fadvise", refuse)
+    page_cache.drop(fd, 0, PAGE)
+    page_cache.will_need(fd, 0, PAGE)

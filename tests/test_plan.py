@@ -78,6 +78,42 @@ def inputs(job: Job) -> list[tuple[str, str]]:
     return [(x.source.name, x.info.name) for x in job.inputs]
 
 
+# --- notes ---------------------------------------------------------------------------------
+
+
+def test_a_filter_that_matches_no_tensor_is_noted(models: Models) -> None:
+    for name in ("base", "left"):
+        models.add(name, tensors(layered(2)))
+
+    def notes(*filters: str | None, **keys: Any) -> tuple[str, ...]:
+        topk = [{"filter": f, "value": 0.5} if f else {"value": 0.5} for f in filters]
+        plan = models.plan("base left", parameters={"select_topk": topk}, **keys)
+        assert not plan.problems
+        return plan.notes
+
+    assert notes("mpl") == ("select_topk: filter 'mpl' matches no tensor",)
+    assert notes("mpl", "mlp", "mpl", "norms", "*", None) == (
+        "select_topk: filter 'mpl' matches no tensor",
+        "select_topk: filter 'norms' matches no tensor",
+    )
+    assert notes("mlp") == notes("*") == notes(None) == ()
+
+
+def test_a_filter_of_a_slice_is_compared_with_the_slices_tensors(models: Models) -> None:
+    for name in ("base", "left"):
+        models.add(name, tensors(layered(2)), num_hidden_layers=2)
+
+    def part(first: int, pattern: str) -> dict[str, Any]:
+        sources = [{"model": m, "layer_range": [first, first + 1]} for m in ("base", "left")]
+        topk = [{"filter": pattern, "value": 0.5}]
+        return {"sources": sources, "parameters": {"select_topk": topk}}
+
+    plan = models.plan("base left", slices=[part(0, "embed_tokens"), part(1, "embed_tokens")])
+    assert plan.notes == (
+        "slices[1].parameters.select_topk: filter 'embed_tokens' matches no tensor",
+    )
+
+
 # --- whole models ------------------------------------------------------------------------
 
 

@@ -185,7 +185,7 @@ def test_a_merge_that_fails_wakes_readers_that_wait_for_room(
         assert waits.wait(TIMEOUT)
         return place(self, info)
 
-    monkeypatch.setattr(engine, "_available_memory", lambda: 2 * w)
+    monkeypatch.setattr(engine, "free_memory", lambda: 2 * w)
     monkeypatch.setattr(Feed, "_has_room", has_room)
     monkeypatch.setattr(Source, "place", waiting_place)
     w_fails(family, *CHUNKED)

@@ -313,3 +313,15 @@ def test_a_file_in_the_way(family: Family) -> None:
     (partial / "journal").mkdir(parents=True)
     refuses(run(family.config, family.out, *ARGV), partial, "cannot be opened and locked")
     assert (partial / "journal").is_dir()
+
+
+def test_no_resume_refuses_a_model_that_is_there(family: Family) -> None:
+    """It is not taken for this merge's own result: it may be what the user wants made again."""
+    merge_json(family.config, family.out, *ARGV)
+    before = tree(family.out)
+    failed = run(family.config, family.out, *ARGV, "--no-resume")
+    assert failed.code == 1 and "--overwrite" in failed.err
+    assert tree(family.out) == before
+    assert (
+        merge_json(family.config, family.out, *ARGV, "--no-resume", "--overwrite")["resumed"] == 0
+    )

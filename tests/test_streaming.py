@@ -245,7 +245,7 @@ LIMITED = (
     "if way != 'cached':\n"
     "    Source.is_cached = lambda self, info: False\n"
     "if way == 'direct':\n"
-    "    engine._available_memory = lambda: 0\n"
+    "    engine.free_memory = lambda: 0\n"
     "def limited(*args):\n"
     "    text = open('/proc/self/status').read()\n"
     "    used = int(re.search(r'VmData:\\s+(\\d+)', text)[1]) * 1024\n"

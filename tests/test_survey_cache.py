@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,16 +19,20 @@ from fuseo1_kernels import (
     merge_checkpoints,
     merge_state_dicts,
 )
+from fuseo1_kernels.backends import SurveyResult
 from fuseo1_kernels.backends.cpu import CpuBackend
-from fuseo1_kernels.checkpoint.source import Source
+from fuseo1_kernels.checkpoint.records import encode_record
+from fuseo1_kernels.checkpoint.source import Source, open_source
 from fuseo1_kernels.errors import MergeError
+from fuseo1_kernels.plan import Input, Job
+from fuseo1_kernels.survey_cache import SurveyCache
 
 MIB = 1 << 20
 
 
 @pytest.fixture(scope="module")
 def family(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Family]:
-    """Tensors that must be streamed within 8 MiB, and small ones."""
+    """A large tensor, and small ones."""
     g = torch.Generator().manual_seed(8)
     base = base_state(layers=1) | {
         "model.embed_tokens.weight": torch.randn((2000, 700), generator=g).to(BF16)
@@ -41,7 +46,7 @@ def merge(
 ) -> MergeResult:
     family.configure(parameters={"select_topk": select_topk, "variant": variant})
     return merge_checkpoints(
-        family.config, family.home / out, max_memory=8 * MIB, overwrite=True, **options
+        family.config, family.home / out, max_memory=64 * MIB, overwrite=True, **options
     )
 
 
@@ -76,7 +81,7 @@ def test_another_variant_reads_less(
 ) -> None:
     monkeypatch.setattr(Source, "is_cached", lambda self, info: way == "cached")
     if way == "direct":
-        monkeypatch.setattr(engine, "_available_memory", lambda: 0)
+        monkeypatch.setattr(engine, "free_memory", lambda: 0)
     cache, size = tmp_path / "new" / "cache", 2 * sum(t.numel() for t in family.states[0].values())
     first = merge(family, "out", select_topk, "fuseo1", survey_cache=cache)
     # Three models, by survey and fuse; an exact path needs more.
@@ -245,3 +250,31 @@ def test_surveys_are_json(family: Family, tmp_path: Path) -> None:
     merge(family, "out", 0.5, "fuseo1", survey_cache=tmp_path)
     for line in (tmp_path / "surveys").read_text().splitlines():
         assert json.loads(line.partition(" ")[2]).keys() == {"key", "survey"}
+
+
+def test_a_record_of_another_version_is_left_alone(family: Family, tmp_path: Path) -> None:
+    """It is whole, but its survey has other fields."""
+    lines = [{"key": "k", "survey": {"threshold": 1}}, {"key": "l", "survey": 7}]
+    (tmp_path / "surveys").write_bytes(b"".join(map(encode_record, lines)))
+    [file] = tmp_path.iterdir()
+    cache = SurveyCache(tmp_path)
+    cache.close()
+    assert file.read_bytes() == b"".join(map(encode_record, lines))
+
+
+def test_a_cache_that_cannot_be_written(family: Family, tmp_path: Path) -> None:
+    """The merge goes on without it, and says so once."""
+    cache = SurveyCache(tmp_path)
+    os.close(cache._fd)
+    cache._fd = os.open("/dev/full", os.O_WRONLY)
+    with open_source(str(family.base)) as base:
+        [name, *_] = base.tensors
+        x = Input(base, base.tensors[name])
+        job = Job(name, x.info.shape, x.dtype, (x, x), 1.0, "fuseo1")
+        survey = SurveyResult(-1, 1, 0, 0, 1, (1.0,), (0, 0, 0))
+        for _ in range(2):
+            cache.keep(job, {1.0: survey})
+        assert cache.missing(job) == []
+    cache.close()
+    [problem] = cache.problems
+    assert "No space left on device" in problem and "were not kept" in problem

@@ -130,6 +130,23 @@ def test_no_checksums(made: Family) -> None:
         verify_model(made.base)
 
 
+def test_no_model_at_all(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        verify_model(tmp_path / "none")
+    assert str(caught.value) == f"{tmp_path / 'none'}: no such directory"
+
+
+def test_an_unfinished_merge(tmp_path: Path) -> None:
+    partial = tmp_path / "model.partial"
+    partial.mkdir()
+    with pytest.raises(CheckpointError, match="is missing; only models merged"):
+        verify_model(partial)
+    (partial / "journal").touch()
+    with pytest.raises(CheckpointError) as caught:
+        verify_model(partial)
+    assert str(caught.value) == f"{partial}: an unfinished merge; give the merge command again"
+
+
 # --- against the sources -----------------------------------------------------------------
 
 
@@ -219,6 +236,21 @@ def test_exit_codes_and_words(
     assert json.loads(capsys.readouterr().out)["problems"]
     assert verify.main([str(made.base)]) == 1
     assert capsys.readouterr().err.startswith("fuseo1-verify: error: ")
+
+
+def test_one_is_no_plural(made: Family, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flip(model / "config.json", 3)
+    assert verify.main([str(model)]) == 1
+    assert ": 1 problem (" in capsys.readouterr().out
+
+
+def test_the_command_has_the_name_that_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        verify.main(["--help"])
+    assert capsys.readouterr().out.startswith("usage: fuseo1-verify ")
+    project = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    assert 'fuseo1-merge = "fuseo1_kernels.merge:main"\n' in project
+    assert 'fuseo1-verify = "fuseo1_kernels.verify:main"\n' in project
 
 
 @pytest.mark.parametrize("count", ["-1", "some", "1.5"])

@@ -6,10 +6,12 @@ A backend that is asked for by name and cannot run raises BackendError; `auto` t
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, Protocol
 
 from ..arrays import Array, Buffer, DType
@@ -184,7 +186,10 @@ GPU_BACKENDS = ("cuda",)
 def load_backend(name: str) -> Backend:
     """The backend `name` ("auto", or one of BACKENDS), or BackendError saying why it cannot run."""
     if name == "auto":
-        return _first_that_runs()
+        backend, reasons = first_that_runs()
+        for reason in reasons:
+            warnings.warn(f"{reason}; {backend.name} is used instead", stacklevel=2)
+        return backend
     if name in GPU_BACKENDS:
         raise BackendError(
             f"backend {name} merges tensors that are in a GPU's memory; files and the CPU's tensors are"
@@ -194,8 +199,8 @@ def load_backend(name: str) -> Backend:
         raise BackendError(
             f"there is no backend {name!r} in this version; use one of: auto, {', '.join(BACKENDS)}"
         )
-    backend: Backend = _load(name)
-    return backend
+    loaded: Backend = _load(name)
+    return loaded
 
 
 @cache
@@ -214,14 +219,27 @@ def load_gpu_backend(name: str) -> GpuBackend:
 
 def _load(name: str) -> Any:
     try:
-        module = importlib.import_module(f".{name}", __package__)
+        return importlib.import_module(f".{name}", __package__).load()
     except ImportError as error:
-        raise BackendError(f"backend {name} cannot run here: {error}") from error
-    return module.load()
+        reason = _not_built() if name == "cpu" else None
+        raise BackendError(f"backend {name} cannot run here: {reason or error}") from error
 
 
-def _first_that_runs() -> Backend:
-    reasons = []
+def _not_built() -> str | None:
+    """What to do where this package is a source tree without kernels, which hides an installed package."""
+    package = Path(__file__).resolve().parents[1]
+    built = importlib.util.find_spec("._cpu", package.name) is not None
+    if built or not (package.parent / "setup.py").exists():
+        return None
+    return (
+        f"the kernels are not built in {package}, which Python found instead of the installed package:"
+        " run from another directory, or `pip install -e .`"
+    )
+
+
+def first_that_runs() -> tuple[Backend, tuple[str, ...]]:
+    """What `auto` takes, and why none of those before it. Raises BackendError."""
+    reasons: list[str] = []
     for name in BACKENDS:
         try:
             backend = load_backend(name)
@@ -230,9 +248,7 @@ def _first_that_runs() -> Backend:
                 raise  # it is here, and was asked for what it cannot do
             reasons.append(str(error))
             continue
-        for reason in reasons:
-            warnings.warn(f"{reason}; {name} is used instead", stacklevel=3)
-        return backend
+        return backend, tuple(reasons)
     raise BackendError("; ".join(reasons))
 
 

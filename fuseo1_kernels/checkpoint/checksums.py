@@ -75,6 +75,10 @@ def read_checksums(directory: Path) -> dict[str, Any]:
     """Return the checked content of the file in `directory`. Raises CheckpointError."""
     file = directory / FILE
     if not file.exists():
+        if not directory.exists():
+            raise CheckpointError(f"{directory}: no such directory")
+        if directory.name.endswith(".partial") and (directory / "journal").exists():
+            raise CheckpointError(f"{directory}: an unfinished merge; give the merge command again")
         raise CheckpointError(f"{file}: is missing; only models merged by fuseo1-kernels have it")
     data = read_object(file, unique_keys=True)
     if data.get("algorithm") != ALGORITHM:

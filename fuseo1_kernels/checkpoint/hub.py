@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,11 @@ SMALL_FILES = ("*.json", "*.txt", "*.jinja", "*.model")
 _HUB_ID = re.compile(
     r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>(?!.*\.\.)\w[\w./-]*))?", re.ASCII
 )
+
+
+# Why nothing is downloaded, and what to do.
+_OFFLINE = "offline (HF_HUB_OFFLINE is set): go online, or run {command} where you are online"
+_NO_DOWNLOAD = "dry runs and checks download nothing: run the merge itself, or {command}, first (or mend the path)"
 
 
 def split_hub_id(model: str) -> tuple[str, str] | None:
@@ -45,15 +51,20 @@ def resolve(
     hub_id = split_hub_id(model)
     if hub_id is None or not _is_valid(hub_id[0]):
         raise CheckpointError(
-            f"{model!r}: neither a directory nor a hub id (org/name or org/name@revision)"
+            f"{model!r}: {_no_directory(model)}, nor a hub id (org/name or org/name@revision)"
         )
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
-        return _cached(*hub_id, weights, "offline (HF_HUB_OFFLINE is set)")
+        return _cached(*hub_id, weights, _OFFLINE)
     if not download:
-        return _cached(*hub_id, weights, "a dry run downloads nothing:")
+        return _cached(*hub_id, weights, _NO_DOWNLOAD)
     return _download(*hub_id, progress, weights)
+
+
+def _no_directory(model: str) -> str:
+    """What to say of `model`, which is not there: for a relative path, where it was looked for."""
+    return "no such directory" + ("" if os.path.isabs(model) else f" (seen from {os.getcwd()})")
 
 
 def _is_valid(repo: str) -> bool:
@@ -67,14 +78,14 @@ def _is_valid(repo: str) -> bool:
     return True
 
 
-def _cached(repo: str, revision: str, with_weights: bool, why: str) -> Path:
-    """Return the snapshot in the hub cache, checked to be whole; `why` nothing else is tried."""
+def _cached(repo: str, revision: str, with_weights: bool, advice: str) -> Path:
+    """Return the snapshot in the hub cache, checked to be whole; `advice` is for when it is not."""
     from huggingface_hub import constants, try_to_load_from_cache
 
     def error(problem: str) -> CheckpointError:
+        command = f"`hf download {repo} --revision {revision}`"
         return CheckpointError(
-            f"{repo}: no such directory, and {why} {problem};"
-            f" to get it, go online or run `hf download {repo} --revision {revision}` where you are"
+            f"{repo}: {_no_directory(repo)}, and {problem}; {advice.format(command=command)}"
         )
 
     cache = constants.HF_HUB_CACHE
@@ -85,16 +96,20 @@ def _cached(repo: str, revision: str, with_weights: bool, why: str) -> Path:
             folder = Path(file).parent
             break
     if folder is None:
-        raise error(f"the hub cache {cache} holds nothing of revision {revision!r}")
+        raise error(f"not in the hub cache {cache}, which holds nothing of revision {revision!r}")
     if not with_weights:
         return folder
     weights = find_weights(folder)
     if weights is None:
         wanted = " or ".join(name for names in FORMATS for name in names)
-        raise error(f"revision {revision!r} in the hub cache {cache} lacks its weights ({wanted})")
+        raise error(
+            f"not whole in the hub cache {cache}: revision {revision!r} lacks its weights ({wanted})"
+        )
     missing = [name for name in weights.files if not (folder / name).exists()]
     if missing:
-        raise error(f"revision {revision!r} in the hub cache {cache} lacks {', '.join(missing)}")
+        raise error(
+            f"not whole in the hub cache {cache}: revision {revision!r} lacks {', '.join(missing)}"
+        )
     return folder
 
 
@@ -113,7 +128,7 @@ def _download(repo: str, revision: str, progress: bool, with_weights: bool) -> P
         # on.
         except Exception as error:
             raise CheckpointError(
-                f"{repo}: no such directory, and the hub does not give revision {revision!r}:"
+                f"{repo}: {_no_directory(repo)}, and the hub does not give revision {revision!r}:"
                 f" {error}"
             ) from error
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 
 class FileIdentity(NamedTuple):
-    """What tells a file's content from another without reading it: bytes, time of change in ns, inode."""
+    """What tells a file's content from another without reading it: bytes, time of modification in ns, inode."""
 
     size: int
     mtime_ns: int

@@ -9,12 +9,17 @@ import ctypes
 import errno
 import mmap
 import os
+import re
+from contextlib import suppress
 from functools import cache
 
 # The kernel takes one piece of advice for at most its own readahead size, often 512 KiB or less.
 _ADVICE = 512 << 10
-# Linux 6.14: pages that a write brings into the page cache leave it at once. Python has no name for it.
+# Pages that a write brings into the page cache leave it at once. Python has no name for it. It came with Linux 6.14,
+# and could drop pages that another write had made dirty again until "gate dropbehind invalidate on folio !dirty".
 _RWF_DONTCACHE = 0x80
+_DONTCACHE_SINCE = (6, 16)
+_RWF_NOWAIT = 0x8
 # Linux 6.5, on all architectures; for files of one's own.
 _CACHESTAT = 451
 # Where the kernel does not say more, it is asked for a page in so many bytes.
@@ -23,14 +28,18 @@ _PROBE = 1 << 20
 _SYNC_EVERY = 64 << 20
 
 
-def is_cached(fd: int, offset: int, nbytes: int) -> bool:
-    """Whether all of [offset, offset + nbytes) is in the page cache, as far as the system tells."""
+def is_cached(fd: int, offset: int, nbytes: int) -> bool | None:
+    """Whether all of [offset, offset + nbytes) is in the page cache; None: the system does not tell."""
     pages = _round_up(offset + nbytes, mmap.PAGESIZE) // mmap.PAGESIZE - offset // mmap.PAGESIZE
     asked, found = (ctypes.c_uint64 * 2)(offset, nbytes), (ctypes.c_uint64 * 5)()
     # Unlike a read that does not wait, this starts no reads, whose pages would break up the large folios.
     if nbytes and _libc().syscall(_CACHESTAT, fd, asked, found, 0) == 0:
         return found[0] >= pages
-    return all(_is_page_cached(fd, at) for at in range(offset, offset + nbytes, _PROBE))
+    for at in range(offset, offset + nbytes, _PROBE):
+        cached = _is_page_cached(fd, at)
+        if not cached:
+            return cached
+    return True
 
 
 @cache
@@ -38,18 +47,27 @@ def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None)
 
 
-def _is_page_cached(fd: int, offset: int) -> bool:
+def _is_page_cached(fd: int, offset: int) -> bool | None:
     try:
-        return os.preadv(fd, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
-    except OSError:  # not cached, or a file system that cannot say
+        return os.preadv(fd, [bytearray(1)], offset, _RWF_NOWAIT) == 1
+    except BlockingIOError:
         return False
+    # A file system that cannot say, or a Python built for a C library before preadv2 (glibc 2.26).
+    except (OSError, NotImplementedError):
+        return None
+
+
+def advise(fd: int, offset: int, nbytes: int, advice: int) -> None:
+    """Tell the kernel, if it listens, what [offset, offset + nbytes) is read for (0 bytes: to the end)."""
+    with suppress(OSError):  # a kernel or a sandbox without it
+        os.posix_fadvise(fd, offset, nbytes, advice)
 
 
 def will_need(fd: int, offset: int, nbytes: int) -> None:
     """Have the kernel read [offset, offset + nbytes) in the background."""
     for start in range(offset, offset + nbytes, _ADVICE):
         length = min(_ADVICE, offset + nbytes - start)
-        os.posix_fadvise(fd, start, length, os.POSIX_FADV_WILLNEED)
+        advise(fd, start, length, os.POSIX_FADV_WILLNEED)
 
 
 def read_ahead(fd: int, offset: int, nbytes: int) -> None:
@@ -68,7 +86,7 @@ def drop(fd: int, offset: int, nbytes: int) -> None:
 
     A folio that this cuts stays until its other part is dropped too.
     """
-    os.posix_fadvise(fd, offset, nbytes, os.POSIX_FADV_DONTNEED)
+    advise(fd, offset, nbytes, os.POSIX_FADV_DONTNEED)
 
 
 class WriteBehind:
@@ -80,7 +98,7 @@ class WriteBehind:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        self._flags = _RWF_DONTCACHE
+        self._flags = _RWF_DONTCACHE if _kernel() >= _DONTCACHE_SINCE else 0
         self._unsynced = 0
 
     def write(self, data: memoryview, offset: int) -> None:
@@ -120,8 +138,16 @@ class WriteBehind:
             except OSError as error:
                 if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
                     raise
-                self._flags = 0
+            except NotImplementedError:
+                pass  # a Python built for a C library before pwritev2 (glibc 2.26)
+            self._flags = 0
         return os.pwrite(self.fd, data, offset)
+
+
+@cache
+def _kernel() -> tuple[int, ...]:
+    """The kernel's version: (6, 18)."""
+    return tuple(int(n) for n in re.findall(r"\d+", os.uname().release)[:2])
 
 
 def _round_up(offset: int, step: int) -> int:

@@ -101,7 +101,8 @@ class Partial:
             else:
                 # Onto an empty directory rename replaces it, onto any other it fails: nothing is lost.
                 os.rename(self.model, self._out)
-            sync_directory(self._out.parent)
+            for directory in (self._out, *self._made):
+                sync_directory(directory.parent)
             self.remove()
 
     def _open_journal(self) -> Journal:

@@ -165,9 +165,10 @@ class Sink:
             self._close_files()
             self._open_partial.publish(self._overwrite)
         except OSError as error:
-            raise OutputError(
-                f"{self._out}: the merged model cannot be published ({error.strerror})"
-            ) from error
+            reason = f"the merged model cannot be published ({error.strerror})"
+            if error.errno == errno.EXDEV:  # an overlay's lower layer, as a container's image is
+                reason += "; this file system cannot move what is there: remove it"
+            raise OutputError(f"{self._out}: {reason}") from error
         self._partial = None
 
     def close(self) -> None:
@@ -243,7 +244,7 @@ class Sink:
             for tensor in shard.tensors:
                 self._journaled.pop(tensor.name, None)
             os.ftruncate(fd, 0)
-            os.posix_fallocate(fd, 0, shard.size)
+            _reserve(fd, shard.size)
         else:
             # What is found is read from the disk: after a failed sync the cache has more than that.
             drop(fd, 0, 0)
@@ -258,3 +259,13 @@ class Sink:
     def _close_files(self) -> None:
         while self._files:
             os.close(self._files.popitem()[1].fd)
+
+
+def _reserve(fd: int, size: int) -> None:
+    """Give an empty file its size, and its blocks if the file system can reserve them."""
+    try:
+        os.posix_fallocate(fd, 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise
+        os.ftruncate(fd, size)

@@ -18,7 +18,7 @@ from .identity import FileIdentity
 from .intervals import Intervals
 from .json_file import read_object
 from .layout import CONFIG, FORMATS, check_shard, find_weights
-from .page_cache import drop, is_cached, read_ahead, will_need
+from .page_cache import advise, drop, is_cached, read_ahead, will_need
 
 # The page cache's largest folio.
 _FOLIO = 2 << 20
@@ -30,6 +30,8 @@ class _OpenFile:
 
     fd: int
     sequential: int
+    ctime_ns: int
+    links: int
 
 
 class Source:
@@ -89,8 +91,8 @@ class Source:
         """Return the open file and the byte in it at which the tensor begins, for reads by others."""
         return self._open(info.file).fd, info.offset
 
-    def is_cached(self, info: TensorInfo) -> bool:
-        """Whether the tensor lies in the system's page cache, as far as the system tells."""
+    def is_cached(self, info: TensorInfo) -> bool | None:
+        """Whether the tensor lies in the system's page cache; None: the system does not tell."""
         return is_cached(self._open(info.file).fd, info.offset, info.nbytes)
 
     def check_unchanged(self, file: Path) -> None:
@@ -98,7 +100,12 @@ class Source:
 
         Called after a tensor was read, it says that all of its bytes are of that one version.
         """
-        if FileIdentity.of(os.fstat(self._open(file).fd)) != self.files[file]:
+        opened = self._open(file)
+        status = os.fstat(opened.fd)
+        # A time of modification can be put back, a time of change cannot; but a file whose name went, or was
+        # given to another, has a new one too, and is what it was.
+        touched = status.st_ctime_ns != opened.ctime_ns and status.st_nlink == opened.links
+        if FileIdentity.of(status) != self.files[file] or touched:
             raise _changed(file)
 
     def read_ahead(self, info: TensorInfo, start: int, nbytes: int) -> None:
@@ -152,12 +159,15 @@ class Source:
         with self._lock:
             if file not in self._open_files:
                 with ExitStack() as opened:
-                    fd = _open_for_reading(file, opened)
-                    if FileIdentity.of(os.fstat(fd)) != self.files[file]:
-                        raise _changed(file)
-                    sequential = _open_for_reading(file, opened)
-                    os.posix_fadvise(sequential, 0, 0, os.POSIX_FADV_SEQUENTIAL)
-                    self._open_files[file] = _OpenFile(fd, sequential)
+                    fd, sequential = (_open_for_reading(file, opened) for _ in range(2))
+                    status = os.fstat(fd)
+                    for found in (status, os.fstat(sequential)):
+                        if FileIdentity.of(found) != self.files[file]:
+                            raise _changed(file)
+                    advise(sequential, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+                    self._open_files[file] = _OpenFile(
+                        fd, sequential, status.st_ctime_ns, status.st_nlink
+                    )
                     opened.pop_all()
             return self._open_files[file]
 
