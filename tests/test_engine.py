@@ -672,7 +672,8 @@ def test_bad_options(family: Family) -> None:
         ({"nonfinite": "ignore"}, "nonfinite: must be error or propagate"),
         ({"backend": "cuda"}, "cuda"),
         ({"backend": "nope"}, "nope"),
-        ({"shard_size": 0}, "shard size"),
+        ({"shard_size": 0}, "shard_size: 0: a size must be positive"),
+        ({"max_memory": "2GiB"}, "max_memory: '2GiB' is not a number of bytes"),
         ({"max_memory": 1}, "--max-memory"),
     ):
         with pytest.raises(MergeError, match=message):
