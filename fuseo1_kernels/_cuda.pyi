@@ -1,23 +1,12 @@
 from collections.abc import Sequence
-from typing import TypedDict
+
+from ._cpu import _Operands, _SurveyFields
 
 MAX_TARGETS: int
 SMALL: int
 PARAMS_BYTES: int
 RESULT_BYTES: int
-TENSOR_BYTES: int
 ARCHITECTURES: str
-
-_Operands = Sequence[tuple[int, int]]
-
-class _SurveyFields(TypedDict):
-    nonzero: int
-    selected: int
-    threshold: int
-    tie_limit: int
-    passes: int
-    energy: tuple[float, ...]
-    nonfinite: tuple[int, ...]
 
 def problem() -> str: ...
 def workspace_bytes(targets: int, numel: int, select_topk: float) -> int: ...

@@ -134,7 +134,6 @@ PYBIND11_MODULE(_cuda, m) {
   m.attr("SMALL") = FUSEO1_CUDA_SMALL;
   m.attr("PARAMS_BYTES") = sizeof(fuseo1_cuda_params);
   m.attr("RESULT_BYTES") = sizeof(fuseo1_cuda_survey);
-  m.attr("TENSOR_BYTES") = sizeof(fuseo1_cuda_tensor);
   m.attr("ARCHITECTURES") = FUSEO1_CUDA_ARCHITECTURES;
   m.def("problem", [] { return std::string(fuseo1_cuda_problem()); });
   m.def("workspace_bytes", workspace_bytes, py::arg("targets"), py::arg("numel"), py::arg("select_topk"));

@@ -18,6 +18,12 @@ struct Inputs {
 __device__ __forceinline__ uint32_t warp_max(uint32_t v) { return __reduce_max_sync(kAllLanes, v); }
 __device__ __forceinline__ uint32_t warp_sum(uint32_t v) { return __reduce_add_sync(kAllLanes, v); }
 
+// How many of a lane's eight elements from `at` on there are.
+__device__ __forceinline__ int count_at(int64_t numel, int64_t at) {
+  const int64_t left = numel - at;
+  return static_cast<int>(left < 0 ? 0 : left < kLane ? left : kLane);
+}
+
 // The count of targets, where kN says only how many there may be: kN up to 4 is exact.
 template <int kN>
 __device__ __forceinline__ bool is_target(int i, int targets) {
@@ -133,18 +139,8 @@ struct Block {
       if (j >= count || isfinite(sum_of_column(j, in.targets))) continue;
       bool all_finite = true;
       for (int i = 0; i <= in.targets; ++i) {
-        Raw4 one;
         const fuseo1_operand& op = in.operands[i];
-        const int size = op.dtype == FUSEO1_FP32 ? 4 : 2;
-        const char* from = static_cast<const char*>(op.data) + (at + j) * size;
-        Raw2 narrow;
-        if (size == 4) {
-          load_some<uint32_t>(from, 1, &one);
-        } else {
-          load_some<uint16_t>(from, 1, &narrow);
-          one.words[0] = narrow.words;
-        }
-        const bool bad = !isfinite(Mixed::widen(one, op.dtype, 0));
+        const bool bad = !isfinite(Mixed::widen(Mixed::load(op, at + j, 1), op.dtype, 0));
         if (bad && counts) atomicAdd(&counts[i], 1ull);
         all_finite &= !bad;
       }
@@ -191,6 +187,32 @@ struct Block {
     return s;
   }
 };
+
+// The scores of a lane's elements, where nothing else is wanted of them.
+template <int kN>
+__device__ __forceinline__ void load_scores(const Inputs& in, int64_t at, int count, const Divisor& divisor,
+                                            uint32_t* scores) {
+  Block<kN, Mixed> block;
+  block.load(in, at, count);
+  block.sanitize(in, at, count, nullptr);
+  block.score(divisor, in.targets, scores);
+}
+
+// Ties are selected up to an index.
+__device__ __forceinline__ bool is_selected(uint32_t score, int64_t index, uint32_t threshold, int64_t tie_limit) {
+  return score > threshold || (score == threshold && index <= tie_limit);
+}
+
+// A bit for each of a lane's eight elements from `at` on that is selected.
+__device__ __forceinline__ uint32_t selected_mask(const uint32_t* scores, int64_t at, uint32_t threshold,
+                                                  int64_t tie_limit) {
+  uint32_t selected = 0;
+#pragma unroll
+  for (int j = 0; j < kLane; ++j) {
+    selected |= static_cast<uint32_t>(is_selected(scores[j], at + j, threshold, tie_limit)) << j;
+  }
+  return selected;
+}
 
 __device__ __forceinline__ uint32_t exponent_of(uint32_t peak) {
   return peak >> 23 > kMinExponent ? peak >> 23 : kMinExponent;

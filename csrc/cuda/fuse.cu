@@ -46,19 +46,12 @@ extern "C" const char* fuseo1_cuda_problem(void) {
 extern "C" int fuseo1_cuda_fuse(const fuseo1_cuda_params* params, const fuseo1_operand* operands, int32_t targets,
                                 int64_t offset, int64_t count, void* out, int32_t out_dtype, fuseo1_cuda_survey* result,
                                 void* stream) {
-  if (!params || !operands || targets < 1 || targets > FUSEO1_CUDA_MAX_TARGETS || offset < 0 || offset % kBlock ||
-      count < 0 || out_dtype < FUSEO1_BF16 || out_dtype > FUSEO1_FP32 || (count && !out)) {
+  Inputs in = {};
+  if (!params || !make_inputs(operands, targets, count, &in) || offset < 0 || offset % kBlock ||
+      out_dtype < FUSEO1_BF16 || out_dtype > FUSEO1_FP32 || (count && !out)) {
     return FUSEO1_BAD_ARGUMENT;
   }
   if (count == 0) return FUSEO1_OK;
-  Inputs in = {};
-  for (int i = 0; i <= targets; ++i) {
-    if (operands[i].dtype < FUSEO1_BF16 || operands[i].dtype > FUSEO1_FP32 || !operands[i].data) {
-      return FUSEO1_BAD_ARGUMENT;
-    }
-    in.operands[i] = operands[i];
-  }
-  in.targets = targets, in.numel = count;
   const Output to = {out, out_dtype};
   return with_instance(in, [&](auto instance) {
     using Chosen = decltype(instance);

@@ -69,8 +69,7 @@ __device__ __forceinline__ void deltas_of(const Block<kN, In>& block, const fuse
 #pragma unroll
   for (int j = 0; j < kLane; ++j) {
     const float s = block.sum(j, targets);
-    const bool selected =
-        !kMasked || scores[j] > params.threshold || (scores[j] == params.threshold && at + j <= params.tie_limit);
+    const bool selected = !kMasked || is_selected(scores[j], at + j, params.threshold, params.tie_limit);
     // Turning the signs over where s < 0 makes "has the elected sign" read "> 0".
     const uint32_t flip = s >= 0.0f ? 0u : 0x80000000u;
     float num = -0.0f, den = 0.0f;  // x + -0.0 is x, for -0.0 too

@@ -15,6 +15,23 @@ FUSEO1_HOST_DEVICE constexpr int digit_shift(int digit) { return digit == 0 ? 20
 
 using Count = unsigned long long;
 
+// The digit to be found next, and those found above it.
+struct Digit {
+  int shift, above;  // their lowest bits
+  uint32_t found;
+
+  __device__ __forceinline__ Digit(int index, uint32_t found)
+      : shift(digit_shift(index)), above(index ? digit_shift(index - 1) : 31), found(found) {}
+  __device__ __forceinline__ bool follows(uint32_t score) const { return score >> above == found; }
+  __device__ __forceinline__ uint32_t of(uint32_t score) const {
+    return score >> shift & ((1u << (above - shift)) - 1);
+  }
+  // What is found when this one is.
+  __device__ __forceinline__ uint32_t append(int reached) const {
+    return found << (above - shift) | static_cast<uint32_t>(reached);
+  }
+};
+
 // A CTA's histogram of one digit.
 struct Histogram {
   uint32_t bins[kDigits];
@@ -22,7 +39,10 @@ struct Histogram {
   __device__ __forceinline__ void clear() {
     for (int d = threadIdx.x; d < kDigits; d += blockDim.x) bins[d] = 0;
   }
-  __device__ __forceinline__ void add(uint32_t digit) { atomicAdd(&bins[digit], 1u); }
+  // Counts a score if it has the digits found so far.
+  __device__ __forceinline__ void add(const Digit& digit, uint32_t score) {
+    if (digit.follows(score)) atomicAdd(&bins[digit.of(score)], 1u);
+  }
   __device__ __forceinline__ void flush(Count* to) const {
     for (int d = threadIdx.x; d < kDigits; d += blockDim.x) {
       if (bins[d]) atomicAdd(&to[d], static_cast<Count>(bins[d]));

@@ -16,6 +16,17 @@ int check(cudaError_t error, const char* what, int64_t numel, int32_t targets);
 // Multiprocessors of the current device; 0 if there is none.
 int multiprocessors();
 
+// The operands as kernels take them, in an empty *in; false if they are outside the contract.
+inline bool make_inputs(const fuseo1_operand* operands, int32_t targets, int64_t numel, Inputs* in) {
+  if (!operands || targets < 1 || targets > FUSEO1_CUDA_MAX_TARGETS || numel < 0) return false;
+  in->targets = targets, in->numel = numel;
+  for (int i = 0; i <= targets; ++i) {
+    const fuseo1_operand& op = in->operands[i] = operands[i];
+    if (op.dtype < FUSEO1_BF16 || op.dtype > FUSEO1_FP32 || (numel && !op.data)) return false;
+  }
+  return true;
+}
+
 // Launches `kernel` with as many CTAs of kThreads as the device holds at once, but no more than there is work for
 // (`warps` of it), and on failure notes `what`.
 template <class... Parameters, class... Arguments>

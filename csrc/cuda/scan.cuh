@@ -39,20 +39,17 @@ __global__ void __launch_bounds__(kThreads, 1)
   histogram.clear();
   __syncthreads();
   const Divisor divisor(in.targets);
+  const Digit digit(0, 0);
   uint32_t present = 0;
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t run = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; run < runs; run += step) {
-    const int64_t at = sample_start(in.numel, runs, run);
-    Block<kN, Mixed> block;
-    block.load(in, at, kLane);
-    block.sanitize(in, at, kLane, nullptr);
     uint32_t scores[kLane];
-    block.score(divisor, in.targets, scores);
+    load_scores<kN>(in, sample_start(in.numel, runs, run), kLane, divisor, scores);
 #pragma unroll
     for (int j = 0; j < kLane; ++j) {
       sample[run * kLane + j] = scores[j];
       if (scores[j] == 0) continue;
-      histogram.add(scores[j] >> digit_shift(0));
+      histogram.add(digit, scores[j]);
       ++present;
     }
   }
@@ -110,23 +107,17 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 // One digit of the threshold, of all scores that have the digits found so far.
 template <int kN>
-__global__ void __launch_bounds__(kThreads, 1) count_digits(Inputs in, State* state, int digit) {
+__global__ void __launch_bounds__(kThreads, 1) count_digits(Inputs in, State* state, int index) {
   if (!state->failed || state->selected == 0) return;
   __shared__ Histogram histogram;
   histogram.clear();
   __syncthreads();
   const Divisor divisor(in.targets);
-  const int shift = digit_shift(digit), above = digit ? digit_shift(digit - 1) : 31;
-  const uint32_t found = state->found;
+  const Digit digit(index, state->found);
   for_each_block(in.numel, [&](int64_t at, int count) {
-    Block<kN, Mixed> block;
-    block.load(in, at, count);
-    block.sanitize(in, at, count, nullptr);
     uint32_t scores[kLane];
-    block.score(divisor, in.targets, scores);
-    for (int j = 0; j < count; ++j) {
-      if (scores[j] >> above == found) histogram.add(scores[j] >> shift & ((1u << (above - shift)) - 1));
-    }
+    load_scores<kN>(in, at, count, divisor, scores);
+    for (int j = 0; j < count; ++j) histogram.add(digit, scores[j]);
   });
   __syncthreads();
   histogram.flush(state->histogram[0]);
@@ -178,14 +169,10 @@ __global__ void __launch_bounds__(kThreads, 1) energy_selected(Inputs in, State*
     Block<kN, Mixed> block;
     Peaks<kN> peaks;
     const bool rare = load_block(in, at, count, static_cast<Count*>(nullptr), &block, &peaks);
-    uint32_t scores[kLane], selected = 0;
+    uint32_t scores[kLane];
     block.score(divisor, in.targets, scores);
     if (rare) clamp(in, &block, &peaks);
-    for (int j = 0; j < kLane; ++j) {
-      const bool is = scores[j] > threshold || (scores[j] == threshold && at + j <= tie_limit);
-      selected |= static_cast<uint32_t>(is) << j;
-    }
-    add_energies(block, peaks, selected, in.targets, &sums);
+    add_energies(block, peaks, selected_mask(scores, at, threshold, tie_limit), in.targets, &sums);
   });
   __syncthreads();
   sums.flush(&state->energy[1]);

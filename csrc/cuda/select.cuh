@@ -53,9 +53,9 @@ __device__ __forceinline__ void end_bracket(State* state) {
   for (int side = 0; side < 2; ++side) {
     if (state->prefix[side] == 0xffffffffu) continue;
     int64_t wanted = state->rank[side] + 1;
-    const int digit = reach_from_top(state->histogram[side], &wanted);
-    const uint32_t edge = state->prefix[side] << digit_shift(0) | static_cast<uint32_t>(digit) << digit_shift(1);
-    bounds[side] = side ? max(edge, 1u) : edge | ((1u << digit_shift(1)) - 1);
+    const Digit digit(1, state->prefix[side]);
+    const uint32_t edge = digit.append(reach_from_top(state->histogram[side], &wanted)) << digit.shift;
+    bounds[side] = side ? max(edge, 1u) : edge | ((1u << digit.shift) - 1);
   }
   if (threadIdx.x == 0) state->high = bounds[0], state->low = bounds[1];
   clear_histograms(state);
@@ -93,10 +93,8 @@ __global__ void __launch_bounds__(kThreads, 1) refine_bracket(State* state, cons
   __syncthreads();
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t f = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; f < scores; f += step) {
-    const uint32_t score = sample[f], digit = score >> digit_shift(1) & (kDigits - 1);
-    for (int side = 0; side < 2; ++side) {
-      if (score != 0 && score >> digit_shift(0) == state->prefix[side]) histograms[side].add(digit);
-    }
+    if (sample[f] == 0) continue;
+    for (int side = 0; side < 2; ++side) histograms[side].add(Digit(1, state->prefix[side]), sample[f]);
   }
   __syncthreads();
   histograms[0].flush(state->histogram[0]), histograms[1].flush(state->histogram[1]);
@@ -122,14 +120,13 @@ __device__ __forceinline__ void begin_selection(State* state, int64_t capacity, 
 }
 
 // Takes the digit in which the threshold lies; the last one completes it.
-__device__ __forceinline__ void end_digit(State* state, int digit, int64_t numel) {
+__device__ __forceinline__ void end_digit(State* state, const Digit& digit, int64_t numel) {
   int64_t wanted = state->wanted;
   const int reached = reach_from_top(state->histogram[0], &wanted);
   if (threadIdx.x == 0) {
-    const int above = digit ? digit_shift(digit - 1) : 31;
-    state->found = state->found << (above - digit_shift(digit)) | static_cast<uint32_t>(reached);
+    state->found = digit.append(reached);
     state->wanted = wanted;
-    if (digit_shift(digit) == 0) {
+    if (digit.shift == 0) {
       state->threshold = state->found;
       state->ties = state->histogram[0][reached];
       if (wanted == static_cast<int64_t>(state->ties)) state->tie_limit = numel - 1;
@@ -144,17 +141,16 @@ __device__ __forceinline__ int64_t filled(const State* state, const Candidates& 
 }
 
 __global__ void __launch_bounds__(kThreads, 1)
-    count_candidates(State* state, Candidates candidates, int digit, int64_t numel) {
+    count_candidates(State* state, Candidates candidates, int index, int64_t numel) {
   if (state->failed || state->selected == 0) return;
   __shared__ Histogram histogram;
   histogram.clear();
   __syncthreads();
-  const int shift = digit_shift(digit), above = digit ? digit_shift(digit - 1) : 31;
-  const uint32_t found = state->found;
+  const Digit digit(index, state->found);
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x, end = filled(state, candidates);
   for (int64_t c = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; c < end; c += step) {
     const uint32_t score = candidates.scores[c];
-    if (score != 0 && score >> above == found) histogram.add(score >> shift & ((1u << (above - shift)) - 1));
+    if (score != 0) histogram.add(digit, score);
   }
   __syncthreads();
   histogram.flush(state->histogram[0]);

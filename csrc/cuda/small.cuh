@@ -24,27 +24,23 @@ __device__ void select_small(const Inputs& in, double select_topk, Selection* se
   const Divisor divisor(in.targets);
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   if (threadIdx.x == 0) *selection = {0, 0, 0, 0, -1, 0};
-  for (int digit = 0; digit < 3; ++digit) {
-    const int shift = digit_shift(digit), above = digit ? digit_shift(digit - 1) : 31;
+  for (int index = 0; index < 3; ++index) {
     __syncthreads();
     histogram.clear();
     __syncthreads();
-    const uint32_t found = selection->threshold;
+    const Digit digit(index, selection->threshold);
     uint32_t nonzero = 0;
     for_blocks(in.numel, warp, kWarps, [&](int64_t at, int count) {
-      Block<kN, Mixed> block;
-      block.load(in, at, count);
-      block.sanitize(in, at, count, nullptr);
       uint32_t scores[kLane];
-      block.score(divisor, in.targets, scores);
+      load_scores<kN>(in, at, count, divisor, scores);
       for (int j = 0; j < count; ++j) {
         nonzero += scores[j] != 0;
-        if (scores[j] >> above == found) histogram.add(scores[j] >> shift & ((1u << (above - shift)) - 1));
+        histogram.add(digit, scores[j]);
       }
     });
-    if (digit == 0 && nonzero) atomicAdd(&selection->nonzero, nonzero);
+    if (index == 0 && nonzero) atomicAdd(&selection->nonzero, nonzero);
     __syncthreads();
-    if (digit == 0 && threadIdx.x == 0) {
+    if (index == 0 && threadIdx.x == 0) {
       selection->selected = static_cast<int64_t>(floor(select_topk * static_cast<double>(selection->nonzero)));
       selection->wanted = selection->selected;
       if (selection->selected == 0) selection->threshold = kNothing;
@@ -54,10 +50,10 @@ __device__ void select_small(const Inputs& in, double select_topk, Selection* se
     int64_t wanted = selection->wanted;
     const int reached = reach_from_top(histogram.bins, &wanted);
     if (threadIdx.x == 0) {
-      selection->threshold = found << (above - shift) | static_cast<uint32_t>(reached);
+      selection->threshold = digit.append(reached);
       selection->wanted = wanted;
     }
-    if (digit == 2) {
+    if (digit.shift == 0) {
       const bool cut = wanted < static_cast<int64_t>(histogram.bins[reached]);
       __syncthreads();
       if (cut) {
@@ -98,14 +94,13 @@ __global__ void __launch_bounds__(kThreads, 1)
     Block<kN, Mixed> block;
     Peaks<kN> peaks;
     const bool rare = load_block(in, at, count, nonfinite, &block, &peaks);
-    uint32_t scores[kLane], selected = 0;
-    if (!all) block.score(divisor, targets, scores);
-    if (rare) clamp(in, &block, &peaks);
-    for (int j = 0; j < kLane; ++j) {
-      const bool is =
-          all || scores[j] > selection.threshold || (scores[j] == selection.threshold && at + j <= selection.tie_limit);
-      selected |= static_cast<uint32_t>(is) << j;
+    uint32_t selected = 0xffu;
+    if (!all) {
+      uint32_t scores[kLane];
+      block.score(divisor, targets, scores);
+      selected = selected_mask(scores, at, selection.threshold, selection.tie_limit);
     }
+    if (rare) clamp(in, &block, &peaks);
     add_energies(block, peaks, selected, targets, &sums);
   });
   __syncthreads();

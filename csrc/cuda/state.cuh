@@ -21,7 +21,7 @@ struct State {
   Count candidates, slots;  // how many were found; how many places were given out
   Count histogram[2][kDigits];
   // The sample, from which the bracket comes.
-  Count sampled, present, runs_aa, runs_ap, runs_pp, runs_a, runs_p;
+  Count present, runs_aa, runs_ap, runs_pp, runs_a, runs_p;
   uint32_t level;
   uint32_t prefix[2];
   int64_t rank[2];  // from the highest, counted from 0; < 0 or >= present: the bracket is open there
@@ -70,8 +70,8 @@ __device__ __forceinline__ void for_blocks(int64_t numel, int64_t warp, int64_t 
   const int lane = threadIdx.x % kWarp;
   const int64_t blocks = (numel + kBlock - 1) / kBlock;
   for (int64_t b = warp; b < blocks; b += warps) {
-    const int64_t at = b * kBlock + lane * kLane, left = numel - at;
-    f(at, static_cast<int>(left < 0 ? 0 : left < kLane ? left : kLane));
+    const int64_t at = b * kBlock + lane * kLane;
+    f(at, count_at(numel, at));
   }
 }
 

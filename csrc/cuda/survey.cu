@@ -100,15 +100,6 @@ int select(const Inputs& in, double select_topk, const Workspace& work, void* st
   });
 }
 
-bool valid(const fuseo1_operand* operands, int32_t targets, int64_t numel, double select_topk) {
-  if (!operands || targets < 1 || targets > FUSEO1_CUDA_MAX_TARGETS || numel < 0) return false;
-  for (int i = 0; i <= targets; ++i) {
-    if (operands[i].dtype < FUSEO1_BF16 || operands[i].dtype > FUSEO1_FP32 || (numel && !operands[i].data))
-      return false;
-  }
-  return select_topk >= 0.0 && select_topk <= 1.0;
-}
-
 }  // namespace
 }  // namespace fuseo1
 
@@ -123,13 +114,11 @@ extern "C" int fuseo1_cuda_workspace_bytes(int32_t targets, int64_t numel, doubl
 extern "C" int fuseo1_cuda_survey_sce(const fuseo1_operand* operands, int32_t targets, int64_t numel,
                                       fuseo1_cuda_sce how, void* workspace, size_t bytes, fuseo1_cuda_survey* result,
                                       fuseo1_cuda_params* params, void* stream) {
-  if (!valid(operands, targets, numel, how.select_topk) || !workspace || !result || !params ||
-      static_cast<int64_t>(bytes) < bytes_for(targets, numel, how.select_topk)) {
+  Inputs in = {};
+  if (!make_inputs(operands, targets, numel, &in) || !(how.select_topk >= 0.0 && how.select_topk <= 1.0) ||
+      !workspace || !result || !params || static_cast<int64_t>(bytes) < bytes_for(targets, numel, how.select_topk)) {
     return FUSEO1_BAD_ARGUMENT;
   }
-  Inputs in = {};
-  std::copy(operands, operands + targets + 1, in.operands);
-  in.targets = targets, in.numel = numel;
   const Workspace work(workspace, targets, numel);
   int status =
       check(cudaMemsetAsync(work.state, 0, sizeof(State), static_cast<cudaStream_t>(stream)), "memset", numel, targets);

@@ -10,13 +10,9 @@ namespace fuseo1 {
 // A bit for each of a lane's eight elements from `at` on whose score is the threshold.
 template <int kN>
 __device__ __forceinline__ uint32_t tie_mask(const Inputs& in, int64_t at, const Divisor& divisor, uint32_t threshold) {
-  const int64_t left = in.numel - at;
-  const int count = static_cast<int>(left < 0 ? 0 : left < kLane ? left : kLane);
-  Block<kN, Mixed> block;
-  block.load(in, at, count);
-  block.sanitize(in, at, count, nullptr);
+  const int count = count_at(in.numel, at);
   uint32_t scores[kLane], ties = 0;
-  block.score(divisor, in.targets, scores);
+  load_scores<kN>(in, at, count, divisor, scores);
   for (int j = 0; j < count; ++j) ties |= static_cast<uint32_t>(scores[j] == threshold) << j;
   return ties;
 }
