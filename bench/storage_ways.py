@@ -41,13 +41,17 @@ class Reads:
 
     def read(self, number: int, piece: memoryview) -> None:
         """Read unit `number` into `piece`."""
-        turn, file = divmod(number, len(self.descriptors))
-        start, end = turn * self.unit, min((turn + 1) * self.unit, self.sizes[file])
+        file, start, end = self.extent(number)
         begin = start
         while start < end:
             # O_DIRECT wants whole blocks; at the end of a file there is less than was asked for.
             at = start - begin
             start += os.preadv(self.descriptors[file], [piece[at : self.unit]], start, self.flags)
+
+    def extent(self, number: int) -> tuple[int, int, int]:
+        """The file of unit `number`, its start and its end there; the end of no bytes may lie before."""
+        turn, file = divmod(number, len(self.descriptors))
+        return file, turn * self.unit, min((turn + 1) * self.unit, self.sizes[file])
 
     def close(self) -> None:
         """Let go of the files."""
@@ -112,8 +116,7 @@ class ReadsAway(Reads):
         self.nowhere = os.open(os.devnull, os.O_WRONLY)
 
     def read(self, number: int, piece: memoryview) -> None:
-        turn, file = divmod(number, len(self.descriptors))
-        begin, end = turn * self.unit, min((turn + 1) * self.unit, self.sizes[file])
+        file, begin, end = self.extent(number)
         start, descriptor = begin, self.descriptors[file]
         while start < end:
             start += os.sendfile(self.nowhere, descriptor, start, end - start)
@@ -139,8 +142,7 @@ class ReadsMapped(Reads):
             mapping.madvise(mmap.MADV_SEQUENTIAL)
 
     def read(self, number: int, piece: memoryview) -> None:
-        turn, file = divmod(number, len(self.maps))
-        start, end = turn * UNIT, min((turn + 1) * UNIT, self.sizes[file])
+        file, start, end = self.extent(number)
         if start < end:
             view = torch.frombuffer(
                 self.maps[file], dtype=torch.uint8, count=end - start, offset=start
@@ -172,6 +174,8 @@ class Writes:
     open_flags: ClassVar[int] = 0
     allocates: ClassVar[bool] = False
     piece: ClassVar[int] = 1 << 20
+    #: Where the first piece starts.
+    shift: ClassVar[int] = 0
 
     def __init__(self, file: Path, size: int) -> None:
         self.descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | self.open_flags)
@@ -181,7 +185,7 @@ class Writes:
 
     def write(self, number: int, piece: memoryview) -> None:
         """Write unit `number` from `piece`."""
-        start, end = number * self.piece, (number + 1) * self.piece
+        start, end = (n * self.piece + self.shift for n in (number, number + 1))
         while start < end:
             some = piece[: end - start]
             start += os.pwritev(self.descriptor, [some], start, self.flags)
@@ -217,11 +221,6 @@ class WritesUncachedUnaligned(WritesUncached):
 
     name = "pwritev2 1 MiB, RWF_DONTCACHE, not aligned"
     shift = 1000
-
-    def write(self, number: int, piece: memoryview) -> None:
-        start, end = (n * self.piece + self.shift for n in (number, number + 1))
-        while start < end:
-            start += os.pwritev(self.descriptor, [piece[: end - start]], start, self.flags)
 
 
 class WritesBehind(WritesUncachedUnaligned):

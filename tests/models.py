@@ -244,6 +244,9 @@ def make_family(home: Path, states: Sequence[State] | None = None, **writing: An
 
 # --- running -----------------------------------------------------------------------------
 
+#: `fuseo1-merge` for `spawn`.
+MERGE = ("-m", "fuseo1_kernels.merge")
+
 
 @dataclass(frozen=True)
 class Run:

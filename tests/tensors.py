@@ -26,6 +26,7 @@ UGLY_SHAPES: tuple[tuple[int, ...], ...] = (
     *((n,) for n in (1, 15, 16, 17, 255, 256, 257, 4095, 4097, 65535, 65536, 65537)),
     (7, 11, 13),
 )
+SHAPE_IDS = ["x".join(map(str, s)) or "0d" for s in UGLY_SHAPES]
 
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:
