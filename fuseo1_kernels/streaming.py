@@ -115,9 +115,12 @@ class TensorMerger:
         self._advance = advance
         self._stop = stop
         self._surveys = surveys
-        self._memory = memory
+        at_once = surveys.at_once if surveys else 1
+        share = memory.survey // at_once
+        self._survey_bytes = max(min(share, _SURVEY_FLOOR), share // 8)
         try:
             self._out, self._in = Buffer(memory.output), Buffer(memory.read)
+            self._rooms = [Buffer(share - self._survey_bytes) for _ in range(at_once)]
         except OSError as error:
             raise MergeError(
                 f"{memory.total >> 20} MiB of memory for a worker cannot be had ({error.strerror}); "
@@ -155,10 +158,10 @@ class TensorMerger:
         self, job: Job, files: Sequence[FileRange], wanted: Sequence[float]
     ) -> tuple[dict[float, SurveyResult], int]:
         """A survey for every select_topk that is wanted, and how often the tensor was read for them."""
-        targets, bound = len(job.inputs) - 1, self._memory.survey // max(len(wanted), 1)
+        shape = len(job.inputs) - 1, job.numel
         surveyors = {
-            topk: self._backend.surveyor(targets, job.numel, topk, self._threads(), bound)
-            for topk in wanted
+            topk: self._backend.surveyor(*shape, topk, self._threads(), self._survey_bytes, room)
+            for topk, room in zip(wanted, self._rooms, strict=False)
         }
         for surveyor in surveyors.values():
             self._sample(job, files, surveyor)
@@ -177,8 +180,8 @@ class TensorMerger:
 
     def _sample(self, job: Job, files: Sequence[FileRange], surveyor: Surveyor) -> None:
         if self._direct:
-            starts, length = surveyor.sample_runs()
-            for start in starts[:: -(-len(starts) // _MOST_RUNS) or 1]:
+            starts, length = surveyor.sample_runs(_MOST_RUNS)
+            for start in starts:
                 _will_need(self._direct, start, length)
         with _explained(job):
             surveyor.sample_files(files, _MOST_RUNS, self._in)

@@ -73,6 +73,11 @@ class Survey {
     survey_.reset(survey);
   }
 
+  void lend(const Scratch& memory) {
+    const fuseo1_scratch lent = unpack(memory);
+    fuseo1_survey_lend(survey_.get(), lent.data, lent.bytes);
+  }
+
   int phase() const { return fuseo1_survey_phase_of(survey_.get()); }
 
   std::pair<std::vector<int64_t>, int64_t> sample_runs() const {
@@ -250,6 +255,7 @@ PYBIND11_MODULE(_cpu, m) {
       .def(py::init<int, int64_t, double, int64_t>(), py::arg("targets"), py::arg("numel"), py::arg("select_topk"),
            py::arg("max_bytes"))
       .def_property_readonly("phase", &Survey::phase)
+      .def("lend", &Survey::lend, py::arg("memory"))
       .def("sample_runs", &Survey::sample_runs)
       .def("update", &Survey::update, py::arg("operands"), py::arg("offset"), py::arg("count"), py::arg("threads"))
       .def("sample_files", &Survey::sample_files, py::arg("files"), py::arg("stride"), py::arg("scratch"))

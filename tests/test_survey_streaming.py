@@ -11,7 +11,7 @@ import torch
 from tensors import BF16, FP16, FP32, learned, siblings
 
 from fuseo1_kernels import _cpu, survey
-from fuseo1_kernels.arrays import Array
+from fuseo1_kernels.arrays import Array, Buffer
 from fuseo1_kernels.backends import Surveyor, SurveyResult, load_backend
 from fuseo1_kernels.backends.cpu import CpuBackend
 from fuseo1_kernels.errors import BackendError
@@ -187,6 +187,29 @@ def test_the_exact_path_in_chunks_without_a_sample(cpu: str, limit: int) -> None
         assert learned(SurveyResult(**native.result())) == learned(expected(tensors, 0.4))
 
 
+def test_candidates_in_lent_memory(cpu: str) -> None:
+    """One survey after the other, each finding there what the one before left."""
+    room = Buffer(8 << 20)
+    for tensors, topk in ((spread(), 0.3), (broken(), 0.6), (one_tie(), 0.1), (spread(), 0.9)):
+        surveyor = load_backend(cpu).surveyor(3, N, topk, 2, 1 << 20, room)
+        result = stream(surveyor, tensors, 4352, sampled=False)
+        assert learned(result) == learned(expected(tensors, topk))
+        assert result.passes == 1  # unsampled: all are candidates, more than 1 MiB of them
+    assert any(room.view)
+
+
+@pytest.mark.parametrize("nbytes", [0, 1, 300_000, 512 << 10, 700_000])
+def test_lent_memory_that_is_too_small(cpu: str, nbytes: int) -> None:
+    room = Buffer(nbytes + 4096)
+    room.view[nbytes:] = b"\x5a" * 4096
+    room.nbytes = nbytes
+    surveyor = load_backend(cpu).surveyor(3, N, 0.3, 2, 0, room)
+    result = stream(surveyor, spread(), 4352, sampled=False)
+    assert learned(result) == learned(expected(spread(), 0.3))
+    assert result.passes == 4
+    assert bytes(room.view[nbytes:]) == b"\x5a" * 4096
+
+
 @pytest.mark.parametrize("sampled_are", ["low", "high", "zero"])
 def test_data_that_deceive_the_sample(cpu: str, sampled_are: str) -> None:
     base, *targets = spread()
@@ -209,6 +232,16 @@ def test_the_sampled_runs(cpu: str) -> None:
         assert len(set(starts)) == len(starts) and len(starts) * length <= max(1 << 16, numel >> 9)
     for topk in (0.0, 1.0):
         assert _cpu.Survey(3, N, topk, 0).sample_runs()[0] == []
+
+
+@pytest.mark.parametrize("most", [1, 100, 1 << 20])
+def test_a_thinned_sample(cpu: str, most: int) -> None:
+    """Evenly, over all of the tensor."""
+    surveyor = load_backend(cpu).surveyor(3, N, 0.3, 2, UNLIMITED)
+    starts, length = surveyor.sample_runs()
+    thinned = starts[:: -(-len(starts) // most)]
+    assert 0 < len(thinned) <= most
+    assert surveyor.sample_runs(most) == (thinned, length)
 
 
 def test_a_sample_in_several_parts(cpu: str) -> None:

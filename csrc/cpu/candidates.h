@@ -35,18 +35,27 @@ inline int64_t slabs_for(int64_t count, int targets, int threads) {
   return count * words / (kSlabWords - kBlock * words) + threads;
 }
 
+// Memory that somebody else owns.
+struct Loan {
+  char* start = nullptr;
+  int64_t bytes = 0;
+};
+
 class SlabPool {
  public:
-  explicit SlabPool(int64_t slabs) : room_(static_cast<size_t>(slabs * kSlabBytes)) {}
+  explicit SlabPool(int64_t slabs)
+      : own_(static_cast<size_t>(slabs * kSlabBytes)), memory_{own_.start(), slabs * kSlabBytes} {}
+  explicit SlabPool(Loan memory) : own_(0), memory_(memory) {}
 
   void* take() {  // nullptr: none is left
-    const size_t at = taken_.fetch_add(kSlabBytes, std::memory_order_relaxed);
-    return at < room_.bytes() ? room_.start() + at : nullptr;
+    const int64_t at = taken_.fetch_add(kSlabBytes, std::memory_order_relaxed);
+    return at + kSlabBytes <= memory_.bytes ? memory_.start + at : nullptr;
   }
 
  private:
-  Room room_;
-  std::atomic<size_t> taken_{0};
+  Room own_;
+  Loan memory_;
+  std::atomic<int64_t> taken_{0};
 };
 
 // One thread's candidates, as records (see Totals).

@@ -66,6 +66,7 @@ struct fuseo1_survey {
   int64_t nonzero = -1, selected = 0, tie_limit = -1;
   uint32_t threshold = kNothing;
   Totals totals;
+  Loan loan;  // for the slabs of SCAN
 
  private:
   void settle(uint32_t at, int64_t k, int64_t last_tie) { threshold = at, selected = k, tie_limit = last_tie; }
@@ -112,11 +113,18 @@ void fuseo1_survey::enter(int next) {
 // Fixes how many threads the pass has, whatever its chunks, and the memory that its candidates may take.
 void fuseo1_survey::begin_pass(int most_threads) {
   const int64_t kept = cut_stretch < 0 ? 0 : stretch;
-  const Cost cost = cost_of(phase, numel, targets, kept);
+  const bool lent = phase == FUSEO1_SURVEY_SCAN && loan.bytes >= kLeastSlabs * kSlabBytes;
+  Cost cost = cost_of(phase, numel, targets, kept);
   const int64_t left = max_bytes - kFixedBytes - cost.once;
-  const int64_t most = std::min<int64_t>(most_threads, (numel + kSegment - 1) / kSegment);
+  int64_t most = std::min<int64_t>(most_threads, (numel + kSegment - 1) / kSegment);
+  if (lent) {
+    cost.per_thread -= kLeastSlabs * kSlabBytes;
+    most = std::min(most, loan.bytes / (kLeastSlabs * kSlabBytes));
+  }
   threads = static_cast<int>(std::max<int64_t>(std::min(most, left / cost.per_thread), 1));
-  if (phase == FUSEO1_SURVEY_SCAN) {
+  if (lent) {
+    slabs.reset(new SlabPool(loan));
+  } else if (phase == FUSEO1_SURVEY_SCAN) {
     const int64_t for_slabs = left - threads * (cost.per_thread - kLeastSlabs * kSlabBytes);
     slabs.reset(new SlabPool(std::clamp<int64_t>(for_slabs / kSlabBytes, 0, slabs_for(numel, targets, threads))));
   } else if (kept) {
@@ -375,6 +383,10 @@ int fuseo1_survey_create(int32_t targets, int64_t numel, double select_topk, int
 }
 
 void fuseo1_survey_destroy(fuseo1_survey* survey) { delete survey; }
+
+void fuseo1_survey_lend(fuseo1_survey* survey, void* memory, int64_t bytes) {
+  survey->loan = {static_cast<char*>(memory), bytes};
+}
 
 int fuseo1_survey_phase_of(const fuseo1_survey* survey) { return survey->phase; }
 

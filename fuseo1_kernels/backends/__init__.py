@@ -87,8 +87,11 @@ class Surveyor(Protocol):
     @property
     def done(self) -> bool: ...
 
-    def sample_runs(self) -> tuple[Sequence[int], int]:
-        """Starts and common length of the runs it wants before the first pass; no starts: none."""
+    def sample_runs(self, most_runs: int | None = None) -> tuple[Sequence[int], int]:
+        """Starts and common length of the runs it wants before the first pass; no starts: none.
+
+        With `most_runs` at most that many of them, spread evenly.
+        """
 
     def sample(self, inputs: Sequence[Array]) -> None:
         """Take the sampled runs, back to back; then, or if there are none, the first pass begins."""
@@ -97,7 +100,7 @@ class Surveyor(Protocol):
         """Take the chunk that starts at flat index `offset`, a multiple of 256, base first."""
 
     def sample_files(self, files: Sequence[FileRange], most_runs: int, scratch: Buffer) -> None:
-        """As `sample`, reading at most `most_runs` of the runs, evenly. Raises InputUnreadable."""
+        """As `sample`, reading what `sample_runs(most_runs)` names. Raises InputUnreadable."""
 
     def update_files(
         self, files: Sequence[FileRange], offset: int, count: int, scratch: Buffer
@@ -136,9 +139,18 @@ class Backend(Ops, Protocol):
     """The ops in the CPU's memory, and on files."""
 
     def surveyor(
-        self, targets: int, numel: int, select_topk: float, threads: int, max_bytes: int
+        self,
+        targets: int,
+        numel: int,
+        select_topk: float,
+        threads: int,
+        max_bytes: int,
+        room: Buffer | None = None,
     ) -> Surveyor:
-        """`max_bytes` bounds what the survey itself keeps in memory."""
+        """`max_bytes` bounds what the survey itself keeps in memory, besides what it puts into `room`.
+
+        One survey after the other can use the same room: fresh memory costs time to be cleared.
+        """
 
     def fuse_files(
         self,

@@ -32,19 +32,28 @@ def _told_by_number() -> Iterator[None]:
         raise InputUnreadable(*error.args) from None
 
 
+def _stride(runs: int, most_runs: int | None) -> int:
+    """The step with which at most `most_runs` of `runs` runs are taken."""
+    return 1 if most_runs is None else max(1, -(-runs // most_runs))
+
+
 class CpuSurveyor:
     """Streams one tensor through the native survey."""
 
-    def __init__(self, survey: _cpu.Survey, threads: int) -> None:
+    def __init__(self, survey: _cpu.Survey, threads: int, room: Buffer | None) -> None:
         self._survey = survey
         self._threads = threads
+        self._room = room
+        if room is not None:
+            survey.lend((room.address, room.nbytes))
 
     @property
     def done(self) -> bool:
         return self._survey.phase == _cpu.SURVEY_DONE
 
-    def sample_runs(self) -> tuple[Sequence[int], int]:
-        return self._survey.sample_runs()
+    def sample_runs(self, most_runs: int | None = None) -> tuple[Sequence[int], int]:
+        starts, length = self._survey.sample_runs()
+        return starts[:: _stride(len(starts), most_runs)], length
 
     def sample(self, inputs: Sequence[Array]) -> None:
         if inputs:
@@ -58,8 +67,7 @@ class CpuSurveyor:
     def sample_files(self, files: Sequence[FileRange], most_runs: int, scratch: Buffer) -> None:
         if self._survey.phase != _cpu.SURVEY_SAMPLE:
             return
-        runs = len(self._survey.sample_runs()[0])
-        stride = max(1, -(-runs // most_runs))
+        stride = _stride(len(self._survey.sample_runs()[0]), most_runs)
         with _told_by_number():
             self._survey.sample_files(_places(files), stride, (scratch.address, scratch.nbytes))
 
@@ -98,9 +106,15 @@ class CpuBackend:
         return SurveyResult(**survey.result())
 
     def surveyor(
-        self, targets: int, numel: int, select_topk: float, threads: int, max_bytes: int
+        self,
+        targets: int,
+        numel: int,
+        select_topk: float,
+        threads: int,
+        max_bytes: int,
+        room: Buffer | None = None,
     ) -> CpuSurveyor:
-        return CpuSurveyor(_cpu.Survey(targets, numel, select_topk, max_bytes), threads)
+        return CpuSurveyor(_cpu.Survey(targets, numel, select_topk, max_bytes), threads, room)
 
     def fuse(
         self, inputs: Sequence[Array], params: FuseParams, out: Array, offset: int, threads: int

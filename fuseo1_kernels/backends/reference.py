@@ -16,7 +16,6 @@ from ..arrays import Array, Buffer
 from . import NOTHING, SURVEY_BYTES, FileRange, FuseParams, InputUnreadable, SurveyResult
 
 _BLOCK = 256
-_INF_BITS = 0x7F800000
 _MOST_SQUARABLE = float.fromhex("0x1.fffffep63")
 _TORCH = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _BITS = {"bfloat16": torch.int16, "float16": torch.int16, "float32": torch.int32}
@@ -135,7 +134,13 @@ class ReferenceBackend:
         )
 
     def surveyor(
-        self, targets: int, numel: int, select_topk: float, threads: int, max_bytes: int
+        self,
+        targets: int,
+        numel: int,
+        select_topk: float,
+        threads: int,
+        max_bytes: int,
+        room: Buffer | None = None,
     ) -> WholeSurveyor:
         return WholeSurveyor(self, targets, numel, select_topk)
 
@@ -221,7 +226,7 @@ class WholeSurveyor:
     def done(self) -> bool:
         return self._result is not None
 
-    def sample_runs(self) -> tuple[Sequence[int], int]:
+    def sample_runs(self, most_runs: int | None = None) -> tuple[Sequence[int], int]:
         return (), 0
 
     def sample(self, inputs: Sequence[Array]) -> None:

@@ -70,6 +70,11 @@ typedef struct {
 // about 1 MiB, more for many targets of many elements; 4 MiB suffice for 64 targets of 2^31 and for 3 of 2^35 elements.
 int fuseo1_survey_create(int32_t targets, int64_t numel, double select_topk, int64_t max_bytes, fuseo1_survey** out);
 void fuseo1_survey_destroy(fuseo1_survey*);
+
+// Lends SCAN memory for its slabs, besides max_bytes, instead of memory of its own: one survey after the other can use
+// it, where the system would have to clear fresh pages for each. It must outlive the survey.
+void fuseo1_survey_lend(fuseo1_survey*, void* memory, int64_t bytes);
+
 int fuseo1_survey_phase_of(const fuseo1_survey*);
 
 // The sample that the survey would like: `runs` runs of `run_length` elements, run r starting at
