@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Container, Sequence
+from contextlib import suppress
 
 from .plan import Input, Job
 from .schedule import Unit
@@ -18,9 +19,9 @@ READ_AHEAD = 256 << 20
 _STEP = 16 << 20
 
 
-def absent_inputs(jobs: Sequence[Job]) -> list[Input]:
+def absent_inputs(job: Job) -> list[Input]:
     """The inputs that are not in the page cache, for certain."""
-    return [x for job in jobs for x in job.inputs if x.source.is_cached(x.info) is False]
+    return [x for x in job.inputs if x.source.is_cached(x.info) is False]
 
 
 def forget(inputs: Sequence[Input]) -> None:
@@ -42,10 +43,10 @@ class Portion:
         cached = [x.source.is_cached(x.info) for x in inputs]
         self.absent = [x for x, there in zip(inputs, cached, strict=True) if not there]
         # Where the system does not tell what is cached, what others have there must stay.
-        self.brought = [x for x, there in zip(inputs, cached, strict=True) if there is False]
+        self.to_forget = [x for x, there in zip(inputs, cached, strict=True) if there is False]
         self.direct = bool(self.absent) and unit.input_bytes > room
         self.unread: deque[list[Input]] = deque()
-        if self.absent and not self.direct:
+        if self.fed:
             by_model: dict[int, list[Input]] = {}
             for x in self.absent:
                 by_model.setdefault(id(x.source), []).append(x)
@@ -55,7 +56,7 @@ class Portion:
 
     def direct_inputs(self, job: Job) -> list[Input]:
         """Those of the unit's `job` for which its worker must see itself."""
-        return [x for x in job.inputs if x in self.brought] if self.direct else []
+        return [x for x in job.inputs if x in self.to_forget] if self.direct else []
 
     @property
     def fed(self) -> bool:
@@ -79,7 +80,8 @@ class Feed:
         self._untaken = deque(Portion(unit, room, skipped) for unit in units)
         self._unread = deque(portion for portion in self._untaken if portion.fed)
         self._room = room
-        self._brought: set[Portion] = set()
+        # Those that readers have begun and no worker is done with.
+        self._begun: set[Portion] = set()
         self._ahead = self._held = 0
         self._working = workers
         self._closed = False
@@ -111,10 +113,10 @@ class Feed:
 
     def done(self, portion: Portion) -> None:
         """Take what was brought for a unit out of the page cache again."""
-        forget(portion.brought)
+        forget(portion.to_forget)
         if portion.fed:
             with self._changed:
-                self._brought.discard(portion)
+                self._begun.discard(portion)
                 self._held -= portion.input_bytes
                 self._changed.notify_all()
 
@@ -138,8 +140,8 @@ class Feed:
 
     def forget_rest(self) -> None:
         """Take out what was brought for nothing, when the readers and workers of a failed merge have ended."""
-        while self._brought:
-            forget(self._brought.pop().brought)
+        while self._begun:
+            forget(self._begun.pop().to_forget)
 
     def _next_inputs(self) -> tuple[Portion, list[Input]] | None:
         """What one model has of the next unit, when there is room for the unit."""
@@ -152,7 +154,7 @@ class Feed:
             portion = self._unread[0]
             if not portion.begun:
                 portion.begun = True
-                self._brought.add(portion)
+                self._begun.add(portion)
                 self._held += portion.input_bytes
                 self._ahead += 0 if portion.taken else portion.input_bytes
             inputs = portion.unread.popleft()
@@ -169,10 +171,8 @@ class Feed:
         )
 
     def _bring(self, x: Input) -> None:
-        try:
+        with suppress(Exception):  # advice: what is wrong is told by the worker, who reads it too
             for start in range(0, x.info.nbytes, _STEP):
                 if self._closed:
                     return
                 x.source.read_ahead(x.info, start, _STEP)
-        except Exception:
-            """It is advice: what is wrong is told by the worker, who reads it too."""

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NoReturn
 from . import __version__
 from .errors import BackendError, ConfigError, MergeError
 from .methods import NONFINITE
+from .progress import per_second
 
 if TYPE_CHECKING:
     from .dry_run import DryRun
@@ -316,7 +317,7 @@ def _describe_result(result: MergeResult) -> str:
     if moved:
         lines.append(
             f"{result.seconds:.2f} s, {_short(result.bytes_read)}B read, {_short(result.bytes_written)}B "
-            f"written, {_rate(moved / result.seconds)}; {result.backend}"
+            f"written, {per_second(moved / result.seconds)}; {result.backend}"
         )
     lines.append("energy share of each source:")
     lines += [f"  {share:7.2%}  {model}" for model, share in result.energy_share.items()]
@@ -329,11 +330,6 @@ def _describe_result(result: MergeResult) -> str:
         )
     lines += [f"note: {note}" for note in result.notes]
     return "\n".join(lines)
-
-
-def _rate(rate: float) -> str:
-    """Bytes a second, for a person."""
-    return f"{rate / 1e9:.2f} GB/s" if rate >= 1e7 else f"{rate / 1e6:.2f} MB/s"
 
 
 def _short(number: int) -> str:

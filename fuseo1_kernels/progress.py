@@ -7,8 +7,6 @@ import threading
 import time
 from typing import TextIO
 
-from tqdm import tqdm
-
 _SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -19,6 +17,8 @@ class TerminalProgress:
         self._stream = stream or sys.stderr
 
     def start(self, title: str, total_bytes: int) -> None:
+        from tqdm import tqdm
+
         self._lock = threading.Lock()
         self._bar = tqdm(
             total=total_bytes,
@@ -59,7 +59,7 @@ class LineProgress:
             left = (self._total - self._done) / rate
             self._say(
                 f"{self._done / self._total:4.0%} of {self._total / 1e9:.2f} GB, "
-                f"{_per_second(rate)}, {left:.0f} s left"
+                f"{per_second(rate)}, {left:.0f} s left"
             )
 
     def close(self) -> None:
@@ -69,7 +69,7 @@ class LineProgress:
         print(line, file=self._stream, flush=True)
 
 
-def _per_second(rate: float) -> str:
+def per_second(rate: float) -> str:
     """Bytes a second, for a person."""
     return f"{rate / 1e9:.2f} GB/s" if rate >= 1e7 else f"{rate / 1e6:.2f} MB/s"
 

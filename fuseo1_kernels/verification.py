@@ -230,7 +230,7 @@ def _recompute(
         )
         try:
             for job in jobs:
-                absent = absent_inputs([job])
+                absent = absent_inputs(job)
                 merger.merge(job)
                 forget(absent)
         finally:

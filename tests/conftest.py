@@ -1,15 +1,21 @@
-"""Fixtures: every backend and instruction set, and the tests that run only when asked for."""
+"""Fixtures (every backend and instruction set, merges to be cut short), and the tests that run only when asked for."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 from tensors import ISAS, instruction_set
 
 from fuseo1_kernels import _cpu
+
+if TYPE_CHECKING:
+    from forked import Forks
+    from interrupted import Tree
+    from models import Family
 
 # One run of the tests is like the next, whatever the machine's speed.
 settings.register_profile("fuseo1", derandomize=True, deadline=None, print_blob=True)
@@ -55,3 +61,32 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 def cpu(request: pytest.FixtureRequest) -> Iterator[str]:
     """The cpu backend with each instruction set."""
     yield from _with_isa(request.param.removeprefix("cpu-"))
+
+
+# --- merges that are cut short: what they import is not there wherever kernels are tested ---
+
+
+@pytest.fixture(scope="module")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    """Starts merges in processes of their own."""
+    from forked import forking
+    from models import environment
+
+    with forking(tmp_path_factory.mktemp("forks"), environment()) as forks:
+        yield forks
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Family:
+    """A model of six small tensors and two that were tuned from it."""
+    from interrupted import small_family
+
+    return small_family(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture(scope="module")
+def expected(small: Family) -> Tree:
+    """What merging `small` gives that nothing disturbs."""
+    from interrupted import ARGV, undisturbed
+
+    return undisturbed(small, *ARGV)

@@ -154,6 +154,8 @@ def forking(files: Path, environment: dict[str, str], *imported: str) -> Iterato
 
 
 def _serve() -> None:
+    # A script's shell has what it starts in the background, such as the tests, and its children ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in sys.argv[1:]:
         importlib.import_module(name)
     children = set()

@@ -6,12 +6,11 @@ import itertools
 import random
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from checkpoint_files import tree
-from forked import Forks, forking
+from forked import Forks
 from interrupted import (
     ARGV,
     CHUNKED,
@@ -23,29 +22,12 @@ from interrupted import (
     journaled,
     large_family,
     partial_of,
-    small_family,
     undisturbed,
 )
-from models import Family, environment
+from models import Family
 
 SEED = 20261121
 RANDOM_KILLS = 14
-
-
-@pytest.fixture(scope="module")
-def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
-    with forking(tmp_path_factory.mktemp("forks"), environment()) as forks:
-        yield forks
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Family:
-    return small_family(tmp_path_factory.mktemp("small"))
-
-
-@pytest.fixture(scope="module")
-def expected(small: Family) -> Tree:
-    return undisturbed(small, *ARGV)
 
 
 @pytest.mark.parametrize("way", WAYS)

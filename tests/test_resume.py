@@ -6,23 +6,17 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import xxhash
 from checkpoint_files import tree, write_json
-from forked import Forks, forking
+from forked import Forks
 from interrupted import ARGV, TENSORS, Tree, alone, journaled, partial_of, small_family, undisturbed
-from models import Family, Run, environment, merge_json, model_config, run, write_model
+from models import Family, Run, merge_json, model_config, run, write_model
 
 DONE = 4
-
-
-@pytest.fixture(scope="module")
-def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
-    with forking(tmp_path_factory.mktemp("forks"), environment()) as forks:
-        yield forks
 
 
 @pytest.fixture
