@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, NoReturn
 from . import __version__
 from .errors import BackendError, ConfigError, MergeError
 from .methods import NONFINITE
-from .progress import per_second
 
 if TYPE_CHECKING:
     from .dry_run import DryRun
@@ -308,6 +307,7 @@ def _describe_plan(plan: DryRun) -> str:
 
 def _describe_result(result: MergeResult) -> str:
     from .plan import counted
+    from .progress import per_second
 
     moved = result.bytes_read + result.bytes_written
     lines = [

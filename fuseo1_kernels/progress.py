@@ -7,6 +7,8 @@ import threading
 import time
 from typing import TextIO
 
+from tqdm import tqdm
+
 _SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -17,8 +19,6 @@ class TerminalProgress:
         self._stream = stream or sys.stderr
 
     def start(self, title: str, total_bytes: int) -> None:
-        from tqdm import tqdm
-
         self._lock = threading.Lock()
         self._bar = tqdm(
             total=total_bytes,

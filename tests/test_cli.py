@@ -35,6 +35,7 @@ import fuseo1_kernels
 from fuseo1_kernels import __version__, merge, prepare
 from fuseo1_kernels.errors import ConfigError
 from fuseo1_kernels.merge import make_parser, parse_size
+from fuseo1_kernels.progress import per_second
 
 
 @pytest.fixture
@@ -256,7 +257,7 @@ def test_sizes_that_are_no_number_of_bytes(size: object) -> None:
     ("rate", "text"), [(3.2e9, "3.20 GB/s"), (1e7, "0.01 GB/s"), (9.9e6, "9.90 MB/s")]
 )
 def test_rates(rate: float, text: str) -> None:
-    assert merge._rate(rate) == text
+    assert per_second(rate) == text
 
 
 def test_no_copy_tokenizer(family: Family) -> None:
