@@ -32,7 +32,7 @@ from models import (
 from test_recipes import PUBLISHED
 
 import fuseo1_kernels
-from fuseo1_kernels import __version__, merge, prepare
+from fuseo1_kernels import __version__, prepare
 from fuseo1_kernels.errors import ConfigError
 from fuseo1_kernels.merge import make_parser, parse_size
 from fuseo1_kernels.progress import per_second
