@@ -10,10 +10,19 @@ from typing import Any
 
 import torch
 
-from .backends import FuseParams, SurveyResult
+from .arrays import Array
+from .backends import FuseParams, GpuBackend, OnDevice, SurveyResult, can_enqueue
 from .errors import ConfigError, MergeError, did_you_mean
 from .methods import METHODS, NONFINITE, Scalar
-from .ops import as_arrays, check_dtypes, engine_for, fuse_into, output_for
+from .ops import (
+    as_arrays,
+    check_dtypes,
+    engine_for,
+    enqueue_into,
+    fuse_into,
+    output_for,
+    promoted,
+)
 from .resident import ResidentSurveys
 from .threads import resolve_threads
 from .weights import sce_params
@@ -39,7 +48,8 @@ def merge_tensors(
     """Merge the tensors that several models have under one name.
 
     Args:
-        tensors: one shape (0-d and empty included), each bf16, fp16 or fp32 on the CPU, contiguous or not.
+        tensors: one shape (0-d and empty included), each bf16, fp16 or fp32, contiguous or not, all on the CPU
+            or on one NVIDIA GPU (at most 17 there).
         method: "sce".
         base_index: which of `tensors` is the base; the order of the others is the order of the sums.
         parameters: the method's; for sce `select_topk` in [0, 1] (default 1) and `variant`, "fuseo1"
@@ -47,12 +57,18 @@ def merge_tensors(
         ids: what errors call the tensors; default: their indices.
         dtype, out_dtype: the output's dtype, `out_dtype` winning; default: the inputs', promoted.
             Inputs are never rounded to it first.
-        backend: "auto", "cpu" or "reference"; one that is named and cannot run is an error.
-        out: written in place and returned; overlaps no input.
+        backend: "auto", "cpu" or "reference", or "cuda" for tensors on a GPU; one that is named and cannot run
+            is an error.
+        out: written in place and returned; overlaps no input. After an error of non-finite elements it may hold
+            what "propagate" would have returned.
         threads: default: all cores this process may use. Never changes a bit of the result.
         nonfinite: "error" (default), or "propagate": an element where any input is NaN or infinite
             becomes NaN and counts for nothing else.
         surveys: is asked for the survey of these tensors, and given it if it is new.
+
+    On a GPU the merge is enqueued on the current stream. "error" waits for it, once; "propagate" waits for
+    nothing (but for a survey that is new to `surveys`), so that `torch.cuda.graph` can capture the call, given
+    one before that loads the kernels, and no `surveys`.
 
     Returns:
         A tensor of the base's shape, without autograd history. The inputs are untouched.
@@ -62,7 +78,7 @@ def merge_tensors(
 
     Source: SCE, arXiv 2408.07990.
     """
-    values = _resolve(method, parameters)
+    values = resolve_parameters(method, parameters)
     check_dtypes(dtype=dtype, out_dtype=out_dtype)
     if not -len(tensors) <= base_index < len(tensors):
         raise MergeError(f"base_index {base_index}, but there are {len(tensors)} tensors")
@@ -78,23 +94,35 @@ def merge_tensors(
     ordered.insert(0, ordered.pop(base_index))
     names.insert(0, names.pop(base_index))
     inputs = as_arrays(ordered, names)
-    promoted = inputs[0].owner.dtype
-    for x in inputs[1:]:
-        promoted = torch.promote_types(promoted, x.owner.dtype)
-    wanted = out_dtype or dtype or (promoted if out is None else out.dtype)
+    wanted = out_dtype or dtype or (promoted(tensors) if out is None else out.dtype)
     result = output_for(ordered, wanted, out)
 
     engine, threads = engine_for(inputs, backend), resolve_threads(threads)
     topk = float(values["select_topk"])
     survey = surveys.find(ordered, topk) if surveys is not None else None
-    if survey is None:
-        survey = engine.survey(inputs, topk, threads)
-        if surveys is not None:
+    known = survey is not None
+
+    def learn(survey: SurveyResult) -> None:
+        if surveys is not None and not known:
             surveys.keep(ordered, topk, survey)
-    if nonfinite == "error":
-        _refuse_nonfinite(survey.nonfinite, names)
-    params = _params(survey, inputs[0].numel, values)
-    written = fuse_into(engine, inputs, params, result, threads)
+        if nonfinite == "error":
+            _refuse_nonfinite(survey.nonfinite, names)
+
+    if survey is not None:
+        learn(survey)
+    if can_enqueue(engine):
+        pending = _enqueue(engine, inputs, survey, values, result)
+        if nonfinite == "propagate" and (known or surveys is None):
+            return result
+        survey, written = engine.result(pending)
+        if not known:  # what `place` leaves has no survey
+            learn(survey)
+    else:
+        if survey is None:
+            survey = engine.survey(inputs, topk, threads)
+            learn(survey)
+        params = _params(survey, inputs[0].numel, values)
+        written = fuse_into(engine, inputs, params, result, threads)
     if written and nonfinite == "error":
         raise MergeError(
             f"{written} merged elements overflow {str(wanted).removeprefix('torch.')}; "
@@ -181,7 +209,8 @@ def merge_state_dicts(
     return merged
 
 
-def _resolve(method: str, parameters: Mapping[str, Any] | None) -> dict[str, Scalar]:
+def resolve_parameters(method: str, parameters: Mapping[str, Any] | None) -> dict[str, Scalar]:
+    """Every parameter of `method`, as given or by default. Raises ConfigError."""
     if method not in METHODS:
         raise ConfigError(f"merge method {method!r}: this version has {', '.join(METHODS)}")
     record = METHODS[method]
@@ -193,6 +222,23 @@ def _resolve(method: str, parameters: Mapping[str, Any] | None) -> dict[str, Sca
             )
         values[name] = record.parameters[name].validate(value, name)
     return values
+
+
+def _enqueue(
+    engine: GpuBackend,
+    inputs: Sequence[Array],
+    survey: SurveyResult | None,
+    values: Mapping[str, Scalar],
+    out: torch.Tensor,
+) -> OnDevice:
+    """The whole merge, by a survey of its own if none is given, on the current stream."""
+    if survey is None:
+        topk, variant = float(values["select_topk"]), str(values["variant"])
+        pending = engine.enqueue_survey(inputs, topk, variant)
+    else:
+        pending = engine.place(inputs, _params(survey, inputs[0].numel, values))
+    enqueue_into(engine, inputs, pending, out)
+    return pending
 
 
 def _params(survey: SurveyResult, numel: int, values: Mapping[str, Scalar]) -> FuseParams:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import reduce
 
 import torch
 
@@ -10,6 +12,8 @@ from .arrays import BY_NAME, Array, advise_huge_pages
 from .backends import (
     MAX_TARGETS,
     FuseParams,
+    GpuBackend,
+    OnDevice,
     Ops,
     SurveyResult,
     load_backend,
@@ -98,6 +102,16 @@ def as_arrays(tensors: Sequence[torch.Tensor], names: Sequence[str] | None = Non
 
     `names` is what errors call the tensors.
     """
+    check_inputs(tensors, names)
+    return [_array(tensor.detach().contiguous()) for tensor in tensors]
+
+
+def check_inputs(
+    tensors: Sequence[torch.Tensor],
+    names: Sequence[str] | None = None,
+    devices: Sequence[str] = ("cpu", "cuda"),
+) -> None:
+    """Refuse a base and targets that cannot be merged, by shape, dtype and device alone."""
     if names is None:
         names = ["the base", *(f"target {i}" for i in range(1, len(tensors)))]
     if len(tensors) < 2:
@@ -105,18 +119,20 @@ def as_arrays(tensors: Sequence[torch.Tensor], names: Sequence[str] | None = Non
     if len(tensors) > MAX_TARGETS + 1:
         raise MergeError(f"1 to {MAX_TARGETS} targets are supported, not {len(tensors) - 1}")
     shape, device = tensors[0].shape, tensors[0].device
-    arrays = []
     for name, tensor in zip(names, tensors, strict=True):
         if tensor.dtype not in _NAMES:
             raise MergeError(f"{name} is {tensor.dtype}; supported: {', '.join(_NAMES.values())}")
-        if tensor.device.type not in ("cpu", "cuda"):
+        if tensor.device.type not in devices:
             raise MergeError(f"{name} is on {tensor.device}; merges run on the CPU and NVIDIA GPUs")
         if tensor.device != device:
             raise MergeError(f"{name} is on {tensor.device}, {names[0]} on {device}")
         if tensor.shape != shape:
             raise MergeError(f"{name} has shape {tuple(tensor.shape)}, {names[0]} {tuple(shape)}")
-        arrays.append(_array(tensor.detach().contiguous()))
-    return arrays
+
+
+def promoted(tensors: Sequence[torch.Tensor]) -> torch.dtype:
+    """The narrowest dtype that holds those of `tensors`."""
+    return reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
 
 
 def check_dtypes(**dtypes: object) -> None:
@@ -126,13 +142,18 @@ def check_dtypes(**dtypes: object) -> None:
             raise ConfigError(f"{name} must be a torch.dtype such as torch.bfloat16, not {dtype!r}")
 
 
+def check_out_dtype(dtype: torch.dtype) -> None:
+    """Refuse a dtype that is none of an output's."""
+    if dtype not in _NAMES:
+        raise MergeError(f"the output dtype is {dtype}; supported: {', '.join(_NAMES.values())}")
+
+
 def output_for(
     tensors: Sequence[torch.Tensor], dtype: torch.dtype, out: torch.Tensor | None
 ) -> torch.Tensor:
     """`out` if the merge of `tensors` can be written there, else a new tensor."""
     base = tensors[0]
-    if dtype not in _NAMES:
-        raise MergeError(f"the output dtype is {dtype}; supported: {', '.join(_NAMES.values())}")
+    check_out_dtype(dtype)
     if out is None:
         new = torch.empty(base.shape, dtype=dtype, device=base.device)
         if new.nbytes >= _HUGE and new.device.type == "cpu":
@@ -158,13 +179,27 @@ def fuse_into(
     backend: Ops, inputs: Sequence[Array], params: FuseParams, out: torch.Tensor, threads: int
 ) -> int:
     """fuse, to an `out` of any strides; returns how many elements are infinity or NaN."""
-    dense = (
-        out if out.is_contiguous() else torch.empty(out.shape, dtype=out.dtype, device=out.device)
-    )
-    nonfinite = backend.fuse(inputs, params, _array(dense), 0, threads)
-    if dense is not out:
-        out.copy_(dense)
-    return nonfinite
+    with _dense(out) as array:
+        return backend.fuse(inputs, params, array, 0, threads)
+
+
+def enqueue_into(
+    backend: GpuBackend, inputs: Sequence[Array], survey: OnDevice, out: torch.Tensor
+) -> None:
+    """The same by what a survey left on the device, waiting for nothing."""
+    with _dense(out) as array:
+        backend.enqueue_fuse(inputs, survey, array)
+
+
+@contextmanager
+def _dense(out: torch.Tensor) -> Iterator[Array]:
+    """`out` if it is contiguous, else memory that is copied to it."""
+    if out.is_contiguous():
+        yield _array(out)
+        return
+    dense = torch.empty(out.shape, dtype=out.dtype, device=out.device)
+    yield _array(dense)
+    out.copy_(dense)
 
 
 def _array(tensor: torch.Tensor) -> Array:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 from ..arrays import Array, Buffer, DType
 from ..errors import BackendError
@@ -174,7 +174,7 @@ class OnDevice:
 
 
 class GpuBackend(Ops, Protocol):
-    """The ops in a GPU's memory. These are enqueued on the current stream and wait for nothing."""
+    """The ops in a GPU's memory. These are enqueued on the current stream and wait for nothing but `result`."""
 
     def enqueue_survey(
         self, inputs: Sequence[Array], select_topk: float, variant: str
@@ -184,8 +184,22 @@ class GpuBackend(Ops, Protocol):
         self, inputs: Sequence[Array], survey: OnDevice, out: Array, offset: int = 0
     ) -> None: ...
 
+    def place(self, inputs: Sequence[Array], params: FuseParams) -> OnDevice:
+        """`params` on the inputs' device, as if a survey had left them there; its result is all 0."""
+
+    def numbers(self, survey: OnDevice) -> tuple[Any, Any]:
+        """A survey and its parameters as fp64 tensors on the device, in the layout of torch_ops."""
+
+    def from_numbers(self, params: Any) -> OnDevice:
+        """Parameters in that layout as fuse takes them; the result is all 0."""
+
     def result(self, survey: OnDevice) -> tuple[SurveyResult, int]:
         """Wait for what was enqueued: the survey, and how many outputs were infinite or NaN."""
+
+
+def can_enqueue(backend: Ops) -> TypeGuard[GpuBackend]:
+    """Whether `backend` is one for a GPU's memory."""
+    return hasattr(backend, "enqueue_survey")
 
 
 #: In the order in which `auto` prefers them.

@@ -17,7 +17,9 @@ class CudaBackend:
     """The two ops on tensors in the memory of one device. `kernels` is the native module.
 
     `survey` and `fuse` wait for the device, because they return numbers. `enqueue_survey` and
-    `enqueue_fuse` do not, and can be captured into a graph.
+    `enqueue_fuse` do not, and can be captured into a graph: they launch kernels, clear memory of the
+    device and allocate by torch, whose allocator serves captures. Call them once before a capture, so
+    that the driver has loaded the kernels. `place` and `enqueue_small` copy from the host: not to be captured.
     """
 
     name = "cuda"
@@ -46,15 +48,20 @@ class CudaBackend:
     def fuse(
         self, inputs: Sequence[Array], params: FuseParams, out: Array, offset: int, threads: int
     ) -> int:
+        survey = self.place(inputs, params)
+        self.enqueue_fuse(inputs, survey, out, offset)
+        return self.result(survey)[1]
+
+    def place(self, inputs: Sequence[Array], params: FuseParams) -> OnDevice:
+        """Copy `params` to the inputs' device without waiting for it."""
         packed = self._kernels.pack_params(
             params.weights, params.floor_divisor, params.masked, params.threshold, params.tie_limit
         )
-        device = _device(inputs)
-        on_device = torch.frombuffer(bytearray(packed), dtype=torch.uint8).to(device)
-        result = torch.zeros(self._kernels.RESULT_BYTES, dtype=torch.uint8, device=device)
-        survey = OnDevice(result, on_device, len(inputs) - 1)
-        self.enqueue_fuse(inputs, survey, out, offset)
-        return self.result(survey)[1]
+        return self._for_fuse(_upload(packed, _device(inputs)), len(inputs) - 1)
+
+    def _for_fuse(self, params: torch.Tensor, targets: int) -> OnDevice:
+        result = torch.zeros(self._kernels.RESULT_BYTES, dtype=torch.uint8, device=params.device)
+        return OnDevice(result, params, targets)
 
     def enqueue_survey(self, inputs: Sequence[Array], select_topk: float, variant: str) -> OnDevice:
         """Survey, and derive SCE's parameters, on the current stream of the inputs' device."""
@@ -112,7 +119,7 @@ class CudaBackend:
             kernels.pack_tensor(self._operands(inputs), out.numel, out.address, out.dtype.abi)
             for inputs, out in zip(tensors, outs, strict=True)
         )
-        table = torch.frombuffer(bytearray(packed), dtype=torch.uint8).to(device)
+        table = _upload(packed, device)
         room = len(tensors) * kernels.RESULT_BYTES
         results = torch.empty(room, dtype=torch.uint8, device=device)
         with _stream(device) as stream:
@@ -126,6 +133,27 @@ class CudaBackend:
                 stream,
             )
         return OnDevice(results, table, targets)
+
+    def numbers(self, survey: OnDevice) -> tuple[torch.Tensor, torch.Tensor]:
+        """The structs of cuda.h as fp64 tensors of torch_ops' layout, by copies on the device."""
+        n, most = survey.targets, self.max_targets
+        i64, i32, f64 = map(survey.result.view, (torch.int64, torch.int32, torch.float64))
+        nonfinite = i64[4 + most : 4 + most + n + 2]
+        learned = torch.cat([i64[:2], i32[6:7], i64[2:3], f64[4 : 4 + n], nonfinite])
+        f32, i32, i64 = map(survey.params.view, (torch.float32, torch.int32, torch.int64))
+        mask = i32[most + 1 : most + 3]
+        return learned, torch.cat([f32[:n].double(), f32[most : most + 1], mask, i64[-1:]])
+
+    def from_numbers(self, params: torch.Tensor) -> OnDevice:
+        """The inverse, of the parameters."""
+        n, most = params.numel() - 4, self.max_targets
+        packed = torch.zeros(self._kernels.PARAMS_BYTES, dtype=torch.uint8, device=params.device)
+        f32, i32, i64 = map(packed.view, (torch.float32, torch.int32, torch.int64))
+        f32[:n] = params[:n]
+        f32[most] = params[n]
+        i32[most + 1 : most + 3] = params[n + 1 : n + 3]
+        i64[-1] = params[n + 3]
+        return self._for_fuse(packed, n)
 
     def result(self, survey: OnDevice) -> tuple[SurveyResult, int]:
         [only] = self.results(survey)
@@ -155,6 +183,12 @@ class CudaBackend:
 def _device(inputs: Sequence[Array]) -> torch.device:
     device: torch.device = inputs[0].owner.device
     return device
+
+
+def _upload(packed: bytes, device: torch.device) -> torch.Tensor:
+    # From pageable memory, which the driver has read when the call returns: nothing need be kept for it.
+    host = torch.frombuffer(bytearray(packed), dtype=torch.uint8)
+    return host.to(device, non_blocking=True)
 
 
 @contextmanager

@@ -1,0 +1,185 @@
+"""The ops as `torch.ops.fuseo1.*`, for programs that torch.compile or torch.cuda.graph holds.
+
+Importing this module registers them. They take and return tensors of one device, change none of their arguments and
+have fake kernels; on a GPU they are enqueued on the current stream and wait for nothing. What survey learns goes to
+fuse in fp64 tensors, whose layout is that of every device, for N targets (fp64 holds every integer here exactly):
+
+    survey  [2N + 6]  nonzero, selected, threshold, tie_limit,  as SurveyResult has them
+                      energy of target 1..N,
+                      non-finite elements of the base, of target 1..N, and overflows of finite inputs
+    params  [N + 4]   weight of target 1..N (rounded to fp32), floor_divisor,
+                      masked (0 or 1), threshold, tie_limit,    as FuseParams has them
+
+Nothing waits for the data, so nothing refuses it: an element where any input is NaN or infinite becomes NaN and counts
+for nothing else, an element that overflows becomes infinite. `merged.isfinite().all()` tells of both.
+
+Inputs: 1 to 64 targets (on a GPU 16) of the base's shape and device; 0-d, empty and non-contiguous tensors
+included; bf16, fp16 or fp32, mixed. MergeError: anything else. There are no gradients: backward through an op raises.
+
+Source: SCE, arXiv 2408.07990. Formulas: csrc/include/fuseo1/survey.h and fuse.h.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from .backends import FuseParams, can_enqueue
+from .errors import MergeError
+from .memory import merge_tensors, resolve_parameters
+from .ops import (
+    as_arrays,
+    check_inputs,
+    check_out_dtype,
+    engine_for,
+    enqueue_into,
+    fuse_into,
+    output_for,
+    promoted,
+)
+from .threads import resolve_threads
+from .weights import sce_params
+
+Tensors = Sequence[torch.Tensor]
+
+# What a fake tensor may be on.
+_DEVICES = ("cpu", "cuda", "meta")
+
+
+@torch.library.custom_op(
+    "fuseo1::survey",
+    mutates_args=(),
+    schema='(Tensor base, Tensor[] targets, float select_topk=1.0, str variant="fuseo1") -> (Tensor, Tensor)',
+)
+def survey(
+    base: torch.Tensor, targets: Tensors, select_topk: float = 1.0, variant: str = "fuseo1"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Read base and targets once; returns (survey, params), `params` for SCE in that variant."""
+    _resolve(select_topk, variant)
+    inputs = as_arrays([base, *targets])
+    engine = engine_for(inputs, "auto")
+    if can_enqueue(engine):
+        on_device = engine.enqueue_survey(inputs, select_topk, variant)
+        learned, params = engine.numbers(on_device)
+        return learned, params
+    found = engine.survey(inputs, select_topk, resolve_threads(None))
+    sce = sce_params(found, base.numel(), select_topk, variant)
+    counts = (found.nonzero, found.selected, found.threshold, found.tie_limit)
+    weights = torch.tensor((*sce.weights, sce.floor_divisor), dtype=torch.float32)
+    mask = torch.tensor((sce.masked, sce.threshold, sce.tie_limit), dtype=torch.float64)
+    return (
+        torch.tensor((*counts, *found.energy, *found.nonfinite), dtype=torch.float64),
+        torch.cat([weights.double(), mask]),
+    )
+
+
+@survey.register_fake
+def _(
+    base: torch.Tensor, targets: Tensors, select_topk: float = 1.0, variant: str = "fuseo1"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    check_inputs([base, *targets], devices=_DEVICES)
+    _resolve(select_topk, variant)
+    sizes = 2 * len(targets) + 6, len(targets) + 4
+    learned, params = (base.new_empty(size, dtype=torch.float64) for size in sizes)
+    return learned, params
+
+
+@torch.library.custom_op(
+    "fuseo1::fuse",
+    mutates_args=(),
+    schema="(Tensor base, Tensor[] targets, Tensor params, ScalarType? out_dtype=None) -> Tensor",
+)
+def fuse(
+    base: torch.Tensor,
+    targets: Tensors,
+    params: torch.Tensor,
+    out_dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """Mask, elect, sum by `params`, add to the base, round to `out_dtype` (default: the base's); contiguous."""
+    tensors = [base, *targets]
+    inputs = as_arrays(tensors)
+    _check_params(params, base, targets)
+    out = output_for(tensors, out_dtype or base.dtype, None)
+    engine = engine_for(inputs, "auto")
+    if can_enqueue(engine):
+        enqueue_into(engine, inputs, engine.from_numbers(params), out)
+    else:
+        fuse_into(engine, inputs, _fuse_params(params), out, resolve_threads(None))
+    return out
+
+
+@fuse.register_fake
+def _(
+    base: torch.Tensor,
+    targets: Tensors,
+    params: torch.Tensor,
+    out_dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    check_inputs([base, *targets], devices=_DEVICES)
+    _check_params(params, base, targets)
+    return _empty(base, out_dtype or base.dtype)
+
+
+@torch.library.custom_op(
+    "fuseo1::merge_sce",
+    mutates_args=(),
+    schema='(Tensor base, Tensor[] targets, float select_topk=1.0, str variant="fuseo1",'
+    " ScalarType? out_dtype=None) -> Tensor",
+)
+def merge_sce(
+    base: torch.Tensor,
+    targets: Tensors,
+    select_topk: float = 1.0,
+    variant: str = "fuseo1",
+    out_dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """survey and fuse: `merge_tensors` with nonfinite="propagate"; `out_dtype`: default the inputs', promoted."""
+    check_inputs([base, *targets])  # whose errors call the tensors as those of the other ops do
+    return merge_tensors(
+        [base, *targets],
+        "sce",
+        base_index=0,
+        parameters={"select_topk": select_topk, "variant": variant},
+        out_dtype=out_dtype,
+        nonfinite="propagate",
+    )
+
+
+@merge_sce.register_fake
+def _(
+    base: torch.Tensor,
+    targets: Tensors,
+    select_topk: float = 1.0,
+    variant: str = "fuseo1",
+    out_dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    check_inputs([base, *targets], devices=_DEVICES)
+    _resolve(select_topk, variant)
+    return _empty(base, out_dtype or promoted([base, *targets]))
+
+
+def _resolve(select_topk: float, variant: str) -> None:
+    resolve_parameters("sce", {"select_topk": select_topk, "variant": variant})
+
+
+def _check_params(params: torch.Tensor, base: torch.Tensor, targets: Tensors) -> None:
+    wanted = len(targets) + 4
+    if params.dtype != torch.float64 or tuple(params.shape) != (wanted,):
+        raise MergeError(
+            f"params is {params.dtype} {tuple(params.shape)}; {len(targets)} targets take float64 ({wanted},)"
+        )
+    if params.device != base.device:
+        raise MergeError(f"params is on {params.device}, the base on {base.device}")
+
+
+def _fuse_params(params: torch.Tensor) -> FuseParams:
+    *weights, floor_divisor, masked, threshold, tie_limit = params.tolist()
+    if not (threshold.is_integer() and tie_limit.is_integer() and 0 <= threshold < 1 << 32):
+        raise MergeError(f"params: threshold {threshold}, tie_limit {tie_limit}")
+    return FuseParams(tuple(weights), floor_divisor, masked != 0, int(threshold), int(tie_limit))
+
+
+def _empty(base: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    check_out_dtype(dtype)
+    return base.new_empty(base.shape, dtype=dtype)
