@@ -59,16 +59,16 @@ def merge_tensors(
             Inputs are never rounded to it first.
         backend: "auto", "cpu" or "reference", or "cuda" for tensors on a GPU; one that is named and cannot run
             is an error.
-        out: written in place and returned; overlaps no input. After an error of non-finite elements it may hold
-            what "propagate" would have returned.
+        out: written in place and returned; overlaps no input. After an error of non-finite or overflowing
+            elements it holds what it held before, or what "propagate" returns (on a GPU mostly that).
         threads: default: all cores this process may use. Never changes a bit of the result.
         nonfinite: "error" (default), or "propagate": an element where any input is NaN or infinite
             becomes NaN and counts for nothing else.
         surveys: is asked for the survey of these tensors, and given it if it is new.
 
-    On a GPU the merge is enqueued on the current stream. "error" waits for it, once; "propagate" waits for
-    nothing (but for a survey that is new to `surveys`), so that `torch.cuda.graph` can capture the call, given
-    one before that loads the kernels, and no `surveys`.
+    On a GPU the merge is enqueued on the current stream. "error" waits for it, once. "propagate" waits for
+    nothing, except for a survey that is new to `surveys`: without `surveys`, and after one call that loads the
+    kernels, `torch.cuda.graph` can capture it.
 
     Returns:
         A tensor of the base's shape, without autograd history. The inputs are untouched.
@@ -99,28 +99,27 @@ def merge_tensors(
 
     engine, threads = engine_for(inputs, backend), resolve_threads(threads)
     topk = float(values["select_topk"])
-    survey = surveys.find(ordered, topk) if surveys is not None else None
-    known = survey is not None
+    known = surveys.find(ordered, topk) if surveys is not None else None
 
-    def learn(survey: SurveyResult) -> None:
-        if surveys is not None and not known:
+    def take(survey: SurveyResult) -> SurveyResult:
+        """Keep a survey that is new, and refuse what it found."""
+        if surveys is not None and survey is not known:
             surveys.keep(ordered, topk, survey)
         if nonfinite == "error":
             _refuse_nonfinite(survey.nonfinite, names)
+        return survey
 
-    if survey is not None:
-        learn(survey)
+    if known is not None:
+        take(known)
     if can_enqueue(engine):
-        pending = _enqueue(engine, inputs, survey, values, result)
-        if nonfinite == "propagate" and (known or surveys is None):
+        pending = _enqueue(engine, inputs, known, values, result)
+        if nonfinite == "propagate" and (surveys is None or known is not None):
             return result
         survey, written = engine.result(pending)
-        if not known:  # what `place` leaves has no survey
-            learn(survey)
+        if known is None:
+            take(survey)
     else:
-        if survey is None:
-            survey = engine.survey(inputs, topk, threads)
-            learn(survey)
+        survey = known or take(engine.survey(inputs, topk, threads))
         params = _params(survey, inputs[0].numel, values)
         written = fuse_into(engine, inputs, params, result, threads)
     if written and nonfinite == "error":

@@ -13,6 +13,8 @@ fuse in fp64 tensors, whose layout is that of every device, for N targets (fp64 
 Nothing waits for the data, so nothing refuses it: an element where any input is NaN or infinite becomes NaN and counts
 for nothing else, an element that overflows becomes infinite. `merged.isfinite().all()` tells of both.
 
+In a compiled program sizes may be dynamic; numbers and strings are constants: a new value compiles again.
+
 Inputs: 1 to 64 targets (on a GPU 16) of the base's shape and device; 0-d, empty and non-contiguous tensors
 included; bf16, fp16 or fp32, mixed. MergeError: anything else. There are no gradients: backward through an op raises.
 
