@@ -8,7 +8,7 @@ fuse in fp64 tensors, whose layout is that of every device, for N targets (fp64 
                       energy of target 1..N,
                       non-finite elements of the base, of target 1..N, and overflows of finite inputs
     params  [N + 4]   weight of target 1..N (rounded to fp32), floor_divisor,
-                      masked (0 or 1), threshold, tie_limit,    as FuseParams has them
+                      masked (0 or 1), the survey's threshold and tie_limit; FuseParams says what fuse does with them
 
 Nothing waits for the data, so nothing refuses it: an element where any input is NaN or infinite becomes NaN and counts
 for nothing else, an element that overflows becomes infinite. `merged.isfinite().all()` tells of both.
@@ -69,7 +69,7 @@ def survey(
     sce = sce_params(found, base.numel(), select_topk, variant)
     counts = (found.nonzero, found.selected, found.threshold, found.tie_limit)
     weights = torch.tensor((*sce.weights, sce.floor_divisor), dtype=torch.float32)
-    mask = torch.tensor((sce.masked, sce.threshold, sce.tie_limit), dtype=torch.float64)
+    mask = torch.tensor((sce.masked, found.threshold, found.tie_limit), dtype=torch.float64)
     return (
         torch.tensor((*counts, *found.energy, *found.nonfinite), dtype=torch.float64),
         torch.cat([weights.double(), mask]),
