@@ -59,8 +59,9 @@ def merge_tensors(
             Inputs are never rounded to it first.
         backend: "auto", "cpu" or "reference", or "cuda" for tensors on a GPU; one that is named and cannot run
             is an error.
-        out: written in place and returned; overlaps no input. After an error of non-finite or overflowing
-            elements it holds what it held before, or what "propagate" returns (on a GPU mostly that).
+        out: written in place and returned; overlaps no input. After an error about NaN, infinity or overflow it
+            holds what "propagate" returns; but what it held before if the inputs were at fault and that was known
+            before fuse: on the CPU always, on a GPU from `surveys`.
         threads: default: all cores this process may use. Never changes a bit of the result.
         nonfinite: "error" (default), or "propagate": an element where any input is NaN or infinite
             becomes NaN and counts for nothing else.
