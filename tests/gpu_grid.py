@@ -1,0 +1,189 @@
+"""The tests of the GPU's kernels, on the host (test_cuda_on_host.py) as on a GPU (test_gpu.py): the CPU's bits."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+import torch
+from gpu_data import KINDS, tied, tuned, two_values
+from tensors import BF16, DTYPES, assert_same_bits
+
+from fuseo1_kernels.arrays import BY_NAME, Array
+from fuseo1_kernels.backends import GpuBackend, SurveyResult, load_backend
+from fuseo1_kernels.weights import sce_params
+
+TOPKS = (1.0, 0.9, 0.5, 0.1, 0.001, 0.0)
+VARIANTS = ("fuseo1", "mergekit")
+# compute-sanitizer makes kernels many times slower: it is given a tenth of the grid.
+SMALL = os.environ.get("FUSEO1_SMALL_GRID") == "1"
+
+_PADDING = 32
+
+
+def array(tensor: torch.Tensor) -> Array:
+    name = str(tensor.dtype).removeprefix("torch.")
+    return Array(tensor.data_ptr(), BY_NAME[name], tensor.numel(), tensor)
+
+
+def placed(tensor: torch.Tensor, by: int, device: torch.device) -> torch.Tensor:
+    """A copy on `device` that begins `by` elements beyond an aligned address."""
+    # In one copy from the host: initcheck is to find every byte initialised.
+    padded = torch.full((tensor.numel() + _PADDING,), 7.0).to(tensor.dtype)
+    padded[by : by + tensor.numel()] = tensor
+    return padded.to(device)[by : by + tensor.numel()]
+
+
+def surroundings(tensor: torch.Tensor) -> torch.Tensor:
+    """All of the memory that a tensor is a part of, on the host."""
+    whole = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    return whole.set_(tensor.untyped_storage()).cpu()
+
+
+def on_cpu(
+    tensors: Sequence[torch.Tensor], select_topk: float, variant: str, dtype: torch.dtype
+) -> tuple[SurveyResult, int, torch.Tensor]:
+    """(survey, how many outputs are not finite, output)"""
+    cpu, on_host = load_backend("cpu"), [t.cpu() for t in tensors]
+    inputs = [array(t) for t in on_host]
+    survey = cpu.survey(inputs, select_topk, 2)
+    params = sce_params(survey, inputs[0].numel, select_topk, variant)
+    out = torch.empty(inputs[0].numel, dtype=dtype)
+    return survey, cpu.fuse(inputs, params, array(out), 0, 2), out
+
+
+def on_gpu(
+    gpu: GpuBackend,
+    tensors: Sequence[torch.Tensor],
+    select_topk: float,
+    variant: str,
+    out: torch.Tensor,
+) -> tuple[SurveyResult, int]:
+    inputs = [array(t) for t in tensors]
+    survey = gpu.enqueue_survey(inputs, select_topk, variant)
+    gpu.enqueue_fuse(inputs, survey, array(out))
+    return gpu.result(survey)
+
+
+def compare(
+    gpu: GpuBackend,
+    tensors: Sequence[torch.Tensor],
+    select_topk: float,
+    variant: str,
+    out: torch.Tensor,
+) -> int:
+    """Assert that all is equal to the CPU's; returns how often the GPU read the tensor for the survey."""
+    before = surroundings(out).clone()
+    found = on_gpu(gpu, tensors, select_topk, variant, out)
+    check(on_cpu(tensors, select_topk, variant, out.dtype), found, out, before)
+    return found[0].passes
+
+
+def check(
+    expected: tuple[SurveyResult, int, torch.Tensor],
+    found: tuple[SurveyResult, int],
+    out: torch.Tensor,
+    before: torch.Tensor,
+) -> None:
+    """Assert that all is as on the CPU, and that what lies around `out` is still as in `before`."""
+    survey, bad, merged = expected
+    differing = {
+        name: (value, getattr(found[0], name))
+        for name, value in vars(survey).items()
+        if name != "passes" and getattr(found[0], name) != value
+    }
+    assert not differing, differing
+    assert found[1] == bad, f"{found[1]} outputs are said to be not finite, not {bad}"
+    before[out.storage_offset() :][: out.numel()] = merged
+    assert_same_bits(surroundings(out), before, "the output and what lies around it")
+
+
+def drawn(
+    kind: Callable[..., list[torch.Tensor]], device: torch.device
+) -> Iterator[tuple[list[torch.Tensor], float, str, torch.Tensor]]:
+    """What `compare` takes, drawn from all sizes, numbers of targets, dtypes, alignments and options."""
+    draw, g = random.Random(kind.__name__), torch.Generator().manual_seed(7)
+    for _ in range(4 if SMALL else 40):
+        targets = draw.choice([1, 2, 3, 3, 4, 5, 7, 8, 9, 15, 16])
+        n = draw.choice([1, 7, 8, 255, 257, 4096, 4097, 65537, 131_072 + draw.randrange(1000)])
+        if targets > 8:
+            n = min(n, 5000)
+        one = draw.choice(DTYPES)
+        dtypes = [one if draw.random() < 0.6 else draw.choice(DTYPES) for _ in range(targets + 1)]
+        tensors = [
+            placed(t.to(dtype), draw.choice([0, 0, 1, 3, 8]), device)
+            for t, dtype in zip(kind(n, targets, g), dtypes, strict=True)
+        ]
+        blank = torch.full((n,), 7.0).to(draw.choice(DTYPES))
+        out = placed(blank, draw.choice([0, 0, 1]), device)
+        yield tensors, draw.choice(TOPKS), draw.choice(VARIANTS), out
+
+
+class SameBits:
+    """Tests of a backend, the fixture `gpu`, on the fixture `device`."""
+
+    @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+    def test_the_bits_are_the_cpus(
+        self, kind: Callable[..., list[torch.Tensor]], gpu: GpuBackend, device: torch.device
+    ) -> None:
+        for case in drawn(kind, device):
+            compare(gpu, *case)
+
+    @pytest.mark.parametrize("select_topk", [0.5, 0.1])
+    def test_one_read_is_the_rule(
+        self, select_topk: float, gpu: GpuBackend, device: torch.device
+    ) -> None:
+        made = tuned(300_000, 3, torch.Generator().manual_seed(1))
+        tensors = [t.to(device, BF16) for t in made]
+        out = torch.zeros(300_000, dtype=BF16, device=device)
+        assert compare(gpu, tensors, select_topk, "mergekit", out) == 1
+
+    def test_the_exact_path(self, gpu: GpuBackend, device: torch.device) -> None:
+        """More ties than candidates can be kept; then the threshold and the cut come from histograms."""
+        made = two_values(500_000, 3, torch.Generator().manual_seed(1))
+        tensors, out = [t.to(device) for t in made], torch.zeros(500_000, device=device)
+        passes = [compare(gpu, tensors, topk, "mergekit", out) for topk in (0.1, 0.5, 0.9)]
+        assert max(passes) > 1
+
+    @pytest.mark.parametrize("offset", [0, 256, 65_536])
+    def test_fuse_of_a_part(self, offset: int, gpu: GpuBackend, device: torch.device) -> None:
+        """As `fuse` is called with given parameters, and with an offset."""
+        tensors = [t.to(BF16) for t in tied(70_000, 3, torch.Generator().manual_seed(2))]
+        cpu, inputs = load_backend("cpu"), [array(t) for t in tensors]
+        params = sce_params(cpu.survey(inputs, 0.3, 2), 70_000, 0.3, "mergekit")
+        part = [x.part(offset, 70_000 - offset) for x in inputs]
+        expected = torch.zeros(70_000 - offset, dtype=BF16)
+        assert cpu.fuse(part, params, array(expected), offset, 2) == 0
+        placed_there = [t.to(device) for t in tensors]
+        found = torch.zeros(70_000 - offset, dtype=BF16, device=device)
+        there = [array(t).part(offset, 70_000 - offset) for t in placed_there]
+        assert gpu.fuse(there, params, array(found), offset, 1) == 0
+        assert_same_bits(found.cpu(), expected)
+
+    def test_small_tensors_in_one_launch(self, gpu: GpuBackend, device: torch.device) -> None:
+        if not hasattr(gpu, "enqueue_small"):
+            pytest.skip(f"backend {gpu.name} takes one tensor a call")
+        draw, g = random.Random(3), torch.Generator().manual_seed(3)
+        for _ in range(5 if SMALL else 25):
+            targets, select_topk = draw.choice([1, 2, 3, 5, 8, 9, 16]), draw.choice(TOPKS)
+            variant = draw.choice(VARIANTS)
+            sets, outs = [], []
+            for _ in range(draw.randrange(1, 6)):
+                n = draw.choice([1, 255, 257, 5120, 20_000])
+                made = draw.choice(KINDS)(n, targets, g)
+                placing = [(t.to(draw.choice(DTYPES)), draw.choice([0, 3])) for t in made]
+                sets.append([placed(t, by, device) for t, by in placing])
+                outs.append(placed(torch.full((n,), 3.0).to(draw.choice(DTYPES)), 0, device))
+            before = [surroundings(out).clone() for out in outs]
+            inputs = [[array(t) for t in tensors] for tensors in sets]
+            pending = gpu.enqueue_small(inputs, [array(o) for o in outs], select_topk, variant)
+            found = gpu.results(pending)
+            for i, tensors in enumerate(sets):
+                check(
+                    on_cpu(tensors, select_topk, variant, outs[i].dtype),
+                    found[i],
+                    outs[i],
+                    before[i],
+                )
