@@ -16,12 +16,20 @@ from typing import Any
 
 import torch
 
-from fuseo1_kernels import _cpu
 from fuseo1_kernels.arrays import advise_huge_pages
 from fuseo1_kernels.threads import resolve_threads
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
-_PACKAGES = ("torch", "mergekit", "transformers", "safetensors", "tokenizers", "numpy", "pydantic")
+_PACKAGES = (
+    "torch",
+    "triton",
+    "mergekit",
+    "transformers",
+    "safetensors",
+    "tokenizers",
+    "numpy",
+    "pydantic",
+)
 
 
 class Memcpy:
@@ -42,6 +50,8 @@ class Memcpy:
 
     def seconds(self, repeats: int) -> list[float]:
         """Return the time of each of `repeats` copies, after one that is not counted."""
+        from fuseo1_kernels import _cpu  # not above: bench/gpu.sh reports a build that failed, too
+
         taken = []
         for _ in range(repeats + 1):
             start = time.perf_counter()
@@ -55,19 +65,25 @@ class Memcpy:
 
 def describe() -> dict[str, Any]:
     """Return the machine, the software and this process's command line."""
+    from fuseo1_kernels import _cpu
+
     return {
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "date": utc_now(),
         "command": shlex.join(["python", *sys.argv]),
-        "commit": _commit(),
-        "cpu": _cpu_model(),
+        "commit": commit(),
+        "cpu": cpu_model(),
         "cores": resolve_threads(None),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "load": round(os.getloadavg()[0], 2),
         "isa": _cpu.isa(),
         "kernel": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        "packages": _versions(),
+        "packages": versions(),
     }
+
+
+def utc_now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def describe_line(machine: dict[str, Any]) -> str:
@@ -81,22 +97,23 @@ def describe_line(machine: dict[str, Any]) -> str:
     )
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return models[0] if models else platform.processor() or platform.machine()
 
 
-def _commit() -> str:
+def commit() -> str:
+    """Return the commit, or where there is no git but somebody who knows it, FUSEO1_COMMIT."""
     git = ["git", "-C", str(_REPOSITORY), "describe", "--always", "--dirty", "--exclude=*"]
     try:
         return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return os.environ.get("FUSEO1_COMMIT", "unknown")
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     found = {}
     for package in _PACKAGES:
         try:

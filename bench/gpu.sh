@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# On a machine with a GPU, torch, triton, nvcc, pybind11, cmake, ninja and pytest, and no network: builds in place, runs
+# the GPU tests, also under compute-sanitizer, and the benches; bench/gpu_stages.py says how. In 8 minutes.
+#
+#   bench/gpu.sh [--quick] [--results DIR]
+#
+# Results go to bench/results/GPU.json and .md, and to $OUT if that is set. FUSEO1_COMMIT names the commit where there is
+# no git; PYTHON the interpreter; CUDAARCHS what to build for (default: the GPU that is here).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+exec "${PYTHON:-python3}" bench/gpu_stages.py "$@"

@@ -1,0 +1,217 @@
+"""What the runs on a GPU found, as JSON and Markdown: figures beside their goals, and which stages passed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from report import RESULTS, table
+
+#: What is asked of select_topk 1, and below it: of a device copy's rate, and over mergekit.
+OF_COPY = (0.88, 0.75)
+OVER_MERGEKIT = (10.0, 20.0)
+TRITON_RATE = 0.9
+EXTRA_MEMORY = 0.03
+SMALL_LAUNCH = 3.0
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One call, measured on one set of tensors.
+
+    Attributes:
+        call: "merge" (survey and fuse), "survey", "fuse", or "mergekit".
+        ms: median time on the device; mergekit's by the clock.
+        of_copy: the bytes it must move by its time, as a fraction of a device copy's rate just before.
+        host_us: what it takes the host to enqueue one.
+        passes: reads of the tensor that the survey took.
+    """
+
+    call: str
+    backend: str
+    targets: int
+    dtypes: str
+    rms: float
+    select_topk: float
+    variant: str
+    ms: float
+    gb_per_s: float
+    copy_gb_per_s: float
+    of_copy: float
+    host_us: float
+    passes: int
+    samples: list[float] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What became of one stage of bench/gpu.sh."""
+
+    name: str
+    passed: bool
+    seconds: float
+    note: str
+
+
+@dataclass(frozen=True)
+class Goal:
+    what: str
+    goal: str
+    reached: str
+    met: bool | None  # None: not measured here
+
+
+@dataclass
+class Findings:
+    """All that was measured. `notes` say what could not be."""
+
+    shape: list[int]
+    figures: list[Figure] = field(default_factory=list)
+    # Backend to what merge_tensors keeps at most beside inputs and output, as a fraction of the inputs' bytes.
+    extra_memory: dict[str, float] = field(default_factory=dict)
+    # The time of one launch of 256 small tensors, by that of a launch of one.
+    small_ratio: float | None = None
+    small_us: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @classmethod
+    def load(cls, content: Mapping[str, Any]) -> Findings:
+        found = cls(**{k: v for k, v in content.items() if k != "figures"})
+        found.figures = [Figure(**f) for f in content["figures"]]
+        return found
+
+
+def goals(found: Findings) -> list[Goal]:
+    """Every goal beside what was reached."""
+    merges = {
+        (f.call, f.backend, f.select_topk, f.variant): f
+        for f in found.figures
+        if (f.targets, f.dtypes, f.rms) == (3, "bfloat16", 1e-3)
+    }
+    shape = "x".join(map(str, found.shape))
+    rows = []
+    for topk, variant in [(1.0, "fuseo1"), *((t, v) for t in (0.5, 0.1) for v in _VARIANTS)]:
+        part, times = (wanted[topk < 1] for wanted in (OF_COPY, OVER_MERGEKIT))
+        ours = merges.get(("merge", "cuda", topk, variant))
+        triton = merges.get(("merge", "triton", topk, variant))
+        peer = merges.get(("mergekit", "mergekit", topk, "mergekit"))
+        case = f"{shape}, bf16, 3 targets, select_topk {topk:g}, {variant}"
+        rows.append(_at_least(f"cuda, of the copy: {case}", part, ours and ours.of_copy, "%"))
+        ratio = ours.ms / triton.ms if ours and triton else None
+        rows.append(_at_least(f"triton's rate over cuda's: {case}", TRITON_RATE, ratio, "%"))
+        over = peer.ms / ours.ms if ours and peer else None
+        rows.append(_at_least(f"cuda over mergekit 0.1.5: {case}", times, over, "x"))
+    memory = found.extra_memory.get("cuda")
+    what = "peak memory beside inputs and output, of the inputs"
+    rows.append(_at_most(what, EXTRA_MEMORY, memory, "%"))
+    what = "one launch of 256 tensors of 5120 elements, by a launch of one"
+    rows.append(_at_most(what, SMALL_LAUNCH, found.small_ratio, "x"))
+    return rows
+
+
+_VARIANTS = ("fuseo1", "mergekit")
+
+
+def _at_least(what: str, goal: float, reached: float | None, unit: str) -> Goal:
+    met = None if reached is None else reached >= goal
+    return Goal(what, f">= {_shown(goal, unit)}", _shown(reached, unit), met)
+
+
+def _at_most(what: str, goal: float, reached: float | None, unit: str) -> Goal:
+    met = None if reached is None else reached <= goal
+    return Goal(what, f"<= {_shown(goal, unit)}", _shown(reached, unit), met)
+
+
+def _shown(value: float | None, unit: str) -> str:
+    if value is None:
+        return "not measured"
+    return f"{value * 100:.1f} %" if unit == "%" else f"{value:.1f}x"
+
+
+def markdown(machine: Mapping[str, str], stages: Sequence[Stage], found: Findings | None) -> str:
+    """The report of one run; `found` is None where the benches did not get to measure."""
+    sections = [
+        f"# On {machine['gpu']}",
+        ", ".join(f"{name} {value}" for name, value in machine.items()) + ".",
+    ]
+    if stages:
+        rows = [[s.name, _verdict(s.passed), f"{s.seconds:.0f}", s.note] for s in stages]
+        sections += ["## Stages", table(["stage", "result", "s", "note"], rows)]
+    if found is None:
+        return "\n\n".join([*sections, "Nothing was measured."]) + "\n"
+    reached = [[g.what, g.goal, g.reached, _verdict(g.met)] for g in goals(found)]
+    sections += ["## Goals", table(["what", "goal", "reached", "met"], reached)]
+    sections += ["## Measured", _explained(found), table(_HEADER, [_row(f) for f in found.figures])]
+    sections += [f"- {note}" for note in found.notes]
+    return "\n\n".join(sections) + "\n"
+
+
+def _explained(found: Findings) -> str:
+    small = ", ".join(f"{what}: {us:.1f} us" for what, us in found.small_us.items())
+    return (
+        "Medians of times on the device. A merge moves two reads of the inputs and one write of the output, a survey"
+        " one read, a fuse one read and the write; the copy is torch's, of as many bytes as the inputs have, and moves"
+        f" twice that. Small tensors: {small or 'not measured'}."
+    )
+
+
+_HEADER = "call backend targets dtypes rms select_topk variant ms GB/s copy of-copy host-us passes"
+_HEADER = _HEADER.split()
+
+
+def _row(f: Figure) -> list[str]:
+    case = [f.call, f.backend, str(f.targets), f.dtypes, f"{f.rms:g}", f"{f.select_topk:g}"]
+    rates = [f"{f.gb_per_s:.0f}", f"{f.copy_gb_per_s:.0f}", f"{f.of_copy:.1%}"]
+    return [*case, f.variant, f"{f.ms:.3f}", *rates, f"{f.host_us:.0f}", str(f.passes)]
+
+
+def _verdict(passed: bool | None) -> str:
+    return "-" if passed is None else "yes" if passed else "NO"
+
+
+def gpu_name() -> dict[str, str]:
+    """The first GPU and its driver, as nvidia-smi tells them; empty where it does not."""
+    query = ["nvidia-smi", "--query-gpu=name,driver_version,compute_cap", "--format=csv,noheader"]
+    try:
+        told = subprocess.run(query, capture_output=True, text=True, check=True, timeout=60).stdout
+        name, driver, capability = told.splitlines()[0].split(", ")
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return {}
+    return {"gpu": name, "driver": driver, "capability": capability}
+
+
+def slug(gpu: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-") or "gpu"
+
+
+def folders(results: Path | None, quick: bool) -> list[Path]:
+    """Where results go: --results or bench/results (nowhere with --quick), and $OUT if that is set."""
+    chosen = results or (None if quick else RESULTS)
+    out = os.environ.get("OUT")
+    return [folder for folder in (chosen, Path(out) if out else None) if folder is not None]
+
+
+def publish(
+    where: Sequence[Path],
+    machine: Mapping[str, str],
+    stages: Sequence[Stage],
+    found: Findings | None,
+) -> None:
+    """Write GPU.json and GPU.md to every folder."""
+    content = {
+        "machine": dict(machine),
+        "stages": [asdict(s) for s in stages],
+        "goals": [asdict(g) for g in goals(found)] if found else [],
+        "findings": asdict(found) if found else None,
+    }
+    for folder in where:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / slug(machine["gpu"])
+        path.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        path.with_suffix(".md").write_text(markdown(machine, stages, found), encoding="utf-8")

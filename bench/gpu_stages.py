@@ -1,0 +1,214 @@
+"""What bench/gpu.sh runs: build, tests, compute-sanitizer, benches, each within its own time, and a report of all.
+
+    bench/gpu.sh [--quick]
+
+A stage that fails is reported, and the next one runs all the same. The exit status is 0 if all passed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gpu_report import Findings, Stage, folders, gpu_name, markdown, publish, slug
+from machine import commit, utc_now
+from report import WORK, parser
+
+ROOT = Path(__file__).resolve().parent.parent
+#: All of it, seconds: a lent machine is lent for ten minutes at a time.
+SECONDS = 470.0
+#: Under this a stage is not begun.
+LEAST = 5.0
+TOOLS = ("nvcc", "cmake", "ninja", "compute-sanitizer", "nvidia-smi")
+MODULES = ("torch", "numpy", "pybind11", "pytest", "hypothesis")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A stage to come: commands that run one after the other, for at most `limit` seconds together.
+
+    `reserve` of them are kept for it from those before.
+    """
+
+    name: str
+    commands: Sequence[Sequence[str]]
+    limit: float
+    reserve: float = LEAST
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def run(job: Job, limit: float, log: Path) -> Stage:
+    """Run a job; its output goes to `log`, whose last line is the note."""
+    start = time.monotonic()
+    problem = None
+    with log.open("wb") as output:
+        for command in job.commands:
+            output.write(f"$ {shlex.join(command)}\n".encode())
+            output.flush()
+            problem = _run(command, job.environment, limit - (time.monotonic() - start), output)
+            if problem:
+                break
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    note = f"{problem}: {last}" if problem else last
+    return Stage(job.name, problem is None, round(time.monotonic() - start, 1), note[:200])
+
+
+def _run(
+    command: Sequence[str], environment: Mapping[str, str], seconds: float, output: object
+) -> str | None:
+    """Run a command with all that it starts; returns what went wrong."""
+    try:
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, **environment},
+            stdout=output,  # type: ignore[call-overload]
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    except OSError as error:
+        return f"cannot start {command[0]} ({error.strerror})"
+    try:
+        status = process.wait(max(seconds, 0.0))
+    except subprocess.TimeoutExpired:
+        return f"not done after {seconds:.0f} s"
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    return f"exit status {status}" if status else None
+
+
+def run_all(
+    jobs: Sequence[Job], seconds: float, logs: Path, after_each: Callable[[list[Stage]], object]
+) -> list[Stage]:
+    """Run all jobs within `seconds`; calls `after_each` with the stages so far."""
+    logs.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + seconds
+    stages: list[Stage] = []
+    for number, job in enumerate(jobs):
+        kept = sum(later.reserve for later in jobs[number + 1 :])
+        limit = min(job.limit, deadline - time.monotonic() - kept)
+        if limit < LEAST:
+            stages.append(Stage(job.name, False, 0.0, "not run: no time was left"))
+        else:
+            print(f"== {job.name} (at most {limit:.0f} s)", flush=True)
+            stages.append(run(job, limit, logs / f"{job.name}.log"))
+        print(f"   {'passed' if stages[-1].passed else 'FAILED'}: {stages[-1].note}", flush=True)
+        after_each(stages)
+    return stages
+
+
+def missing() -> list[str]:
+    """What the stages need and this machine lacks."""
+    tools = [tool for tool in TOOLS if shutil.which(tool) is None]
+    return tools + [m for m in MODULES if importlib.util.find_spec(m) is None]
+
+
+def jobs(architecture: str, quick: bool, results: Path) -> list[Job]:
+    """All stages, for a GPU of `architecture` (what CUDAARCHS takes)."""
+    python, build = sys.executable, WORK / "gpu-build"
+    pytest = [python, "-m", "pytest", "-q", "-rfEs", "-p", "no:cacheprovider"]
+    configure = [
+        *("cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", "-DFUSEO1_CUDA=1"),
+        f"-DPython_EXECUTABLE={python}",
+        f"-Dpybind11_DIR={_pybind11()}",
+        f"-DCMAKE_CUDA_ARCHITECTURES={architecture}",
+        "-DCMAKE_CUDA_FLAGS=-lineinfo",  # for compute-sanitizer to name lines
+        f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={ROOT / 'fuseo1_kernels'}",
+    ]
+    needed = {"FUSEO1_NEED_GPU": "1"}
+    # Every tensor in an allocation of its own: what is beyond it, or was never written, is then seen.
+    checked = needed | {"FUSEO1_SMALL_GRID": "1", "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    made = [
+        Job("build", [configure, ["cmake", "--build", str(build), "--parallel"]], 200, 60),
+        Job(
+            "tests",
+            [[*pytest, "tests/test_gpu.py", "tests/test_machine_code.py"]],
+            120,
+            40,
+            needed | ({"FUSEO1_SMALL_GRID": "1"} if quick else {}),
+        ),
+    ]
+    for tool in ("memcheck", "racecheck", "initcheck"):
+        sanitizer = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9"]
+        command = [*sanitizer, *pytest, "tests/test_gpu.py"]
+        made.append(Job(tool, [command], 75, 25, checked))
+    bench = [python, "bench/gpu.py", "--results", str(results), *(["--quick"] if quick else [])]
+    made.append(Job("bench", [bench], 120, 80))
+    return made
+
+
+def _pybind11() -> str:
+    try:
+        import pybind11
+    except ImportError:
+        return "not-found"  # CMake will say so
+    return str(pybind11.get_cmake_dir())
+
+
+def architecture() -> str | None:
+    """CUDAARCHS, or machine code for the GPU here and nothing else."""
+    told = gpu_name().get("capability", "").replace(".", "")
+    return os.environ.get("CUDAARCHS") or (f"{told}-real" if told else None)
+
+
+def findings(folder: Path) -> tuple[dict[str, str], Findings] | None:
+    """What bench/gpu.py wrote to `folder`, as far as it came."""
+    for path in folder.glob("*.json"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return content["machine"], Findings.load(content["findings"])
+    return None
+
+
+def main() -> int:
+    options = parser(__doc__.splitlines()[0]).parse_args()
+    lacking, wanted = missing(), architecture()
+    if lacking:
+        print(f"bench/gpu.sh: missing here: {', '.join(lacking)}; what needs them will fail")
+    if wanted is None:
+        print("bench/gpu.sh: nvidia-smi finds no GPU here; set CUDAARCHS to build all the same")
+        return 1
+    work = WORK / "gpu-results"
+    shutil.rmtree(work, ignore_errors=True)
+    where = folders(options.results, options.quick)
+    machine = {"gpu": "no GPU", **gpu_name(), "commit": commit(), "date": utc_now()}
+
+    def report(stages: list[Stage]) -> str:
+        measured = findings(work)
+        described = {**machine, **(measured[0] if measured else {})}
+        publish(where, described, stages, measured and measured[1])
+        return markdown(described, stages, measured and measured[1])
+
+    stages = run_all(jobs(wanted, options.quick, work), SECONDS, WORK / "gpu-logs", report)
+    print(report(stages))
+    for folder in where:
+        _keep_logs(folder / f"{slug(machine['gpu'])}.log", stages)
+    return 0 if all(stage.passed for stage in stages) else 1
+
+
+def _keep_logs(path: Path, stages: Sequence[Stage]) -> None:
+    """The ends of the logs of what failed, in one file."""
+    parts = []
+    for stage in stages:
+        log = WORK / "gpu-logs" / f"{stage.name}.log"
+        if not stage.passed and log.exists():
+            text = log.read_text(encoding="utf-8", errors="replace")
+            parts.append(f"===== {stage.name}\n{text[-200_000:]}\n")
+    if parts:
+        path.write_text("".join(parts), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
