@@ -31,18 +31,24 @@ __device__ __forceinline__ uint4 load16(const void* from) { return __ldcs(static
 
 __device__ __forceinline__ bool aligned16(const void* p) { return (reinterpret_cast<uintptr_t>(p) & 15) == 0; }
 
-// `count` (at most eight) elements, the rest zeros: a tensor's tail, or an operand that is not aligned to 16 bytes.
+// `count` (at most eight) elements, the rest zeros: a tensor's tail, or an operand that is not aligned to 16 bytes. Out
+// of line, and by value: a pointer to what was loaded would keep it in local memory on the common path, too.
 template <class Bits, class Raw>
-__device__ __forceinline__ void load_some(const void* from, int count, Raw* raw) {
-  Bits elements[kLane] = {};
-  for (int j = 0; j < count; ++j) {
+__device__ __noinline__ Raw load_some(const void* from, int count) {
+  Raw raw = {};
+  uint32_t* const words = reinterpret_cast<uint32_t*>(&raw);
+#pragma unroll
+  for (int j = 0; j < kLane; ++j) {
+    if (j >= count) continue;
     // Bytes: an operand may have any alignment.
     const unsigned char* bytes = static_cast<const unsigned char*>(from) + j * sizeof(Bits);
-    Bits element = 0;
-    for (int b = 0; b < static_cast<int>(sizeof(Bits)); ++b) element |= static_cast<Bits>(bytes[b]) << (8 * b);
-    elements[j] = element;
+    uint32_t element = 0;
+#pragma unroll
+    for (int b = 0; b < static_cast<int>(sizeof(Bits)); ++b) element |= static_cast<uint32_t>(bytes[b]) << (8 * b);
+    constexpr int kPerWord = 4 / sizeof(Bits);
+    words[j / kPerWord] |= element << (8 * sizeof(Bits) * (j % kPerWord));
   }
-  memcpy(raw, elements, sizeof elements);
+  return raw;
 }
 
 __device__ __forceinline__ float widen_bf16(uint32_t bits) { return __uint_as_float(bits << 16); }
@@ -74,7 +80,7 @@ struct AllBf16 {
     if (count >= kLane && aligned16(from)) {
       raw.words = load16(from);
     } else {
-      load_some<uint16_t>(from, count, &raw);
+      raw = load_some<uint16_t, Raw>(from, count);
     }
     return raw;
   }
@@ -95,11 +101,9 @@ struct Mixed {
       raw.words[0] = load16(from);
       if (wide) raw.words[1] = load16(from + 16);
     } else if (wide) {
-      load_some<uint32_t>(from, count, &raw);
+      raw = load_some<uint32_t, Raw>(from, count);
     } else {
-      Raw2 half;
-      load_some<uint16_t>(from, count, &half);
-      raw.words[0] = half.words;
+      raw.words[0] = load_some<uint16_t, Raw2>(from, count).words;
     }
     return raw;
   }

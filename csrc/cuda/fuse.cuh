@@ -112,8 +112,8 @@ __device__ __forceinline__ uint32_t fuse_blocks(const Inputs& in, const fuseo1_c
 }
 
 template <int kN, class In>
-__global__ void __launch_bounds__(kThreads, 1)
-    fuse(Inputs in, const fuseo1_cuda_params* given, int64_t offset, Output out, fuseo1_cuda_survey* result) {
+__global__ void __launch_bounds__(kThreads, 1) fuse(const __grid_constant__ Inputs in, const fuseo1_cuda_params* given,
+                                                    int64_t offset, Output out, fuseo1_cuda_survey* result) {
   const fuseo1_cuda_params params = *given;
   const int64_t warp = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
   const int64_t warps = static_cast<int64_t>(gridDim.x) * kWarps;

@@ -11,7 +11,7 @@ namespace fuseo1 {
 
 // select_topk 1 (and 0, where the energies are of no account): no scores are needed.
 template <int kN, class In>
-__global__ void __launch_bounds__(kThreads, 1) energy_all(Inputs in, State* state) {
+__global__ void __launch_bounds__(kThreads, 1) energy_all(const __grid_constant__ Inputs in, State* state) {
   __shared__ Sums<kN> sums;
   sums.clear();
   __syncthreads();
@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 // Energies above the bracket; what lies inside it is kept.
 template <int kN, class In>
 __global__ void __launch_bounds__(kThreads, 1)
-    scan(Inputs in, State* state, Candidates candidates, double select_topk) {
+    scan(const __grid_constant__ Inputs in, State* state, Candidates candidates, double select_topk) {
   __shared__ Sums<kN> sums;
   sums.clear();
   __syncthreads();

@@ -20,6 +20,7 @@
 #define __shared__ static
 #define __forceinline__ inline
 #define __noinline__
+#define __grid_constant__
 #define __launch_bounds__(...)
 
 struct uint4 {
