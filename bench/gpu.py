@@ -19,10 +19,11 @@ from typing import Any
 
 import torch
 from gpu_case import Case, Work, array, on_device
-from gpu_report import Findings, folders, gpu_name, markdown, publish
+from gpu_report import Figure, Findings, folders, gpu_name, markdown, publish
 from machine import commit, cpu_model, utc_now, versions
 from report import median, parser
 
+from fuseo1_kernels import merge_tensors
 from fuseo1_kernels.arrays import Array
 from fuseo1_kernels.backends import GPU_BACKENDS, GpuBackend, load_gpu_backend
 from fuseo1_kernels.errors import BackendError
@@ -112,11 +113,30 @@ def measure(found: Findings, options: argparse.Namespace, publish_so_far: Work) 
                     found.small_us = small_launches(gpu, MANY, repeats)
                     one, many = found.small_us.values()
                     found.small_ratio = many / one
-            if merge is not None:
-                found.figures += [case.mergekit(merge, t, repeats) for t in (1.0, 0.5, 0.1)]
+            found.figures += by_clock(case, running, merge, every, repeats)
         del case
         torch.cuda.empty_cache()
         publish_so_far()
+
+
+def by_clock(
+    case: Case,
+    running: Sequence[GpuBackend],
+    mergekit: Callable[..., Any] | None,
+    ways: Sequence[tuple[float, str]],
+    repeats: int,
+) -> list[Figure]:
+    """Return merge_tensors of every backend, and mergekit's, as a caller sees them."""
+    made = []
+    for topk, variant in ways:
+        ours = {"select_topk": topk, "variant": variant}
+        for gpu in running:
+            merge = partial(merge_tensors, parameters=ours, backend=gpu.name)
+            made.append(case.by_clock("merge_tensors", gpu.name, merge, topk, variant, repeats))
+    for topk in dict.fromkeys(topk for topk, _ in ways) if mergekit else ():
+        merge = partial(mergekit, parameters={"select_topk": topk})
+        made.append(case.by_clock("mergekit", "mergekit", merge, topk, "mergekit", repeats))
+    return made
 
 
 def machine() -> dict[str, str]:

@@ -6,7 +6,6 @@ import itertools
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from gpu_report import Figure
@@ -158,20 +157,27 @@ class Case:
             samples=seconds,
         )
 
-    def mergekit(self, merge: Callable[..., Any], select_topk: float, repeats: int) -> Figure:
-        """Measure mergekit's own merge on the same GPU, by the clock, the device waited for."""
+    def by_clock(
+        self,
+        call: str,
+        backend: str,
+        merge: Callable[..., object],
+        select_topk: float,
+        variant: str,
+        repeats: int,
+    ) -> Figure:
+        """Measure a merge_tensors of whomever by the clock, the device waited for; the output is new."""
         tensors, seconds = self.sets[0], []
-        copy = self.copy_rate(repeats)
         for _ in range(4):
             torch.cuda.synchronize()
             start = time.perf_counter()
-            kept = merge(tensors, "sce", base_index=0, parameters={"select_topk": select_topk})
+            kept = merge(tensors, "sce", base_index=0)
             torch.cuda.synchronize()
             seconds.append(time.perf_counter() - start)
             del kept
-        moved = 2 * nbytes(tensors) + self.outs[0].nbytes
+        moved, copy = 2 * nbytes(tensors) + self.outs[0].nbytes, self.copy_rate(repeats)
         return self.figure(
-            "mergekit", "mergekit", select_topk, "mergekit", seconds[1:], moved, copy, 0.0, 0
+            call, backend, select_topk, variant, seconds[1:], moved, copy, median(seconds[1:]), 0
         )
 
     def extra_memory(self, backend: str) -> float:

@@ -26,8 +26,8 @@ class Figure:
     """One call, measured on one set of tensors.
 
     Attributes:
-        call: "merge" (survey and fuse), "survey", "fuse", or "mergekit".
-        ms: median time on the device; mergekit's by the clock.
+        call: "merge" (survey and fuse), "survey", "fuse"; "merge_tensors" and "mergekit" (its merge_tensors).
+        ms: median time on the device; of the last two by the clock, with a new output.
         of_copy: the bytes it must move by its time, as a fraction of a device copy's rate just before.
         host_us: what it takes the host to enqueue one.
         passes: reads of the tensor that the survey took.
@@ -105,8 +105,9 @@ def goals(found: Findings) -> list[Goal]:
         rows.append(_at_least(f"cuda, of the copy: {case}", part, ours and ours.of_copy, "%"))
         ratio = ours.ms / triton.ms if ours and triton else None
         rows.append(_at_least(f"triton's rate over cuda's: {case}", TRITON_RATE, ratio, "%"))
-        over = peer.ms / ours.ms if ours and peer else None
-        rows.append(_at_least(f"cuda over mergekit 0.1.5: {case}", times, over, "x"))
+        whole = merges.get(("merge_tensors", "cuda", topk, variant))
+        over = peer.ms / whole.ms if whole and peer else None
+        rows.append(_at_least(f"merge_tensors over mergekit 0.1.5: {case}", times, over, "x"))
     memory = found.extra_memory.get("cuda")
     what = "peak memory beside inputs and output, of the inputs"
     rows.append(_at_most(what, EXTRA_MEMORY, memory, "%"))

@@ -29,6 +29,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 470.0
 #: Under this a stage is not begun.
 LEAST = 5.0
+#: What a command may take to end when it is asked to.
+GRACE = 5.0
 TOOLS = ("nvcc", "cmake", "ninja", "compute-sanitizer", "nvidia-smi")
 MODULES = ("torch", "numpy", "pybind11", "pytest", "hypothesis")
 
@@ -59,8 +61,8 @@ def run(job: Job, limit: float, log: Path) -> Stage:
             if problem:
                 break
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
-    note = f"{problem}: {last}" if problem else last
+    told = [line.strip() for line in lines if line.strip() and not line.startswith("$ ")]
+    note = ": ".join(part for part in (problem, *told[-1:]) if part)
     return Stage(job.name, problem is None, round(time.monotonic() - start, 1), note[:200])
 
 
@@ -85,9 +87,19 @@ def _run(
         return f"not done after {seconds:.0f} s"
     finally:
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            _end(process)
     return f"exit status {status}" if status else None
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a command and what it started; ninja's compilers are in groups of their own, and it ends them when asked."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        os.killpg(process.pid, number)
+        try:
+            process.wait(GRACE)
+            return
+        except subprocess.TimeoutExpired:
+            continue
 
 
 def run_all(
@@ -125,7 +137,8 @@ def jobs(architecture: str, quick: bool, results: Path) -> list[Job]:
         f"-DPython_EXECUTABLE={python}",
         f"-Dpybind11_DIR={_pybind11()}",
         f"-DCMAKE_CUDA_ARCHITECTURES={architecture}",
-        "-DCMAKE_CUDA_FLAGS=-lineinfo",  # for compute-sanitizer to name lines
+        # For compute-sanitizer to name lines; and each file's kernels compiled side by side.
+        "-DCMAKE_CUDA_FLAGS=-lineinfo --split-compile=0",
         f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={ROOT / 'fuseo1_kernels'}",
     ]
     needed = {"FUSEO1_NEED_GPU": "1"}

@@ -1,6 +1,6 @@
 """The ops on a real GPU: the bits are the CPU's.
 
-Skipped where there is no GPU; FUSEO1_NEED_GPU=1 makes that a failure. FUSEO1_SMALL_GRID=1 draws a tenth of the
+Skipped where there is no GPU; FUSEO1_NEED_GPU=1 makes that a failure. FUSEO1_SMALL_GRID=1 draws a part of the
 grid, for compute-sanitizer.
 """
 
