@@ -16,7 +16,6 @@ from fuseo1_kernels import merge_tensors
 from fuseo1_kernels.arrays import BY_NAME, Array
 from fuseo1_kernels.backends import GpuBackend
 
-BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 L2 = 60 << 20  # of an H200; sets of tensors are to exceed it several times
 DEVICE = "cuda"
 
@@ -63,7 +62,7 @@ class Case:
         self,
         shape: Sequence[int],
         targets: int = 3,
-        dtypes: Sequence[torch.dtype] = (BF16,),
+        dtypes: Sequence[torch.dtype] = (torch.bfloat16,),
         rms: float = 1e-3,
     ) -> None:
         self.targets, self.rms = targets, rms
@@ -72,8 +71,14 @@ class Case:
         dealt = list(itertools.islice(itertools.cycle(dtypes), targets + 1))
         self.sets: list[list[torch.Tensor]] = []
         while len(self.sets) < 2 or (len(self.sets) < 64 and self._bytes() < 4 * L2):
+            # Targets of another dtype than the base's are rounded once, from fp32.
             drawn = siblings(
-                tuple(shape), targets, rms=rms, dtype=FP32, seed=len(self.sets), device=DEVICE
+                tuple(shape),
+                targets,
+                rms=rms,
+                dtype=dealt[0] if len(dtypes) == 1 else torch.float32,
+                seed=len(self.sets),
+                device=DEVICE,
             )
             self.sets.append([t.to(dtype) for t, dtype in zip(drawn, dealt, strict=True)])
         self.outs = [torch.empty_like(tensors[0]) for tensors in self.sets]
