@@ -13,6 +13,7 @@ from tensors import BF16, DTYPES, assert_same_bits
 
 from fuseo1_kernels.arrays import BY_NAME, Array
 from fuseo1_kernels.backends import GpuBackend, SurveyResult, load_backend
+from fuseo1_kernels.threads import resolve_threads
 from fuseo1_kernels.weights import sce_params
 
 TOPKS = (1.0, 0.9, 0.5, 0.1, 0.001, 0.0)
@@ -47,11 +48,11 @@ def on_cpu(
 ) -> tuple[SurveyResult, int, torch.Tensor]:
     """(survey, how many outputs are not finite, output)"""
     cpu, on_host = load_backend("cpu"), [t.cpu() for t in tensors]
-    inputs = [array(t) for t in on_host]
-    survey = cpu.survey(inputs, select_topk, 2)
+    inputs, threads = [array(t) for t in on_host], resolve_threads(None)
+    survey = cpu.survey(inputs, select_topk, threads)
     params = sce_params(survey, inputs[0].numel, select_topk, variant)
     out = torch.empty(inputs[0].numel, dtype=dtype)
-    return survey, cpu.fuse(inputs, params, array(out), 0, 2), out
+    return survey, cpu.fuse(inputs, params, array(out), 0, threads), out
 
 
 def on_gpu(
