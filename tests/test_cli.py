@@ -54,7 +54,7 @@ def test_versions_and_backends() -> None:
     lines = {line.split()[0]: line for line in ran.out.splitlines() if line.startswith("  ")}
     assert "kernels (this machine runs baseline" in lines["cpu"]
     for name in ("cuda", "triton"):
-        assert "absent: " in lines[name]
+        assert torch.cuda.is_available() or "absent: " in lines[name]
 
 
 def test_version() -> None:
