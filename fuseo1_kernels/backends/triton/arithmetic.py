@@ -1,0 +1,185 @@
+"""The arithmetic contract in Triton: what every kernel does to a tile of elements.
+
+A tile is ROWS blocks of 256 elements, a row each: shape [ROWS, 256]. Task vectors, and all that is computed of
+them, are tuples of such tiles, one a target. Formulas: csrc/include/fuseo1/survey.h and fuse.h; every line here
+is one rounding (launches pass enable_fp_fusion=False).
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+BLOCK = tl.constexpr(256)
+INF = tl.constexpr(0x7F800000)  # fp32 bits; those of NaN are above
+# Exponent fields below this one would make a block's scale 2^(149-E) a denormal or infinity.
+LEAST_EXPONENT = tl.constexpr(22)
+# x + 2^23 rounds x in [0, 2^23] to an integer, which is then the sum's low bits.
+RINT_MAGIC = tl.constexpr(8388608.0)
+RINT_MAGIC_BITS = tl.constexpr(0x4B000000)
+MOST_SQUARABLE = tl.constexpr(float.fromhex("0x1.fffffep63"))
+
+
+@triton.jit
+def float_of(bits):
+    """int32 bits as fp32."""
+    return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def bits_of(x):
+    """fp32 as int32: the same order among numbers that are not negative."""
+    return x.to(tl.int32, bitcast=True)
+
+
+@triton.jit
+def positions(ROWS: tl.constexpr):
+    """[ROWS, 256] int32: an element's place in its tile."""
+    return tl.arange(0, ROWS)[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+
+
+@triton.jit
+def widen(x):
+    """Elements as loaded, to fp32, exactly. bf16 comes as int16: it is the upper half of an fp32."""
+    if x.dtype == tl.int16:
+        wide = float_of(x.to(tl.int32) << 16)
+    else:
+        wide = x.to(tl.float32)
+    return wide
+
+
+@triton.jit
+def load_wide(data, start, at, left, WHOLE: tl.constexpr):
+    """Elements start + at of `data`, in fp32; zeros from the `left`-th on, unless the tile is WHOLE.
+
+    Only without a mask are loads 16 bytes wide whatever the number of elements: masks are for tails.
+    """
+    if WHOLE:
+        x = tl.load(data + start + at)
+    else:
+        x = tl.load(data + start + at, mask=at < left, other=0)
+    return widen(x)
+
+
+@triton.jit
+def task_vectors(inputs, start, at, left, WHOLE: tl.constexpr, TARGETS: tl.constexpr):
+    """(base, (d_1, ..., d_N)): d_i = x_i - b."""
+    base = load_wide(inputs[0], start, at, left, WHOLE)
+    d = ()
+    for i in tl.static_range(TARGETS):
+        d = d + (load_wide(inputs[i + 1], start, at, left, WHOLE) - base,)
+    return base, d
+
+
+@triton.jit
+def total(terms, TARGETS: tl.constexpr):
+    """(t_1 + t_2) + ... + t_N."""
+    s = terms[0]
+    for i in tl.static_range(1, TARGETS):
+        s = s + terms[i]
+    return s
+
+
+@triton.jit
+def is_finite(x):
+    return (bits_of(x) & 0x7FFFFFFF) < INF
+
+
+@triton.jit
+def divide(x, N: tl.constexpr):
+    """x / N, correctly rounded. By a power of two that is a product."""
+    if N & (N - 1) == 0:
+        quotient = x * (1.0 / N)
+    else:
+        quotient = tl.div_rn(x, tl.full(x.shape, N, tl.float32))
+    return quotient
+
+
+@triton.jit
+def spread(d, s, N: tl.constexpr):
+    """N times the score: ((d_1-m)^2 + (d_2-m)^2) + ... + (d_N-m)^2, where m = s / N and s is the sum of d."""
+    mean = divide(s, N)
+    squared = ()
+    for i in tl.static_range(N):
+        away = d[i] - mean
+        squared = squared + (away * away,)
+    return total(squared, N)
+
+
+@triton.jit
+def score_bits(inputs, start, at, left, N: tl.constexpr):
+    """The elements' scores as int32 bits; 0 beyond the end and where s is not finite."""
+    _, d = task_vectors(inputs, start, at, left, False, N)
+    s = total(d, N)
+    return tl.where(is_finite(s), bits_of(divide(spread(d, s, N), N)), 0)
+
+
+@triton.jit
+def squares(d, TARGETS: tl.constexpr):
+    """Each d_i^2."""
+    q = ()
+    for i in tl.static_range(TARGETS):
+        q = q + (d[i] * d[i],)
+    return q
+
+
+@triton.jit
+def counted(d, s, TARGETS: tl.constexpr):
+    """d as it counts in the energies: 0 where s is not finite, else within the squarable numbers."""
+    sound = is_finite(s)
+    kept = ()
+    for i in tl.static_range(TARGETS):
+        near = tl.minimum(tl.maximum(d[i], -MOST_SQUARABLE), MOST_SQUARABLE)
+        kept = kept + (tl.where(sound, near, 0.0),)
+    return kept
+
+
+@triton.jit
+def block_peaks(q, TARGETS: tl.constexpr):
+    """The largest square of each block and target, as uint32 bits: a tuple of [ROWS]. NaN exceeds every number,
+    whatever its sign."""
+    peaks = ()
+    for i in tl.static_range(TARGETS):
+        peaks = peaks + (tl.max(q[i].to(tl.uint32, bitcast=True), axis=1),)
+    return peaks
+
+
+@triton.jit
+def exponent_of(peak):
+    """E: the exponent field that a block's squares are measured by."""
+    return tl.maximum((peak >> 23).to(tl.int32), LEAST_EXPONENT)
+
+
+@triton.jit
+def quanta(q, exponent):
+    """rint(q * 2^(149-E)), in [0, 2^23], with the bits of the magic number above."""
+    return bits_of(q * float_of((276 - exponent) << 23) + RINT_MAGIC)
+
+
+@triton.jit
+def add_energies(q, peaks, bins, stripe, TARGETS: tl.constexpr):
+    """Adds every block's integer sum to its exponent's, in bins[stripe]: [TARGETS, 256] int64.
+
+    256 times the magic number's bits are 0 modulo 2^32, and a block's sum is at most 2^31.
+    """
+    for i in tl.static_range(TARGETS):
+        exponent = exponent_of(peaks[i])
+        biased = quanta(q[i], exponent[:, None]).to(tl.uint32, bitcast=True)
+        sums = tl.sum(biased, axis=1).to(tl.uint32, bitcast=True).to(tl.int64)
+        to = bins + (stripe * TARGETS + i) * BLOCK + exponent
+        tl.atomic_add(to, sums, mask=sums != 0, sem="relaxed")
+
+
+@triton.jit
+def first_reaching(score, N: tl.constexpr):
+    """The least fp32 (as int64 bits) whose N-th part is at least `score` (bits); beyond infinity: there is none.
+
+    The division is monotone. So the numbers before it are compared with such bounds, and it is spared.
+    """
+    below = tl.full((), 0, tl.int64)  # so many numbers are known to divide to less
+    for bit in range(31):
+        trial = below + (tl.full((), 1 << 30, tl.int64) >> bit)
+        last = tl.minimum(trial - 1, INF).to(tl.int32)
+        less = (trial - 1 <= INF) & (bits_of(divide(float_of(last), N)) < score)
+        below = tl.where(less, trial, below)
+    return below

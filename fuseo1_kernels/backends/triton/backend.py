@@ -1,0 +1,310 @@
+"""The host's side: what is launched, in which order, on the caller's stream. Nothing here waits for the device."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+
+from ...arrays import Array
+from ...errors import BackendError
+from .. import SURVEY_BYTES, FuseParams, OnDevice, SurveyResult
+from . import state as places
+from .energies import add_selected
+from .fuse import fuse_tiles
+from .sampling import RUNS_AT_ONCE, end_bracket, measure_runs, refine_bracket, sample_scores
+from .scan import BLOCK, scan_carefully, scan_tiles
+from .selection import count_digit, count_ties, find_cut
+from .settle import bound_threshold, settle
+from .state import MOST_TARGETS, PARAMS, RESULT, place
+from .tuning import LEAST_ROWS, Config, Tuner
+from .workspace import Layout, Workspace
+
+#: Whether the kernels run in Triton's interpreter, on the CPU's tensors: TRITON_INTERPRET=1 at their import.
+INTERPRETED = bool(triton.knobs.runtime.interpret)
+
+_BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
+_BY_NAME = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+# For every launch: no kernel may contract a product and a sum.
+_EXACT = {"enable_fp_fusion": False}
+# Programs of kernels that share their work out themselves, per multiprocessor.
+_PROGRAMS = 4
+
+
+@dataclass(frozen=True)
+class Params:
+    """What fuse applies. On the device: numbers [24] fp32, tie_limit [1] int64 (state.py says where); known here:
+    whether elements are masked, and divisors have a floor."""
+
+    numbers: torch.Tensor
+    tie_limit: torch.Tensor
+    masked: bool
+    floored: bool
+
+
+def tensor_of(array: Array) -> torch.Tensor:
+    """The array as a flat tensor, of its owner's memory."""
+    dtype = _BY_NAME[array.dtype.name]
+    owner: torch.Tensor = array.owner
+    if array.numel == 0:
+        return torch.empty(0, dtype=dtype, device=owner.device)
+    start, remainder = divmod(array.address - owner.data_ptr(), array.dtype.size)
+    if remainder or owner.dtype != dtype:
+        raise BackendError("an array must begin at an element of its tensor")
+    return owner.detach().reshape(-1)[start : start + array.numel]
+
+
+def pointers(inputs: Sequence[Array]) -> tuple[torch.Tensor, ...]:
+    """What kernels take: flat tensors, bf16 as int16."""
+    tensors = [tensor_of(a) for a in inputs]
+    return tuple(t.view(torch.int16) if t.dtype == torch.bfloat16 else t for t in tensors)
+
+
+class TritonBackend:
+    """The two ops on tensors in the memory of one GPU, or in the CPU's for the interpreter.
+
+    `survey` and `fuse` wait for the device, because they return numbers. `enqueue_survey` and `enqueue_fuse` do
+    not, but for the first large tensors of a kind, on which they are tuned; with a `config` they never do. They can
+    be captured into a graph, once each kernel has been compiled by a call before.
+    """
+
+    name = "triton"
+    max_targets = MOST_TARGETS
+
+    def __init__(self, config: Config | None = None) -> None:
+        self._tuner = Tuner(config, enabled=not INTERPRETED)
+
+    @property
+    def description(self) -> str:
+        device = "interpreter" if INTERPRETED else torch.cuda.get_device_name()
+        return f"{device}, Triton {triton.__version__}"
+
+    def survey(
+        self,
+        inputs: Sequence[Array],
+        select_topk: float,
+        threads: int,
+        max_bytes: int = SURVEY_BYTES,
+    ) -> SurveyResult:
+        """`threads` and `max_bytes` are the CPU's concern."""
+        return self.result(self.enqueue_survey(inputs, select_topk, "fuseo1"))[0]
+
+    def fuse(
+        self, inputs: Sequence[Array], params: FuseParams, out: Array, offset: int, threads: int
+    ) -> int:
+        self._check(inputs)
+        device, targets = _device(inputs), len(inputs) - 1
+        numbers = [0.0] * PARAMS
+        numbers[: len(params.weights)] = params.weights
+        numbers[place(places.P_FLOOR)] = params.floor_divisor
+        given = Params(
+            torch.tensor(numbers, dtype=torch.float32).to(device),
+            torch.tensor([params.tie_limit], dtype=torch.int64).to(device),
+            params.masked,
+            params.floor_divisor != 0.0,
+        )
+        result = torch.zeros(RESULT, dtype=torch.int64, device=device)
+        with _current(device):
+            bound_threshold[(1,)](given.numbers, params.threshold, targets, **_EXACT)
+        survey = OnDevice(result, given, targets)
+        self.enqueue_fuse(inputs, survey, out, offset)
+        return self.result(survey)[1]
+
+    def enqueue_survey(self, inputs: Sequence[Array], select_topk: float, variant: str) -> OnDevice:
+        """Survey, and derive SCE's parameters, on the current stream of the inputs' device."""
+        self._check(inputs)
+        data, numel, device = pointers(inputs), inputs[0].numel, _device(inputs)
+
+        def run(config: Config) -> OnDevice:
+            return _survey(data, numel, device, select_topk, variant, config)
+
+        scored = 0.0 < select_topk < 1.0
+        with _current(device):
+            key = ("survey", device, scored, *(x.dtype for x in data))
+            return run(self._tuner.choose(key, numel, run))
+
+    def enqueue_fuse(
+        self, inputs: Sequence[Array], survey: OnDevice, out: Array, offset: int = 0
+    ) -> None:
+        """Fuse by what `survey` left, on the current stream of the inputs' device."""
+        self._check(inputs)
+        if out.numel != inputs[0].numel:
+            raise BackendError("the output must have as many elements as the inputs")
+        if out.numel == 0:
+            return
+        data, device, to = pointers(inputs), _device(inputs), tensor_of(out)
+        params: Params = survey.params
+        key = ("fuse", device, params.masked, params.floored, to.dtype, *(x.dtype for x in data))
+        scratch = torch.empty_like(survey.result)  # a trial counts nothing
+
+        def run(config: Config, result: torch.Tensor = scratch) -> None:
+            _fuse(data, to, out.dtype.abi, params, result, offset, config)
+
+        with _current(device):
+            run(self._tuner.choose(key, out.numel, run), survey.result)
+
+    def result(self, survey: OnDevice) -> tuple[SurveyResult, int]:
+        """Wait for what was enqueued: the survey, and how many outputs were infinite or NaN."""
+        found = survey.result.cpu()
+        numbers, energies = found.tolist(), found.view(torch.float64).tolist()
+        energy, nonfinite = place(places.R_ENERGY), place(places.R_NONFINITE)
+        learned = SurveyResult(
+            nonzero=numbers[place(places.R_NONZERO)],
+            selected=numbers[place(places.R_SELECTED)],
+            threshold=numbers[place(places.R_THRESHOLD)],
+            tie_limit=numbers[place(places.R_TIE_LIMIT)],
+            passes=numbers[place(places.R_PASSES)],
+            energy=tuple(energies[energy : energy + survey.targets]),
+            nonfinite=tuple(numbers[nonfinite : nonfinite + survey.targets + 2]),
+        )
+        return learned, numbers[place(places.R_WRITTEN)]
+
+    def _check(self, inputs: Sequence[Array]) -> None:
+        if len({a.numel for a in inputs}) != 1:
+            raise BackendError("base and targets must have the same number of elements")
+        if not 2 <= len(inputs) <= self.max_targets + 1:
+            raise BackendError(
+                f"1 to {self.max_targets} targets are supported on a GPU, not {len(inputs) - 1}"
+            )
+
+
+def workspace_bytes(targets: int, numel: int, select_topk: float) -> int:
+    """What a survey takes beside its inputs: 3 % of them and 2.5 MiB, if they are bf16, at most."""
+    return Layout(targets, numel, 0.0 < select_topk < 1.0, LEAST_ROWS).nbytes
+
+
+def _survey(
+    data: tuple[torch.Tensor, ...],
+    numel: int,
+    device: torch.device,
+    select_topk: float,
+    variant: str,
+    config: Config,
+) -> OnDevice:
+    targets, scored = len(data) - 1, 0.0 < select_topk < 1.0 and numel > 0
+    layout = Layout(targets, numel, scored, LEAST_ROWS)
+    work = Workspace(layout, device)
+    tile = config.rows * place(BLOCK)
+    topk = struct.unpack("<q", struct.pack("<d", select_topk))[0]
+    shape = {"TARGETS": targets, "STRIPES": layout.stripes}
+    many = (_programs(device),)
+    sampling = (max(1, -(-layout.runs // place(RUNS_AT_ONCE))),)
+    if scored:
+        histograms = work.histograms[:3]
+        if layout.runs:
+            sample_scores[sampling](
+                data, work.sample, histograms, numel, layout.runs, targets, **_EXACT
+            )
+            measure_runs[sampling](
+                work.sample, histograms, work.state, layout.runs, topk, **_EXACT
+            )
+            refine_bracket[sampling](
+                work.sample, histograms, work.state, layout.runs, topk, **_EXACT
+            )
+        end_bracket[(1,)](histograms, work.state, layout.runs, targets, **_EXACT)
+    scan = (
+        *(data, work.state, work.stripes, work.bins, work.rare_tiles, work.exponents),
+        *(work.keys, work.indices, numel, layout.capacity, scored),
+    )
+    if numel >= tile:
+        scan_tiles[(numel // tile,)](
+            *scan, **shape, ROWS=config.rows, num_warps=config.warps, **_EXACT
+        )
+    if numel:
+        scan_carefully[many](*scan, **shape, ROWS=config.rows, num_warps=config.warps, **_EXACT)
+    if scored:
+        digits = work.histograms[3:]
+        for digit in range(3):
+            count_digit[many](
+                *(data, work.stripes, work.state, digits, work.keys, numel, layout.capacity, topk),
+                DIGIT=digit,
+                **shape,
+                **_EXACT,
+            )
+        count_ties[many](
+            *(data, work.stripes, work.state, digits, work.keys, work.indices, work.ties),
+            *(numel, layout.capacity),
+            **shape,
+            **_EXACT,
+        )
+        find_cut[(1,)](
+            data, work.state, work.ties, numel, layout.stretches, targets, **_EXACT
+        )
+        add_selected[many](
+            *(data, work.stripes, work.state, work.bins, work.exponents, work.keys, work.indices),
+            *(numel, layout.capacity),
+            **shape,
+            **_EXACT,
+        )
+    result = torch.zeros(RESULT, dtype=torch.int64, device=device)
+    mergekit = variant == "mergekit"
+    params = Params(
+        torch.zeros(PARAMS, dtype=torch.float32, device=device),
+        torch.zeros(1, dtype=torch.int64, device=device),
+        masked=mergekit and select_topk < 1.0,
+        floored=mergekit,
+    )
+    settle[(1,)](
+        *(work.state, work.bins, result, params.numbers, params.tie_limit, numel),
+        SCORED=scored,
+        ALL=select_topk == 1.0,
+        MERGEKIT=mergekit,
+        SLOTS=triton.next_power_of_2(targets),
+        **shape,
+        **_EXACT,
+    )
+    return OnDevice(result, params, targets)
+
+
+def _fuse(
+    data: tuple[torch.Tensor, ...],
+    out: torch.Tensor,
+    dtype: int,
+    params: Params,
+    result: torch.Tensor,
+    offset: int,
+    config: Config,
+) -> None:
+    numel = out.numel()
+    whole, rest = divmod(numel, config.rows * place(BLOCK))
+    for first, tiles in ((0, whole), (whole, int(rest > 0))):
+        if tiles:
+            fuse_tiles[(tiles,)](
+                *(data, out.view(_BITS[out.dtype]), params.numbers, params.tie_limit, result),
+                *(first, offset, numel),
+                WHOLE=first < whole,
+                MASKED=params.masked,
+                FLOORED=params.floored,
+                OUT=dtype,
+                TARGETS=len(data) - 1,
+                ROWS=config.rows,
+                num_warps=config.warps,
+                **_EXACT,
+            )
+
+
+def _device(inputs: Sequence[Array]) -> torch.device:
+    device: torch.device = inputs[0].owner.device
+    if (device.type == "cpu") != INTERPRETED:
+        raise BackendError(
+            "backend triton takes the CPU's tensors only in Triton's interpreter: set TRITON_INTERPRET=1"
+            if device.type == "cpu"
+            else "Triton's interpreter (TRITON_INTERPRET=1) takes the CPU's tensors only"
+        )
+    return device
+
+
+def _current(device: torch.device) -> AbstractContextManager[Any]:
+    """Makes `device` the current one: Triton launches on its current stream."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def _programs(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 3
+    return _PROGRAMS * torch.cuda.get_device_properties(device).multi_processor_count

@@ -1,0 +1,221 @@
+"""The one read of a survey: energies of what is selected for certain, and the candidates for the rest."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .arithmetic import (
+    BLOCK,
+    INF,
+    add_energies,
+    block_peaks,
+    counted,
+    exponent_of,
+    float_of,
+    is_finite,
+    load_wide,
+    positions,
+    spread,
+    squares,
+    task_vectors,
+    total,
+)
+from .state import HIGH, LEAST, LOW, NONFINITE, RARE, S_ABOVE, S_FOUND, S_NONZERO, STRIPE
+
+
+@triton.jit
+def load_bound(state, place):
+    """A bound that is kept in `state` as fp32 bits."""
+    return float_of(tl.load(state + place).to(tl.int32))
+
+
+@triton.jit
+def keep_candidates(x, inside, found, start, at, stripe, stripes, keys, indices, capacity):
+    """Appends a tile's `found` candidates to its stripe: keys (scores before their division) and flat indices."""
+    counter = stripes + stripe * STRIPE + S_FOUND
+    first = tl.atomic_add(counter, found.to(tl.int64), sem="relaxed")
+    in_row = tl.sum(inside, axis=1)
+    before = tl.cumsum(in_row, axis=0) - in_row
+    rank = tl.cumsum(inside, axis=1) + before[:, None] - 1
+    room = tl.minimum(tl.maximum(capacity - first, 0), found).to(tl.int32)
+    kept = (inside != 0) & (rank < room)
+    begin = stripe.to(tl.int64) * capacity + tl.minimum(first, capacity)
+    tl.store(keys + begin + rank, x, mask=kept)
+    tl.store(indices + begin + rank, start + at, mask=kept)
+
+
+@triton.jit
+def take_tile(
+    q,
+    x,
+    tile,
+    start,
+    at,
+    numel,
+    state,
+    stripes,
+    bins,
+    exponents,
+    keys,
+    indices,
+    capacity,
+    SCORED: tl.constexpr,
+    TARGETS: tl.constexpr,
+    STRIPES: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """All that the scan does with a tile whose squares are finite."""
+    stripe = tile % STRIPES
+    peaks = block_peaks(q, TARGETS)
+    if SCORED:
+        above = x > load_bound(state, HIGH)
+        inside = (x >= load_bound(state, LOW)) & (above == 0)
+        # Three counts of up to 256 in a row's sum: not 0, above, inside.
+        one_of = tl.where(inside, 1 + (1 << 20), tl.where(x >= load_bound(state, LEAST), 1, 0))
+        packed = tl.sum(tl.where(above, 1 + (1 << 10), one_of), axis=1)
+        nonzero, certain = tl.sum(packed & 1023, axis=0), tl.sum((packed >> 10) & 1023, axis=0)
+        found = tl.sum(packed >> 20, axis=0)
+        mine = stripes + stripe * STRIPE
+        tl.atomic_add(mine + S_NONZERO, nonzero.to(tl.int64), sem="relaxed")
+        tl.atomic_add(mine + S_ABOVE, certain.to(tl.int64), sem="relaxed")
+        if found > 0:
+            keep_candidates(
+                x, inside.to(tl.int32), found, start, at, stripe, stripes, keys, indices, capacity
+            )
+        # Candidates are quantised later, and must know their block's exponents then.
+        blocks = tl.cdiv(numel, BLOCK)
+        block = start // BLOCK + tl.arange(0, ROWS)
+        certain_q = ()
+        for i in tl.static_range(TARGETS):
+            to = exponents + i * tl.cast(blocks, tl.int64) + block
+            tl.store(to, exponent_of(peaks[i]).to(tl.uint8), mask=block < blocks)
+            certain_q = certain_q + (tl.where(above, q[i], 0.0),)
+        add_energies(certain_q, peaks, bins, stripe, TARGETS)
+    else:
+        add_energies(q, peaks, bins, stripe, TARGETS)
+
+
+@triton.jit(do_not_specialize=["numel", "capacity"])
+def scan_tiles(
+    inputs,  # tuple of TARGETS + 1 pointers: [numel], base first; bf16 as int16
+    state,  # [64] int64
+    stripes,  # [STRIPES, 4] int64
+    bins,  # [STRIPES, TARGETS, 256] int64
+    rare_tiles,  # [tiles] int32
+    exponents,  # [TARGETS, blocks] uint8; SCORED only, as the two below
+    keys,  # [STRIPES, capacity] fp32
+    indices,  # [STRIPES, capacity] int64
+    numel,
+    capacity,
+    SCORED: tl.constexpr,
+    TARGETS: tl.constexpr,
+    STRIPES: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """A program takes one whole tile. One with infinite squares or NaN is left to scan_carefully."""
+    tile = tl.program_id(0)
+    start = tile.to(tl.int64) * (ROWS * BLOCK)
+    at = positions(ROWS)
+    _, d = task_vectors(inputs, start, at, 0, True, TARGETS)
+    q = squares(d, TARGETS)
+    # NaN and infinity have the largest bits, and leave no sum of d finite without them.
+    peaks = block_peaks(q, TARGETS)
+    worst = peaks[0]
+    for i in tl.static_range(1, TARGETS):
+        worst = tl.maximum(worst, peaks[i])
+    if tl.max(worst, axis=0) >= INF:
+        tl.store(rare_tiles + tl.atomic_add(state + RARE, 1, sem="relaxed"), tile)
+    else:
+        x = q[0]
+        if SCORED:
+            x = spread(d, total(d, TARGETS), TARGETS)
+        take_tile(
+            q,
+            x,
+            tile,
+            start,
+            at,
+            numel,
+            state,
+            stripes,
+            bins,
+            exponents,
+            keys,
+            indices,
+            capacity,
+            SCORED,
+            TARGETS,
+            STRIPES,
+            ROWS,
+        )
+
+
+@triton.jit
+def count_nonfinite(inputs, start, at, left, s, state, TARGETS: tl.constexpr):
+    """Counts, of the elements whose s is not finite, whose fault that is."""
+    out = (is_finite(s) == 0) & (at < left)
+    innocent = out
+    for i in tl.static_range(TARGETS + 1):
+        bad = out & (is_finite(load_wide(inputs[i], start, at, left, False)) == 0)
+        innocent = innocent & (bad == 0)
+        number = tl.sum(tl.sum(bad.to(tl.int32), axis=1), axis=0)
+        tl.atomic_add(state + NONFINITE + i, number.to(tl.int64), mask=number != 0, sem="relaxed")
+    number = tl.sum(tl.sum(innocent.to(tl.int32), axis=1), axis=0)
+    to = state + NONFINITE + TARGETS + 1
+    tl.atomic_add(to, number.to(tl.int64), mask=number != 0, sem="relaxed")
+
+
+@triton.jit(do_not_specialize=["numel", "capacity"])
+def scan_carefully(
+    inputs,
+    state,
+    stripes,
+    bins,
+    rare_tiles,
+    exponents,
+    keys,
+    indices,
+    numel,
+    capacity,
+    SCORED: tl.constexpr,
+    TARGETS: tl.constexpr,
+    STRIPES: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """As scan_tiles, for the tiles that it left and the one that is not whole; a program takes every n-th of them."""
+    whole = (tl.cast(numel, tl.int64) // (ROWS * BLOCK)).to(tl.int32)
+    rare = tl.load(state + RARE).to(tl.int32)
+    tail = (tl.cast(numel, tl.int64) % (ROWS * BLOCK) != 0).to(tl.int32)
+    at = positions(ROWS)
+    for n in range(tl.program_id(0), rare + tail, tl.num_programs(0)):
+        tile = tl.load(rare_tiles + n, mask=n < rare, other=0)
+        tile = tl.where(n < rare, tile, whole)
+        start = tile.to(tl.int64) * (ROWS * BLOCK)
+        left = tl.minimum(numel - start, ROWS * BLOCK).to(tl.int32)
+        _, d = task_vectors(inputs, start, at, left, False, TARGETS)
+        s = total(d, TARGETS)
+        count_nonfinite(inputs, start, at, left, s, state, TARGETS)
+        q = squares(counted(d, s, TARGETS), TARGETS)
+        x = q[0]
+        if SCORED:
+            x = tl.where(is_finite(s), spread(d, s, TARGETS), 0.0)
+        take_tile(
+            q,
+            x,
+            tile,
+            start,
+            at,
+            numel,
+            state,
+            stripes,
+            bins,
+            exponents,
+            keys,
+            indices,
+            capacity,
+            SCORED,
+            TARGETS,
+            STRIPES,
+            ROWS,
+        )

@@ -1,0 +1,144 @@
+"""The end of a survey: exact sums to energies, energies to SCE's weights (fuseo1_kernels/weights.py is the twin)."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .arithmetic import BLOCK, INF, bits_of, first_reaching, float_of
+from .state import (
+    AT_HIGH,
+    AT_LOW,
+    CUT,
+    FAILED,
+    MOST_TARGETS,
+    NONFINITE,
+    NONZERO,
+    NOTHING,
+    P_AT_HIGH,
+    P_AT_LOW,
+    P_FLOOR,
+    P_WEIGHTS,
+    R_ENERGY,
+    R_NONFINITE,
+    R_NONZERO,
+    R_PASSES,
+    R_SELECTED,
+    R_THRESHOLD,
+    R_TIE_LIMIT,
+    R_WRITTEN,
+    SELECTED,
+    THRESHOLD,
+    TIE_LIMIT,
+)
+
+# mergekit's rules: below this mean square all weights are equal, and no divisor is smaller than this.
+MERGEKIT_FLOOR = tl.constexpr(1e-6)
+TARGET_SLOTS = tl.constexpr(MOST_TARGETS)
+
+
+@triton.jit
+def energies_of(bins, TARGETS: tl.constexpr, SLOTS: tl.constexpr, STRIPES: tl.constexpr):
+    """[SLOTS] fp64: each target's sums of integers, added from the smallest exponent up.
+
+    bins: [STRIPES, TARGETS, 256] int64.
+    """
+    i = tl.arange(0, SLOTS)[:, None]
+    e = tl.arange(0, BLOCK)[None, :]
+    sums = tl.zeros([SLOTS, BLOCK], tl.int64)
+    for stripe in range(STRIPES):
+        at = (stripe * TARGETS + i) * BLOCK + e
+        sums += tl.load(bins + at, mask=(i < TARGETS) & (e >= 0), other=0)
+    energy = tl.zeros([SLOTS], tl.float64)
+    least = tl.min(tl.where(sums != 0, e, BLOCK), axis=1)
+    while tl.min(least, axis=0) < BLOCK:
+        here = e == least[:, None]
+        unit = ((least - 149 + 1023).to(tl.int64) << 52).to(tl.float64, bitcast=True)
+        energy = energy + tl.sum(tl.where(here, sums, 0), axis=1).to(tl.float64) * unit
+        sums = tl.where(here, 0, sums)
+        least = tl.min(tl.where(sums != 0, e, BLOCK), axis=1)
+    return energy
+
+
+@triton.jit
+def store_weights(energy, numel, params, TARGETS: tl.constexpr, SLOTS: tl.constexpr, MERGEKIT: tl.constexpr):
+    """params[P_WEIGHTS ...]: energy / their sum, in fp64, rounded to fp32; or 1 each."""
+    i = tl.arange(0, SLOTS)
+    all_of = tl.full((), 0.0, tl.float64)
+    for target in tl.static_range(TARGETS):
+        all_of = all_of + tl.sum(tl.where(i == target, energy, 0.0), axis=0)
+    equal = all_of == 0.0
+    if MERGEKIT:
+        mean = all_of / tl.maximum(tl.cast(numel, tl.int64), 1).to(tl.float64)
+        few = tl.cast(numel, tl.int64) == 0
+        equal = (equal & few) | ((few == 0) & (mean < tl.full((), 1e-6, tl.float64)))
+    one = tl.full((), 1.0, tl.float64)
+    share = energy / tl.where(all_of == 0.0, one, all_of)
+    tl.store(params + P_WEIGHTS + i, tl.where(equal, one, share).to(tl.float32), mask=i < TARGETS)
+
+
+@triton.jit(do_not_specialize=["numel"])
+def settle(
+    state,  # [64] int64
+    bins,  # [2 (SCORED), STRIPES, TARGETS, 256] int64
+    result,  # [64] int64, written
+    params,  # [24] fp32, written
+    tie_limit,  # [1] int64, written
+    numel,
+    SCORED: tl.constexpr,  # 0 < select_topk < 1, and there are elements
+    ALL: tl.constexpr,  # select_topk is 1
+    MERGEKIT: tl.constexpr,
+    TARGETS: tl.constexpr,
+    SLOTS: tl.constexpr,  # the power of two from TARGETS on
+    STRIPES: tl.constexpr,
+):
+    """One program."""
+    count = tl.cast(numel, tl.int64)
+    nothing = tl.full((), NOTHING, tl.int64)
+    if SCORED:
+        failed = tl.load(state + FAILED)
+        nonzero, selected = tl.load(state + NONZERO), tl.load(state + SELECTED)
+        threshold, limit = tl.load(state + THRESHOLD), tl.load(state + TIE_LIMIT)
+        # The exact path: three digits, the ties if they are cut, the energies.
+        passes = 1 + failed * (4 + tl.load(state + CUT))
+        low, high = tl.load(state + AT_LOW), tl.load(state + AT_HIGH)
+        from_bins = bins + failed * (STRIPES * TARGETS * BLOCK)
+    else:
+        nonzero = tl.full((), -1, tl.int64)
+        selected = count if ALL else tl.full((), 0, tl.int64)
+        threshold = tl.full((), 0, tl.int64) if ALL else nothing
+        limit = count - 1 if ALL else tl.full((), -1, tl.int64)
+        passes = (count > 0).to(tl.int64)
+        low = first_reaching(threshold, TARGETS)
+        high = first_reaching(threshold + 1, TARGETS) - 1
+        from_bins = bins
+    energy = energies_of(from_bins, TARGETS, SLOTS, STRIPES)
+    energy = tl.where(selected > 0, energy, 0.0)
+    tl.store(result + R_NONZERO, nonzero)
+    tl.store(result + R_SELECTED, selected)
+    tl.store(result + R_THRESHOLD, threshold)
+    tl.store(result + R_TIE_LIMIT, limit)
+    tl.store(result + R_PASSES, passes)
+    tl.store(result + R_WRITTEN, tl.full((), 0, tl.int64))
+    i = tl.arange(0, 32)
+    counts = tl.load(state + NONFINITE + i, mask=i < TARGETS + 2, other=0)
+    tl.store(result + R_NONFINITE + i, counts, mask=i < TARGETS + 2)
+    slot = tl.arange(0, SLOTS)
+    tl.store(result + R_ENERGY + slot, energy.to(tl.int64, bitcast=True), mask=slot < TARGETS)
+    store_weights(energy, numel, params, TARGETS, SLOTS, MERGEKIT)
+    tl.store(params + P_FLOOR, 1e-6 if MERGEKIT else 0.0)
+    tl.store(params + P_AT_LOW, float_of(low.to(tl.int32)))
+    tl.store(params + P_AT_HIGH, float_of(high.to(tl.int32)))
+    tl.store(tie_limit, limit)
+
+
+@triton.jit(do_not_specialize=["threshold"])
+def bound_threshold(
+    params,  # [24] fp32; the threshold's bounds are written
+    threshold,  # fp32 bits
+    TARGETS: tl.constexpr,
+):
+    """One program: what fuse compares with, for a threshold that is given."""
+    bits = tl.cast(threshold, tl.int64)
+    tl.store(params + P_AT_LOW, float_of(first_reaching(bits, TARGETS).to(tl.int32)))
+    tl.store(params + P_AT_HIGH, float_of((first_reaching(bits + 1, TARGETS) - 1).to(tl.int32)))

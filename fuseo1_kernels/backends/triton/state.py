@@ -1,0 +1,62 @@
+"""What the kernels of a survey leave each other in its workspace: the numbers' places."""
+
+from __future__ import annotations
+
+import triton.language as tl
+
+# --- state: [64] int64 ---
+RARE = tl.constexpr(0)  # tiles left to the careful kernel
+FAILED = tl.constexpr(1)  # 1: the candidates do not tell, the exact path goes on
+NONZERO = tl.constexpr(2)
+SELECTED = tl.constexpr(3)  # k
+CUT = tl.constexpr(4)  # 1: not all ties at the threshold are selected
+THRESHOLD = tl.constexpr(5)
+TIE_LIMIT = tl.constexpr(6)
+# Before digit 0, 1, 2 and after the last: the digits found, and how many of those in question are selected.
+FOUND = tl.constexpr(8)
+WANTED = tl.constexpr(12)
+# Bounds of numbers before their division by N, as fp32 bits (arithmetic.first_reaching): scores in the bracket are
+# [LOW, HIGH], those that are not 0 start at LEAST, those at the threshold are [AT_LOW, AT_HIGH].
+LOW = tl.constexpr(16)
+HIGH = tl.constexpr(17)
+LEAST = tl.constexpr(18)
+AT_LOW = tl.constexpr(19)
+AT_HIGH = tl.constexpr(20)
+# The sample: sums over its runs, of how many lie above the level (a) and are not 0 (p).
+RUNS = tl.constexpr(24)  # aa, ap, pp, a, p
+PREFIX = tl.constexpr(30)  # the bracket's upper and lower side: their first digit; -1: open
+RANK = tl.constexpr(32)  # and which of those with that digit, from the highest
+NONFINITE = tl.constexpr(40)  # base, targets 1..N, overflows
+STATE = 64
+
+# --- stripes: [stripes, 4] int64. A tile adds to the stripe of its number, so that no address is hot ---
+S_NONZERO = tl.constexpr(0)
+S_ABOVE = tl.constexpr(1)
+S_FOUND = tl.constexpr(2)  # candidates, those without a place among them
+STRIPE = tl.constexpr(4)
+
+# --- result: [64] int64 ---
+R_NONZERO = tl.constexpr(0)
+R_SELECTED = tl.constexpr(1)
+R_THRESHOLD = tl.constexpr(2)
+R_TIE_LIMIT = tl.constexpr(3)
+R_PASSES = tl.constexpr(4)
+R_WRITTEN = tl.constexpr(5)  # fuse adds: outputs that are infinite or NaN
+R_NONFINITE = tl.constexpr(8)  # [18]
+R_ENERGY = tl.constexpr(32)  # [16] fp64 bits
+RESULT = 64
+
+# --- params: [24] fp32, what fuse applies; the tie limit is an int64 of its own ---
+P_WEIGHTS = tl.constexpr(0)  # [16]
+P_FLOOR = tl.constexpr(16)
+P_AT_LOW = tl.constexpr(17)
+P_AT_HIGH = tl.constexpr(18)
+PARAMS = 24
+
+MOST_TARGETS = 16
+NOTHING = tl.constexpr(0x7FFFFFFF)  # a threshold above every score
+
+
+def place(constant: tl.constexpr) -> int:
+    """One of the numbers above, on the host."""
+    return int(constant.value)

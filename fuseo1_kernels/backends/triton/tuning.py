@@ -1,0 +1,74 @@
+"""Which tile and how many warps: tuned on the first large tensors, or fixed.
+
+What is tuned is a whole op, survey or fuse, as it is called: both are pure functions of their inputs, so that trying
+them out changes nothing. The choice is kept by op, device, number of targets and dtypes, not by shape. Bits never
+depend on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+
+import torch
+
+
+@dataclass(frozen=True)
+class Config:
+    """How the kernels that read whole tensors are launched.
+
+    Attributes:
+        rows: blocks of 256 elements in a program's tile, a power of two from 2 to 16.
+        warps: warps of a program, a power of two from 1 to 8.
+    """
+
+    rows: int
+    warps: int
+
+    def __post_init__(self) -> None:
+        if self.rows not in (2, 4, 8, 16) or self.warps not in (1, 2, 4, 8):
+            raise ValueError(f"{self}: rows are 2, 4, 8 or 16, warps 1, 2, 4 or 8")
+
+
+#: A warp's 32 lanes hold a block in 16-byte loads of bf16; so these give a lane one to four loads an input.
+SPACE = (Config(4, 4), Config(8, 4), Config(8, 8), Config(16, 4), Config(16, 8), Config(2, 1))
+DEFAULT = SPACE[0]
+LEAST_ROWS = 2
+
+#: Smaller tensors are launches more than reads: they get what was found before, or DEFAULT.
+_LEAST_TUNED = 1 << 24
+_ROUNDS = 5
+
+
+@dataclass
+class Tuner:
+    """Chooses a config. `fixed`: always that one; `enabled` False (the interpreter): DEFAULT."""
+
+    fixed: Config | None = None
+    enabled: bool = True
+    _chosen: dict[Hashable, Config] = field(default_factory=dict)
+
+    def choose(self, key: Hashable, numel: int, op: Callable[[Config], object]) -> Config:
+        """The config for `key`. Where there is none yet, times `op`, waiting for the device: never in a capture."""
+        if self.fixed is not None:
+            return self.fixed
+        found = self._chosen.get(key)
+        if found is None and self.enabled and numel >= _LEAST_TUNED:
+            if torch.cuda.is_current_stream_capturing():
+                return DEFAULT
+            found = self._chosen[key] = min(SPACE, key=lambda config: _milliseconds(op, config))
+        return found or DEFAULT
+
+
+def _milliseconds(op: Callable[[Config], object], config: Config) -> float:
+    """The fastest of a few runs; the first, which compiles, is not counted."""
+    op(config)
+    times = []
+    for _ in range(_ROUNDS):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        op(config)
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end))
+    return min(times)

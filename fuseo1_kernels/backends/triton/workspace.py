@@ -1,0 +1,115 @@
+"""Where a survey works: one allocation, about 3 % of the inputs' bytes, of which the first part begins as zeros."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .sampling import DIGITS, RUN
+from .scan import BLOCK
+from .selection import CANDIDATES, STRETCH
+from .state import STATE, STRIPE, place
+
+_FLOOR = 2 << 20
+# Candidates may take one in so many of the inputs' bytes.
+_CANDIDATE_SHARE = 60
+# Bytes of one: its score and its flat index.
+_CANDIDATE = 12
+# One in so many elements is sampled, at most _MOST_SAMPLED; of small tensors one in 32, up to _LEAST_SAMPLED.
+_ELEMENTS_PER_SAMPLED = 64
+_MOST_SAMPLED = 1 << 20
+_LEAST_SAMPLED = 65536
+# From so many elements on tiles add to 32 stripes, else to 8.
+_MANY = 1 << 23
+
+
+def runs_of(numel: int) -> int:
+    """How many runs of 16 elements are sampled."""
+    wanted = max(_LEAST_SAMPLED, numel // _ELEMENTS_PER_SAMPLED)
+    return int(min(wanted, _MOST_SAMPLED, numel // 32) // place(RUN))
+
+
+def stripes_of(numel: int) -> int:
+    return 32 if numel >= _MANY else 8
+
+
+def capacity_of(targets: int, numel: int, stripes: int) -> int:
+    """Candidates that a stripe holds: a multiple of CANDIDATES, and no more than there may be."""
+    tile = place(CANDIDATES)
+    wanted = max(_FLOOR, 2 * (targets + 1) * numel // _CANDIDATE_SHARE) // _CANDIDATE // stripes
+    return int(max(1, min(wanted // tile, -(-numel // tile))) * tile)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a workspace: its dtype and shape, and where it starts in bytes."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+
+    @property
+    def nbytes(self) -> int:
+        return int(torch.Size(self.shape).numel()) * self.dtype.itemsize
+
+    def of(self, memory: torch.Tensor) -> torch.Tensor:
+        return memory[self.start : self.start + self.nbytes].view(self.dtype).view(self.shape)
+
+
+class Layout:
+    """The parts of a survey's workspace. `scored`: 0 < select_topk < 1; else most of them are not there.
+
+    zeroed: state [64], stripes [stripes, 4], bins [2 or 1, stripes, targets, 256], histograms [6, 2048] int64,
+        ties [stretches] int32.
+    not zeroed: rare_tiles [tiles of a block row] int32, exponents [targets, blocks] uint8,
+        keys [stripes, capacity] fp32, indices [stripes, capacity] int64; sample [runs, 16] int32 shares the
+        memory of the last two, which come to be when it has told all.
+    """
+
+    def __init__(self, targets: int, numel: int, scored: bool, least_rows: int) -> None:
+        self.nbytes = 0
+        self.stripes = stripes_of(numel)
+        self.runs = runs_of(numel) if scored else 0
+        self.capacity = capacity_of(targets, numel, self.stripes) if scored else 0
+        block = place(BLOCK)
+        blocks = -(-numel // block)
+        sets = 2 if scored else 1
+        self.state = self._take(torch.int64, STATE)
+        self.stripe = self._take(torch.int64, self.stripes, place(STRIPE))
+        self.bins = self._take(torch.int64, sets, self.stripes, targets, block)
+        self.histograms = self._take(torch.int64, 6 if scored else 0, place(DIGITS))
+        self.stretches = -(-numel // place(STRETCH)) if scored else 0
+        self.ties = self._take(torch.int32, self.stretches)
+        self.zeroed = self.nbytes
+        self.rare_tiles = self._take(torch.int32, -(-blocks // least_rows))
+        self.exponents = self._take(torch.uint8, targets if scored else 0, blocks)
+        start = self.nbytes
+        self.keys = self._take(torch.float32, self.stripes, self.capacity)
+        self.indices = self._take(torch.int64, self.stripes, self.capacity)
+        self.sample = Part(torch.int32, (self.runs, place(RUN)), start)
+        self.nbytes = max(self.nbytes, start + self.sample.nbytes)
+
+    def _take(self, dtype: torch.dtype, *shape: int) -> Part:
+        part = Part(dtype, shape, self.nbytes)
+        self.nbytes += -(-part.nbytes // 256) * 256
+        return part
+
+
+class Workspace:
+    """The parts, as tensors on `device`. Their memory is torch's again, in the stream's order, when this goes."""
+
+    def __init__(self, layout: Layout, device: Any) -> None:
+        memory = torch.empty(layout.nbytes, dtype=torch.uint8, device=device)
+        memory[: layout.zeroed].zero_()
+        self.state = layout.state.of(memory)
+        self.stripes = layout.stripe.of(memory)
+        self.bins = layout.bins.of(memory)
+        self.histograms = layout.histograms.of(memory)
+        self.ties = layout.ties.of(memory)
+        self.rare_tiles = layout.rare_tiles.of(memory)
+        self.exponents = layout.exponents.of(memory)
+        self.keys = layout.keys.of(memory)
+        self.indices = layout.indices.of(memory)
+        self.sample = layout.sample.of(memory)
