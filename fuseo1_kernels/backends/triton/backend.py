@@ -209,7 +209,7 @@ def _survey(
         end_bracket[(1,)](histograms, work.state, layout.runs, targets, **_EXACT)
     scan = (
         *(data, work.state, work.stripes, work.bins, work.rare_tiles, work.exponents),
-        *(work.keys, work.indices, numel, layout.capacity, scored),
+        *(work.records, numel, layout.capacity, scored),
     )
     if numel >= tile:
         scan_tiles[(numel // tile,)](
@@ -221,14 +221,16 @@ def _survey(
         digits = work.histograms[3:]
         for digit in range(3):
             count_digit[many](
-                *(data, work.stripes, work.state, digits, work.keys, numel, layout.capacity, topk),
+                *(data, work.stripes, work.state, digits, work.records, numel, layout.capacity, topk),
                 DIGIT=digit,
+                TILE=tile,
                 **shape,
                 **_EXACT,
             )
         count_ties[many](
-            *(data, work.stripes, work.state, digits, work.keys, work.indices, work.ties),
+            *(data, work.stripes, work.state, digits, work.records, work.ties),
             *(numel, layout.capacity),
+            TILE=tile,
             **shape,
             **_EXACT,
         )
@@ -236,8 +238,9 @@ def _survey(
             data, work.state, work.ties, numel, layout.stretches, targets, **_EXACT
         )
         add_selected[many](
-            *(data, work.stripes, work.state, work.bins, work.exponents, work.keys, work.indices),
+            *(data, work.stripes, work.state, work.bins, work.exponents, work.records),
             *(numel, layout.capacity),
+            TILE=tile,
             **shape,
             **_EXACT,
         )

@@ -20,7 +20,7 @@ from .arithmetic import (
     total,
 )
 from .scan import load_bound
-from .selection import RARE_ROWS, candidate_places, candidate_tiles
+from .selection import RARE_ROWS, candidate_tiles, load_candidates
 from .state import AT_HIGH, AT_LOW, FAILED, SELECTED, TIE_LIMIT
 
 
@@ -48,12 +48,12 @@ def add_selected(
     state,  # [64] int64
     bins,  # [2, STRIPES, TARGETS, 256] int64: of scan and candidates; of the exact path
     exponents,  # [TARGETS, blocks] uint8
-    keys,  # [STRIPES, capacity] fp32
-    indices,  # [STRIPES, capacity] int64
+    records,  # [STRIPES, capacity] int64
     numel,
     capacity,
     TARGETS: tl.constexpr,
     STRIPES: tl.constexpr,
+    TILE: tl.constexpr,  # elements of a tile of the scan
 ):
     """A program takes every n-th tile: of candidates, whose elements it reads again, or of all elements."""
     selected, failed = tl.load(state + SELECTED), tl.load(state + FAILED)
@@ -64,9 +64,7 @@ def add_selected(
     of_candidates = candidate_tiles(stripes, capacity, STRIPES)
     last = tl.where((selected > 0) & (failed == 0), of_candidates, 0)
     for n in range(tl.program_id(0), last, tl.num_programs(0)):
-        places, known = candidate_places(n, stripes, capacity, STRIPES)
-        x = tl.load(keys + places, mask=known, other=0.0)
-        index = tl.load(indices + places, mask=known, other=0)
+        x, index, known = load_candidates(n, stripes, records, capacity, STRIPES, TILE)
         chosen = known & is_selected(x, index, low, high, limit)
         # What is not chosen is loaded as beyond the end: as zeros.
         at = tl.where(chosen, index, numel)

@@ -9,6 +9,7 @@ from .arithmetic import (
     BLOCK,
     INF,
     add_energies,
+    bits_of,
     block_peaks,
     counted,
     exponent_of,
@@ -21,7 +22,7 @@ from .arithmetic import (
     task_vectors,
     total,
 )
-from .state import HIGH, LEAST, LOW, NONFINITE, RARE, S_ABOVE, S_FOUND, S_NONZERO, STRIPE
+from .state import HIGH, LEAST, LOW, NONFINITE, RARE, S_COUNTS, S_FOUND, STRIPE
 
 
 @triton.jit
@@ -31,18 +32,29 @@ def load_bound(state, place):
 
 
 @triton.jit
-def keep_candidates(x, inside, found, start, at, stripe, stripes, keys, indices, capacity):
-    """Appends a tile's `found` candidates to its stripe: keys (scores before their division) and flat indices."""
+def keep_candidates(x, inside, found, tile, stripe, stripes, records, capacity, ROWS: tl.constexpr, STRIPES: tl.constexpr):
+    """Appends a tile's `found` candidates to its stripe of `records`: [STRIPES, capacity] int64.
+
+    A record is x (a score before its division) above 32 bits of the place in the stripe's tiles. Candidates are few.
+    So eight neighbours, a lane's, are looked at together: every round takes the first that is left of each eight.
+    """
     counter = stripes + stripe * STRIPE + S_FOUND
-    first = tl.atomic_add(counter, found.to(tl.int64), sem="relaxed")
-    in_row = tl.sum(inside, axis=1)
-    before = tl.cumsum(in_row, axis=0) - in_row
-    rank = tl.cumsum(inside, axis=1) + before[:, None] - 1
-    room = tl.minimum(tl.maximum(capacity - first, 0), found).to(tl.int32)
-    kept = (inside != 0) & (rank < room)
-    begin = stripe.to(tl.int64) * capacity + tl.minimum(first, capacity)
-    tl.store(keys + begin + rank, x, mask=kept)
-    tl.store(indices + begin + rank, start + at, mask=kept)
+    places = (tile // STRIPES) * (ROWS * BLOCK) + tl.arange(0, ROWS * (BLOCK // 8)) * 8
+    column = tl.arange(0, 8)[None, :]
+    x = tl.reshape(x, [ROWS * (BLOCK // 8), 8])
+    rest = tl.reshape(tl.where(inside, 1, 0), [ROWS * (BLOCK // 8), 8])
+    while found > 0:
+        taken = tl.min(tl.where(rest != 0, column, 8), axis=1)
+        here = column == taken[:, None]
+        has = (taken < 8).to(tl.int32)
+        number = tl.sum(has, axis=0)
+        first = tl.atomic_add(counter, number.to(tl.int64), sem="relaxed")
+        rank = first + tl.cumsum(has, axis=0) - 1
+        score = bits_of(tl.sum(tl.where(here, x, 0.0), axis=1)).to(tl.int64)
+        to = records + stripe.to(tl.int64) * capacity + rank
+        tl.store(to, (score << 32) | (places + taken), mask=(has != 0) & (rank < capacity))
+        rest = tl.where(here, 0, rest)
+        found -= number
 
 
 @triton.jit
@@ -51,14 +63,12 @@ def take_tile(
     x,
     tile,
     start,
-    at,
     numel,
     state,
     stripes,
     bins,
     exponents,
-    keys,
-    indices,
+    records,
     capacity,
     SCORED: tl.constexpr,
     TARGETS: tl.constexpr,
@@ -71,18 +81,15 @@ def take_tile(
     if SCORED:
         above = x > load_bound(state, HIGH)
         inside = (x >= load_bound(state, LOW)) & (above == 0)
-        # Three counts of up to 256 in a row's sum: not 0, above, inside.
-        one_of = tl.where(inside, 1 + (1 << 20), tl.where(x >= load_bound(state, LEAST), 1, 0))
-        packed = tl.sum(tl.where(above, 1 + (1 << 10), one_of), axis=1)
-        nonzero, certain = tl.sum(packed & 1023, axis=0), tl.sum((packed >> 10) & 1023, axis=0)
-        found = tl.sum(packed >> 20, axis=0)
-        mine = stripes + stripe * STRIPE
-        tl.atomic_add(mine + S_NONZERO, nonzero.to(tl.int64), sem="relaxed")
-        tl.atomic_add(mine + S_ABOVE, certain.to(tl.int64), sem="relaxed")
-        if found > 0:
-            keep_candidates(
-                x, inside.to(tl.int32), found, start, at, stripe, stripes, keys, indices, capacity
-            )
+        # Three counts in one sum, of up to 256 in a row and 4096 in a tile: not 0, above, inside.
+        counts = tl.where(inside, 1 + (1 << 20), tl.where(x >= load_bound(state, LEAST), 1, 0))
+        in_row = tl.sum(tl.where(above, 1 + (1 << 10), counts), axis=1).to(tl.int64)
+        spaced = (in_row & 1023) | ((in_row & (1023 << 10)) << 22) | ((in_row >> 20) << 16)
+        of_tile = tl.sum(spaced, axis=0)
+        found = ((of_tile >> 16) & 0xFFFF).to(tl.int32)
+        both = (of_tile & 0xFFFF) | ((of_tile >> 32) << 32)
+        tl.atomic_add(stripes + stripe * STRIPE + S_COUNTS, both, sem="relaxed")
+        keep_candidates(x, inside, found, tile, stripe, stripes, records, capacity, ROWS, STRIPES)
         # Candidates are quantised later, and must know their block's exponents then.
         blocks = tl.cdiv(numel, BLOCK)
         block = start // BLOCK + tl.arange(0, ROWS)
@@ -103,9 +110,8 @@ def scan_tiles(
     stripes,  # [STRIPES, 4] int64
     bins,  # [STRIPES, TARGETS, 256] int64
     rare_tiles,  # [tiles] int32
-    exponents,  # [TARGETS, blocks] uint8; SCORED only, as the two below
-    keys,  # [STRIPES, capacity] fp32
-    indices,  # [STRIPES, capacity] int64
+    exponents,  # [TARGETS, blocks] uint8; SCORED only, as the one below
+    records,  # [STRIPES, capacity] int64: candidates
     numel,
     capacity,
     SCORED: tl.constexpr,
@@ -135,14 +141,12 @@ def scan_tiles(
             x,
             tile,
             start,
-            at,
             numel,
             state,
             stripes,
             bins,
             exponents,
-            keys,
-            indices,
+            records,
             capacity,
             SCORED,
             TARGETS,
@@ -174,8 +178,7 @@ def scan_carefully(
     bins,
     rare_tiles,
     exponents,
-    keys,
-    indices,
+    records,
     numel,
     capacity,
     SCORED: tl.constexpr,
@@ -205,14 +208,12 @@ def scan_carefully(
             x,
             tile,
             start,
-            at,
             numel,
             state,
             stripes,
             bins,
             exponents,
-            keys,
-            indices,
+            records,
             capacity,
             SCORED,
             TARGETS,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .arithmetic import BLOCK, bits_of, divide, first_reaching, positions, score_bits
+from .arithmetic import BLOCK, bits_of, divide, first_reaching, float_of, positions, score_bits
 from .sampling import DIGITS, add_histogram, digit_of, fp64_of, reach_from_top
 from .state import (
     AT_HIGH,
@@ -15,9 +15,8 @@ from .state import (
     FOUND,
     NONZERO,
     NOTHING,
-    S_ABOVE,
+    S_COUNTS,
     S_FOUND,
-    S_NONZERO,
     SELECTED,
     STRIPE,
     THRESHOLD,
@@ -40,20 +39,27 @@ def candidate_tiles(stripes, capacity, STRIPES: tl.constexpr):
 
 
 @triton.jit
-def candidate_places(n, stripes, capacity, STRIPES: tl.constexpr):
-    """(places, known): those of tile n of the candidates, the stripes' first tiles before their second ones."""
+def load_candidates(n, stripes, records, capacity, STRIPES: tl.constexpr, TILE: tl.constexpr):
+    """(x, index, known): those of tile n of the candidates, the stripes' first tiles before their second ones.
+
+    x: the score before its division; index: in the tensor, if tiles of the scan have TILE elements.
+    """
     stripe = n % STRIPES
     filled = tl.minimum(tl.load(stripes + stripe * STRIPE + S_FOUND), capacity)
     at = (n // STRIPES) * CANDIDATES + tl.arange(0, CANDIDATES)
-    return stripe * tl.cast(capacity, tl.int64) + at, at < filled
+    known = at < filled
+    record = tl.load(records + stripe * tl.cast(capacity, tl.int64) + at, mask=known, other=0)
+    place = record & 0xFFFFFFFF
+    index = (place // TILE * STRIPES + stripe) * TILE + place % TILE
+    return float_of((record >> 32).to(tl.int32)), index, known
 
 
 @triton.jit
 def settle_count(stripes, state, topk, capacity, STRIPES: tl.constexpr):
     """(selected, wanted, failed): k; how many of the candidates are selected, or of all elements if they fail."""
     each = stripes + tl.arange(0, STRIPES) * STRIPE
-    nonzero = tl.sum(tl.load(each + S_NONZERO), axis=0)
-    certain = tl.sum(tl.load(each + S_ABOVE), axis=0)
+    counts = tl.load(each + S_COUNTS)
+    nonzero, certain = tl.sum(counts & 0xFFFFFFFF, axis=0), tl.sum(counts >> 32, axis=0)
     found = tl.load(each + S_FOUND)
     selected = (fp64_of(topk) * nonzero.to(tl.float64)).to(tl.int64)
     wanted = selected - certain
@@ -82,13 +88,14 @@ def count_digit(
     stripes,  # [STRIPES, 4] int64
     state,  # [64] int64
     histograms,  # [3, 2048] int64: of the three digits
-    keys,  # [STRIPES, capacity] fp32
+    records,  # [STRIPES, capacity] int64
     numel,
     capacity,
     topk,  # fp64 bits of select_topk
     DIGIT: tl.constexpr,
     TARGETS: tl.constexpr,
     STRIPES: tl.constexpr,
+    TILE: tl.constexpr,  # elements of a tile of the scan
 ):
     """A program takes every n-th tile, of candidates or of elements: DIGIT of the scores with the digits so far."""
     if DIGIT == 0:
@@ -106,8 +113,8 @@ def count_digit(
     use_candidates = (selected > 0) & (failed == 0)
     last = tl.where(use_candidates, of_candidates, 0)
     for n in range(tl.program_id(0), last, tl.num_programs(0)):
-        places, known = candidate_places(n, stripes, capacity, STRIPES)
-        score = bits_of(divide(tl.load(keys + places, mask=known, other=0.0), TARGETS))
+        x, _, known = load_candidates(n, stripes, records, capacity, STRIPES, TILE)
+        score = bits_of(divide(x, TARGETS))
         digit, above = digit_of(score, DIGIT)
         counts += tl.histogram(digit, DIGITS, mask=known & (above == found))
     last = tl.where(failed != 0, of_elements, 0)
@@ -128,13 +135,13 @@ def count_ties(
     stripes,
     state,
     histograms,
-    keys,
-    indices,  # [STRIPES, capacity] int64
+    records,
     ties,  # [stretches] int32: elements at the threshold in each
     numel,
     capacity,
     TARGETS: tl.constexpr,
     STRIPES: tl.constexpr,
+    TILE: tl.constexpr,  # elements of a tile of the scan
 ):
     """A program takes every n-th tile. Nothing is to be counted if all ties at the threshold are selected."""
     selected, failed = tl.load(state + SELECTED), tl.load(state + FAILED)
@@ -149,10 +156,8 @@ def count_ties(
     of_elements = tl.cdiv(tl.cast(numel, tl.int64), RARE_ROWS * BLOCK).to(tl.int32)
     last = tl.where(cut & (failed == 0), of_candidates, 0)
     for n in range(tl.program_id(0), last, tl.num_programs(0)):
-        places, known = candidate_places(n, stripes, capacity, STRIPES)
-        score = bits_of(divide(tl.load(keys + places, mask=known, other=0.0), TARGETS))
-        tie = known & (score == threshold)
-        index = tl.load(indices + places, mask=tie, other=0)
+        x, index, known = load_candidates(n, stripes, records, capacity, STRIPES, TILE)
+        tie = known & (bits_of(divide(x, TARGETS)) == threshold)
         tl.atomic_add(ties + index // STRETCH, 1, mask=tie, sem="relaxed")
     last = tl.where(cut & (failed != 0), of_elements, 0)
     at = positions(RARE_ROWS)

@@ -29,11 +29,10 @@ RANK = tl.constexpr(32)  # and which of those with that digit, from the highest
 NONFINITE = tl.constexpr(40)  # base, targets 1..N, overflows
 STATE = 64
 
-# --- stripes: [stripes, 4] int64. A tile adds to the stripe of its number, so that no address is hot ---
-S_NONZERO = tl.constexpr(0)
-S_ABOVE = tl.constexpr(1)
-S_FOUND = tl.constexpr(2)  # candidates, those without a place among them
-STRIPE = tl.constexpr(4)
+# --- stripes: [stripes, 2] int64. A tile adds to the stripe of its number, so that no address is hot ---
+S_COUNTS = tl.constexpr(0)  # scores that are not 0; from bit 32 on: those above the bracket
+S_FOUND = tl.constexpr(1)  # candidates, those without a place among them
+STRIPE = tl.constexpr(2)
 
 # --- result: [64] int64 ---
 R_NONZERO = tl.constexpr(0)

@@ -15,8 +15,8 @@ from .state import STATE, STRIPE, place
 _FLOOR = 2 << 20
 # Candidates may take one in so many of the inputs' bytes.
 _CANDIDATE_SHARE = 60
-# Bytes of one: its score and its flat index.
-_CANDIDATE = 12
+# Bytes of one: its score and where it lies.
+_CANDIDATE = 8
 # One in so many elements is sampled, at most _MOST_SAMPLED; of small tensors one in 32, up to _LEAST_SAMPLED.
 _ELEMENTS_PER_SAMPLED = 64
 _MOST_SAMPLED = 1 << 20
@@ -61,11 +61,11 @@ class Part:
 class Layout:
     """The parts of a survey's workspace. `scored`: 0 < select_topk < 1; else most of them are not there.
 
-    zeroed: state [64], stripes [stripes, 4], bins [2 or 1, stripes, targets, 256], histograms [6, 2048] int64,
+    zeroed: state [64], stripes [stripes, 2], bins [2 or 1, stripes, targets, 256], histograms [6, 2048] int64,
         ties [stretches] int32.
     not zeroed: rare_tiles [tiles of a block row] int32, exponents [targets, blocks] uint8,
-        keys [stripes, capacity] fp32, indices [stripes, capacity] int64; sample [runs, 16] int32 shares the
-        memory of the last two, which come to be when it has told all.
+        records [stripes, capacity] int64: the candidates; sample [runs, 16] int32 shares their memory, as they come
+        to be when it has told all.
     """
 
     def __init__(self, targets: int, numel: int, scored: bool, least_rows: int) -> None:
@@ -86,8 +86,7 @@ class Layout:
         self.rare_tiles = self._take(torch.int32, -(-blocks // least_rows))
         self.exponents = self._take(torch.uint8, targets if scored else 0, blocks)
         start = self.nbytes
-        self.keys = self._take(torch.float32, self.stripes, self.capacity)
-        self.indices = self._take(torch.int64, self.stripes, self.capacity)
+        self.records = self._take(torch.int64, self.stripes, self.capacity)
         self.sample = Part(torch.int32, (self.runs, place(RUN)), start)
         self.nbytes = max(self.nbytes, start + self.sample.nbytes)
 
@@ -110,6 +109,5 @@ class Workspace:
         self.ties = layout.ties.of(memory)
         self.rare_tiles = layout.rare_tiles.of(memory)
         self.exponents = layout.exponents.of(memory)
-        self.keys = layout.keys.of(memory)
-        self.indices = layout.indices.of(memory)
+        self.records = layout.records.of(memory)
         self.sample = layout.sample.of(memory)
