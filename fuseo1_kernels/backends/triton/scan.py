@@ -32,28 +32,49 @@ def load_bound(state, place):
 
 
 @triton.jit
-def keep_candidates(x, inside, found, tile, stripe, stripes, records, capacity, ROWS: tl.constexpr, STRIPES: tl.constexpr):
+def pick(x, column, GROUPS: tl.constexpr):
+    """x[g, column[g]] of x: [GROUPS, 8], halving what is left by each bit of the column."""
+    for bit in tl.static_range(3):
+        even, odd = tl.split(tl.reshape(x, [GROUPS, 4 >> bit, 2]))
+        x = tl.where(((column >> bit) & 1)[:, None] != 0, odd, even)
+    return tl.reshape(x, [GROUPS])
+
+
+@triton.jit
+def keep_candidates(
+    x,
+    inside,
+    found,
+    tile,
+    stripes,
+    records,
+    capacity,
+    STRIPES: tl.constexpr,
+    ROWS: tl.constexpr,
+):
     """Appends a tile's `found` candidates to its stripe of `records`: [STRIPES, capacity] int64.
 
     A record is x (a score before its division) above 32 bits of the place in the stripe's tiles. Candidates are few.
-    So eight neighbours, a lane's, are looked at together: every round takes the first that is left of each eight.
+    So eight neighbours, a lane's, are looked at together: every round takes the last that is left of each eight.
     """
+    GROUPS: tl.constexpr = ROWS * BLOCK // 8
+    stripe = tile % STRIPES
     counter = stripes + stripe * STRIPE + S_FOUND
-    places = (tile // STRIPES) * (ROWS * BLOCK) + tl.arange(0, ROWS * (BLOCK // 8)) * 8
-    column = tl.arange(0, 8)[None, :]
-    x = tl.reshape(x, [ROWS * (BLOCK // 8), 8])
-    rest = tl.reshape(tl.where(inside, 1, 0), [ROWS * (BLOCK // 8), 8])
+    places = (tile // STRIPES) * (ROWS * BLOCK) + tl.arange(0, GROUPS) * 8
+    x = tl.reshape(x, [GROUPS, 8])
+    inside = tl.reshape(tl.where(inside, 1, 0), [GROUPS, 8])
+    rest = tl.sum(inside << tl.arange(0, 8)[None, :], axis=1)  # a bit each
     while found > 0:
-        taken = tl.min(tl.where(rest != 0, column, 8), axis=1)
-        here = column == taken[:, None]
-        has = (taken < 8).to(tl.int32)
-        number = tl.sum(has, axis=0)
+        column = (bits_of(rest.to(tl.float32)) >> 23) - 127  # the highest bit
+        has = rest != 0
+        number = tl.sum(has.to(tl.int32), axis=0)
         first = tl.atomic_add(counter, number.to(tl.int64), sem="relaxed")
-        rank = first + tl.cumsum(has, axis=0) - 1
-        score = bits_of(tl.sum(tl.where(here, x, 0.0), axis=1)).to(tl.int64)
-        to = records + stripe.to(tl.int64) * capacity + rank
-        tl.store(to, (score << 32) | (places + taken), mask=(has != 0) & (rank < capacity))
-        rest = tl.where(here, 0, rest)
+        rank = tl.cumsum(has.to(tl.int32), axis=0) - 1
+        room = tl.minimum(tl.maximum(capacity - first, 0), number).to(tl.int32)
+        record = (bits_of(pick(x, column, GROUPS)).to(tl.int64) << 32) | (places + column)
+        to = records + stripe.to(tl.int64) * capacity + first
+        tl.store(to + rank, record, mask=has & (rank < room))
+        rest = tl.where(has, rest - (1 << (column & 7)), 0)
         found -= number
 
 
@@ -89,7 +110,7 @@ def take_tile(
         found = ((of_tile >> 16) & 0xFFFF).to(tl.int32)
         both = (of_tile & 0xFFFF) | ((of_tile >> 32) << 32)
         tl.atomic_add(stripes + stripe * STRIPE + S_COUNTS, both, sem="relaxed")
-        keep_candidates(x, inside, found, tile, stripe, stripes, records, capacity, ROWS, STRIPES)
+        keep_candidates(x, inside, found, tile, stripes, records, capacity, STRIPES, ROWS)
         # Candidates are quantised later, and must know their block's exponents then.
         blocks = tl.cdiv(numel, BLOCK)
         block = start // BLOCK + tl.arange(0, ROWS)
