@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import reduce
@@ -43,8 +44,8 @@ def survey(
             contiguous.
         targets: 1 to 64 (on a GPU 16) tensors of the base's shape and device, each of any of those dtypes.
         select_topk: fraction of the elements with non-zero variance to select, in [0, 1].
-        backend: "auto", "cpu", "reference", or "cuda" for tensors on a GPU; the current stream is used, and
-            waited for.
+        backend: "auto", "cpu", "reference", or "cuda" or "triton" for tensors on a GPU; the current stream is
+            used, and waited for. With TRITON_INTERPRET=1 "triton" takes tensors on the CPU.
         threads: default: all cores this process may use.
 
     Raises:
@@ -94,7 +95,8 @@ def fuse(
 def engine_for(inputs: Sequence[Array], backend: str) -> Ops:
     """The backend of that name for the memory in which `inputs` lie."""
     on_gpu = inputs[0].owner.device.type == "cuda"
-    return load_gpu_backend(backend) if on_gpu else load_backend(backend)
+    interpreted = backend == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
+    return load_gpu_backend(backend) if on_gpu or interpreted else load_backend(backend)
 
 
 def as_arrays(tensors: Sequence[torch.Tensor], names: Sequence[str] | None = None) -> list[Array]:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol, TypeGuard
+from typing import Any, Protocol, TypeGuard, TypeVar
 
 from ..arrays import Array, Buffer, DType
 from ..errors import BackendError
@@ -205,7 +205,7 @@ def can_enqueue(backend: Ops) -> TypeGuard[GpuBackend]:
 #: In the order in which `auto` prefers them.
 BACKENDS = ("cpu", "reference")
 #: The same, of those for tensors in a GPU's memory.
-GPU_BACKENDS = ("cuda",)
+GPU_BACKENDS = ("cuda", "triton")
 
 
 @cache
@@ -239,7 +239,12 @@ def load_gpu_backend(name: str) -> GpuBackend:
             f"there is no backend {name!r} for GPUs in this version; use one of: auto,"
             f" {', '.join(GPU_BACKENDS)}"
         )
-    backend: GpuBackend = _load(GPU_BACKENDS[0] if name == "auto" else name)
+    if name == "auto":
+        chosen, reasons = _first_that_runs(GPU_BACKENDS, load_gpu_backend)
+        for reason in reasons:
+            warnings.warn(f"{reason}; {chosen.name} is used instead", stacklevel=2)
+        return chosen
+    backend: GpuBackend = _load(name)
     return backend
 
 
@@ -265,12 +270,21 @@ def _not_built() -> str | None:
 
 def first_that_runs() -> tuple[Backend, tuple[str, ...]]:
     """What `auto` takes, and why none of those before it. Raises BackendError."""
+    return _first_that_runs(BACKENDS, load_backend)
+
+
+_Loaded = TypeVar("_Loaded")
+
+
+def _first_that_runs(
+    names: Sequence[str], load: Callable[[str], _Loaded]
+) -> tuple[_Loaded, tuple[str, ...]]:
     reasons: list[str] = []
-    for name in BACKENDS:
+    for name in names:
         try:
-            backend = load_backend(name)
+            backend = load(name)
         except BackendError as error:
-            if not isinstance(error.__cause__, ImportError):
+            if name in BACKENDS and not isinstance(error.__cause__, ImportError):
                 raise  # it is here, and was asked for what it cannot do
             reasons.append(str(error))
             continue
@@ -287,5 +301,4 @@ def backend_states() -> dict[str, str]:
                 states[name] = load(name).description
             except BackendError as error:
                 states[name] = f"absent: {error}"
-    states["triton"] = "absent: not part of this version"
     return states

@@ -15,14 +15,15 @@ from ...arrays import Array
 from ...errors import BackendError
 from .. import SURVEY_BYTES, FuseParams, OnDevice, SurveyResult
 from . import state as places
+from .arithmetic import BLOCK
 from .energies import add_selected
 from .fuse import fuse_tiles
 from .sampling import RUNS_AT_ONCE, end_bracket, measure_runs, refine_bracket, sample_scores
-from .scan import BLOCK, scan_carefully, scan_tiles
+from .scan import scan_carefully, scan_tiles
 from .selection import count_digit, count_ties, find_cut
 from .settle import bound_threshold, settle
 from .state import MOST_TARGETS, PARAMS, RESULT, place
-from .tuning import LEAST_ROWS, Config, Tuner
+from .tuning import FOR_INTERPRETER, LEAST_ROWS, Config, Tuner
 from .workspace import Layout, Workspace
 
 #: Whether the kernels run in Triton's interpreter, on the CPU's tensors: TRITON_INTERPRET=1 at their import.
@@ -77,7 +78,7 @@ class TritonBackend:
     max_targets = MOST_TARGETS
 
     def __init__(self, config: Config | None = None) -> None:
-        self._tuner = Tuner(config, enabled=not INTERPRETED)
+        self._tuner = Tuner(config or (FOR_INTERPRETER if INTERPRETED else None))
 
     @property
     def description(self) -> str:
@@ -200,9 +201,7 @@ def _survey(
             sample_scores[sampling](
                 data, work.sample, histograms, numel, layout.runs, targets, **_EXACT
             )
-            measure_runs[sampling](
-                work.sample, histograms, work.state, layout.runs, topk, **_EXACT
-            )
+            measure_runs[sampling](work.sample, histograms, work.state, layout.runs, topk, **_EXACT)
             refine_bracket[sampling](
                 work.sample, histograms, work.state, layout.runs, topk, **_EXACT
             )
@@ -221,7 +220,8 @@ def _survey(
         digits = work.histograms[3:]
         for digit in range(3):
             count_digit[many](
-                *(data, work.stripes, work.state, digits, work.records, numel, layout.capacity, topk),
+                *(data, work.stripes, work.state, digits, work.records),
+                *(numel, layout.capacity, topk),
                 DIGIT=digit,
                 TILE=tile,
                 **shape,
@@ -234,9 +234,7 @@ def _survey(
             **shape,
             **_EXACT,
         )
-        find_cut[(1,)](
-            data, work.state, work.ties, numel, layout.stretches, targets, **_EXACT
-        )
+        find_cut[(1,)](data, work.state, work.ties, numel, layout.stretches, targets, **_EXACT)
         add_selected[many](
             *(data, work.stripes, work.state, work.bins, work.exponents, work.records),
             *(numel, layout.capacity),

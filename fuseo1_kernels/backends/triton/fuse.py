@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .arithmetic import BLOCK, bits_of, float_of, is_finite, positions, spread, task_vectors, total
+from .arithmetic import BLOCK, bits_of, float_of, positions, spread, task_vectors, total
 from .state import P_AT_HIGH, P_AT_LOW, P_FLOOR, P_WEIGHTS, R_WRITTEN
 
 # arrays.DType.abi of the output.
@@ -25,7 +25,8 @@ def round_sum(b, delta, OUT: tl.constexpr):
     if OUT == TO_BF16 or OUT == TO_FP16:
         part = s - b
         error = (b - (s - part)) + (delta - part)
-        outward = float_of(bits_of(error) ^ (bits & -0x80000000))  # > 0: the exact sum is farther from 0
+        # > 0: the exact sum is farther from 0.
+        outward = float_of(bits_of(error) ^ (bits & -0x80000000))
         if OUT == TO_BF16:
             even = (bits >> 16) & 1
             up = tl.where(outward > 0.0, 1, tl.where(outward < 0.0, 0, even))

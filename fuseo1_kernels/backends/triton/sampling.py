@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .arithmetic import BLOCK, INF, bits_of, divide, first_reaching, float_of, score_bits
+from .arithmetic import INF, first_reaching, score_bits
 from .state import HIGH, LEAST, LOW, PREFIX, RANK, RUNS
 
 RUN = tl.constexpr(16)  # neighbours that are sampled together: a sector of bf16

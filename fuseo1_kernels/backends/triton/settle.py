@@ -5,13 +5,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .arithmetic import BLOCK, INF, bits_of, first_reaching, float_of
+from .arithmetic import BLOCK, first_reaching, float_of
 from .state import (
     AT_HIGH,
     AT_LOW,
     CUT,
     FAILED,
-    MOST_TARGETS,
     NONFINITE,
     NONZERO,
     NOTHING,
@@ -34,7 +33,6 @@ from .state import (
 
 # mergekit's rules: below this mean square all weights are equal, and no divisor is smaller than this.
 MERGEKIT_FLOOR = tl.constexpr(1e-6)
-TARGET_SLOTS = tl.constexpr(MOST_TARGETS)
 
 
 @triton.jit
@@ -61,7 +59,9 @@ def energies_of(bins, TARGETS: tl.constexpr, SLOTS: tl.constexpr, STRIPES: tl.co
 
 
 @triton.jit
-def store_weights(energy, numel, params, TARGETS: tl.constexpr, SLOTS: tl.constexpr, MERGEKIT: tl.constexpr):
+def store_weights(
+    energy, numel, params, TARGETS: tl.constexpr, SLOTS: tl.constexpr, MERGEKIT: tl.constexpr
+):
     """params[P_WEIGHTS ...]: energy / their sum, in fp64, rounded to fp32; or 1 each."""
     i = tl.arange(0, SLOTS)
     all_of = tl.full((), 0.0, tl.float64)
@@ -71,7 +71,7 @@ def store_weights(energy, numel, params, TARGETS: tl.constexpr, SLOTS: tl.conste
     if MERGEKIT:
         mean = all_of / tl.maximum(tl.cast(numel, tl.int64), 1).to(tl.float64)
         few = tl.cast(numel, tl.int64) == 0
-        equal = (equal & few) | ((few == 0) & (mean < tl.full((), 1e-6, tl.float64)))
+        equal = (equal & few) | ((few == 0) & (mean < tl.full((), MERGEKIT_FLOOR, tl.float64)))
     one = tl.full((), 1.0, tl.float64)
     share = energy / tl.where(all_of == 0.0, one, all_of)
     tl.store(params + P_WEIGHTS + i, tl.where(equal, one, share).to(tl.float32), mask=i < TARGETS)
@@ -126,7 +126,7 @@ def settle(
     slot = tl.arange(0, SLOTS)
     tl.store(result + R_ENERGY + slot, energy.to(tl.int64, bitcast=True), mask=slot < TARGETS)
     store_weights(energy, numel, params, TARGETS, SLOTS, MERGEKIT)
-    tl.store(params + P_FLOOR, 1e-6 if MERGEKIT else 0.0)
+    tl.store(params + P_FLOOR, MERGEKIT_FLOOR if MERGEKIT else 0.0)
     tl.store(params + P_AT_LOW, float_of(low.to(tl.int32)))
     tl.store(params + P_AT_HIGH, float_of(high.to(tl.int32)))
     tl.store(tie_limit, limit)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -30,9 +31,12 @@ class Config:
             raise ValueError(f"{self}: rows are 2, 4, 8 or 16, warps 1, 2, 4 or 8")
 
 
-#: A warp's 32 lanes hold a block in 16-byte loads of bf16; so these give a lane one to four loads an input.
-SPACE = (Config(4, 4), Config(8, 4), Config(8, 8), Config(16, 4), Config(16, 8), Config(2, 1))
+#: A warp's 32 lanes hold a block of bf16 in a 16-byte load each: these give a lane one load an input, or two.
+#: Programs of one warp need no barriers, those of several have more warps in flight.
+SPACE = (Config(2, 1), Config(4, 2), Config(4, 4), Config(8, 4), Config(8, 8))
 DEFAULT = SPACE[0]
+#: The interpreter's: its time goes by programs, not by elements.
+FOR_INTERPRETER = Config(16, 4)
 LEAST_ROWS = 2
 
 #: Smaller tensors are launches more than reads: they get what was found before, or DEFAULT.
@@ -42,10 +46,9 @@ _ROUNDS = 5
 
 @dataclass
 class Tuner:
-    """Chooses a config. `fixed`: always that one; `enabled` False (the interpreter): DEFAULT."""
+    """Chooses a config. `fixed`: always that one."""
 
     fixed: Config | None = None
-    enabled: bool = True
     _chosen: dict[Hashable, Config] = field(default_factory=dict)
 
     def choose(self, key: Hashable, numel: int, op: Callable[[Config], object]) -> Config:
@@ -53,11 +56,15 @@ class Tuner:
         if self.fixed is not None:
             return self.fixed
         found = self._chosen.get(key)
-        if found is None and self.enabled and numel >= _LEAST_TUNED:
+        if found is None and numel >= _LEAST_TUNED:
             if torch.cuda.is_current_stream_capturing():
                 return DEFAULT
             found = self._chosen[key] = min(SPACE, key=lambda config: _milliseconds(op, config))
         return found or DEFAULT
+
+
+def _event() -> Any:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
 def _milliseconds(op: Callable[[Config], object], config: Config) -> float:
@@ -65,10 +72,10 @@ def _milliseconds(op: Callable[[Config], object], config: Config) -> float:
     op(config)
     times = []
     for _ in range(_ROUNDS):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start, end = (_event() for _ in range(2))
         start.record()
         op(config)
         end.record()
         end.synchronize()
-        times.append(start.elapsed_time(end))
+        times.append(float(start.elapsed_time(end)))
     return min(times)

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from .arithmetic import BLOCK
 from .sampling import DIGITS, RUN
-from .scan import BLOCK
 from .selection import CANDIDATES, STRETCH
 from .state import STATE, STRIPE, place
 
