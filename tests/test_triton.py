@@ -1,0 +1,92 @@
+"""The Triton backend: its tests in the interpreter, run in a process of their own, and what it says without a GPU."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fuseo1_kernels import backends, survey
+from fuseo1_kernels.errors import BackendError
+
+HERE = Path(__file__).resolve().parent
+
+without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+
+
+def interpreted(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        cwd=HERE.parent,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_in_the_interpreter() -> None:
+    ran = interpreted("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/triton_interpreted.py")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    print(ran.stdout.splitlines()[-1])
+
+
+def test_the_interpreter_is_told_of() -> None:
+    ran = interpreted("-m", "fuseo1_kernels")
+    assert "triton     interpreter, Triton " in ran.stdout, ran.stdout + ran.stderr
+
+
+def test_tensors_on_the_cpu_are_refused() -> None:
+    with pytest.raises(BackendError, match="merges tensors that are in a GPU's memory"):
+        survey(torch.zeros(4), [torch.zeros(4)], backend="triton")
+
+
+@without_gpu
+def test_no_gpu() -> None:
+    with pytest.raises(BackendError, match="backend triton cannot run here: torch finds no GPU"):
+        backends.load_gpu_backend("triton")
+
+
+def test_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton", None)
+    backends.load_gpu_backend.cache_clear()
+    with pytest.raises(BackendError, match=r"`pip install fuseo1-kernels\[triton\]`"):
+        backends.load_gpu_backend("triton")
+    backends.load_gpu_backend.cache_clear()
+
+
+def test_auto_prefers_cuda_and_warns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU `auto` takes cuda if it can run, else triton, saying why."""
+
+    class Stub:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+    def load(name: str) -> Stub:
+        if name in broken:
+            raise BackendError(f"backend {name} cannot run here: it is broken")
+        return Stub(name)
+
+    broken: set[str] = set()
+    monkeypatch.setattr(backends, "_load", load)
+    backends.load_gpu_backend.cache_clear()
+    assert backends.load_gpu_backend("auto").name == "cuda"
+    broken.add("cuda")
+    backends.load_gpu_backend.cache_clear()
+    with pytest.warns(UserWarning, match="cuda cannot run here: it is broken; triton is used"):
+        assert backends.load_gpu_backend("auto").name == "triton"
+    broken.add("triton")
+    backends.load_gpu_backend.cache_clear()
+    with pytest.raises(BackendError, match=r"cuda cannot run.*; backend triton cannot run"):
+        backends.load_gpu_backend("auto")
+    backends.load_gpu_backend.cache_clear()
+
+
+def test_the_package_does_not_shadow_triton() -> None:
+    package = importlib.import_module("fuseo1_kernels.backends.triton")
+    assert package.__name__ == "fuseo1_kernels.backends.triton"
+    assert hasattr(importlib.import_module("triton"), "jit")

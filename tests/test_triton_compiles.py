@@ -1,0 +1,169 @@
+"""Every Triton kernel compiles ahead of time, for sm_80, sm_90, sm_120 and gfx942; what the code is like.
+
+Nothing runs: what is looked at is PTX, and what NVIDIA's assembler, which Triton brings along, says of it.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
+from triton.compiler import ASTSource
+
+from fuseo1_kernels.backends.triton import energies, fuse, sampling, scan, selection, settle
+from fuseo1_kernels.backends.triton.tuning import SPACE
+
+pytestmark = pytest.mark.skipif(
+    bool(triton.knobs.runtime.interpret), reason="the interpreter compiles nothing"
+)
+
+TARGETS = {
+    "cuda:80": GPUTarget("cuda", 80, 32),
+    "cuda:90": GPUTarget("cuda", 90, 32),
+    "cuda:120": GPUTarget("cuda", 120, 32),
+    "hip:gfx942": GPUTarget("hip", "gfx942", 64),
+}
+BF16 = ("*i16",) * 4
+MIXED = ("*i16", "*fp32", "*fp16", "*i16")
+# A kernel's parameters have the same type wherever they have the same name.
+TYPES = {
+    **dict.fromkeys(["state", "stripes", "bins", "records", "histogram", "histograms"], "*i64"),
+    **dict.fromkeys(["result", "tie_limit"], "*i64"),
+    **dict.fromkeys(["rare_tiles", "sample", "ties"], "*i32"),
+    **dict.fromkeys(["numel", "capacity", "topk", "offset"], "i64"),
+    **dict.fromkeys(["runs", "stretches", "threshold", "first"], "i32"),
+    "exponents": "*u8",
+    "params": "*fp32",
+    "out": "*i16",
+}
+
+SHAPE = {"TARGETS": 3, "STRIPES": 32}
+CONFIG = SPACE[0]
+ROWS = {"ROWS": CONFIG.rows}
+SCAN = {**SHAPE, **ROWS}
+FUSE = {"WHOLE": True, "OUT": 0, "TARGETS": 3, **ROWS}
+PLAIN, MASKED = {"MASKED": False, "FLOORED": False}, {"MASKED": True, "FLOORED": True}
+SETTLE = {**SHAPE, "SLOTS": 4}
+
+#: Kernels that read whole tensors, where speed counts.
+STREAMING = {
+    "scan_tiles scored": (scan.scan_tiles, {"SCORED": True, **SCAN}),
+    "scan_tiles all": (scan.scan_tiles, {"SCORED": False, **SCAN}),
+    "fuse_tiles": (fuse.fuse_tiles, {**FUSE, **PLAIN}),
+    "fuse_tiles masked": (fuse.fuse_tiles, {**FUSE, **MASKED}),
+}
+OTHERS = {
+    "fuse_tiles fp16": (fuse.fuse_tiles, {**FUSE, **PLAIN, "OUT": 1}),
+    "fuse_tiles tail": (fuse.fuse_tiles, {**FUSE, **MASKED, "WHOLE": False}),
+    "scan_carefully scored": (scan.scan_carefully, {"SCORED": True, **SCAN}),
+    "scan_carefully all": (scan.scan_carefully, {"SCORED": False, **SCAN}),
+    "sample_scores": (sampling.sample_scores, {"TARGETS": 3}),
+    "measure_runs": (sampling.measure_runs, {}),
+    "refine_bracket": (sampling.refine_bracket, {}),
+    "end_bracket": (sampling.end_bracket, {"TARGETS": 3}),
+    "count_digit first": (selection.count_digit, {**SHAPE, "DIGIT": 0, "TILE": 512}),
+    "count_digit last": (selection.count_digit, {**SHAPE, "DIGIT": 2, "TILE": 512}),
+    "count_ties": (selection.count_ties, {**SHAPE, "TILE": 512}),
+    "find_cut": (selection.find_cut, {"TARGETS": 3}),
+    "add_selected": (energies.add_selected, {**SHAPE, "TILE": 512}),
+    "settle": (settle.settle, {**SETTLE, "SCORED": True, "ALL": False, "MERGEKIT": True}),
+    "settle all": (settle.settle, {**SETTLE, "SCORED": False, "ALL": True, "MERGEKIT": False}),
+    "bound_threshold": (settle.bound_threshold, {"TARGETS": 3}),
+}
+KERNELS = {**STREAMING, **OTHERS}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache that begins empty: what is tested is that things compile."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
+        yield
+
+
+def compiled(
+    name: str, target: GPUTarget, inputs: tuple[str, ...] = BF16, warps: int = CONFIG.warps
+) -> Any:
+    """As a launch with 16-byte aligned pointers compiles it."""
+    kernel, constants = KERNELS[name]
+    signature: dict[str, Any] = {}
+    aligned = {}
+    for i, parameter in enumerate(kernel.arg_names):
+        if parameter in constants:
+            signature[parameter] = "constexpr"
+        elif parameter == "inputs":
+            signature[parameter] = inputs
+            aligned |= {(i, j): [["tt.divisibility", 16]] for j in range(len(inputs))}
+        else:
+            signature[parameter] = TYPES[parameter]
+            if TYPES[parameter].startswith("*"):
+                aligned[(i,)] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature, constexprs=constants, attrs=aligned)
+    options = {"num_warps": warps, "enable_fp_fusion": False}
+    return triton.compile(source, target=target, options=options)
+
+
+def assembled(ptx: str, folder: Path) -> str:
+    """What ptxas says of registers and spills on sm_90."""
+    (folder / "kernel.ptx").write_text(ptx)
+    target = re.search(r"\.target (sm_\w+)", ptx)
+    assert target is not None
+    ran = subprocess.run(
+        [
+            ptxas,
+            "-v",
+            f"--gpu-name={target[1]}",
+            "--fmad=false",
+            "kernel.ptx",
+            "-o",
+            "kernel.cubin",
+        ],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    return ran.stderr
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+@pytest.mark.parametrize("name", KERNELS)
+def test_compiles(name: str, target: GPUTarget, tmp_path: Path) -> None:
+    kernel = compiled(name, target)
+    if target.backend != "cuda":
+        assert kernel.asm["hsaco"]
+        return
+    ptx = kernel.asm["ptx"]
+    assert kernel.asm["cubin"]
+    # Nothing is contracted, denormals are kept, divisions round correctly.
+    assert not re.findall(r"\bfma\.|\.ftz|div\.(?:full|approx)", ptx)
+    if name in STREAMING:
+        wide = re.findall(r"ld\.global\S*\.v4\.b32", ptx)
+        assert len(wide) == 4 * CONFIG.rows // CONFIG.warps  # an input's block: 16 bytes a lane
+        assert len(re.findall(r"ld\.global\S*\.b16", ptx)) == 0
+    if target.arch == 90:
+        said = assembled(ptx, tmp_path)
+        assert "0 bytes spill stores, 0 bytes spill loads" in said, said
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+@pytest.mark.parametrize("name", ["scan_tiles scored", "fuse_tiles masked"])
+def test_mixed_dtypes_compile(name: str, target: GPUTarget) -> None:
+    assert compiled(name, target, MIXED).asm
+
+
+@pytest.mark.parametrize("config", SPACE[1:], ids=str)
+def test_no_config_spills(config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, (kernel, constants) in STREAMING.items():
+        monkeypatch.setitem(KERNELS, name, (kernel, {**constants, "ROWS": config.rows}))
+        said = assembled(
+            compiled(name, TARGETS["cuda:90"], warps=config.warps).asm["ptx"], tmp_path
+        )
+        assert "0 bytes spill stores, 0 bytes spill loads" in said, said
