@@ -65,7 +65,9 @@ def fuse_tiles(
     s = total(d, TARGETS)
     # Turning the signs over where s < 0 makes "has the elected sign" read "> 0".
     flip = tl.where(s >= 0.0, 0, -0x80000000)
-    num = tl.full([ROWS, BLOCK], -0.0, tl.float32)  # b + -0.0 is b, for -0.0 too
+    # -0.0, by its bits (as a number some versions of Triton lose its sign): b + -0.0 is b, for -0.0 too.
+    nothing = float_of(tl.full([ROWS, BLOCK], -0x80000000, tl.int32))
+    num = nothing
     den = tl.zeros([ROWS, BLOCK], tl.float32)
     if MASKED:
         x = spread(d, s, TARGETS)
@@ -77,7 +79,7 @@ def fuse_tiles(
         survives = float_of(bits_of(d[i]) ^ flip) > 0.0
         if MASKED:
             survives = survives & selected
-        num = num + tl.where(survives, weight * d[i], -0.0)
+        num = num + tl.where(survives, weight * d[i], nothing)
         den = den + tl.where(survives, weight, 0.0)
     if FLOORED:
         divisor = tl.maximum(den, tl.load(params + P_FLOOR))
