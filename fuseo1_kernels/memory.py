@@ -57,8 +57,8 @@ def merge_tensors(
         ids: what errors call the tensors; default: their indices.
         dtype, out_dtype: the output's dtype, `out_dtype` winning; default: the inputs', promoted.
             Inputs are never rounded to it first.
-        backend: "auto", "cpu" or "reference", or "cuda" for tensors on a GPU; one that is named and cannot run
-            is an error.
+        backend: "auto", "cpu" or "reference", for tensors on a GPU "cuda" or "triton"; one that is named and
+            cannot run is an error.
         out: written in place and returned; overlaps no input. After an error about NaN, infinity or overflow it
             holds what "propagate" returns; but what it held before if the inputs were at fault and that was known
             before fuse: on the CPU always, on a GPU from `surveys`.

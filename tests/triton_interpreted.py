@@ -61,7 +61,7 @@ def test_the_bits_are_the_cpus(
 
 @pytest.mark.parametrize("targets", [1, 2, 3, 7, 16])
 def test_every_number_of_targets_and_dtype(targets: int, backend: TritonBackend) -> None:
-    for dtypes in ((BF16,), (FP16,), (FP32,), (BF16, FP32, FP16)):
+    for dtypes in ((BF16,), (FP16,), (FP32,), (BF16, FP32, FP16))[:: 3 if targets > 7 else 1]:
         tensors = [
             t.to(dtypes[i % len(dtypes)])
             for i, t in enumerate(gpu_cases.tied(4097, targets, generator(1)))
@@ -118,7 +118,7 @@ def test_the_exact_path(
 ) -> None:
     """With room for few candidates: equal scores need the exact path, which takes up to five reads more."""
     monkeypatch.setattr("fuseo1_kernels.backends.triton.workspace._FLOOR", 1)
-    n = 70_001
+    n = 150_000
     tensors = [t.to(BF16) for t in kind(n, 3, generator(1))]
     assert compare(backend, tensors, 0.5, "mergekit", torch.empty(n)) == most
 
@@ -132,11 +132,9 @@ def test_the_exact_path_on_any_data(
     """Candidates never suffice where there is no sample and next to no room."""
     monkeypatch.setattr("fuseo1_kernels.backends.triton.workspace.runs_of", lambda numel: 0)
     monkeypatch.setattr("fuseo1_kernels.backends.triton.workspace.capacity_of", lambda *_: 0)
-    tensors = [t.to(FP16 if i == 1 else FP32) for i, t in enumerate(kind(5001, 3, generator(5)))]
-    out = torch.empty(5001)
-    passes = compare(backend, tensors, 0.3, "mergekit", out)
-    all_zero = kind in (gpu_cases.denormal, gpu_cases.tiny_scores)
-    assert passes in ((1,) if all_zero else (5, 6))
+    passes = compare(backend, kind(5001, 3, generator(5)), 0.3, "mergekit", torch.empty(5001))
+    all_zero = kind in (gpu_cases.alike, gpu_cases.denormal)
+    assert passes in (5, 6) or (passes == 1 and all_zero)
 
 
 def test_exact_ties_and_negative_zero(backend: TritonBackend) -> None:

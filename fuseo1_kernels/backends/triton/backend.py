@@ -33,6 +33,8 @@ _BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32:
 _BY_NAME = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 # For every launch: no kernel may contract a product and a sum.
 _EXACT = {"enable_fp_fusion": False}
+# Candidates have 32 bits for where they lie in one of 32 stripes.
+_MOST = 1 << 36
 # Programs of kernels that share their work out themselves, per multiprocessor.
 _PROGRAMS = 4
 
@@ -171,6 +173,10 @@ class TritonBackend:
         if not 2 <= len(inputs) <= self.max_targets + 1:
             raise BackendError(
                 f"1 to {self.max_targets} targets are supported on a GPU, not {len(inputs) - 1}"
+            )
+        if inputs[0].numel >= _MOST:
+            raise BackendError(
+                f"{inputs[0].numel} elements; the Triton kernels take less than 2^36"
             )
 
 
