@@ -1,7 +1,7 @@
 """The Triton backend: survey and fuse in Triton, for GPUs of NVIDIA and AMD, on the caller's stream.
 
-Follow a survey through the modules in this order: backend (what is launched), sampling, scan, selection, energies,
-settle; then fuse. arithmetic has what all of them do to a tile, state where they leave each other numbers.
+Follow a survey through the modules in this order: backend, launches, sampling, scan, selection, energies, settle;
+then fuse. arithmetic has what all of them do to a tile, state where they leave each other numbers.
 """
 
 from __future__ import annotations

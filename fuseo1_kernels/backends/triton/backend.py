@@ -1,11 +1,9 @@
-"""The host's side: what is launched, in which order, on the caller's stream. Nothing here waits for the device."""
+"""The backend's class: checks what it is given, chooses a config, launches on the caller's stream."""
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,39 +13,17 @@ from ...arrays import Array
 from ...errors import BackendError
 from .. import SURVEY_BYTES, FuseParams, OnDevice, SurveyResult
 from . import state as places
-from .arithmetic import BLOCK
-from .energies import add_selected
-from .fuse import fuse_tiles
-from .sampling import RUNS_AT_ONCE, end_bracket, measure_runs, refine_bracket, sample_scores
-from .scan import scan_carefully, scan_tiles
-from .selection import count_digit, count_ties, find_cut
-from .settle import bound_threshold, settle
+from .launches import Params, launch_bounds, launch_fuse, launch_survey
 from .state import MOST_TARGETS, PARAMS, RESULT, place
 from .tuning import FOR_INTERPRETER, LEAST_ROWS, Config, Tuner
-from .workspace import Layout, Workspace
+from .workspace import Layout
 
 #: Whether the kernels run in Triton's interpreter, on the CPU's tensors: TRITON_INTERPRET=1 at their import.
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 
-_BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
 _BY_NAME = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-# For every launch: no kernel may contract a product and a sum.
-_EXACT = {"enable_fp_fusion": False}
 # Candidates have 32 bits for where they lie in one of 32 stripes.
 _MOST = 1 << 36
-# Programs of kernels that share their work out themselves, per multiprocessor.
-_PROGRAMS = 4
-
-
-@dataclass(frozen=True)
-class Params:
-    """What fuse applies. On the device: numbers [24] fp32, tie_limit [1] int64 (state.py says where); known here:
-    whether elements are masked, and divisors have a floor."""
-
-    numbers: torch.Tensor
-    tie_limit: torch.Tensor
-    masked: bool
-    floored: bool
 
 
 def tensor_of(array: Array) -> torch.Tensor:
@@ -113,7 +89,7 @@ class TritonBackend:
         )
         result = torch.zeros(RESULT, dtype=torch.int64, device=device)
         with _current(device):
-            bound_threshold[(1,)](given.numbers, params.threshold, targets, **_EXACT)
+            launch_bounds(given, params.threshold, targets)
         survey = OnDevice(result, given, targets)
         self.enqueue_fuse(inputs, survey, out, offset)
         return self.result(survey)[1]
@@ -124,7 +100,7 @@ class TritonBackend:
         data, numel, device = pointers(inputs), inputs[0].numel, _device(inputs)
 
         def run(config: Config) -> OnDevice:
-            return _survey(data, numel, device, select_topk, variant, config)
+            return launch_survey(data, numel, device, select_topk, variant, config)
 
         scored = 0.0 < select_topk < 1.0
         with _current(device):
@@ -146,7 +122,7 @@ class TritonBackend:
         scratch = torch.empty_like(survey.result)  # a trial counts nothing
 
         def run(config: Config, result: torch.Tensor = scratch) -> None:
-            _fuse(data, to, out.dtype.abi, params, result, offset, config)
+            launch_fuse(data, to, out.dtype.abi, params, result, offset, config)
 
         with _current(device):
             run(self._tuner.choose(key, out.numel, run), survey.result)
@@ -185,116 +161,6 @@ def workspace_bytes(targets: int, numel: int, select_topk: float) -> int:
     return Layout(targets, numel, 0.0 < select_topk < 1.0, LEAST_ROWS).nbytes
 
 
-def _survey(
-    data: tuple[torch.Tensor, ...],
-    numel: int,
-    device: torch.device,
-    select_topk: float,
-    variant: str,
-    config: Config,
-) -> OnDevice:
-    targets, scored = len(data) - 1, 0.0 < select_topk < 1.0 and numel > 0
-    layout = Layout(targets, numel, scored, LEAST_ROWS)
-    work = Workspace(layout, device)
-    tile = config.rows * place(BLOCK)
-    topk = struct.unpack("<q", struct.pack("<d", select_topk))[0]
-    shape = {"TARGETS": targets, "STRIPES": layout.stripes}
-    many = (_programs(device),)
-    sampling = (max(1, -(-layout.runs // place(RUNS_AT_ONCE))),)
-    if scored:
-        histograms = work.histograms[:3]
-        if layout.runs:
-            sample_scores[sampling](
-                data, work.sample, histograms, numel, layout.runs, targets, **_EXACT
-            )
-            measure_runs[sampling](work.sample, histograms, work.state, layout.runs, topk, **_EXACT)
-            refine_bracket[sampling](
-                work.sample, histograms, work.state, layout.runs, topk, **_EXACT
-            )
-        end_bracket[(1,)](histograms, work.state, layout.runs, targets, **_EXACT)
-    scan = (
-        *(data, work.state, work.stripes, work.bins, work.rare_tiles, work.exponents),
-        *(work.records, numel, layout.capacity, scored),
-    )
-    if numel >= tile:
-        scan_tiles[(numel // tile,)](
-            *scan, **shape, ROWS=config.rows, num_warps=config.warps, **_EXACT
-        )
-    if numel:
-        scan_carefully[many](*scan, **shape, ROWS=config.rows, num_warps=config.warps, **_EXACT)
-    if scored:
-        digits = work.histograms[3:]
-        for digit in range(3):
-            count_digit[many](
-                *(data, work.stripes, work.state, digits, work.records),
-                *(numel, layout.capacity, topk),
-                DIGIT=digit,
-                TILE=tile,
-                **shape,
-                **_EXACT,
-            )
-        count_ties[many](
-            *(data, work.stripes, work.state, digits, work.records, work.ties),
-            *(numel, layout.capacity),
-            TILE=tile,
-            **shape,
-            **_EXACT,
-        )
-        find_cut[(1,)](data, work.state, work.ties, numel, layout.stretches, targets, **_EXACT)
-        add_selected[many](
-            *(data, work.stripes, work.state, work.bins, work.exponents, work.records),
-            *(numel, layout.capacity),
-            TILE=tile,
-            **shape,
-            **_EXACT,
-        )
-    result = torch.zeros(RESULT, dtype=torch.int64, device=device)
-    mergekit = variant == "mergekit"
-    params = Params(
-        torch.zeros(PARAMS, dtype=torch.float32, device=device),
-        torch.zeros(1, dtype=torch.int64, device=device),
-        masked=mergekit and select_topk < 1.0,
-        floored=mergekit,
-    )
-    settle[(1,)](
-        *(work.state, work.bins, result, params.numbers, params.tie_limit, numel),
-        SCORED=scored,
-        ALL=select_topk == 1.0,
-        MERGEKIT=mergekit,
-        SLOTS=triton.next_power_of_2(targets),
-        **shape,
-        **_EXACT,
-    )
-    return OnDevice(result, params, targets)
-
-
-def _fuse(
-    data: tuple[torch.Tensor, ...],
-    out: torch.Tensor,
-    dtype: int,
-    params: Params,
-    result: torch.Tensor,
-    offset: int,
-    config: Config,
-) -> None:
-    numel = out.numel()
-    whole, rest = divmod(numel, config.rows * place(BLOCK))
-    for first, tiles in ((0, whole), (whole, int(rest > 0))):
-        if tiles:
-            fuse_tiles[(tiles,)](
-                *(data, out.view(_BITS[out.dtype]), params.numbers, params.tie_limit, result),
-                *(first, offset, numel),
-                WHOLE=first < whole,
-                MASKED=params.masked,
-                FLOORED=params.floored,
-                OUT=dtype,
-                TARGETS=len(data) - 1,
-                ROWS=config.rows,
-                num_warps=config.warps,
-                **_EXACT,
-            )
-
-
 def _device(inputs: Sequence[Array]) -> torch.device:
     device: torch.device = inputs[0].owner.device
     if (device.type == "cpu") != INTERPRETED:
@@ -309,9 +175,3 @@ def _device(inputs: Sequence[Array]) -> torch.device:
 def _current(device: torch.device) -> AbstractContextManager[Any]:
     """Makes `device` the current one: Triton launches on its current stream."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
-
-def _programs(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 3
-    return _PROGRAMS * torch.cuda.get_device_properties(device).multi_processor_count

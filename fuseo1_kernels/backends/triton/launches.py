@@ -1,0 +1,161 @@
+"""What is launched, in which order, on the current stream. Nothing here waits for the device."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+import torch
+import triton
+
+from .. import OnDevice
+from .arithmetic import BLOCK
+from .energies import add_selected
+from .fuse import fuse_tiles
+from .sampling import RUNS_AT_ONCE, end_bracket, measure_runs, refine_bracket, sample_scores
+from .scan import scan_carefully, scan_tiles
+from .selection import count_digit, count_ties, find_cut
+from .settle import bound_threshold, settle
+from .state import PARAMS, RESULT, place
+from .tuning import LEAST_ROWS, Config
+from .workspace import Layout, Workspace
+
+_BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
+# For every launch: no kernel may contract a product and a sum.
+_EXACT = {"enable_fp_fusion": False}
+# Programs of kernels that share their work out themselves, per multiprocessor.
+_PROGRAMS = 4
+
+
+@dataclass(frozen=True)
+class Params:
+    """What fuse applies. On the device: numbers [24] fp32, tie_limit [1] int64 (state.py says where); known here:
+    whether elements are masked, and divisors have a floor."""
+
+    numbers: torch.Tensor
+    tie_limit: torch.Tensor
+    masked: bool
+    floored: bool
+
+
+def launch_survey(
+    data: tuple[torch.Tensor, ...],
+    numel: int,
+    device: torch.device,
+    select_topk: float,
+    variant: str,
+    config: Config,
+) -> OnDevice:
+    """Survey `data` (flat tensors of `numel` elements, base first; bf16 as int16), and derive SCE's parameters."""
+    targets, scored = len(data) - 1, 0.0 < select_topk < 1.0 and numel > 0
+    layout = Layout(targets, numel, scored, LEAST_ROWS)
+    work = Workspace(layout, device)
+    tile = config.rows * place(BLOCK)
+    topk = struct.unpack("<q", struct.pack("<d", select_topk))[0]
+    shape = {"TARGETS": targets, "STRIPES": layout.stripes}
+    many = (_programs(device),)
+    sampling = (max(1, -(-layout.runs // place(RUNS_AT_ONCE))),)
+    if scored:
+        histograms = work.histograms[:3]
+        if layout.runs:
+            sample_scores[sampling](
+                data, work.sample, histograms, numel, layout.runs, targets, **_EXACT
+            )
+            measure_runs[sampling](work.sample, histograms, work.state, layout.runs, topk, **_EXACT)
+            refine_bracket[sampling](
+                work.sample, histograms, work.state, layout.runs, topk, **_EXACT
+            )
+        end_bracket[(1,)](histograms, work.state, layout.runs, targets, **_EXACT)
+    scan = (
+        *(data, work.state, work.stripes, work.bins, work.rare_tiles, work.exponents),
+        *(work.records, numel, layout.capacity, scored),
+    )
+    if numel >= tile:
+        scan_tiles[(numel // tile,)](
+            *scan, **shape, ROWS=config.rows, num_warps=config.warps, **_EXACT
+        )
+    if numel:
+        scan_carefully[many](*scan, **shape, ROWS=config.rows, num_warps=config.warps, **_EXACT)
+    if scored:
+        digits = work.histograms[3:]
+        for digit in range(3):
+            count_digit[many](
+                *(data, work.stripes, work.state, digits, work.records),
+                *(numel, layout.capacity, topk),
+                DIGIT=digit,
+                TILE=tile,
+                **shape,
+                **_EXACT,
+            )
+        count_ties[many](
+            *(data, work.stripes, work.state, digits, work.records, work.ties),
+            *(numel, layout.capacity),
+            TILE=tile,
+            **shape,
+            **_EXACT,
+        )
+        find_cut[(1,)](data, work.state, work.ties, numel, layout.stretches, targets, **_EXACT)
+        add_selected[many](
+            *(data, work.stripes, work.state, work.bins, work.exponents, work.records),
+            *(numel, layout.capacity),
+            TILE=tile,
+            **shape,
+            **_EXACT,
+        )
+    result = torch.zeros(RESULT, dtype=torch.int64, device=device)
+    mergekit = variant == "mergekit"
+    params = Params(
+        torch.zeros(PARAMS, dtype=torch.float32, device=device),
+        torch.zeros(1, dtype=torch.int64, device=device),
+        masked=mergekit and select_topk < 1.0,
+        floored=mergekit,
+    )
+    settle[(1,)](
+        *(work.state, work.bins, result, params.numbers, params.tie_limit, numel),
+        SCORED=scored,
+        ALL=select_topk == 1.0,
+        MERGEKIT=mergekit,
+        SLOTS=triton.next_power_of_2(targets),
+        **shape,
+        **_EXACT,
+    )
+    return OnDevice(result, params, targets)
+
+
+def launch_fuse(
+    data: tuple[torch.Tensor, ...],
+    out: torch.Tensor,
+    dtype: int,
+    params: Params,
+    result: torch.Tensor,
+    offset: int,
+    config: Config,
+) -> None:
+    """Fuse `data` by `params` to `out`, of arrays.DType.abi `dtype`; result counts what is not finite."""
+    numel = out.numel()
+    whole, rest = divmod(numel, config.rows * place(BLOCK))
+    for first, tiles in ((0, whole), (whole, int(rest > 0))):
+        if tiles:
+            fuse_tiles[(tiles,)](
+                *(data, out.view(_BITS[out.dtype]), params.numbers, params.tie_limit, result),
+                *(first, offset, numel),
+                WHOLE=first < whole,
+                MASKED=params.masked,
+                FLOORED=params.floored,
+                OUT=dtype,
+                TARGETS=len(data) - 1,
+                ROWS=config.rows,
+                num_warps=config.warps,
+                **_EXACT,
+            )
+
+
+def launch_bounds(params: Params, threshold: int, targets: int) -> None:
+    """Complete params that were given: fuse compares with the threshold's bounds."""
+    bound_threshold[(1,)](params.numbers, threshold, targets, **_EXACT)
+
+
+def _programs(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 3
+    return _PROGRAMS * torch.cuda.get_device_properties(device).multi_processor_count
