@@ -12,12 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import triton
+from gpu_cases import array, misaligned
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
 
-from fuseo1_kernels.backends.triton import energies, fuse, sampling, scan, selection, settle
+from fuseo1_kernels.backends import FuseParams
+from fuseo1_kernels.backends.triton import (
+    backend,
+    energies,
+    fuse,
+    sampling,
+    scan,
+    selection,
+    settle,
+)
 from fuseo1_kernels.backends.triton.tuning import SPACE
 
 pytestmark = pytest.mark.skipif(
@@ -40,7 +52,7 @@ TYPES = {
     **dict.fromkeys(["numel", "capacity", "topk", "offset"], "i64"),
     **dict.fromkeys(["runs", "stretches", "threshold", "first"], "i32"),
     "exponents": "*u8",
-    "params": "*fp32",
+    "numbers": "*fp32",
     "out": "*i16",
 }
 
@@ -166,3 +178,39 @@ def test_no_config_spills(config: Any, tmp_path: Path, monkeypatch: pytest.Monke
             compiled(name, TARGETS["cuda:90"], warps=config.warps).asm["ptx"], tmp_path
         )
         assert "0 bytes spill stores, 0 bytes spill loads" in said, said
+
+
+class _Hopper:
+    """What Triton asks of a driver to compile a launch."""
+
+    def get_current_target(self) -> GPUTarget:
+        return TARGETS["cuda:90"]
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+@pytest.mark.parametrize("by", [0, 1], ids=["aligned", "misaligned"])
+def test_launches_compile(by: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that the backend launches, as Triton specialises its arguments; only the launch itself is left out."""
+    launched = []
+    run = JITFunction.run
+
+    def compile_only(self: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> None:
+        run(self, *arguments, grid=grid, warmup=True, **options)
+        launched.append(self.fn.__name__)
+
+    monkeypatch.setattr(triton.runtime.driver, "_active", _Hopper())
+    monkeypatch.setattr(JITFunction, "run", compile_only)
+    monkeypatch.setattr(backend, "_device", lambda inputs: torch.device("cpu"))
+    dtypes = (torch.bfloat16, torch.float32, torch.float16, torch.bfloat16)
+    tensors = [misaligned(torch.zeros(5000, dtype=d if by else dtypes[0]), by) for d in dtypes]
+    inputs, out = [array(t) for t in tensors], array(torch.empty(5000, dtype=torch.bfloat16))
+    engine = backend.TritonBackend(CONFIG)
+    for select_topk in (0.5, 1.0):
+        engine.enqueue_fuse(inputs, engine.enqueue_survey(inputs, select_topk, "mergekit"), out)
+    engine.fuse(inputs, FuseParams((1.0, 0.5, 0.25)), out, 0, 1)
+    assert set(launched) == {kernel.fn.__name__ for kernel, _ in KERNELS.values()}

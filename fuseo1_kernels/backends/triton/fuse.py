@@ -44,7 +44,7 @@ def round_sum(b, delta, OUT: tl.constexpr):
 def fuse_tiles(
     inputs,  # tuple of TARGETS + 1 pointers: [numel], base first; bf16 as int16
     out,  # [numel]: int16 (bf16, fp16) or int32 (fp32) bits, written
-    params,  # [24] fp32
+    numbers,  # [24] fp32
     tie_limit,  # [1] int64
     result,  # [64] int64: R_WRITTEN is added to
     first,  # the first program's tile
@@ -73,16 +73,16 @@ def fuse_tiles(
         x = spread(d, s, TARGETS)
         most = tl.load(tie_limit) - offset - start
         tie = at <= tl.minimum(tl.maximum(most, -1), ROWS * BLOCK).to(tl.int32)
-        selected = (x > tl.load(params + P_AT_HIGH)) | ((x >= tl.load(params + P_AT_LOW)) & tie)
+        selected = (x > tl.load(numbers + P_AT_HIGH)) | ((x >= tl.load(numbers + P_AT_LOW)) & tie)
     for i in tl.static_range(TARGETS):
-        weight = tl.load(params + P_WEIGHTS + i)
+        weight = tl.load(numbers + P_WEIGHTS + i)
         survives = float_of(bits_of(d[i]) ^ flip) > 0.0
         if MASKED:
             survives = survives & selected
         num = num + tl.where(survives, weight * d[i], nothing)
         den = den + tl.where(survives, weight, 0.0)
     if FLOORED:
-        divisor = tl.maximum(den, tl.load(params + P_FLOOR))
+        divisor = tl.maximum(den, tl.load(numbers + P_FLOOR))
     else:
         divisor = tl.where(den == 0.0, 1.0, den)
     # s - s is 0, or NaN where s is not finite.

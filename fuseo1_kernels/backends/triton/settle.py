@@ -60,9 +60,9 @@ def energies_of(bins, TARGETS: tl.constexpr, SLOTS: tl.constexpr, STRIPES: tl.co
 
 @triton.jit
 def store_weights(
-    energy, numel, params, TARGETS: tl.constexpr, SLOTS: tl.constexpr, MERGEKIT: tl.constexpr
+    energy, numel, numbers, TARGETS: tl.constexpr, SLOTS: tl.constexpr, MERGEKIT: tl.constexpr
 ):
-    """params[P_WEIGHTS ...]: energy / their sum, in fp64, rounded to fp32; or 1 each."""
+    """numbers[P_WEIGHTS ...]: energy / their sum, in fp64, rounded to fp32; or 1 each."""
     i = tl.arange(0, SLOTS)
     all_of = tl.full((), 0.0, tl.float64)
     for target in tl.static_range(TARGETS):
@@ -74,7 +74,7 @@ def store_weights(
         equal = (equal & few) | ((few == 0) & (mean < tl.full((), MERGEKIT_FLOOR, tl.float64)))
     one = tl.full((), 1.0, tl.float64)
     share = energy / tl.where(all_of == 0.0, one, all_of)
-    tl.store(params + P_WEIGHTS + i, tl.where(equal, one, share).to(tl.float32), mask=i < TARGETS)
+    tl.store(numbers + P_WEIGHTS + i, tl.where(equal, one, share).to(tl.float32), mask=i < TARGETS)
 
 
 @triton.jit(do_not_specialize=["numel"])
@@ -82,7 +82,7 @@ def settle(
     state,  # [64] int64
     bins,  # [2 (SCORED), STRIPES, TARGETS, 256] int64
     result,  # [64] int64, written
-    params,  # [24] fp32, written
+    numbers,  # [24] fp32, written
     tie_limit,  # [1] int64, written
     numel,
     SCORED: tl.constexpr,  # 0 < select_topk < 1, and there are elements
@@ -125,20 +125,20 @@ def settle(
     tl.store(result + R_NONFINITE + i, counts, mask=i < TARGETS + 2)
     slot = tl.arange(0, SLOTS)
     tl.store(result + R_ENERGY + slot, energy.to(tl.int64, bitcast=True), mask=slot < TARGETS)
-    store_weights(energy, numel, params, TARGETS, SLOTS, MERGEKIT)
-    tl.store(params + P_FLOOR, MERGEKIT_FLOOR if MERGEKIT else 0.0)
-    tl.store(params + P_AT_LOW, float_of(low.to(tl.int32)))
-    tl.store(params + P_AT_HIGH, float_of(high.to(tl.int32)))
+    store_weights(energy, numel, numbers, TARGETS, SLOTS, MERGEKIT)
+    tl.store(numbers + P_FLOOR, MERGEKIT_FLOOR if MERGEKIT else 0.0)
+    tl.store(numbers + P_AT_LOW, float_of(low.to(tl.int32)))
+    tl.store(numbers + P_AT_HIGH, float_of(high.to(tl.int32)))
     tl.store(tie_limit, limit)
 
 
 @triton.jit(do_not_specialize=["threshold"])
 def bound_threshold(
-    params,  # [24] fp32; the threshold's bounds are written
+    numbers,  # [24] fp32; the threshold's bounds are written
     threshold,  # fp32 bits
     TARGETS: tl.constexpr,
 ):
     """One program: what fuse compares with, for a threshold that is given."""
     bits = tl.cast(threshold, tl.int64)
-    tl.store(params + P_AT_LOW, float_of(first_reaching(bits, TARGETS).to(tl.int32)))
-    tl.store(params + P_AT_HIGH, float_of((first_reaching(bits + 1, TARGETS) - 1).to(tl.int32)))
+    tl.store(numbers + P_AT_LOW, float_of(first_reaching(bits, TARGETS).to(tl.int32)))
+    tl.store(numbers + P_AT_HIGH, float_of((first_reaching(bits + 1, TARGETS) - 1).to(tl.int32)))
