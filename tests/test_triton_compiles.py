@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 import triton
-from gpu_cases import array, misaligned
+from gpu_grid import array, placed
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
@@ -42,6 +42,7 @@ TARGETS = {
     "cuda:120": GPUTarget("cuda", 120, 32),
     "hip:gfx942": GPUTarget("hip", "gfx942", 64),
 }
+CPU = torch.device("cpu")
 BF16 = ("*i16",) * 4
 MIXED = ("*i16", "*fp32", "*fp16", "*i16")
 # A kernel's parameters have the same type wherever they have the same name.
@@ -50,9 +51,10 @@ TYPES = {
     **dict.fromkeys(["result", "tie_limit"], "*i64"),
     **dict.fromkeys(["rare_tiles", "sample", "ties"], "*i32"),
     **dict.fromkeys(["numel", "capacity", "topk", "offset"], "i64"),
-    **dict.fromkeys(["runs", "stretches", "threshold", "first"], "i32"),
+    **dict.fromkeys(["runs", "stretches", "first"], "i32"),
     "exponents": "*u8",
     "numbers": "*fp32",
+    "given": "*fp64",
     "out": "*i16",
 }
 
@@ -87,7 +89,7 @@ OTHERS = {
     "add_selected": (energies.add_selected, {**SHAPE, "TILE": 512}),
     "settle": (settle.settle, {**SETTLE, "SCORED": True, "ALL": False, "MERGEKIT": True}),
     "settle all": (settle.settle, {**SETTLE, "SCORED": False, "ALL": True, "MERGEKIT": False}),
-    "bound_threshold": (settle.bound_threshold, {"TARGETS": 3}),
+    "take_params": (settle.take_params, {"TARGETS": 3, "SLOTS": 4}),
 }
 KERNELS = {**STREAMING, **OTHERS}
 
@@ -207,7 +209,7 @@ def test_launches_compile(by: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(JITFunction, "run", compile_only)
     monkeypatch.setattr(backend, "_device", lambda inputs: torch.device("cpu"))
     dtypes = (torch.bfloat16, torch.float32, torch.float16, torch.bfloat16)
-    tensors = [misaligned(torch.zeros(5000, dtype=d if by else dtypes[0]), by) for d in dtypes]
+    tensors = [placed(torch.zeros(5000, dtype=d if by else dtypes[0]), by, CPU) for d in dtypes]
     inputs, out = [array(t) for t in tensors], array(torch.empty(5000, dtype=torch.bfloat16))
     engine = backend.TritonBackend(CONFIG)
     for select_topk in (0.5, 1.0):

@@ -10,13 +10,14 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 
-import gpu_cases
+import gpu_data
 import pytest
 import torch
-from gpu_cases import DTYPES, KINDS, array, bits, compare, misaligned
-from tensors import BF16, FP16, FP32
+from gpu_data import KINDS
+from gpu_grid import TOPKS, array, compare, placed
+from tensors import BF16, DTYPES, FP16, FP32, assert_same_bits, bits
 
-from fuseo1_kernels import merge_tensors, ops
+from fuseo1_kernels import merge_tensors, ops, torch_ops  # noqa: F401 (registers them)
 from fuseo1_kernels.backends import FuseParams, load_backend, load_gpu_backend
 from fuseo1_kernels.backends.triton.backend import TritonBackend, workspace_bytes
 from fuseo1_kernels.backends.triton.tuning import Config
@@ -26,7 +27,7 @@ from fuseo1_kernels.weights import sce_params
 # The interpreter computes with numpy, which warns where the contract has infinities and NaN.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
-TOPKS = (1.0, 0.9, 0.5, 0.1, 0.001, 0.0)
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +53,10 @@ def test_the_bits_are_the_cpus(
         one = draw.choice(DTYPES)
         dtypes = [one if draw.random() < 0.6 else draw.choice(DTYPES) for _ in range(targets + 1)]
         tensors = [
-            misaligned(t.to(dtype), draw.choice([0, 0, 1, 3, 8]))
+            placed(t.to(dtype), draw.choice([0, 0, 1, 3, 8]), CPU)
             for t, dtype in zip(kind(n, targets, g), dtypes, strict=True)
         ]
-        out = misaligned(torch.full((n,), 7.0).to(draw.choice(DTYPES)), draw.choice([0, 0, 1]))
+        out = placed(torch.full((n,), 7.0).to(draw.choice(DTYPES)), draw.choice([0, 0, 1]), CPU)
         compare(backend, tensors, draw.choice(TOPKS), draw.choice(["fuseo1", "mergekit"]), out)
 
 
@@ -64,7 +65,7 @@ def test_every_number_of_targets_and_dtype(targets: int, backend: TritonBackend)
     for dtypes in ((BF16,), (FP16,), (FP32,), (BF16, FP32, FP16))[:: 3 if targets > 7 else 1]:
         tensors = [
             t.to(dtypes[i % len(dtypes)])
-            for i, t in enumerate(gpu_cases.tied(4097, targets, generator(1)))
+            for i, t in enumerate(gpu_data.tied(4097, targets, generator(1)))
         ]
         compare(backend, tensors, 0.3, "mergekit", torch.empty(4097, dtype=dtypes[-1]))
 
@@ -73,14 +74,14 @@ def test_every_number_of_targets_and_dtype(targets: int, backend: TritonBackend)
 @pytest.mark.parametrize("variant", ["fuseo1", "mergekit"])
 def test_every_topk(select_topk: float, variant: str, backend: TritonBackend) -> None:
     """More than a segment, sampled, odd; one read is the rule."""
-    tensors = [t.to(BF16) for t in gpu_cases.tuned(70_001, 3, generator(2))]
+    tensors = [t.to(BF16) for t in gpu_data.tuned(70_001, 3, generator(2))]
     out = torch.empty(70_001, dtype=BF16)
     assert compare(backend, tensors, select_topk, variant, out) == 1
 
 
 @pytest.mark.parametrize("config", [Config(2, 1), Config(4, 4), Config(8, 8)], ids=str)
 def test_no_config_changes_a_bit(config: Config) -> None:
-    tensors = [t.to(BF16) for t in gpu_cases.nonfinite(9001, 3, generator(3))]
+    tensors = [t.to(BF16) for t in gpu_data.nonfinite(9001, 3, generator(3))]
     compare(TritonBackend(config), tensors, 0.5, "mergekit", torch.empty(9001))
 
 
@@ -102,11 +103,11 @@ def test_no_elements(dtypes: tuple[torch.dtype, ...], backend: TritonBackend) ->
 @pytest.mark.parametrize(
     ("kind", "most"),
     [
-        (gpu_cases.two_values, 6),
-        (gpu_cases.constant, 6),
-        (gpu_cases.tied, 6),
-        (gpu_cases.alike, 1),
-        (gpu_cases.outlier, 1),
+        (gpu_data.two_values, 6),
+        (gpu_data.constant, 6),
+        (gpu_data.tied, 6),
+        (gpu_data.alike, 1),
+        (gpu_data.outlier, 1),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
@@ -133,7 +134,7 @@ def test_the_exact_path_on_any_data(
     monkeypatch.setattr("fuseo1_kernels.backends.triton.workspace.runs_of", lambda numel: 0)
     monkeypatch.setattr("fuseo1_kernels.backends.triton.workspace.capacity_of", lambda *_: 0)
     passes = compare(backend, kind(5001, 3, generator(5)), 0.3, "mergekit", torch.empty(5001))
-    all_zero = kind in (gpu_cases.alike, gpu_cases.denormal)
+    all_zero = kind in (gpu_data.alike, gpu_data.denormal)
     assert passes in (5, 6) or (passes == 1 and all_zero)
 
 
@@ -154,7 +155,7 @@ def test_exact_ties_and_negative_zero(backend: TritonBackend) -> None:
 def test_fuse_of_a_part(offset: int, backend: TritonBackend) -> None:
     """As `fuse` is called with given parameters, and with an offset."""
     n = 9001
-    tensors = [t.to(BF16) for t in gpu_cases.tied(n, 3, generator(2))]
+    tensors = [t.to(BF16) for t in gpu_data.tied(n, 3, generator(2))]
     cpu, inputs = load_backend("cpu"), [array(t) for t in tensors]
     params = sce_params(cpu.survey(inputs, 0.3, 2), n, 0.3, "mergekit")
     for given in (params, replace(params, masked=False, floor_divisor=0.0)):
@@ -163,6 +164,22 @@ def test_fuse_of_a_part(offset: int, backend: TritonBackend) -> None:
         assert cpu.fuse(part, given, array(expected), offset, 2) == 0
         assert backend.fuse(part, given, array(found), offset, 1) == 0
         assert torch.equal(bits(found), bits(expected))
+
+
+@pytest.mark.parametrize(
+    ("variant", "topk"), [("fuseo1", 0.3), ("mergekit", 0.3), ("mergekit", 1.0)]
+)
+def test_parameters_as_numbers(variant: str, topk: float, backend: TritonBackend) -> None:
+    """In the layout of torch.ops.fuseo1, of this backend's surveys and of the CPU's."""
+    base, *targets = (t.to(BF16) for t in gpu_data.nonfinite(9001, 3, generator(6)))
+    expected, params = torch.ops.fuseo1.survey(base, targets, topk, variant)
+    inputs = [array(t) for t in (base, *targets)]
+    surveyed = backend.enqueue_survey(inputs, topk, variant)
+    learned, numbers = backend.numbers(surveyed)
+    assert learned.tolist() == expected.tolist() and numbers.tolist() == params.tolist()
+    out = torch.empty(9001, dtype=BF16)
+    backend.enqueue_fuse(inputs, backend.from_numbers(params), array(out))
+    assert_same_bits(out, torch.ops.fuseo1.fuse(base, targets, params))
 
 
 def test_what_is_refused(backend: TritonBackend) -> None:
@@ -185,7 +202,7 @@ def test_the_workspace_is_small() -> None:
 
 
 def test_through_the_public_functions() -> None:
-    tensors = [t.to(BF16).view(20, 257) for t in gpu_cases.tied(5140, 3, generator(4))]
+    tensors = [t.to(BF16).view(20, 257) for t in gpu_data.tied(5140, 3, generator(4))]
     keywords = {"base_index": 0, "parameters": {"select_topk": 0.3, "variant": "mergekit"}}
     expected = merge_tensors(tensors, "sce", **keywords)
     found = merge_tensors(tensors, "sce", backend="triton", **keywords)

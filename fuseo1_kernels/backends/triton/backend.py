@@ -13,8 +13,8 @@ from ...arrays import Array
 from ...errors import BackendError
 from .. import SURVEY_BYTES, FuseParams, OnDevice, SurveyResult
 from . import state as places
-from .launches import Params, launch_bounds, launch_fuse, launch_survey
-from .state import MOST_TARGETS, PARAMS, RESULT, place
+from .launches import Params, launch_fuse, launch_params, launch_survey
+from .state import MOST_TARGETS, RESULT, place
 from .tuning import FOR_INTERPRETER, LEAST_ROWS, Config, Tuner
 from .workspace import Layout
 
@@ -76,23 +76,45 @@ class TritonBackend:
     def fuse(
         self, inputs: Sequence[Array], params: FuseParams, out: Array, offset: int, threads: int
     ) -> int:
-        self._check(inputs)
-        device, targets = _device(inputs), len(inputs) - 1
-        numbers = [0.0] * PARAMS
-        numbers[: len(params.weights)] = params.weights
-        numbers[place(places.P_FLOOR)] = params.floor_divisor
-        given = Params(
-            torch.tensor(numbers, dtype=torch.float32).to(device),
-            torch.tensor([params.tie_limit], dtype=torch.int64).to(device),
-            params.masked,
-            params.floor_divisor != 0.0,
-        )
-        result = torch.zeros(RESULT, dtype=torch.int64, device=device)
-        with _current(device):
-            launch_bounds(given, params.threshold, targets)
-        survey = OnDevice(result, given, targets)
+        survey = self.place(inputs, params)
         self.enqueue_fuse(inputs, survey, out, offset)
         return self.result(survey)[1]
+
+    def place(self, inputs: Sequence[Array], params: FuseParams) -> OnDevice:
+        """Copy `params` to the inputs' device without waiting for it."""
+        self._check(inputs)
+        mask = (params.masked, params.threshold, params.tie_limit)
+        numbers = torch.tensor((*params.weights, params.floor_divisor, *mask), dtype=torch.float64)
+        given = numbers.to(_device(inputs), non_blocking=True)
+        return self._for_fuse(given, params.masked, params.floor_divisor != 0.0)
+
+    def numbers(self, survey: OnDevice) -> tuple[torch.Tensor, torch.Tensor]:
+        """A survey and its parameters as fp64 tensors of torch_ops' layout, by copies on the device."""
+        n, params = survey.targets, survey.params
+        found: torch.Tensor = survey.result
+
+        def counts(first: object, many: int) -> torch.Tensor:
+            return found[place(first) :][:many].double()
+
+        energy = found.view(torch.float64)[place(places.R_ENERGY) :][:n]
+        learned = torch.cat(
+            [counts(places.R_NONZERO, 4), energy, counts(places.R_NONFINITE, n + 2)]
+        )
+        floor = (
+            params.numbers[place(places.P_FLOOR) :][:1] if params.floored else energy.new_zeros(1)
+        )
+        masked = energy.new_full((1,), params.masked)
+        mask = counts(places.R_THRESHOLD, 2)
+        return learned, torch.cat([params.numbers[:n].double(), floor.double(), masked, mask])
+
+    def from_numbers(self, params: torch.Tensor) -> OnDevice:
+        """The inverse, of the parameters."""
+        return self._for_fuse(params, masked=True, floored=True)
+
+    def _for_fuse(self, given: torch.Tensor, masked: bool, floored: bool) -> OnDevice:
+        result = torch.zeros(RESULT, dtype=torch.int64, device=given.device)
+        with _current(given.device):
+            return OnDevice(result, launch_params(given, masked, floored), given.numel() - 4)
 
     def enqueue_survey(self, inputs: Sequence[Array], select_topk: float, variant: str) -> OnDevice:
         """Survey, and derive SCE's parameters, on the current stream of the inputs' device."""

@@ -52,7 +52,7 @@ def fuse_tiles(
     numel,
     WHOLE: tl.constexpr,  # all tiles are
     MASKED: tl.constexpr,
-    FLOORED: tl.constexpr,  # there is a least divisor
+    FLOORED: tl.constexpr,  # there may be a least divisor
     OUT: tl.constexpr,
     TARGETS: tl.constexpr,
     ROWS: tl.constexpr,
@@ -82,9 +82,8 @@ def fuse_tiles(
         num = num + tl.where(survives, weight * d[i], nothing)
         den = den + tl.where(survives, weight, 0.0)
     if FLOORED:
-        divisor = tl.maximum(den, tl.load(numbers + P_FLOOR))
-    else:
-        divisor = tl.where(den == 0.0, 1.0, den)
+        den = tl.maximum(den, tl.load(numbers + P_FLOOR))
+    divisor = tl.where(den == 0.0, 1.0, den)
     # s - s is 0, or NaN where s is not finite.
     merged, bits = round_sum(b, tl.div_rn(num, divisor + (s - s)), OUT)
     nan: tl.constexpr = 0x7FC0 if OUT == TO_BF16 else 0x7E00 if OUT == TO_FP16 else 0x7FC00000

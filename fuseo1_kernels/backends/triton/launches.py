@@ -15,7 +15,7 @@ from .fuse import fuse_tiles
 from .sampling import RUNS_AT_ONCE, end_bracket, measure_runs, refine_bracket, sample_scores
 from .scan import scan_carefully, scan_tiles
 from .selection import count_digit, count_ties, find_cut
-from .settle import bound_threshold, settle
+from .settle import settle, take_params
 from .state import PARAMS, RESULT, place
 from .tuning import LEAST_ROWS, Config
 from .workspace import Layout, Workspace
@@ -30,7 +30,7 @@ _PROGRAMS = 4
 @dataclass(frozen=True)
 class Params:
     """What fuse applies. On the device: numbers [24] fp32, tie_limit [1] int64 (state.py says where); known here:
-    whether elements are masked, and divisors have a floor."""
+    whether elements may be masked, and divisors may have a floor."""
 
     numbers: torch.Tensor
     tie_limit: torch.Tensor
@@ -104,12 +104,7 @@ def launch_survey(
         )
     result = torch.zeros(RESULT, dtype=torch.int64, device=device)
     mergekit = variant == "mergekit"
-    params = Params(
-        torch.zeros(PARAMS, dtype=torch.float32, device=device),
-        torch.zeros(1, dtype=torch.int64, device=device),
-        masked=mergekit and select_topk < 1.0,
-        floored=mergekit,
-    )
+    params = _empty_params(device, mergekit and select_topk < 1.0, mergekit)
     settle[(1,)](
         *(work.state, work.bins, result, params.numbers, params.tie_limit, numel),
         SCORED=scored,
@@ -150,9 +145,21 @@ def launch_fuse(
             )
 
 
-def launch_bounds(params: Params, threshold: int, targets: int) -> None:
-    """Complete params that were given: fuse compares with the threshold's bounds."""
-    bound_threshold[(1,)](params.numbers, threshold, targets, **_EXACT)
+def launch_params(given: torch.Tensor, masked: bool, floored: bool) -> Params:
+    """Parameters [N + 4] fp64 in the layout of torch_ops, on the device; whether they may mask, or have a floor."""
+    targets = given.numel() - 4
+    made = _empty_params(given.device, masked, floored)
+    take_params[(1,)](
+        *(given, made.numbers, made.tie_limit, targets),
+        SLOTS=triton.next_power_of_2(targets),
+        **_EXACT,
+    )
+    return made
+
+
+def _empty_params(device: torch.device, masked: bool, floored: bool) -> Params:
+    numbers = torch.zeros(PARAMS, dtype=torch.float32, device=device)
+    return Params(numbers, torch.zeros(1, dtype=torch.int64, device=device), masked, floored)
 
 
 def _programs(device: torch.device) -> int:

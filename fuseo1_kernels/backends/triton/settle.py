@@ -126,19 +126,31 @@ def settle(
     slot = tl.arange(0, SLOTS)
     tl.store(result + R_ENERGY + slot, energy.to(tl.int64, bitcast=True), mask=slot < TARGETS)
     store_weights(energy, numel, numbers, TARGETS, SLOTS, MERGEKIT)
-    tl.store(numbers + P_FLOOR, MERGEKIT_FLOOR if MERGEKIT else 0.0)
+    tl.store(numbers + P_FLOOR, MERGEKIT_FLOOR if MERGEKIT else float("-inf"))
     tl.store(numbers + P_AT_LOW, float_of(low.to(tl.int32)))
     tl.store(numbers + P_AT_HIGH, float_of(high.to(tl.int32)))
     tl.store(tie_limit, limit)
 
 
-@triton.jit(do_not_specialize=["threshold"])
-def bound_threshold(
-    numbers,  # [24] fp32; the threshold's bounds are written
-    threshold,  # fp32 bits
+@triton.jit
+def take_params(
+    given,  # [TARGETS + 4] fp64, in the layout of torch_ops
+    numbers,  # [24] fp32, written
+    tie_limit,  # [1] int64, written
     TARGETS: tl.constexpr,
+    SLOTS: tl.constexpr,  # the power of two from TARGETS on
 ):
-    """One program: what fuse compares with, for a threshold that is given."""
-    bits = tl.cast(threshold, tl.int64)
-    tl.store(numbers + P_AT_LOW, float_of(first_reaching(bits, TARGETS).to(tl.int32)))
-    tl.store(numbers + P_AT_HIGH, float_of((first_reaching(bits + 1, TARGETS) - 1).to(tl.int32)))
+    """One program: parameters that are given, as fuse takes them. Unmasked ones select every score."""
+    i = tl.arange(0, SLOTS)
+    weights = tl.load(given + i, mask=i < TARGETS, other=0.0)
+    tl.store(numbers + P_WEIGHTS + i, weights.to(tl.float32), mask=i < TARGETS)
+    floor = tl.load(given + TARGETS).to(tl.float32)
+    tl.store(numbers + P_FLOOR, tl.where(floor == 0.0, float("-inf"), floor))
+    masked = tl.load(given + TARGETS + 1) != 0.0
+    threshold = tl.where(masked, tl.load(given + TARGETS + 2), 0.0).to(tl.int64)
+    tl.store(numbers + P_AT_LOW, float_of(first_reaching(threshold, TARGETS).to(tl.int32)))
+    high = first_reaching(threshold + 1, TARGETS) - 1
+    tl.store(numbers + P_AT_HIGH, float_of(high.to(tl.int32)))
+    everywhere = tl.full((), 1 << 62, tl.int64)
+    limit = tl.load(given + TARGETS + 3).to(tl.int64)
+    tl.store(tie_limit, tl.where(masked, limit, everywhere))

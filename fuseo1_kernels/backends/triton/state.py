@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import triton.language as tl
 
 # --- state: [64] int64 ---
@@ -47,7 +49,7 @@ RESULT = 64
 
 # --- params: [24] fp32, what fuse applies; the tie limit is an int64 of its own ---
 P_WEIGHTS = tl.constexpr(0)  # [16]
-P_FLOOR = tl.constexpr(16)
+P_FLOOR = tl.constexpr(16)  # -inf: there is none
 P_AT_LOW = tl.constexpr(17)
 P_AT_HIGH = tl.constexpr(18)
 PARAMS = 24
@@ -56,6 +58,6 @@ MOST_TARGETS = 16
 NOTHING = tl.constexpr(0x7FFFFFFF)  # a threshold above every score
 
 
-def place(constant: tl.constexpr) -> int:
+def place(constant: Any) -> int:
     """One of the numbers above, on the host."""
     return int(constant.value)
