@@ -30,8 +30,6 @@ from fuseo1_kernels.errors import BackendError
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 SMALL, MANY = 5120, 256
-#: Backends that a version may have, or not.
-OTHERS = ("triton",)
 
 
 def small_launches(gpu: Any, many: int, repeats: int) -> dict[str, float]:
@@ -73,7 +71,7 @@ def small_launch(gpu: Any, inputs: Sequence[Sequence[Array]], outs: Sequence[Arr
 def backends(found: Findings) -> list[GpuBackend]:
     """Return those that run here; of the others, note why not."""
     running = []
-    for name in dict.fromkeys((*GPU_BACKENDS, *OTHERS)):
+    for name in GPU_BACKENDS:
         try:
             running.append(load_gpu_backend(name))
         except BackendError as error:

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 from gpu_report import Findings, Stage, folders, gpu_name, markdown, publish, slug
 from machine import commit, utc_now
@@ -39,7 +40,7 @@ MODULES = ("torch", "numpy", "pybind11", "pytest", "hypothesis")
 class Job:
     """A stage to come: commands that run one after the other, for at most `limit` seconds together.
 
-    `reserve` of them are kept for it from those before.
+    `reserve` of them are kept for it from those before. `together`: they run at the same time.
     """
 
     name: str
@@ -47,17 +48,21 @@ class Job:
     limit: float
     reserve: float = LEAST
     environment: Mapping[str, str] = field(default_factory=dict)
+    together: bool = False
 
 
 def run(job: Job, limit: float, log: Path) -> Stage:
     """Run a job; its output goes to `log`, whose last line is the note."""
     start = time.monotonic()
     problem = None
+    batches = [job.commands] if job.together else [[command] for command in job.commands]
     with log.open("wb") as output:
-        for command in job.commands:
-            output.write(f"$ {shlex.join(command)}\n".encode())
+        for commands in batches:
+            for command in commands:
+                output.write(f"$ {shlex.join(command)}\n".encode())
             output.flush()
-            problem = _run(command, job.environment, limit - (time.monotonic() - start), output)
+            left = limit - (time.monotonic() - start)
+            problem = _run(commands, job.environment, left, output)
             if problem:
                 break
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -67,28 +72,38 @@ def run(job: Job, limit: float, log: Path) -> Stage:
 
 
 def _run(
-    command: Sequence[str], environment: Mapping[str, str], seconds: float, output: object
+    commands: Sequence[Sequence[str]],
+    environment: Mapping[str, str],
+    seconds: float,
+    output: BinaryIO,
 ) -> str | None:
-    """Run a command with all that it starts; returns what went wrong."""
+    """Run commands at the same time, with all that they start; returns what went wrong first."""
+    deadline = time.monotonic() + seconds
+    started: list[subprocess.Popen[bytes]] = []
     try:
-        process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env={**os.environ, **environment},
-            stdout=output,  # type: ignore[call-overload]
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    except OSError as error:
-        return f"cannot start {command[0]} ({error.strerror})"
-    try:
-        status = process.wait(max(seconds, 0.0))
+        for command in commands:
+            try:
+                started.append(
+                    subprocess.Popen(
+                        command,
+                        cwd=ROOT,
+                        env={**os.environ, **environment},
+                        stdout=output,
+                        stderr=subprocess.STDOUT,
+                        start_new_session=True,
+                    )
+                )
+            except OSError as error:
+                return f"cannot start {command[0]} ({error.strerror})"
+        statuses = [p.wait(max(deadline - time.monotonic(), 0.0)) for p in started]
     except subprocess.TimeoutExpired:
         return f"not done after {seconds:.0f} s"
     finally:
-        if process.poll() is None:
-            _end(process)
-    return f"exit status {status}" if status else None
+        for process in started:
+            if process.poll() is None:
+                _end(process)
+    failed = [status for status in statuses if status]
+    return f"exit status {failed[0]}" if failed else None
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -148,10 +163,15 @@ def jobs(architecture: str, quick: bool, results: Path) -> list[Job]:
         Job("build", [configure, ["cmake", "--build", str(build), "--parallel"]], 200, 60),
         Job(
             "tests",
-            [[*pytest, "tests/test_gpu.py", "tests/test_machine_code.py"]],
-            120,
+            # Triton's kernels are compiled as they are met: meanwhile the others are tested.
+            [
+                [*pytest, "-k", "not triton", "tests/test_gpu.py", "tests/test_machine_code.py"],
+                [*pytest, "-k", "triton", "tests/test_gpu.py"],
+            ],
+            150,
             40,
             needed | ({"FUSEO1_SMALL_GRID": "1"} if quick else {}),
+            together=True,
         ),
     ]
     # torch asks the driver for what it may lack, and triton starts compilers: neither is an error.

@@ -44,7 +44,7 @@ def device() -> torch.device:
 
 
 class TestOnGpu(SameBits):
-    pass
+    MANY = 500_000 if SMALL else 8_000_000
 
 
 def _tensors(device: torch.device, seed: int = 1, n: int = 300_000) -> list[torch.Tensor]:

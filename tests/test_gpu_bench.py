@@ -112,6 +112,19 @@ def test_a_stage_that_fails_is_told_and_the_next_one_runs(tmp_path: Path) -> Non
     assert told == [1, 2, 3, 4, 5]
 
 
+def test_commands_that_run_together(tmp_path: Path) -> None:
+    """Each waits for the other; one that fails fails the stage."""
+    scripts = [
+        f"touch {tmp_path}/{mine}; until [ -e {tmp_path}/{other} ]; do sleep 0.1; done; exit {code}"
+        for mine, other, code in (("a", "b", 0), ("b", "a", 4))
+    ]
+    commands = [["bash", "-c", script] for script in scripts]
+    [stage] = gpu_stages.run_all(
+        [Job("both", commands, 30, together=True)], 60.0, tmp_path / "logs", lambda s: None
+    )
+    assert not stage.passed and stage.note == "exit status 4"
+
+
 def test_time_is_kept_for_what_comes_later(tmp_path: Path) -> None:
     jobs = [shell("first", "true"), shell("kept", "true", reserve=96.0)]
     first, kept = gpu_stages.run_all(jobs, 100.0, tmp_path, lambda s: None)
@@ -145,7 +158,6 @@ def test_the_benches_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "MANY", 4)
     monkeypatch.setattr(gpu, "load_gpu_backend", lambda name: backend)
     monkeypatch.setattr(gpu, "GPU_BACKENDS", ("cuda",))
-    monkeypatch.setattr(gpu, "OTHERS", ())
     monkeypatch.setattr(gpu_case.Case, "extra_memory", lambda case, backend: 0.01)
     monkeypatch.setattr(gpu, "merge_tensors", lambda tensors, *rest, **options: tensors[0].clone())
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
