@@ -9,14 +9,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .backends import load_backend
+from .arithmetic import choose_arithmetic
+from .backends import Backend
 from .checkpoint.checksums import find_model
 from .checkpoint.out_dir import check_out_dir, find_obstacles
 from .checkpoint.partial import partial_path
 from .config import MergeConfig
-from .engine import DEFAULT_MAX_MEMORY, DEFAULT_SHARD_SIZE, divide
+from .cpu_crew import divide
+from .engine import DEFAULT_MAX_MEMORY, DEFAULT_SHARD_SIZE
 from .errors import MergeError
 from .fingerprint import digest, fingerprint
+from .gpu.crew import Gpus
+from .gpu.division import divide_gpus
 from .plan import make_plan
 from .prepare import check_sizes, directories, make_sidecars, open_lender, open_sources
 
@@ -44,8 +48,10 @@ def dry_run(
     out_dir: str | os.PathLike[str] | None,
     *,
     backend: str = "auto",
+    device: str | None = None,
     threads: int | None = None,
     max_memory: int = DEFAULT_MAX_MEMORY,
+    max_gpu_memory: int | None = None,
     shard_size: int = DEFAULT_SHARD_SIZE,
     overwrite: bool = False,
     crop_embeddings: bool = False,
@@ -73,17 +79,29 @@ def dry_run(
         sources = open_sources(config, stack, progress=False, download=False)
         plan = make_plan(config, sources, shard_size=shard_size, crop_embeddings=crop_embeddings)
         problems += plan.problems
+        arithmetic: Backend | Gpus | None = None
+        notes = list(plan.notes)
         with collected():
-            load_backend(backend)
+            arithmetic = choose_arithmetic(backend, device, max_gpu_memory)
         with collected():
-            workers, share = divide(plan, threads, max_memory)
-            memory = workers * share.total
+            if isinstance(arithmetic, Gpus):
+                division = divide_gpus(
+                    plan,
+                    arithmetic.devices,
+                    arithmetic.backend,
+                    threads,
+                    max_memory,
+                    max_gpu_memory,
+                )
+                memory, notes = division.host_bytes, notes + division.notes
+            else:
+                workers, share = divide(plan, threads, max_memory)
+                memory = workers * share.total
         lender, sidecars = None, {}
         title = "" if out_dir is None else os.path.basename(os.path.realpath(out_dir))
         with collected():
             lender = open_lender(config, sources, stack, download=False)
             sidecars = make_sidecars(config, plan, sources, lender, title, copy_tokenizer)
-        notes = list(plan.notes)
         if out_dir is not None:
             out = Path(out_dir)
             partial = partial_path(Path(os.path.realpath(out)))

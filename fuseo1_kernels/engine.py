@@ -13,17 +13,20 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from . import __version__
-from .backends import Backend, load_backend
+from .arithmetic import choose_arithmetic
+from .backends import Backend
 from .checkpoint import checksums
 from .checkpoint.journal import TensorRecord
 from .checkpoint.partial import finish_publishing
 from .checkpoint.signals import held_signals
 from .checkpoint.sink import Sink
 from .config import MergeConfig
+from .cpu_crew import CpuCrew
 from .errors import MergeError
 from .feed import Feed
 from .fingerprint import digest, fingerprint
 from .free_memory import free_memory
+from .gpu.crew import GpuCrew, Gpus
 from .methods import NONFINITE
 from .plan import Plan, make_plan
 from .prepare import (
@@ -36,19 +39,11 @@ from .prepare import (
     refuse_problems,
 )
 from .schedule import make_units
-from .streaming import Memory, TensorMerger, memory_floor, plan_memory
 from .survey_cache import SurveyCache
-from .threads import resolve_threads
+from .work import Crew, Work
 
 DEFAULT_SHARD_SIZE = 5_000_000_000
 DEFAULT_MAX_MEMORY = 2 << 30
-
-# Below this a worker's chunks get small; fewer workers with more threads each serve better.
-_LEAST_WORKER_MEMORY = 48 << 20
-# Buffers cost time to be touched for the first time: a small merge gets along with this part of its inputs,
-# or with this much, whatever it may use.
-_MEMORY_SHARE = 16
-_ENOUGH_MEMORY = 256 << 20
 
 
 class Progress(Protocol):
@@ -66,8 +61,8 @@ class MergeResult:
     Attributes:
         out_dir: where the merged model lies.
         tensors, parameters: how many it has.
-        bytes_read, bytes_written: of tensor data, by this run; what is surveyed and fused is read twice, the
-            second time, if there is memory for it, from the page cache.
+        bytes_read, bytes_written: of tensor data, by this run; what is surveyed and fused is read twice (for a GPU
+            once), the second time, if there is memory for it, from the page cache.
         seconds: wall time, from opening the models to the rename that publishes the result.
         shards: names of the weight files.
         energy_share: by target, its part of all selected energy.
@@ -96,11 +91,12 @@ class MergeResult:
 
 @dataclass
 class _Done:
-    """Tensors that are in the output: their records by name, which of them an earlier run wrote, bytes read."""
+    """Tensors that are in the output: their records by name, which of them an earlier run wrote, bytes read, notes."""
 
     records: dict[str, TensorRecord] = field(default_factory=dict)
     resumed: set[str] = field(default_factory=set)
     bytes_read: int = 0
+    notes: list[str] = field(default_factory=list)
 
 
 def merge_checkpoints(
@@ -108,8 +104,10 @@ def merge_checkpoints(
     out_dir: str | os.PathLike[str],
     *,
     backend: str = "auto",
+    device: str | None = None,
     threads: int | None = None,
     max_memory: int = DEFAULT_MAX_MEMORY,
+    max_gpu_memory: int | None = None,
     shard_size: int = DEFAULT_SHARD_SIZE,
     overwrite: bool = False,
     crop_embeddings: bool = False,
@@ -128,9 +126,13 @@ def merge_checkpoints(
     Args:
         config: path of a YAML file, a recipe's name, a mapping, or a MergeConfig (docs/config.md).
         out_dir: must not exist, be empty, or be given up with `overwrite`.
-        backend: "auto", "cpu" or "reference".
+        backend: "auto", "cpu" or "reference"; on GPUs "auto" or "cuda".
+        device: "cpu", "cuda", "cuda:1", or several GPUs, "cuda:0,cuda:1". Default: the CPU, unless the backend is
+            for GPUs. Never changes a byte of the weights.
         threads: default: all cores this process may use. Never changes a byte of the result.
-        max_memory: bytes for buffers and survey state together, at most.
+        max_memory: bytes for buffers and survey state together in the host's memory, at most.
+        max_gpu_memory: bytes of each GPU's memory, at most; default: a quarter of what is free there. Tensors
+            that do not fit are merged on the CPU.
         shard_size: most bytes of tensor data in one output file.
         overwrite: replace a model that stands at `out_dir`, once the new one is whole.
         crop_embeddings: cut embeddings of different vocabulary sizes to the smallest one's rows.
@@ -147,7 +149,7 @@ def merge_checkpoints(
     started = time.perf_counter()
     parsed = as_config(config)
     check_sizes(max_memory=max_memory, shard_size=shard_size)
-    engine = load_backend(backend)
+    arithmetic = choose_arithmetic(backend, device, max_gpu_memory)
     if nonfinite not in NONFINITE:
         raise MergeError(f"nonfinite: must be {' or '.join(NONFINITE)}, not {nonfinite!r}")
     if survey_topk and survey_cache is None:
@@ -175,8 +177,8 @@ def merge_checkpoints(
             sink = stack.enter_context(
                 Sink(out, plan.shards, identity, overwrite=overwrite, inputs=inputs, resume=resume)
             )
-            done = _run(plan, sink, engine, threads, max_memory, nonfinite, cache, progress)
-            notes += cache.problems if cache else []
+            done = _run(plan, sink, arithmetic, threads, max_memory, nonfinite, cache, progress)
+            notes += done.notes + (cache.problems if cache else [])
             sidecars[checksums.FILE] = checksums.make_checksums(
                 made_by=f"fuseo1-kernels {__version__}",
                 merge=digest(identity),
@@ -202,7 +204,7 @@ def merge_checkpoints(
         energy_share=_energy_share(plan, done.records),
         exact_path=sum(record.passes > 1 for record in done.records.values()),
         resumed=len(done.resumed),
-        backend=f"{engine.name}: {engine.description}",
+        backend=f"{arithmetic.name}: {arithmetic.description}",
         notes=tuple(notes),
     )
 
@@ -224,7 +226,7 @@ def _find_finished(
 def _run(
     plan: Plan,
     sink: Sink,
-    backend: Backend,
+    arithmetic: Backend | Gpus,
     threads: int | None,
     max_memory: int,
     nonfinite: str,
@@ -232,53 +234,48 @@ def _run(
     progress: Progress | None,
 ) -> _Done:
     """Merge all tensors that are not in the sink already."""
-    workers, memory = divide(plan, threads, max_memory, surveys=cache.at_once if cache else 1)
-    all_threads = resolve_threads(threads)
-    units = make_units(plan.jobs, workers)
-    feed = Feed(units, workers, free_memory() // 2, skipped=sink.recorded)
     done, lock, stop = _Done(), threading.Lock(), threading.Event()
+    advance = progress.advance if progress else _ignore
+    shared = Work(sink, nonfinite, advance, stop, cache)
+    crew: Crew
+    if isinstance(arithmetic, Gpus):
+        crew = GpuCrew(arithmetic, plan, threads, max_memory, shared)
+    else:
+        crew = CpuCrew(arithmetic, plan, threads, max_memory, shared)
+    units = make_units(plan.jobs, crew.workers)
+    feed = Feed(units, crew.workers, free_memory() // 2, skipped=sink.recorded)
     if progress:
         total = plan.input_bytes + sum(job.output_bytes for job in plan.jobs)
         progress.start(f"merging {len(plan.jobs)} tensors", total)
-    advance = progress.advance if progress else _ignore
 
-    def work() -> None:
-        merger = TensorMerger(
-            backend,
-            sink,
-            memory,
-            threads=lambda: max(1, all_threads // max(1, feed.working)),
-            nonfinite=nonfinite,
-            advance=advance,
-            stop=stop,
-            surveys=cache,
-        )
+    def work(number: int) -> None:
+        merger = crew.merger(number, lambda: feed.working)
         while (portion := feed.take()) and not stop.is_set():
-            merged = {}
+            left = []
             for job in portion.jobs:
                 record = sink.recorded.get(job.name)
-                if record is not None and sink.holds(job.name, merger.scratch):
-                    advance(job.input_bytes + job.output_bytes)
-                    with lock:
-                        done.records[job.name] = record
-                        done.resumed.add(job.name)
+                if record is None or not sink.holds(job.name, merger.scratch):
+                    left.append(job)
                     continue
-                report = merger.merge(job, portion.direct_inputs(job))
-                merged[job.name] = report.record
+                advance(job.input_bytes + job.output_bytes)
                 with lock:
-                    done.bytes_read += report.bytes_read
+                    done.records[job.name] = record
+                    done.resumed.add(job.name)
+            reports = merger.merge_all(left, portion.direct_inputs)
             feed.done(portion)
-            if merged:
+            if reports:
+                merged = {name: report.record for name, report in reports.items()}
                 sink.complete(merged)
                 with lock:
                     done.records.update(merged)
+                    done.bytes_read += sum(report.bytes_read for report in reports.values())
 
-    pool = ThreadPoolExecutor(workers + feed.readers, thread_name_prefix="fuseo1")
+    pool = ThreadPoolExecutor(crew.workers + feed.readers, thread_name_prefix="fuseo1")
     try:
         try:
             for _ in range(feed.readers):
                 pool.submit(feed.read)
-            futures = [pool.submit(work) for _ in range(workers)]
+            futures = [pool.submit(work, number) for number in range(crew.workers)]
             ended, _ = wait(futures, return_when=FIRST_EXCEPTION)
         except RuntimeError as error:  # of submit; those of the workers are in their futures
             raise MergeError(f"{error}; lower --threads") from error
@@ -287,33 +284,18 @@ def _run(
             with held_signals(redeliver=True):
                 stop.set()
                 feed.close()
+                crew.stop()
                 pool.shutdown()
+                crew.close()
         # The first failure is the cause; the others may be its echo.
         for future in sorted(ended, key=lambda f: f.exception() is None):
             future.result()
+        done.notes += crew.notes
         return done
     finally:
         feed.forget_rest()
         if progress:
             progress.close()
-
-
-def divide(
-    plan: Plan, threads: int | None, max_memory: int, surveys: int = 1
-) -> tuple[int, Memory]:
-    """(workers, memory of each) for this plan, `surveys` of a tensor at once; MergeError if it is too small."""
-    threads = resolve_threads(threads)
-    needed = max((memory_floor(job, surveys) for job in plan.jobs), default=0)
-    if needed > max_memory:
-        raise MergeError(
-            f"--max-memory {max_memory >> 20} MiB is too little for these models; "
-            f"the least is {(needed >> 20) + 1} MiB"
-        )
-    enough = max(plan.input_bytes // _MEMORY_SHARE, _ENOUGH_MEMORY, needed)
-    usable = min(max_memory, surveys * enough)
-    fit = usable // max(needed, _LEAST_WORKER_MEMORY)
-    workers = max(1, min(threads, len(plan.jobs), fit))
-    return workers, plan_memory(plan.jobs, usable // workers, threads)
 
 
 def _energy_share(plan: Plan, records: Mapping[str, TensorRecord]) -> dict[str, float]:

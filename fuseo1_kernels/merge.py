@@ -16,9 +16,10 @@ from contextlib import contextmanager, suppress
 from decimal import Decimal
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import __version__
+from .backends import BACKENDS, GPU_BACKENDS, first_that_runs
 from .errors import BackendError, ConfigError, MergeError
 from .methods import NONFINITE
 
@@ -89,15 +90,16 @@ def make_parser() -> argparse.ArgumentParser:
     add(
         "--backend",
         default=None,
-        choices=("auto", "reference", "cpu", "cuda"),
-        help="default: auto, the fastest that runs here"
-        " (cuda: for tensors in a GPU's memory; not for files in this version)",
+        choices=("auto", *BACKENDS, *GPU_BACKENDS),
+        help="default: auto, the fastest that runs on the device",
     )
     add(
-        "--cuda",
-        action="store_true",
-        help="the same as --backend cuda, as mergekit-yaml has it; not for files in this version",
+        "--device",
+        metavar="DEVICE",
+        help="cpu, cuda, cuda:1, or several GPUs: cuda:0,cuda:1 (default: cpu, unless --backend is for GPUs;"
+        " merges on GPUs have not run on a real one yet)",
     )
+    add("--cuda", action="store_true", help="the same as --device cuda, as mergekit-yaml has it")
     add(
         "--threads",
         "-j",
@@ -110,6 +112,13 @@ def make_parser() -> argparse.ArgumentParser:
         type=parse_size,
         metavar="SIZE",
         help="most for buffers and survey state (default 2GiB)",
+    )
+    add(
+        "--max-gpu-memory",
+        type=parse_size,
+        metavar="SIZE",
+        help="most of each GPU's memory (default: a quarter of what is free); larger tensors are merged"
+        " on the CPU",
     )
     add(
         "--shard-size",
@@ -207,7 +216,11 @@ def _merge(options: argparse.Namespace) -> int:
     from . import engine, prepare
 
     config = prepare.as_config(options.config)
-    keywords = {
+    device = _device(options)
+    keywords: dict[str, Any] = {
+        "backend": _backend(options, device),
+        "device": device,
+        "max_gpu_memory": options.max_gpu_memory,
         "threads": options.threads,
         "max_memory": options.max_memory or engine.DEFAULT_MAX_MEMORY,
         "shard_size": options.shard_size or engine.DEFAULT_SHARD_SIZE,
@@ -221,7 +234,6 @@ def _merge(options: argparse.Namespace) -> int:
         planned = dry_run(
             config,
             options.out,
-            backend=_backend(options),
             nonfinite=options.nonfinite,
             resume=options.resume,
             **keywords,
@@ -237,7 +249,6 @@ def _merge(options: argparse.Namespace) -> int:
     result = engine.merge_checkpoints(
         config,
         options.out,
-        backend=_backend(options),
         nonfinite=options.nonfinite,
         resume=options.resume,
         survey_cache=options.survey_cache,
@@ -265,15 +276,23 @@ def _say_what_is_kept(options: argparse.Namespace, error: str) -> None:
             )
 
 
-def _backend(options: argparse.Namespace) -> str:
-    """The backend to take; what is slower than it should be is said, even if --quiet."""
-    if options.cuda and options.backend not in (None, "cuda"):
+def _device(options: argparse.Namespace) -> str | None:
+    """The device that was asked for, if one was."""
+    device: str | None = options.device
+    if not options.cuda:
+        return device
+    if device is not None and not device.startswith("cuda"):
+        raise ConfigError(f"--cuda contradicts --device {device}; drop one of them")
+    if options.backend in BACKENDS:
         raise ConfigError(f"--cuda contradicts --backend {options.backend}; drop one of them")
-    name = "cuda" if options.cuda else options.backend or "auto"
-    if name != "auto":
-        return name
-    from .backends import first_that_runs
+    return device or "cuda"
 
+
+def _backend(options: argparse.Namespace, device: str | None) -> str:
+    """The backend to take; what is slower than it should be is said, even if --quiet."""
+    name: str = options.backend or "auto"
+    if name != "auto" or device not in (None, "cpu"):
+        return name
     try:
         backend, reasons = first_that_runs()
     except BackendError:

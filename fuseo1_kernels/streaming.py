@@ -132,6 +132,12 @@ class TensorMerger:
         """The buffer for output: free between tensors."""
         return self._out.view
 
+    def merge_all(
+        self, jobs: Sequence[Job], direct: Callable[[Job], Sequence[Input]]
+    ) -> dict[str, TensorReport]:
+        """`merge` of each, with those inputs that `direct` says of it; reports by name."""
+        return {job.name: self.merge(job, direct(job)) for job in jobs}
+
     def merge(self, job: Job, direct: Sequence[Input] = ()) -> TensorReport:
         """Merge `job` and write the result; raises MergeError, naming tensor and model.
 
@@ -201,7 +207,7 @@ class TensorMerger:
     def _settle(self, job: Job, survey: SurveyResult) -> FuseParams:
         """What the survey means for the fuse, unless it found what must not be merged."""
         if self._nonfinite == "error":
-            _refuse_nonfinite(job, survey)
+            refuse_nonfinite(job, survey)
         return sce_params(survey, job.numel, job.select_topk, job.variant)
 
     def _fuse(self, job: Job, params: FuseParams, files: Sequence[FileRange], tell: bool) -> None:
@@ -215,11 +221,8 @@ class TensorMerger:
 
     def _write(self, job: Job, start: int, count: int, bad: int) -> None:
         """Write elements [start, start + count), of which `bad` are not finite, from the output buffer."""
-        if bad and self._nonfinite == "error":
-            raise MergeError(
-                f"tensor {job.name}: {bad} merged elements overflow {job.dtype.name}; choose a wider "
-                "dtype in the config"
-            )
+        if self._nonfinite == "error":
+            refuse_overflow(job, bad)
         merged = self._out.view[: count * job.dtype.size]
         self._checksum.update(merged)
         self._destination.write(job.name, start * job.dtype.size, merged)
@@ -253,7 +256,8 @@ def _explained(job: Job) -> Iterator[None]:
         raise unreadable(job.inputs[error.input].info, error.number) from None
 
 
-def _refuse_nonfinite(job: Job, survey: SurveyResult) -> None:
+def refuse_nonfinite(job: Job, survey: SurveyResult) -> None:
+    """Raise MergeError, naming model and tensor, if the survey found an element that must not be merged."""
     *by_model, overflows = survey.nonfinite
     for x, count in zip(job.inputs, by_model, strict=True):
         if count:
@@ -264,4 +268,13 @@ def _refuse_nonfinite(job: Job, survey: SurveyResult) -> None:
     if overflows:
         raise MergeError(
             f"tensor {job.name}: at {overflows} elements the difference to the base overflows fp32"
+        )
+
+
+def refuse_overflow(job: Job, count: int) -> None:
+    """Raise MergeError, naming the tensor, if so many merged elements are infinite or NaN."""
+    if count:
+        raise MergeError(
+            f"tensor {job.name}: {count} merged elements overflow {job.dtype.name}; choose a wider "
+            "dtype in the config"
         )

@@ -32,7 +32,7 @@ class SurveyCache:
 
         Raises OutputError.
         """
-        self._also = tuple(also)
+        self.also = tuple(also)
         self._file = directory / _FILE
         self._lock = threading.Lock()
         try:
@@ -56,7 +56,7 @@ class SurveyCache:
     @property
     def at_once(self) -> int:
         """The most surveys of one tensor that a merge makes in the same read."""
-        return 1 + len(self._also)
+        return 1 + len(self.also)
 
     def find(self, job: Job, select_topk: float) -> SurveyResult | None:
         """Return what a survey of `job`'s tensors said, if one is kept; it took no pass now."""
@@ -65,7 +65,7 @@ class SurveyCache:
 
     def missing(self, job: Job) -> list[float]:
         """Values of select_topk for which `job`'s tensors are to be surveyed now, its own first."""
-        wanted = dict.fromkeys((job.select_topk, *self._also))
+        wanted = dict.fromkeys((job.select_topk, *self.also))
         return [topk for topk in wanted if _key(job, topk) not in self._surveys]
 
     def keep(self, job: Job, surveys: Mapping[float, SurveyResult]) -> None:

@@ -21,7 +21,8 @@ from .checkpoint import checksums
 from .checkpoint.header import TensorInfo
 from .checkpoint.layout import find_weights
 from .checkpoint.source import Source, open_source
-from .engine import DEFAULT_MAX_MEMORY, DEFAULT_SHARD_SIZE, Progress, divide
+from .cpu_crew import divide
+from .engine import DEFAULT_MAX_MEMORY, DEFAULT_SHARD_SIZE, Progress
 from .errors import CheckpointError
 from .feed import absent_inputs, forget
 from .plan import Job, counted, make_plan

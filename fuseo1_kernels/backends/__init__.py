@@ -173,12 +173,37 @@ class OnDevice:
     targets: int
 
 
+@dataclass(frozen=True)
+class Room:
+    """A GPU's memory for a survey, as torch tensors of bytes that begin at multiples of 256.
+
+    `work` is used until the stream has passed the survey (`workspace_bytes`), `result` and `params` by whoever
+    wants them (`result_bytes`, `params_bytes`).
+    """
+
+    work: Any
+    result: Any
+    params: Any
+
+
 class GpuBackend(Ops, Protocol):
-    """The ops in a GPU's memory. These are enqueued on the current stream and wait for nothing but `result`."""
+    """The ops in a GPU's memory. What is called enqueue is enqueued on the current stream and waits for nothing."""
+
+    @property
+    def max_targets(self) -> int: ...
+
+    @property
+    def result_bytes(self) -> int: ...
+
+    @property
+    def params_bytes(self) -> int: ...
+
+    def workspace_bytes(self, targets: int, numel: int, select_topk: float) -> int: ...
 
     def enqueue_survey(
-        self, inputs: Sequence[Array], select_topk: float, variant: str
-    ) -> OnDevice: ...
+        self, inputs: Sequence[Array], select_topk: float, variant: str, room: Room | None = None
+    ) -> OnDevice:
+        """Survey into `room`, or into memory of the backend's own."""
 
     def enqueue_fuse(
         self, inputs: Sequence[Array], survey: OnDevice, out: Array, offset: int = 0
@@ -196,6 +221,14 @@ class GpuBackend(Ops, Protocol):
     def result(self, survey: OnDevice) -> tuple[SurveyResult, int]:
         """Wait for what was enqueued: the survey, and how many outputs were infinite or NaN."""
 
+    def pack_params(self, params: FuseParams) -> bytes:
+        """What `enqueue_fuse` wants in `OnDevice.params`; its `result` is zeros then."""
+
+    def unpack_result(self, raw: bytes, targets: int) -> tuple[SurveyResult, int]:
+        """As `result`, from the bytes of `OnDevice.result`."""
+
+
+_NO_CUDA = "its kernels are not part of this build (README.md: FUSEO1_CUDA=1)"
 
 def can_enqueue(backend: Ops) -> TypeGuard[GpuBackend]:
     """Whether `backend` is one for a GPU's memory."""
@@ -218,8 +251,8 @@ def load_backend(name: str) -> Backend:
         return backend
     if name in GPU_BACKENDS:
         raise BackendError(
-            f"backend {name} merges tensors that are in a GPU's memory; files and the CPU's tensors are"
-            f" merged by: auto, {', '.join(BACKENDS)}"
+            f"backend {name} merges tensors that are in a GPU's memory; the CPU's are merged by: auto,"
+            f" {', '.join(BACKENDS)}"
         )
     if name not in BACKENDS:
         raise BackendError(
@@ -252,7 +285,9 @@ def _load(name: str) -> Any:
     try:
         return importlib.import_module(f".{name}", __package__).load()
     except ImportError as error:
-        reason = _not_built() if name == "cpu" else None
+        reason = _NO_CUDA if name == "cuda" and "_cuda" in str(error) else None
+        if name == "cpu":
+            reason = _not_built()
         raise BackendError(f"backend {name} cannot run here: {reason or error}") from error
 
 

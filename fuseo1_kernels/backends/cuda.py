@@ -10,7 +10,7 @@ import torch
 
 from ..arrays import Array
 from ..errors import BackendError
-from . import SURVEY_BYTES, FuseParams, OnDevice, SurveyResult
+from . import SURVEY_BYTES, FuseParams, OnDevice, Room, SurveyResult
 
 
 class CudaBackend:
@@ -30,6 +30,17 @@ class CudaBackend:
     @property
     def max_targets(self) -> int:
         return int(self._kernels.MAX_TARGETS)
+
+    @property
+    def result_bytes(self) -> int:
+        return int(self._kernels.RESULT_BYTES)
+
+    @property
+    def params_bytes(self) -> int:
+        return int(self._kernels.PARAMS_BYTES)
+
+    def workspace_bytes(self, targets: int, numel: int, select_topk: float) -> int:
+        return int(self._kernels.workspace_bytes(targets, numel, select_topk))
 
     @property
     def description(self) -> str:
@@ -54,38 +65,35 @@ class CudaBackend:
 
     def place(self, inputs: Sequence[Array], params: FuseParams) -> OnDevice:
         """Copy `params` to the inputs' device without waiting for it."""
-        packed = self._kernels.pack_params(
-            params.weights, params.floor_divisor, params.masked, params.threshold, params.tie_limit
-        )
-        return self._for_fuse(_upload(packed, _device(inputs)), len(inputs) - 1)
+        return self._for_fuse(_upload(self.pack_params(params), _device(inputs)), len(inputs) - 1)
 
     def _for_fuse(self, params: torch.Tensor, targets: int) -> OnDevice:
         result = torch.zeros(self._kernels.RESULT_BYTES, dtype=torch.uint8, device=params.device)
         return OnDevice(result, params, targets)
 
-    def enqueue_survey(self, inputs: Sequence[Array], select_topk: float, variant: str) -> OnDevice:
+    def enqueue_survey(
+        self, inputs: Sequence[Array], select_topk: float, variant: str, room: Room | None = None
+    ) -> OnDevice:
         """Survey, and derive SCE's parameters, on the current stream of the inputs' device."""
         operands, targets, numel = self._operands(inputs), len(inputs) - 1, inputs[0].numel
         device, kernels = _device(inputs), self._kernels
-        needed = kernels.workspace_bytes(targets, numel, select_topk)
-
-        def room(nbytes: int) -> torch.Tensor:
-            return torch.empty(nbytes, dtype=torch.uint8, device=device)
-
-        work, result, params = map(room, (needed, kernels.RESULT_BYTES, kernels.PARAMS_BYTES))
+        if room is None:
+            needed = self.workspace_bytes(targets, numel, select_topk)
+            sizes = (needed, self.result_bytes, self.params_bytes)
+            room = Room(*(torch.empty(n, dtype=torch.uint8, device=device) for n in sizes))
         with _stream(device) as stream:
             kernels.survey(
                 operands,
                 numel,
                 select_topk,
                 variant == "mergekit",
-                work.data_ptr(),
-                needed,
-                result.data_ptr(),
-                params.data_ptr(),
+                room.work.data_ptr(),
+                room.work.nbytes,
+                room.result.data_ptr(),
+                room.params.data_ptr(),
                 stream,
             )
-        return OnDevice(result, params, targets)
+        return OnDevice(room.result, room.params, targets)
 
     def enqueue_fuse(
         self, inputs: Sequence[Array], survey: OnDevice, out: Array, offset: int = 0
@@ -164,11 +172,18 @@ class CudaBackend:
         raw, size = surveys.result.cpu().numpy().tobytes(), self._kernels.RESULT_BYTES
         found = []
         for start in range(0, len(raw), size):
-            fields, written = self._kernels.unpack_result(
-                raw[start : start + size], surveys.targets
-            )
-            found.append((SurveyResult(**fields), written))
+            found.append(self.unpack_result(raw[start : start + size], surveys.targets))
         return found
+
+    def pack_params(self, params: FuseParams) -> bytes:
+        packed: bytes = self._kernels.pack_params(
+            params.weights, params.floor_divisor, params.masked, params.threshold, params.tie_limit
+        )
+        return packed
+
+    def unpack_result(self, raw: bytes, targets: int) -> tuple[SurveyResult, int]:
+        fields, written = self._kernels.unpack_result(raw, targets)
+        return SurveyResult(**fields), written
 
     def _operands(self, inputs: Sequence[Array]) -> list[tuple[int, int]]:
         if len({a.numel for a in inputs}) != 1:

@@ -1,0 +1,94 @@
+"""The workers of a merge on GPUs: each takes whole tensors, for one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..backends import GpuBackend, load_backend, load_gpu_backend
+from ..plan import Plan
+from ..streaming import TensorMerger
+from ..threads import resolve_threads
+from ..work import Work
+from .cpu_help import CpuHelp
+from .device import Device, open_devices
+from .division import divide_gpus
+from .lane import Lane
+from .merger import GpuMerger
+
+
+@dataclass(frozen=True)
+class Gpus:
+    """GPUs, the kernels that run on them, and the most memory in bytes that is used of each; None: a part."""
+
+    backend: GpuBackend
+    devices: tuple[Device, ...]
+    max_memory: int | None
+
+    @property
+    def name(self) -> str:
+        return self.backend.name
+
+    @property
+    def description(self) -> str:
+        return ", ".join(device.description for device in self.devices)
+
+
+def open_gpus(backend: str, numbers: tuple[int, ...], max_memory: int | None) -> Gpus:
+    """The GPUs of these numbers with the backend of that name ("auto": the best), or BackendError."""
+    return Gpus(load_gpu_backend(backend), open_devices(numbers), max_memory)
+
+
+class GpuCrew:
+    """Several workers for every GPU, all of which take from one feed."""
+
+    def __init__(
+        self, gpus: Gpus, plan: Plan, threads: int | None, max_memory: int, work: Work
+    ) -> None:
+        """Reserve the memory of all GPUs. MergeError if there is too little of it, or of the host's."""
+        division = divide_gpus(
+            plan,
+            gpus.devices,
+            gpus.backend,
+            threads,
+            max_memory,
+            gpus.max_memory,
+            work.surveys.also if work.surveys else (),
+        )
+        self._work = work
+        self._lanes: list[Lane] = []
+        helper = None
+        if division.cpu_memory:
+            helper = TensorMerger(
+                load_backend("auto"),
+                work.destination,
+                division.cpu_memory,
+                threads=lambda: resolve_threads(threads),
+                nonfinite=work.nonfinite,
+                advance=work.advance,
+                stop=work.stop,
+                surveys=work.surveys,
+            )
+        self._cpu_help = CpuHelp(division.cpu_reasons, helper)
+        try:
+            for device in gpus.devices:
+                self._lanes.append(Lane(device, gpus.backend, division.lane))
+        except BaseException:
+            self.close()
+            raise
+        self.workers = len(self._lanes) * division.lane.workers
+
+    def merger(self, number: int, _working: Callable[[], int]) -> GpuMerger:
+        return GpuMerger(self._lanes[number % len(self._lanes)], self._work, self._cpu_help)
+
+    def stop(self) -> None:
+        for lane in self._lanes:
+            lane.stop()
+
+    def close(self) -> None:
+        while self._lanes:
+            self._lanes.pop().close()
+
+    @property
+    def notes(self) -> list[str]:
+        return self._cpu_help.notes

@@ -1,0 +1,206 @@
+"""What the engine needs of a GPU: memory on both sides, streams, events. torch is imported when one is opened."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import Any, Protocol
+
+from ..errors import BackendError, ConfigError, MergeError
+
+_NAME = re.compile(r"cuda(?::(0|[1-9]\d{0,3}))?")
+
+
+class Event(Protocol):
+    """A point in a stream."""
+
+    def synchronize(self) -> None:
+        """Return when the device has passed it. Raises RuntimeError if the device failed."""
+
+
+class Memory(Protocol):
+    """Bytes of a device's memory, or of host memory that the device copies from and to by itself."""
+
+    @property
+    def address(self) -> int: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+    @property
+    def tensor(self) -> Any:
+        """All of it as a torch tensor of bytes; what kernels take are slices of it."""
+
+
+class HostMemory(Memory, Protocol):
+    @property
+    def view(self) -> memoryview: ...
+
+
+class Stream(Protocol):
+    """Copies and kernels that a device does one after the other. Nothing here waits for it."""
+
+    def copy(self, to: Memory, to_start: int, of: Memory, of_start: int, nbytes: int) -> Event:
+        """Copy bytes between the host's memory and the device's; the event is behind the copy."""
+
+    def record(self) -> Event: ...
+
+    def wait(self, event: Event) -> None:
+        """What is enqueued from now on begins when the device has passed `event`."""
+
+    def current(self) -> AbstractContextManager[None]:
+        """Within the context this thread enqueues kernels here."""
+
+
+class Device(Protocol):
+    """One GPU. Whatever it cannot do raises RuntimeError, which `explained` turns into a MergeError."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def description(self) -> str: ...
+
+    def free_bytes(self) -> int:
+        """Bytes of its memory that nothing uses."""
+
+    def allocate(self, nbytes: int) -> Memory: ...
+
+    def allocate_pinned(self, nbytes: int) -> HostMemory:
+        """Page-locked host memory; a power of two wastes none."""
+
+    def stream(self) -> Stream: ...
+
+    def close(self) -> None:
+        """Give memory that was let go back to the system."""
+
+
+def parse_devices(names: str) -> tuple[int, ...] | None:
+    """The numbers of the GPUs that "cuda", "cuda:1" or "cuda:0,cuda:1" names; None for "cpu".
+
+    Raises ConfigError.
+    """
+    if names == "cpu":
+        return None
+    matches = [_NAME.fullmatch(name.strip()) for name in names.split(",")]
+    numbers = tuple(int(match[1] or 0) for match in matches if match)
+    if len(numbers) != len(matches):
+        raise ConfigError(f"device {names!r}: write cpu, cuda, cuda:0 or cuda:0,cuda:1")
+    if len(set(numbers)) != len(numbers):
+        raise ConfigError(f"device {names!r} names a GPU twice")
+    return numbers
+
+
+def open_devices(numbers: tuple[int, ...]) -> tuple[Device, ...]:
+    """The GPUs of these numbers; BackendError for one that is not there."""
+    import torch
+
+    there = torch.cuda.device_count()
+    for number in numbers:
+        if number >= there:
+            are = "is 1 GPU" if there == 1 else f"are {there} GPUs"
+            raise BackendError(f"there is no cuda:{number} here: there {are}, counted from 0")
+    return tuple(_CudaDevice(number) for number in numbers)
+
+
+@contextmanager
+def explained(device: Device) -> Iterator[None]:
+    """Turn what torch and the kernels raise for a failing device into one message."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "out of memory" in str(error):
+            raise MergeError(
+                f"{device.name}: out of memory; lower --max-gpu-memory, or end what else uses the GPU"
+            ) from error
+        reason = (str(error).splitlines() or ["it failed"])[0]
+        raise MergeError(f"{device.name}: {reason}") from error
+
+
+class _CudaMemory:
+    def __init__(self, tensor: Any) -> None:
+        self.tensor = tensor
+        self.address: int = tensor.data_ptr()
+        self.nbytes: int = tensor.nbytes
+
+
+class _PinnedMemory(_CudaMemory):
+    def __init__(self, tensor: Any) -> None:
+        super().__init__(tensor)
+        self.view = memoryview(tensor.numpy())
+
+
+class _CudaEvent:
+    def __init__(self, stream: Any) -> None:
+        import torch
+
+        # A wait gives the core to another thread, which has bytes to move.
+        self.event: Any = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        self.event.record(stream)
+
+    def synchronize(self) -> None:
+        self.event.synchronize()
+
+
+class _CudaStream:
+    def __init__(self, number: int) -> None:
+        import torch
+
+        self._stream: Any = torch.cuda.Stream(number)  # type: ignore[no-untyped-call]
+
+    def copy(self, to: Memory, to_start: int, of: Memory, of_start: int, nbytes: int) -> Event:
+        with self.current():
+            target = to.tensor[to_start : to_start + nbytes]
+            target.copy_(of.tensor[of_start : of_start + nbytes], non_blocking=True)
+            return _CudaEvent(self._stream)
+
+    def record(self) -> Event:
+        with self.current():
+            return _CudaEvent(self._stream)
+
+    def wait(self, event: Event) -> None:
+        assert isinstance(event, _CudaEvent)
+        self._stream.wait_event(event.event)
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        import torch
+
+        with torch.cuda.stream(self._stream):
+            yield
+
+
+class _CudaDevice:
+    def __init__(self, number: int) -> None:
+        import torch
+
+        self._device = torch.device("cuda", number)
+        self.name = f"cuda:{number}"
+        with explained(self):
+            self.description = f"{torch.cuda.get_device_name(number)} ({self.name})"
+
+    def free_bytes(self) -> int:
+        import torch
+
+        return int(torch.cuda.mem_get_info(self._device)[0])
+
+    def allocate(self, nbytes: int) -> Memory:
+        import torch
+
+        return _CudaMemory(torch.empty(nbytes, dtype=torch.uint8, device=self._device))
+
+    def allocate_pinned(self, nbytes: int) -> HostMemory:
+        import torch
+
+        with torch.cuda.device(self._device):
+            return _PinnedMemory(torch.empty(nbytes, dtype=torch.uint8, pin_memory=True))
+
+    def stream(self) -> Stream:
+        return _CudaStream(self._device.index)
+
+    def close(self) -> None:
+        import torch
+
+        with suppress(RuntimeError):  # of a device that is lost, and was told of
+            torch.cuda.empty_cache()

@@ -1,0 +1,239 @@
+"""A worker that has tensors merged by a GPU: from their files to its memory, and from there to their file."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import xxhash
+
+from ..arrays import Array, Buffer
+from ..backends import OnDevice, Room, SurveyResult
+from ..checkpoint.journal import TensorRecord
+from ..plan import Input, Job
+from ..streaming import TensorReport, refuse_nonfinite, refuse_overflow
+from ..weights import sce_params
+from ..work import Work
+from .cpu_help import CpuHelp
+from .device import Event, explained
+from .lane import Lane
+from .layout import Chunk, Layout, Request, Task, footprint
+from .ring import Slot, Stopped
+
+# Copies from the device that a worker has under way: one arrives while the other is written.
+_COPIES_OUT = 2
+# Small tensors are merged in groups that leave room for others.
+_GROUP_SHARE = 8
+
+
+class GpuMerger:
+    """A worker of a GPU. Others work on the same one: while this reads, their kernels run and their outputs leave.
+
+    Host and device keep step by events alone: kernels begin when the copies in have ended, copies out when
+    the kernels have. A slot is filled when the copy from it has ended, a region given to others when all
+    of the output is here.
+    """
+
+    def __init__(self, lane: Lane, work: Work, cpu_help: CpuHelp) -> None:
+        self._lane = lane
+        self._work = work
+        self._cpu_help = cpu_help
+        self._scratch = Buffer(lane.size.slot)
+
+    @property
+    def scratch(self) -> memoryview:
+        """Room to read into, free between tensors."""
+        return self._scratch.view
+
+    def merge_all(
+        self, jobs: Sequence[Job], direct: Callable[[Job], Sequence[Input]]
+    ) -> dict[str, TensorReport]:
+        """As TensorMerger.merge_all. Each tensor is read once."""
+        reports = {
+            job.name: self._cpu_help.merge(job, direct(job))
+            for job in jobs
+            if job.name in self._cpu_help
+        }
+        for group in self._groups([job for job in jobs if job.name not in self._cpu_help]):
+            with explained(self._lane.device):
+                reports |= self._merge(group, [x for job in group for x in direct(job)])
+        return reports
+
+    def _groups(self, jobs: Sequence[Job]) -> Iterator[list[Job]]:
+        backend, most = self._lane.backend, self._lane.size.region // _GROUP_SHARE
+        group: list[Job] = []
+        held = 0
+        for job in jobs:
+            needed = footprint(
+                job, self._work.surveys_at_once, backend.result_bytes, backend.params_bytes
+            )
+            if group and held + needed > most:
+                yield group
+                group, held = [], 0
+            group.append(job)
+            held += needed
+        if group:
+            yield group
+
+    def _merge(self, jobs: Sequence[Job], direct: Sequence[Input]) -> dict[str, TensorReport]:
+        lane, cache = self._lane, self._work.surveys
+        requests = [self._request(job) for job in jobs]
+        layout = Layout(requests, lane.backend.result_bytes, lane.backend.params_bytes)
+        region = lane.regions.take(layout.nbytes)
+        copied = self._copy_in(layout, region, direct)
+        for job in jobs:
+            for x in job.inputs:
+                x.source.check_unchanged(x.info.file)
+        merged = self._enqueue_kernels(layout, region, copied)
+        reports = {}
+        for task, surveys, checksum in self._copy_out(layout, region, merged):
+            job, kept = task.job, task.request.kept
+            if cache:
+                cache.keep(job, surveys)
+            survey = kept or surveys[job.select_topk]
+            record = TensorRecord(checksum, survey.energy, survey.passes)
+            reports[job.name] = TensorReport(record, job.input_bytes)
+        # Where anything failed it is not given back: copies may still be under way.
+        lane.regions.give(region)
+        return reports
+
+    def _request(self, job: Job) -> Request:
+        cache = self._work.surveys
+        kept = cache.find(job, job.select_topk) if cache else None
+        if cache is None or kept is None:
+            return Request(job, tuple(cache.missing(job)) if cache else (job.select_topk,))
+        self._refuse(job, kept, 0)
+        params = sce_params(kept, job.numel, job.select_topk, job.variant)
+        packed = self._lane.backend.pack_params(params)
+        return Request(job, tuple(cache.missing(job)), kept, packed)
+
+    # --- to the device -------------------------------------------------------------------
+
+    def _copy_in(self, layout: Layout, region: int, direct: Sequence[Input]) -> list[Event]:
+        """Have the group read and copied to its region; what the kernels must wait for."""
+        lane = self._lane
+        chunks = layout.chunks_in(lane.size.slot)
+        reads = [lane.submit(partial(self._read, chunk, region, direct)) for chunk in chunks]
+        return [read.result() for read in reads]
+
+    def _read(self, chunk: Chunk[Input | bytes], region: int, direct: Sequence[Input]) -> Event:
+        lane = self._lane
+        slot = lane.ring_in.take()
+        for part in chunk.parts:
+            if self._work.stop.is_set():
+                raise Stopped
+            view, x = slot.view[part.at : part.at + part.nbytes], part.item
+            if isinstance(x, bytes):
+                view[:] = x[part.start : part.start + part.nbytes]
+                continue
+            x.source.read_into(x.info, part.start, view)
+            if x in direct:
+                x.source.drop(x.info, part.start, part.nbytes)
+            self._work.advance(part.nbytes)
+        slot.copied = copied = lane.copies_in.copy(
+            lane.memory, region + chunk.start, slot.memory, 0, chunk.nbytes
+        )
+        lane.ring_in.give(slot)
+        return copied
+
+    # --- on the device -------------------------------------------------------------------
+
+    def _enqueue_kernels(self, layout: Layout, region: int, copied: Sequence[Event]) -> Event:
+        lane = self._lane
+        with lane.enqueuing, lane.kernels.current():
+            for event in copied:
+                lane.kernels.wait(event)
+            for task in layout.tasks:
+                self._enqueue(task, region)
+            return lane.kernels.record()
+
+    def _enqueue(self, task: Task, region: int) -> None:
+        lane, job, backend = self._lane, task.job, self._lane.backend
+        memory, start = lane.memory, lane.memory.address + region
+
+        def part(at: int, nbytes: int) -> object:
+            return memory.tensor[region + at : region + at + nbytes]
+
+        inputs = [
+            Array(start + at, x.dtype, job.numel, memory.tensor)
+            for at, x in zip(task.inputs, job.inputs, strict=True)
+        ]
+        rooms = [
+            Room(lane.work, part(result, backend.result_bytes), part(params, backend.params_bytes))
+            for result, params in zip(task.results, task.params, strict=True)
+        ]
+        for topk, room in zip(task.request.topks, rooms, strict=False):
+            backend.enqueue_survey(inputs, topk, job.variant, room)
+        chosen = rooms[task.fuse]
+        survey = OnDevice(chosen.result, chosen.params, len(inputs) - 1)
+        out = Array(start + task.out, job.dtype, job.numel, memory.tensor)
+        backend.enqueue_fuse(inputs, survey, out)
+
+    # --- from the device -----------------------------------------------------------------
+
+    def _copy_out(
+        self, layout: Layout, region: int, merged: Event
+    ) -> Iterator[tuple[Task, dict[float, SurveyResult], str]]:
+        """Write the outputs, if the surveys allow it; for each tensor its surveys and its checksum."""
+        results = bytearray()
+        checksums = [xxhash.xxh3_128() for _ in layout.tasks]
+        by_task = dict(zip(map(id, layout.tasks), checksums, strict=True))
+        surveys: list[dict[float, SurveyResult]] = []
+        for chunk, slot in self._chunks_from(layout, region, merged):
+            for part in chunk.parts:
+                if self._work.stop.is_set():
+                    raise Stopped
+                view = slot.view[part.at : part.at + part.nbytes]
+                if part.item is None:
+                    results += view
+                    if len(results) == layout.results_bytes:
+                        surveys = [self._settle(task, layout, results) for task in layout.tasks]
+                    continue
+                by_task[id(part.item)].update(view)
+                self._work.destination.write(part.item.job.name, part.start, view)
+                self._work.advance(part.nbytes)
+        for task, found, checksum in zip(layout.tasks, surveys, checksums, strict=True):
+            yield task, found, checksum.hexdigest()
+
+    def _chunks_from(
+        self, layout: Layout, region: int, merged: Event
+    ) -> Iterator[tuple[Chunk[Task | None], Slot]]:
+        """The chunks of results and outputs, each in a slot until the next is asked for."""
+        lane = self._lane
+        lane.copies_out.wait(merged)
+        waiting = deque(layout.chunks_out(lane.size.slot))
+        coming: deque[tuple[Chunk[Task | None], Slot, Event]] = deque()
+        while waiting or coming:
+            while waiting and len(coming) < _COPIES_OUT:
+                # Who has one does not wait for another: all could wait for each other.
+                slot = lane.ring_out.take_if_free() if coming else lane.ring_out.take()
+                if slot is None:
+                    break
+                chunk = waiting.popleft()
+                copied = lane.copies_out.copy(
+                    slot.memory, 0, lane.memory, region + chunk.start, chunk.nbytes
+                )
+                coming.append((chunk, slot, copied))
+            chunk, slot, copied = coming.popleft()
+            copied.synchronize()
+            yield chunk, slot
+            lane.ring_out.give(slot)
+
+    def _settle(self, task: Task, layout: Layout, results: bytearray) -> dict[float, SurveyResult]:
+        """What the surveys of a tensor found, and whether it may be written."""
+        backend, targets = self._lane.backend, len(task.job.inputs) - 1
+        found = []
+        for at in task.results:
+            start = at - layout.results_start
+            raw = bytes(results[start : start + backend.result_bytes])
+            found.append(backend.unpack_result(raw, targets))
+        survey, written = found[task.fuse]
+        self._refuse(task.job, task.request.kept or survey, written)
+        return {topk: survey for topk, (survey, _) in zip(task.request.topks, found, strict=False)}
+
+    def _refuse(self, job: Job, survey: SurveyResult, written: int) -> None:
+        """Refuse what must not be merged: infinities and NaN in the inputs, or made by the merge."""
+        if self._work.nonfinite == "error":
+            refuse_nonfinite(job, survey)
+            refuse_overflow(job, written)

@@ -1,0 +1,72 @@
+"""What every worker of a merge is given, on whatever processor it works."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from .plan import Input, Job
+from .streaming import Destination, TensorReport
+from .survey_cache import SurveyCache
+
+
+@dataclass(frozen=True)
+class Work:
+    """Where merged bytes go, and how.
+
+    Attributes:
+        destination: takes merged bytes.
+        nonfinite: "error" or "propagate".
+        advance: is told of every byte read (once) or written, from any thread.
+        stop: set when the merge is to end early.
+        surveys: is asked for surveys and given new ones.
+    """
+
+    destination: Destination
+    nonfinite: str
+    advance: Callable[[int], None]
+    stop: threading.Event
+    surveys: SurveyCache | None = None
+
+    @property
+    def surveys_at_once(self) -> int:
+        """The most surveys of one tensor that are made in the same read."""
+        return self.surveys.at_once if self.surveys else 1
+
+
+class Merger(Protocol):
+    """One worker."""
+
+    @property
+    def scratch(self) -> memoryview:
+        """Room to read into, free between tensors."""
+
+    def merge_all(
+        self, jobs: Sequence[Job], direct: Callable[[Job], Sequence[Input]]
+    ) -> dict[str, TensorReport]:
+        """Merge `jobs` and write the results; `direct` names those inputs of a job that others do not read ahead.
+
+        Raises MergeError, naming tensor and model.
+        """
+
+
+class Crew(Protocol):
+    """All workers of a merge."""
+
+    @property
+    def workers(self) -> int: ...
+
+    def merger(self, number: int, working: Callable[[], int]) -> Merger:
+        """Worker `number`, made in its own thread; `working` says how many have work left."""
+
+    def stop(self) -> None:
+        """Have workers that wait for one another give up; `Work.stop` is set."""
+
+    def close(self) -> None:
+        """Give everything back, when all workers have ended."""
+
+    @property
+    def notes(self) -> list[str]:
+        """What is worth knowing of the work that was done."""
