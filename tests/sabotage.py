@@ -184,6 +184,19 @@ def slowly(rate: float, latency: float) -> None:
     _around(os, "fsync", lambda _fd: time.sleep(latency))
 
 
+def fake_gpus(number: int, latency: float = 0.0) -> None:
+    """GPUs that are none (`fake_gpu`), fed in small pieces by a disk that takes `latency` seconds for each."""
+    import pytest
+    from fake_gpu import FakeDevice, install
+
+    from fuseo1_kernels.checkpoint.source import Source
+    from fuseo1_kernels.gpu import division
+
+    install(pytest.MonkeyPatch(), *(FakeDevice(i) for i in range(number)))
+    division._SLOT = 256 << 10
+    _around(Source, "read_into", lambda *_: time.sleep(latency))
+
+
 def change(file: str, how: str, at: int) -> None:
     """Do something to the model file `file` just before the reference backend's `at`-th read (from 1) of it."""
     from fuseo1_kernels.checkpoint.source import Source

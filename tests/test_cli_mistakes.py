@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from checkpoint_files import write_json
 from models import Family, done, model_config, run, spawn
 from refusals import one_layer_family, refused
@@ -106,10 +107,30 @@ def test_no_copy_tokenizer_contradicts_a_template(family: Family) -> None:
 # --- the command line --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [["--cuda"], ["--backend", "cuda"]])
-def test_cuda_is_refused(options: list[str], family: Family) -> None:
-    message = refused(family, *options, words=("cuda", "cpu"))
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+@pytest.mark.parametrize("options", [["--cuda"], ["--backend", "cuda"], ["--device", "cuda:1"]])
+def test_cuda_without_a_gpu(options: list[str], family: Family) -> None:
+    message = refused(family, *options, words=("backend cuda cannot run here: ",))
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--device", "gpu"], ("'gpu'", "cuda:0,cuda:1")),
+        (["--device", "cuda:"], ("'cuda:'",)),
+        (["--device", "cuda:0,cpu"], ("'cuda:0,cpu'",)),
+        (["--device", "cuda,cuda:0"], ("names a GPU twice",)),
+        (["--device", "cpu", "--backend", "cuda"], ("backend cuda", "device cpu")),
+        (["--device", "cuda", "--backend", "cpu"], ("backend cpu", "device cuda")),
+        (["--device", "cpu", "--cuda"], ("--cuda", "--device cpu")),
+        (["--max-gpu-memory", "1GB"], ("max_gpu_memory", "device")),
+    ],
+)
+def test_devices_that_make_no_sense(
+    options: list[str], words: tuple[str, ...], family: Family
+) -> None:
+    assert "\n" not in refused(family, *options, words=words)
 
 
 def test_cuda_contradicts_another_backend(family: Family) -> None:

@@ -27,7 +27,7 @@ class Reservation:
 
     def take(self, nbytes: int) -> int:
         """Wait for a region of `nbytes` bytes; its start. Raises Stopped when the reservation is closed."""
-        if nbytes > self.nbytes:
+        if not 0 < nbytes <= self.nbytes:
             raise ValueError(f"{nbytes} bytes of {self.nbytes}")
         ticket = object()
         with self._changed:
@@ -41,7 +41,7 @@ class Reservation:
             if self._closed or start is None:
                 raise Stopped
             self._waiting.popleft()
-            self._taken[start] = start + max(1, aligned(nbytes))
+            self._taken[start] = start + aligned(nbytes)
             self._changed.notify_all()
             return start
 

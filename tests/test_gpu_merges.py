@@ -1,0 +1,454 @@
+"""Whole merges on GPUs that only do what they must, or too much: the same bytes as on the CPU, within the limits."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from emulated import load_emulated
+from engine_runs import MIB, merge, spoil
+from fake_gpu import COPIES_IN, COPIES_OUT, KERNELS, FakeDevice, enqueue, install
+from models import Family, State, done, make_family, merge_json, run, tuned, weights
+from tensors import BF16, FP16, FP32
+
+from fuseo1_kernels import MergeError, MergeResult, schedule
+from fuseo1_kernels.gpu import division
+from fuseo1_kernels.gpu.layout import Layout
+from fuseo1_kernels.gpu.merger import GpuMerger
+from fuseo1_kernels.gpu.reservation import Reservation
+
+KIB = 1024
+
+#: Streams that run ahead of the lazy ones, and how often any of them does something unasked.
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "lazy": {},
+    "copies in ahead": {"eager": [COPIES_IN]},
+    "kernels ahead": {"eager": [COPIES_IN, KERNELS]},
+    "copies out ahead": {"eager": [COPIES_OUT]},
+    "at random": {"chance": 0.3},
+}
+
+
+def state(dtype: torch.dtype, seed: int = 1) -> State:
+    """Tensors of many chunks, of one, tiny and empty ones; no size is a multiple of anything."""
+    g = torch.Generator().manual_seed(seed)
+    shapes = {
+        "model.embed_tokens.weight": (1023, 517),
+        "model.layers.0.mlp.up_proj.weight": (301, 333),
+        "model.layers.0.mlp.down_proj.weight": (333, 301),
+        "model.layers.1.mlp.up_proj.weight": (301, 333),
+        "lm_head.weight": (1023, 517),
+        "scalar": (),
+        "empty": (0, 3),
+        **{f"model.layers.{i}.input_layernorm.weight": (97 + i,) for i in range(30)},
+    }
+    return {n: (torch.randn(shape, generator=g) * 0.05).to(dtype) for n, shape in shapes.items()}
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Family:
+    """Models in bf16, fp16 and fp32, 5 MB in bf16 each."""
+    base = state(FP32)
+    states = [{n: t.to(BF16) for n, t in base.items()}, tuned(base, 1, FP16), tuned(base, 2, FP32)]
+    family = make_family(tmp_path_factory.mktemp("mixed"), states)
+    family.configure(parameters={"select_topk": 0.3, "variant": "mergekit"}, dtype="bfloat16")
+    merge(family, "cpu")
+    return family
+
+
+@pytest.fixture
+def small_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that slots are used over and over, and units are many."""
+    monkeypatch.setattr(division, "_SLOT", 64 * KIB)
+    monkeypatch.setattr(schedule, "_BATCH", 64 * KIB)
+
+
+def on_gpus(family: Family, *devices: FakeDevice, **options: Any) -> MergeResult:
+    with pytest.MonkeyPatch.context() as patch:
+        install(patch, *devices)
+        names = ",".join(device.name for device in devices)
+        result = merge(family, "gpu", device=names, overwrite=True, **options)
+    for device in devices:
+        assert device.closed == 1
+    assert not [t for t in threading.enumerate() if t.name.startswith("fuseo1")]
+    return result
+
+
+def same(family: Family) -> bool:
+    return weights(family.home / "gpu") == weights(family.home / "cpu")
+
+
+# --- the same bytes ----------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("small_slots")
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("threads", [1, 4])
+def test_the_bytes_are_the_cpus(threads: int, schedule: str, mixed: Family) -> None:
+    device = FakeDevice(**SCHEDULES[schedule])
+    result = on_gpus(mixed, device, threads=threads, max_gpu_memory=14 * MIB)
+    assert same(mixed)
+    jobs = len(mixed.states[0])
+    assert (device.surveys, device.fuses) == (jobs, jobs)
+    assert result.backend == "cuda: fake GPU (cuda:0)"
+    assert result.notes == ()
+    # Once each: what is surveyed is in the GPU's memory when it is fused.
+    assert result.bytes_read == sum(t.nbytes for s in mixed.states for t in s.values())
+    assert result.bytes_written == 2 * result.parameters
+
+
+@pytest.mark.usefixtures("small_slots")
+def test_the_report_is_the_cpus(mixed: Family) -> None:
+    on_cpu = merge(mixed, "cpu", overwrite=True).as_dict()
+    on_gpu = on_gpus(mixed, FakeDevice()).as_dict()
+    differing = {key for key, value in on_cpu.items() if on_gpu[key] != value}
+    assert differing == {"out_dir", "seconds", "backend", "bytes_read"}
+    assert checksums(mixed.home / "gpu") == checksums(mixed.home / "cpu")
+
+
+def checksums(model: Path) -> list[Any]:
+    """What the checksum file says of the weights: the small files have the directory's name."""
+    said = json.loads((model / "fuseo1_checksums.json").read_text())
+    return [said[key] for key in ("merge", "options", "shards", "tensors")]
+
+
+@pytest.mark.usefixtures("small_slots")
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_several_gpus(schedule: str, mixed: Family) -> None:
+    devices = [FakeDevice(number, **SCHEDULES[schedule]) for number in range(3)]
+    on_gpus(mixed, *devices, threads=3)
+    assert same(mixed)
+    jobs = len(mixed.states[0])
+    assert sum(device.fuses for device in devices) == jobs
+    assert all(device.fuses for device in devices)
+
+
+def test_slots_of_the_usual_size(mixed: Family) -> None:
+    """A tensor in a chunk, and many in one."""
+    device = FakeDevice()
+    on_gpus(mixed, device, threads=2)
+    assert same(mixed)
+    copies = len(device.streams[COPIES_IN].operations)
+    assert copies < len(mixed.states[0]) / 3
+
+
+def test_the_cuda_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their own sources, run by the host: in memory that is the engine's, with surveys that were kept and new ones."""
+    shapes = {"a": (301, 333), "b": (5,), "empty": (0,), "c": (70_001,)}
+    g = torch.Generator().manual_seed(1)
+    base = {n: (torch.randn(s, generator=g) * 0.05).to(BF16) for n, s in shapes.items()}
+    family = make_family(tmp_path, [base, tuned(base, 1), tuned(base, 2)])
+    cuda = load_emulated()
+    install(monkeypatch, FakeDevice(), kernels=Enqueued(cuda))
+    monkeypatch.setattr(division, "_SLOT", 64 * KIB)
+    for number, (topk, variant) in enumerate(((1.0, "fuseo1"), (0.2, "mergekit"), (0.5, "fuseo1"))):
+        family.configure(parameters={"select_topk": topk, "variant": variant})
+        expected = merge(family, f"cpu{number}")
+        cache = {"survey_cache": tmp_path / "surveys", "survey_topk": (0.5,)}
+        found = merge(family, f"gpu{number}", device="cuda", **cache)
+        assert weights(tmp_path / f"gpu{number}") == weights(tmp_path / f"cpu{number}")
+        assert found.energy_share == expected.energy_share
+
+
+class Enqueued:
+    """The CUDA backend, whose kernels here run at once: enqueued, they run when the stream comes to them."""
+
+    def __init__(self, cuda: Any) -> None:
+        self._cuda = cuda
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cuda, name)
+
+    def enqueue_survey(self, inputs: Any, select_topk: float, variant: str, room: Any) -> Any:
+        enqueue(lambda: self._cuda.enqueue_survey(inputs, select_topk, variant, room))
+
+    def enqueue_fuse(self, inputs: Any, survey: Any, out: Any) -> None:
+        enqueue(lambda: self._cuda.enqueue_fuse(inputs, survey, out))
+
+
+# --- every wait is needed ----------------------------------------------------------------
+
+
+def noticed(family: Family, device: FakeDevice) -> bool:
+    """Whether the merge fails or gives other bytes: what is not there yet can look like NaN."""
+    try:
+        # What another run got wrong must not be gone on from.
+        on_gpus(family, device, threads=2, max_gpu_memory=8 * MIB, resume=False)
+    except (MergeError, ValueError):
+        return True
+    return not same(family)
+
+
+@pytest.mark.usefixtures("small_slots")
+@pytest.mark.parametrize(
+    "deaf", [(KERNELS, COPIES_IN), (COPIES_OUT, KERNELS), (COPIES_IN,), (COPIES_OUT,)]
+)
+def test_a_wait_that_is_left_out_is_noticed(deaf: tuple[int, ...], mixed: Family) -> None:
+    """Kernels wait for copies, copies for kernels, and the host for both before it touches their slots."""
+    assert noticed(mixed, FakeDevice(deaf=[deaf]))
+    assert not noticed(mixed, FakeDevice())
+
+
+@pytest.mark.usefixtures("small_slots")
+def test_a_region_that_is_given_to_others_too_early_is_noticed(
+    mixed: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the kernels ran, which the copies for another tensor do not wait for."""
+    enqueue_kernels = GpuMerger._enqueue_kernels
+
+    def hasty(self: GpuMerger, layout: Layout, region: int, copied: Any) -> Any:
+        merged = enqueue_kernels(self, layout, region, copied)
+        self._lane.regions.give(region)
+        time.sleep(0.02)  # others come to it, and this one is late with its own copies
+        return merged
+
+    give = Reservation.give
+    monkeypatch.setattr(GpuMerger, "_enqueue_kernels", hasty)
+    monkeypatch.setattr(
+        Reservation, "give", lambda self, start: give(self, start) if start in self._taken else None
+    )
+    assert noticed(mixed, FakeDevice(eager=[COPIES_IN]))
+
+
+# --- limits ------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("small_slots")
+@pytest.mark.parametrize("max_memory", [3 * MIB, 20 * MIB, 300 * MIB])
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_memory_is_bounded(
+    gpus: int, max_memory: int, mixed: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(division, "_SLOT", 8 * MIB)
+    devices = [FakeDevice(number) for number in range(gpus)]
+    limit = 12 * MIB
+    on_gpus(mixed, *devices, threads=4, max_memory=max_memory, max_gpu_memory=limit)
+    assert same(mixed)
+    # Each worker has a buffer besides, to read back what an earlier run wrote.
+    assert 0 < sum(sum(device.pinned) for device in devices) < max_memory
+    for device in devices:
+        assert device.allocated == [max(device.allocated)] and device.allocated[0] <= limit
+        assert all(nbytes & (nbytes - 1) == 0 for nbytes in device.pinned)
+
+
+def test_a_quarter_of_the_free_memory_is_the_default(mixed: Family) -> None:
+    device = FakeDevice(free=44 * MIB)
+    on_gpus(mixed, device)
+    assert same(mixed)
+    assert 8 * MIB < sum(device.allocated) <= 11 * MIB
+
+
+def test_a_small_merge_reserves_little(tmp_path: Path) -> None:
+    family = make_family(tmp_path)
+    merge(family, "cpu")
+    device = FakeDevice()
+    on_gpus(family, device)
+    assert same(family)
+    assert sum(device.allocated) < MIB
+
+
+@pytest.mark.usefixtures("small_slots")
+def test_what_does_not_fit_goes_to_the_cpu(mixed: Family) -> None:
+    """The two large ones need 5 MiB of inputs and output, and what their surveys take."""
+    device = FakeDevice(eager=[COPIES_IN])
+    result = on_gpus(mixed, device, max_gpu_memory=4 * MIB, max_memory=40 * MIB, threads=3)
+    assert same(mixed)
+    assert device.fuses == len(mixed.states[0]) - 2
+    assert result.notes == (
+        "2 tensors merged on the CPU: each needs more than 4 MiB of a GPU's memory (--max-gpu-memory)",
+    )
+    assert sum(device.allocated) <= 4 * MIB
+    # The CPU has half of what there is.
+    assert sum(device.pinned) <= 20 * MIB
+
+
+def test_nothing_fits(mixed: Family) -> None:
+    device = FakeDevice()
+    result = on_gpus(mixed, device, max_gpu_memory=1)
+    assert same(mixed)
+    assert device.fuses == 0 and device.pinned == []
+    assert result.notes[0].startswith(f"{len(mixed.states[0])} tensors merged on the CPU")
+
+
+def test_more_targets_than_the_kernels_take(tmp_path: Path) -> None:
+    base = {"a": torch.linspace(-1, 1, 1000), "b": torch.linspace(-1, 1, 500)}
+    family = make_family(tmp_path, [base, *(tuned(base, i + 1) for i in range(5))])
+    merge(family, "cpu")
+    result = on_gpus(family, FakeDevice())
+    assert same(family)
+    assert result.notes == (
+        "2 tensors merged on the CPU: the cuda backend takes at most 4 targets",
+    )
+
+
+def test_too_little_memory_is_said(mixed: Family) -> None:
+    for options, message in (
+        ({"max_memory": 100 * KIB}, "--max-memory 1 MiB is too little to feed 1 GPU; the least is"),
+        ({"max_memory": MIB, "max_gpu_memory": MIB}, "merged on the CPU; the least is"),
+    ):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(MergeError, match=message):
+            install(patch, FakeDevice())
+            merge(mixed, "refused", device="cuda", **options)
+        assert not (mixed.home / "refused").exists()
+
+
+# --- what the CPU engine guarantees too --------------------------------------------------
+
+
+@pytest.mark.usefixtures("small_slots")
+def test_surveys_are_kept_and_found(mixed: Family, tmp_path: Path) -> None:
+    """Those of a CPU by a GPU, and the other way round."""
+    cache = {"survey_cache": tmp_path / "surveys"}
+    jobs = len(mixed.states[0])
+    first = FakeDevice()
+    on_gpus(mixed, first, survey_topk=(0.7, 0.3), **cache)
+    assert same(mixed) and first.surveys == 2 * jobs
+    second = FakeDevice(eager=[COPIES_IN])
+    result = on_gpus(mixed, second, **cache)
+    assert same(mixed) and (second.surveys, second.fuses) == (0, jobs)
+    kept = merge(mixed, "cpu again", **cache)
+    assert weights(mixed.home / "cpu again") == weights(mixed.home / "cpu")
+    assert result.energy_share == kept.energy_share
+    assert kept.bytes_read == result.bytes_read  # once: there was no survey
+
+    third = FakeDevice()
+    on_gpus(mixed, third, survey_topk=(0.9,), **cache)
+    assert same(mixed) and (third.surveys, third.fuses) == (jobs, jobs)
+
+
+@pytest.mark.parametrize("place", [(0, "w"), (1, "w"), (2, "norm")])
+def test_nonfinite(place: tuple[int, str], tmp_path: Path) -> None:
+    base = {"w": torch.linspace(-1, 1, 90_000).to(BF16), "norm": torch.ones(33, dtype=BF16)}
+    family = make_family(tmp_path, [base, tuned(base, 1), tuned(base, 2)])
+    model, name = place
+    spoil(family, model, name, {0: float("nan"), 32: float("inf")})
+    said = []
+    for device in ("cpu", "cuda"):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(MergeError) as caught:
+            install(patch, FakeDevice())
+            merge(family, "refused", device=device)
+        said.append(str(caught.value))
+        assert not list(tmp_path.glob("refused*"))
+    assert said[0] == said[1]
+    assert f"tensor {name}: 2 NaN or infinite elements" in said[0]
+    merge(family, "cpu", nonfinite="propagate")
+    on_gpus(family, FakeDevice(), nonfinite="propagate")
+    assert same(family)
+    # A survey that was kept is known before anything is read.
+    cache = {"survey_cache": tmp_path / "surveys"}
+    on_gpus(family, FakeDevice(), nonfinite="propagate", **cache)
+    again = FakeDevice()
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(MergeError, match="2 NaN"):
+        install(patch, again)
+        merge(family, "refused", device="cuda", **cache)
+
+
+def test_an_overflow_of_the_output(tmp_path: Path) -> None:
+    base = {"w": torch.full((5000,), 6e4)}
+    family = make_family(tmp_path, [base, {"w": base["w"] * 2}, {"w": base["w"] * 3}])
+    family.configure(dtype="float16")
+    said = []
+    for device in ("cpu", "cuda"):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(MergeError) as caught:
+            install(patch, FakeDevice())
+            merge(family, "refused", device=device)
+        said.append(str(caught.value))
+    assert said[0] == said[1] and "5000 merged elements overflow float16" in said[0]
+    assert not list(tmp_path.glob("refused*"))
+
+
+class Told:
+    """A progress that adds up."""
+
+    def __init__(self) -> None:
+        self.total = self.done = 0
+        self._lock = threading.Lock()
+
+    def start(self, _title: str, total_bytes: int) -> None:
+        self.total = total_bytes
+
+    def advance(self, nbytes: int) -> None:
+        with self._lock:
+            self.done += nbytes
+
+    def close(self) -> None:
+        assert self.done == self.total > 0
+
+
+@pytest.mark.parametrize("limit", [MIB, 14 * MIB])
+def test_progress(limit: int, mixed: Family) -> None:
+    on_gpus(mixed, FakeDevice(), progress=Told(), max_gpu_memory=limit)
+
+
+@pytest.mark.usefixtures("small_slots")
+@pytest.mark.parametrize("torch_bin", [False, True])
+def test_inputs_that_must_not_stay_in_the_page_cache(
+    torch_bin: bool, mixed: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read ahead, and, where there is no room for that, by the readers of a GPU themselves."""
+    from fuseo1_kernels import engine
+    from fuseo1_kernels.checkpoint.source import Source
+
+    monkeypatch.setattr(Source, "is_cached", lambda self, info: False)
+    dropped: set[str] = set()
+    drop = Source.drop
+
+    def noted(self: Source, info: Any, start: int, nbytes: int) -> None:
+        dropped.add(info.name)
+        drop(self, info, start, nbytes)
+
+    monkeypatch.setattr(Source, "drop", noted)
+    family = make_family(tmp_path, mixed.states, torch_bin=torch_bin, shards=2)
+    family.configure(parameters={"select_topk": 0.3, "variant": "mergekit"}, dtype="bfloat16")
+    merge(family, "cpu")
+    assert not dropped
+    on_gpus(family, FakeDevice())
+    assert same(family) and not dropped
+    monkeypatch.setattr(engine, "free_memory", lambda: 0)
+    on_gpus(family, FakeDevice())
+    assert same(family) and dropped == {n for n, t in mixed.states[0].items() if t.numel()}
+
+
+# --- the command line --------------------------------------------------------------------
+
+
+def test_the_command_line(mixed: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = install(monkeypatch, FakeDevice(0), FakeDevice(1))
+    for number, (options, used) in enumerate(
+        (
+            (["--cuda"], {0}),
+            (["--backend", "cuda"], {0}),
+            (["--device", "cuda:1"], {1}),
+            (["--device", "cuda:0,cuda:1", "--max-gpu-memory", "14MiB"], {0, 1}),
+        )
+    ):
+        before = [device.fuses for device in devices]
+        out = mixed.home / f"command{number}"
+        said = merge_json(mixed.config, out, *options)
+        assert said["backend"].startswith("cuda: fake GPU")
+        assert weights(out) == weights(mixed.home / "cpu")
+        changed = {i for i, device in enumerate(devices) if device.fuses > before[i]}
+        assert changed == used
+    assert sum(devices[0].allocated[-1:]) <= 14 * MIB
+
+
+def test_dry_run(mixed: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    [device] = install(monkeypatch, FakeDevice())
+    argv = [mixed.config, "--dry-run", "--cuda", "--max-gpu-memory", "4MiB"]
+    said = done(*argv, "--max-memory", "40MiB").out
+    assert "note: 2 tensors merged on the CPU: each needs more than 4 MiB" in said
+    memory = next(line for line in said.splitlines() if line.startswith("memory"))
+    assert 0 < int(memory.split()[3]) <= 40
+    assert not device.allocated
+    assert run(*argv, "--max-memory", "2MiB").code == 1
+
+
+def test_every_gpu_has_a_reader() -> None:
+    lanes = [division._lane(t, g, 1 << 30, 1, 1, 1) for t, g in ((1, 1), (1, 4), (16, 4), (64, 1))]
+    assert [lane.readers for lane in lanes] == [1, 1, 4, 8]
+    assert [lane.workers for lane in lanes] == [2, 2, 5, 6]
