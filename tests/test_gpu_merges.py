@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from emulated import load_emulated
 from engine_runs import MIB, merge, spoil
 from fake_gpu import COPIES_IN, COPIES_OUT, KERNELS, FakeDevice, enqueue, install
+from interrupted import partial_of
 from models import Family, State, done, make_family, merge_json, run, tuned, weights
 from tensors import BF16, FP16, FP32
 
@@ -177,9 +179,10 @@ class Enqueued:
 def noticed(family: Family, device: FakeDevice) -> bool:
     """Whether the merge fails or gives other bytes: what is not there yet can look like NaN."""
     try:
-        # What another run got wrong must not be gone on from.
-        on_gpus(family, device, threads=2, max_gpu_memory=8 * MIB, resume=False)
+        on_gpus(family, device, threads=2, max_gpu_memory=8 * MIB)
     except (MergeError, ValueError):
+        # What it got wrong is not to be gone on from.
+        shutil.rmtree(partial_of(family.home / "gpu"), ignore_errors=True)
         return True
     return not same(family)
 
@@ -339,13 +342,19 @@ def test_nonfinite(place: tuple[int, str], tmp_path: Path) -> None:
     merge(family, "cpu", nonfinite="propagate")
     on_gpus(family, FakeDevice(), nonfinite="propagate")
     assert same(family)
-    # A survey that was kept is known before anything is read.
+
+
+def test_a_kept_survey_is_heeded_before_anything_is_read(tmp_path: Path) -> None:
+    base = {"w": torch.linspace(-1, 1, 90_000).to(BF16)}
+    family = make_family(tmp_path, [base, tuned(base, 1), tuned(base, 2)])
+    spoil(family, 1, "w", {7: float("nan")})
     cache = {"survey_cache": tmp_path / "surveys"}
     on_gpus(family, FakeDevice(), nonfinite="propagate", **cache)
-    again = FakeDevice()
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(MergeError, match="2 NaN"):
-        install(patch, again)
+    device = FakeDevice()
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(MergeError, match="1 NaN"):
+        install(patch, device)
         merge(family, "refused", device="cuda", **cache)
+    assert not device.pinned
 
 
 def test_an_overflow_of_the_output(tmp_path: Path) -> None:

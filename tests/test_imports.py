@@ -35,6 +35,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert not imported(ran.err) & {*HEAVY, "huggingface_hub", "pydantic", "yaml"}
     for option in (
         *("--backend", "--threads", "--max-memory", "--shard-size", "--dry-run", "--overwrite"),
+        *("--device", "--max-gpu-memory"),
         *("--json", "--quiet", "--cuda", "--out-shard-size", "--copy-tokenizer"),
         *("--no-copy-tokenizer", "--crop-embeddings", "--nonfinite", "--list-recipes"),
     ):
