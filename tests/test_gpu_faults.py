@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from fake_gpu import FakeDevice, install
 from forked import Forks, forking, wait_for
 from interrupted import CHUNKED, Place, journaled, large_family, partial_of, undisturbed
-from models import Family, done, environment, merge_json, run, weights
+from models import Family, done, environment, make_family, merge_json, run, tuned, weights
 from sabotage import CHANGES
 
 from fuseo1_kernels import engine, schedule
@@ -275,6 +276,23 @@ def test_a_merge_stops_at_once(number: int, forks: Forks, large: Family, tmp_pat
     # Small tensors of others may be complete.
     assert not place.out.exists()
     assert place.out.parent.exists() == bool(journaled(place.out))
+
+
+def test_a_merge_of_small_tensors_stops_at_once(forks: Forks, tmp_path: Path) -> None:
+    """In the middle of a copy to the GPU that is put together of many reads."""
+    os.mkfifo(tmp_path / "fifo")
+    base = {f"w{i}": torch.full((16,), i / 8) for i in range(80)}
+    family = make_family(tmp_path, [base, tuned(base, 1), tuned(base, 2)])
+    slow = [("fake_gpus", 1, 0.2), ("announce", str(tmp_path / "fifo"))]
+    argv = (family.config, family.out, "--quiet", "--cuda", "--max-gpu-memory", "100MiB")
+    child = forks.start(*argv, sabotage=slow)
+    wait_for(tmp_path / "fifo")
+    time.sleep(0.7)
+    began = time.monotonic()
+    child.signal(signal.SIGINT)
+    assert child.wait().code == 130
+    assert time.monotonic() - began < 2
+    assert not family.out.parent.exists()
 
 
 def test_workers_have_ended_when_files_are_closed(

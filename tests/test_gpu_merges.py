@@ -324,6 +324,16 @@ def test_surveys_are_kept_and_found(mixed: Family, tmp_path: Path) -> None:
     assert same(mixed) and (third.surveys, third.fuses) == (jobs, jobs)
 
 
+def test_surveys_for_later_that_need_more_memory(tmp_path: Path) -> None:
+    """Where everything is selected there is nothing to choose from; at other values there is."""
+    family = make_family(tmp_path)
+    merge(family, "cpu")
+    device = FakeDevice()
+    cache = {"survey_cache": tmp_path / "surveys", "survey_topk": (0.5,)}
+    on_gpus(family, device, **cache)
+    assert same(family) and device.surveys == 2 * len(family.states[0])
+
+
 @pytest.mark.parametrize("place", [(0, "w"), (1, "w"), (2, "norm")])
 def test_nonfinite(place: tuple[int, str], tmp_path: Path) -> None:
     base = {"w": torch.linspace(-1, 1, 90_000).to(BF16), "norm": torch.ones(33, dtype=BF16)}

@@ -182,8 +182,6 @@ class GpuMerger:
         surveys: list[dict[float, SurveyResult]] = []
         for chunk, slot in self._chunks_from(layout, region, merged):
             for part in chunk.parts:
-                if self._work.stop.is_set():
-                    raise Stopped
                 view = slot.view[part.at : part.at + part.nbytes]
                 if part.item is None:
                     results += view
