@@ -45,15 +45,15 @@ class Ring:
         with self._changed:
             self._changed.wait_for(lambda: self._free or self._unmade or self._closed)
             slot = self._next()
-        if slot.copied:
-            slot.copied.synchronize()
-            slot.copied = None
-        return slot
+        return self._ready(slot)
 
     def take_if_free(self) -> Slot | None:
         """As `take`; None where it would wait for another thread."""
         with self._changed:
-            return self._next() if self._free or self._unmade or self._closed else None
+            if not (self._free or self._unmade or self._closed):
+                return None
+            slot = self._next()
+        return self._ready(slot)
 
     def give(self, slot: Slot) -> None:
         """Let others have the slot."""
@@ -67,15 +67,24 @@ class Ring:
             self._closed = True
             self._changed.notify_all()
 
-    def _next(self) -> Slot:
+    def _next(self) -> Slot | None:
+        """A slot that was given back; None: one is to be made, which takes milliseconds."""
         if self._closed:
             raise Stopped
         if self._unmade:
             self._unmade -= 1
+            return None
+        return self._free.popleft()
+
+    def _ready(self, slot: Slot | None) -> Slot:
+        if slot is None:
             try:
                 return Slot(self._device.allocate_pinned(self.nbytes))
             except RuntimeError as error:
                 raise MergeError(
                     f"{self.nbytes >> 10} KiB of page-locked memory cannot be had; lower --max-memory"
                 ) from error
-        return self._free.popleft()
+        if slot.copied:
+            slot.copied.synchronize()
+            slot.copied = None
+        return slot
