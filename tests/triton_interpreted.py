@@ -6,6 +6,7 @@ TRITON_INTERPRET=1 pytest tests/triton_interpreted.py
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,12 +15,14 @@ import gpu_data
 import pytest
 import torch
 from gpu_data import KINDS
-from gpu_grid import TOPKS, array, compare, placed
+from gpu_grid import TOPKS, array, compare, on_cpu, placed
 from tensors import BF16, DTYPES, FP16, FP32, assert_same_bits, bits
 
 from fuseo1_kernels import merge_tensors, ops, torch_ops  # noqa: F401 (registers them)
-from fuseo1_kernels.backends import FuseParams, load_backend, load_gpu_backend
-from fuseo1_kernels.backends.triton.backend import TritonBackend, workspace_bytes
+from fuseo1_kernels.arrays import BY_NAME, Array
+from fuseo1_kernels.backends import FuseParams, OnDevice, Room, load_backend, load_gpu_backend
+from fuseo1_kernels.backends.triton.backend import TritonBackend
+from fuseo1_kernels.backends.triton.launches import workspace_bytes
 from fuseo1_kernels.backends.triton.tuning import Config
 from fuseo1_kernels.errors import BackendError, MergeError
 from fuseo1_kernels.weights import sce_params
@@ -180,6 +183,34 @@ def test_parameters_as_numbers(variant: str, topk: float, backend: TritonBackend
     out = torch.empty(9001, dtype=BF16)
     backend.enqueue_fuse(inputs, backend.from_numbers(params), array(out))
     assert_same_bits(out, torch.ops.fuseo1.fuse(base, targets, params))
+
+
+def test_in_memory_that_is_given(backend: TritonBackend) -> None:
+    """As the engine has it: inputs, workspace, result, parameters and output lie in one tensor of bytes."""
+    n, variant, topk = 5000, "mergekit", 0.3
+    tensors = [t.to(BF16) for t in gpu_data.tied(n, 3, generator(8))]
+    sizes = [2 * n] * 5 + [backend.result_bytes, backend.params_bytes] * 2
+    sizes.append(backend.workspace_bytes(3, n, topk))
+    starts = [0, *itertools.accumulate(-(-size // 256) * 256 for size in sizes)]
+    memory = torch.full((starts[-1],), 0x5A, dtype=torch.uint8)
+    parts = [memory[at : at + size] for at, size in zip(starts, sizes, strict=False)]
+    for part, tensor in zip(parts, tensors, strict=False):
+        part.copy_(tensor.view(torch.uint8))
+    *inputs, out = (Array(part.data_ptr(), BY_NAME["bfloat16"], n, memory) for part in parts[:5])
+    expected, bad, merged = on_cpu(tensors, topk, variant, BF16)
+
+    surveyed = backend.enqueue_survey(inputs, topk, variant, Room(parts[9], parts[5], parts[6]))
+    backend.enqueue_fuse(inputs, surveyed, out)
+    found = backend.unpack_result(bytes(parts[5].numpy()), 3)
+    assert found == (replace(expected, passes=found[0].passes), bad)
+    assert_same_bits(parts[4].view(BF16), merged)
+
+    parts[4].zero_(), parts[7].zero_()
+    packed = backend.pack_params(sce_params(expected, n, topk, variant))
+    parts[8].copy_(torch.frombuffer(bytearray(packed), dtype=torch.uint8))
+    backend.enqueue_fuse(inputs, OnDevice(parts[7], parts[8], 3), out)
+    assert backend.unpack_result(bytes(parts[7].numpy()), 3)[1] == bad
+    assert_same_bits(parts[4].view(BF16), merged)
 
 
 def test_what_is_refused(backend: TritonBackend) -> None:

@@ -230,6 +230,7 @@ class GpuBackend(Ops, Protocol):
 
 _NO_CUDA = "its kernels are not part of this build (README.md: FUSEO1_CUDA=1)"
 
+
 def can_enqueue(backend: Ops) -> TypeGuard[GpuBackend]:
     """Whether `backend` is one for a GPU's memory."""
     return hasattr(backend, "enqueue_survey")

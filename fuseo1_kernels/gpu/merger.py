@@ -163,10 +163,14 @@ class GpuMerger:
             Room(lane.work, part(result, backend.result_bytes), part(params, backend.params_bytes))
             for result, params in zip(task.results, task.params, strict=True)
         ]
-        for topk, room in zip(task.request.topks, rooms, strict=False):
+        surveys = [
             backend.enqueue_survey(inputs, topk, job.variant, room)
-        chosen = rooms[task.fuse]
-        survey = OnDevice(chosen.result, chosen.params, len(inputs) - 1)
+            for topk, room in zip(task.request.topks, rooms, strict=False)
+        ]
+        if task.request.kept:
+            kept = rooms[task.fuse]
+            surveys.append(OnDevice(kept.result, kept.params, len(inputs) - 1))
+        survey = surveys[task.fuse]
         out = Array(start + task.out, job.dtype, job.numel, memory.tensor)
         backend.enqueue_fuse(inputs, survey, out)
 

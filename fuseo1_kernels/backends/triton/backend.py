@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -11,12 +12,11 @@ import triton
 
 from ...arrays import Array
 from ...errors import BackendError
-from .. import SURVEY_BYTES, FuseParams, OnDevice, SurveyResult
+from .. import SURVEY_BYTES, FuseParams, OnDevice, Room, SurveyResult
 from . import state as places
-from .launches import Params, launch_fuse, launch_params, launch_survey
-from .state import MOST_TARGETS, RESULT, place
-from .tuning import FOR_INTERPRETER, LEAST_ROWS, Config, Tuner
-from .workspace import Layout
+from .launches import Params, launch_fuse, launch_params, launch_survey, workspace_bytes
+from .state import MOST_TARGETS, PARAMS_BYTES, RESULT, place
+from .tuning import FOR_INTERPRETER, Config, Tuner
 
 #: Whether the kernels run in Triton's interpreter, on the CPU's tensors: TRITON_INTERPRET=1 at their import.
 INTERPRETED = bool(triton.knobs.runtime.interpret)
@@ -32,10 +32,11 @@ def tensor_of(array: Array) -> torch.Tensor:
     owner: torch.Tensor = array.owner
     if array.numel == 0:
         return torch.empty(0, dtype=dtype, device=owner.device)
-    start, remainder = divmod(array.address - owner.data_ptr(), array.dtype.size)
-    if remainder or owner.dtype != dtype:
-        raise BackendError("an array must begin at an element of its tensor")
-    return owner.detach().reshape(-1)[start : start + array.numel]
+    start, nbytes = array.address - owner.data_ptr(), array.numel * array.dtype.size
+    if array.address % array.dtype.size:
+        raise BackendError(f"an array of {array.dtype.name} must begin at a multiple of its size")
+    memory = owner.detach().reshape(-1).view(torch.uint8)
+    return memory[start : start + nbytes].view(dtype)
 
 
 def pointers(inputs: Sequence[Array]) -> tuple[torch.Tensor, ...]:
@@ -54,6 +55,8 @@ class TritonBackend:
 
     name = "triton"
     max_targets = MOST_TARGETS
+    result_bytes = 8 * RESULT
+    params_bytes = PARAMS_BYTES
 
     def __init__(self, config: Config | None = None) -> None:
         self._tuner = Tuner(config or (FOR_INTERPRETER if INTERPRETED else None))
@@ -83,10 +86,15 @@ class TritonBackend:
     def place(self, inputs: Sequence[Array], params: FuseParams) -> OnDevice:
         """Copy `params` to the inputs' device without waiting for it."""
         self._check(inputs)
-        mask = (params.masked, params.threshold, params.tie_limit)
-        numbers = torch.tensor((*params.weights, params.floor_divisor, *mask), dtype=torch.float64)
-        given = numbers.to(_device(inputs), non_blocking=True)
+        packed = torch.frombuffer(bytearray(self.pack_params(params)), dtype=torch.float64)
+        given = packed[: len(inputs) + 3].to(_device(inputs), non_blocking=True)
         return self._for_fuse(given, params.masked, params.floor_divisor != 0.0)
+
+    def pack_params(self, params: FuseParams) -> bytes:
+        """In the layout of torch_ops."""
+        mask = (params.masked, params.threshold, params.tie_limit)
+        numbers = (*params.weights, params.floor_divisor, *mask)
+        return struct.pack(f"{len(numbers)}d", *numbers).ljust(self.params_bytes, b"\0")
 
     def numbers(self, survey: OnDevice) -> tuple[torch.Tensor, torch.Tensor]:
         """A survey and its parameters as fp64 tensors of torch_ops' layout, by copies on the device."""
@@ -116,13 +124,22 @@ class TritonBackend:
         with _current(given.device):
             return OnDevice(result, launch_params(given, masked, floored), given.numel() - 4)
 
-    def enqueue_survey(self, inputs: Sequence[Array], select_topk: float, variant: str) -> OnDevice:
+    def workspace_bytes(self, targets: int, numel: int, select_topk: float) -> int:
+        return workspace_bytes(targets, numel, select_topk)
+
+    def enqueue_survey(
+        self, inputs: Sequence[Array], select_topk: float, variant: str, room: Room | None = None
+    ) -> OnDevice:
         """Survey, and derive SCE's parameters, on the current stream of the inputs' device."""
         self._check(inputs)
         data, numel, device = pointers(inputs), inputs[0].numel, _device(inputs)
+        if room is None:
+            needed = workspace_bytes(len(inputs) - 1, numel, select_topk)
+            sizes = (needed, self.result_bytes, self.params_bytes)
+            room = Room(*(torch.empty(n, dtype=torch.uint8, device=device) for n in sizes))
 
         def run(config: Config) -> OnDevice:
-            return launch_survey(data, numel, device, select_topk, variant, config)
+            return launch_survey(data, numel, select_topk, variant, room, config)
 
         scored = 0.0 < select_topk < 1.0
         with _current(device):
@@ -139,20 +156,25 @@ class TritonBackend:
         if out.numel == 0:
             return
         data, device, to = pointers(inputs), _device(inputs), tensor_of(out)
-        params: Params = survey.params
-        key = ("fuse", device, params.masked, params.floored, to.dtype, *(x.dtype for x in data))
-        scratch = torch.empty_like(survey.result)  # a trial counts nothing
-
-        def run(config: Config, result: torch.Tensor = scratch) -> None:
-            launch_fuse(data, to, out.dtype.abi, params, result, offset, config)
-
+        found: torch.Tensor = survey.result.view(torch.int64)
+        scratch = torch.empty_like(found)  # a trial counts nothing
         with _current(device):
-            run(self._tuner.choose(key, out.numel, run), survey.result)
+            params = _params(survey)
+
+            def run(config: Config, result: torch.Tensor = scratch) -> None:
+                launch_fuse(data, to, out.dtype.abi, params, result, offset, config)
+
+            masks = (params.masked, params.floored)
+            key = ("fuse", device, *masks, to.dtype, *(x.dtype for x in data))
+            run(self._tuner.choose(key, out.numel, run), found)
 
     def result(self, survey: OnDevice) -> tuple[SurveyResult, int]:
         """Wait for what was enqueued: the survey, and how many outputs were infinite or NaN."""
-        found = survey.result.cpu()
-        numbers, energies = found.tolist(), found.view(torch.float64).tolist()
+        return self.unpack_result(survey.result.cpu().numpy().tobytes(), survey.targets)
+
+    def unpack_result(self, raw: bytes, targets: int) -> tuple[SurveyResult, int]:
+        """As `result`, of the bytes on the host."""
+        numbers, energies = (struct.unpack(f"{RESULT}{code}", raw) for code in "qd")
         energy, nonfinite = place(places.R_ENERGY), place(places.R_NONFINITE)
         learned = SurveyResult(
             nonzero=numbers[place(places.R_NONZERO)],
@@ -160,8 +182,8 @@ class TritonBackend:
             threshold=numbers[place(places.R_THRESHOLD)],
             tie_limit=numbers[place(places.R_TIE_LIMIT)],
             passes=numbers[place(places.R_PASSES)],
-            energy=tuple(energies[energy : energy + survey.targets]),
-            nonfinite=tuple(numbers[nonfinite : nonfinite + survey.targets + 2]),
+            energy=energies[energy : energy + targets],
+            nonfinite=numbers[nonfinite : nonfinite + targets + 2],
         )
         return learned, numbers[place(places.R_WRITTEN)]
 
@@ -178,9 +200,12 @@ class TritonBackend:
             )
 
 
-def workspace_bytes(targets: int, numel: int, select_topk: float) -> int:
-    """What a survey takes beside its inputs: 3 % of them and 2.5 MiB, if they are bf16, at most."""
-    return Layout(targets, numel, 0.0 < select_topk < 1.0, LEAST_ROWS).nbytes
+def _params(survey: OnDevice) -> Params:
+    """A survey's own, or those that were packed and are on the device now."""
+    if isinstance(survey.params, Params):
+        return survey.params
+    given = survey.params.view(torch.float64)[: survey.targets + 4]
+    return launch_params(given, masked=True, floored=True)
 
 
 def _device(inputs: Sequence[Array]) -> torch.device:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 import triton
 
-from .. import OnDevice
+from .. import OnDevice, Room
 from .arithmetic import BLOCK
 from .energies import add_selected
 from .fuse import fuse_tiles
@@ -16,7 +16,7 @@ from .sampling import RUNS_AT_ONCE, end_bracket, measure_runs, refine_bracket, s
 from .scan import scan_carefully, scan_tiles
 from .selection import count_digit, count_ties, find_cut
 from .settle import settle, take_params
-from .state import PARAMS, RESULT, place
+from .state import PARAMS, PARAMS_BYTES, place
 from .tuning import LEAST_ROWS, Config
 from .workspace import Layout, Workspace
 
@@ -41,15 +41,18 @@ class Params:
 def launch_survey(
     data: tuple[torch.Tensor, ...],
     numel: int,
-    device: torch.device,
     select_topk: float,
     variant: str,
+    room: Room,
     config: Config,
 ) -> OnDevice:
-    """Survey `data` (flat tensors of `numel` elements, base first; bf16 as int16), and derive SCE's parameters."""
+    """Survey `data` (flat tensors of `numel` elements, base first; bf16 as int16), and derive SCE's parameters.
+
+    What they are on is that of `room`: memory of workspace_bytes, RESULT int64 and PARAMS_BYTES.
+    """
     targets, scored = len(data) - 1, 0.0 < select_topk < 1.0 and numel > 0
     layout = Layout(targets, numel, scored, LEAST_ROWS)
-    work = Workspace(layout, device)
+    work, device = Workspace(layout, room.work), room.work.device
     tile = config.rows * place(BLOCK)
     topk = struct.unpack("<q", struct.pack("<d", select_topk))[0]
     shape = {"TARGETS": targets, "STRIPES": layout.stripes}
@@ -102,9 +105,9 @@ def launch_survey(
             **shape,
             **_EXACT,
         )
-    result = torch.zeros(RESULT, dtype=torch.int64, device=device)
+    result = room.result.view(torch.int64)
     mergekit = variant == "mergekit"
-    params = _empty_params(device, mergekit and select_topk < 1.0, mergekit)
+    params = params_in(room.params, mergekit and select_topk < 1.0, mergekit)
     settle[(1,)](
         *(work.state, work.bins, result, params.numbers, params.tie_limit, numel),
         SCORED=scored,
@@ -148,7 +151,8 @@ def launch_fuse(
 def launch_params(given: torch.Tensor, masked: bool, floored: bool) -> Params:
     """Parameters [N + 4] fp64 in the layout of torch_ops, on the device; whether they may mask, or have a floor."""
     targets = given.numel() - 4
-    made = _empty_params(given.device, masked, floored)
+    memory = torch.empty(PARAMS_BYTES, dtype=torch.uint8, device=given.device)
+    made = params_in(memory, masked, floored)
     take_params[(1,)](
         *(given, made.numbers, made.tie_limit, targets),
         SLOTS=triton.next_power_of_2(targets),
@@ -157,9 +161,16 @@ def launch_params(given: torch.Tensor, masked: bool, floored: bool) -> Params:
     return made
 
 
-def _empty_params(device: torch.device, masked: bool, floored: bool) -> Params:
-    numbers = torch.zeros(PARAMS, dtype=torch.float32, device=device)
-    return Params(numbers, torch.zeros(1, dtype=torch.int64, device=device), masked, floored)
+def params_in(memory: torch.Tensor, masked: bool, floored: bool) -> Params:
+    """What is, or will be, in `memory`: [PARAMS_BYTES] uint8."""
+    numbers = memory[: 4 * PARAMS].view(torch.float32)
+    tie_limit = memory[4 * PARAMS : 4 * PARAMS + 8].view(torch.int64)
+    return Params(numbers, tie_limit, masked, floored)
+
+
+def workspace_bytes(targets: int, numel: int, select_topk: float) -> int:
+    """What a survey takes beside its inputs: 3 % of them and 2.5 MiB, if they are bf16, at most."""
+    return Layout(targets, numel, 0.0 < select_topk < 1.0, LEAST_ROWS).nbytes
 
 
 def _programs(device: torch.device) -> int:

@@ -53,6 +53,8 @@ P_FLOOR = tl.constexpr(16)  # -inf: there is none
 P_AT_LOW = tl.constexpr(17)
 P_AT_HIGH = tl.constexpr(18)
 PARAMS = 24
+#: Of params that were given in torch_ops' layout, of up to 16 targets; those above are less.
+PARAMS_BYTES = 256
 
 MOST_TARGETS = 16
 NOTHING = tl.constexpr(0x7FFFFFFF)  # a threshold above every score

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -97,10 +96,9 @@ class Layout:
 
 
 class Workspace:
-    """The parts, as tensors on `device`. Their memory is torch's again, in the stream's order, when this goes."""
+    """The parts, as tensors in `memory`: [layout.nbytes] uint8 at least."""
 
-    def __init__(self, layout: Layout, device: Any) -> None:
-        memory = torch.empty(layout.nbytes, dtype=torch.uint8, device=device)
+    def __init__(self, layout: Layout, memory: torch.Tensor) -> None:
         memory[: layout.zeroed].zero_()
         self.state = layout.state.of(memory)
         self.stripes = layout.stripe.of(memory)
