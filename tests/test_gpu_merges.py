@@ -19,6 +19,7 @@ from models import Family, State, done, make_family, merge_json, run, tuned, wei
 from tensors import BF16, FP16, FP32
 
 from fuseo1_kernels import MergeError, MergeResult, schedule
+from fuseo1_kernels.backends import OnDevice
 from fuseo1_kernels.gpu import division
 from fuseo1_kernels.gpu.layout import Layout
 from fuseo1_kernels.gpu.merger import GpuMerger
@@ -168,6 +169,7 @@ class Enqueued:
 
     def enqueue_survey(self, inputs: Any, select_topk: float, variant: str, room: Any) -> Any:
         enqueue(lambda: self._cuda.enqueue_survey(inputs, select_topk, variant, room))
+        return OnDevice(room.result, room.params, len(inputs) - 1)
 
     def enqueue_fuse(self, inputs: Any, survey: Any, out: Any) -> None:
         enqueue(lambda: self._cuda.enqueue_fuse(inputs, survey, out))
