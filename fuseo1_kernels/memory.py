@@ -5,27 +5,15 @@ Signatures follow mergekit 0.1.5's in-memory functions, so that one program can 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-from .arrays import Array
-from .backends import FuseParams, GpuBackend, OnDevice, SurveyResult, can_enqueue
-from .errors import ConfigError, MergeError, did_you_mean
-from .methods import METHODS, NONFINITE, Scalar
-from .ops import (
-    as_arrays,
-    check_dtypes,
-    engine_for,
-    enqueue_into,
-    fuse_into,
-    output_for,
-    promoted,
-)
+from .errors import ConfigError, MergeError
 from .resident import ResidentSurveys
-from .threads import resolve_threads
-from .weights import sce_params
+from .tensor_merge import TensorMerge, start_together
 
 StateDict = Mapping[str, torch.Tensor]
 
@@ -79,56 +67,23 @@ def merge_tensors(
 
     Source: SCE, arXiv 2408.07990.
     """
-    values = resolve_parameters(method, parameters)
-    check_dtypes(dtype=dtype, out_dtype=out_dtype)
-    if not -len(tensors) <= base_index < len(tensors):
-        raise MergeError(f"base_index {base_index}, but there are {len(tensors)} tensors")
-    if nonfinite not in NONFINITE:
-        raise MergeError(f"nonfinite: must be one of {', '.join(NONFINITE)}, not {nonfinite!r}")
-    if ids is None:
-        names = [f"tensor {i}" for i in range(len(tensors))]
-    elif len(ids) == len(tensors):
-        names = [f"model {key!r}" for key in ids]
-    else:
-        raise MergeError(f"{len(ids)} ids for {len(tensors)} tensors")
-    ordered = list(tensors)
-    ordered.insert(0, ordered.pop(base_index))
-    names.insert(0, names.pop(base_index))
-    inputs = as_arrays(ordered, names)
-    wanted = out_dtype or dtype or (promoted(tensors) if out is None else out.dtype)
-    result = output_for(ordered, wanted, out)
-
-    engine, threads = engine_for(inputs, backend), resolve_threads(threads)
-    topk = float(values["select_topk"])
-    known = surveys.find(ordered, topk) if surveys is not None else None
-
-    def take(survey: SurveyResult) -> SurveyResult:
-        """Keep a survey that is new, and refuse what it found."""
-        if surveys is not None and survey is not known:
-            surveys.keep(ordered, topk, survey)
-        if nonfinite == "error":
-            _refuse_nonfinite(survey.nonfinite, names)
-        return survey
-
-    if known is not None:
-        take(known)
-    if can_enqueue(engine):
-        pending = _enqueue(engine, inputs, known, values, result)
-        if nonfinite == "propagate" and (surveys is None or known is not None):
-            return result
-        survey, written = engine.result(pending)
-        if known is None:
-            take(survey)
-    else:
-        survey = known or take(engine.survey(inputs, topk, threads))
-        params = _params(survey, inputs[0].numel, values)
-        written = fuse_into(engine, inputs, params, result, threads)
-    if written and nonfinite == "error":
-        raise MergeError(
-            f"{written} merged elements overflow {str(wanted).removeprefix('torch.')}; "
-            'choose a wider out_dtype, or nonfinite="propagate"'
-        )
-    return result
+    merge = TensorMerge.check(
+        tensors,
+        method,
+        base_index=base_index,
+        parameters=parameters,
+        ids=ids,
+        dtype=dtype,
+        out_dtype=out_dtype,
+        backend=backend,
+        out=out,
+        threads=threads,
+        nonfinite=nonfinite,
+        surveys=surveys,
+    )
+    merge.start()
+    merge.finish()
+    return merge.result
 
 
 def merge_state_dicts(
@@ -158,6 +113,9 @@ def merge_state_dicts(
         The merged state dictionary, in the first model's order. Tensors that are not floating point (step
         counters, position ids) must be equal in all models and are copied.
 
+    On a GPU tensors of up to 65,536 elements are merged together in one launch, and the GPU is waited for when
+    everything is enqueued: an error comes then.
+
     Raises:
         MergeError: bad input; the message names the tensor and the models.
     """
@@ -174,7 +132,8 @@ def merge_state_dicts(
             extra = ", ".join(sorted(set(state) - everywhere)[:5])
             raise MergeError(f"model {key!r} has tensors that not all models have: {extra}")
 
-    merged = {}
+    merged: dict[str, torch.Tensor] = {}
+    begun: dict[str, TensorMerge] = {}
     base_index = list(states).index(base)
     for name in names:
         if name not in everywhere:
@@ -188,8 +147,8 @@ def merge_state_dicts(
                 )
             merged[name] = tensors[base_index].clone()
             continue
-        try:
-            merged[name] = merge_tensors(
+        with _named(name):
+            begun[name] = merge = TensorMerge.check(
                 tensors,
                 method,
                 base_index=base_index,
@@ -202,59 +161,25 @@ def merge_state_dicts(
                 nonfinite=nonfinite,
                 surveys=surveys,
             )
-        except ConfigError:
-            raise
-        except MergeError as error:
-            raise MergeError(f"tensor {name}: {error}") from error
+            if not merge.is_small:
+                merge.start()
+        merged[name] = merge.result
+    start_together([merge for merge in begun.values() if merge.is_small])
+    for name, merge in begun.items():
+        with _named(name):
+            merge.finish()
     return merged
 
 
-def resolve_parameters(method: str, parameters: Mapping[str, Any] | None) -> dict[str, Scalar]:
-    """Every parameter of `method`, as given or by default. Raises ConfigError."""
-    if method not in METHODS:
-        raise ConfigError(f"merge method {method!r}: this version has {', '.join(METHODS)}")
-    record = METHODS[method]
-    values: dict[str, Scalar] = {name: p.default for name, p in record.parameters.items()}
-    for name, value in (parameters or {}).items():
-        if name not in record.parameters:
-            raise ConfigError(
-                f"{method} has no parameter {name!r}{did_you_mean(name, record.parameters)}"
-            )
-        values[name] = record.parameters[name].validate(value, name)
-    return values
-
-
-def _enqueue(
-    engine: GpuBackend,
-    inputs: Sequence[Array],
-    survey: SurveyResult | None,
-    values: Mapping[str, Scalar],
-    out: torch.Tensor,
-) -> OnDevice:
-    """The whole merge, by a survey of its own if none is given, on the current stream."""
-    if survey is None:
-        topk, variant = float(values["select_topk"]), str(values["variant"])
-        pending = engine.enqueue_survey(inputs, topk, variant)
-    else:
-        pending = engine.place(inputs, _params(survey, inputs[0].numel, values))
-    enqueue_into(engine, inputs, pending, out)
-    return pending
-
-
-def _params(survey: SurveyResult, numel: int, values: Mapping[str, Scalar]) -> FuseParams:
-    return sce_params(survey, numel, float(values["select_topk"]), str(values["variant"]))
-
-
-def _refuse_nonfinite(counts: Sequence[int], names: Sequence[str]) -> None:
-    *by_model, overflows = counts
-    bad = [f"{name} has {n}" for name, n in zip(names, by_model, strict=True) if n]
-    if bad:
-        raise MergeError(
-            f"NaN or infinite elements: {', '.join(bad)}; "
-            'mend the checkpoint, or pass nonfinite="propagate" to go on'
-        )
-    if overflows:
-        raise MergeError(f"at {overflows} elements the task vectors overflow fp32")
+@contextmanager
+def _named(tensor: str) -> Iterator[None]:
+    """Errors about a tensor's data, not those about parameters, name it."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except MergeError as error:
+        raise MergeError(f"tensor {tensor}: {error}") from error
 
 
 def _state_dict(key: Hashable, model: StateDict | torch.nn.Module) -> StateDict:

@@ -105,7 +105,7 @@ def as_arrays(tensors: Sequence[torch.Tensor], names: Sequence[str] | None = Non
     `names` is what errors call the tensors.
     """
     check_inputs(tensors, names)
-    return [_array(tensor.detach().contiguous()) for tensor in tensors]
+    return [as_array(tensor.detach().contiguous()) for tensor in tensors]
 
 
 def check_inputs(
@@ -197,14 +197,15 @@ def enqueue_into(
 def _dense(out: torch.Tensor) -> Iterator[Array]:
     """`out` if it is contiguous, else memory that is copied to it."""
     if out.is_contiguous():
-        yield _array(out)
+        yield as_array(out)
         return
     dense = torch.empty(out.shape, dtype=out.dtype, device=out.device)
-    yield _array(dense)
+    yield as_array(dense)
     out.copy_(dense)
 
 
-def _array(tensor: torch.Tensor) -> Array:
+def as_array(tensor: torch.Tensor) -> Array:
+    """A view of a contiguous tensor."""
     return Array(tensor.data_ptr(), BY_NAME[_NAMES[tensor.dtype]], tensor.numel(), tensor)
 
 

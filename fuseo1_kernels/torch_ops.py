@@ -29,7 +29,7 @@ import torch
 
 from .backends import FuseParams, can_enqueue
 from .errors import MergeError
-from .memory import merge_tensors, resolve_parameters
+from .memory import merge_tensors
 from .ops import (
     as_arrays,
     check_inputs,
@@ -40,6 +40,7 @@ from .ops import (
     output_for,
     promoted,
 )
+from .tensor_merge import resolve_parameters
 from .threads import resolve_threads
 from .weights import sce_params
 

@@ -11,7 +11,7 @@ from gpu_data import tied
 from gpu_grid import SameBits, array
 from tensors import BF16
 
-from fuseo1_kernels import memory, merge_tensors, ops
+from fuseo1_kernels import merge_tensors, ops, tensor_merge
 from fuseo1_kernels.backends import load_backend, load_gpu_backend
 from fuseo1_kernels.backends.cuda import CudaBackend
 from fuseo1_kernels.errors import BackendError, MergeError
@@ -52,7 +52,7 @@ def test_through_the_public_functions(gpu: CudaBackend, monkeypatch: pytest.Monk
     tensors = [t.to(BF16).view(100, 257) for t in tied(25_700, 3, torch.Generator().manual_seed(4))]
     keywords = {"base_index": 0, "parameters": {"select_topk": 0.3, "variant": "mergekit"}}
     expected = merge_tensors(tensors, "sce", **keywords)
-    for module in (ops, memory):
+    for module in (ops, tensor_merge):
         monkeypatch.setattr(module, "engine_for", lambda inputs, backend: gpu)
     assert torch.equal(merge_tensors(tensors, "sce", **keywords), expected)
     out = torch.empty(257, 100, dtype=BF16).T

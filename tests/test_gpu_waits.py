@@ -9,7 +9,7 @@ import torch
 from emulated import load_emulated
 from tensors import BF16, FP16, FP32, assert_same_bits, siblings
 
-from fuseo1_kernels import ResidentSurveys, memory, merge_tensors
+from fuseo1_kernels import ResidentSurveys, merge_state_dicts, merge_tensors, tensor_merge
 from fuseo1_kernels.backends import OnDevice, SurveyResult, load_backend
 from fuseo1_kernels.backends.cuda import CudaBackend
 from fuseo1_kernels.errors import MergeError
@@ -23,11 +23,15 @@ class Waits(CudaBackend):
 
     def __init__(self, cuda: CudaBackend) -> None:
         super().__init__(cuda._kernels)
-        self.count = self.surveys = 0
+        self.count = self.surveys = self.launches = 0
 
     def results(self, surveys: OnDevice) -> list[tuple[SurveyResult, int]]:
         self.count += 1  # the only place where the backend reads from the device
         return super().results(surveys)
+
+    def enqueue_small(self, *arguments: object) -> OnDevice:
+        self.launches += 1
+        return super().enqueue_small(*arguments)  # type: ignore[arg-type]
 
     def enqueue_survey(self, *arguments: object) -> OnDevice:
         self.surveys += 1
@@ -37,7 +41,7 @@ class Waits(CudaBackend):
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> Iterator[Waits]:
     counting = Waits(load_emulated())
-    monkeypatch.setattr(memory, "engine_for", lambda inputs, backend: counting)
+    monkeypatch.setattr(tensor_merge, "engine_for", lambda inputs, backend: counting)
     yield counting
 
 
@@ -49,7 +53,7 @@ def merge(tensors: list[torch.Tensor], nonfinite: str, **options: object) -> tor
 def expected(tensors: list[torch.Tensor], **options: object) -> torch.Tensor:
     """The CPU's merge: `waits` replaces the backend where it is looked up."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(memory, "engine_for", lambda inputs, backend: load_backend("cpu"))
+        patch.setattr(tensor_merge, "engine_for", lambda inputs, backend: load_backend("cpu"))
         return merge(tensors, "propagate", **options)
 
 
@@ -116,3 +120,59 @@ def test_a_kept_survey_refuses_before_anything_is_written(waits: Waits) -> None:
         merge(tensors, "error", surveys=surveys, out=out)
     assert (waits.surveys, waits.count) == (1, 1)
     assert (out == 3.0).all()
+
+
+# --- state dictionaries: small tensors in one launch ---
+
+
+def states() -> list[dict[str, torch.Tensor]]:
+    """Base and two targets: small tensors, some strided, an empty one, a counter, and one that is not small."""
+    shapes = {"norm": (97,), "bias": (5, 7), "strided": (64, 33), "empty": (0,), "large": (70_001,)}
+    made: list[dict[str, torch.Tensor]] = [{}, {}, {}]
+    for seed, (name, shape) in enumerate(shapes.items()):
+        for state, tensor in zip(made, siblings(shape, 2, seed=seed), strict=True):
+            state[name] = tensor.t().contiguous().t() if name == "strided" else tensor
+    for state in made:
+        state["steps"] = torch.tensor(3)
+    return made
+
+
+def merge_states(
+    models: list[dict[str, torch.Tensor]], **options: object
+) -> dict[str, torch.Tensor]:
+    return merge_state_dicts(models, "sce", base=0, parameters=CUTS, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("nonfinite", "count"), [("error", 3), ("propagate", 0)])
+def test_state_dicts_merge_small_tensors_together(nonfinite: str, count: int, waits: Waits) -> None:
+    models = states()
+    models[1]["bias"][2, 3] = 0 if nonfinite == "error" else NAN
+    merged = merge_states(models, nonfinite=nonfinite)
+    assert (waits.launches, waits.surveys) == (1, 2)
+    assert (
+        waits.count == count
+    )  # the launch, "empty" and "large": all of them when everything is enqueued
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tensor_merge, "engine_for", lambda inputs, backend: load_backend("cpu"))
+        on_cpu = merge_states(models, nonfinite=nonfinite)
+    assert list(merged) == list(on_cpu)
+    for name, tensor in merged.items():
+        assert_same_bits(tensor.float(), on_cpu[name].float(), name)
+
+
+@pytest.mark.parametrize("name", ["norm", "strided", "large"])
+def test_an_error_names_the_tensor(name: str, waits: Waits) -> None:
+    models = states()
+    models[2][name][(0,) * models[2][name].dim()] = NAN
+    with pytest.raises(MergeError, match=f"tensor {name}: NaN or infinite elements: model 2 has"):
+        merge_states(models)
+
+
+def test_kept_surveys_are_one_by_one(waits: Waits) -> None:
+    models, surveys = states(), ResidentSurveys()
+    first = merge_states(models, surveys=surveys)
+    assert (waits.launches, waits.surveys, waits.count) == (0, 5, 5)
+    again = merge_states(models, surveys=surveys, nonfinite="propagate")
+    assert (waits.surveys, waits.count) == (5, 5)
+    for name, tensor in again.items():
+        assert_same_bits(tensor.float(), first[name].float(), name)

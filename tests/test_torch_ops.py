@@ -14,7 +14,7 @@ from tensors import BF16, DTYPES, FP16, FP32, assert_same_bits, siblings
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fuseo1_kernels
-from fuseo1_kernels import memory, merge_tensors, torch_ops
+from fuseo1_kernels import merge_tensors, tensor_merge, torch_ops
 from fuseo1_kernels.backends import FuseParams
 from fuseo1_kernels.errors import ConfigError, MergeError
 from fuseo1_kernels.weights import sce_params
@@ -119,7 +119,7 @@ def test_on_an_emulated_gpu(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         learned, params = OPS.survey(base, targets, topk, variant)
         merged = OPS.merge_sce(base, targets, topk, variant, FP16)
         with monkeypatch.context() as patch:
-            for module in (memory, torch_ops):
+            for module in (tensor_merge, torch_ops):
                 patch.setattr(module, "engine_for", lambda inputs, backend: load_emulated())
             on_device = OPS.survey(base, targets, topk, variant)
             assert torch.equal(on_device[0], learned) and torch.equal(on_device[1], params)

@@ -231,9 +231,33 @@ class GpuBackend(Ops, Protocol):
 _NO_CUDA = "its kernels are not part of this build (README.md: FUSEO1_CUDA=1)"
 
 
+class SmallBackend(GpuBackend, Protocol):
+    """One that also merges many small tensors in one launch."""
+
+    @property
+    def most_small(self) -> int:
+        """Elements of a small tensor, at most."""
+
+    def enqueue_small(
+        self,
+        tensors: Sequence[Sequence[Array]],
+        outs: Sequence[Array],
+        select_topk: float,
+        variant: str,
+    ) -> OnDevice:
+        """Survey and fuse tensors of as many targets each."""
+
+    def results(self, surveys: OnDevice) -> list[tuple[SurveyResult, int]]:
+        """`result` of every tensor of a launch."""
+
+
 def can_enqueue(backend: Ops) -> TypeGuard[GpuBackend]:
     """Whether `backend` is one for a GPU's memory."""
     return hasattr(backend, "enqueue_survey")
+
+
+def can_enqueue_small(backend: Ops) -> TypeGuard[SmallBackend]:
+    return hasattr(backend, "enqueue_small")
 
 
 #: In the order in which `auto` prefers them.

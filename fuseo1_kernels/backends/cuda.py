@@ -32,6 +32,10 @@ class CudaBackend:
         return int(self._kernels.MAX_TARGETS)
 
     @property
+    def most_small(self) -> int:
+        return int(self._kernels.SMALL)
+
+    @property
     def result_bytes(self) -> int:
         return int(self._kernels.RESULT_BYTES)
 
