@@ -101,17 +101,22 @@ class Siblings:
 
 
 def make_siblings(
-    directory: Path, size: str | Size = "tiny", targets: int = 3, rms: float = 1e-3, seed: int = 0
+    directory: Path,
+    size: str | Size = "tiny",
+    targets: int = 3,
+    rms: float = 1e-3,
+    seed: int = 0,
+    device: str = "cpu",
 ) -> Siblings:
     """Write a base model and `targets` fine-tunes of it below `directory`; a str is one of SIZES.
 
     Fine-tunes are the base plus gaussian task vectors of root mean square `rms`, rounded to bf16. The
-    same arguments give the same weights.
+    same arguments give the same weights; `device` is where they are drawn.
     """
     if isinstance(size, str):
         size = SIZES[size]
     tokenizer = train_tokenizer()
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
     base = {name: _initial(name, shape, generator) for name, shape in size.shapes().items()}
     paths = siblings_in(directory, targets)
     write_model(paths.base, size, base, tokenizer)
@@ -132,7 +137,8 @@ def write_model(
 ) -> None:
     """Write one checkpoint: weights, configuration, tokenizer."""
     path.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    on_host = {name: tensor.cpu() for name, tensor in tensors.items()}
+    save_file(on_host, path / "model.safetensors", metadata={"format": "pt"})
     tokenizer.save(str(path / "tokenizer.json"))
     pad, end = (SPECIAL_TOKENS.index(token) for token in (PAD, END))
     _write_json(path / "config.json", model_config(size, end))
@@ -192,8 +198,9 @@ def write_config(
 
 def _initial(name: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
     if name.endswith("norm.weight"):
-        return torch.ones(shape, dtype=torch.bfloat16)
-    return torch.randn(shape, generator=generator).mul_(BASE_STD).bfloat16()
+        return torch.ones(shape, dtype=torch.bfloat16, device=generator.device)
+    drawn = torch.randn(shape, generator=generator, device=generator.device)
+    return drawn.mul_(BASE_STD).bfloat16()
 
 
 def model_config(size: Size, end: int) -> dict[str, Any]:

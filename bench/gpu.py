@@ -68,14 +68,14 @@ def small_launch(gpu: Any, inputs: Sequence[Sequence[Array]], outs: Sequence[Arr
     return launch
 
 
-def backends(found: Findings) -> list[GpuBackend]:
+def backends(notes: list[str]) -> list[GpuBackend]:
     """Return those that run here; of the others, note why not."""
     running = []
     for name in GPU_BACKENDS:
         try:
             running.append(load_gpu_backend(name))
         except BackendError as error:
-            found.notes.append(f"{name}: {error}")
+            notes.append(f"{name}: {error}")
     return running
 
 
@@ -91,7 +91,7 @@ def peer(found: Findings, wanted: bool) -> Callable[..., Any] | None:
 def measure(found: Findings, options: argparse.Namespace, publish_so_far: Work) -> None:
     """Fill `found`, and publish it after every case: what comes next may not end in time."""
     shape, repeats = found.shape, 3 if options.quick else 30
-    running, merge = backends(found), peer(found, not options.no_peer)
+    running, merge = backends(found.notes), peer(found, not options.no_peer)
     every = [(1.0, "fuseo1"), *((t, v) for t in (0.5, 0.1) for v in ("fuseo1", "mergekit"))]
     fewer = [(1.0, "fuseo1"), (0.1, "mergekit")]
     cases = [

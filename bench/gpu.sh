@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # On a machine with a GPU, torch, triton, nvcc, pybind11, cmake, ninja and pytest, and no network: builds in place, runs
-# the GPU tests, also under compute-sanitizer, and the benches; bench/gpu_stages.py says how. In 8 minutes.
+# the GPU tests, also under compute-sanitizer, and the benches; bench/gpu_stages.py says how. In 8 minutes. Whole merges
+# need more packages (CONTRIBUTING.md): without them that stage is not run, and says so.
 #
 #   bench/gpu.sh [--quick] [--results DIR]
 #

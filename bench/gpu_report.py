@@ -11,6 +11,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import gpu_merge_report
+from goals import Goal, at_least, at_most, verdict
+from gpu_merge_report import WholeMerges
 from report import RESULTS, table
 
 #: What is asked of select_topk 1, and below it: of a device copy's rate, and over mergekit.
@@ -54,17 +57,9 @@ class Stage:
     """What became of one stage of bench/gpu.sh."""
 
     name: str
-    passed: bool
+    passed: bool | None  # None: not run
     seconds: float
     note: str
-
-
-@dataclass(frozen=True)
-class Goal:
-    what: str
-    goal: str
-    reached: str
-    met: bool | None  # None: not measured here
 
 
 @dataclass
@@ -102,55 +97,58 @@ def goals(found: Findings) -> list[Goal]:
         triton = merges.get(("merge", "triton", topk, variant))
         peer = merges.get(("mergekit", "mergekit", topk, "mergekit"))
         case = f"{shape}, bf16, 3 targets, select_topk {topk:g}, {variant}"
-        rows.append(_at_least(f"cuda, of the copy: {case}", part, ours and ours.of_copy, "%"))
+        rows.append(at_least(f"cuda, of the copy: {case}", part, ours and ours.of_copy, "%"))
         ratio = ours.ms / triton.ms if ours and triton else None
-        rows.append(_at_least(f"triton's rate over cuda's: {case}", TRITON_RATE, ratio, "%"))
+        rows.append(at_least(f"triton's rate over cuda's: {case}", TRITON_RATE, ratio, "%"))
         whole = merges.get(("merge_tensors", "cuda", topk, variant))
         over = peer.ms / whole.ms if whole and peer else None
-        rows.append(_at_least(f"merge_tensors over mergekit 0.1.5: {case}", times, over, "x"))
+        rows.append(at_least(f"merge_tensors over mergekit 0.1.5: {case}", times, over, "x"))
     memory = found.extra_memory.get("cuda")
     what = "peak memory beside inputs and output, of the inputs"
-    rows.append(_at_most(what, EXTRA_MEMORY, memory, "%"))
+    rows.append(at_most(what, EXTRA_MEMORY, memory, "%"))
     what = "one launch of 256 tensors of 5120 elements, by a launch of one"
-    rows.append(_at_most(what, SMALL_LAUNCH, found.small_ratio, "x"))
+    rows.append(at_most(what, SMALL_LAUNCH, found.small_ratio, "x"))
     return rows
 
 
 _VARIANTS = ("fuseo1", "mergekit")
 
 
-def _at_least(what: str, goal: float, reached: float | None, unit: str) -> Goal:
-    met = None if reached is None else reached >= goal
-    return Goal(what, f">= {_shown(goal, unit)}", _shown(reached, unit), met)
-
-
-def _at_most(what: str, goal: float, reached: float | None, unit: str) -> Goal:
-    met = None if reached is None else reached <= goal
-    return Goal(what, f"<= {_shown(goal, unit)}", _shown(reached, unit), met)
-
-
-def _shown(value: float | None, unit: str) -> str:
-    if value is None:
-        return "not measured"
-    return f"{value * 100:.1f} %" if unit == "%" else f"{value:.1f}x"
-
-
-def markdown(machine: Mapping[str, str], stages: Sequence[Stage], found: Findings | None) -> str:
-    """The report of one run; `found` is None where the benches did not get to measure."""
+def markdown(
+    machine: Mapping[str, str],
+    stages: Sequence[Stage],
+    found: Findings | None,
+    merges: WholeMerges | None = None,
+) -> str:
+    """The report of one run; `found` and `merges` are None where the benches did not get to measure."""
     sections = [
         f"# On {machine['gpu']}",
         ", ".join(f"{name} {value}" for name, value in machine.items()) + ".",
     ]
     if stages:
-        rows = [[s.name, _verdict(s.passed), f"{s.seconds:.0f}", s.note] for s in stages]
+        rows = [[s.name, verdict(s.passed, "not run"), f"{s.seconds:.0f}", s.note] for s in stages]
         sections += ["## Stages", table(["stage", "result", "s", "note"], rows)]
-    if found is None:
+    reached = all_goals(found, merges)
+    if not reached:
         return "\n\n".join([*sections, "Nothing was measured."]) + "\n"
-    reached = [[g.what, g.goal, g.reached, _verdict(g.met)] for g in goals(found)]
-    sections += ["## Goals", table(["what", "goal", "reached", "met"], reached)]
-    sections += ["## Measured", _explained(found), table(_HEADER, [_row(f) for f in found.figures])]
-    sections += [f"- {note}" for note in found.notes]
+    sections += ["## Goals", goals_table(reached)]
+    if found is not None:
+        measured = table(_HEADER, [_row(f) for f in found.figures])
+        sections += ["## Measured", _explained(found), measured]
+        sections += [f"- {note}" for note in found.notes]
+    if merges is not None:
+        sections += gpu_merge_report.sections(merges)
     return "\n\n".join(sections) + "\n"
+
+
+def all_goals(found: Findings | None, merges: WholeMerges | None) -> list[Goal]:
+    made = goals(found) if found is not None else []
+    return made + (gpu_merge_report.goals(merges) if merges is not None else [])
+
+
+def goals_table(reached: Sequence[Goal]) -> str:
+    rows = [[g.what, g.goal, g.reached, verdict(g.met)] for g in reached]
+    return table(["what", "goal", "reached", "met"], rows)
 
 
 def _explained(found: Findings) -> str:
@@ -170,10 +168,6 @@ def _row(f: Figure) -> list[str]:
     case = [f.call, f.backend, str(f.targets), f.dtypes, f"{f.rms:g}", f"{f.select_topk:g}"]
     rates = [f"{f.gb_per_s:.0f}", f"{f.copy_gb_per_s:.0f}", f"{f.of_copy:.1%}"]
     return [*case, f.variant, f"{f.ms:.3f}", *rates, f"{f.host_us:.0f}", str(f.passes)]
-
-
-def _verdict(passed: bool | None) -> str:
-    return "-" if passed is None else "yes" if passed else "NO"
 
 
 def gpu_name() -> dict[str, str]:
@@ -203,16 +197,20 @@ def publish(
     machine: Mapping[str, str],
     stages: Sequence[Stage],
     found: Findings | None,
+    merges: WholeMerges | None = None,
 ) -> None:
     """Write GPU.json and GPU.md to every folder."""
     content = {
         "machine": dict(machine),
         "stages": [asdict(s) for s in stages],
-        "goals": [asdict(g) for g in goals(found)] if found else [],
+        "goals": [asdict(g) for g in all_goals(found, merges)],
         "findings": asdict(found) if found else None,
+        "merges": asdict(merges) if merges else None,
     }
     for folder in where:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / slug(machine["gpu"])
         path.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        path.with_suffix(".md").write_text(markdown(machine, stages, found), encoding="utf-8")
+        path.with_suffix(".md").write_text(
+            markdown(machine, stages, found, merges), encoding="utf-8"
+        )

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+from gpu_merge_report import WholeMerges, saved
 from gpu_report import Findings, Stage, folders, gpu_name, markdown, publish, slug
 from machine import commit, utc_now
 from report import WORK, parser
@@ -34,13 +35,21 @@ LEAST = 5.0
 GRACE = 5.0
 TOOLS = ("nvcc", "cmake", "ninja", "compute-sanitizer", "nvidia-smi")
 MODULES = ("torch", "numpy", "pybind11", "pytest", "hypothesis")
+#: What whole merges and their bench import besides; most are installed under these names.
+MERGE_MODULES = (
+    *("pydantic", "yaml", "xxhash", "huggingface_hub", "tqdm"),
+    *("safetensors", "tokenizers", "psutil"),
+)
+_PACKAGES = {"yaml": "PyYAML"}
+_RESULTS = {True: "passed", False: "FAILED", None: "NOT RUN"}
 
 
 @dataclass(frozen=True)
 class Job:
     """A stage to come: commands that run one after the other, for at most `limit` seconds together.
 
-    `reserve` of them are kept for it from those before. `together`: they run at the same time.
+    `reserve` of them are kept for it from those before. `together`: they run at the same time. FUSEO1_SECONDS tells
+    a command how long it has.
     """
 
     name: str
@@ -49,6 +58,8 @@ class Job:
     reserve: float = LEAST
     environment: Mapping[str, str] = field(default_factory=dict)
     together: bool = False
+    # What its commands import that a machine may lack: such a stage is not run.
+    modules: Sequence[str] = ()
 
 
 def run(job: Job, limit: float, log: Path) -> Stage:
@@ -62,7 +73,8 @@ def run(job: Job, limit: float, log: Path) -> Stage:
                 output.write(f"$ {shlex.join(command)}\n".encode())
             output.flush()
             left = limit - (time.monotonic() - start)
-            problem = _run(commands, job.environment, left, output)
+            environment = {**job.environment, "FUSEO1_SECONDS": f"{left:.0f}"}
+            problem = _run(commands, environment, left, output)
             if problem:
                 break
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -127,12 +139,15 @@ def run_all(
     for number, job in enumerate(jobs):
         kept = sum(later.reserve for later in jobs[number + 1 :])
         limit = min(job.limit, deadline - time.monotonic() - kept)
-        if limit < LEAST:
-            stages.append(Stage(job.name, False, 0.0, "not run: no time was left"))
+        lacking = absent(job.modules)
+        if lacking:
+            stages.append(Stage(job.name, None, 0.0, f"not run: {how_to_bring(lacking)}"))
+        elif limit < LEAST:
+            stages.append(Stage(job.name, None, 0.0, "not run: no time was left"))
         else:
             print(f"== {job.name} (at most {limit:.0f} s)", flush=True)
             stages.append(run(job, limit, logs / f"{job.name}.log"))
-        print(f"   {'passed' if stages[-1].passed else 'FAILED'}: {stages[-1].note}", flush=True)
+        print(f"   {_RESULTS[stages[-1].passed]}: {stages[-1].note}", flush=True)
         after_each(stages)
     return stages
 
@@ -140,7 +155,25 @@ def run_all(
 def missing() -> list[str]:
     """What the stages need and this machine lacks."""
     tools = [tool for tool in TOOLS if shutil.which(tool) is None]
-    return tools + [m for m in MODULES if importlib.util.find_spec(m) is None]
+    return tools + absent(MODULES)
+
+
+def absent(modules: Sequence[str]) -> list[str]:
+    return [m for m in modules if importlib.util.find_spec(m) is None]
+
+
+def how_to_bring(modules: Sequence[str]) -> str:
+    """What is missing, and the commands that bring it: one where there is a network, one here."""
+    names = " ".join(_PACKAGES.get(m, m) for m in modules)
+    version = ".".join(map(str, sys.version_info[:2]))
+    glibcs = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
+    platforms = " ".join(f"--platform {glibc}" for glibc in glibcs)
+    return (
+        f"missing here: {names}. Where there is a network: python3 -m pip download --only-binary=:all:"
+        f" --python-version {version} --implementation cp {platforms} -c constraints.txt -d .whl {names}."
+        " Here, before bench/gpu.sh: python3 -m pip install --no-index --no-deps --no-compile --target /tmp/site"
+        " .whl/*.whl && export PYTHONPATH=/tmp/site (CONTRIBUTING.md says more)"
+    )
 
 
 def jobs(architecture: str, quick: bool, results: Path) -> list[Job]:
@@ -179,8 +212,11 @@ def jobs(architecture: str, quick: bool, results: Path) -> list[Job]:
     for tool in ("memcheck", "racecheck", "initcheck"):
         command = [*sanitizer, "--tool", tool, "--error-exitcode", "9", *pytest]
         made.append(Job(tool, [[*command, "tests/test_gpu.py"]], 75, 25, checked))
-    bench = [python, "bench/gpu.py", "--results", str(results), *(["--quick"] if quick else [])]
+    less = ["--quick"] if quick else []
+    bench = [python, "bench/gpu.py", "--results", str(results), *less]
     made.append(Job("bench", [bench], 120, 80))
+    merge = [python, "bench/gpu_merge.py", "--results", str(results / "merge"), *less]
+    made.append(Job("merge", [merge], 150, 80, modules=MERGE_MODULES))
     return made
 
 
@@ -198,12 +234,13 @@ def architecture() -> str | None:
     return os.environ.get("CUDAARCHS") or (f"{told}-real" if told else None)
 
 
-def findings(folder: Path) -> tuple[dict[str, str], Findings] | None:
-    """What bench/gpu.py wrote to `folder`, as far as it came."""
+def findings(folder: Path) -> tuple[dict[str, str], Findings | None, WholeMerges]:
+    """What bench/gpu.py and bench/gpu_merge.py wrote to `folder`, as far as they came, and what they ran on."""
+    machine, merges = saved(folder / "merge") or ({}, WholeMerges())
     for path in folder.glob("*.json"):
         content = json.loads(path.read_text(encoding="utf-8"))
-        return content["machine"], Findings.load(content["findings"])
-    return None
+        return content["machine"], Findings.load(content["findings"]), merges
+    return machine, None, merges
 
 
 def main() -> int:
@@ -220,10 +257,10 @@ def main() -> int:
     machine = {"gpu": "no GPU", **gpu_name(), "commit": commit(), "date": utc_now()}
 
     def report(stages: list[Stage]) -> str:
-        measured = findings(work)
-        described = {**machine, **(measured[0] if measured else {})}
-        publish(where, described, stages, measured and measured[1])
-        return markdown(described, stages, measured and measured[1])
+        there, found, merges = findings(work)
+        described = {**machine, **there}
+        publish(where, described, stages, found, merges)
+        return markdown(described, stages, found, merges)
 
     stages = run_all(jobs(wanted, options.quick, work), SECONDS, WORK / "gpu-logs", report)
     print(report(stages))
@@ -237,7 +274,7 @@ def _keep_logs(path: Path, stages: Sequence[Stage]) -> None:
     parts = []
     for stage in stages:
         log = WORK / "gpu-logs" / f"{stage.name}.log"
-        if not stage.passed and log.exists():
+        if stage.passed is False and log.exists():
             text = log.read_text(encoding="utf-8", errors="replace")
             parts.append(f"===== {stage.name}\n{text[-200_000:]}\n")
     if parts:

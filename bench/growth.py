@@ -15,9 +15,10 @@ from pathlib import Path
 
 from checkpoints import SIZES, Siblings, Size, make_siblings, parameters, siblings_in
 from machine import describe
+from merges import weight_files
 from plain_copy import try_pieces
 from report import WORK, median, parser, publish, table
-from whole_merge import Bench, Turn, take_turn, weight_files
+from whole_merge import Bench, Turn, take_turn
 
 SELECT_TOPK = (1.0, 0.1)
 TARGETS = (1, 3, 7)

@@ -44,9 +44,16 @@ _USUAL = {name: value for name, value in os.environ.items() if name != "PYTHONDO
 
 
 def run(
-    command: Sequence[str], *, every: float = SELDOM, environment: Mapping[str, str] | None = None
+    command: Sequence[str],
+    *,
+    every: float = SELDOM,
+    environment: Mapping[str, str] | None = None,
+    told: list[str] | None = None,
 ) -> Run:
-    """Run a command to its end; stop the benchmark, showing what it said, if it fails."""
+    """Run a command to its end; stop the benchmark, showing what it said, if it fails.
+
+    What it said, all in one, is appended to `told`.
+    """
     with tempfile.TemporaryFile("w+") as said:
         start = time.perf_counter()
         process = subprocess.Popen(
@@ -59,9 +66,12 @@ def run(
         code = process.wait()
         seconds = time.perf_counter() - start
         held, resident = watch.stop()
+        said.seek(0)
+        words = said.read()
         if code != 0:
-            said.seek(0)
-            raise SystemExit(f"{' '.join(command)} ended with {code}:\n{said.read()}")
+            raise SystemExit(f"{' '.join(command)} ended with {code}:\n{words}")
+    if told is not None:
+        told.append(words)
     return Run(seconds, held, resident)
 
 

@@ -23,17 +23,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import page_cache
-from checkpoints import SIZES, Siblings, make_siblings, parameters, siblings_in, write_config
+from checkpoints import SIZES, make_siblings, parameters, siblings_in
 from machine import describe
+from merges import SELECT_TOPK, TARGETS, Merges, prepare, weight_files
 from plain_copy import Copy, Pieces, copies_table, plain_copy, try_pieces
-from processes import MERGE, OFTEN, SELDOM, Run, run
+from processes import MERGE, OFTEN, Run, run
 from report import WORK, median, parser, publish, table
 
 from fuseo1_kernels.engine import DEFAULT_MAX_MEMORY
 
-SELECT_TOPK = (1.0, 0.5, 0.1)
-TARGETS = 3
 #: What --max-memory does not promise: Python, its modules, the plan.
 PYTHON_BYTES = 80_000_000
 
@@ -60,49 +58,16 @@ class Peak:
 
 
 @dataclass(frozen=True)
-class Bench:
+class Bench(Merges):
     """What all measurements share."""
 
-    models: Siblings
-    work: Path
     pieces: Pieces
     mergekit: str | None
-
-    @property
-    def inputs(self) -> list[Path]:
-        return weight_files(self.models)
-
-    def command(self, program: Sequence[str], select_topk: float, *options: str) -> list[str]:
-        """Return the command line of a merge; it writes `self.out`."""
-        file = self.work / "merge.yaml"
-        config = write_config(file, self.models.base, self.models.targets, select_topk)
-        return [*program, str(config), str(self.out), *options]
-
-    @property
-    def out(self) -> Path:
-        return self.work / "out"
 
     def copy(self, cold: bool) -> Copy:
         prepare(self.inputs, cold)
         size = self.inputs[0].stat().st_size
         return plain_copy(self.inputs, size, self.work / "copy", self.pieces, cold=cold)
-
-    def merge(self, command: Sequence[str], *, cold: bool = False, every: float = SELDOM) -> Run:
-        prepare(self.inputs, cold)
-        result = run(command, every=every)
-        shutil.rmtree(self.out)
-        return result
-
-
-def prepare(inputs: Sequence[Path], cold: bool) -> None:
-    """Put the inputs into the page cache, or drop them from it; let all writing end."""
-    os.sync()
-    (page_cache.make_cold if cold else page_cache.warm)(inputs)
-
-
-def weight_files(models: Siblings) -> list[Path]:
-    """Return the files with the weights, the base's first; the output will be as large as that."""
-    return [path / "model.safetensors" for path in (models.base, *models.targets)]
 
 
 def take_turn(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,8 +19,10 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "bench"))
 
 import gpu
 import gpu_case
+import gpu_merge_report
 import gpu_report
 import gpu_stages
+from gpu_merge_report import WholeMerges
 from gpu_report import Figure, Findings, Stage, goals, markdown, publish
 from gpu_stages import Job
 
@@ -128,18 +131,60 @@ def test_commands_that_run_together(tmp_path: Path) -> None:
 def test_time_is_kept_for_what_comes_later(tmp_path: Path) -> None:
     jobs = [shell("first", "true"), shell("kept", "true", reserve=96.0)]
     first, kept = gpu_stages.run_all(jobs, 100.0, tmp_path, lambda s: None)
-    assert not first.passed and first.note == "not run: no time was left"
+    assert first.passed is None and first.note == "not run: no time was left"
     assert kept.passed
+
+
+def test_a_stage_whose_packages_are_missing_is_not_run(tmp_path: Path) -> None:
+    """Its note says which they are, and how to bring them; and it has not passed."""
+    touch = ["touch", str(tmp_path / "x")]
+    jobs = [
+        Job("merge", [touch], 30, modules=("no_such_module", "json", "no_such_package")),
+        Job("there", [["true"]], 30, modules=("json",)),
+    ]
+    stage, there = gpu_stages.run_all(jobs, 100.0, tmp_path / "logs", lambda s: None)
+    assert not (tmp_path / "x").exists() and there.passed
+    assert stage.passed is None
+    for words in ("not run: missing here: no_such_module no_such_package", "pip download", ".whl"):
+        assert words in stage.note
+    assert "json" not in stage.note
+    assert "| not run |" in markdown(MACHINE, [stage], None)
+
+
+def test_what_whole_merges_need_is_looked_for() -> None:
+    project = (gpu_stages.ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    [dependencies] = re.findall(r"^dependencies = \[$(.*?)^\]$", project, re.M | re.S)
+    names = set(re.findall(r'^ +"(\w+)', dependencies, re.M))
+    modules = {*gpu_stages.MODULES, *gpu_stages.MERGE_MODULES}
+    assert len(names) > 5 and names - {"pyyaml"} <= modules and "yaml" in modules
+    told = gpu_stages.how_to_bring(["yaml", "pydantic"])
+    assert told.startswith("missing here: PyYAML pydantic.")
+
+
+def test_a_stage_knows_its_time(tmp_path: Path) -> None:
+    [stage] = gpu_stages.run_all(
+        [shell("told", "echo $FUSEO1_SECONDS", limit=7.0)], 100.0, tmp_path, lambda s: None
+    )
+    assert stage.note == "7"
 
 
 def test_the_stages_fit_in_eight_minutes() -> None:
     jobs = gpu_stages.jobs("90-real", False, Path("results"))
     assert [j.name for j in jobs] == [
-        *("build", "tests", "memcheck", "racecheck", "initcheck", "bench")
+        *("build", "tests", "memcheck", "racecheck", "initcheck", "bench", "merge")
     ]
     assert gpu_stages.SECONDS <= 480
     assert sum(j.reserve for j in jobs) <= gpu_stages.SECONDS
     assert all(j.limit >= j.reserve for j in jobs)
+
+
+def test_what_both_benches_found_is_put_together(tmp_path: Path) -> None:
+    there, *nothing = gpu_stages.findings(tmp_path)
+    assert (there, nothing) == ({}, [None, WholeMerges()])
+    publish([tmp_path], MACHINE, [], Findings([8, 8], [figure()]))
+    merges = WholeMerges(630_000_000, 4, notes=["triton: absent"])
+    gpu_merge_report.save(tmp_path / "merge", MACHINE, merges)
+    assert gpu_stages.findings(tmp_path) == (MACHINE, Findings([8, 8], [figure()]), merges)
 
 
 def test_the_benches_run(monkeypatch: pytest.MonkeyPatch) -> None:
