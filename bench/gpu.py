@@ -93,28 +93,34 @@ def measure(found: Findings, options: argparse.Namespace, publish_so_far: Work) 
     shape, repeats = found.shape, 3 if options.quick else 30
     running, merge = backends(found.notes), peer(found, not options.no_peer)
     every = [(1.0, "fuseo1"), *((t, v) for t in (0.5, 0.1) for v in ("fuseo1", "mergekit"))]
-    fewer = [(1.0, "fuseo1"), (0.1, "mergekit")]
+    fewer = [(1.0, "fuseo1"), (0.5, "mergekit"), (0.1, "mergekit")]
     cases = [
         (partial(Case, shape), every),
         *((partial(Case, shape, targets), fewer) for targets in (1, 2, 7, 15)),
         *((partial(Case, shape, dtypes=d), fewer) for d in ((FP16,), (FP32,), (BF16, FP16, FP32))),
         (partial(Case, shape, rms=1e-4), every),
     ]
-    for number, (make, ways) in enumerate(cases):
-        case = make()
-        for (select_topk, variant), gpu in itertools.product(ways, running):
-            found.figures += case.figures(gpu, select_topk, variant, repeats)
-        if number == 0:
-            for gpu in running:
-                found.extra_memory[gpu.name] = case.extra_memory(gpu.name)
-                if hasattr(gpu, "enqueue_small"):
-                    found.small_us = small_launches(gpu, MANY, repeats)
-                    one, many = found.small_us.values()
-                    found.small_ratio = many / one
-            found.figures += by_clock(case, running, merge, every, repeats)
-        del case
-        torch.cuda.empty_cache()
+    case = cases[0][0]()
+    for (select_topk, variant), gpu in itertools.product(every, running):
+        found.figures += case.figures(gpu, select_topk, variant, repeats)
+    for gpu in running:
+        found.extra_memory[gpu.name] = case.extra_memory(gpu.name)
+        if hasattr(gpu, "enqueue_small"):
+            found.small_us = small_launches(gpu, MANY, repeats)
+            one, many = found.small_us.values()
+            found.small_ratio = many / one
+    publish_so_far()
+    found.figures += by_clock(case, running, merge, every, repeats)
+    del case
+    # One backend after the other: Triton's kernels are compiled for every case, which may take all of the time.
+    for gpu, (make, ways) in itertools.product(running, cases[1:]):
         publish_so_far()
+        torch.cuda.empty_cache()
+        other = make()
+        for select_topk, variant in ways:
+            found.figures += other.figures(gpu, select_topk, variant, repeats)
+        del other
+    publish_so_far()
 
 
 def by_clock(

@@ -103,11 +103,25 @@ def goals(found: Findings) -> list[Goal]:
         whole = merges.get(("merge_tensors", "cuda", topk, variant))
         over = peer.ms / whole.ms if whole and peer else None
         rows.append(at_least(f"merge_tensors over mergekit 0.1.5: {case}", times, over, "x"))
+    rows += _other_operands(found, merges)
     memory = found.extra_memory.get("cuda")
     what = "peak memory beside inputs and output, of the inputs"
     rows.append(at_most(what, EXTRA_MEMORY, memory, "%"))
     what = "one launch of 256 tensors of 5120 elements, by a launch of one"
     rows.append(at_most(what, SMALL_LAUNCH, found.small_ratio, "x"))
+    return rows
+
+
+def _other_operands(found: Findings, merges: Mapping[tuple[Any, ...], Figure]) -> list[Goal]:
+    """Other numbers of targets and dtypes: within ten points of three bf16 targets."""
+    rows = []
+    for f in found.figures:
+        plain = merges.get((f.call, f.backend, f.select_topk, f.variant))
+        alike = (f.targets, f.dtypes) == (3, "bfloat16") or f.rms != 1e-3
+        if alike or f.call != "merge" or f.backend != "cuda" or plain is None:
+            continue
+        case = f"{f.dtypes}, {f.targets} targets, select_topk {f.select_topk:g}, {f.variant}"
+        rows.append(at_least(f"cuda, of the copy: {case}", plain.of_copy - 0.1, f.of_copy, "%"))
     return rows
 
 

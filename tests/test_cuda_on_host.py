@@ -66,6 +66,18 @@ def test_through_the_public_functions(gpu: CudaBackend, monkeypatch: pytest.Monk
         merge_tensors(tensors, "sce", **keywords)
 
 
+def test_launches_of_many_that_are_refused(gpu: CudaBackend) -> None:
+    few, more, large = ([array(torch.zeros(n))] * k for n, k in ((4, 2), (4, 3), (70_000, 2)))
+    for tensors, outs, words in (
+        ([], [], "one tensor or more"),
+        ([few, more], [few[0]] * 2, "all of as many targets"),
+        ([few], [array(torch.zeros(5))], "an output of 5 elements for inputs of 4"),
+        ([large], [array(torch.zeros(70_000))], "at most 65536 each"),
+    ):
+        with pytest.raises(BackendError, match=words):
+            gpu.enqueue_small(tensors, outs, 1.0, "fuseo1")
+
+
 @pytest.mark.parametrize(
     ("load", "name", "words"),
     [

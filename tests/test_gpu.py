@@ -17,6 +17,7 @@ from tensors import BF16, assert_same_bits
 from fuseo1_kernels import merge_tensors
 from fuseo1_kernels.backends import GPU_BACKENDS, GpuBackend, load_gpu_backend
 from fuseo1_kernels.errors import BackendError, MergeError
+from fuseo1_kernels.free_memory import free_memory
 
 NEEDED = os.environ.get("FUSEO1_NEED_GPU") == "1"
 
@@ -130,9 +131,8 @@ def test_more_than_two_to_the_31_elements(gpu: GpuBackend, device: torch.device)
     """So that neither elements nor bytes can be counted in 32 bits."""
     n, tile = 2**31 + 4099, (1 << 22) + 1
     needed = 8 * 2 * n  # on the GPU and on the host: inputs, output, and what is compared with them
-    on_host = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if min(torch.cuda.mem_get_info(device)[0], on_host) < needed:
-        pytest.skip(f"needs {needed >> 30} GiB of memory, on the GPU and on the host")
+    if min(torch.cuda.mem_get_info(device)[0], free_memory()) < needed:
+        _cannot(f"this needs {needed >> 30} GiB of free memory, on the GPU and on the host")
     # Of few random numbers, whose distance grows from tile to tile: drawing 2^31 would take the host a minute.
     drawn = tuned(tile, 1, torch.Generator().manual_seed(5))
     base, step = drawn[0].to(device), (drawn[1] - drawn[0]).to(device)

@@ -115,6 +115,16 @@ def test_slots_are_made_when_they_are_needed_and_no_more() -> None:
     assert device.pinned == [512, 512]
 
 
+def test_a_device_that_failed_before_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(nbytes: int) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    device = FakeDevice()
+    monkeypatch.setattr(device, "allocate_pinned", lost)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        Ring(device, 2, 512).take()
+
+
 def test_a_slot_is_taken_when_the_copy_from_it_has_ended() -> None:
     device = FakeDevice()
     ring, stream, memory = Ring(device, 1, 256), device.stream(), device.allocate(256)

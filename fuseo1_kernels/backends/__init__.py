@@ -228,6 +228,7 @@ class GpuBackend(Ops, Protocol):
         """As `result`, from the bytes of `OnDevice.result`."""
 
 
+_PACKAGE = __name__.rpartition(".")[0]
 _NO_CUDA = "its kernels are not part of this build (README.md: FUSEO1_CUDA=1)"
 
 
@@ -310,16 +311,16 @@ def _load(name: str) -> Any:
     try:
         return importlib.import_module(f".{name}", __package__).load()
     except ImportError as error:
-        reason = _NO_CUDA if name == "cuda" and "_cuda" in str(error) else None
-        if name == "cpu":
-            reason = _not_built()
+        # A module that is there and cannot be loaded says why itself.
+        no_cuda = name == "cuda" and importlib.util.find_spec("._cuda", _PACKAGE) is None
+        reason = _not_built() if name == "cpu" else _NO_CUDA if no_cuda else None
         raise BackendError(f"backend {name} cannot run here: {reason or error}") from error
 
 
 def _not_built() -> str | None:
     """What to do where this package is a source tree without kernels, which hides an installed package."""
     package = Path(__file__).resolve().parents[1]
-    built = importlib.util.find_spec("._cpu", package.name) is not None
+    built = importlib.util.find_spec("._cpu", _PACKAGE) is not None
     if built or not (package.parent / "setup.py").exists():
         return None
     return (

@@ -126,6 +126,14 @@ class CudaBackend:
         variant: str,
     ) -> OnDevice:
         """Survey and fuse many tensors of at most 65,536 elements and as many targets in one launch."""
+        if not tensors or len({len(inputs) for inputs in tensors}) != 1:
+            raise BackendError("a launch takes one tensor or more, all of as many targets")
+        for inputs, out in zip(tensors, outs, strict=True):
+            if out.numel != inputs[0].numel or out.numel > self.most_small:
+                raise BackendError(
+                    f"an output of {out.numel} elements for inputs of {inputs[0].numel};"
+                    f" a launch of many takes at most {self.most_small} each"
+                )
         kernels, device, targets = self._kernels, _device(tensors[0]), len(tensors[0]) - 1
         packed = b"".join(
             kernels.pack_tensor(self._operands(inputs), out.numel, out.address, out.dtype.abi)

@@ -73,7 +73,7 @@ class Device(Protocol):
     def stream(self) -> Stream: ...
 
     def close(self) -> None:
-        """Give memory that was let go back to the system."""
+        """Give device memory that was let go back to the system. torch keeps page-locked memory for later use."""
 
 
 def parse_devices(names: str) -> tuple[int, ...] | None:

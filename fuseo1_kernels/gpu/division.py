@@ -15,7 +15,7 @@ from .cpu_help import cpu_notes
 from .device import Device, explained
 from .lane import LaneSize
 from .layout import footprint
-from .reservation import aligned
+from .reservation import ALIGNMENT, aligned
 
 # Without --max-gpu-memory this part of the memory that is free on the GPU may be used.
 _DEFAULT_SHARE = 4
@@ -60,7 +60,8 @@ def divide_gpus(
 
     MergeError if `max_memory` is too little.
     """
-    limit, surveys = max_gpu_memory or min(map(_default_limit, devices)), 1 + len(also)
+    limit = (max_gpu_memory or min(map(_default_limit, devices))) // ALIGNMENT * ALIGNMENT
+    surveys = 1 + len(also)
     sizes = {
         job.name: footprint(job, surveys, backend.result_bytes, backend.params_bytes)
         for job in plan.jobs

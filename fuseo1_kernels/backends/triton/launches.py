@@ -105,7 +105,7 @@ def launch_survey(
             **shape,
             **_EXACT,
         )
-    result = room.result.view(torch.int64)
+    result = room.result.view(torch.int64).zero_()  # of which settle writes what there is
     mergekit = variant == "mergekit"
     params = params_in(room.params, mergekit and select_topk < 1.0, mergekit)
     settle[(1,)](
