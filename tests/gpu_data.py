@@ -32,6 +32,12 @@ def constant(n: int, targets: int, g: torch.Generator) -> list[torch.Tensor]:
     return [torch.zeros(n), *(torch.full((n,), i + 1.0) for i in range(targets))]
 
 
+def halves(n: int, targets: int, g: torch.Generator) -> list[torch.Tensor]:
+    """Two scores: that of the one half is larger."""
+    larger = torch.randperm(n, generator=g) < n // 2
+    return [torch.zeros(n), *(torch.where(larger, 2.0, 1.0) * (i + 1) for i in range(targets))]
+
+
 def alike(n: int, targets: int, g: torch.Generator) -> list[torch.Tensor]:
     return [torch.randn(n, generator=g)] * (targets + 1)
 

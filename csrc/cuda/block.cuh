@@ -48,6 +48,12 @@ struct Divisor {
   }
 };
 
+// The nearest number whose square is finite.
+__device__ __forceinline__ float clamp_square(float d) {
+  const float most = __uint_as_float(kMaxSquarableBits);
+  return fminf(fmaxf(d, -most), most);
+}
+
 // A lane's part of a block. Elements beyond the tensor's end are zeros in every operand: they add nothing to anything.
 template <int kN, class In>
 struct Block {
@@ -150,9 +156,8 @@ struct Block {
   }
 
   __device__ __forceinline__ void clamp_here() {
-    const float most = __uint_as_float(kMaxSquarableBits);
     for (int i = 0; i < kN; ++i) {
-      for (int j = 0; j < kLane; ++j) d[i][j] = fminf(fmaxf(d[i][j], -most), most);
+      for (int j = 0; j < kLane; ++j) d[i][j] = clamp_square(d[i][j]);
     }
   }
 

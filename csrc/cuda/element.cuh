@@ -114,6 +114,15 @@ struct Mixed {
   }
 };
 
+// One element, of any alignment.
+__device__ __forceinline__ float load_one(const fuseo1_operand& op, int64_t at) {
+  const bool wide = op.dtype == FUSEO1_FP32;
+  const unsigned char* const bytes = static_cast<const unsigned char*>(op.data) + at * (wide ? 4 : 2);
+  uint32_t bits = bytes[0] | static_cast<uint32_t>(bytes[1]) << 8;
+  if (wide) bits |= static_cast<uint32_t>(bytes[2]) << 16 | static_cast<uint32_t>(bytes[3]) << 24;
+  return wide ? __uint_as_float(bits) : op.dtype == FUSEO1_BF16 ? widen_bf16(bits) : widen_fp16(bits);
+}
+
 // --- rounding to nearest even, of anything but NaN, as bits of the narrower type ---
 
 struct ToBf16 {

@@ -9,27 +9,35 @@ namespace fuseo1 {
 
 constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / kWarp;
-// Scores are 31 bits: histograms take their digits from the top, 11 bits, 11 bits, 9 bits.
-constexpr int kDigits = 1 << 11;
-FUSEO1_HOST_DEVICE constexpr int digit_shift(int digit) { return digit == 0 ? 20 : digit == 1 ? 9 : 0; }
+// Scores are 31 bits: histograms take their digits from the top, 11 bits, 11 bits, 9 bits. If a place follows them in
+// the same word, it has digits of 11 bits.
+constexpr int kDigitBits = 11;
+constexpr int kDigits = 1 << kDigitBits;
+constexpr int kScoreBits = 31, kScoreDigits = 3;
+FUSEO1_HOST_DEVICE constexpr int digit_shift(int digit) {
+  return digit == 0 ? 20 : digit == 1 ? 9 : -kDigitBits * (digit + 1 - kScoreDigits);
+}
 
 using Count = unsigned long long;
 
-// The digit to be found next, and those found above it.
+// The digit to be found next, and those found above it: of scores (uint32_t), or of words (uint64_t) that have a place
+// of `place_bits` below the score.
+template <class Word>
 struct Digit {
-  int shift, above;  // their lowest bits
-  uint32_t found;
+  int shift, bits;  // its lowest bit, how many it has
+  Word found;
 
-  __device__ __forceinline__ Digit(int index, uint32_t found)
-      : shift(digit_shift(index)), above(index ? digit_shift(index - 1) : 31), found(found) {}
-  __device__ __forceinline__ bool follows(uint32_t score) const { return score >> above == found; }
-  __device__ __forceinline__ uint32_t of(uint32_t score) const {
-    return score >> shift & ((1u << (above - shift)) - 1);
+  __device__ __forceinline__ Digit(int index, Word found, int place_bits = 0)
+      : shift(place_bits + digit_shift(index)),
+        bits((index ? digit_shift(index - 1) : kScoreBits) - digit_shift(index)),
+        found(found) {}
+  // In two steps: a word has no bit above its first digit.
+  __device__ __forceinline__ bool follows(Word word) const { return word >> shift >> bits == found; }
+  __device__ __forceinline__ uint32_t of(Word word) const {
+    return static_cast<uint32_t>(word >> shift) & ((1u << bits) - 1);
   }
   // What is found when this one is.
-  __device__ __forceinline__ uint32_t append(int reached) const {
-    return found << (above - shift) | static_cast<uint32_t>(reached);
-  }
+  __device__ __forceinline__ Word append(int reached) const { return found << bits | static_cast<Word>(reached); }
 };
 
 // A CTA's histogram of one digit.
@@ -39,9 +47,10 @@ struct Histogram {
   __device__ __forceinline__ void clear() {
     for (int d = threadIdx.x; d < kDigits; d += blockDim.x) bins[d] = 0;
   }
-  // Counts a score if it has the digits found so far.
-  __device__ __forceinline__ void add(const Digit& digit, uint32_t score) {
-    if (digit.follows(score)) atomicAdd(&bins[digit.of(score)], 1u);
+  // Counts a word if it has the digits found so far.
+  template <class Word>
+  __device__ __forceinline__ void add(const Digit<Word>& digit, Word word) {
+    if (digit.follows(word)) atomicAdd(&bins[digit.of(word)], 1u);
   }
   __device__ __forceinline__ void flush(Count* to) const {
     for (int d = threadIdx.x; d < kDigits; d += blockDim.x) {

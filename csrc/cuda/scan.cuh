@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   histogram.clear();
   __syncthreads();
   const Divisor divisor(in.targets);
-  const Digit digit(0, 0);
+  const Digit<uint32_t> digit(0, 0);
   uint32_t present = 0;
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t run = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; run < runs; run += step) {
@@ -89,8 +89,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     above += __popc(selected);
     add_energies(block, peaks, selected, in.targets, &sums);
-    if (__any_sync(kAllLanes, inside != 0))
-      slots.append(candidates, state, in.targets, block, peaks, scores, inside, at);
+    if (__any_sync(kAllLanes, inside != 0)) slots.append(candidates, state, in, peaks, scores, inside, at);
   });
   slots.finish(candidates, state);
   const uint32_t warp_nonzero = warp_sum(nonzero), warp_above = warp_sum(above);
@@ -113,7 +112,7 @@ __global__ void __launch_bounds__(kThreads, 1) count_digits(Inputs in, State* st
   histogram.clear();
   __syncthreads();
   const Divisor divisor(in.targets);
-  const Digit digit(index, state->found);
+  const Digit<uint32_t> digit(index, static_cast<uint32_t>(state->found));
   for_each_block(in.numel, [&](int64_t at, int count) {
     uint32_t scores[kLane];
     load_scores<kN>(in, at, count, divisor, scores);
@@ -121,13 +120,17 @@ __global__ void __launch_bounds__(kThreads, 1) count_digits(Inputs in, State* st
   });
   __syncthreads();
   histogram.flush(state->histogram[0]);
-  if (is_last_cta(state)) end_digit(state, digit, in.numel);
+  if (!is_last_cta(state)) return;
+  end_digit(state, digit);
+  if (threadIdx.x != 0) return;
+  if (digit.shift == 0) end_threshold(state, in.numel);
+  ++state->passes;
 }
 
 // Where the last selected tie lies, if not all are: counted by stretches, then in the one that matters.
 template <int kN>
 __global__ void __launch_bounds__(kThreads, 1) count_ties(Inputs in, State* state, uint32_t* stretches) {
-  if (!state->failed || state->wanted == static_cast<int64_t>(state->ties)) return;
+  if (!state->failed || !state->cut) return;
   __shared__ uint32_t ties;
   const Divisor divisor(in.targets);
   const uint32_t threshold = state->threshold;
@@ -150,6 +153,7 @@ __global__ void __launch_bounds__(kThreads, 1) count_ties(Inputs in, State* stat
   if (threadIdx.x == 0) {
     stretch = 0, wanted = state->wanted;
     for (; wanted > stretches[stretch]; ++stretch) wanted -= stretches[stretch];
+    ++state->passes;
   }
   __syncthreads();
   find_tie<kN>(in, divisor, threshold, stretch * kStretch, wanted, &state->tie_limit);

@@ -53,7 +53,7 @@ __device__ __forceinline__ void end_bracket(State* state) {
   for (int side = 0; side < 2; ++side) {
     if (state->prefix[side] == 0xffffffffu) continue;
     int64_t wanted = state->rank[side] + 1;
-    const Digit digit(1, state->prefix[side]);
+    const Digit<uint32_t> digit(1, state->prefix[side]);
     const uint32_t edge = digit.append(reach_from_top(state->histogram[side], &wanted)) << digit.shift;
     bounds[side] = side ? max(edge, 1u) : edge | ((1u << digit.shift) - 1);
   }
@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(kThreads, 1) refine_bracket(State* state, cons
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t f = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; f < scores; f += step) {
     if (sample[f] == 0) continue;
-    for (int side = 0; side < 2; ++side) histograms[side].add(Digit(1, state->prefix[side]), sample[f]);
+    for (int side = 0; side < 2; ++side) histograms[side].add(Digit<uint32_t>(1, state->prefix[side]), sample[f]);
   }
   __syncthreads();
   histograms[0].flush(state->histogram[0]), histograms[1].flush(state->histogram[1]);
@@ -119,97 +119,106 @@ __device__ __forceinline__ void begin_selection(State* state, int64_t capacity, 
   if (!enough || static_cast<int64_t>(state->slots) > capacity) fail(state);
 }
 
-// Takes the digit in which the threshold lies; the last one completes it.
-__device__ __forceinline__ void end_digit(State* state, const Digit& digit, int64_t numel) {
+// Takes the digit in which the last selected one lies.
+template <class Word>
+__device__ __forceinline__ void end_digit(State* state, const Digit<Word>& digit) {
   int64_t wanted = state->wanted;
   const int reached = reach_from_top(state->histogram[0], &wanted);
   if (threadIdx.x == 0) {
     state->found = digit.append(reached);
     state->wanted = wanted;
-    if (digit.shift == 0) {
-      state->threshold = state->found;
-      state->ties = state->histogram[0][reached];
-      if (wanted == static_cast<int64_t>(state->ties)) state->tie_limit = numel - 1;
-    }
-    state->passes += state->failed;
+    state->ties = state->histogram[0][reached];
   }
   clear_histograms(state);
+}
+
+// The threshold is known, and how many ties at it are wanted.
+__device__ __forceinline__ void end_threshold(State* state, int64_t numel) {
+  state->threshold = static_cast<uint32_t>(state->found);
+  state->cut = state->wanted < static_cast<int64_t>(state->ties);
+  if (!state->cut) state->tie_limit = numel - 1;
 }
 
 __device__ __forceinline__ int64_t filled(const State* state, const Candidates& candidates) {
   return min(static_cast<int64_t>(state->slots), candidates.capacity);
 }
 
+// One digit of the last selected candidate: of its score, then, if not all of its ties are selected, of its place.
 __global__ void __launch_bounds__(kThreads, 1)
     count_candidates(State* state, Candidates candidates, int index, int64_t numel) {
-  if (state->failed || state->selected == 0) return;
+  if (state->failed || state->selected == 0 || (index >= kScoreDigits && !state->cut)) return;
   __shared__ Histogram histogram;
   histogram.clear();
   __syncthreads();
-  const Digit digit(index, state->found);
+  const Digit<uint64_t> digit(index, state->found, candidates.place_bits);
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x, end = filled(state, candidates);
   for (int64_t c = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; c < end; c += step) {
-    const uint32_t score = candidates.scores[c];
-    if (score != 0) histogram.add(digit, score);
+    const uint64_t word = candidates.words[c];
+    if (word != 0) histogram.add(digit, word);
   }
   __syncthreads();
   histogram.flush(state->histogram[0]);
-  if (is_last_cta(state)) end_digit(state, digit, numel);
+  if (!is_last_cta(state)) return;
+  end_digit(state, digit);
+  if (threadIdx.x != 0) return;
+  if (index == kScoreDigits - 1) end_threshold(state, numel);
+  if (digit.shift == 0) state->tie_limit = numel - 1 - static_cast<int64_t>(place_of(state->found, candidates));
+  state->last = state->found << digit.shift;
 }
 
-template <class To>
-__device__ __forceinline__ void add_candidate(const Candidates& candidates, int64_t c, int targets, To* bins) {
-  for (int i = 0; i < targets; ++i) {
-    const int64_t at = i * candidates.capacity + c;
-    if (candidates.quanta[at]) atomicAdd(&bins[i][candidates.exponents[at]], static_cast<Count>(candidates.quanta[at]));
-  }
-}
-
-// The energies of the selected candidates; of ties that are cut, those of the lowest indices.
+// The energies of the selected candidates.
 template <int kN>
-__global__ void __launch_bounds__(kThreads, 1) finish_candidates(State* state, Candidates candidates, int targets) {
+__global__ void __launch_bounds__(kThreads, 1)
+    finish_candidates(const __grid_constant__ Inputs in, State* state, Candidates candidates) {
   if (state->failed || state->selected == 0) return;
   __shared__ Sums<kN> sums;
   sums.clear();
   __syncthreads();
-  const bool cut = state->wanted < static_cast<int64_t>(state->ties);
+  const uint64_t last = state->last;
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x, end = filled(state, candidates);
   for (int64_t c = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; c < end; c += step) {
-    const uint32_t score = candidates.scores[c];
-    if (score > state->threshold || (score == state->threshold && !cut)) {
-      add_candidate(candidates, c, targets, sums.bins);
-    } else if (score == state->threshold) {
-      const uint32_t place = atomicAdd(&state->tie_count, 1u);
-      if (place < kMostTies) state->tie_slots[place] = c;
+    const uint64_t word = candidates.words[c];
+    if (word < last) continue;
+    const int64_t at = in.numel - 1 - static_cast<int64_t>(place_of(word, candidates));
+    const uint8_t* const exponents = candidates.exponents + at / kBlock * in.targets;
+    const float base = load_one(in.operands[0], at);
+    // All loads come before the first atomic, past which none could be moved.
+    float d[kN];
+    uint32_t of_block[kN];
+#pragma unroll
+    for (int i = 0; i < kN; ++i) {
+      if (i >= in.targets) continue;
+      d[i] = clamp_square(__fsub_rn(load_one(in.operands[i + 1], at), base));
+      of_block[i] = exponents[i];
+    }
+#pragma unroll
+    for (int i = 0; i < kN; ++i) {
+      if (i >= in.targets) continue;
+      const uint32_t quanta = quantize(d[i], __uint_as_float(scale_bits(of_block[i]))) - kRintMagicBits;
+      if (quanta) atomicAdd(&sums.bins[i][of_block[i]], static_cast<Count>(quanta));
     }
   }
   __syncthreads();
   sums.flush(&state->energy[0]);
-  if (!is_last_cta(state) || !cut) return;
-  if (state->tie_count > kMostTies) {
-    if (threadIdx.x == 0) fail(state);
-    return;
-  }
-  const int ties = static_cast<int>(state->tie_count);
-  for (int t = threadIdx.x; t < ties; t += blockDim.x) {
-    const int64_t c = state->tie_slots[t], index = candidates.indices[c];
-    int64_t before = 0;
-    for (int u = 0; u < ties; ++u) before += candidates.indices[state->tie_slots[u]] < index;
-    if (before < state->wanted) add_candidate(candidates, c, targets, state->energy[0]);
-    if (before == state->wanted - 1) state->tie_limit = index;
-  }
 }
 
-// --- a warp's places among the candidates: taken from all by 32, so that the counter is no bottleneck ---
+// --- a warp's slots for candidates: taken from all by 32, so that the counter is no bottleneck ---
 
 struct Slots {
   int64_t next = 0, end = 0;
   uint32_t found = 0;
 
-  template <int kN, class In>
-  __device__ __forceinline__ void append(const Candidates& to, State* state, int targets, const Block<kN, In>& block,
-                                         const Peaks<kN>& peaks, const uint32_t* scores, uint32_t inside, int64_t at) {
+  // Those that `inside` (a bit each) has of a lane's eight elements from `at` on.
+  template <int kN>
+  __device__ __forceinline__ void append(const Candidates& to, State* state, const Inputs& in, const Peaks<kN>& peaks,
+                                         const uint32_t* scores, uint32_t inside, int64_t at) {
     const int lane = threadIdx.x % kWarp;
+    uint32_t exponent = 0;
+#pragma unroll
+    for (int i = 0; i < kN; ++i) {
+      if (lane == i) exponent = peaks.exponents[i];
+    }
+    if (lane < in.targets) to.exponents[at / kBlock * in.targets + lane] = static_cast<uint8_t>(exponent);
 #pragma unroll
     for (int j = 0; j < kLane; ++j) {
       const bool mine = inside >> j & 1u;
@@ -223,15 +232,8 @@ struct Slots {
       }
       const int64_t place = rank < room ? next + rank : fresh + rank - room;
       if (mine && place < to.capacity) {
-        to.scores[place] = scores[j];
-        to.indices[place] = at + j;
-#pragma unroll
-        for (int i = 0; i < kN; ++i) {
-          if (!is_target<kN>(i, targets)) continue;
-          const float scale = __uint_as_float(scale_bits(peaks.exponents[i]));
-          to.quanta[i * to.capacity + place] = quantize(block.d[i][j], scale) - kRintMagicBits;
-          to.exponents[i * to.capacity + place] = static_cast<uint8_t>(peaks.exponents[i]);
-        }
+        to.words[place] =
+            static_cast<uint64_t>(scores[j]) << to.place_bits | static_cast<uint64_t>(in.numel - 1 - at - j);
       }
       found += wanted;
       next = room < wanted ? fresh + wanted - room : next + wanted;
@@ -239,10 +241,10 @@ struct Slots {
     }
   }
 
-  // Places that stay empty have score 0, which no candidate has.
+  // Places that stay empty are 0, which no candidate is: its score is not 0.
   __device__ __forceinline__ void finish(const Candidates& to, State* state) {
     const int64_t place = next + threadIdx.x % kWarp;
-    if (place < end && place < to.capacity) to.scores[place] = 0;
+    if (place < end && place < to.capacity) to.words[place] = 0;
     if (threadIdx.x % kWarp == 0 && found) atomicAdd(&state->candidates, static_cast<Count>(found));
   }
 };

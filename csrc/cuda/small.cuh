@@ -28,7 +28,7 @@ __device__ void select_small(const Inputs& in, double select_topk, Selection* se
     __syncthreads();
     histogram.clear();
     __syncthreads();
-    const Digit digit(index, selection->threshold);
+    const Digit<uint32_t> digit(index, selection->threshold);
     uint32_t nonzero = 0;
     for_blocks(in.numel, warp, kWarps, [&](int64_t at, int count) {
       uint32_t scores[kLane];

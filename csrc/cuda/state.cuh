@@ -9,9 +9,7 @@
 namespace fuseo1 {
 
 constexpr uint32_t kNothing = 0x7fffffffu;  // a threshold above every score
-// Ties among which the cut is found by sorting; more go the exact path.
-constexpr int kMostTies = 2048;
-// Ties are counted by stretches of this many elements, if the cut lies among very many.
+// The exact path counts ties by stretches of this many elements.
 constexpr int64_t kStretch = 65536;
 
 struct State {
@@ -29,25 +27,31 @@ struct State {
   uint32_t low, high;
   // The selection, while it is narrowed and when it is known.
   int64_t selected, wanted;  // k; how many of those in question are among them
-  uint32_t found;            // digits of the threshold
+  uint64_t found;            // digits of the threshold, or of the last candidate that is selected
+  int32_t cut;               // not all ties at the threshold are selected
   int32_t failed;            // the candidates do not tell: the exact path goes on
   uint32_t threshold;
   int64_t tie_limit;
   Count ties;
-  uint32_t tie_count;
-  int64_t tie_slots[kMostTies];
+  uint64_t last;  // the least word of a candidate that is selected
   int32_t passes;
   uint32_t arrived;  // CTAs that are done with the current launch
 };
 
-// A candidate's parts lie apart: score, flat index, then t and E of each target.
+// A candidate is a word: its score, below it how many elements follow it in the tensor. So the selected ones are those
+// of the largest words, ties included. Their squares are read again, and quantised by what the scan says of their
+// block.
 struct Candidates {
-  uint32_t* scores;
-  int64_t* indices;
-  uint32_t* quanta;    // [targets][capacity]
-  uint8_t* exponents;  // [targets][capacity]
-  int64_t capacity;
+  uint64_t* words;
+  uint8_t* exponents;  // [blocks][targets], of blocks that have candidates
+  int64_t capacity;    // 0 if places would take more than kMostPlaceBits
+  int32_t place_bits;  // a multiple of kDigitBits
 };
+constexpr int kMostPlaceBits = 64 - kScoreBits;
+
+__device__ __forceinline__ uint64_t place_of(uint64_t word, const Candidates& candidates) {
+  return word & ((uint64_t{1} << candidates.place_bits) - 1);
+}
 
 // Whether the caller's CTA is the last of the grid to come here; everything that the others wrote before is visible.
 __device__ __forceinline__ bool is_last_cta(State* state) {

@@ -10,17 +10,25 @@ namespace {
 
 constexpr int64_t kWorkspaceFloor = 2 << 20;
 constexpr int64_t kAlign = 256;
-// One in so many elements is sampled; of small tensors one in 32, up to kSampledFloor.
-constexpr int64_t kElementsPerSampled = 256;
-constexpr int64_t kSampledFloor = 65536;
-// Of the inputs' bytes, what candidates may take: one in so many.
-constexpr int64_t kCandidateShare = 48;
+// One in so many elements is sampled, at most kMostSampled; of small tensors one in 32, up to kSampledFloor. A sample
+// of 2^20 makes a bracket of about 0.4 % of the elements: from there on a larger one costs more than it saves.
+constexpr int64_t kElementsPerSampled = 128;
+constexpr int64_t kSampledFloor = 65536, kMostSampled = 1 << 20;
+// What a survey may take, in percent of its inputs' bytes as bf16.
+constexpr int64_t kPercent = 3;
 
 int64_t round_up(int64_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
 
 int64_t runs_of(int64_t numel) {
-  const int64_t wanted = std::max(kSampledFloor, numel / kElementsPerSampled);
+  const int64_t wanted = std::min(std::max(kSampledFloor, numel / kElementsPerSampled), kMostSampled);
   return std::max<int64_t>(std::min(wanted, numel / 32) / kLane, 0);
+}
+
+// Bits that hold the place of every element, in whole digits; more than kMostPlaceBits if those do not.
+int place_bits_of(int64_t numel) {
+  int bits = kDigitBits;
+  while (bits <= kMostPlaceBits && numel > int64_t{1} << bits) bits += kDigitBits;
+  return bits;
 }
 
 // The parts of a workspace; `state` first.
@@ -41,14 +49,17 @@ struct Workspace {
       return static_cast<void*>(part);
     };
     state = static_cast<State*>(take(sizeof(State)));
-    sample = static_cast<uint32_t*>(take(runs_of(numel) * kLane * 4));
+    const int64_t before = bytes;
     stretches = static_cast<uint32_t*>(take((numel + kStretch - 1) / kStretch * 4));
-    const int64_t record = 4 + 8 + 5 * targets, of_bf16 = 2 * (targets + 1) * numel;
-    candidates.capacity = std::max(kWorkspaceFloor, of_bf16 / kCandidateShare) / record / kWarp * kWarp;
-    candidates.indices = static_cast<int64_t*>(take(candidates.capacity * 8));
-    candidates.scores = static_cast<uint32_t*>(take(candidates.capacity * 4));
-    candidates.quanta = static_cast<uint32_t*>(take(candidates.capacity * 4 * targets));
-    candidates.exponents = static_cast<uint8_t*>(take(candidates.capacity * targets));
+    candidates.exponents = static_cast<uint8_t*>(take((numel + kBlock - 1) / kBlock * targets));
+    const int64_t share = 2 * (targets + 1) * numel / 100 * kPercent - (bytes - before);
+    candidates.place_bits = place_bits_of(numel);
+    // Of more elements than words have places for, the exact path takes care.
+    candidates.capacity =
+        candidates.place_bits > kMostPlaceBits ? 0 : std::max(kWorkspaceFloor, share) / 8 / kWarp * kWarp;
+    // The sample has told all when there are candidates.
+    candidates.words = static_cast<uint64_t*>(take(std::max(candidates.capacity * 8, runs_of(numel) * kLane * 4)));
+    sample = reinterpret_cast<uint32_t*>(candidates.words);
   }
 };
 
@@ -81,17 +92,18 @@ int select(const Inputs& in, double select_topk, const Workspace& work, void* st
                     work.candidates, select_topk);
     });
   }
-  const int64_t warps_of_candidates = (work.candidates.capacity / kWarp + 7) / 8;
-  for (int digit = 0; digit < 3 && !status; ++digit) {
+  const int64_t warps_of_candidates = (work.candidates.capacity / kWarp + 31) / 32;
+  const int digits = kScoreDigits + work.candidates.place_bits / kDigitBits;
+  for (int digit = 0; digit < digits && !status; ++digit) {
     status = launch("count_candidates", in, count_candidates, warps_of_candidates, stream, state, work.candidates,
                     digit, in.numel);
   }
   if (status) return status;
   return with_rare_instance(in, [&](auto instance) {
     constexpr int kN = decltype(instance)::kTargets;
-    int result = launch("finish_candidates", in, finish_candidates<kN>, warps_of_candidates, stream, state,
-                        work.candidates, in.targets);
-    for (int digit = 0; digit < 3 && !result; ++digit) {
+    int result =
+        launch("finish_candidates", in, finish_candidates<kN>, warps_of_candidates, stream, in, state, work.candidates);
+    for (int digit = 0; digit < kScoreDigits && !result; ++digit) {
       result = launch("count_digits", in, count_digits<kN>, blocks, stream, in, state, digit);
     }
     if (!result) result = launch("count_ties", in, count_ties<kN>, blocks, stream, in, state, work.stretches);
