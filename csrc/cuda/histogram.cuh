@@ -14,6 +14,7 @@ constexpr int kWarps = kThreads / kWarp;
 constexpr int kDigitBits = 11;
 constexpr int kDigits = 1 << kDigitBits;
 constexpr int kScoreBits = 31, kScoreDigits = 3;
+constexpr int kOffsetDigits = 3;  // of a difference of scores, which is like a place
 FUSEO1_HOST_DEVICE constexpr int digit_shift(int digit) {
   return digit == 0 ? 20 : digit == 1 ? 9 : -kDigitBits * (digit + 1 - kScoreDigits);
 }

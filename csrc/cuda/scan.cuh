@@ -102,28 +102,32 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (is_last_cta(state)) begin_selection(state, candidates.capacity, select_topk);
 }
 
-// --- the exact path: kernels that return at once if the candidates sufficed ---
+// --- the exact path: kernels that return at once if the candidates sufficed. It looks at scores inside the bracket
+// only, or at all that are not 0 if the bracket missed ---
 
-// One digit of the threshold, of all scores that have the digits found so far.
+// One digit of how far the threshold lies above the bracket's lower bound. The first ones may be 0 for all scores.
 template <int kN>
 __global__ void __launch_bounds__(kThreads, 1) count_digits(Inputs in, State* state, int index) {
-  if (!state->failed || state->selected == 0) return;
+  const uint32_t low = state->low, width = state->high - low;
+  const Digit<uint32_t> digit(kScoreDigits + index, static_cast<uint32_t>(state->found), kOffsetDigits * kDigitBits);
+  if (!state->failed || (digit.shift > 0 && width >> digit.shift == 0)) return;
   __shared__ Histogram histogram;
   histogram.clear();
   __syncthreads();
   const Divisor divisor(in.targets);
-  const Digit<uint32_t> digit(index, static_cast<uint32_t>(state->found));
   for_each_block(in.numel, [&](int64_t at, int count) {
     uint32_t scores[kLane];
     load_scores<kN>(in, at, count, divisor, scores);
-    for (int j = 0; j < count; ++j) histogram.add(digit, scores[j]);
+    for (int j = 0; j < count; ++j) {
+      if (scores[j] - low <= width) histogram.add(digit, scores[j] - low);
+    }
   });
   __syncthreads();
   histogram.flush(state->histogram[0]);
   if (!is_last_cta(state)) return;
   end_digit(state, digit);
   if (threadIdx.x != 0) return;
-  if (digit.shift == 0) end_threshold(state, in.numel);
+  if (digit.shift == 0) end_threshold(state, low + static_cast<uint32_t>(state->found), in.numel);
   ++state->passes;
 }
 
@@ -159,15 +163,15 @@ __global__ void __launch_bounds__(kThreads, 1) count_ties(Inputs in, State* stat
   find_tie<kN>(in, divisor, threshold, stretch * kStretch, wanted, &state->tie_limit);
 }
 
-// The energies of the selection, known by now.
+// The energies of the selection, known by now, but for what the scan has added.
 template <int kN>
 __global__ void __launch_bounds__(kThreads, 1) energy_selected(Inputs in, State* state) {
-  if (!state->failed || state->selected == 0) return;
+  if (!state->failed) return;
   __shared__ Sums<kN> sums;
   sums.clear();
   __syncthreads();
   const Divisor divisor(in.targets);
-  const uint32_t threshold = state->threshold;
+  const uint32_t threshold = state->threshold, high = state->high;
   const int64_t tie_limit = state->tie_limit;
   for_each_block(in.numel, [&](int64_t at, int count) {
     Block<kN, Mixed> block;
@@ -176,10 +180,15 @@ __global__ void __launch_bounds__(kThreads, 1) energy_selected(Inputs in, State*
     uint32_t scores[kLane];
     block.score(divisor, in.targets, scores);
     if (rare) clamp(in, &block, &peaks);
-    add_energies(block, peaks, selected_mask(scores, at, threshold, tie_limit), in.targets, &sums);
+    uint32_t selected = selected_mask(scores, at, threshold, tie_limit);
+#pragma unroll
+    for (int j = 0; j < kLane; ++j) {
+      if (scores[j] > high) selected &= ~(1u << j);
+    }
+    add_energies(block, peaks, selected, in.targets, &sums);
   });
   __syncthreads();
-  sums.flush(&state->energy[1]);
+  sums.flush(&state->energy[state->missed]);
   if (threadIdx.x == 0 && blockIdx.x == 0) ++state->passes;
 }
 

@@ -103,11 +103,6 @@ __global__ void __launch_bounds__(kThreads, 1) refine_bracket(State* state, cons
 
 // --- the threshold; again by the last CTA ---
 
-// The candidates do not tell: everything is to be found from the scores of the whole tensor.
-__device__ __forceinline__ void fail(State* state) {
-  state->failed = 1, state->found = 0, state->wanted = state->selected;
-}
-
 __device__ __forceinline__ void begin_selection(State* state, int64_t capacity, double select_topk) {
   if (threadIdx.x != 0) return;
   state->passes = 1;
@@ -115,8 +110,9 @@ __device__ __forceinline__ void begin_selection(State* state, int64_t capacity, 
   state->threshold = kNothing, state->tie_limit = -1;
   if (state->selected == 0) return;
   state->wanted = state->selected - static_cast<int64_t>(state->above);
-  const bool enough = state->wanted >= 1 && state->wanted <= static_cast<int64_t>(state->candidates);
-  if (!enough || static_cast<int64_t>(state->slots) > capacity) fail(state);
+  state->missed = state->wanted < 1 || state->wanted > static_cast<int64_t>(state->candidates);
+  state->failed = state->missed || static_cast<int64_t>(state->slots) > capacity;
+  if (state->missed) state->wanted = state->selected, state->low = 1, state->high = kInfBits;
 }
 
 // Takes the digit in which the last selected one lies.
@@ -133,8 +129,8 @@ __device__ __forceinline__ void end_digit(State* state, const Digit<Word>& digit
 }
 
 // The threshold is known, and how many ties at it are wanted.
-__device__ __forceinline__ void end_threshold(State* state, int64_t numel) {
-  state->threshold = static_cast<uint32_t>(state->found);
+__device__ __forceinline__ void end_threshold(State* state, uint32_t threshold, int64_t numel) {
+  state->threshold = threshold;
   state->cut = state->wanted < static_cast<int64_t>(state->ties);
   if (!state->cut) state->tie_limit = numel - 1;
 }
@@ -161,7 +157,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (!is_last_cta(state)) return;
   end_digit(state, digit);
   if (threadIdx.x != 0) return;
-  if (index == kScoreDigits - 1) end_threshold(state, numel);
+  if (index == kScoreDigits - 1) end_threshold(state, static_cast<uint32_t>(state->found), numel);
   if (digit.shift == 0) state->tie_limit = numel - 1 - static_cast<int64_t>(place_of(state->found, candidates));
   state->last = state->found << digit.shift;
 }

@@ -15,7 +15,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const bool all = how.select_topk == 1.0, none = how.select_topk == 0.0 || numel == 0;
   const int i = static_cast<int>(threadIdx.x);
   if (i < FUSEO1_CUDA_MAX_TARGETS) {
-    result->energy[i] = i < targets && (all || !none) ? energy_of(state->energy[state->failed][i]) : 0.0;
+    result->energy[i] = i < targets && (all || !none) ? energy_of(state->energy[state->missed][i]) : 0.0;
   }
   if (i < FUSEO1_CUDA_MAX_TARGETS + 2) result->nonfinite[i] = i < targets + 2 ? state->nonfinite[i] : 0;
   __syncthreads();

@@ -13,7 +13,7 @@ constexpr uint32_t kNothing = 0x7fffffffu;  // a threshold above every score
 constexpr int64_t kStretch = 65536;
 
 struct State {
-  Bins energy[2];  // of the scan; of the exact path
+  Bins energy[2];  // [missed]: those of the scan above the bracket count, or nothing of it does
   Count nonfinite[FUSEO1_CUDA_MAX_TARGETS + 2];
   Count nonzero, above;
   Count candidates, slots;  // how many were found; how many places were given out
@@ -29,7 +29,7 @@ struct State {
   int64_t selected, wanted;  // k; how many of those in question are among them
   uint64_t found;            // digits of the threshold, or of the last candidate that is selected
   int32_t cut;               // not all ties at the threshold are selected
-  int32_t failed;            // the candidates do not tell: the exact path goes on
+  int32_t failed, missed;    // candidates are left out, the exact path finds the threshold; it is not in the bracket
   uint32_t threshold;
   int64_t tie_limit;
   Count ties;

@@ -103,7 +103,7 @@ int select(const Inputs& in, double select_topk, const Workspace& work, void* st
     constexpr int kN = decltype(instance)::kTargets;
     int result =
         launch("finish_candidates", in, finish_candidates<kN>, warps_of_candidates, stream, in, state, work.candidates);
-    for (int digit = 0; digit < kScoreDigits && !result; ++digit) {
+    for (int digit = 0; digit < kOffsetDigits && !result; ++digit) {
       result = launch("count_digits", in, count_digits<kN>, blocks, stream, in, state, digit);
     }
     if (!result) result = launch("count_ties", in, count_ties<kN>, blocks, stream, in, state, work.stretches);
