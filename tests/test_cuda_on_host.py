@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 from emulated import load_emulated
-from gpu_data import tied
-from gpu_grid import SameBits, array
+from gpu_data import tied, tuned, two_values
+from gpu_grid import SameBits, array, compare
 from tensors import BF16
 
 from fuseo1_kernels import merge_tensors, ops, tensor_merge
@@ -45,6 +45,17 @@ def test_the_workspace_is_small(gpu: CudaBackend) -> None:
             for topk in (1.0, 0.1):
                 held = gpu._kernels.workspace_bytes(targets, numel, topk)
                 assert held <= 0.03 * 2 * (targets + 1) * numel + (5 << 19)
+
+
+@pytest.mark.parametrize(
+    ("kind", "numel"), [(two_values, 300_000), (tuned, (1 << 22) + 5)], ids=["many", "large"]
+)
+def test_ties_are_cut_in_one_read(
+    kind: Callable[..., list[torch.Tensor]], numel: int, gpu: CudaBackend
+) -> None:
+    """Tens of thousands of ties; and places of three digits."""
+    tensors = [t.to(BF16) for t in kind(numel, 3, torch.Generator().manual_seed(1))]
+    assert compare(gpu, tensors, 0.5, "mergekit", torch.zeros(numel, dtype=BF16)) == 1
 
 
 def test_through_the_public_functions(gpu: CudaBackend, monkeypatch: pytest.MonkeyPatch) -> None:
