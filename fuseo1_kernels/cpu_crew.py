@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from .backends import Backend
 from .errors import MergeError
@@ -17,6 +18,29 @@ _LEAST_WORKER_MEMORY = 48 << 20
 # or with this much, whatever it may use.
 _MEMORY_SHARE = 16
 _ENOUGH_MEMORY = 256 << 20
+
+
+@dataclass(frozen=True)
+class OnCpu:
+    """The arithmetic done by a backend on the CPU."""
+
+    backend: Backend
+
+    @property
+    def name(self) -> str:
+        return self.backend.name
+
+    @property
+    def description(self) -> str:
+        return self.backend.description
+
+    def crew(self, plan: Plan, threads: int | None, max_memory: int, work: Work) -> CpuCrew:
+        return CpuCrew(self.backend, plan, threads, max_memory, work)
+
+    @staticmethod
+    def host_memory(plan: Plan, threads: int | None, max_memory: int) -> tuple[int, list[str]]:
+        workers, memory = divide(plan, threads, max_memory)
+        return workers * memory.total, []
 
 
 class CpuCrew:

@@ -10,19 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from .arithmetic import choose_arithmetic
-from .backends import Backend
 from .checkpoint.checksums import find_model
 from .checkpoint.out_dir import check_out_dir, find_obstacles
 from .checkpoint.partial import partial_path
 from .config import MergeConfig
-from .cpu_crew import divide
+from .cpu_crew import OnCpu
 from .engine import DEFAULT_MAX_MEMORY, DEFAULT_SHARD_SIZE
 from .errors import MergeError
 from .fingerprint import digest, fingerprint
-from .gpu.crew import Gpus
-from .gpu.division import divide_gpus
 from .plan import make_plan
 from .prepare import check_sizes, directories, make_sidecars, open_lender, open_sources
+from .work import Arithmetic
 
 
 @dataclass(frozen=True)
@@ -79,24 +77,14 @@ def dry_run(
         sources = open_sources(config, stack, progress=False, download=False)
         plan = make_plan(config, sources, shard_size=shard_size, crop_embeddings=crop_embeddings)
         problems += plan.problems
-        arithmetic: Backend | Gpus | None = None
+        arithmetic: Arithmetic | None = None
         notes = list(plan.notes)
         with collected():
             arithmetic = choose_arithmetic(backend, device, max_gpu_memory)
         with collected():
-            if isinstance(arithmetic, Gpus):
-                division = divide_gpus(
-                    plan,
-                    arithmetic.devices,
-                    arithmetic.backend,
-                    threads,
-                    max_memory,
-                    max_gpu_memory,
-                )
-                memory, notes = division.host_bytes, notes + division.notes
-            else:
-                workers, share = divide(plan, threads, max_memory)
-                memory = workers * share.total
+            # What is not here is a problem already; the memory is then that of the CPU.
+            memory, more = (arithmetic or OnCpu).host_memory(plan, threads, max_memory)
+            notes += more
         lender, sidecars = None, {}
         title = "" if out_dir is None else os.path.basename(os.path.realpath(out_dir))
         with collected():

@@ -14,19 +14,16 @@ from typing import Any, Protocol
 
 from . import __version__
 from .arithmetic import choose_arithmetic
-from .backends import Backend
 from .checkpoint import checksums
 from .checkpoint.journal import TensorRecord
 from .checkpoint.partial import finish_publishing
 from .checkpoint.signals import held_signals
 from .checkpoint.sink import Sink
 from .config import MergeConfig
-from .cpu_crew import CpuCrew
 from .errors import MergeError
 from .feed import Feed
 from .fingerprint import digest, fingerprint
 from .free_memory import free_memory
-from .gpu.crew import GpuCrew, Gpus
 from .methods import NONFINITE
 from .plan import Plan, make_plan
 from .prepare import (
@@ -40,7 +37,7 @@ from .prepare import (
 )
 from .schedule import make_units
 from .survey_cache import SurveyCache
-from .work import Crew, Work
+from .work import Arithmetic, Work
 
 DEFAULT_SHARD_SIZE = 5_000_000_000
 DEFAULT_MAX_MEMORY = 2 << 30
@@ -126,7 +123,7 @@ def merge_checkpoints(
     Args:
         config: path of a YAML file, a recipe's name, a mapping, or a MergeConfig (docs/config.md).
         out_dir: must not exist, be empty, or be given up with `overwrite`.
-        backend: "auto", "cpu" or "reference"; on GPUs "auto" or "cuda".
+        backend: "auto", "cpu" or "reference"; on GPUs "auto", "cuda" or "triton".
         device: "cpu", "cuda", "cuda:1", or several GPUs, "cuda:0,cuda:1". Default: the CPU, unless the backend is
             for GPUs. Never changes a byte of the weights.
         threads: default: all cores this process may use. Never changes a byte of the result.
@@ -226,7 +223,7 @@ def _find_finished(
 def _run(
     plan: Plan,
     sink: Sink,
-    arithmetic: Backend | Gpus,
+    arithmetic: Arithmetic,
     threads: int | None,
     max_memory: int,
     nonfinite: str,
@@ -237,11 +234,7 @@ def _run(
     done, lock, stop = _Done(), threading.Lock(), threading.Event()
     advance = progress.advance if progress else _ignore
     shared = Work(sink, nonfinite, advance, stop, cache)
-    crew: Crew
-    if isinstance(arithmetic, Gpus):
-        crew = GpuCrew(arithmetic, plan, threads, max_memory, shared)
-    else:
-        crew = CpuCrew(arithmetic, plan, threads, max_memory, shared)
+    crew = arithmetic.crew(plan, threads, max_memory, shared)
     units = make_units(plan.jobs, crew.workers)
     feed = Feed(units, crew.workers, free_memory() // 2, skipped=sink.recorded)
     if progress:

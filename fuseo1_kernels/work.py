@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from .plan import Input, Job
+from .plan import Input, Job, Plan
 from .streaming import Destination, TensorReport
 from .survey_cache import SurveyCache
 
@@ -70,3 +70,21 @@ class Crew(Protocol):
     @property
     def notes(self) -> list[str]:
         """What is worth knowing of the work that was done."""
+
+
+class Arithmetic(Protocol):
+    """Where a merge's arithmetic is done."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def description(self) -> str: ...
+
+    def crew(self, plan: Plan, threads: int | None, max_memory: int, work: Work) -> Crew:
+        """All workers for `plan`. MergeError if there is too little memory."""
+
+    def host_memory(
+        self, plan: Plan, threads: int | None, max_memory: int
+    ) -> tuple[int, list[str]]:
+        """Most bytes of the host's memory that they will take, and what is worth knowing. MergeError likewise."""

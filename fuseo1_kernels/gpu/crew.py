@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..backends import GpuBackend, load_backend, load_gpu_backend
@@ -12,7 +12,7 @@ from ..threads import resolve_threads
 from ..work import Work
 from .cpu_help import CpuHelp
 from .device import Device, open_devices
-from .division import divide_gpus
+from .division import Division, divide_gpus
 from .lane import Lane
 from .merger import GpuMerger
 
@@ -33,6 +33,22 @@ class Gpus:
     def description(self) -> str:
         return ", ".join(device.description for device in self.devices)
 
+    def crew(self, plan: Plan, threads: int | None, max_memory: int, work: Work) -> GpuCrew:
+        return GpuCrew(self, plan, threads, max_memory, work)
+
+    def host_memory(
+        self, plan: Plan, threads: int | None, max_memory: int
+    ) -> tuple[int, list[str]]:
+        division = self.divide(plan, threads, max_memory)
+        return division.host_bytes, division.notes
+
+    def divide(
+        self, plan: Plan, threads: int | None, max_memory: int, also: Sequence[float] = ()
+    ) -> Division:
+        return divide_gpus(
+            plan, self.devices, self.backend, threads, max_memory, self.max_memory, also
+        )
+
 
 def open_gpus(backend: str, numbers: tuple[int, ...], max_memory: int | None) -> Gpus:
     """The GPUs of these numbers with the backend of that name ("auto": the best), or BackendError."""
@@ -46,15 +62,8 @@ class GpuCrew:
         self, gpus: Gpus, plan: Plan, threads: int | None, max_memory: int, work: Work
     ) -> None:
         """Reserve the memory of all GPUs. MergeError if there is too little of it, or of the host's."""
-        division = divide_gpus(
-            plan,
-            gpus.devices,
-            gpus.backend,
-            threads,
-            max_memory,
-            gpus.max_memory,
-            work.surveys.also if work.surveys else (),
-        )
+        also = work.surveys.also if work.surveys else ()
+        division = gpus.divide(plan, threads, max_memory, also)
         self._work = work
         self._lanes: list[Lane] = []
         helper = None
