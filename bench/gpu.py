@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from gpu_case import Case, Work, array, on_device
+from gpu_case import Case, Work, on_device
 from gpu_report import Figure, Findings, folders, gpu_name, markdown, publish
 from machine import commit, cpu_model, utc_now, versions
 from report import median, parser
@@ -27,6 +27,7 @@ from fuseo1_kernels import merge_tensors
 from fuseo1_kernels.arrays import Array
 from fuseo1_kernels.backends import GPU_BACKENDS, GpuBackend, load_gpu_backend
 from fuseo1_kernels.errors import BackendError
+from fuseo1_kernels.ops import as_array
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 SMALL, MANY = 5120, 256
@@ -43,8 +44,8 @@ def small_launches(gpu: Any, many: int, repeats: int) -> dict[str, float]:
         works: list[Work] = []
         for tensors, out in zip(case.sets, case.outs, strict=True):
             parts = list(zip(*(t.split(SMALL) for t in tensors), strict=True))[:count]
-            inputs = [[array(t) for t in part] for part in parts]
-            outs = [array(o) for o in out.split(SMALL)[:count]]
+            inputs = [[as_array(t) for t in part] for part in parts]
+            outs = [as_array(o) for o in out.split(SMALL)[:count]]
             works.append(small_launch(gpu, inputs, outs))
         taken[f"{count} of {SMALL} elements"] = median(on_device(works, repeats)[0]) * 1e6
     return taken

@@ -13,18 +13,13 @@ from report import median
 from siblings import siblings
 
 from fuseo1_kernels import merge_tensors
-from fuseo1_kernels.arrays import BY_NAME, Array
 from fuseo1_kernels.backends import GpuBackend
+from fuseo1_kernels.ops import as_array
 
 L2 = 60 << 20  # of an H200; sets of tensors are to exceed it several times
 DEVICE = "cuda"
 
 Work = Callable[[], object]
-
-
-def array(tensor: torch.Tensor) -> Array:
-    name = str(tensor.dtype).removeprefix("torch.")
-    return Array(tensor.data_ptr(), BY_NAME[name], tensor.numel(), tensor)
 
 
 def nbytes(tensors: Sequence[torch.Tensor]) -> int:
@@ -98,8 +93,8 @@ class Case:
     ) -> dict[str, tuple[int, list[Work]]]:
         """Return our calls: the bytes that each must move, and one for every set."""
         read, written = nbytes(self.sets[0]), self.outs[0].nbytes
-        inputs = [[array(t) for t in tensors] for tensors in self.sets]
-        outs = [array(out) for out in self.outs]
+        inputs = [[as_array(t) for t in tensors] for tensors in self.sets]
+        outs = [as_array(out) for out in self.outs]
         surveys = [gpu.enqueue_survey(i, select_topk, variant) for i in inputs]
         enqueue = partial(gpu.enqueue_survey, select_topk=select_topk, variant=variant)
 
@@ -120,7 +115,7 @@ class Case:
         self, gpu: GpuBackend, select_topk: float, variant: str, repeats: int
     ) -> list[Figure]:
         copy = self.copy_rate(repeats)
-        first = [array(t) for t in self.sets[0]]
+        first = [as_array(t) for t in self.sets[0]]
         passes = gpu.result(gpu.enqueue_survey(first, select_topk, variant))[0].passes
         made = []
         for call, (moved, works) in self.calls(gpu, select_topk, variant).items():

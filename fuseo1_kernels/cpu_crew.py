@@ -58,13 +58,9 @@ class CpuCrew:
     def merger(self, _number: int, working: Callable[[], int]) -> TensorMerger:
         return TensorMerger(
             self._backend,
-            self._work.destination,
             self._memory,
+            self._work,
             threads=lambda: max(1, self._threads // max(1, working())),
-            nonfinite=self._work.nonfinite,
-            advance=self._work.advance,
-            stop=self._work.stop,
-            surveys=self._work.surveys,
         )
 
     def stop(self) -> None:

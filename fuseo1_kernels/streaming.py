@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
 
 import xxhash
 
@@ -24,8 +22,8 @@ from .checkpoint.journal import TensorRecord
 from .checkpoint.source import unreadable
 from .errors import CheckpointError, MergeError
 from .plan import Input, Job
-from .survey_cache import SurveyCache
 from .weights import sce_params
+from .work import TensorReport, Work
 
 # Elements merged between two looks at whether to stop; their output is written in one call.
 _CHUNK = 1 << 20
@@ -43,14 +41,6 @@ _MOST_RUNS = 2048
 _SURVEY_FLOOR = 4 << 20
 # What a survey keeps, at most, of an element of each input.
 _RECORD = 16
-
-
-@dataclass(frozen=True)
-class TensorReport:
-    """What happened to one tensor: what the journal keeps of it, and the bytes that were read."""
-
-    record: TensorRecord
-    bytes_read: int
 
 
 @dataclass(frozen=True)
@@ -83,39 +73,16 @@ def memory_floor(job: Job, surveys: int = 1) -> int:
     return 4 * _LEAST_CHUNK * (job.element_bytes + 4) + surveys * _SURVEY_FLOOR
 
 
-class Destination(Protocol):
-    """Where merged bytes go; a Sink is one."""
-
-    def write(self, name: str, start: int, view: memoryview) -> None: ...
-
-
 class TensorMerger:
-    """A worker: merges one tensor at a time in buffers of its own.
-
-    `threads` is asked before every kernel call, `advance` is told of every byte read (once) or written,
-    `stop` ends the work early. `surveys` is asked for surveys and given new ones.
-    """
+    """A worker: merges one tensor at a time in buffers of its own. `threads` is asked before every kernel call."""
 
     def __init__(
-        self,
-        backend: Backend,
-        destination: Destination,
-        memory: Memory,
-        *,
-        threads: Callable[[], int],
-        nonfinite: str,
-        advance: Callable[[int], None],
-        stop: threading.Event,
-        surveys: SurveyCache | None = None,
+        self, backend: Backend, memory: Memory, work: Work, *, threads: Callable[[], int]
     ) -> None:
         self._backend = backend
-        self._destination = destination
+        self._work = work
         self._threads = threads
-        self._nonfinite = nonfinite
-        self._advance = advance
-        self._stop = stop
-        self._surveys = surveys
-        at_once = surveys.at_once if surveys else 1
+        at_once = work.surveys_at_once
         share = memory.survey // at_once
         self._survey_bytes = max(min(share, _SURVEY_FLOOR), share // 8)
         try:
@@ -147,16 +114,14 @@ class TensorMerger:
         """
         self._checksum, self._direct = xxhash.xxh3_128(), direct
         files = [FileRange(*x.source.place(x.info), x.dtype) for x in job.inputs]
-        cache = self._surveys
-        survey = cache.find(job, job.select_topk) if cache else None
-        wanted = cache.missing(job) if cache else [job.select_topk]
+        survey, wanted = self._work.look_up(job)
         surveys, passes = self._survey(job, files, wanted)
         survey = survey or surveys[job.select_topk]
         self._fuse(job, self._settle(job, survey), files, tell=passes == 0)
         for x in job.inputs:
             x.source.check_unchanged(x.info.file)
-        if cache:
-            cache.keep(job, surveys)
+        if self._work.surveys:
+            self._work.surveys.keep(job, surveys)
         record = TensorRecord(self._checksum.hexdigest(), survey.energy, survey.passes)
         return TensorReport(record, job.input_bytes * (passes + 1))
 
@@ -178,7 +143,7 @@ class TensorMerger:
                     with _explained(job):
                         surveyor.update_files(files, start, count, self._in)
                 if passes == 0:
-                    self._advance(count * job.element_bytes)
+                    self._work.advance(count * job.element_bytes)
             for surveyor in working:
                 surveyor.end_pass()
             passes += 1
@@ -196,7 +161,7 @@ class TensorMerger:
         """(start, count) of the chunks of a tensor, in order."""
         ahead = _READ_AHEAD // job.element_bytes
         for start, count in _pieces(job.numel, most):
-            if self._stop.is_set():
+            if self._work.stop.is_set():
                 raise MergeError("the merge was stopped")
             wanted = (start + ahead, count) if start else (0, ahead + count)
             _will_need(self._direct, *wanted)
@@ -206,7 +171,7 @@ class TensorMerger:
 
     def _settle(self, job: Job, survey: SurveyResult) -> FuseParams:
         """What the survey means for the fuse, unless it found what must not be merged."""
-        if self._nonfinite == "error":
+        if self._work.nonfinite == "error":
             refuse_nonfinite(job, survey)
         return sce_params(survey, job.numel, job.select_topk, job.variant)
 
@@ -216,17 +181,17 @@ class TensorMerger:
             with _explained(job):
                 bad = self._backend.fuse_files(files, params, out, start, self._threads(), self._in)
             if tell:
-                self._advance(count * job.element_bytes)
+                self._work.advance(count * job.element_bytes)
             self._write(job, start, count, bad)
 
     def _write(self, job: Job, start: int, count: int, bad: int) -> None:
         """Write elements [start, start + count), of which `bad` are not finite, from the output buffer."""
-        if self._nonfinite == "error":
+        if self._work.nonfinite == "error":
             refuse_overflow(job, bad)
         merged = self._out.view[: count * job.dtype.size]
         self._checksum.update(merged)
-        self._destination.write(job.name, start * job.dtype.size, merged)
-        self._advance(merged.nbytes)
+        self._work.destination.write(job.name, start * job.dtype.size, merged)
+        self._work.advance(merged.nbytes)
 
 
 def _pieces(numel: int, most: int) -> Iterator[tuple[int, int]]:

@@ -58,15 +58,16 @@ class SurveyCache:
         """The most surveys of one tensor that a merge makes in the same read."""
         return 1 + len(self.also)
 
-    def find(self, job: Job, select_topk: float) -> SurveyResult | None:
-        """Return what a survey of `job`'s tensors said, if one is kept; it took no pass now."""
-        survey = self._surveys.get(_key(job, select_topk))
-        return None if survey is None else replace(survey, passes=0)
+    def look_up(self, job: Job) -> tuple[SurveyResult | None, list[float]]:
+        """What is kept for `job` (it took no pass now), and the select_topks to survey now, its own first.
 
-    def missing(self, job: Job) -> list[float]:
-        """Values of select_topk for which `job`'s tensors are to be surveyed now, its own first."""
+        In one look: another worker may keep a survey of the same tensors at any time.
+        """
         wanted = dict.fromkeys((job.select_topk, *self.also))
-        return [topk for topk in wanted if _key(job, topk) not in self._surveys]
+        there = {topk: self._surveys.get(_key(job, topk)) for topk in wanted}
+        kept = there[job.select_topk]
+        missing = [topk for topk, survey in there.items() if survey is None]
+        return None if kept is None else replace(kept, passes=0), missing
 
     def keep(self, job: Job, surveys: Mapping[float, SurveyResult]) -> None:
         """Keep what surveys of `job`'s tensors said, by select_topk; a disk that refuses is among `problems`."""

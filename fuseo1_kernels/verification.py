@@ -29,6 +29,7 @@ from .plan import Job, counted, make_plan
 from .prepare import as_config, open_sources, refuse_problems
 from .streaming import TensorMerger
 from .threads import resolve_threads
+from .work import Work
 
 #: The config of a merge, as it is put beside its result.
 CONFIG = "mergekit_config.yml"
@@ -220,14 +221,13 @@ def _recompute(
         comparison = _Comparison(model)
         _, memory = divide(plan, 1, DEFAULT_MAX_MEMORY)
         total = sum(job.input_bytes + job.output_bytes for job in jobs)
+        nonfinite = str(options.get("nonfinite", "error"))
+        advance = _start(progress, f"merging {counted(len(jobs), 'tensor')} again", total)
         merger = TensorMerger(
             load_backend("reference"),
-            comparison,
             memory,
+            Work(comparison, nonfinite, advance, threading.Event()),
             threads=lambda: resolve_threads(threads),
-            nonfinite=str(options.get("nonfinite", "error")),
-            advance=_start(progress, f"merging {counted(len(jobs), 'tensor')} again", total),
-            stop=threading.Event(),
         )
         try:
             for job in jobs:

@@ -7,9 +7,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from .backends import SurveyResult
+from .checkpoint.journal import TensorRecord
 from .plan import Input, Job, Plan
-from .streaming import Destination, TensorReport
 from .survey_cache import SurveyCache
+
+
+class Destination(Protocol):
+    """Where merged bytes go; a Sink is one."""
+
+    def write(self, name: str, start: int, view: memoryview) -> None: ...
+
+
+@dataclass(frozen=True)
+class TensorReport:
+    """What happened to one tensor: what the journal keeps of it, and the bytes that were read."""
+
+    record: TensorRecord
+    bytes_read: int
 
 
 @dataclass(frozen=True)
@@ -34,6 +49,10 @@ class Work:
     def surveys_at_once(self) -> int:
         """The most surveys of one tensor that are made in the same read."""
         return self.surveys.at_once if self.surveys else 1
+
+    def look_up(self, job: Job) -> tuple[SurveyResult | None, list[float]]:
+        """The survey of `job` that is kept, if one is, and the select_topks to survey now, its own first."""
+        return self.surveys.look_up(job) if self.surveys else (None, [job.select_topk])
 
 
 class Merger(Protocol):

@@ -11,8 +11,8 @@ import torch
 from gpu_data import KINDS, constant, halves, tied, tuned, two_values
 from tensors import BF16, DTYPES, FP16, FP32, assert_same_bits
 
-from fuseo1_kernels.arrays import BY_NAME, Array
 from fuseo1_kernels.backends import GpuBackend, SurveyResult, load_backend
+from fuseo1_kernels.ops import as_array as array
 from fuseo1_kernels.threads import resolve_threads
 from fuseo1_kernels.weights import sce_params
 
@@ -22,11 +22,6 @@ VARIANTS = ("fuseo1", "mergekit")
 SMALL = os.environ.get("FUSEO1_SMALL_GRID") == "1"
 
 _PADDING = 32
-
-
-def array(tensor: torch.Tensor) -> Array:
-    name = str(tensor.dtype).removeprefix("torch.")
-    return Array(tensor.data_ptr(), BY_NAME[name], tensor.numel(), tensor)
 
 
 def placed(tensor: torch.Tensor, by: int, device: torch.device) -> torch.Tensor:

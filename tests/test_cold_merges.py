@@ -21,7 +21,8 @@ from fuseo1_kernels.checkpoint.page_cache import is_cached
 from fuseo1_kernels.checkpoint.source import Source, open_source
 from fuseo1_kernels.feed import Feed, Portion
 from fuseo1_kernels.plan import Input, Job
-from fuseo1_kernels.streaming import TensorMerger, TensorReport
+from fuseo1_kernels.streaming import TensorMerger
+from fuseo1_kernels.work import TensorReport
 
 MIB = 1 << 20
 # The page cache's largest folio: what shares one with the header stays.

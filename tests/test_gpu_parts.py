@@ -116,11 +116,12 @@ def test_slots_are_made_when_they_are_needed_and_no_more() -> None:
 
 
 def test_a_device_that_failed_before_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    def lost(nbytes: int) -> None:
+    def lost(*_: int) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     device = FakeDevice()
-    monkeypatch.setattr(device, "allocate_pinned", lost)
+    for what in ("allocate_pinned", "free_bytes"):
+        monkeypatch.setattr(device, what, lost)
     with pytest.raises(RuntimeError, match="illegal memory access"):
         Ring(device, 2, 512).take()
 

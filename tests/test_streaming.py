@@ -22,6 +22,7 @@ from fuseo1_kernels.checkpoint.source import Source, open_source
 from fuseo1_kernels.errors import CheckpointError
 from fuseo1_kernels.plan import Input, Job
 from fuseo1_kernels.streaming import Memory, TensorMerger, _pieces, plan_memory
+from fuseo1_kernels.work import Work
 
 MIB = 1 << 20
 SHAPE = 311, 223  # 69,353 elements: 271 blocks of 256 and a bit, a segment of 65,536 and a bit
@@ -56,15 +57,8 @@ def merge_with(
     inputs = tuple(Input(source, source.tensors["w"]) for source in sources)
     job = Job("w", SHAPE, inputs[0].dtype, inputs, select_topk, "mergekit")
     found = Collected(job.output_bytes)
-    merger = TensorMerger(
-        load_backend(backend),
-        found,
-        memory,
-        threads=lambda: 2,
-        nonfinite="error",
-        advance=lambda _: None,
-        stop=threading.Event(),
-    )
+    work = Work(found, "error", lambda _: None, threading.Event())
+    merger = TensorMerger(load_backend(backend), memory, work, threads=lambda: 2)
     report = merger.merge(job, inputs if direct else ())
     assert found.written == job.output_bytes
     assert report.record.passes >= 1

@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from ..plan import Input, Job, counted
-from ..streaming import TensorMerger, TensorReport
+from ..streaming import TensorMerger
+from ..work import TensorReport
 
 
 class CpuHelp:

@@ -70,13 +70,9 @@ class GpuCrew:
         if division.cpu_memory:
             helper = TensorMerger(
                 load_backend("auto"),
-                work.destination,
                 division.cpu_memory,
+                work,
                 threads=lambda: resolve_threads(threads),
-                nonfinite=work.nonfinite,
-                advance=work.advance,
-                stop=work.stop,
-                surveys=work.surveys,
             )
         self._cpu_help = CpuHelp(division.cpu_reasons, helper)
         try:

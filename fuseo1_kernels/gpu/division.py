@@ -66,9 +66,9 @@ def divide_gpus(
         job.name: footprint(job, surveys, backend.result_bytes, backend.params_bytes)
         for job in plan.jobs
     }
-    works = {job.name: _work_bytes(job, also, backend) for job in plan.jobs}
     many = {job.name for job in plan.jobs if len(job.inputs) - 1 > backend.max_targets}
-    few = [name for name in sizes if name not in many and sizes[name] + works[name] <= limit]
+    works = {job.name: _work_bytes(job, also, backend) for job in plan.jobs if job.name not in many}
+    few = [name for name in works if sizes[name] + works[name] <= limit]
     work = max((works[name] for name in few), default=0)
     fit = {name for name in few if sizes[name] + work <= limit}
     too_large = f"each needs more than {_mib(limit)} of a GPU's memory (--max-gpu-memory)"
@@ -118,10 +118,7 @@ def _default_limit(device: Device) -> int:
 
 
 def _work_bytes(job: Job, also: Sequence[float], backend: GpuBackend) -> int:
-    targets = len(job.inputs) - 1
-    if targets > backend.max_targets:
-        return 0
-    topks = {job.select_topk, *also}
+    targets, topks = len(job.inputs) - 1, {job.select_topk, *also}
     return aligned(max(backend.workspace_bytes(targets, job.numel, topk) for topk in topks))
 
 

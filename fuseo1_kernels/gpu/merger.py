@@ -12,9 +12,9 @@ from ..arrays import Array, Buffer
 from ..backends import OnDevice, Room, SurveyResult
 from ..checkpoint.journal import TensorRecord
 from ..plan import Input, Job
-from ..streaming import TensorReport, refuse_nonfinite, refuse_overflow
+from ..streaming import refuse_nonfinite, refuse_overflow
 from ..weights import sce_params
-from ..work import Work
+from ..work import TensorReport, Work
 from .cpu_help import CpuHelp
 from .device import Event, explained
 from .lane import Lane
@@ -99,14 +99,12 @@ class GpuMerger:
         return reports
 
     def _request(self, job: Job) -> Request:
-        cache = self._work.surveys
-        kept = cache.find(job, job.select_topk) if cache else None
-        if cache is None or kept is None:
-            return Request(job, tuple(cache.missing(job)) if cache else (job.select_topk,))
+        kept, topks = self._work.look_up(job)
+        if kept is None:
+            return Request(job, tuple(topks))
         self._refuse(job, kept, 0)
         params = sce_params(kept, job.numel, job.select_topk, job.variant)
-        packed = self._lane.backend.pack_params(params)
-        return Request(job, tuple(cache.missing(job)), kept, packed)
+        return Request(job, tuple(topks), kept, self._lane.backend.pack_params(params))
 
     # --- to the device -------------------------------------------------------------------
 
@@ -178,11 +176,10 @@ class GpuMerger:
 
     def _copy_out(
         self, layout: Layout, region: int, merged: Event
-    ) -> Iterator[tuple[Task, dict[float, SurveyResult], str]]:
+    ) -> list[tuple[Task, dict[float, SurveyResult], str]]:
         """Write the outputs, if the surveys allow it; for each tensor its surveys and its checksum."""
         results = bytearray()
-        checksums = [xxhash.xxh3_128() for _ in layout.tasks]
-        by_task = dict(zip(map(id, layout.tasks), checksums, strict=True))
+        checksums = {id(task): xxhash.xxh3_128() for task in layout.tasks}
         surveys: list[dict[float, SurveyResult]] = []
         for chunk, slot in self._chunks_from(layout, region, merged):
             for part in chunk.parts:
@@ -192,11 +189,13 @@ class GpuMerger:
                     if len(results) == layout.results_bytes:
                         surveys = [self._settle(task, layout, results) for task in layout.tasks]
                     continue
-                by_task[id(part.item)].update(view)
+                checksums[id(part.item)].update(view)
                 self._work.destination.write(part.item.job.name, part.start, view)
                 self._work.advance(part.nbytes)
-        for task, found, checksum in zip(layout.tasks, surveys, checksums, strict=True):
-            yield task, found, checksum.hexdigest()
+        return [
+            (task, found, checksums[id(task)].hexdigest())
+            for task, found in zip(layout.tasks, surveys, strict=True)
+        ]
 
     def _chunks_from(
         self, layout: Layout, region: int, merged: Event

@@ -81,8 +81,7 @@ class Ring:
             try:
                 return Slot(self._device.allocate_pinned(self.nbytes))
             except RuntimeError as error:
-                if "out of memory" not in str(error) and "alloc" not in str(error):
-                    raise  # an earlier failure of the device shows here
+                self._device.free_bytes()  # a device that failed before fails here again, and is told of
                 raise MergeError(
                     f"{self.nbytes >> 10} KiB of page-locked memory cannot be had; lower --max-memory"
                 ) from error
