@@ -16,15 +16,14 @@ from typing import Any, Protocol, TypeGuard, TypeVar
 
 from ..arrays import Array, Buffer, DType
 from ..errors import BackendError
+from .requests import NOTHING as NOTHING
+from .requests import Cut, FuseParams, Request
 
 #: Default bound on what a survey keeps in memory, bytes.
 SURVEY_BYTES = 128 << 20
 
 #: Most targets of one merge (FUSEO1_MAX_TARGETS).
 MAX_TARGETS = 64
-
-#: No score reaches it: nothing is selected.
-NOTHING = 0x7FFFFFFF
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,11 @@ class SurveyResult:
         passes: reads of the whole tensor; more than 1 says that the exact path was needed.
         energy: sum of squares of each task vector over the selected elements.
         nonfinite: counts of non-finite elements: base, each target, overflows of finite inputs.
+        cuts: of Magnitudes: by target, by rank.
+        norms: of Norms: by target, the sums of |d| over all elements and over the selected ones.
+        gram: of Gram: the matrix, row by row.
+
+    What answers another request is empty, -1, or NOTHING.
     """
 
     nonzero: int
@@ -48,20 +52,9 @@ class SurveyResult:
     passes: int
     energy: tuple[float, ...]
     nonfinite: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class FuseParams:
-    """How `fuse` weighs and masks; csrc/include/fuseo1/fuse.h defines every field.
-
-    Weights and floor are fp64 here; a backend rounds them to fp32 first of all.
-    """
-
-    weights: tuple[float, ...]
-    floor_divisor: float = 0.0
-    masked: bool = False
-    threshold: int = 0
-    tie_limit: int = -1
+    cuts: tuple[tuple[Cut, ...], ...] = ()
+    norms: tuple[tuple[float, float], ...] = ()
+    gram: tuple[tuple[float, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -124,7 +117,7 @@ class Ops(Protocol):
     def survey(
         self,
         inputs: Sequence[Array],
-        select_topk: float,
+        request: Request,
         threads: int,
         max_bytes: int = SURVEY_BYTES,
     ) -> SurveyResult: ...
@@ -142,7 +135,7 @@ class Backend(Ops, Protocol):
         self,
         targets: int,
         numel: int,
-        select_topk: float,
+        request: Request,
         threads: int,
         max_bytes: int,
         room: Buffer | None = None,

@@ -1,34 +1,53 @@
 // SPDX-License-Identifier: Apache-2.0
 // fuse: read base and targets once more; mask, elect the sign, sum with weights, add to the base, round, write.
 //
-// Same widening, rounding and order as survey.h. Per element:
+// Same widening, rounding and order as survey.h. Per element of flat index f, for targets i = 1..N in order:
 //
-//   d_i = x_i - b,  s = (d_1 + d_2) + ... + d_N
-//   masked and not selected (survey.h):  out = round(b)
-//   sign is + if s >= 0, else -;  target i survives where d_i is nonzero and has that sign
-//   num = sum of w_i * d_i, den = sum of w_i over the survivors, in order
-//   divisor = den == 0 ? 1 : den (floor_divisor == 0), else max(den, floor_divisor)
-//   out = round(b + num / divisor); round(b) when nobody survives (the base's own bits, -0.0 too)
-//   s not finite: out = NaN. Every NaN is written as the quiet NaN 0x7fc0, 0x7e00 or 0x7fc00000.
+//   d_i = x_i - b
+//   z_i = d_i if target i's selection (select.h) has f, or d_i is not finite; else 0; with CLAMP d_i within +-most
+//   t_i = w_i * z_i
+//   elect     SUM       s = z_1 + ... + z_N       i survives where z_i is nonzero and has the elected sign
+//             WEIGHTED  s = t_1 + ... + t_N       i survives where t_i is nonzero and has it
+//             COUNT     s = sgn t_1 + ... + sgn t_N    likewise
+//             NONE      s = num                   i survives where t_i is nonzero
+//             the elected sign is + if s >= 0, else -
+//   masked and f not selected by score (survey.h): nobody survives
+//   num = sum of t_i, den = sum of share_i over the survivors, in order
+//   divisor = `divisor` if that is not 0; else den == 0 ? 1 : den (floor_divisor == 0), else max(den, floor_divisor)
+//   out = round(base_scale * b + scale * (num / divisor)); round(base_scale * b) where nobody survives (-0.0 too)
+//   s not finite (of COUNT: a t_i is not): out = NaN. Every NaN is written as the quiet NaN 0x7fc0, 0x7e00 or
+//   0x7fc00000.
 //
-// round is to nearest even in the output's dtype, once: b + delta is added exactly and not rounded to fp32 on the way
-// to bf16 or fp16. (Weighted means of bf16 task vectors lie next to bf16 ties so often that rounding twice would show.)
+// scale * and base_scale * are operations of their own, rounded to fp32; by 1 they change nothing. round is to nearest
+// even in the output's dtype, once: base and delta are added exactly and not rounded to fp32 on the way to bf16 or
+// fp16. (Weighted means of bf16 task vectors lie next to bf16 ties so often that rounding twice would show.)
+// Without targets out = round(base_scale * b). A method without a base takes its first model for it: sum c_i x_i is
+// (sum c_i) b + sum c_i d_i, with one stream less, and rounded where it is small.
+//
 // Bytes moved: (N+1) * input + 1 * output size per element.
-// Source: SCE, arXiv 2408.07990, "erase" as in TIES, arXiv 2306.01708.
+// Sources: SCE, arXiv 2408.07990; TIES, arXiv 2306.01708; task arithmetic, arXiv 2212.04089.
 #ifndef FUSEO1_FUSE_H_
 #define FUSEO1_FUSE_H_
 
+#include "fuseo1/select.h"
 #include "fuseo1/types.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 
+enum fuseo1_elect { FUSEO1_ELECT_SUM = 0, FUSEO1_ELECT_WEIGHTED = 1, FUSEO1_ELECT_COUNT = 2, FUSEO1_ELECT_NONE = 3 };
+
 typedef struct {
-  int32_t targets;
-  const float* weights;  // targets of them, >= 0
+  int32_t targets;       // 0 to FUSEO1_MAX_TARGETS
+  const float* weights;  // targets of them
+  const float* shares;   // nullptr: the weights
+  int32_t elect;         // enum fuseo1_elect
+  float divisor;         // 0: the survivors' shares
   float floor_divisor;
-  int32_t masked;  // apply threshold and tie_limit to the elements themselves
+  float scale, base_scale;
+  const fuseo1_select* selects;  // one a target; nullptr: everything is selected
+  int32_t masked;                // apply threshold and tie_limit to the elements' scores
   uint32_t threshold;
   int64_t tie_limit;
 } fuseo1_fuse_params;

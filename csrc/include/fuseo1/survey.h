@@ -27,6 +27,7 @@
 #ifndef FUSEO1_SURVEY_H_
 #define FUSEO1_SURVEY_H_
 
+#include "fuseo1/select.h"
 #include "fuseo1/types.h"
 
 #ifdef __cplusplus
@@ -70,6 +71,30 @@ typedef struct {
 // about 1 MiB, more for many targets of many elements; 4 MiB suffice for 64 targets of 2^31 and for 3 of 2^35 elements.
 int fuseo1_survey_create(int32_t targets, int64_t numel, double select_topk, int64_t max_bytes, fuseo1_survey** out);
 void fuseo1_survey_destroy(fuseo1_survey*);
+
+// Three other surveys, with d, M, E, t and the counts of non-finite elements as above; what is not finite counts as 0.
+//
+// Magnitudes (TIES, breadcrumbs): for target i the cuts after its ranks[i * per_target ..] largest |d_i|, ties by lowest
+// f. Zeros are never selected: of k >= count_nonzero(d_i) a cut says threshold 0, tie_limit -1. For k == 0 it says
+// threshold 0x7fffffff, tie_limit -1; and tie_limit is numel - 1 when every tie is selected. All targets in one read, as
+// a rule; max_bytes bounds all of them together, and the least is as above for each cut.
+//
+// Norms (rescaling): per target the sums of |d_i| over all elements and over those of its selection (select.h; nullptr:
+// all). q_i = |d_i| in the formulas of energies. BITS are not possible. One read.
+//
+// Gram (spherical methods): the sums of v_i * v_j for all pairs, v = d_1..d_N or (of_inputs) b, x_1..x_N. The product is
+// one fp32 operation, of operands clamped as for energies; per block and pair M = max |p|, t = rint(p * 2^(149-E)) with
+// its sign. One read.
+int fuseo1_survey_create_magnitudes(int32_t targets, int64_t numel, const int64_t* ranks, int32_t per_target,
+                                    int64_t max_bytes, fuseo1_survey** out);
+int fuseo1_survey_create_norms(int32_t targets, int64_t numel, const fuseo1_select* selects, fuseo1_survey** out);
+int fuseo1_survey_create_gram(int32_t targets, int64_t numel, int32_t of_inputs, fuseo1_survey** out);
+
+// What they learned, when DONE. passes and nonfinite are those of fuseo1_survey_result_of, whose other fields say
+// nothing then. `cuts`: targets * per_target of them, in the order of the ranks. `sums`: of norms, all and selected of
+// target 1, of target 2, ...; of gram the symmetric matrix, row by row.
+int fuseo1_survey_cuts_of(const fuseo1_survey*, fuseo1_cut* cuts);
+int fuseo1_survey_sums_of(const fuseo1_survey*, double* sums);
 
 // Lends SCAN memory for its slabs, besides max_bytes, instead of memory of its own: one survey after the other can use
 // it, where the system would have to clear fresh pages for each. It must outlive the survey.

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+// select: which elements of one target's task vector take part, decided from the element alone.
+//
+//   ALL    everything
+//   BAND   the `keep` largest magnitudes without the `drop` largest: f is in a cut if the bits of |d| exceed its
+//          threshold, or equal it and f <= tie_limit; selected is f in keep and not in drop
+//   DRAW   at random: word(key, f) < limit, so with probability limit / 2^32
+//   BITS   bit f - offset of `bits`, from the lowest bit of the first word; offset is that of the call's chunk
+//   CLAMP  everything, but d only within +-most
+//
+// word(key, f), f = 256 B + 64 j + c: word j of Philox4x32-7 (Salmon et al., SC 2011) of the 128-bit counter
+// (lo, hi, 0, 0), where hi:lo = 64 B + c, under the 64-bit key (low word first). It depends on nothing else: not on
+// chunks, threads, instruction set, grid or device.
+#ifndef FUSEO1_SELECT_H_
+#define FUSEO1_SELECT_H_
+
+#include "fuseo1/types.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum fuseo1_select_kind {
+  FUSEO1_SELECT_ALL = 0,
+  FUSEO1_SELECT_BAND = 1,
+  FUSEO1_SELECT_DRAW = 2,
+  FUSEO1_SELECT_BITS = 3,
+  FUSEO1_SELECT_CLAMP = 4,
+};
+
+// The largest magnitudes: bits of |d| above `threshold`, or equal to it at an index of at most tie_limit. All of them:
+// threshold 0, tie_limit INT64_MAX. None: threshold 0x7fffffff, tie_limit -1.
+typedef struct {
+  uint32_t threshold;
+  int64_t tie_limit;
+} fuseo1_cut;
+
+typedef struct {
+  int32_t kind;  // enum fuseo1_select_kind
+  fuseo1_cut keep, drop;
+  uint64_t key;
+  uint32_t limit;
+  const uint64_t* bits;
+  float most;
+} fuseo1_select;
+
+#ifdef __cplusplus
+}
+#endif
+#endif  // FUSEO1_SELECT_H_

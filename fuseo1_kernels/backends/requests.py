@@ -1,0 +1,115 @@
+"""What surveys are asked and what fuse is told, beyond SCE: csrc/include/fuseo1/{survey,select,fuse}.h define it all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+#: No score and no magnitude reaches it: nothing is selected.
+NOTHING = 0x7FFFFFFF
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The elements whose |d| has bits above `threshold`, or equal to it at an index of at most `tie_limit`."""
+
+    threshold: int
+    tie_limit: int
+
+
+#: Everything but zeros, whose selection makes no difference; and nothing.
+ALL = Cut(0, -1)
+NONE = Cut(NOTHING, -1)
+
+
+@dataclass(frozen=True)
+class Band:
+    """Of one target the elements in `keep` and not in `drop`."""
+
+    keep: Cut = ALL
+    drop: Cut = NONE
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Elements drawn at random, each with probability limit / 2**32, by a 64-bit key."""
+
+    key: int
+    limit: int
+
+
+@dataclass(frozen=True)
+class Clamp:
+    """Every element, but its difference to the base only within +-`most`."""
+
+    most: float
+
+
+#: Which elements of one target take part; None: all.
+Select: TypeAlias = Band | Draw | Clamp | None
+
+#: How the sign of an element is elected: of the sum of d (SCE), of w * d, by counting heads, or not at all.
+Elect: TypeAlias = Literal["sum", "weighted", "count", "none"]
+
+
+@dataclass(frozen=True)
+class Magnitudes:
+    """Asks for the cuts after the ranks[i] largest |d| of target i; every target has as many ranks."""
+
+    ranks: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Norms:
+    """Asks for each target's sum of |d|, over all elements and over those of its selection."""
+
+    selects: tuple[Select, ...]
+
+
+@dataclass(frozen=True)
+class Gram:
+    """Asks for the inner products of all task vectors with each other, or, `of_inputs`, of base and targets themselves."""
+
+    of_inputs: bool = False
+
+
+#: What a survey is to learn; a number is SCE's select_topk.
+Request: TypeAlias = float | Magnitudes | Norms | Gram
+
+
+@dataclass(frozen=True)
+class FuseParams:
+    """How `fuse` selects, elects, weighs and scales. The defaults are SCE's.
+
+    Floats are fp64 here; a backend rounds them to fp32 first of all.
+
+    Attributes:
+        weights: w, one a target.
+        floor_divisor: the least divisor, or 0.
+        masked, threshold, tie_limit: whether an element must be selected by its score, and how.
+        elect: how signs are elected.
+        divisor: None: the sum of the survivors' shares.
+        shares: what each target counts for in the divisor; None: the weights.
+        scale, base_scale: factors of the merged task vector and of the base.
+        selects: one a target; empty: everything is selected.
+    """
+
+    weights: tuple[float, ...]
+    floor_divisor: float = 0.0
+    masked: bool = False
+    threshold: int = 0
+    tie_limit: int = -1
+    elect: Elect = "sum"
+    divisor: float | None = None
+    shares: tuple[float, ...] | None = None
+    scale: float = 1.0
+    base_scale: float = 1.0
+    selects: tuple[Select, ...] = ()
+
+    @property
+    def is_sce(self) -> bool:
+        """Whether only weights, floor and the mask by score differ from the defaults."""
+        plain = FuseParams(
+            self.weights, self.floor_divisor, self.masked, self.threshold, self.tie_limit
+        )
+        return self == plain
