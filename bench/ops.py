@@ -21,8 +21,8 @@ from report import median, parser, peer_merge_tensors, publish, table, timed
 from siblings import siblings
 
 from fuseo1_kernels.memory import merge_tensors
+from fuseo1_kernels.methods.sce import sce_params
 from fuseo1_kernels.ops import fuse, survey
-from fuseo1_kernels.weights import sce_params
 
 RMS = (1e-3, 1e-4)
 SELECT_TOPK = (1.0, 0.5, 0.1)

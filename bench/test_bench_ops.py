@@ -14,8 +14,8 @@ from siblings import siblings
 
 from fuseo1_kernels import _cpu
 from fuseo1_kernels.backends import load_backend
+from fuseo1_kernels.methods.sce import sce_params
 from fuseo1_kernels.ops import fuse, survey
-from fuseo1_kernels.weights import sce_params
 
 SHAPE = (1024, 1024)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)

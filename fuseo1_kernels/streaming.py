@@ -21,8 +21,8 @@ from .backends import (
 from .checkpoint.journal import TensorRecord
 from .checkpoint.source import unreadable
 from .errors import CheckpointError, MergeError
+from .methods.sce import sce_params
 from .plan import Input, Job
-from .weights import sce_params
 from .work import TensorReport, Work
 
 # Elements merged between two looks at whether to stop; their output is written in one call.

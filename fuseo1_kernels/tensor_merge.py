@@ -22,6 +22,7 @@ from .backends import (
 )
 from .errors import ConfigError, MergeError, did_you_mean
 from .methods import METHODS, NONFINITE, Scalar
+from .methods.sce import sce_params
 from .ops import (
     as_array,
     as_arrays,
@@ -34,7 +35,6 @@ from .ops import (
 )
 from .resident import ResidentSurveys
 from .threads import resolve_threads
-from .weights import sce_params
 
 
 @dataclass

@@ -30,6 +30,7 @@ import torch
 from .backends import FuseParams, can_enqueue
 from .errors import MergeError
 from .memory import merge_tensors
+from .methods.sce import sce_params
 from .ops import (
     as_arrays,
     check_inputs,
@@ -42,7 +43,6 @@ from .ops import (
 )
 from .tensor_merge import resolve_parameters
 from .threads import resolve_threads
-from .weights import sce_params
 
 Tensors = Sequence[torch.Tensor]
 

@@ -29,7 +29,7 @@ from fuseo1_kernels.backends import (
     load_backend,
 )
 from fuseo1_kernels.gpu import crew
-from fuseo1_kernels.weights import sce_params
+from fuseo1_kernels.methods.sce import sce_params
 
 #: The streams of a lane, in the order in which it makes them.
 COPIES_IN, KERNELS, COPIES_OUT = range(3)

@@ -12,9 +12,9 @@ from gpu_data import KINDS, constant, halves, tied, tuned, two_values
 from tensors import BF16, DTYPES, FP16, FP32, assert_same_bits
 
 from fuseo1_kernels.backends import GpuBackend, SurveyResult, load_backend
+from fuseo1_kernels.methods.sce import sce_params
 from fuseo1_kernels.ops import as_array as array
 from fuseo1_kernels.threads import resolve_threads
-from fuseo1_kernels.weights import sce_params
 
 TOPKS = (1.0, 0.9, 0.5, 0.1, 0.001, 0.0)
 VARIANTS = ("fuseo1", "mergekit")

@@ -15,7 +15,7 @@ from fuseo1_kernels import merge_tensors, ops, tensor_merge
 from fuseo1_kernels.backends import load_backend, load_gpu_backend
 from fuseo1_kernels.backends.cuda import CudaBackend
 from fuseo1_kernels.errors import BackendError, MergeError
-from fuseo1_kernels.weights import sce_params
+from fuseo1_kernels.methods.sce import sce_params
 
 
 @pytest.fixture(scope="module")

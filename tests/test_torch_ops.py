@@ -17,7 +17,7 @@ import fuseo1_kernels
 from fuseo1_kernels import merge_tensors, tensor_merge, torch_ops
 from fuseo1_kernels.backends import FuseParams
 from fuseo1_kernels.errors import ConfigError, MergeError
-from fuseo1_kernels.weights import sce_params
+from fuseo1_kernels.methods.sce import sce_params
 
 OPS = torch.ops.fuseo1
 TOPK, VARIANT = 0.3, "mergekit"

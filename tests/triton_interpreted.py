@@ -25,7 +25,7 @@ from fuseo1_kernels.backends.triton.backend import TritonBackend
 from fuseo1_kernels.backends.triton.launches import workspace_bytes
 from fuseo1_kernels.backends.triton.tuning import Config
 from fuseo1_kernels.errors import BackendError, MergeError
-from fuseo1_kernels.weights import sce_params
+from fuseo1_kernels.methods.sce import sce_params
 
 # The interpreter computes with numpy, which warns where the contract has infinities and NaN.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")

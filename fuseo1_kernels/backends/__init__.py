@@ -17,7 +17,9 @@ from typing import Any, Protocol, TypeGuard, TypeVar
 from ..arrays import Array, Buffer, DType
 from ..errors import BackendError
 from .requests import NOTHING as NOTHING
-from .requests import Cut, FuseParams, Request
+from .requests import Cut as Cut
+from .requests import FuseParams as FuseParams
+from .requests import Request as Request
 
 #: Default bound on what a survey keeps in memory, bytes.
 SURVEY_BYTES = 128 << 20

@@ -1,4 +1,4 @@
-"""What surveys are asked and what fuse is told, beyond SCE: csrc/include/fuseo1/{survey,select,fuse}.h define it all."""
+"""What surveys are asked and what fuse is told: csrc/include/fuseo1/{survey,select,fuse}.h define it all."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Norms:
 
 @dataclass(frozen=True)
 class Gram:
-    """Asks for the inner products of all task vectors with each other, or, `of_inputs`, of base and targets themselves."""
+    """Asks for the inner products of all task vectors with each other, or, `of_inputs`, of base and targets."""
 
     of_inputs: bool = False
 

@@ -11,9 +11,9 @@ import xxhash
 from ..arrays import Array, Buffer
 from ..backends import OnDevice, Room, SurveyResult
 from ..checkpoint.journal import TensorRecord
+from ..methods.sce import sce_params
 from ..plan import Input, Job
 from ..streaming import refuse_nonfinite, refuse_overflow
-from ..weights import sce_params
 from ..work import TensorReport, Work
 from .cpu_help import CpuHelp
 from .device import Event, explained

@@ -1,12 +1,33 @@
-"""From what a survey learned to what fuse applies: the weights and masks of each method and variant."""
+"""SCE: select by variance, weigh by energy, erase minority signs (arXiv 2408.07990)."""
 
 from __future__ import annotations
 
-from .backends import FuseParams, SurveyResult
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..backends import FuseParams, SurveyResult
+from .record import Parameter, Target, Values, method
+
+VARIANTS = ("fuseo1", "mergekit")
 
 # mergekit's rules, which its variant reproduces: below this mean square all weights are equal, and no divisor is
 # smaller than this.
 _MERGEKIT_FLOOR = 1e-6
+
+
+@dataclass(frozen=True)
+class Sce:
+    """The rule: one survey, of the share `select_topk` of the elements."""
+
+    select_topk: float
+    variant: str
+    numel: int
+
+    def request(self, learned: Sequence[SurveyResult]) -> float | None:
+        return None if learned else self.select_topk
+
+    def params(self, learned: Sequence[SurveyResult]) -> FuseParams:
+        return sce_params(learned[0], self.numel, self.select_topk, self.variant)
 
 
 def sce_params(survey: SurveyResult, numel: int, select_topk: float, variant: str) -> FuseParams:
@@ -33,3 +54,18 @@ def sce_params(survey: SurveyResult, numel: int, select_topk: float, variant: st
         threshold=survey.threshold,
         tie_limit=survey.tie_limit,
     )
+
+
+def _rule(values: Values, target: Target) -> Sce:
+    return Sce(values["select_topk"], values["variant"], target.numel)
+
+
+SCE = method(
+    "sce",
+    "https://arxiv.org/abs/2408.07990",
+    _rule,
+    Parameter("select_topk", "float", 1.0, low=0.0, high=1.0),
+    Parameter("variant", "choice", "fuseo1", choices=VARIANTS),
+    # mergekit stores its masks as int8 on request; here there are no masks to store.
+    Parameter("int8_mask", "bool", False),
+)

@@ -1,0 +1,47 @@
+"""The table of merge methods: every one is a record of its parameters and its rule for a tensor."""
+
+from __future__ import annotations
+
+from .karcher import KARCHER
+from .linear import LINEAR, PASSTHROUGH
+from .model_stock import MODEL_STOCK
+from .multislerp import MULTISLERP
+from .nearswap import NEARSWAP
+from .record import Method, Parameter, Rule, Scalar, Target, Values
+from .sce import SCE
+from .slerp import NUSLERP, SLERP
+from .task_arithmetic import TASK_ARITHMETIC
+
+__all__ = [
+    "METHODS",
+    "NONFINITE",
+    "NOT_YET",
+    "Method",
+    "Parameter",
+    "Rule",
+    "Scalar",
+    "Target",
+    "Values",
+]
+
+#: What NaN and infinite elements do to a merge.
+NONFINITE = ("error", "propagate")
+
+METHODS: dict[str, Method] = {
+    m.name: m
+    for m in (
+        SCE,
+        *TASK_ARITHMETIC,
+        LINEAR,
+        SLERP,
+        NUSLERP,
+        MULTISLERP,
+        MODEL_STOCK,
+        KARCHER,
+        NEARSWAP,
+        PASSTHROUGH,
+    )
+}
+
+#: Methods that mergekit 0.1.5 has and this version does not: refused by name.
+NOT_YET = ("arcee_fusion", "della", "della_linear", "ram", "ramplus_tl")

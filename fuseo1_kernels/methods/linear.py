@@ -1,0 +1,59 @@
+"""Linear: a weighted mean of models (model soups, arXiv 2203.05482); passthrough: one model as it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..backends import FuseParams, SurveyResult
+from ..errors import ConfigError
+from .record import Parameter, Target, Values, combination, method
+
+
+@dataclass(frozen=True)
+class Linear:
+    """out = (sum of weight_i x_i) / divisor, whose divisor is the sum of the weights or 1."""
+
+    weights: tuple[float, ...]
+    normalize: bool
+
+    def request(self, learned: Sequence[SurveyResult]) -> None:
+        return None
+
+    def params(self, learned: Sequence[SurveyResult]) -> FuseParams:
+        if not self.normalize:
+            return combination(self.weights)
+        return FuseParams(self.weights[1:], elect="none", divisor=math.fsum(self.weights))
+
+
+def _linear(values: Values, target: Target) -> Linear:
+    if values["normalize"] and math.fsum(values["weight"]) == 0:
+        raise ConfigError(
+            f"linear: the weights of tensor {target.name} sum to 0; change them, or set normalize: false"
+        )
+    return Linear(values["weight"], values["normalize"])
+
+
+def _passthrough(values: Values, _target: Target) -> Linear:
+    (scale,) = values["scale"]
+    return Linear((1.0 if scale is None else scale,), False)
+
+
+LINEAR = method(
+    "linear",
+    "https://arxiv.org/abs/2203.05482",
+    _linear,
+    Parameter("weight", "float", None, per_model=True, required=True),
+    Parameter("normalize", "bool", True),
+    base="ignored",
+)
+
+PASSTHROUGH = method(
+    "passthrough",
+    "https://github.com/arcee-ai/mergekit",
+    _passthrough,
+    Parameter("scale", "float", None, per_model=True),
+    base="ignored",
+    most=1,
+)

@@ -1,0 +1,59 @@
+"""Model Stock: how far to go from the base to the mean of the others, by the angle between them (arXiv 2403.19522).
+
+    out = b + t * mean of d_i,  t = N cos / (1 + (N - 1) cos),  cos: the mean over all pairs of task vectors
+
+At a pole of t, where opposing task vectors cancel, nothing is added. Lengths' products below 1e-6 count as that, as in
+mergekit 0.1.5.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+from ..backends import FuseParams, SurveyResult
+from ..backends.requests import Gram
+from ..errors import ConfigError
+from .record import Parameter, Target, Values, method
+
+_LEAST = 1e-6
+
+
+@dataclass(frozen=True)
+class ModelStock:
+    """The rule, for `targets` of them."""
+
+    targets: int
+
+    def request(self, learned: Sequence[SurveyResult]) -> Gram | None:
+        return None if learned else Gram()
+
+    def params(self, learned: Sequence[SurveyResult]) -> FuseParams:
+        gram = learned[0].gram
+        cosines = []
+        for i, j in combinations(range(self.targets), 2):
+            lengths = math.sqrt(gram[i][i]) * math.sqrt(gram[j][j])
+            cosines.append(max(-1.0, min(1.0, gram[i][j] / max(lengths, _LEAST))))
+        cosine = math.fsum(cosines) / len(cosines)
+        pole = 1 + (self.targets - 1) * cosine
+        t = 0.0 if abs(pole) < _LEAST else self.targets * cosine / pole
+        return FuseParams((1.0,) * self.targets, elect="none", divisor=float(self.targets), scale=t)
+
+
+def _rule(values: Values, target: Target) -> ModelStock:
+    if values["filter_wise"]:
+        raise ConfigError(
+            "model_stock: filter_wise: true is not in fuseo1-kernels yet (tensors are taken whole)"
+        )
+    return ModelStock(len(target.models))
+
+
+MODEL_STOCK = method(
+    "model_stock",
+    "https://arxiv.org/abs/2403.19522",
+    _rule,
+    Parameter("filter_wise", "bool", False),
+    least=2,
+)

@@ -1,0 +1,88 @@
+"""Multi-SLERP: a weighted mean of several models, or task vectors, on the sphere, by one step in a tangent space.
+
+Source: https://goddard.blog/posts/multislerp-wow-what-a-cool-idea; `eps` is added to lengths
+as in mergekit 0.1.5.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..backends import FuseParams, SurveyResult
+from ..backends.requests import Gram
+from ..errors import ConfigError, MergeError
+from .record import Parameter, Target, Values, combination, method
+from .sphere import GramMatrix, axis, inner, norm, plus, times
+
+
+@dataclass(frozen=True)
+class MultiSlerp:
+    """The rule, between task vectors, or models where there is no base."""
+
+    weights: tuple[float, ...]
+    eps: float
+    has_base: bool
+    tensor: str
+
+    def request(self, learned: Sequence[SurveyResult]) -> Gram | None:
+        single = len(self.weights) == 1
+        return None if learned or single else Gram(of_inputs=not self.has_base)
+
+    def params(self, learned: Sequence[SurveyResult]) -> FuseParams:
+        factors = self._factors(learned[0].gram) if learned else [1.0]
+        if self.has_base:
+            return FuseParams(tuple(factors), elect="none", divisor=1.0)
+        return combination(factors)
+
+    def _factors(self, gram: GramMatrix) -> list[float]:
+        n = len(self.weights)
+        lengths = [math.sqrt(gram[i][i]) for i in range(n)]
+        units = [times(1 / (lengths[i] + self.eps), axis(i, n)) for i in range(n)]
+        mean = self._weighted(units)
+        length = norm(mean, gram)
+        if length < self.eps:
+            if n == 2:
+                return list(self.weights)
+            raise MergeError(
+                f"tensor {self.tensor}: multislerp has no mean: the models, so weighted, cancel out; "
+                "change the weights"
+            )
+        mean = times(1 / length, mean)
+        tangents = [plus(u, times(-inner(u, mean, gram), mean)) for u in units]
+        step = self._weighted(tangents)
+        angle = norm(step, gram) + self.eps
+        point = plus(times(math.cos(angle), mean), times(math.sin(angle) / angle, step))
+        scale = math.fsum(w * length for w, length in zip(self.weights, lengths, strict=True))
+        return times(scale, point)
+
+    def _weighted(self, vectors: Sequence[Sequence[float]]) -> list[float]:
+        total = [0.0] * len(self.weights)
+        for weight, vector in zip(self.weights, vectors, strict=True):
+            total = plus(total, times(weight, vector))
+        return total
+
+
+def _rule(values: Values, target: Target) -> MultiSlerp:
+    weights = values["weight"]
+    if values["normalize_weights"]:
+        total = math.fsum(weights)
+        if total == 0:
+            raise ConfigError(
+                f"multislerp: the weights of tensor {target.name} sum to 0; change them, or set "
+                "normalize_weights: false"
+            )
+        weights = tuple(w / total for w in weights)
+    return MultiSlerp(weights, values["eps"], target.has_base, target.name)
+
+
+MULTISLERP = method(
+    "multislerp",
+    "https://goddard.blog/posts/multislerp-wow-what-a-cool-idea",
+    _rule,
+    Parameter("weight", "float", None, per_model=True, required=True),
+    Parameter("normalize_weights", "bool", True),
+    Parameter("eps", "float", 1e-8, low=0.0),
+    base="optional",
+)

@@ -1,0 +1,41 @@
+"""NearSwap: towards the other model where the two are near each other.
+
+out = b + w d, w = min(1, t / |d|): the other model's element if it is within t of the base's, else a step of t towards
+it. (mergekit 0.1.5 divides by no less than 1e-6, so that it differs where both |d| and t are smaller than that.)
+Source: https://huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..backends import FuseParams, SurveyResult
+from ..backends.requests import Clamp
+from .record import Parameter, Target, Values, method
+
+
+@dataclass(frozen=True)
+class NearSwap:
+    """The rule: no survey."""
+
+    t: float
+
+    def request(self, learned: Sequence[SurveyResult]) -> None:
+        return None
+
+    def params(self, learned: Sequence[SurveyResult]) -> FuseParams:
+        return FuseParams((1.0,), elect="none", divisor=1.0, selects=(Clamp(self.t),))
+
+
+def _rule(values: Values, _target: Target) -> NearSwap:
+    return NearSwap(values["t"])
+
+
+NEARSWAP = method(
+    "nearswap",
+    "https://huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001",
+    _rule,
+    Parameter("t", "float", None, low=0.0, required=True),
+    most=1,
+)

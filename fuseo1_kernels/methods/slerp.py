@@ -1,0 +1,105 @@
+"""SLERP and NuSLERP: two models, or what they added to a base, along the arc between them.
+
+    slerp:   out = c_0 b + c_1 x,  c = sin((1-t) angle) / sin(angle), sin(t angle) / sin(angle)
+    nuslerp: the same of two targets, or of their task vectors, t being the second's share of the weights
+
+Both are straight lines where the two are nearly parallel. Source: https://en.wikipedia.org/wiki/Slerp; what counts as
+parallel, and shorter lengths than which as 0, as in mergekit 0.1.5.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..backends import FuseParams, SurveyResult
+from ..backends.requests import Gram
+from ..errors import ConfigError
+from .record import Parameter, Target, Values, combination, method
+from .sphere import arc
+
+_NEARLY_PARALLEL = 0.9995
+_LEAST_SLERP_LENGTH = 1e-8
+_LEAST_NUSLERP_LENGTH = 1e-7
+_LEAST_NUSLERP_SINE = 1e-8
+_LEAST_WEIGHT = 1e-6
+
+
+@dataclass(frozen=True)
+class Slerp:
+    """The rule, between the base and the other model."""
+
+    t: float
+
+    def request(self, learned: Sequence[SurveyResult]) -> Gram | None:
+        return None if learned else Gram(of_inputs=True)
+
+    def params(self, learned: Sequence[SurveyResult]) -> FuseParams:
+        (aa, ab), (_, bb) = learned[0].gram
+        lengths = [x if x > _LEAST_SLERP_LENGTH else 1.0 for x in (math.sqrt(aa), math.sqrt(bb))]
+        cosine = max(-1.0, min(1.0, ab / (lengths[0] * lengths[1])))
+        if abs(cosine) > _NEARLY_PARALLEL:
+            return _line(self.t)
+        return combination(arc(self.t, math.acos(cosine)))
+
+
+@dataclass(frozen=True)
+class NuSlerp:
+    """The rule, between two task vectors, or two models where there is no base."""
+
+    t: float
+    has_base: bool
+
+    def request(self, learned: Sequence[SurveyResult]) -> Gram | None:
+        return None if learned else Gram(of_inputs=not self.has_base)
+
+    def params(self, learned: Sequence[SurveyResult]) -> FuseParams:
+        (aa, ab), (_, bb) = learned[0].gram
+        lengths = [max(math.sqrt(x), _LEAST_NUSLERP_LENGTH) for x in (aa, bb)]
+        cosine = max(-1.0, min(1.0, ab / (lengths[0] * lengths[1])))
+        parallel = 1 - cosine * cosine <= _LEAST_NUSLERP_SINE**2
+        if not self.has_base:
+            return _line(self.t) if parallel else combination(arc(self.t, math.acos(cosine)))
+        shares = (1 - self.t, self.t) if parallel else arc(self.t, math.acos(cosine))
+        return FuseParams(shares, elect="none", divisor=1.0)
+
+
+def _line(t: float) -> FuseParams:
+    return FuseParams((t,), elect="none", divisor=1.0)
+
+
+def _slerp(values: Values, _target: Target) -> Slerp:
+    return Slerp(values["t"])
+
+
+def _nuslerp(values: Values, target: Target) -> NuSlerp:
+    if not values["nuslerp_flatten"]:
+        raise ConfigError(
+            "nuslerp: nuslerp_flatten: false is not in fuseo1-kernels yet (tensors are taken whole)"
+        )
+    first, second = values["weight"]
+    total = first + second
+    t = 0.5 if abs(total) < _LEAST_WEIGHT else second / total
+    return NuSlerp(t, target.has_base)
+
+
+SLERP = method(
+    "slerp",
+    "https://en.wikipedia.org/wiki/Slerp",
+    _slerp,
+    Parameter("t", "float", None, required=True),
+    most=1,
+)
+
+NUSLERP = method(
+    "nuslerp",
+    "https://github.com/arcee-ai/mergekit",
+    _nuslerp,
+    Parameter("weight", "float", None, per_model=True, required=True),
+    Parameter("nuslerp_flatten", "bool", True),
+    Parameter("nuslerp_row_wise", "bool", False),
+    base="optional",
+    least=2,
+    most=2,
+)

@@ -1,0 +1,46 @@
+"""Vectors as combinations of others of which only the inner products are known: what spherical methods compute with.
+
+A combination is a list of coefficients; gram[i][j] is the inner product of vectors i and j, in fp64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+GramMatrix = Sequence[Sequence[float]]
+
+
+def inner(a: Sequence[float], b: Sequence[float], gram: GramMatrix) -> float:
+    """The inner product of two combinations."""
+    return math.fsum(
+        x * y * gram[i][j] for i, x in enumerate(a) for j, y in enumerate(b) if x and y
+    )
+
+
+def norm(a: Sequence[float], gram: GramMatrix) -> float:
+    """The length of a combination."""
+    return math.sqrt(max(inner(a, a, gram), 0.0))
+
+
+def axis(i: int, n: int) -> list[float]:
+    """Vector i of n itself."""
+    return [float(i == j) for j in range(n)]
+
+
+def times(factor: float, a: Sequence[float]) -> list[float]:
+    return [factor * x for x in a]
+
+
+def plus(a: Sequence[float], b: Sequence[float]) -> list[float]:
+    return [x + y for x, y in zip(a, b, strict=True)]
+
+
+def cosine(a: float, b: float, ab: float) -> float:
+    """Of two vectors of lengths a and b with inner product ab; 0 if one has no length."""
+    return max(-1.0, min(1.0, ab / (a * b))) if a and b else 0.0
+
+
+def arc(t: float, angle: float) -> tuple[float, float]:
+    """How much of either end makes the point at t on the arc of that angle."""
+    return math.sin((1 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)
