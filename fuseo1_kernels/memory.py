@@ -22,7 +22,7 @@ def merge_tensors(
     tensors: Sequence[torch.Tensor],
     method: str,
     *,
-    base_index: int,
+    base_index: int | None = None,
     parameters: Mapping[str, Any] | None = None,
     ids: Sequence[Hashable] | None = None,
     dtype: torch.dtype | None = None,
@@ -32,17 +32,20 @@ def merge_tensors(
     threads: int | None = None,
     nonfinite: str = "error",
     surveys: ResidentSurveys | None = None,
+    random_seed: int = 0,
+    name: str = "",
 ) -> torch.Tensor:
     """Merge the tensors that several models have under one name.
 
     Args:
         tensors: one shape (0-d and empty included), each bf16, fp16 or fp32, contiguous or not, all on the CPU
             or on one NVIDIA GPU (at most 17 there).
-        method: "sce".
-        base_index: which of `tensors` is the base; the order of the others is the order of the sums.
-        parameters: the method's; for sce `select_topk` in [0, 1] (default 1) and `variant`, "fuseo1"
-            (default) or "mergekit".
-        ids: what errors call the tensors; default: their indices.
+        method: one of fuseo1_kernels.methods.METHODS, such as "sce", "ties" or "slerp" (docs/config.md).
+        base_index: which of `tensors` is the base; the order of the others is the order of the sums. None: there is
+            none, for the methods that need none.
+        parameters: the method's, as docs/config.md lists them. Of one that each model has for itself ("weight",
+            "density") one value for all, a sequence of one for each tensor but the base, or a mapping from `ids`.
+        ids: what errors call the tensors; default: their indices. Random masks depend on them.
         dtype, out_dtype: the output's dtype, `out_dtype` winning; default: the inputs', promoted.
             Inputs are never rounded to it first.
         backend: "auto", "cpu" or "reference", for tensors on a GPU "cuda" or "triton"; one that is named and
@@ -54,8 +57,9 @@ def merge_tensors(
         nonfinite: "error" (default), or "propagate": an element where any input is NaN or infinite
             becomes NaN and counts for nothing else.
         surveys: is asked for the survey of these tensors, and given it if it is new.
+        random_seed, name: with a model's id these key its random masks (DARE); `name` is the tensor's.
 
-    On a GPU the merge is enqueued on the current stream. "error" waits for it, once. "propagate" waits for
+    On a GPU an SCE merge is enqueued on the current stream. "error" waits for it, once. "propagate" waits for
     nothing, except for a survey that is new to `surveys`: without `surveys`, and after one call that loads the
     kernels, `torch.cuda.graph` can capture it.
 
@@ -65,7 +69,7 @@ def merge_tensors(
     Raises:
         MergeError: bad input, with what is wrong and where.
 
-    Source: SCE, arXiv 2408.07990.
+    Source: the method's, METHODS[method].reference.
     """
     merge = TensorMerge.check(
         tensors,
@@ -80,6 +84,8 @@ def merge_tensors(
         threads=threads,
         nonfinite=nonfinite,
         surveys=surveys,
+        random_seed=random_seed,
+        name=name,
     )
     merge.start()
     merge.finish()
@@ -90,7 +96,7 @@ def merge_state_dicts(
     models: Mapping[Hashable, StateDict | torch.nn.Module] | Sequence[StateDict | torch.nn.Module],
     method: str,
     *,
-    base: Hashable,
+    base: Hashable | None = None,
     parameters: Mapping[str, Any] | None = None,
     strict: bool = True,
     dtype: torch.dtype | None = None,
@@ -99,14 +105,15 @@ def merge_state_dicts(
     threads: int | None = None,
     nonfinite: str = "error",
     surveys: ResidentSurveys | None = None,
+    random_seed: int = 0,
 ) -> dict[str, torch.Tensor]:
     """Merge modules or state dictionaries, name by name.
 
     Args:
         models: by id, or a sequence (then the ids are 0, 1, ...), the base among them.
-        base: the base's id.
+        base: the base's id; None: there is none.
         strict: every model must have the same names; else the names that all of them have are merged.
-        method, parameters, dtype, out_dtype, backend, threads, nonfinite, surveys: as for
+        method, parameters, dtype, out_dtype, backend, threads, nonfinite, surveys, random_seed: as for
             `merge_tensors`.
 
     Returns:
@@ -121,10 +128,10 @@ def merge_state_dicts(
     """
     items = list(models.items()) if isinstance(models, Mapping) else list(enumerate(models))
     states = {key: _state_dict(key, model) for key, model in items}
-    if base not in states:
+    if base is not None and base not in states:
         raise MergeError(f"base {base!r} is none of the models: {', '.join(map(repr, states))}")
-    if len(states) < 2:
-        raise MergeError("a merge needs a base and at least one other model")
+    if not states:
+        raise MergeError("there are no models to merge")
     names = list(next(iter(states.values())))
     everywhere = set.intersection(*(set(s) for s in states.values()))
     for key, state in states.items():
@@ -134,7 +141,7 @@ def merge_state_dicts(
 
     merged: dict[str, torch.Tensor] = {}
     begun: dict[str, TensorMerge] = {}
-    base_index = list(states).index(base)
+    base_index = None if base is None else list(states).index(base)
     for name in names:
         if name not in everywhere:
             continue
@@ -145,7 +152,7 @@ def merge_state_dicts(
                 raise MergeError(
                     f"tensor {name} is not floating point and differs between the models"
                 )
-            merged[name] = tensors[base_index].clone()
+            merged[name] = first.clone()
             continue
         with _named(name):
             begun[name] = merge = TensorMerge.check(
@@ -160,6 +167,8 @@ def merge_state_dicts(
                 threads=threads,
                 nonfinite=nonfinite,
                 surveys=surveys,
+                random_seed=random_seed,
+                name=name,
             )
             if not merge.is_small:
                 merge.start()

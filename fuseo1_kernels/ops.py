@@ -16,6 +16,7 @@ from .backends import (
     GpuBackend,
     OnDevice,
     Ops,
+    Request,
     SurveyResult,
     load_backend,
     load_gpu_backend,
@@ -34,16 +35,18 @@ def survey(
     targets: Sequence[torch.Tensor],
     *,
     select_topk: float = 1.0,
+    request: Request | None = None,
     backend: str = "auto",
     threads: int | None = None,
 ) -> SurveyResult:
-    """Read base and targets once; learn the top-k threshold, the energies and the non-finite counts.
+    """Read base and targets once; learn what a merge must know of the whole, and count what is not finite.
 
     Args:
         base: any shape, 0-d and empty included; bf16, fp16 or fp32, on the CPU or an NVIDIA GPU. Need not be
             contiguous.
         targets: 1 to 64 (on a GPU 16) tensors of the base's shape and device, each of any of those dtypes.
-        select_topk: fraction of the elements with non-zero variance to select, in [0, 1].
+        select_topk: fraction of the elements with non-zero variance to select, in [0, 1]: SCE's threshold and energies.
+        request: something else that is to be learned: Magnitudes (TIES, breadcrumbs), Norms or Gram.
         backend: "auto", "cpu", "reference", or "cuda" or "triton" for tensors on a GPU; the current stream is
             used, and waited for. With TRITON_INTERPRET=1 "triton" takes tensors on the CPU.
         threads: default: all cores this process may use.
@@ -56,7 +59,8 @@ def survey(
     if not 0.0 <= select_topk <= 1.0:
         raise MergeError(f"select_topk: must be a number in [0, 1], not {select_topk!r}")
     inputs = as_arrays([base, *targets])
-    return engine_for(inputs, backend).survey(inputs, float(select_topk), resolve_threads(threads))
+    wanted = float(select_topk) if request is None else request
+    return engine_for(inputs, backend).survey(inputs, wanted, resolve_threads(threads))
 
 
 def fuse(
@@ -73,7 +77,7 @@ def fuse(
 
     Args:
         base, targets, backend, threads: as for `survey`.
-        params: weights (one per target), divisor floor and mask.
+        params: weights (one per target), election, divisor and masks.
         out_dtype: bf16, fp16 or fp32; default: the base's (or `out`'s).
         out: written in place and returned; the base's shape, overlapping no input.
 
@@ -82,9 +86,14 @@ def fuse(
 
     Source: SCE, arXiv 2408.07990. Formulas: csrc/include/fuseo1/fuse.h.
     """
-    inputs = as_arrays([base, *targets])
-    if len(params.weights) != len(targets):
-        raise MergeError(f"{len(params.weights)} weights for {len(targets)} targets")
+    inputs = as_arrays([base, *targets], least=1)
+    for noun, values in (
+        ("weights", params.weights),
+        ("shares", params.shares),
+        ("selects", params.selects or None),
+    ):
+        if values is not None and len(values) != len(targets):
+            raise MergeError(f"{len(values)} {noun} for {len(targets)} targets")
     check_dtypes(out_dtype=out_dtype)
     wanted = out_dtype or (base.dtype if out is None else out.dtype)
     result = output_for([base, *targets], wanted, out)
@@ -99,12 +108,14 @@ def engine_for(inputs: Sequence[Array], backend: str) -> Ops:
     return load_gpu_backend(backend) if on_gpu or interpreted else load_backend(backend)
 
 
-def as_arrays(tensors: Sequence[torch.Tensor], names: Sequence[str] | None = None) -> list[Array]:
+def as_arrays(
+    tensors: Sequence[torch.Tensor], names: Sequence[str] | None = None, least: int = 2
+) -> list[Array]:
     """Checked views of base and targets; a tensor that is not contiguous is copied.
 
-    `names` is what errors call the tensors.
+    `names` is what errors call the tensors, `least` how many there must be.
     """
-    check_inputs(tensors, names)
+    check_inputs(tensors, names, least=least)
     return [as_array(tensor.detach().contiguous()) for tensor in tensors]
 
 
@@ -112,11 +123,12 @@ def check_inputs(
     tensors: Sequence[torch.Tensor],
     names: Sequence[str] | None = None,
     devices: Sequence[str] = ("cpu", "cuda"),
+    least: int = 2,
 ) -> None:
     """Refuse a base and targets that cannot be merged, by shape, dtype and device alone."""
     if names is None:
         names = ["the base", *(f"target {i}" for i in range(1, len(tensors)))]
-    if len(tensors) < 2:
+    if len(tensors) < least:
         raise MergeError("a merge needs a base and at least one target")
     if len(tensors) > MAX_TARGETS + 1:
         raise MergeError(f"1 to {MAX_TARGETS} targets are supported, not {len(tensors) - 1}")

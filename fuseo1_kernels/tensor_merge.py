@@ -11,7 +11,6 @@ import torch
 
 from .arrays import Array
 from .backends import (
-    FuseParams,
     GpuBackend,
     OnDevice,
     Ops,
@@ -20,9 +19,11 @@ from .backends import (
     can_enqueue,
     can_enqueue_small,
 )
-from .errors import ConfigError, MergeError, did_you_mean
-from .methods import METHODS, NONFINITE, Scalar
-from .methods.sce import sce_params
+from .backends.requests import Norms, Request
+from .errors import MergeError
+from .methods import NONFINITE, Method, Rule, Target
+from .methods.sce import Sce
+from .methods.values import resolve_method, resolve_parameters
 from .ops import (
     as_array,
     as_arrays,
@@ -43,13 +44,13 @@ class TensorMerge:
 
     Attributes:
         names: what errors call the tensors.
-        values: the method's parameters.
+        rule: the method's.
     """
 
     tensors: list[torch.Tensor]
     names: list[str]
     result: torch.Tensor
-    values: dict[str, Scalar]
+    rule: Rule
     engine: Ops
     threads: int
     nonfinite: str
@@ -65,7 +66,7 @@ class TensorMerge:
         tensors: Sequence[torch.Tensor],
         method: str,
         *,
-        base_index: int,
+        base_index: int | None,
         parameters: Mapping[str, Any] | None,
         ids: Sequence[Hashable] | None,
         dtype: torch.dtype | None,
@@ -74,32 +75,39 @@ class TensorMerge:
         threads: int | None,
         nonfinite: str,
         surveys: ResidentSurveys | None,
+        random_seed: int = 0,
+        name: str = "",
         out: torch.Tensor | None = None,
     ) -> TensorMerge:
         """The arguments are those of merge_tensors. Raises MergeError."""
-        values = resolve_parameters(method, parameters)
+        record = resolve_method(method)
         check_dtypes(dtype=dtype, out_dtype=out_dtype)
-        if not -len(tensors) <= base_index < len(tensors):
-            raise MergeError(f"base_index {base_index}, but there are {len(tensors)} tensors")
         if nonfinite not in NONFINITE:
             raise MergeError(f"nonfinite: must be one of {', '.join(NONFINITE)}, not {nonfinite!r}")
-        if ids is None:
-            names = [f"tensor {i}" for i in range(len(tensors))]
-        elif len(ids) == len(tensors):
-            names = [f"model {key!r}" for key in ids]
-        else:
+        if ids is not None and len(ids) != len(tensors):
             raise MergeError(f"{len(ids)} ids for {len(tensors)} tensors")
-        ordered = list(tensors)
-        ordered.insert(0, ordered.pop(base_index))
-        names.insert(0, names.pop(base_index))
-        inputs = as_arrays(ordered, names)
+        order = _order(record, len(tensors), base_index)
+        names = [f"tensor {i}" if ids is None else f"model {ids[i]!r}" for i in order]
+        ordered = [tensors[i] for i in order]
+        has_base = base_index is not None and record.base != "ignored"
+        merged = [i if ids is None else ids[i] for i in order[has_base:]]
+        values = resolve_parameters(method, parameters, merged)
+        inputs = as_arrays(ordered, names, least=1)
         wanted = out_dtype or dtype or (promoted(tensors) if out is None else out.dtype)
         result = output_for(ordered, wanted, out)
+        target = Target(
+            name=name,
+            numel=result.numel(),
+            row=result.shape[-1] if result.shape else 1,
+            models=tuple(map(str, merged)),
+            has_base=has_base,
+            seed=random_seed,
+        )
         return cls(
             ordered,
             names,
             result,
-            values,
+            record.rule(values, target),
             engine_for(inputs, backend),
             resolve_threads(threads),
             nonfinite,
@@ -112,24 +120,27 @@ class TensorMerge:
         """Whether others can be merged in the same launch."""
         if not can_enqueue_small(self.engine) or self.surveys is not None:
             return False
+        if not isinstance(self.rule, Sce):
+            return False
         return 0 < self.result.numel() <= self.engine.most_small and self.result.is_contiguous()
 
     def start(self) -> None:
-        """Merge on the CPU, or enqueue the merge on a GPU's current stream. Raises MergeError."""
-        if self.surveys is not None:
-            self._known = self.surveys.find(self.tensors, self._topk)
-        if self._known is not None:
-            self._take(self._known)
-        if can_enqueue(self.engine):
-            self.started(partial(self.engine.result, self._enqueue(self.engine)))
-        else:
-            survey = self._known or self._take(
-                self.engine.survey(self._inputs, self._topk, self.threads)
-            )
-            params = self._params(survey)
-            self._refuse_overflow(
-                fuse_into(self.engine, self._inputs, params, self.result, self.threads)
-            )
+        """Merge, or (SCE, on a GPU) enqueue the merge on the current stream. Raises MergeError."""
+        if can_enqueue(self.engine) and isinstance(self.rule, Sce):
+            self._known = self._find(self.rule.select_topk)
+            if self._known is not None:
+                self._refuse(self._known)
+            self.started(partial(self.engine.result, self._enqueue(self.engine, self.rule)))
+            return
+        learned: list[SurveyResult] = []
+        while (request := self.rule.request(learned)) is not None:
+            learned.append(self._survey(request))
+        params = self.rule.params(learned)
+        bad = fuse_into(self.engine, self._inputs, params, self.result, self.threads)
+        if bad and not learned and self.nonfinite == "error":
+            # Whose fault it is was not asked before.
+            self._survey(Norms((None,) * (len(self._inputs) - 1)))
+        self._refuse_overflow(bad)
 
     def started(self, found: Callable[[], tuple[SurveyResult, int]]) -> None:
         """It was enqueued; `found` waits. Copies of what was not contiguous go back to the stream's memory."""
@@ -143,46 +154,60 @@ class TensorMerge:
             return
         survey, written = self._found()
         if self._known is None:
-            self._take(survey)
+            self._keep(self._sce.select_topk, survey)
+            self._refuse(survey)
         self._refuse_overflow(written)
 
     @property
-    def _topk(self) -> float:
-        return float(self.values["select_topk"])
-
-    @property
-    def _variant(self) -> str:
-        return str(self.values["variant"])
+    def _sce(self) -> Sce:
+        assert isinstance(self.rule, Sce)
+        return self.rule
 
     @property
     def kind(self) -> tuple[Ops, torch.device, int, float, str]:
         """What merges in one launch have in common."""
-        return self.engine, self.result.device, len(self._inputs), self._topk, self._variant
+        rule = self._sce
+        return (
+            self.engine,
+            self.result.device,
+            len(self._inputs),
+            rule.select_topk,
+            rule.variant,
+        )
 
     @property
     def operands(self) -> tuple[list[Array], Array]:
         """Inputs and output, where `is_small`."""
         return self._inputs, as_array(self.result)
 
-    def _enqueue(self, engine: GpuBackend) -> OnDevice:
+    def _enqueue(self, engine: GpuBackend, rule: Sce) -> OnDevice:
         """The whole merge, by a survey of its own if none is known."""
         if self._known is None:
-            pending = engine.enqueue_survey(self._inputs, self._topk, self._variant)
+            pending = engine.enqueue_survey(self._inputs, rule.select_topk, rule.variant)
         else:
-            pending = engine.place(self._inputs, self._params(self._known))
+            pending = engine.place(self._inputs, rule.params([self._known]))
         enqueue_into(engine, self._inputs, pending, self.result)
         return pending
 
-    def _params(self, survey: SurveyResult) -> FuseParams:
-        return sce_params(survey, self.result.numel(), self._topk, self._variant)
+    def _survey(self, request: Request) -> SurveyResult:
+        """What a survey says, now or before; what it found may be refused."""
+        survey = self._find(request)
+        if survey is None:
+            survey = self.engine.survey(self._inputs, request, self.threads)
+            self._keep(request, survey)
+        self._refuse(survey)
+        return survey
 
-    def _take(self, survey: SurveyResult) -> SurveyResult:
-        """Keep a survey that is new, and refuse what it found."""
-        if self.surveys is not None and survey is not self._known:
-            self.surveys.keep(self.tensors, self._topk, survey)
+    def _find(self, request: Request) -> SurveyResult | None:
+        return self.surveys.find(self.tensors, request) if self.surveys is not None else None
+
+    def _keep(self, request: Request, survey: SurveyResult) -> None:
+        if self.surveys is not None:
+            self.surveys.keep(self.tensors, request, survey)
+
+    def _refuse(self, survey: SurveyResult) -> None:
         if self.nonfinite == "error":
             _refuse_nonfinite(survey.nonfinite, self.names)
-        return survey
 
     def _refuse_overflow(self, written: int) -> None:
         if written and self.nonfinite == "error":
@@ -220,19 +245,20 @@ class _Launch:
         return self._engine.results(self._pending)
 
 
-def resolve_parameters(method: str, parameters: Mapping[str, Any] | None) -> dict[str, Scalar]:
-    """Every parameter of `method`, as given or by default. Raises ConfigError."""
-    if method not in METHODS:
-        raise ConfigError(f"merge method {method!r}: this version has {', '.join(METHODS)}")
-    record = METHODS[method]
-    values: dict[str, Scalar] = {name: p.default for name, p in record.parameters.items()}
-    for name, value in (parameters or {}).items():
-        if name not in record.parameters:
-            raise ConfigError(
-                f"{method} has no parameter {name!r}{did_you_mean(name, record.parameters)}"
-            )
-        values[name] = record.parameters[name].validate(value, name)
-    return values
+def _order(method: Method, tensors: int, base_index: int | None) -> list[int]:
+    """The indices of the tensors as they are merged, the base first. Raises MergeError."""
+    order = list(range(tensors))
+    if base_index is not None:
+        if not -tensors <= base_index < tensors:
+            raise MergeError(f"base_index {base_index}, but there are {tensors} tensors")
+        if method.base != "ignored":
+            order.insert(0, order.pop(base_index))
+    elif method.base == "required":
+        raise MergeError(f"{method.name} needs a base: give base_index")
+    merged = tensors - (base_index is not None and method.base != "ignored")
+    if merged < method.least or (method.most is not None and merged > method.most):
+        raise MergeError(f"{method.name} merges {method.counts}, not {merged}")
+    return order
 
 
 def _refuse_nonfinite(counts: Sequence[int], names: Sequence[str]) -> None:

@@ -31,6 +31,7 @@ from .backends import FuseParams, can_enqueue
 from .errors import MergeError
 from .memory import merge_tensors
 from .methods.sce import sce_params
+from .methods.values import resolve_parameters
 from .ops import (
     as_arrays,
     check_inputs,
@@ -41,7 +42,6 @@ from .ops import (
     output_for,
     promoted,
 )
-from .tensor_merge import resolve_parameters
 from .threads import resolve_threads
 
 Tensors = Sequence[torch.Tensor]

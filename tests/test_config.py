@@ -201,7 +201,9 @@ def weighted(monkeypatch: pytest.MonkeyPatch) -> None:
         **methods.METHODS["sce"].parameters,
         "weight": methods.Parameter("weight", "float", 1.0, per_model=True),
     }
-    monkeypatch.setitem(methods.METHODS, "sce", methods.Method("sce", "", parameters))
+    monkeypatch.setitem(
+        methods.METHODS, "sce", methods.Method("sce", "", parameters, methods.METHODS["sce"].rule)
+    )
 
 
 @pytest.mark.usefixtures("weighted")

@@ -348,7 +348,8 @@ def test_shared_parameter_given_to_one_model() -> None:
 
 def test_bad_value_for_one_model(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = methods.Parameter("weight", "float", 1.0, low=0.0, per_model=True)
-    monkeypatch.setitem(methods.METHODS, "sce", methods.Method("sce", "", {"weight": weight}))
+    sce = methods.Method("sce", "", {"weight": weight}, methods.METHODS["sce"].rule)
+    monkeypatch.setitem(methods.METHODS, "sce", sce)
     models = [{"model": "org/left", "parameters": {"weight": "heavy"}}]
     found = refusal(models=models, parameters={})
     assert "models[0].parameters.weight: must be a number" in found

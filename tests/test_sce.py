@@ -22,7 +22,7 @@ from tensors import (
 )
 
 from fuseo1_kernels import merge_tensors
-from fuseo1_kernels.methods import VARIANTS
+from fuseo1_kernels.methods.sce import VARIANTS
 
 # --- against float64 ---
 

@@ -91,7 +91,9 @@ def test_misuse_of_merge_state_dicts() -> None:
     assert "base 'c' is none of the models: 'a', 'b'" in error(
         lambda: merge_state_dicts(named, "sce", base="c")
     )
-    assert "at least one other model" in error(lambda: merge_state_dicts(states[:1], "sce", base=0))
+    assert "at least 1 model beside the base" in error(
+        lambda: merge_state_dicts(states[:1], "sce", base=0)
+    )
     assert "base 0 is none" in error(lambda: merge_state_dicts([], "sce", base=0))
     assert "model 1 is neither a module nor a mapping" in error(
         lambda: merge_state_dicts([states[0], [1, 2]], "sce", base=0)  # type: ignore[list-item]

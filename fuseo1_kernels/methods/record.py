@@ -121,6 +121,15 @@ class Method:
     least: int = 1
     most: int | None = None
 
+    @property
+    def counts(self) -> str:
+        """How many models it merges, in words."""
+        beside = "" if self.base == "ignored" else " beside the base"
+        if self.least == self.most:
+            return f"exactly {self.least} model{'s' * (self.least > 1)}{beside}"
+        most = "" if self.most is None else f" and at most {self.most}"
+        return f"at least {self.least} model{'s' * (self.least > 1)}{most}{beside}"
+
 
 def method(
     name: str,
