@@ -1,0 +1,151 @@
+"""The surveys in torch, one line a formula: csrc/include/fuseo1/survey.h states them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from . import SurveyResult
+from .requests import ALL, NONE, NOTHING, Cut, Magnitudes, Norms, Request, Select
+from .select_formulas import in_cut, magnitude_bits, selected
+
+_BLOCK = 256
+_MOST_SQUARABLE = float.fromhex("0x1.fffffep63")
+
+
+def survey_whole(inputs: Sequence[torch.Tensor], request: Request) -> SurveyResult:
+    """Survey a whole tensor: flat base and targets of any of the three dtypes."""
+    wide = [x.float() for x in inputs]
+    d = task_vectors(wide)
+    out = ~torch.isfinite(total(d))
+    passes, nonfinite = int(out.numel() > 0), _count_nonfinite(wide, out)
+    if isinstance(request, int | float):
+        return _survey_scores([x.masked_fill(out, 0.0) for x in d], request, passes, nonfinite)
+    d = [_finite(x) for x in d]
+    cuts: tuple[tuple[Cut, ...], ...] = ()
+    norms: tuple[tuple[float, float], ...] = ()
+    gram: tuple[tuple[float, ...], ...] = ()
+    if isinstance(request, Magnitudes):
+        cuts = tuple(_cuts(x, ranks) for x, ranks in zip(d, request.ranks, strict=True))
+    elif isinstance(request, Norms):
+        norms = tuple(_norms(x, select) for x, select in zip(d, request.selects, strict=True))
+    else:
+        gram = _gram([_finite(x) for x in wide] if request.of_inputs else d)
+    return SurveyResult(-1, -1, NOTHING, -1, passes, (), nonfinite, cuts, norms, gram)
+
+
+def task_vectors(wide: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """d_i = x_i - b of fp32 tensors, the base first."""
+    return [x - wide[0] for x in wide[1:]]
+
+
+def total(terms: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The sum of one tensor or more, from the first to the last."""
+    s = terms[0]
+    for term in terms[1:]:
+        s = s + term
+    return s
+
+
+def variance_bits(d: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The score of every element as fp32 bits, in int32: non-negative floats order as integers do."""
+    mean = total(d) / len(d)
+    away = [x - mean for x in d]
+    return (total([a * a for a in away]) / len(d)).view(torch.int32)
+
+
+def _count_nonfinite(wide: Sequence[torch.Tensor], out: torch.Tensor) -> tuple[int, ...]:
+    """By input, and where finite inputs overflow, of the elements `out`, whose s is not finite."""
+    bad = [~torch.isfinite(x) & out for x in wide]
+    overflow = out & ~torch.stack(bad).any(dim=0)
+    return tuple(int(b.sum()) for b in [*bad, overflow])
+
+
+def _finite(x: torch.Tensor) -> torch.Tensor:
+    """`x` with 0 for what is not finite."""
+    return x.masked_fill(~torch.isfinite(x), 0.0)
+
+
+def _exact_sum(q: torch.Tensor, kept: torch.Tensor) -> float:
+    """The sum of q over the elements `kept`: integers per block of 256, exact per exponent."""
+    padding = -q.numel() % _BLOCK
+    q = torch.nn.functional.pad(q, (0, padding)).view(-1, _BLOCK)
+    kept = torch.nn.functional.pad(kept, (0, padding)).view(-1, _BLOCK)
+    exponent = (q.abs().amax(dim=1).view(torch.int32) >> 23).clamp(min=22)
+    scale = ((276 - exponent) << 23).view(torch.float32)  # 2^(149 - exponent)
+    t = torch.round(q * scale[:, None]).long()
+    sums = torch.zeros(256, dtype=torch.int64)
+    sums.index_add_(0, exponent, (t * kept).sum(dim=1))
+    result = 0.0
+    for e, integers in enumerate(sums.tolist()):
+        result += math.ldexp(float(integers), e - 149)
+    return result
+
+
+def _squarable(x: torch.Tensor) -> torch.Tensor:
+    return x.clamp(-_MOST_SQUARABLE, _MOST_SQUARABLE)
+
+
+# --- SCE ---
+
+
+def _survey_scores(
+    d: Sequence[torch.Tensor], select_topk: float, passes: int, nonfinite: tuple[int, ...]
+) -> SurveyResult:
+    bits = variance_bits(d)
+    nonzero, k, cut = _select(bits, select_topk)
+    kept = in_cut(bits, cut, 0)
+    energy = tuple(_exact_sum(_squarable(x) * _squarable(x), kept) for x in d)
+    return SurveyResult(nonzero, k, cut.threshold, cut.tie_limit, passes, energy, nonfinite)
+
+
+def _select(bits: torch.Tensor, select_topk: float) -> tuple[int, int, Cut]:
+    """(nonzero, k, cut) of the exact top-k."""
+    numel = bits.numel()
+    if select_topk == 1.0:
+        return -1, numel, Cut(0, numel - 1)
+    if select_topk == 0.0 or numel == 0:
+        return -1, 0, NONE
+    nonzero = int(torch.count_nonzero(bits))
+    k = math.floor(select_topk * nonzero)
+    return nonzero, k, _cut(*_ordered(bits), k)
+
+
+def _ordered(bits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`bits` from the largest to the smallest, and their flat indices; the lowest first among equals."""
+    values, order = torch.sort(bits, descending=True, stable=True)
+    return values, order
+
+
+def _cut(values: torch.Tensor, order: torch.Tensor, k: int) -> Cut:
+    """The cut after the first k of the ordered."""
+    if k == 0:
+        return NONE
+    threshold, numel = int(values[k - 1]), values.numel()
+    every_tie = k == numel or int(values[k]) != threshold
+    return Cut(threshold, numel - 1 if every_tie else int(order[k - 1]))
+
+
+# --- the others; `d` is finite ---
+
+
+def _cuts(d: torch.Tensor, ranks: Sequence[int]) -> tuple[Cut, ...]:
+    """The cuts after the largest |d|, one a rank; zeros are never selected."""
+    values, order = _ordered(magnitude_bits(d))
+    nonzero = int(torch.count_nonzero(values))
+    return tuple(ALL if k >= nonzero and k > 0 else _cut(values, order, k) for k in ranks)
+
+
+def _norms(d: torch.Tensor, select: Select) -> tuple[float, float]:
+    """The sums of |d|: all of it, and what is selected."""
+    everything = torch.ones_like(d, dtype=torch.bool)
+    return _exact_sum(d.abs(), everything), _exact_sum(d.abs(), selected(select, d, 0))
+
+
+def _gram(v: Sequence[torch.Tensor]) -> tuple[tuple[float, ...], ...]:
+    """The inner products of all pairs."""
+    v = [_squarable(x) for x in v]
+    everything = torch.ones_like(v[0], dtype=torch.bool)
+    return tuple(tuple(_exact_sum(x * y, everything) for y in v) for x in v)
