@@ -10,7 +10,9 @@ import torch
 
 from ..arrays import Array
 from ..errors import BackendError
-from . import SURVEY_BYTES, FuseParams, OnDevice, Room, SurveyResult
+from . import SURVEY_BYTES, OnDevice, Room, SurveyResult
+from .requests import FuseParams, Request
+from .sce_only import check_is_sce, select_topk_of
 
 
 class CudaBackend:
@@ -53,11 +55,12 @@ class CudaBackend:
     def survey(
         self,
         inputs: Sequence[Array],
-        select_topk: float,
+        request: Request,
         threads: int,
         max_bytes: int = SURVEY_BYTES,
     ) -> SurveyResult:
         """`threads` and `max_bytes` are the CPU's concern."""
+        select_topk = select_topk_of(self.name, request)
         return self.result(self.enqueue_survey(inputs, select_topk, "fuseo1"))[0]
 
     def fuse(
@@ -188,6 +191,7 @@ class CudaBackend:
         return found
 
     def pack_params(self, params: FuseParams) -> bytes:
+        check_is_sce(self.name, params)
         packed: bytes = self._kernels.pack_params(
             params.weights, params.floor_divisor, params.masked, params.threshold, params.tie_limit
         )

@@ -12,7 +12,9 @@ import triton
 
 from ...arrays import Array
 from ...errors import BackendError
-from .. import SURVEY_BYTES, FuseParams, OnDevice, Room, SurveyResult
+from .. import SURVEY_BYTES, OnDevice, Room, SurveyResult
+from ..requests import FuseParams, Request
+from ..sce_only import check_is_sce, select_topk_of
 from . import state as places
 from .launches import Params, launch_fuse, launch_params, launch_survey, workspace_bytes
 from .state import MOST_TARGETS, PARAMS_BYTES, RESULT, place
@@ -69,11 +71,12 @@ class TritonBackend:
     def survey(
         self,
         inputs: Sequence[Array],
-        select_topk: float,
+        request: Request,
         threads: int,
         max_bytes: int = SURVEY_BYTES,
     ) -> SurveyResult:
         """`threads` and `max_bytes` are the CPU's concern."""
+        select_topk = select_topk_of(self.name, request)
         return self.result(self.enqueue_survey(inputs, select_topk, "fuseo1"))[0]
 
     def fuse(
@@ -92,6 +95,7 @@ class TritonBackend:
 
     def pack_params(self, params: FuseParams) -> bytes:
         """In the layout of torch_ops."""
+        check_is_sce(self.name, params)
         mask = (params.masked, params.threshold, params.tie_limit)
         numbers = (*params.weights, params.floor_divisor, *mask)
         return struct.pack(f"{len(numbers)}d", *numbers).ljust(self.params_bytes, b"\0")

@@ -1,0 +1,59 @@
+"""The GPU backends refuse what only the CPU's can do, before they touch a GPU."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import pytest
+
+from fuseo1_kernels.backends import GpuBackend
+from fuseo1_kernels.backends.cuda import CudaBackend
+from fuseo1_kernels.backends.requests import (
+    Band,
+    Clamp,
+    Draw,
+    FuseParams,
+    Gram,
+    Magnitudes,
+    Norms,
+    Request,
+)
+from fuseo1_kernels.errors import BackendError
+
+REFUSAL = "merges by sce alone in this version.*use the CPU"
+
+
+@pytest.fixture(params=["cuda", "triton"])
+def gpu(request: pytest.FixtureRequest) -> GpuBackend:
+    """The backend without a device; what is not refused fails otherwise."""
+    if request.param == "cuda":
+        return CudaBackend(ModuleType("_cuda"))
+    pytest.importorskip("triton")
+    from fuseo1_kernels.backends.triton.backend import TritonBackend
+
+    return TritonBackend()
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        FuseParams((1.0, 2.0), elect="weighted"),
+        FuseParams((1.0, 2.0), elect="none"),
+        FuseParams((1.0, 2.0), divisor=2.0),
+        FuseParams((1.0, 2.0), shares=(1.0, 1.0)),
+        FuseParams((1.0, 2.0), scale=0.5),
+        FuseParams((1.0, 2.0), base_scale=0.0),
+        FuseParams((1.0, 2.0), selects=(Draw(1, 2), None)),
+        FuseParams((1.0, 2.0), selects=(Band(), Clamp(1.0))),
+    ],
+    ids=str,
+)
+def test_other_merges_are_refused(gpu: GpuBackend, params: FuseParams) -> None:
+    with pytest.raises(BackendError, match=f"backend {gpu.name} {REFUSAL}"):
+        gpu.pack_params(params)
+
+
+@pytest.mark.parametrize("asked", [Magnitudes(((1,),)), Norms((None,)), Gram()], ids=str)
+def test_other_surveys_are_refused(gpu: GpuBackend, asked: Request) -> None:
+    with pytest.raises(BackendError, match=f"no survey of {type(asked).__name__}: use the CPU"):
+        gpu.survey([], asked, 1)
