@@ -1,0 +1,279 @@
+"""mergekit 0.1.5 with its merge methods done by the kernels.
+
+A method is looked up in many ways (the registry, a name imported from its module, a plan made before), and all of
+them end in one object's `implementation`, or in `GeneralizedTaskArithmeticMerge.merge_group`. Those are replaced, so
+that binding of parameters, validation, batching, dtypes and errors stay mergekit's. What the kernels do not merge
+goes on to what was there before.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial, wraps
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+from ..errors import MergeError
+from ..memory import merge_tensors
+from .tally import NOTHING_TO_COMPUTE, Counts, LeftToTool, Tally
+
+#: The version whose semantics the kernels keep.
+SUPPORTED = "0.1.5"
+
+#: A generalized task arithmetic by its consensus and sparsification. What else tells them apart are defaults, which
+#: mergekit has filled in.
+_TASK_ARITHMETIC = {
+    (None, None): "task_arithmetic",
+    ("sum", "magnitude"): "ties",
+    ("sum", "random"): "dare_ties",
+    (None, "random"): "dare_linear",
+    (None, "magnitude_outliers"): "breadcrumbs",
+    ("sum", "magnitude_outliers"): "breadcrumbs_ties",
+    ("sum", "della_magprune"): "della",
+    (None, "della_magprune"): "della_linear",
+}
+_METHODS = {
+    "arcee_fusion",
+    "karcher",
+    "linear",
+    "model_stock",
+    "multislerp",
+    "nearswap",
+    "nuslerp",
+    "passthrough",
+    "sce",
+    "slerp",
+    *_TASK_ARITHMETIC.values(),
+}
+_RANDOM = ("dare_ties", "dare_linear", "della", "della_linear")
+
+#: Methods to which a base is one more input.
+_BASELESS = ("karcher", "linear", "passthrough")
+
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+_DEVICES = ("cpu", "cuda")
+
+_tally = Tally("mergekit")
+_lock = threading.Lock()
+#: What puts one replaced attribute back; empty: not installed.
+_restore: list[Callable[[], None]] = []
+
+
+def install() -> None:
+    """Have the kernels merge what mergekit merges in this process, from now on. Twice is once.
+
+    Raises:
+        MergeError: mergekit is missing, or of another version.
+    """
+    with _lock:
+        if _restore:
+            return
+        try:
+            found = version("mergekit")
+        except PackageNotFoundError as error:
+            raise MergeError(
+                f"mergekit is not installed: pip install mergekit=={SUPPORTED}"
+            ) from error
+        if found != SUPPORTED:
+            raise MergeError(f"the kernels stand in for mergekit {SUPPORTED}; this is {found}")
+        from mergekit.merge_methods import registered_methods
+        from mergekit.merge_methods.base import BatchedMergeMethod, FunctionalGroupMergeMethod
+        from mergekit.merge_methods.generalized_task_arithmetic import (
+            GeneralizedTaskArithmeticMerge as TaskArithmetic,
+        )
+
+        for method in registered_methods():
+            if isinstance(method, BatchedMergeMethod):
+                _replace(
+                    method, "implementation", _batch_kernel(method.spec.name, method.implementation)
+                )
+            elif isinstance(method, FunctionalGroupMergeMethod):
+                _replace(
+                    method, "implementation", _group_kernel(method.spec.name, method.implementation)
+                )
+        _replace(TaskArithmetic, "merge_group", _task_arithmetic(TaskArithmetic.merge_group))
+
+
+def uninstall() -> None:
+    """Give mergekit its own code back. Twice is once."""
+    with _lock:
+        while _restore:
+            _restore.pop()()
+
+
+def counts() -> Counts:
+    """How many tensors were merged since the start, or the last `reset_counts`, and by whom."""
+    return _tally.counts()
+
+
+def reset_counts() -> None:
+    _tally.reset()
+
+
+def _replace(owner: Any, name: str, replacement: Callable[..., torch.Tensor]) -> None:
+    own = getattr(owner, name)
+
+    def restore() -> None:
+        # What someone else has put on top calls ours, which calls mergekit's once nothing is installed.
+        if getattr(owner, name) is replacement:
+            setattr(owner, name, own)
+
+    setattr(owner, name, replacement)
+    _restore.append(restore)
+
+
+# --- what stands in for mergekit's functions ---------------------------------------------
+
+
+def _group_kernel(method: str, own: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """For a method that takes a TensorGroup, and parameters that are scalars or mappings by input."""
+
+    @wraps(own)
+    def kernel(group: Any, **parameters: Any) -> torch.Tensor:
+        return _attempt(
+            method,
+            1,
+            partial(_merge_group, method, group, parameters),
+            partial(own, group, **parameters),
+        )
+
+    return kernel
+
+
+def _task_arithmetic(own: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """For the method of a class, one instance of which is TIES, another DARE."""
+
+    @wraps(own)
+    def merge_group(self: Any, group: Any, /, **parameters: Any) -> torch.Tensor:
+        # Someone's own instance may combine what has no name here.
+        method = _TASK_ARITHMETIC.get(
+            (self.consensus_method, self.sparsification_method), self.method_name
+        )
+        return _attempt(
+            method,
+            1,
+            partial(_merge_group, method, group, parameters),
+            partial(own, self, group, **parameters),
+        )
+
+    return merge_group
+
+
+def _batch_kernel(method: str, own: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """For a method that takes a TensorBatch: inputs of shape (outputs, *weight), coefficients (outputs, inputs)."""
+
+    @wraps(own)
+    def kernel(batch: Any, **parameters: Any) -> torch.Tensor:
+        return _attempt(
+            method,
+            len(batch.tensors[0]),
+            partial(_merge_batch, method, batch, parameters),
+            partial(own, batch, **parameters),
+        )
+
+    return kernel
+
+
+def _attempt(
+    method: str,
+    tensors: int,
+    ours: Callable[[], torch.Tensor],
+    own: Callable[[], torch.Tensor],
+) -> torch.Tensor:
+    """What the kernels make of that many tensors, or mergekit's `own` code where they refuse."""
+    if not _restore:
+        return own()
+    try:
+        result = ours()
+    except MergeError as error:
+        reason = str(error)
+    else:
+        _tally.merged(method, tensors)
+        return result
+    # Out of the handler: the error held what was allocated before it was raised.
+    _tally.left(method, reason, tensors)
+    return own()
+
+
+def _merge_group(method: str, group: Any, parameters: Mapping[str, Any]) -> torch.Tensor:
+    tensors = [entry.tensor for entry in group.entries]
+    _check(method, tensors)
+    base = next((i for i, entry in enumerate(group.entries) if entry.is_base), None)
+    # Values by input are those of all inputs, or of all but the base.
+    values = {
+        name: [value[entry.id] for entry in group.entries if entry.id in value]
+        if isinstance(value, Mapping)
+        else value
+        for name, value in parameters.items()
+    }
+    if values.get("scale") == [None] or (base == 0 and len(tensors) == 1):
+        raise LeftToTool(NOTHING_TO_COMPUTE)
+    return _merge(method, tensors, base, values, group.metadata.name)
+
+
+def _merge_batch(method: str, batch: Any, parameters: Mapping[str, Any]) -> torch.Tensor:
+    coefficients = {k: v for k, v in parameters.items() if isinstance(v, torch.Tensor)}
+    _check(method, batch.tensors, *coefficients.values())
+    # The inputs may have any strides; the merged tensors lie one after the other.
+    result = torch.empty_like(batch.tensors[0], memory_format=torch.contiguous_format)
+    for row, out in enumerate(result):
+        values = {**parameters, **{name: v[row].tolist() for name, v in coefficients.items()}}
+        _merge(method, [t[row] for t in batch.tensors], batch.base_index, values, None, out)
+    return result
+
+
+def _check(method: str, tensors: Sequence[torch.Tensor], *coefficients: torch.Tensor) -> None:
+    """Raise LeftToTool for what the kernels cannot merge, whatever the parameters."""
+    if method not in _METHODS:
+        raise LeftToTool("not a method of the kernels")
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (*tensors, *coefficients)):
+        raise LeftToTool("gradients are recorded")
+    for tensor in tensors:
+        if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or tensor.layout != torch.strided:
+            raise LeftToTool(f"{type(tensor).__name__} of layout {tensor.layout}")
+        if tensor.dtype not in _DTYPES:
+            raise LeftToTool(str(tensor.dtype).removeprefix("torch."))
+        if tensor.device.type not in _DEVICES:
+            raise LeftToTool(f"tensors on {tensor.device.type}")
+
+
+def _merge(
+    method: str,
+    tensors: Sequence[torch.Tensor],
+    base: int | None,
+    values: dict[str, Any],
+    name: str | None,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Merge checked tensors of one dtype. Raises MergeError."""
+    told = {key: value for key, value in values.items() if key not in _idle(method)}
+    if method == "sce":
+        told["variant"] = "mergekit"
+    return merge_tensors(
+        tensors,
+        method,
+        base_index=None if method in _BASELESS else base,
+        parameters=told,
+        out=out,
+        threads=torch.get_num_threads(),
+        nonfinite="propagate",
+        **(_mask_key(name) if method in _RANDOM else {}),
+    )
+
+
+def _idle(method: str) -> tuple[str, ...]:
+    """Parameters that change no element: there are no masks to store, and task arithmetic drops nothing."""
+    return ("int8_mask", "density", "rescale") if method == "task_arithmetic" else ("int8_mask",)
+
+
+def _mask_key(name: str | None) -> dict[str, Any]:
+    """What random masks depend on: torch's seed and the tensor's name, not on what was merged before.
+
+    Tensors without a name must not share their masks: they take torch's next random number.
+    """
+    if name is None:
+        return {"random_seed": int(torch.randint(2**63 - 1, ()))}
+    return {"random_seed": torch.initial_seed(), "name": name}

@@ -1,0 +1,23 @@
+"""The conftest.py of mergekit's tests in `test_mergekit_suite.py`: runs them with the kernels, and says what those did."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from fuseo1_kernels.integrations import mergekit as kernels
+
+
+def pytest_configure() -> None:
+    kernels.install()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    done = kernels.counts()
+    left = [[method, reason, n] for (method, reason), n in done.left.items()]
+    Path(os.environ["FUSEO1_COUNTS"]).write_text(
+        json.dumps({"merged": done.merged, "left": left}), encoding="utf-8"
+    )

@@ -1,0 +1,87 @@
+"""mergekit 0.1.5's own tests, from its source distribution, without the kernels and with them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("mergekit")
+
+HERE = Path(__file__).parent
+SUPPORTED = "0.1.5"
+SDIST = f"mergekit=={SUPPORTED} --hash=sha256:caa51dbbfa493bcd62218d17f2bc7bb1c7a2a2e4baf4e2f34a29d73c66c594aa\n"
+
+#: How many pass where there is no GPU; with one some run that are skipped there.
+PASS = 518
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with mergekit's `tests`, and what they import that is not distributed."""
+    if version("mergekit") != SUPPORTED:
+        pytest.skip(f"mergekit {version('mergekit')} is installed, not {SUPPORTED}")
+    root = tmp_path_factory.mktemp("mergekit")
+    (root / "sdist.txt").write_text(SDIST)
+    arguments = ("--no-deps", "--no-binary", "mergekit", "--dest", root, "-r", root / "sdist.txt")
+    fetched = subprocess.run(
+        [sys.executable, "-m", "pip", "download", "--quiet", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if fetched.returncode:
+        pytest.skip(f"pip cannot fetch mergekit's source distribution: {fetched.stderr[-500:]}")
+    top = f"mergekit-{SUPPORTED}/tests/"
+    with tarfile.open(root / f"mergekit-{SUPPORTED}.tar.gz") as archive:
+        for member in archive.getmembers():
+            if member.isfile() and member.name.startswith(top):
+                member.name = "tests/" + member.name.removeprefix(top)
+                archive.extract(member, root, filter="data")
+    shutil.copy(HERE / "mergekit_common.py", root / "tests/common.py")
+    return root
+
+
+def passed(suite: Path, **environment: str) -> int:
+    """How many of mergekit's tests pass; all that are not skipped must."""
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests"],
+        cwd=suite,
+        env={**os.environ, "PYTHONPATH": str(HERE.parent), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stdout[-8000:] + ran.stderr[-2000:]
+    found = re.search(r"(\d+) passed", ran.stdout)
+    assert found, ran.stdout
+    return int(found[1])
+
+
+def test_mergekits_tests_pass_without_the_kernels(suite: Path) -> None:
+    assert passed(suite) >= PASS
+
+
+def test_mergekits_tests_pass_with_the_kernels_at_work(suite: Path) -> None:
+    shutil.copy(HERE / "mergekit_conftest.py", suite / "conftest.py")
+    assert passed(suite, FUSEO1_COUNTS=str(suite / "counts.json")) >= PASS
+    done = json.loads((suite / "counts.json").read_text())
+    assert min(done["merged"][method] for method in MERGED) > 0
+    # Everything else is left for a reason that is none of the kernels' failures.
+    reasons = {reason for _, reason, _ in done["left"]}
+    assert reasons <= REASONS, reasons - REASONS
+
+
+#: What the suite merges without recording gradients, in a dtype that the kernels have.
+MERGED = ("sce",)
+REASONS = {
+    "gradients are recorded",
+}
