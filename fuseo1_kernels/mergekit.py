@@ -12,10 +12,10 @@ def main(argv: list[str] | None = None) -> int:
 
     Returns 1 where mergekit is missing or of another version; else ends as mergekit-yaml does, by SystemExit.
     """
-    from .integrations import mergekit
+    from .integrations import mergekit as kernels
 
     try:
-        mergekit.install()
+        kernels.install()
     except MergeError as error:
         print(f"fuseo1-mergekit: error: {error}", file=sys.stderr)
         return 1
@@ -24,10 +24,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         mergekit_yaml(argv, prog_name="fuseo1-mergekit")
     finally:
-        found = mergekit.counts()
+        found = kernels.counts()
         if found.merged or found.left:
             print(f"fuseo1-mergekit: {found}", file=sys.stderr)
-        mergekit.uninstall()
+        kernels.uninstall()
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The conftest.py of mergekit's tests in `test_mergekit_suite.py`: runs them with the kernels, and says what those did."""
+"""What `test_mergekit_suite.py` makes the conftest.py of mergekit's tests: they run with the kernels, and count."""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ import torch
 
 from ..errors import MergeError
 from ..memory import merge_tensors
+from ..methods import METHODS
 from .tally import NOTHING_TO_COMPUTE, Counts, LeftToTool, Tally
 
 #: The version whose semantics the kernels keep.
@@ -35,23 +36,8 @@ _TASK_ARITHMETIC = {
     ("sum", "della_magprune"): "della",
     (None, "della_magprune"): "della_linear",
 }
-_METHODS = {
-    "arcee_fusion",
-    "karcher",
-    "linear",
-    "model_stock",
-    "multislerp",
-    "nearswap",
-    "nuslerp",
-    "passthrough",
-    "sce",
-    "slerp",
-    *_TASK_ARITHMETIC.values(),
-}
-_RANDOM = ("dare_ties", "dare_linear", "della", "della_linear")
 
-#: Methods to which a base is one more input.
-_BASELESS = ("karcher", "linear", "passthrough")
+_RANDOM = ("dare_ties", "dare_linear", "della", "della_linear")
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _DEVICES = ("cpu", "cuda")
@@ -86,14 +72,14 @@ def install() -> None:
         )
 
         for method in registered_methods():
-            if isinstance(method, BatchedMergeMethod):
-                _replace(
-                    method, "implementation", _batch_kernel(method.spec.name, method.implementation)
-                )
-            elif isinstance(method, FunctionalGroupMergeMethod):
-                _replace(
-                    method, "implementation", _group_kernel(method.spec.name, method.implementation)
-                )
+            for kind, kernel in (
+                (BatchedMergeMethod, _batch_kernel),
+                (FunctionalGroupMergeMethod, _group_kernel),
+            ):
+                # Methods that a program has registered are its own.
+                if isinstance(method, kind) and _is_mergekits(method.implementation):
+                    own = method.implementation
+                    _replace(method, "implementation", kernel(method.spec.name, own))
         _replace(TaskArithmetic, "merge_group", _task_arithmetic(TaskArithmetic.merge_group))
 
 
@@ -111,6 +97,10 @@ def counts() -> Counts:
 
 def reset_counts() -> None:
     _tally.reset()
+
+
+def _is_mergekits(function: Callable[..., torch.Tensor]) -> bool:
+    return function.__module__.partition(".")[0] == "mergekit"
 
 
 def _replace(owner: Any, name: str, replacement: Callable[..., torch.Tensor]) -> None:
@@ -211,7 +201,8 @@ def _merge_group(method: str, group: Any, parameters: Mapping[str, Any]) -> torc
     }
     if values.get("scale") == [None] or (base == 0 and len(tensors) == 1):
         raise LeftToTool(NOTHING_TO_COMPUTE)
-    return _merge(method, tensors, base, values, group.metadata.name)
+    masks = _masks(group) if method in _RANDOM else {}
+    return _merge(method, tensors, base, values, **masks)
 
 
 def _merge_batch(method: str, batch: Any, parameters: Mapping[str, Any]) -> torch.Tensor:
@@ -221,13 +212,13 @@ def _merge_batch(method: str, batch: Any, parameters: Mapping[str, Any]) -> torc
     result = torch.empty_like(batch.tensors[0], memory_format=torch.contiguous_format)
     for row, out in enumerate(result):
         values = {**parameters, **{name: v[row].tolist() for name, v in coefficients.items()}}
-        _merge(method, [t[row] for t in batch.tensors], batch.base_index, values, None, out)
+        _merge(method, [t[row] for t in batch.tensors], batch.base_index, values, out=out)
     return result
 
 
 def _check(method: str, tensors: Sequence[torch.Tensor], *coefficients: torch.Tensor) -> None:
     """Raise LeftToTool for what the kernels cannot merge, whatever the parameters."""
-    if method not in _METHODS:
+    if method not in METHODS:
         raise LeftToTool("not a method of the kernels")
     if torch.is_grad_enabled() and any(t.requires_grad for t in (*tensors, *coefficients)):
         raise LeftToTool("gradients are recorded")
@@ -244,36 +235,32 @@ def _merge(
     method: str,
     tensors: Sequence[torch.Tensor],
     base: int | None,
-    values: dict[str, Any],
-    name: str | None,
+    parameters: Mapping[str, Any],
+    *,
     out: torch.Tensor | None = None,
+    **masks: Any,
 ) -> torch.Tensor:
-    """Merge checked tensors of one dtype. Raises MergeError."""
-    told = {key: value for key, value in values.items() if key not in _idle(method)}
+    """Merge checked tensors of one dtype; `masks` is what random ones depend on. Raises MergeError."""
     if method == "sce":
-        told["variant"] = "mergekit"
+        parameters = {**parameters, "variant": "mergekit"}
     return merge_tensors(
         tensors,
         method,
-        base_index=None if method in _BASELESS else base,
-        parameters=told,
+        base_index=None if METHODS[method].base == "ignored" else base,
+        parameters=parameters,
         out=out,
         threads=torch.get_num_threads(),
         nonfinite="propagate",
-        **(_mask_key(name) if method in _RANDOM else {}),
+        **masks,
     )
 
 
-def _idle(method: str) -> tuple[str, ...]:
-    """Parameters that change no element: there are no masks to store, and task arithmetic drops nothing."""
-    return ("int8_mask", "density", "rescale") if method == "task_arithmetic" else ("int8_mask",)
-
-
-def _mask_key(name: str | None) -> dict[str, Any]:
-    """What random masks depend on: torch's seed and the tensor's name, not on what was merged before.
+def _masks(group: Any) -> dict[str, Any]:
+    """What random masks depend on: torch's seed and the names of tensor and models, not on what was merged before.
 
     Tensors without a name must not share their masks: they take torch's next random number.
     """
-    if name is None:
-        return {"random_seed": int(torch.randint(2**63 - 1, ()))}
-    return {"random_seed": torch.initial_seed(), "name": name}
+    ids = [entry.id for entry in group.entries]
+    if group.metadata.name is None:
+        return {"ids": ids, "random_seed": int(torch.randint(2**63 - 1, ()))}
+    return {"ids": ids, "random_seed": torch.initial_seed(), "name": group.metadata.name}
