@@ -1,0 +1,244 @@
+"""PEFT's merging of adapters done by the kernels: `add_weighted_adapter`, and the functions of peft.utils.merge_utils.
+
+Task tensors are what PEFT calls an adapter's matrices; they are merged into a base of zeros. Signs are elected, and
+shared out, as in peft.utils.merge_utils (0.19 to 0.21): by the sum of what was not pruned, each survivor counting for
+one. What the kernels do not merge goes to PEFT's own functions.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from functools import wraps
+from importlib import import_module
+from typing import Any
+
+import torch
+
+from ..backends import FuseParams
+from ..backends.requests import NONE, Band, Draw, Magnitudes, Select
+from ..errors import MergeError
+from ..methods.task_arithmetic import draw_key
+from ..ops import fuse, survey
+from .tally import Counts, LeftToTool, Tally
+
+_HOME = "peft.utils.merge_utils"
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+_tally = Tally("peft")
+_lock = threading.Lock()
+#: PEFT's own functions, by name; empty: not installed.
+_own: dict[str, Callable[..., torch.Tensor]] = {}
+
+
+def install() -> None:
+    """Have the kernels merge PEFT's adapters in this process, from now on. Twice is once.
+
+    Raises:
+        MergeError: PEFT is missing, or has no such functions.
+    """
+    with _lock:
+        if _own:
+            return
+        try:
+            # What imports the functions by name has done so from here on.
+            import_module("peft.tuners.lora.model")
+            home = import_module(_HOME)
+        except ImportError as error:
+            raise MergeError(
+                f"PEFT cannot be imported ({error}): pip install 'peft>=0.19'"
+            ) from error
+        missing = [name for name in _KERNELS if not hasattr(home, name)]
+        if missing:
+            raise MergeError(f"this PEFT has no {', '.join(missing)} in {_HOME}")
+        _own.update({name: getattr(home, name) for name in _KERNELS})
+        for name, own in _own.items():
+            _exchange(own, _standing_in(name, own))
+
+
+def uninstall() -> None:
+    """Give PEFT its own functions back. Twice is once."""
+    with _lock:
+        for name, own in _own.items():
+            _exchange(getattr(sys.modules[_HOME], name), own)
+        _own.clear()
+
+
+def counts() -> Counts:
+    """How many tensors were merged since the start, or the last `reset_counts`, and by whom."""
+    return _tally.counts()
+
+
+def reset_counts() -> None:
+    _tally.reset()
+
+
+def _exchange(old: object, new: object) -> None:
+    """Put `new` wherever one of PEFT's modules has `old` under a name."""
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] == "peft":
+            for key, value in list(vars(module).items()):
+                if value is old:
+                    setattr(module, key, new)
+
+
+def _standing_in(name: str, own: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    kernel = _KERNELS[name]
+
+    @wraps(own)
+    def merge(task_tensors: Any, weights: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        try:
+            _check(task_tensors, weights)
+            result = kernel(task_tensors, weights.tolist(), *args, **kwargs)
+        except MergeError as error:
+            reason = str(error)
+        else:
+            _tally.merged(name)
+            return result
+        # Out of the handler: the error held what was allocated before it was raised.
+        _tally.left(name, reason)
+        return own(task_tensors, weights, *args, **kwargs)
+
+    return merge
+
+
+def _check(task_tensors: Any, weights: Any) -> None:
+    """Raise LeftToTool for what the kernels cannot merge."""
+    if not isinstance(weights, torch.Tensor) or weights.dim() != 1:
+        raise LeftToTool("weights that are no vector")
+    if len(weights) != len(task_tensors) or not len(task_tensors):
+        raise LeftToTool(f"{len(weights)} weights for {len(task_tensors)} tensors")
+    every = [*task_tensors, weights]
+    if torch.is_grad_enabled() and any(t.requires_grad for t in every):
+        raise LeftToTool("gradients are recorded")
+    for tensor in task_tensors:
+        if tensor.dtype not in _DTYPES or tensor.dtype != task_tensors[0].dtype:
+            raise LeftToTool(str(tensor.dtype).removeprefix("torch."))
+    if any(t.device.type != "cpu" for t in task_tensors):
+        raise LeftToTool(f"tensors on {task_tensors[0].device.type}")
+
+
+# --- PEFT's functions, by the same names -------------------------------------------------
+
+
+def task_arithmetic(task_tensors: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
+    """The weighted sum of tensors of one shape and dtype (bf16, fp16 or fp32).
+
+    Raises MergeError, as the functions below.
+    """
+    return _sum(task_tensors, weights, ())
+
+
+def magnitude_prune(
+    task_tensors: Sequence[torch.Tensor], weights: Sequence[float], density: float
+) -> torch.Tensor:
+    """The weighted sum of each tensor's share `density` of elements of largest magnitude."""
+    return _sum(task_tensors, weights, _largest(task_tensors, density))
+
+
+def dare_linear(
+    task_tensors: Sequence[torch.Tensor], weights: Sequence[float], density: float
+) -> torch.Tensor:
+    """The weighted sum of a random share `density` of each tensor's elements, divided by the density.
+
+    What is drawn depends on torch's default generator, as in PEFT.
+    """
+    return _sum(task_tensors, _divided(weights, density), _drawn(task_tensors, density))
+
+
+def ties(
+    task_tensors: Sequence[torch.Tensor],
+    weights: Sequence[float],
+    density: float,
+    majority_sign_method: str = "total",
+) -> torch.Tensor:
+    """The mean over those of the elected sign, of each tensor's elements of largest magnitude."""
+    selects = _largest(task_tensors, density)
+    return _elected(task_tensors, weights, selects, majority_sign_method)
+
+
+def dare_ties(
+    task_tensors: Sequence[torch.Tensor],
+    weights: Sequence[float],
+    density: float,
+    majority_sign_method: str = "total",
+) -> torch.Tensor:
+    """The mean over those of the elected sign, of random elements of each tensor."""
+    selects = _drawn(task_tensors, density)
+    return _elected(task_tensors, _divided(weights, density), selects, majority_sign_method)
+
+
+_KERNELS: dict[str, Callable[..., torch.Tensor]] = {
+    f.__name__: f for f in (task_arithmetic, magnitude_prune, dare_linear, ties, dare_ties)
+}
+
+
+def _sum(
+    tensors: Sequence[torch.Tensor], weights: Sequence[float], selects: tuple[Select, ...]
+) -> torch.Tensor:
+    return _merge(tensors, FuseParams(tuple(weights), elect="none", divisor=1.0, selects=selects))
+
+
+def _elected(
+    tensors: Sequence[torch.Tensor],
+    weights: Sequence[float],
+    selects: tuple[Select, ...],
+    majority_sign_method: str,
+) -> torch.Tensor:
+    # By counting heads fuse looks at weighted values, PEFT at unweighted ones.
+    if majority_sign_method == "frequency" and min(weights) <= 0:
+        raise LeftToTool("signs counted where a weight is not positive")
+    if majority_sign_method not in ("total", "frequency"):
+        raise LeftToTool(f"majority_sign_method {majority_sign_method!r}")
+    return _merge(
+        tensors,
+        FuseParams(
+            tuple(weights),
+            floor_divisor=1.0,
+            elect="sum" if majority_sign_method == "total" else "count",
+            shares=(1.0,) * len(tensors),
+            selects=selects,
+        ),
+    )
+
+
+def _merge(tensors: Sequence[torch.Tensor], params: FuseParams) -> torch.Tensor:
+    return fuse(torch.zeros_like(tensors[0]), tensors, params, threads=torch.get_num_threads())
+
+
+def _largest(tensors: Sequence[torch.Tensor], density: float) -> tuple[Select, ...]:
+    if _keeps_all(density):
+        return ()
+    ranks = (int(density * tensors[0].numel()),)
+    learned = survey(
+        torch.zeros_like(tensors[0]),
+        tensors,
+        request=Magnitudes((ranks,) * len(tensors)),
+        threads=torch.get_num_threads(),
+    )
+    return tuple(Band(keep=cut) for (cut,) in learned.cuts)
+
+
+def _drawn(tensors: Sequence[torch.Tensor], density: float) -> tuple[Select, ...]:
+    if _keeps_all(density):
+        return ()
+    if density == 0:
+        return (Band(keep=NONE),) * len(tensors)
+    seed = int(torch.randint(2**63 - 1, ()))
+    return tuple(
+        Draw(draw_key(seed, "", str(i)), int(density * 2**32)) for i in range(len(tensors))
+    )
+
+
+def _divided(weights: Sequence[float], density: float) -> list[float]:
+    return [w / density if 0 < density < 1 else w for w in weights]
+
+
+def _keeps_all(density: float) -> bool:
+    if density < 0:
+        raise ValueError(f"density must be at least 0, not {density}")
+    if density >= 1:
+        warnings.warn(f"density {density} keeps every element", stacklevel=4)
+    return density >= 1
