@@ -1,0 +1,168 @@
+"""How fast merge_tensors is by the other methods, beside memcpy and mergekit in the same run.
+
+    python bench/methods.py [--quick] [--no-peer] [--results DIR]
+
+Bytes are counted as if every input were read twice and the output written once (18 an element for three bf16 targets
+and a base), whether a method needs both reads or one. Our calls, mergekit's and memcpy take turns, because the
+machine's bandwidth may change while this runs; figures are medians.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from goals import Goal, at_least, verdict
+from machine import Memcpy, describe
+from report import median, parser, peer_merge_tensors, publish, table, timed
+from siblings import siblings
+
+from fuseo1_kernels.memory import merge_tensors
+
+
+@dataclass(frozen=True)
+class Case:
+    """A method with parameters, of so many models beside the base, and what was asked of it."""
+
+    method: str
+    parameters: dict[str, Any] = field(default_factory=dict)
+    targets: int = 3
+    base: bool = True
+    of_memcpy: float | None = None
+    over_mergekit: float | None = None
+
+    @property
+    def name(self) -> str:
+        values = [f"{k} {v:g}" for k, v in self.parameters.items() if k != "weight"]
+        return " ".join([self.method, *values])
+
+
+CASES = (
+    Case("ties", {"weight": 1.0, "density": 0.2}, of_memcpy=0.45, over_mergekit=150),
+    Case(
+        "breadcrumbs",
+        {"weight": 1.0, "density": 0.9, "gamma": 0.01},
+        of_memcpy=0.45,
+        over_mergekit=150,
+    ),
+    Case("dare_ties", {"weight": 1.0, "density": 0.2}, of_memcpy=0.45, over_mergekit=50),
+    Case("dare_linear", {"weight": 1.0, "density": 0.2}, of_memcpy=0.45, over_mergekit=50),
+    Case("task_arithmetic", {"weight": 0.4}, of_memcpy=0.6, over_mergekit=10),
+    Case("linear", {"weight": 1.0}, base=False, of_memcpy=0.6, over_mergekit=10),
+    Case("slerp", {"t": 0.3}, targets=1),
+    Case("nuslerp", {"weight": 1.0}, targets=2),
+    Case("multislerp", {"weight": 1.0}),
+    Case("model_stock"),
+    Case("karcher", base=False),
+    Case("nearswap", {"t": 1e-3}, targets=1),
+)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured case; seconds are medians, of `samples` ours and of mergekit's, if it was asked.
+
+    Attributes:
+        seconds_out: with `out=` given.
+        of_memcpy: the bytes that two reads and a write move by our seconds, as a fraction of memcpy's rate.
+    """
+
+    case: str
+    seconds: float
+    seconds_out: float
+    of_memcpy: float
+    of_memcpy_out: float
+    memcpy_gb_per_s: float
+    mergekit_seconds: float | None
+    samples: dict[str, list[float]]
+
+    @property
+    def over_mergekit(self) -> float | None:
+        return None if self.mergekit_seconds is None else self.mergekit_seconds / self.seconds
+
+
+def measure(case: Case, side: int, peer: Callable[..., Any] | None, rounds: int) -> Figure:
+    tensors = siblings((side, side), case.targets)
+    base = {"base_index": 0} if case.base else {}
+    call: dict[str, Any] = {"parameters": case.parameters, **base}
+    out = torch.empty_like(tensors[0])
+    ours = partial(merge_tensors, tensors, case.method, **call)
+    memcpy = Memcpy(tensors)
+    taken: dict[str, list[float]] = defaultdict(list)
+    for _ in range(rounds):
+        for name, work in (("ours", ours), ("ours out=", partial(ours, out=out))):
+            taken["memcpy"] += memcpy.seconds(2)
+            work()
+            taken[name] += [timed(work) for _ in range(4)]
+        if peer is not None:
+            theirs = partial(peer, tensors, case.method, **call)
+            taken["mergekit"].append(timed(theirs))
+    rate = memcpy.moved / median(taken["memcpy"])
+    moved = (2 * len(tensors) + 1) * tensors[0].nbytes
+    seconds, seconds_out = median(taken["ours"]), median(taken["ours out="])
+    return Figure(
+        case=case.name,
+        seconds=seconds,
+        seconds_out=seconds_out,
+        of_memcpy=moved / seconds / rate,
+        of_memcpy_out=moved / seconds_out / rate,
+        memcpy_gb_per_s=rate / 1e9,
+        mergekit_seconds=median(taken["mergekit"]) if peer is not None else None,
+        samples=dict(taken),
+    )
+
+
+def figures_table(figures: list[Figure]) -> str:
+    rows = [
+        [
+            f.case,
+            f"{f.seconds * 1e3:.1f}",
+            f"{f.seconds_out * 1e3:.1f}",
+            f"{f.of_memcpy:.0%}",
+            f"{f.of_memcpy_out:.0%}",
+            f"{f.memcpy_gb_per_s:.1f}",
+            "" if f.over_mergekit is None else f"{f.over_mergekit:.0f}x",
+            "" if f.mergekit_seconds is None else f"{f.mergekit_seconds * 1e3:.0f}",
+        ]
+        for f in figures
+    ]
+    header = ["method", "ms", "ms out=", "of memcpy", "out=", "memcpy GB/s"]
+    return table([*header, "over mergekit", "mergekit ms"], rows)
+
+
+def goals_table(cases: tuple[Case, ...], figures: list[Figure]) -> str:
+    goals: list[Goal] = []
+    for case, figure in zip(cases, figures, strict=True):
+        if case.of_memcpy is not None:
+            goals.append(at_least(f"{case.name}, of memcpy", case.of_memcpy, figure.of_memcpy, "%"))
+        if case.over_mergekit is not None:
+            wanted = case.over_mergekit
+            goals.append(at_least(f"{case.name}, over mergekit", wanted, figure.over_mergekit, "x"))
+    rows = [[g.what, g.goal, g.reached, verdict(g.met)] for g in goals]
+    return table(["what", "goal", "reached", "met"], rows)
+
+
+def main() -> None:
+    arguments = parser(__doc__.splitlines()[0])
+    arguments.add_argument("--side", type=int, help="of the square tensors (default 5120)")
+    arguments.add_argument("--rounds", type=int, help="turns of everything (default 3)")
+    arguments.add_argument("--only", nargs="+", metavar="METHOD", help="these methods alone")
+    options = arguments.parse_args()
+    side = options.side or (256 if options.quick else 5120)
+    rounds = options.rounds or (1 if options.quick else 3)
+    peer = None if options.no_peer else peer_merge_tensors()
+    cases = tuple(c for c in CASES if not options.only or c.method in options.only)
+
+    described = describe()
+    figures = [measure(case, side, peer, rounds) for case in cases]
+    title = f"merge_tensors by every method: {side}x{side}, bf16"
+    sections = [figures_table(figures), goals_table(cases, figures)]
+    publish(options, described, "methods", title, sections, [asdict(f) for f in figures])
+
+
+if __name__ == "__main__":
+    main()
