@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import oracle
 import pytest
 import torch
 from tensors import BF16, DTYPES, FP32, QUIET_NAN, assert_same_bits, bits, siblings
@@ -109,13 +110,26 @@ def test_shares_that_cancel_divide_by_one(backend: str) -> None:
     assert fused(backend, tensors, params).tolist() == [3.0]
 
 
-def test_numbers_are_rounded_to_fp32_first(backend: str) -> None:
-    """What fp32 cannot tell from 0 is 0: no divisor, no floor."""
+@pytest.mark.parametrize(("elect", "merged"), [("sum", 2.0), ("none", 2.0**100)])
+def test_numbers_are_those_of_the_arithmetic(backend: str, elect: Elect, merged: float) -> None:
+    """What fp32 cannot tell from 0 is 0 for "sum": no divisor. The others divide in fp64."""
     tensors = as_arrays([torch.zeros(1), torch.ones(1)])
-    params = FuseParams((2.0,), elect="none", divisor=1e-60, floor_divisor=1e-60)
+    params = FuseParams((2.0**-60,), elect=elect, divisor=2.0**-160, shares=(2.0**-61,))
     out = torch.empty(1)
     load_backend(backend).fuse(tensors, params, as_array(out), 0, 1)
-    assert out.tolist() == [1.0]
+    assert out.tolist() == [merged]
+
+
+def test_decimal_weights_decide_ties_as_fp64_does(backend: str) -> None:
+    """Sums of 0.3 d lie on ties of bf16 by the thousand, and fp32's 0.3 is larger than it says."""
+    base, *targets = siblings(200_000, 3, BF16)
+    weights = (0.3, 0.3, 0.3)
+    exact = base.double()
+    merged = fused(backend, [base, *targets], FuseParams(weights, elect="none", divisor=1.0), BF16)
+    delta = torch.zeros_like(exact)
+    for w, x in zip(weights, targets, strict=True):
+        delta += w * (x.double() - exact)
+    assert_same_bits(merged, oracle.rounded(exact + delta, BF16))
 
 
 def fp32(x: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
@@ -23,8 +24,8 @@ def fuse_chunk(
 ) -> torch.Tensor:
     """Merge the chunk at flat index `offset`: flat base and targets; every NaN of the result is the quiet one."""
     wide = [x.float() for x in inputs]
-    base = _fp32(params.base_scale) * wide[0]
     d = task_vectors(wide)
+    base = _number(params, params.base_scale) * wide[0].to(_real(params))
     delta, nan = _delta(d, params, offset) if d else (_nothing(base), base.isnan())
     merged = _add_and_round(base, delta, dtype)
     integers, quiet_nan = _NAN[dtype]
@@ -36,17 +37,18 @@ def _delta(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What is added to the base, and where the result is NaN whatever that is."""
     selects = params.selects or (None,) * len(d)
-    z = [_part(x, select, offset) for x, select in zip(d, selects, strict=True)]
-    t = [_fp32(w) * x for w, x in zip(params.weights, z, strict=True)]
+    number = partial(_number, params)
+    z = [_part(x, select, offset).to(_real(params)) for x, select in zip(d, selects, strict=True)]
+    t = [number(w) * x for w, x in zip(params.weights, z, strict=True)]
     survives, nan = _elect(params.elect, z, t)
     if params.masked:
         kept = in_cut(variance_bits(d), Cut(params.threshold, params.tie_limit), offset)
         survives = [alive & kept for alive in survives]
-    num, den = _nothing(d[0]), torch.zeros_like(d[0])
+    num, den = _nothing(t[0]), torch.zeros_like(t[0])
     for share, x, alive in zip(params.shares or params.weights, t, survives, strict=True):
         num = num + torch.where(alive, x, _nothing(num))
-        den = den + torch.where(alive, _fp32(share), torch.zeros_like(den))
-    delta = _fp32(params.scale) * (num / _divisor(den, params))
+        den = den + torch.where(alive, number(share), torch.zeros_like(den))
+    delta = number(params.scale) * (num / _divisor(den, params))
     return torch.where(torch.stack(survives).any(dim=0), delta, _nothing(delta)), nan
 
 
@@ -74,7 +76,8 @@ def _elect(
 
 
 def _divisor(den: torch.Tensor, params: FuseParams) -> torch.Tensor:
-    divisor, floor = _fp32(params.divisor or 0.0), _fp32(params.floor_divisor)
+    divisor = _number(params, params.divisor or 0.0)
+    floor = _number(params, params.floor_divisor)
     if divisor != 0:
         return divisor
     return torch.where(den == 0, torch.ones_like(den), den) if floor == 0 else den.maximum(floor)
@@ -83,10 +86,13 @@ def _divisor(den: torch.Tensor, params: FuseParams) -> torch.Tensor:
 def _add_and_round(b: torch.Tensor, delta: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """b + delta, rounded once: to a narrower dtype by way of an fp32 sum that is rounded to odd."""
     s = b + delta
+    if s.dtype == torch.float64:
+        s, error = s.float(), s - s.float()
+    else:
+        part = s - b
+        error = (b - (s - part)) + (delta - part)  # what s lacks, exactly (TwoSum)
     if dtype == torch.float32:
         return s
-    part = s - b
-    error = (b - (s - part)) + (delta - part)  # what s lacks, exactly (TwoSum)
     bits = s.view(torch.int32)
     outward = torch.where((error > 0) == (s > 0), 1, -1).to(torch.int32)
     to_odd = (bits & 1 == 0) & ((error > 0) | (error < 0))
@@ -100,3 +106,12 @@ def _nothing(like: torch.Tensor) -> torch.Tensor:
 
 def _fp32(number: float) -> torch.Tensor:
     return torch.tensor(number, dtype=torch.float32)
+
+
+def _real(params: FuseParams) -> torch.dtype:
+    """What the arithmetic is done in."""
+    return torch.float32 if params.elect == "sum" else torch.float64
+
+
+def _number(params: FuseParams, number: float) -> torch.Tensor:
+    return torch.tensor(number, dtype=_real(params))

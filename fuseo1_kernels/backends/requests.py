@@ -81,7 +81,7 @@ Request: TypeAlias = float | Magnitudes | Norms | Gram
 class FuseParams:
     """How `fuse` selects, elects, weighs and scales. The defaults are SCE's.
 
-    Floats are fp64 here; a backend rounds them to fp32 first of all.
+    SCE's election, "sum", is done in fp32, to which its numbers are rounded first; all others in fp64.
 
     Attributes:
         weights: w, one a target.

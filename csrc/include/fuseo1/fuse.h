@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // fuse: read base and targets once more; mask, elect the sign, sum with weights, add to the base, round, write.
 //
-// Same widening, rounding and order as survey.h. Per element of flat index f, for targets i = 1..N in order:
+// Same widening and order as survey.h. Per element of flat index f, for targets i = 1..N in order:
 //
-//   d_i = x_i - b
+//   d_i = x_i - b                                 fp32
 //   z_i = d_i if target i's selection (select.h) has f, or d_i is not finite; else 0; with CLAMP d_i within +-most
 //   t_i = w_i * z_i
 //   elect     SUM       s = z_1 + ... + z_N       i survives where z_i is nonzero and has the elected sign
 //             WEIGHTED  s = t_1 + ... + t_N       i survives where t_i is nonzero and has it
 //             COUNT     s = sgn t_1 + ... + sgn t_N    likewise
-//             NONE      s = num                   i survives where t_i is nonzero
+//             NONE      s = t_1 + ... + t_N       i survives where t_i is nonzero
 //             the elected sign is + if s >= 0, else -
 //   masked and f not selected by score (survey.h): nobody survives
 //   num = sum of t_i, den = sum of share_i over the survivors, in order
@@ -18,9 +18,12 @@
 //   s not finite (of COUNT: a t_i is not): out = NaN. Every NaN is written as the quiet NaN 0x7fc0, 0x7e00 or
 //   0x7fc00000.
 //
-// scale * and base_scale * are operations of their own, rounded to fp32; by 1 they change nothing. round is to nearest
-// even in the output's dtype, once: base and delta are added exactly and not rounded to fp32 on the way to bf16 or
-// fp16. (Weighted means of bf16 task vectors lie next to bf16 ties so often that rounding twice would show.)
+// From z on SUM, which is SCE's, works in fp32: its numbers are rounded to fp32 first, every operation rounds to nearest
+// even, one at a time, and base and delta are added exactly: round is to nearest even in the output's dtype, once.
+// (Weighted means of bf16 task vectors lie next to bf16 ties so often that rounding twice would show.) The others work
+// in fp64 likewise, where base and delta are added in fp64: with weights like 0.3 exact results lie on ties of bf16 by
+// the thousand, and fp32's 0.3 would decide a hundredth of all elements differently from fp64's.
+//
 // Without targets out = round(base_scale * b). A method without a base takes its first model for it: sum c_i x_i is
 // (sum c_i) b + sum c_i d_i, with one stream less, and rounded where it is small.
 //
@@ -40,12 +43,12 @@ enum fuseo1_elect { FUSEO1_ELECT_SUM = 0, FUSEO1_ELECT_WEIGHTED = 1, FUSEO1_ELEC
 
 typedef struct {
   int32_t targets;       // 0 to FUSEO1_MAX_TARGETS
-  const float* weights;  // targets of them
-  const float* shares;   // nullptr: the weights
-  int32_t elect;         // enum fuseo1_elect
-  float divisor;         // 0: the survivors' shares
-  float floor_divisor;
-  float scale, base_scale;
+  const double* weights;  // targets of them
+  const double* shares;   // nullptr: the weights
+  int32_t elect;          // enum fuseo1_elect
+  double divisor;         // 0: the survivors' shares
+  double floor_divisor;
+  double scale, base_scale;
   const fuseo1_select* selects;  // one a target; nullptr: everything is selected
   int32_t masked;                // apply threshold and tie_limit to the elements' scores
   uint32_t threshold;
