@@ -191,7 +191,9 @@ def _attempt(
 def _merge_group(method: str, group: Any, parameters: Mapping[str, Any]) -> torch.Tensor:
     tensors = [entry.tensor for entry in group.entries]
     _check(method, tensors)
-    base = next((i for i, entry in enumerate(group.entries) if entry.is_base), None)
+    base = None
+    if METHODS[method].base != "ignored":
+        base = next((i for i, entry in enumerate(group.entries) if entry.is_base), None)
     # Values by input are those of all inputs, or of all but the base.
     values = {
         name: [value[entry.id] for entry in group.entries if entry.id in value]
@@ -208,11 +210,12 @@ def _merge_group(method: str, group: Any, parameters: Mapping[str, Any]) -> torc
 def _merge_batch(method: str, batch: Any, parameters: Mapping[str, Any]) -> torch.Tensor:
     coefficients = {k: v for k, v in parameters.items() if isinstance(v, torch.Tensor)}
     _check(method, batch.tensors, *coefficients.values())
+    base = None if METHODS[method].base == "ignored" else batch.base_index
     # The inputs may have any strides; the merged tensors lie one after the other.
     result = torch.empty_like(batch.tensors[0], memory_format=torch.contiguous_format)
     for row, out in enumerate(result):
         values = {**parameters, **{name: v[row].tolist() for name, v in coefficients.items()}}
-        _merge(method, [t[row] for t in batch.tensors], batch.base_index, values, out=out)
+        _merge(method, [t[row] for t in batch.tensors], base, values, out=out)
     return result
 
 
@@ -246,7 +249,7 @@ def _merge(
     return merge_tensors(
         tensors,
         method,
-        base_index=None if METHODS[method].base == "ignored" else base,
+        base_index=base,
         parameters=parameters,
         out=out,
         threads=torch.get_num_threads(),
