@@ -270,12 +270,12 @@ def test_methods_without_a_name_are_mergekits(installed: None) -> None:
         sparsification_method=None,
         default_normalize=False,
         default_rescale=False,
-        method_name="heads",
+        method_name="ties",
         method_pretty_name=None,
         method_reference_url=None,
     )
     merge_methods.merge_tensors(tensors(), mine, base_index=0, parameters={"weight": 1.0})
-    assert kernels.counts().left == {("heads", "not a method of the kernels"): 1}
+    assert kernels.counts().left == {("another ties", "not a method of the kernels"): 1}
 
 
 def test_buffers_are_copied_by_mergekit(installed: None) -> None:

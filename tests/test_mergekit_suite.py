@@ -20,6 +20,17 @@ HERE = Path(__file__).parent
 SUPPORTED = "0.1.5"
 SDIST = f"mergekit=={SUPPORTED} --hash=sha256:caa51dbbfa493bcd62218d17f2bc7bb1c7a2a2e4baf4e2f34a29d73c66c594aa\n"
 
+#: What the suite merges without gradients, in a dtype that the kernels have.
+MERGED = (
+    *("breadcrumbs", "breadcrumbs_ties", "dare_linear", "dare_ties", "karcher", "linear"),
+    *("model_stock", "multislerp", "nearswap", "nuslerp", "passthrough", "sce", "slerp"),
+    *("task_arithmetic", "ties"),
+)
+REASONS = (
+    "nothing to compute|gradients are recorded|float64|not a method of the kernels"
+    "|.*weights.* sum to 0.*|.*epsilon.*|.*is not in fuseo1-kernels yet.*"
+)
+
 #: How many pass where there is no GPU; with one some run that are skipped there.
 PASS = 518
 
@@ -74,14 +85,7 @@ def test_mergekits_tests_pass_with_the_kernels_at_work(suite: Path) -> None:
     shutil.copy(HERE / "mergekit_conftest.py", suite / "conftest.py")
     assert passed(suite, FUSEO1_COUNTS=str(suite / "counts.json")) >= PASS
     done = json.loads((suite / "counts.json").read_text())
-    assert min(done["merged"][method] for method in MERGED) > 0
-    # Everything else is left for a reason that is none of the kernels' failures.
-    reasons = {reason for _, reason, _ in done["left"]}
-    assert reasons <= REASONS, reasons - REASONS
-
-
-#: What the suite merges without recording gradients, in a dtype that the kernels have.
-MERGED = ("sce",)
-REASONS = {
-    "gradients are recorded",
-}
+    assert min(done["merged"].get(method, 0) for method in MERGED) > 0, done["merged"]
+    # What is left to mergekit is left for what it is, not because kernels failed.
+    others = [row for row in done["left"] if not re.fullmatch(REASONS, row[1])]
+    assert others == []

@@ -138,10 +138,9 @@ def _task_arithmetic(own: Callable[..., torch.Tensor]) -> Callable[..., torch.Te
 
     @wraps(own)
     def merge_group(self: Any, group: Any, /, **parameters: Any) -> torch.Tensor:
-        # Someone's own instance may combine what has no name here.
-        method = _TASK_ARITHMETIC.get(
-            (self.consensus_method, self.sparsification_method), self.method_name
-        )
+        kind = self.consensus_method, self.sparsification_method
+        # A program's own instance may combine what has no name here, and have any name itself.
+        method = _TASK_ARITHMETIC.get(kind, f"another {self.method_name}")
         return _attempt(
             method,
             1,
