@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // The fuse op (include/fuseo1/fuse.h), block by block. Compiled once per instruction set with FUSEO1_ISA naming it.
 #include "block.h"
+#include "select.h"
 
 namespace fuseo1 {
 namespace {
-
-constexpr int32_t kLanes[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
 // Which elements of a block the mask keeps: score > threshold, or equal to it and not past the last tie.
 struct Selection {

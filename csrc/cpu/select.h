@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+// A block's elements that take no part become 0 (include/fuseo1/select.h).
+// Included only by the per-ISA sources; internal linkage throughout (see simd.h).
+#ifndef FUSEO1_CPU_SELECT_H_
+#define FUSEO1_CPU_SELECT_H_
+
+#include "fuseo1/select.h"
+#include "kernels.h"
+#include "simd.h"
+
+namespace fuseo1 {
+namespace {
+
+// --- Philox4x32-7, a 64-bit lane a counter: products need no shuffling, and only the low halves count ---
+
+using Vl = uint64_t __attribute__((vector_size(kWidth * 4)));
+
+constexpr int kPhiloxRounds = 7;
+constexpr uint32_t kPhiloxMultiplier[2] = {0xd2511f53u, 0xcd9e8d57u};
+constexpr uint32_t kPhiloxWeyl[2] = {0x9e3779b9u, 0xbb67ae85u};
+constexpr int kCounters = kBlock / 4;  // of a block
+
+FUSEO1_INLINE Vl splat(uint64_t x) { return x - Vl{}; }
+
+// The lanes' low halves times `by`, in full.
+FUSEO1_INLINE Vl multiply(Vl v, uint32_t by) {
+  const Vl factor = splat(uint64_t{by});
+#if defined(__AVX512F__)
+  return (Vl)_mm512_mul_epu32((__m512i)v, (__m512i)factor);
+#elif defined(__AVX2__)
+  return (Vl)_mm256_mul_epu32((__m256i)v, (__m256i)factor);
+#elif defined(__x86_64__)
+  return (Vl)_mm_mul_epu32((__m128i)v, (__m128i)factor);
+#else
+  return (v & 0xffffffffu) * factor;
+#endif
+}
+
+// Seven rounds of the counters (low halves of lo[], hi, 0, 0), two vectors of them at once; their words to `words`,
+// whose lanes are in turn of lo[0] and of lo[1].
+FUSEO1_INLINE void philox(const Vl lo[2], uint32_t hi, uint64_t key, Vu words[4]) {
+  uint32_t k0 = static_cast<uint32_t>(key), k1 = static_cast<uint32_t>(key >> 32);
+  Vl x[2][4];
+  for (int v = 0; v < 2; ++v) {
+    x[v][0] = lo[v];
+    x[v][1] = splat(uint64_t{hi});
+    x[v][2] = x[v][3] = Vl{};
+  }
+#pragma GCC unroll 7
+  for (int round = 0; round < kPhiloxRounds; ++round, k0 += kPhiloxWeyl[0], k1 += kPhiloxWeyl[1]) {
+    for (int v = 0; v < 2; ++v) {
+      const Vl p = multiply(x[v][0], kPhiloxMultiplier[0]), q = multiply(x[v][2], kPhiloxMultiplier[1]);
+      x[v][0] = (q >> 32) ^ x[v][1] ^ splat(uint64_t{k0});
+      x[v][1] = q;
+      x[v][2] = (p >> 32) ^ x[v][3] ^ splat(uint64_t{k1});
+      x[v][3] = p;
+    }
+  }
+  for (int j = 0; j < 4; ++j) words[j] = (Vu)((x[0][j] & 0xffffffffu) | (x[1][j] << 32));
+}
+
+// --- the selections ---
+
+constexpr int32_t kLanes[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+
+FUSEO1_INLINE Vu magnitude(Vf d) { return bits(d) & 0x7fffffffu; }
+
+// d where it is selected or not finite, else 0.
+FUSEO1_INLINE void keep_selected(float* d, Mask selected) {
+  const Vf x = load<Vf>(d);
+  store(d, select(greater((Vi)magnitude(x), (Vi)splat(kInfBits - 1)), x, keep(selected, x)));
+}
+
+// The magnitudes in a cut are those above `threshold`; of the block's first `ties` elements those equal to it, too.
+struct BlockCut {
+  uint32_t threshold;
+  int32_t ties;
+
+  BlockCut(const fuseo1_cut& cut, int64_t flat) : threshold(cut.threshold), ties(0) {
+    if (threshold >= kInfBits) {  // nothing finite
+      threshold = kInfBits - 1;
+    } else if (cut.tie_limit >= flat) {
+      ties = static_cast<int32_t>(cut.tie_limit - flat < kBlock ? cut.tie_limit - flat + 1 : kBlock);
+    }
+  }
+
+  // Beyond what a magnitude must be, in the lanes at `j` of the block; finite, so that infinity and NaN are beyond it.
+  FUSEO1_INLINE Vi limit(int j) const {
+    const Vi left = (Vi)splat(static_cast<uint32_t>(ties - j)) - load<Vi>(kLanes);
+    return (Vi)splat(threshold) - (Vi)keep(greater(left, Vi{}), splat(uint32_t{1}));
+  }
+};
+
+inline void apply_band(const fuseo1_select& select, int64_t flat, float* d) {
+  const BlockCut kept(select.keep, flat), dropped(select.drop, flat);
+  for (int j = 0; j < kBlock; j += kWidth) {
+    const Vf x = load<Vf>(d + j);
+    store(d + j, keep(greater((Vi)magnitude(x), kept.limit(j)), x));
+  }
+  if (select.drop.threshold >= kInfBits) return;
+  for (int j = 0; j < kBlock; j += kWidth) {
+    keep_selected(d + j, greater(dropped.limit(j) + 1, (Vi)magnitude(load<Vf>(d + j))));
+  }
+}
+
+inline void apply_draw(const fuseo1_select& select, int64_t flat, float* d) {
+  constexpr uint32_t kSign = 0x80000000u;  // turned over, words compare as signed integers do
+  const Vi limit = (Vi)splat(select.limit ^ kSign);
+  const uint64_t key = select.key, first = static_cast<uint64_t>(flat / 4);
+  const Vl even = (Vl)load<Vu>(kLanes) & 0xffffffffu, odd = (Vl)load<Vu>(kLanes) >> 32;
+  for (int c = 0; c < kCounters; c += kWidth) {
+    const Vl begin = splat(uint64_t{static_cast<uint32_t>(first) + c});
+    const Vl lo[2] = {begin + even, begin + odd};
+    Vu words[4];
+    philox(lo, static_cast<uint32_t>(first >> 32), key, words);
+    for (int j = 0; j < 4; ++j) keep_selected(d + j * kCounters + c, greater(limit, (Vi)(words[j] ^ kSign)));
+  }
+}
+
+// Reads no word of which no element of the chunk is told.
+inline void apply_bits(const fuseo1_select& select, int64_t at, int64_t count, float* d) {
+  for (int j = 0; j < count; j += kWidth) {
+    const auto told = static_cast<uint32_t>(select.bits[(at + j) / 64] >> ((at + j) % 64));
+#if defined(__AVX512F__)
+    keep_selected(d + j, static_cast<Mask>(told));
+#else
+    const Vu lane = splat(uint32_t{1}) << (Vu)load<Vi>(kLanes);
+    keep_selected(d + j, equal((Vi)(splat(told) & lane), (Vi)lane));
+#endif
+  }
+}
+
+inline void apply_clamp(const fuseo1_select& select, float* d) {
+  const Vu most = bits(splat(select.most));
+  for (int j = 0; j < kBlock; j += kWidth) {
+    const Vf x = load<Vf>(d + j);
+    const Vf clamped =
+        fuseo1::select(greater((Vi)magnitude(x), (Vi)most), from_bits(most | (bits(x) & 0x80000000u)), x);
+    store(d + j, fuseo1::select(greater((Vi)magnitude(x), (Vi)splat(kInfBits - 1)), x, clamped));
+  }
+}
+
+// Leaves of a block's task vector what `select` does: d[kBlock] of the elements from flat index `flat` on, which are
+// elements at .. at + count - 1 of the chunk. What is not finite stays.
+inline void apply_select(const fuseo1_select& select, int64_t flat, int64_t at, int64_t count, float* d) {
+  switch (select.kind) {
+    case FUSEO1_SELECT_BAND:
+      return apply_band(select, flat, d);
+    case FUSEO1_SELECT_DRAW:
+      return apply_draw(select, flat, d);
+    case FUSEO1_SELECT_BITS:
+      return apply_bits(select, at, count, d);
+    case FUSEO1_SELECT_CLAMP:
+      return apply_clamp(select, d);
+  }
+}
+
+}  // namespace
+}  // namespace fuseo1
+#endif  // FUSEO1_CPU_SELECT_H_
