@@ -5,9 +5,14 @@ MAX_TARGETS: int
 BLOCK: int
 SURVEY_SAMPLE: int
 SURVEY_DONE: int
+ELECT_SUM: int
+ELECT_WEIGHTED: int
+ELECT_COUNT: int
+ELECT_NONE: int
 
 _Operands = Sequence[tuple[int, int]]
 _Files = Sequence[tuple[int, int, int]]
+_Cut = tuple[int, int]
 
 class ReadError(Exception): ...
 
@@ -35,13 +40,37 @@ class Survey:
     def run(self, operands: _Operands, threads: int) -> None: ...
     def result(self) -> _SurveyFields: ...
 
+class Select:
+    def __init__(self) -> None: ...
+    @staticmethod
+    def band(keep: _Cut, drop: _Cut) -> Select: ...
+    @staticmethod
+    def draw(key: int, limit: int) -> Select: ...
+    @staticmethod
+    def bits(address: int) -> Select: ...
+    @staticmethod
+    def clamp(most: float) -> Select: ...
+
+class FuseParams:
+    def __init__(
+        self,
+        *,
+        weights: Sequence[float],
+        shares: Sequence[float],
+        elect: int,
+        divisor: float,
+        floor_divisor: float,
+        scale: float,
+        base_scale: float,
+        selects: Sequence[Select],
+        masked: bool,
+        threshold: int,
+        tie_limit: int,
+    ) -> None: ...
+
 def fuse(
     operands: _Operands,
-    weights: Sequence[float],
-    floor_divisor: float,
-    masked: bool,
-    threshold: int,
-    tie_limit: int,
+    params: FuseParams,
     offset: int,
     count: int,
     out: int,
@@ -50,11 +79,7 @@ def fuse(
 ) -> int: ...
 def fuse_files(
     files: _Files,
-    weights: Sequence[float],
-    floor_divisor: float,
-    masked: bool,
-    threshold: int,
-    tie_limit: int,
+    params: FuseParams,
     offset: int,
     count: int,
     scratch: tuple[int, int],

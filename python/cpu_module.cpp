@@ -158,36 +158,81 @@ class Survey {
   std::unique_ptr<fuseo1_survey, Destroy> survey_;
 };
 
-// What fuse applies, in fp32.
-class Params {
+using Cut = std::pair<uint32_t, int64_t>;  // (threshold, tie_limit)
+
+fuseo1_select select_band(const Cut& keep, const Cut& drop) {
+  fuseo1_select out = {};
+  out.kind = FUSEO1_SELECT_BAND;
+  out.keep = {keep.first, keep.second};
+  out.drop = {drop.first, drop.second};
+  return out;
+}
+
+fuseo1_select select_draw(uint64_t key, uint32_t limit) {
+  fuseo1_select out = {};
+  out.kind = FUSEO1_SELECT_DRAW;
+  out.key = key;
+  out.limit = limit;
+  return out;
+}
+
+fuseo1_select select_bits(uintptr_t address) {
+  fuseo1_select out = {};
+  out.kind = FUSEO1_SELECT_BITS;
+  out.bits = reinterpret_cast<const uint64_t*>(address);
+  return out;
+}
+
+fuseo1_select select_clamp(double most) {
+  const fuseo1::DefaultFloatingPoint guard;
+  fuseo1_select out = {};
+  out.kind = FUSEO1_SELECT_CLAMP;
+  out.most = static_cast<float>(most);
+  return out;
+}
+
+// What fuse applies, in fp32. shares and selects may be empty.
+class FuseParams {
  public:
-  Params(const std::vector<double>& weights, double floor_divisor, bool masked, uint32_t threshold, int64_t tie_limit) {
+  FuseParams(const std::vector<double>& weights, const std::vector<double>& shares, int elect, double divisor,
+             double floor_divisor, double scale, double base_scale, std::vector<fuseo1_select> selects, bool masked,
+             uint32_t threshold, int64_t tie_limit)
+      : selects_(std::move(selects)) {
+    if ((!shares.empty() && shares.size() != weights.size()) ||
+        (!selects_.empty() && selects_.size() != weights.size()))
+      throw std::invalid_argument("fuse: wrong number of shares or selections");
     // The caller may flush denormals; a tiny weight is one in fp32.
     const fuseo1::DefaultFloatingPoint guard;
-    for (const double w : weights) rounded_.push_back(static_cast<float>(w));
-    params_ = {static_cast<int32_t>(weights.size()),
-               rounded_.data(),
+    for (const double w : weights) weights_.push_back(static_cast<float>(w));
+    for (const double s : shares) shares_.push_back(static_cast<float>(s));
+    params_ = {static_cast<int32_t>(weights_.size()),
+               weights_.data(),
+               shares_.empty() ? nullptr : shares_.data(),
+               elect,
+               static_cast<float>(divisor),
                static_cast<float>(floor_divisor),
+               static_cast<float>(scale),
+               static_cast<float>(base_scale),
+               selects_.empty() ? nullptr : selects_.data(),
                masked,
                threshold,
                tie_limit};
   }
-  Params(const Params&) = delete;
+  FuseParams(const FuseParams&) = delete;
 
   const fuseo1_fuse_params* get(size_t inputs) const {
-    if (inputs != rounded_.size() + 1) throw std::invalid_argument("fuse: wrong number of inputs or weights");
+    if (inputs != weights_.size() + 1) throw std::invalid_argument("fuse: wrong number of inputs or weights");
     return &params_;
   }
 
  private:
-  std::vector<float> rounded_;
+  std::vector<float> weights_, shares_;
+  std::vector<fuseo1_select> selects_;
   fuseo1_fuse_params params_;
 };
 
-int64_t fuse(const Operands& operands, const std::vector<double>& weights, double floor_divisor, bool masked,
-             uint32_t threshold, int64_t tie_limit, int64_t offset, int64_t count, uintptr_t out, int out_dtype,
-             int threads) {
-  const Params params(weights, floor_divisor, masked, threshold, tie_limit);
+int64_t fuse(const Operands& operands, const FuseParams& params, int64_t offset, int64_t count, uintptr_t out,
+             int out_dtype, int threads) {
   const auto views = unpack(operands);
   const auto* applied = params.get(operands.size());
   int64_t nonfinite = 0;
@@ -197,10 +242,8 @@ int64_t fuse(const Operands& operands, const std::vector<double>& weights, doubl
   return nonfinite;
 }
 
-int64_t fuse_files(const Files& files, const std::vector<double>& weights, double floor_divisor, bool masked,
-                   uint32_t threshold, int64_t tie_limit, int64_t offset, int64_t count, const Scratch& scratch,
+int64_t fuse_files(const Files& files, const FuseParams& params, int64_t offset, int64_t count, const Scratch& scratch,
                    uintptr_t out, int out_dtype, int threads) {
-  const Params params(weights, floor_divisor, masked, threshold, tie_limit);
   const auto views = unpack(files);
   const auto* applied = params.get(files.size());
   int64_t nonfinite = 0;
@@ -264,12 +307,27 @@ PYBIND11_MODULE(_cpu, m) {
       .def("end_pass", &Survey::end_pass)
       .def("run", &Survey::run, py::arg("operands"), py::arg("threads"))
       .def("result", &Survey::result);
-  m.def("fuse", &fuse, py::arg("operands"), py::arg("weights"), py::arg("floor_divisor"), py::arg("masked"),
-        py::arg("threshold"), py::arg("tie_limit"), py::arg("offset"), py::arg("count"), py::arg("out"),
+  py::class_<fuseo1_select>(m, "Select")
+      .def(py::init([] { return fuseo1_select{}; }), "Everything.")
+      .def_static("band", &select_band, py::arg("keep"), py::arg("drop"))
+      .def_static("draw", &select_draw, py::arg("key"), py::arg("limit"))
+      .def_static("bits", &select_bits, py::arg("address"))
+      .def_static("clamp", &select_clamp, py::arg("most"));
+  m.attr("ELECT_SUM") = static_cast<int>(FUSEO1_ELECT_SUM);
+  m.attr("ELECT_WEIGHTED") = static_cast<int>(FUSEO1_ELECT_WEIGHTED);
+  m.attr("ELECT_COUNT") = static_cast<int>(FUSEO1_ELECT_COUNT);
+  m.attr("ELECT_NONE") = static_cast<int>(FUSEO1_ELECT_NONE);
+  using Numbers = std::vector<double>;
+  py::class_<FuseParams>(m, "FuseParams")
+      .def(py::init<const Numbers&, const Numbers&, int, double, double, double, double, std::vector<fuseo1_select>,
+                    bool, uint32_t, int64_t>(),
+           py::kw_only(), py::arg("weights"), py::arg("shares"), py::arg("elect"), py::arg("divisor"),
+           py::arg("floor_divisor"), py::arg("scale"), py::arg("base_scale"), py::arg("selects"), py::arg("masked"),
+           py::arg("threshold"), py::arg("tie_limit"));
+  m.def("fuse", &fuse, py::arg("operands"), py::arg("params"), py::arg("offset"), py::arg("count"), py::arg("out"),
         py::arg("out_dtype"), py::arg("threads"), "Returns how many elements were written as infinity or NaN.");
-  m.def("fuse_files", &fuse_files, py::arg("files"), py::arg("weights"), py::arg("floor_divisor"), py::arg("masked"),
-        py::arg("threshold"), py::arg("tie_limit"), py::arg("offset"), py::arg("count"), py::arg("scratch"),
-        py::arg("out"), py::arg("out_dtype"), py::arg("threads"), "As fuse, of inputs in files.");
+  m.def("fuse_files", &fuse_files, py::arg("files"), py::arg("params"), py::arg("offset"), py::arg("count"),
+        py::arg("scratch"), py::arg("out"), py::arg("out_dtype"), py::arg("threads"), "As fuse, of inputs in files.");
   m.def("available_isas", &fuseo1::available_isas);
   m.def("isa", [] { return std::string(fuseo1::kernels().name); });
   m.def("use_isa", &use_isa, py::arg("name"), "Use these kernels from now on; '' for the fastest.");

@@ -50,7 +50,7 @@ const Kernels& kernels() {
 void use_kernels(const Kernels* chosen) { in_use.store(chosen, std::memory_order_release); }
 
 bool valid(const fuseo1_operand* operands, int64_t targets, int64_t offset, int64_t count, int32_t threads) {
-  if (!operands || targets < 1 || targets > FUSEO1_MAX_TARGETS || threads < 1) return false;
+  if (!operands || targets < 0 || targets > FUSEO1_MAX_TARGETS || threads < 1) return false;
   if (offset < 0 || offset % FUSEO1_BLOCK || count < 0) return false;
   for (int64_t i = 0; i <= targets; ++i) {
     if (operands[i].dtype < FUSEO1_BF16 || operands[i].dtype > FUSEO1_FP32) return false;

@@ -31,9 +31,18 @@ bool read_all(int fd, char* to, int64_t bytes, int64_t offset, int* number) {
   return true;
 }
 
+// Selections for the chunk whose element `first` is the first of a piece: `first` is a multiple of kBlock, and so of a
+// word of bits.
+void select_in_piece(const fuseo1_select* selects, int32_t targets, int64_t first, fuseo1_select* of_piece) {
+  for (int i = 0; i < targets; ++i) {
+    of_piece[i] = selects[i];
+    if (selects[i].kind == FUSEO1_SELECT_BITS) of_piece[i].bits += first / 64;
+  }
+}
+
 // How many elements of every input fit into `bytes`, in whole blocks; 0 if the arguments are outside the contract.
 int64_t elements_in(const fuseo1_file* files, int32_t targets, fuseo1_scratch scratch, int64_t bytes) {
-  if (!files || !scratch.data || targets < 1 || targets > FUSEO1_MAX_TARGETS) return 0;
+  if (!files || !scratch.data || targets < 0 || targets > FUSEO1_MAX_TARGETS) return 0;
   int64_t element_bytes = 0;
   for (int i = 0; i <= targets; ++i) {
     if (files[i].dtype < FUSEO1_BF16 || files[i].dtype > FUSEO1_FP32) return 0;
@@ -101,7 +110,7 @@ extern "C" int fuseo1_survey_sample_files(fuseo1_survey* survey, const fuseo1_fi
                                           int64_t stride, fuseo1_scratch scratch, fuseo1_read_error* error) {
   using namespace fuseo1;
   const int64_t room = elements_in(files, targets, scratch, kPieceBytes);
-  if (room == 0 || !error || stride < 1) return FUSEO1_BAD_ARGUMENT;
+  if (targets < 1 || room == 0 || !error || stride < 1) return FUSEO1_BAD_ARGUMENT;
   if (fuseo1_survey_phase_of(survey) != FUSEO1_SURVEY_SAMPLE) return FUSEO1_WRONG_PHASE;
   int64_t runs, length;
   fuseo1_survey_sample_shape(survey, &runs, &length);
@@ -128,6 +137,7 @@ extern "C" int fuseo1_survey_sample_files(fuseo1_survey* survey, const fuseo1_fi
 extern "C" int fuseo1_survey_update_files(fuseo1_survey* survey, const fuseo1_file* files, int32_t targets,
                                           int64_t offset, int64_t count, fuseo1_scratch scratch, int32_t threads,
                                           fuseo1_read_error* error) {
+  if (targets < 1) return FUSEO1_BAD_ARGUMENT;
   if (fuseo1_survey_phase_of(survey) == FUSEO1_SURVEY_SAMPLE) return FUSEO1_WRONG_PHASE;
   return fuseo1::for_each_piece(files, targets, offset, count, scratch, threads, error,
                                 [&](const fuseo1_operand* operands, int64_t first, int64_t n) {
@@ -143,12 +153,17 @@ extern "C" int fuseo1_fuse_files(const fuseo1_fuse_params* params, const fuseo1_
   }
   *nonfinite = 0;
   const int64_t size = fuseo1::element_size(out_dtype);
+  fuseo1_fuse_params piece = *params;
+  fuseo1_select selects[FUSEO1_MAX_TARGETS];
+  if (params->selects) piece.selects = selects;
   return fuseo1::for_each_piece(files, params->targets, offset, count, scratch, threads, error,
                                 [&](const fuseo1_operand* operands, int64_t first, int64_t n) {
                                   int64_t found = 0;
+                                  if (params->selects)
+                                    fuseo1::select_in_piece(params->selects, params->targets, first, selects);
                                   char* to = static_cast<char*>(out) + first * size;
                                   const int status =
-                                      fuseo1_fuse(params, operands, offset + first, n, to, out_dtype, threads, &found);
+                                      fuseo1_fuse(&piece, operands, offset + first, n, to, out_dtype, threads, &found);
                                   *nonfinite += found;
                                   return status;
                                 });

@@ -71,28 +71,32 @@ FUSEO1_INLINE void keep_selected(float* d, Mask selected) {
   store(d, select(greater((Vi)magnitude(x), (Vi)splat(kInfBits - 1)), x, keep(selected, x)));
 }
 
-// The magnitudes in a cut are those above `threshold`; of the block's first `ties` elements those equal to it, too.
+// A cut, as a block sees it: in it are values above `threshold`, and of the first `ties` elements those equal to it.
+// Values are the bits of non-negative fp32.
 struct BlockCut {
   uint32_t threshold;
   int32_t ties;
 
   BlockCut(const fuseo1_cut& cut, int64_t flat) : threshold(cut.threshold), ties(0) {
-    if (threshold >= kInfBits) {  // nothing finite
-      threshold = kInfBits - 1;
-    } else if (cut.tie_limit >= flat) {
+    if (cut.tie_limit >= flat) {
       ties = static_cast<int32_t>(cut.tie_limit - flat < kBlock ? cut.tie_limit - flat + 1 : kBlock);
     }
   }
 
-  // Beyond what a magnitude must be, in the lanes at `j` of the block; finite, so that infinity and NaN are beyond it.
+  // In the lanes at `j` of the block values beyond this are in the cut.
   FUSEO1_INLINE Vi limit(int j) const {
-    const Vi left = (Vi)splat(static_cast<uint32_t>(ties - j)) - load<Vi>(kLanes);
-    return (Vi)splat(threshold) - (Vi)keep(greater(left, Vi{}), splat(uint32_t{1}));
+    const Mask early = greater((Vi)splat(static_cast<uint32_t>(ties - j)), load<Vi>(kLanes));
+    return (Vi)(splat(threshold) - keep(early, splat(uint32_t{1})));
   }
 };
 
+// A cut without anything finite, as one that everything that is not finite is beyond.
+FUSEO1_INLINE fuseo1_cut below_infinity(const fuseo1_cut& cut) {
+  return cut.threshold < kInfBits ? cut : fuseo1_cut{kInfBits - 1, -1};
+}
+
 inline void apply_band(const fuseo1_select& select, int64_t flat, float* d) {
-  const BlockCut kept(select.keep, flat), dropped(select.drop, flat);
+  const BlockCut kept(below_infinity(select.keep), flat), dropped(select.drop, flat);
   for (int j = 0; j < kBlock; j += kWidth) {
     const Vf x = load<Vf>(d + j);
     store(d + j, keep(greater((Vi)magnitude(x), kept.limit(j)), x));

@@ -10,18 +10,58 @@ from .. import _cpu
 from ..arrays import Array, Buffer
 from ..errors import BackendError
 from . import SURVEY_BYTES, FileRange, FuseParams, InputUnreadable, SurveyResult
+from .requests import Band, Clamp, Cut, Draw, Elect, Select
+
+_ELECT: dict[Elect, int] = {
+    "sum": _cpu.ELECT_SUM,
+    "weighted": _cpu.ELECT_WEIGHTED,
+    "count": _cpu.ELECT_COUNT,
+    "none": _cpu.ELECT_NONE,
+}
 
 
-def _operands(inputs: Sequence[Array]) -> list[tuple[int, int]]:
+def _operands(inputs: Sequence[Array], least_targets: int = 1) -> list[tuple[int, int]]:
     if len({a.numel for a in inputs}) != 1:
         raise BackendError("base and targets must have the same number of elements")
-    if not 2 <= len(inputs) <= _cpu.MAX_TARGETS + 1:
-        raise BackendError(f"1 to {_cpu.MAX_TARGETS} targets are supported, not {len(inputs) - 1}")
+    if not least_targets < len(inputs) <= _cpu.MAX_TARGETS + 1:
+        raise BackendError(
+            f"{least_targets} to {_cpu.MAX_TARGETS} targets are supported, not {len(inputs) - 1}"
+        )
     return [(a.address, a.dtype.abi) for a in inputs]
 
 
 def _places(files: Sequence[FileRange]) -> list[tuple[int, int, int]]:
     return [(f.fd, f.dtype.abi, f.offset) for f in files]
+
+
+def _cut(cut: Cut) -> tuple[int, int]:
+    return cut.threshold, cut.tie_limit
+
+
+def native_select(select: Select) -> _cpu.Select:
+    """One target's selection for the kernels."""
+    if isinstance(select, Band):
+        return _cpu.Select.band(_cut(select.keep), _cut(select.drop))
+    if isinstance(select, Draw):
+        return _cpu.Select.draw(select.key, select.limit)
+    return _cpu.Select.clamp(select.most) if isinstance(select, Clamp) else _cpu.Select()
+
+
+def _native(params: FuseParams) -> _cpu.FuseParams:
+    """`params` for the kernels, rounded to fp32."""
+    return _cpu.FuseParams(
+        weights=params.weights,
+        shares=params.shares or (),
+        elect=_ELECT[params.elect],
+        divisor=params.divisor or 0.0,
+        floor_divisor=params.floor_divisor,
+        scale=params.scale,
+        base_scale=params.base_scale,
+        selects=[native_select(select) for select in params.selects],
+        masked=params.masked,
+        threshold=params.threshold,
+        tie_limit=params.tie_limit,
+    )
 
 
 @contextmanager
@@ -119,16 +159,12 @@ class CpuBackend:
     def fuse(
         self, inputs: Sequence[Array], params: FuseParams, out: Array, offset: int, threads: int
     ) -> int:
-        operands = _operands(inputs)
+        operands = _operands(inputs, least_targets=0)
         if out.numel != inputs[0].numel:
             raise BackendError("the output must have as many elements as the inputs")
         return _cpu.fuse(
             operands,
-            params.weights,
-            params.floor_divisor,
-            params.masked,
-            params.threshold,
-            params.tie_limit,
+            _native(params),
             offset,
             out.numel,
             out.address,
@@ -148,11 +184,7 @@ class CpuBackend:
         with _told_by_number():
             return _cpu.fuse_files(
                 _places(files),
-                params.weights,
-                params.floor_divisor,
-                params.masked,
-                params.threshold,
-                params.tie_limit,
+                _native(params),
                 offset,
                 out.numel,
                 (scratch.address, scratch.nbytes),
