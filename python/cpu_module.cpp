@@ -191,28 +191,24 @@ fuseo1_select select_clamp(double most) {
   return out;
 }
 
-// What fuse applies, in fp32. shares and selects may be empty.
+// What fuse applies. shares and selects may be empty.
 class FuseParams {
  public:
   FuseParams(const std::vector<double>& weights, const std::vector<double>& shares, int elect, double divisor,
              double floor_divisor, double scale, double base_scale, std::vector<fuseo1_select> selects, bool masked,
              uint32_t threshold, int64_t tie_limit)
-      : selects_(std::move(selects)) {
+      : weights_(weights), shares_(shares), selects_(std::move(selects)) {
     if ((!shares.empty() && shares.size() != weights.size()) ||
         (!selects_.empty() && selects_.size() != weights.size()))
       throw std::invalid_argument("fuse: wrong number of shares or selections");
-    // The caller may flush denormals; a tiny weight is one in fp32.
-    const fuseo1::DefaultFloatingPoint guard;
-    for (const double w : weights) weights_.push_back(static_cast<float>(w));
-    for (const double s : shares) shares_.push_back(static_cast<float>(s));
     params_ = {static_cast<int32_t>(weights_.size()),
                weights_.data(),
                shares_.empty() ? nullptr : shares_.data(),
                elect,
-               static_cast<float>(divisor),
-               static_cast<float>(floor_divisor),
-               static_cast<float>(scale),
-               static_cast<float>(base_scale),
+               divisor,
+               floor_divisor,
+               scale,
+               base_scale,
                selects_.empty() ? nullptr : selects_.data(),
                masked,
                threshold,
@@ -226,7 +222,7 @@ class FuseParams {
   }
 
  private:
-  std::vector<float> weights_, shares_;
+  std::vector<double> weights_, shares_;
   std::vector<fuseo1_select> selects_;
   fuseo1_fuse_params params_;
 };

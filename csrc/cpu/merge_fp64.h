@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+// What fuse computes in fp64: every election but SCE's (include/fuseo1/fuse.h).
+// Included only by the per-ISA sources; internal linkage throughout (see simd.h).
+#ifndef FUSEO1_CPU_MERGE_FP64_H_
+#define FUSEO1_CPU_MERGE_FP64_H_
+
+#include "block.h"
+#include "parts.h"
+#include "simd64.h"
+
+namespace fuseo1 {
+namespace {
+
+// How targets' t are told apart from those that do not survive.
+template <int kElect>
+struct Election {
+  Vd s{};
+  Mask64 finite = inverse(Mask64{});
+  Vdu flip{};
+
+  void vote(Vd t) {
+    if (kElect == FUSEO1_ELECT_COUNT) {
+      const Vd one = from_bits(bits(splat(1.0)) | (bits(t) & (uint64_t{1} << 63)));
+      s += select(equal(t, Vd{}), Vd{}, one);
+      finite &= is_finite(t);
+    } else {
+      s += t;
+    }
+  }
+  // Turning the signs over where s < 0 makes "has the elected sign" read "> 0".
+  void close() {
+    if (kElect != FUSEO1_ELECT_COUNT) finite = is_finite(s);
+    flip = bits(select(greater_equal(s, Vd{}), Vd{}, splat(-0.0)));
+  }
+  Mask64 survives(Vd t) const {
+    return kElect == FUSEO1_ELECT_NONE ? inverse(equal(t, Vd{})) : greater(from_bits(bits(t) ^ flip), Vd{});
+  }
+};
+
+// The block's d are z; `chosen` nullptr: every element is selected by its score. `halves`: parts are the nearest fp32
+// and what it lacks; else that is left out, as -0.0.
+template <int kElect, int kTargets>
+void merge_fp64(const fuseo1_fuse_params& params, bool halves, const Block& block, const Mask* chosen, Parts* parts) {
+  const int n = kTargets ? kTargets : params.targets;
+  const double *weights = params.weights, *shares = params.shares ? params.shares : params.weights;
+  const bool fixed = params.divisor != 0.0, floored = params.floor_divisor != 0.0;
+  const bool divides = !fixed || params.divisor != 1.0;
+  const Vd divisor = splat(params.divisor), floor = splat(params.floor_divisor);
+  const Vd scale = splat(params.scale), base_scale = splat(params.base_scale);
+  const Vd nothing = splat(-0.0);  // x + -0.0 is x, for -0.0 too
+  for (int j = 0; j < kBlock; j += kWidth64) {
+    const auto weighed = [&](int i) { return splat(weights[i]) * load_wide(block.d[i] + j); };
+    Election<kElect> election;
+    for (int i = 0; i < n; ++i) election.vote(weighed(i));
+    election.close();
+    Vd num = nothing, den{};
+    Mask64 any{};
+    for (int i = 0; i < n; ++i) {
+      const Vd t = weighed(i);
+      Mask64 survives = election.survives(t);
+      if (chosen) survives &= half(chosen[j / kWidth], j % kWidth / kWidth64);
+      num += select(survives, t, nothing);
+      if (!fixed) den += select(survives, splat(shares[i]), Vd{});
+      any |= survives;
+    }
+    if (divides) {
+      num /= fixed     ? divisor
+             : floored ? select(greater(den, floor), den, floor)
+                       : select(equal(den, Vd{}), splat(1.0), den);
+    }
+    const Vd delta = select(any, scale * num, nothing);
+    const Vd sum = select(election.finite, base_scale * load_wide(block.base + j) + delta, splat(__builtin_nan("")));
+    const Vfh large = narrow(sum);
+    const Vd lacking = nothing - (widen(large) - sum);  // -0.0 if nothing is; NaN where that is infinite
+    store(parts->large + j, large);
+    store(parts->small + j, narrow(select(halves ? is_finite(lacking) : Mask64{}, lacking, nothing)));
+  }
+}
+
+}  // namespace
+}  // namespace fuseo1
+#endif  // FUSEO1_CPU_MERGE_FP64_H_
