@@ -33,7 +33,7 @@ __device__ __forceinline__ void begin_bracket(State* state, double select_topk) 
 __device__ __forceinline__ void place_bracket(State* state, double select_topk) {
   const auto present = static_cast<int64_t>(state->present);
   const double m = static_cast<double>(present), rank = select_topk * m;
-  const double share = static_cast<double>(state->runs_a) / static_cast<double>(state->runs_p);
+  const double share = static_cast<double>(state->runs_a) / m;
   const double varies = static_cast<double>(state->runs_aa) - 2 * share * static_cast<double>(state->runs_ap) +
                         share * share * static_cast<double>(state->runs_pp);
   const double deviation = fmax(sqrt(rank * (1 - select_topk)), sqrt(fmax(varies, 0.0)));
@@ -63,8 +63,8 @@ __device__ __forceinline__ void end_bracket(State* state) {
 
 __global__ void __launch_bounds__(kThreads, 1)
     measure_runs(State* state, const uint32_t* sample, int64_t runs, double select_topk) {
-  __shared__ uint32_t sums[5];  // of a CTA: at most a few thousand runs
-  if (threadIdx.x < 5) sums[threadIdx.x] = 0;
+  __shared__ uint32_t sums[4];  // of a CTA: at most a few thousand runs
+  if (threadIdx.x < 4) sums[threadIdx.x] = 0;
   __syncthreads();
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t run = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; run < runs; run += step) {
@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       p += sample[run * kLane + j] != 0;
     }
     atomicAdd(&sums[0], a * a), atomicAdd(&sums[1], a * p), atomicAdd(&sums[2], p * p);
-    atomicAdd(&sums[3], a), atomicAdd(&sums[4], p);
+    atomicAdd(&sums[3], a);
   }
   __syncthreads();
   if (threadIdx.x == 0) {
@@ -82,7 +82,6 @@ __global__ void __launch_bounds__(kThreads, 1)
     atomicAdd(&state->runs_ap, static_cast<Count>(sums[1]));
     atomicAdd(&state->runs_pp, static_cast<Count>(sums[2]));
     atomicAdd(&state->runs_a, static_cast<Count>(sums[3]));
-    atomicAdd(&state->runs_p, static_cast<Count>(sums[4]));
   }
   if (is_last_cta(state)) place_bracket(state, select_topk);
 }
@@ -159,7 +158,6 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (threadIdx.x != 0) return;
   if (index == kScoreDigits - 1) end_threshold(state, static_cast<uint32_t>(state->found), numel);
   if (digit.shift == 0) state->tie_limit = numel - 1 - static_cast<int64_t>(place_of(state->found, candidates));
-  state->last = state->found << digit.shift;
 }
 
 // The energies of the selected candidates.
@@ -170,7 +168,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   __shared__ Sums<kN> sums;
   sums.clear();
   __syncthreads();
-  const uint64_t last = state->last;
+  // The least word that is selected: where ties are cut all of its digits were found, else those of its score.
+  const uint64_t last = state->cut ? state->found : state->found << candidates.place_bits;
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x, end = filled(state, candidates);
   for (int64_t c = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; c < end; c += step) {
     const uint64_t word = candidates.words[c];

@@ -14,7 +14,6 @@ namespace fuseo1 {
 struct Selection {
   uint32_t nonzero, threshold;
   int64_t selected, wanted, tie_limit;
-  int32_t passes;
 };
 
 // Finds the threshold by histograms of its digits.
@@ -23,7 +22,7 @@ __device__ void select_small(const Inputs& in, double select_topk, Selection* se
   __shared__ Histogram histogram;
   const Divisor divisor(in.targets);
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
-  if (threadIdx.x == 0) *selection = {0, 0, 0, 0, -1, 0};
+  if (threadIdx.x == 0) *selection = {0, 0, 0, 0, -1};
   for (int index = 0; index < 3; ++index) {
     __syncthreads();
     histogram.clear();
@@ -83,7 +82,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   __syncthreads();
   const bool all = how.select_topk == 1.0, none = how.select_topk == 0.0 || in.numel == 0;
   if (all || none) {
-    if (thread == 0) selection = {0, all ? 0 : kNothing, all ? in.numel : 0, 0, all ? in.numel - 1 : -1, 0};
+    if (thread == 0) selection = {0, all ? 0 : kNothing, all ? in.numel : 0, 0, all ? in.numel - 1 : -1};
     __syncthreads();
   } else {
     select_small<kN>(in, how.select_topk, &selection);

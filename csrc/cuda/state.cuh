@@ -18,8 +18,9 @@ struct State {
   Count nonzero, above;
   Count candidates, slots;  // how many were found; how many places were given out
   Count histogram[2][kDigits];
-  // The sample, from which the bracket comes.
-  Count present, runs_aa, runs_ap, runs_pp, runs_a, runs_p;
+  // The sample, from which the bracket comes: its scores that are not 0; sums over its runs, of how many lie above the
+  // level (a) and are not 0 (p).
+  Count present, runs_aa, runs_ap, runs_pp, runs_a;
   uint32_t level;
   uint32_t prefix[2];
   int64_t rank[2];  // from the highest, counted from 0; < 0 or >= present: the bracket is open there
@@ -33,7 +34,6 @@ struct State {
   uint32_t threshold;
   int64_t tie_limit;
   Count ties;
-  uint64_t last;  // the least word of a candidate that is selected
   int32_t passes;
   uint32_t arrived;  // CTAs that are done with the current launch
 };

@@ -106,12 +106,13 @@ def measure_runs(
     tl.atomic_add(state + RUNS + 1, tl.sum(a * p, axis=0).to(tl.int64), sem="relaxed")
     tl.atomic_add(state + RUNS + 2, tl.sum(p * p, axis=0).to(tl.int64), sem="relaxed")
     tl.atomic_add(state + RUNS + 3, tl.sum(a, axis=0).to(tl.int64), sem="relaxed")
-    tl.atomic_add(state + RUNS + 4, tl.sum(p, axis=0).to(tl.int64), sem="relaxed")
 
 
 @triton.jit
-def margin_of(state, share):
+def margin_of(state, present, share):
     """How many of the sample the bracket reaches to each side of the threshold's rank, in fp64.
+
+    present: how many of the sample are not 0, in fp64.
 
     A run's elements are neighbours, often of one scale: the runs are what is drawn, and what each has above the
     level beyond its share is what varies.
@@ -120,10 +121,9 @@ def margin_of(state, share):
     ap = tl.load(state + RUNS + 1).to(tl.float64)
     pp = tl.load(state + RUNS + 2).to(tl.float64)
     a = tl.load(state + RUNS + 3).to(tl.float64)
-    p = tl.load(state + RUNS + 4).to(tl.float64)
-    part = a / tl.maximum(p, 1.0)
+    part = a / tl.maximum(present, 1.0)
     varies = aa - 2.0 * part * ap + part * part * pp
-    drawn = p * share * (1.0 - share)
+    drawn = present * share * (1.0 - share)
     return 16.0 + DEVIATIONS * tl.sqrt(tl.maximum(tl.maximum(varies, drawn), 0.0))
 
 
@@ -137,16 +137,16 @@ def refine_bracket(
 ):
     """A program takes 128 runs: the second digits of those scores that have a side's first one."""
     share = fp64_of(topk)
-    present = present_in(histograms)
-    rank = share * present.to(tl.float64)
-    margin = margin_of(state, share)
+    present = present_in(histograms).to(tl.float64)
+    rank = share * present
+    margin = margin_of(state, present, share)
     run = tl.program_id(0) * RUNS_AT_ONCE + tl.arange(0, RUNS_AT_ONCE)[:, None]
     at = run * RUN + tl.arange(0, RUN)[None, :]
     scores = tl.reshape(tl.load(sample + at, mask=run < runs, other=0), [RUNS_AT_ONCE * RUN])
     digit, above = digit_of(scores, 1)
     for side in tl.static_range(2):
         place = rank + (2 * side - 1) * margin
-        is_open = (place < 0) | (place >= present.to(tl.float64))
+        is_open = (place < 0) | (place >= present)
         wanted = tl.where(is_open, 1, place.to(tl.int64) + 1)
         prefix, rest = reach_from_top(histograms, wanted)
         prefix = tl.where(is_open, -1, prefix)

@@ -25,7 +25,7 @@ LEAST = tl.constexpr(18)
 AT_LOW = tl.constexpr(19)
 AT_HIGH = tl.constexpr(20)
 # The sample: sums over its runs, of how many lie above the level (a) and are not 0 (p).
-RUNS = tl.constexpr(24)  # aa, ap, pp, a, p
+RUNS = tl.constexpr(24)  # aa, ap, pp, a
 PREFIX = tl.constexpr(30)  # the bracket's upper and lower side: their first digit; -1: open
 RANK = tl.constexpr(32)  # and which of those with that digit, from the highest
 NONFINITE = tl.constexpr(40)  # base, targets 1..N, overflows
