@@ -41,8 +41,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const Divisor divisor(in.targets);
   const Digit<uint32_t> digit(0, 0);
   uint32_t present = 0;
-  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t run = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; run < runs; run += step) {
+  for_each(runs, [&](int64_t run) {
     uint32_t scores[kLane];
     load_scores<kN>(in, sample_start(in.numel, runs, run), kLane, divisor, scores);
 #pragma unroll
@@ -52,7 +51,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       histogram.add(digit, scores[j]);
       ++present;
     }
-  }
+  });
   if (present) atomicAdd(&state->present, static_cast<Count>(present));
   __syncthreads();
   histogram.flush(state->histogram[0]);

@@ -66,8 +66,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   __shared__ uint32_t sums[4];  // of a CTA: at most a few thousand runs
   if (threadIdx.x < 4) sums[threadIdx.x] = 0;
   __syncthreads();
-  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t run = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; run < runs; run += step) {
+  for_each(runs, [&](int64_t run) {
     uint32_t a = 0, p = 0;
     for (int j = 0; j < kLane; ++j) {
       a += sample[run * kLane + j] > state->level;
@@ -75,7 +74,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     atomicAdd(&sums[0], a * a), atomicAdd(&sums[1], a * p), atomicAdd(&sums[2], p * p);
     atomicAdd(&sums[3], a);
-  }
+  });
   __syncthreads();
   if (threadIdx.x == 0) {
     atomicAdd(&state->runs_aa, static_cast<Count>(sums[0]));
@@ -90,11 +89,10 @@ __global__ void __launch_bounds__(kThreads, 1) refine_bracket(State* state, cons
   __shared__ Histogram histograms[2];
   histograms[0].clear(), histograms[1].clear();
   __syncthreads();
-  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t f = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; f < scores; f += step) {
-    if (sample[f] == 0) continue;
-    for (int side = 0; side < 2; ++side) histograms[side].add(Digit<uint32_t>(1, state->prefix[side]), sample[f]);
-  }
+  for_each(scores, [&](int64_t i) {
+    if (sample[i] == 0) return;
+    for (int side = 0; side < 2; ++side) histograms[side].add(Digit<uint32_t>(1, state->prefix[side]), sample[i]);
+  });
   __syncthreads();
   histograms[0].flush(state->histogram[0]), histograms[1].flush(state->histogram[1]);
   if (is_last_cta(state)) end_bracket(state);
@@ -146,11 +144,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   histogram.clear();
   __syncthreads();
   const Digit<uint64_t> digit(index, state->found, candidates.place_bits);
-  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x, end = filled(state, candidates);
-  for (int64_t c = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; c < end; c += step) {
+  for_each(filled(state, candidates), [&](int64_t c) {
     const uint64_t word = candidates.words[c];
     if (word != 0) histogram.add(digit, word);
-  }
+  });
   __syncthreads();
   histogram.flush(state->histogram[0]);
   if (!is_last_cta(state)) return;
@@ -170,10 +167,9 @@ __global__ void __launch_bounds__(kThreads, 1)
   __syncthreads();
   // The least word that is selected: where ties are cut all of its digits were found, else those of its score.
   const uint64_t last = state->cut ? state->found : state->found << candidates.place_bits;
-  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x, end = filled(state, candidates);
-  for (int64_t c = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; c < end; c += step) {
+  for_each(filled(state, candidates), [&](int64_t c) {
     const uint64_t word = candidates.words[c];
-    if (word < last) continue;
+    if (word < last) return;
     const int64_t at = in.numel - 1 - static_cast<int64_t>(place_of(word, candidates));
     const uint8_t* const exponents = candidates.exponents + at / kBlock * in.targets;
     const float base = load_one(in.operands[0], at);
@@ -192,7 +188,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       const uint32_t quanta = quantize(d[i], __uint_as_float(scale_bits(of_block[i]))) - kRintMagicBits;
       if (quanta) atomicAdd(&sums.bins[i][of_block[i]], static_cast<Count>(quanta));
     }
-  }
+  });
   __syncthreads();
   sums.flush(&state->energy[0]);
 }

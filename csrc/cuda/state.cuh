@@ -67,6 +67,13 @@ __device__ __forceinline__ bool is_last_cta(State* state) {
   return last;
 }
 
+// Calls f(i) for every i below `n`, which the threads of a grid share.
+template <class F>
+__device__ __forceinline__ void for_each(int64_t n, const F& f) {
+  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += step) f(i);
+}
+
 // Calls f(at, count) on every `warps`-th block of 256 elements, from block `warp` on: a lane's first element and how
 // many of its eight there are.
 template <class F>
