@@ -44,7 +44,7 @@ def add_by_exponent(amounts, exponents, to):
 @triton.jit(do_not_specialize=["numel", "capacity"])
 def add_selected(
     inputs,  # tuple of TARGETS + 1 pointers: [numel], base first
-    stripes,  # [STRIPES, 4] int64
+    stripes,  # [STRIPES, 2] int64
     state,  # [64] int64
     bins,  # [2, STRIPES, TARGETS, 256] int64: of scan and candidates; of the exact path
     exponents,  # [TARGETS, blocks] uint8

@@ -83,7 +83,6 @@ def take_tile(
     q,
     x,
     tile,
-    start,
     numel,
     state,
     stripes,
@@ -113,7 +112,7 @@ def take_tile(
         keep_candidates(x, inside, found, tile, stripes, records, capacity, STRIPES, ROWS)
         # Candidates are quantised later, and must know their block's exponents then.
         blocks = tl.cdiv(numel, BLOCK)
-        block = start // BLOCK + tl.arange(0, ROWS)
+        block = tile.to(tl.int64) * ROWS + tl.arange(0, ROWS)
         certain_q = ()
         for i in tl.static_range(TARGETS):
             to = exponents + i * tl.cast(blocks, tl.int64) + block
@@ -128,7 +127,7 @@ def take_tile(
 def scan_tiles(
     inputs,  # tuple of TARGETS + 1 pointers: [numel], base first; bf16 as int16
     state,  # [64] int64
-    stripes,  # [STRIPES, 4] int64
+    stripes,  # [STRIPES, 2] int64
     bins,  # [STRIPES, TARGETS, 256] int64
     rare_tiles,  # [tiles] int32
     exponents,  # [TARGETS, blocks] uint8; SCORED only, as the one below
@@ -161,7 +160,6 @@ def scan_tiles(
             q,
             x,
             tile,
-            start,
             numel,
             state,
             stripes,
@@ -228,7 +226,6 @@ def scan_carefully(
             q,
             x,
             tile,
-            start,
             numel,
             state,
             stripes,

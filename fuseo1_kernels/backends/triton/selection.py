@@ -85,7 +85,7 @@ def digit_before(histograms, state, DIGIT: tl.constexpr):
 @triton.jit(do_not_specialize=["numel", "capacity", "topk"])
 def count_digit(
     inputs,  # tuple of TARGETS + 1 pointers: [numel], base first
-    stripes,  # [STRIPES, 4] int64
+    stripes,  # [STRIPES, 2] int64
     state,  # [64] int64
     histograms,  # [3, 2048] int64: of the three digits
     records,  # [STRIPES, capacity] int64
