@@ -161,16 +161,18 @@ class TritonBackend:
             return
         data, device, to = pointers(inputs), _device(inputs), tensor_of(out)
         found: torch.Tensor = survey.result.view(torch.int64)
-        scratch = torch.empty_like(found)  # a trial counts nothing
         with _current(device):
             params = _params(survey)
 
-            def run(config: Config, result: torch.Tensor = scratch) -> None:
+            def run(config: Config, result: torch.Tensor) -> None:
                 launch_fuse(data, to, out.dtype.abi, params, result, offset, config)
+
+            def attempt(config: Config) -> None:
+                run(config, torch.empty_like(found))  # so that it is not counted
 
             masks = (params.masked, params.floored)
             key = ("fuse", device, *masks, to.dtype, *(x.dtype for x in data))
-            run(self._tuner.choose(key, out.numel, run), found)
+            run(self._tuner.choose(key, out.numel, attempt), found)
 
     def result(self, survey: OnDevice) -> tuple[SurveyResult, int]:
         """Wait for what was enqueued: the survey, and how many outputs were infinite or NaN."""
