@@ -19,6 +19,7 @@ from . import state as places
 from .launches import Params, launch_fuse, launch_params, launch_survey, workspace_bytes
 from .state import MOST_TARGETS, PARAMS_BYTES, RESULT, place
 from .tuning import FOR_INTERPRETER, Config, Tuner
+from .workspace import needs_scores
 
 #: Whether the kernels run in Triton's interpreter, on the CPU's tensors: TRITON_INTERPRET=1 at their import.
 INTERPRETED = bool(triton.knobs.runtime.interpret)
@@ -145,7 +146,7 @@ class TritonBackend:
         def run(config: Config) -> OnDevice:
             return launch_survey(data, numel, select_topk, variant, room, config)
 
-        scored = 0.0 < select_topk < 1.0
+        scored = needs_scores(select_topk, numel)
         with _current(device):
             key = ("survey", device, scored, *(x.dtype for x in data))
             return run(self._tuner.choose(key, numel, run))

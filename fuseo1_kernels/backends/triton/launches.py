@@ -17,8 +17,8 @@ from .scan import scan_carefully, scan_tiles
 from .selection import count_digit, count_ties, find_cut
 from .settle import settle, take_params
 from .state import PARAMS, PARAMS_BYTES, place
-from .tuning import LEAST_ROWS, Config
-from .workspace import Layout, Workspace
+from .tuning import Config
+from .workspace import Layout, Workspace, needs_scores
 
 _BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
 # For every launch: no kernel may contract a product and a sum.
@@ -50,8 +50,8 @@ def launch_survey(
 
     What they are on is that of `room`: memory of workspace_bytes, RESULT int64 and PARAMS_BYTES.
     """
-    targets, scored = len(data) - 1, 0.0 < select_topk < 1.0 and numel > 0
-    layout = Layout(targets, numel, scored, LEAST_ROWS)
+    targets, scored = len(data) - 1, needs_scores(select_topk, numel)
+    layout = Layout(targets, numel, scored)
     work, device = Workspace(layout, room.work), room.work.device
     tile = config.rows * place(BLOCK)
     topk = struct.unpack("<q", struct.pack("<d", select_topk))[0]
@@ -170,7 +170,7 @@ def params_in(memory: torch.Tensor, masked: bool, floored: bool) -> Params:
 
 def workspace_bytes(targets: int, numel: int, select_topk: float) -> int:
     """What a survey takes beside its inputs: 3 % of them and 2.5 MiB, if they are bf16, at most."""
-    return Layout(targets, numel, 0.0 < select_topk < 1.0, LEAST_ROWS).nbytes
+    return Layout(targets, numel, needs_scores(select_topk, numel)).nbytes
 
 
 def _programs(device: torch.device) -> int:

@@ -85,7 +85,7 @@ def settle(
     numbers,  # [24] fp32, written
     tie_limit,  # [1] int64, written
     numel,
-    SCORED: tl.constexpr,  # 0 < select_topk < 1, and there are elements
+    SCORED: tl.constexpr,  # workspace.needs_scores
     ALL: tl.constexpr,  # select_topk is 1
     MERGEKIT: tl.constexpr,
     TARGETS: tl.constexpr,

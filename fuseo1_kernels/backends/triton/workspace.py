@@ -10,6 +10,7 @@ from .arithmetic import BLOCK
 from .sampling import DIGITS, RUN
 from .selection import CANDIDATES, STRETCH
 from .state import STATE, STRIPE, place
+from .tuning import LEAST_ROWS
 
 _FLOOR = 2 << 20
 # Candidates may take one in so many of the inputs' bytes.
@@ -22,6 +23,10 @@ _MOST_SAMPLED = 1 << 20
 _LEAST_SAMPLED = 65536
 # From so many elements on tiles add to 32 stripes, else to 8.
 _MANY = 1 << 23
+
+
+def needs_scores(select_topk: float, numel: int) -> bool:
+    return 0.0 < select_topk < 1.0 and numel > 0
 
 
 def runs_of(numel: int) -> int:
@@ -58,7 +63,7 @@ class Part:
 
 
 class Layout:
-    """The parts of a survey's workspace. `scored`: 0 < select_topk < 1; else most of them are not there.
+    """The parts of a survey's workspace. `scored`: needs_scores; else most of them are not there.
 
     zeroed: state [64], stripes [stripes, 2], bins [2 or 1, stripes, targets, 256], histograms [6, 2048] int64,
         ties [stretches] int32.
@@ -67,7 +72,7 @@ class Layout:
         to be when it has told all.
     """
 
-    def __init__(self, targets: int, numel: int, scored: bool, least_rows: int) -> None:
+    def __init__(self, targets: int, numel: int, scored: bool) -> None:
         self.nbytes = 0
         self.stripes = stripes_of(numel)
         self.runs = runs_of(numel) if scored else 0
@@ -82,7 +87,7 @@ class Layout:
         self.stretches = -(-numel // place(STRETCH)) if scored else 0
         self.ties = self._take(torch.int32, self.stretches)
         self.zeroed = self.nbytes
-        self.rare_tiles = self._take(torch.int32, -(-blocks // least_rows))
+        self.rare_tiles = self._take(torch.int32, -(-blocks // LEAST_ROWS))
         self.exponents = self._take(torch.uint8, targets if scored else 0, blocks)
         start = self.nbytes
         self.records = self._take(torch.int64, self.stripes, self.capacity)
