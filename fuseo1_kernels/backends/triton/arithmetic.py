@@ -183,3 +183,9 @@ def first_reaching(score, N: tl.constexpr):
         less = (trial - 1 <= INF) & (bits_of(divide(float_of(last), N)) < score)
         below = tl.where(less, trial, below)
     return below
+
+
+@triton.jit
+def bounds_of(low, high, N: tl.constexpr):
+    """(least, largest): of the fp32 whose N-th parts lie in [low, high], all as int64 bits."""
+    return first_reaching(low, N), first_reaching(high + 1, N) - 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .arithmetic import INF, first_reaching, score_bits
+from .arithmetic import INF, bounds_of, first_reaching, score_bits
 from .state import HIGH, LEAST, LOW, PREFIX, RANK, RUNS
 
 RUN = tl.constexpr(16)  # neighbours that are sampled together: a sector of bf16
@@ -175,6 +175,7 @@ def end_bracket(
     digit, _ = reach_from_top(histograms + 2 * DIGITS, tl.load(state + RANK + 1))
     edge = (lower << 20) | (digit.to(tl.int64) << 9)
     low = tl.where(sampled & (lower >= 0), tl.maximum(edge, 1), 1)
-    tl.store(state + HIGH, first_reaching(high + 1, TARGETS) - 1)
-    tl.store(state + LOW, first_reaching(low, TARGETS))
+    low, high = bounds_of(low, high, TARGETS)
+    tl.store(state + LOW, low)
+    tl.store(state + HIGH, high)
     tl.store(state + LEAST, first_reaching(tl.full((), 1, tl.int64), TARGETS))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .arithmetic import BLOCK, bits_of, divide, first_reaching, float_of, positions, score_bits
+from .arithmetic import BLOCK, bits_of, bounds_of, divide, float_of, positions, score_bits
 from .sampling import DIGITS, add_histogram, digit_of, fp64_of, reach_from_top
 from .state import (
     AT_HIGH,
@@ -200,5 +200,6 @@ def find_cut(
         tie = score_bits(inputs, start, inside, left, TARGETS) == threshold
         limit = start + tl.sum((tl.cumsum(tie.to(tl.int32), axis=0) < rest).to(tl.int64), axis=0)
     tl.store(state + TIE_LIMIT, limit)
-    tl.store(state + AT_LOW, first_reaching(threshold, TARGETS))
-    tl.store(state + AT_HIGH, first_reaching(threshold + 1, TARGETS) - 1)
+    low, high = bounds_of(threshold, threshold, TARGETS)
+    tl.store(state + AT_LOW, low)
+    tl.store(state + AT_HIGH, high)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .arithmetic import BLOCK, first_reaching, float_of
+from .arithmetic import BLOCK, bounds_of, float_of
 from .state import (
     AT_HIGH,
     AT_LOW,
@@ -109,8 +109,7 @@ def settle(
         threshold = tl.full((), 0, tl.int64) if ALL else nothing
         limit = count - 1 if ALL else tl.full((), -1, tl.int64)
         passes = (count > 0).to(tl.int64)
-        low = first_reaching(threshold, TARGETS)
-        high = first_reaching(threshold + 1, TARGETS) - 1
+        low, high = bounds_of(threshold, threshold, TARGETS)
         from_bins = bins
     energy = energies_of(from_bins, TARGETS, SLOTS, STRIPES)
     energy = tl.where(selected > 0, energy, 0.0)
@@ -148,8 +147,8 @@ def take_params(
     tl.store(numbers + P_FLOOR, tl.where(floor == 0.0, float("-inf"), floor))
     masked = tl.load(given + TARGETS + 1) != 0.0
     threshold = tl.where(masked, tl.load(given + TARGETS + 2), 0.0).to(tl.int64)
-    tl.store(numbers + P_AT_LOW, float_of(first_reaching(threshold, TARGETS).to(tl.int32)))
-    high = first_reaching(threshold + 1, TARGETS) - 1
+    low, high = bounds_of(threshold, threshold, TARGETS)
+    tl.store(numbers + P_AT_LOW, float_of(low.to(tl.int32)))
     tl.store(numbers + P_AT_HIGH, float_of(high.to(tl.int32)))
     everywhere = tl.full((), 1 << 62, tl.int64)
     limit = tl.load(given + TARGETS + 3).to(tl.int64)

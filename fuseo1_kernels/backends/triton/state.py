@@ -17,7 +17,7 @@ TIE_LIMIT = tl.constexpr(6)
 # Before digit 0, 1, 2 and after the last: the digits found, and how many of those in question are selected.
 FOUND = tl.constexpr(8)
 WANTED = tl.constexpr(12)
-# Bounds of numbers before their division by N, as fp32 bits (arithmetic.first_reaching): scores in the bracket are
+# Bounds of numbers before their division by N, as fp32 bits (arithmetic.bounds_of): scores in the bracket are
 # [LOW, HIGH], those that are not 0 start at LEAST, those at the threshold are [AT_LOW, AT_HIGH].
 LOW = tl.constexpr(16)
 HIGH = tl.constexpr(17)
