@@ -5,12 +5,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ...arrays import BY_NAME
 from .arithmetic import BLOCK, bits_of, float_of, positions, spread, task_vectors, total
 from .state import P_AT_HIGH, P_AT_LOW, P_FLOOR, P_WEIGHTS, R_WRITTEN
 
-# arrays.DType.abi of the output.
-TO_BF16 = tl.constexpr(0)
-TO_FP16 = tl.constexpr(1)
+# What the output is.
+TO_BF16 = tl.constexpr(BY_NAME["bfloat16"].abi)
+TO_FP16 = tl.constexpr(BY_NAME["float16"].abi)
 
 
 @triton.jit

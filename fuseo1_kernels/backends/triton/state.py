@@ -6,6 +6,8 @@ from typing import Any
 
 import triton.language as tl
 
+from .. import requests
+
 # --- state: [64] int64 ---
 RARE = tl.constexpr(0)  # tiles left to the careful kernel
 FAILED = tl.constexpr(1)  # 1: the candidates do not tell, the exact path goes on
@@ -57,7 +59,7 @@ PARAMS = 24
 PARAMS_BYTES = 256
 
 MOST_TARGETS = 16
-NOTHING = tl.constexpr(0x7FFFFFFF)  # a threshold above every score
+NOTHING = tl.constexpr(requests.NOTHING)  # a threshold above every score
 
 
 def place(constant: Any) -> int:
