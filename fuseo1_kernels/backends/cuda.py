@@ -10,12 +10,13 @@ import torch
 
 from ..arrays import Array
 from ..errors import BackendError
-from . import SURVEY_BYTES, OnDevice, Room, SurveyResult
-from .requests import FuseParams, Request
-from .sce_only import check_is_sce, select_topk_of
+from . import OnDevice, Room, SurveyResult
+from .on_gpu import OnGpu, check_output, device_of, upload
+from .requests import FuseParams
+from .sce_only import check_is_sce
 
 
-class CudaBackend:
+class CudaBackend(OnGpu):
     """The two ops on tensors in the memory of one device. `kernels` is the native module.
 
     `survey` and `fuse` wait for the device, because they return numbers. `enqueue_survey` and
@@ -52,27 +53,9 @@ class CudaBackend:
     def description(self) -> str:
         return f"{torch.cuda.get_device_name()}, kernels for {self._kernels.ARCHITECTURES}"
 
-    def survey(
-        self,
-        inputs: Sequence[Array],
-        request: Request,
-        threads: int,
-        max_bytes: int = SURVEY_BYTES,
-    ) -> SurveyResult:
-        """`threads` and `max_bytes` are the CPU's concern."""
-        select_topk = select_topk_of(self.name, request)
-        return self.result(self.enqueue_survey(inputs, select_topk, "fuseo1"))[0]
-
-    def fuse(
-        self, inputs: Sequence[Array], params: FuseParams, out: Array, offset: int, threads: int
-    ) -> int:
-        survey = self.place(inputs, params)
-        self.enqueue_fuse(inputs, survey, out, offset)
-        return self.result(survey)[1]
-
     def place(self, inputs: Sequence[Array], params: FuseParams) -> OnDevice:
         """Copy `params` to the inputs' device without waiting for it."""
-        return self._for_fuse(_upload(self.pack_params(params), _device(inputs)), len(inputs) - 1)
+        return self._for_fuse(upload(self.pack_params(params), device_of(inputs)), len(inputs) - 1)
 
     def _for_fuse(self, params: torch.Tensor, targets: int) -> OnDevice:
         result = torch.zeros(self._kernels.RESULT_BYTES, dtype=torch.uint8, device=params.device)
@@ -82,16 +65,13 @@ class CudaBackend:
         self, inputs: Sequence[Array], select_topk: float, variant: str, room: Room | None = None
     ) -> OnDevice:
         """Survey, and derive SCE's parameters, on the current stream of the inputs' device."""
-        operands, targets, numel = self._operands(inputs), len(inputs) - 1, inputs[0].numel
-        device, kernels = _device(inputs), self._kernels
+        operands = self._operands(inputs)
         if room is None:
-            needed = self.workspace_bytes(targets, numel, select_topk)
-            sizes = (needed, self.result_bytes, self.params_bytes)
-            room = Room(*(torch.empty(n, dtype=torch.uint8, device=device) for n in sizes))
-        with _stream(device) as stream:
-            kernels.survey(
+            room = self.make_room(inputs, select_topk)
+        with _stream(device_of(inputs)) as stream:
+            self._kernels.survey(
                 operands,
-                numel,
+                inputs[0].numel,
                 select_topk,
                 variant == "mergekit",
                 room.work.data_ptr(),
@@ -100,16 +80,15 @@ class CudaBackend:
                 room.params.data_ptr(),
                 stream,
             )
-        return OnDevice(room.result, room.params, targets)
+        return OnDevice(room.result, room.params, len(inputs) - 1)
 
     def enqueue_fuse(
         self, inputs: Sequence[Array], survey: OnDevice, out: Array, offset: int = 0
     ) -> None:
         """Fuse by what `survey` left, on the current stream of the inputs' device."""
         operands = self._operands(inputs)
-        if out.numel != inputs[0].numel:
-            raise BackendError("the output must have as many elements as the inputs")
-        with _stream(_device(inputs)) as stream:
+        check_output(out, inputs)
+        with _stream(device_of(inputs)) as stream:
             self._kernels.fuse(
                 survey.params.data_ptr(),
                 operands,
@@ -137,12 +116,12 @@ class CudaBackend:
                     f"an output of {out.numel} elements for inputs of {inputs[0].numel};"
                     f" a launch of many takes at most {self.most_small} each"
                 )
-        kernels, device, targets = self._kernels, _device(tensors[0]), len(tensors[0]) - 1
+        kernels, device, targets = self._kernels, device_of(tensors[0]), len(tensors[0]) - 1
         packed = b"".join(
             kernels.pack_tensor(self._operands(inputs), out.numel, out.address, out.dtype.abi)
             for inputs, out in zip(tensors, outs, strict=True)
         )
-        table = _upload(packed, device)
+        table = upload(packed, device)
         room = len(tensors) * kernels.RESULT_BYTES
         results = torch.empty(room, dtype=torch.uint8, device=device)
         with _stream(device) as stream:
@@ -178,18 +157,6 @@ class CudaBackend:
         i64[-1] = params[n + 3]
         return self._for_fuse(packed, n)
 
-    def result(self, survey: OnDevice) -> tuple[SurveyResult, int]:
-        [only] = self.results(survey)
-        return only
-
-    def results(self, surveys: OnDevice) -> list[tuple[SurveyResult, int]]:
-        """`result` of every tensor of a launch."""
-        raw, size = surveys.result.cpu().numpy().tobytes(), self._kernels.RESULT_BYTES
-        found = []
-        for start in range(0, len(raw), size):
-            found.append(self.unpack_result(raw[start : start + size], surveys.targets))
-        return found
-
     def pack_params(self, params: FuseParams) -> bytes:
         check_is_sce(self.name, params)
         packed: bytes = self._kernels.pack_params(
@@ -202,24 +169,8 @@ class CudaBackend:
         return SurveyResult(**fields), written
 
     def _operands(self, inputs: Sequence[Array]) -> list[tuple[int, int]]:
-        if len({a.numel for a in inputs}) != 1:
-            raise BackendError("base and targets must have the same number of elements")
-        if not 2 <= len(inputs) <= self.max_targets + 1:
-            raise BackendError(
-                f"1 to {self.max_targets} targets are supported on a GPU, not {len(inputs) - 1}"
-            )
+        self.check_inputs(inputs)
         return [(a.address, a.dtype.abi) for a in inputs]
-
-
-def _device(inputs: Sequence[Array]) -> torch.device:
-    device: torch.device = inputs[0].owner.device
-    return device
-
-
-def _upload(packed: bytes, device: torch.device) -> torch.Tensor:
-    # From pageable memory, which the driver has read when the call returns: nothing need be kept for it.
-    host = torch.frombuffer(bytearray(packed), dtype=torch.uint8)
-    return host.to(device, non_blocking=True)
 
 
 @contextmanager

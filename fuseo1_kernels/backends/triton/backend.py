@@ -12,9 +12,10 @@ import triton
 
 from ...arrays import Array
 from ...errors import BackendError
-from .. import SURVEY_BYTES, OnDevice, Room, SurveyResult
-from ..requests import FuseParams, Request
-from ..sce_only import check_is_sce, select_topk_of
+from .. import OnDevice, Room, SurveyResult
+from ..on_gpu import OnGpu, check_output, device_of, upload
+from ..requests import FuseParams
+from ..sce_only import check_is_sce
 from . import state as places
 from .launches import Params, launch_fuse, launch_params, launch_survey, workspace_bytes
 from .state import MOST_TARGETS, PARAMS_BYTES, RESULT, place
@@ -48,7 +49,7 @@ def pointers(inputs: Sequence[Array]) -> tuple[torch.Tensor, ...]:
     return tuple(t.view(torch.int16) if t.dtype == torch.bfloat16 else t for t in tensors)
 
 
-class TritonBackend:
+class TritonBackend(OnGpu):
     """The two ops on tensors in the memory of one GPU, or in the CPU's for the interpreter.
 
     `survey` and `fuse` wait for the device, because they return numbers. `enqueue_survey` and `enqueue_fuse` do
@@ -69,30 +70,11 @@ class TritonBackend:
         device = "interpreter" if INTERPRETED else torch.cuda.get_device_name()
         return f"{device}, Triton {triton.__version__}"
 
-    def survey(
-        self,
-        inputs: Sequence[Array],
-        request: Request,
-        threads: int,
-        max_bytes: int = SURVEY_BYTES,
-    ) -> SurveyResult:
-        """`threads` and `max_bytes` are the CPU's concern."""
-        select_topk = select_topk_of(self.name, request)
-        return self.result(self.enqueue_survey(inputs, select_topk, "fuseo1"))[0]
-
-    def fuse(
-        self, inputs: Sequence[Array], params: FuseParams, out: Array, offset: int, threads: int
-    ) -> int:
-        survey = self.place(inputs, params)
-        self.enqueue_fuse(inputs, survey, out, offset)
-        return self.result(survey)[1]
-
     def place(self, inputs: Sequence[Array], params: FuseParams) -> OnDevice:
         """Copy `params` to the inputs' device without waiting for it."""
-        self._check(inputs)
-        packed = torch.frombuffer(bytearray(self.pack_params(params)), dtype=torch.float64)
-        given = packed[: len(inputs) + 3].to(_device(inputs), non_blocking=True)
-        return self._for_fuse(given, params.masked, params.floor_divisor != 0.0)
+        self.check_inputs(inputs)
+        given = upload(self.pack_params(params), _device(inputs)).view(torch.float64)
+        return self._for_fuse(given[: len(inputs) + 3], params.masked, params.floor_divisor != 0.0)
 
     def pack_params(self, params: FuseParams) -> bytes:
         """In the layout of torch_ops."""
@@ -136,12 +118,10 @@ class TritonBackend:
         self, inputs: Sequence[Array], select_topk: float, variant: str, room: Room | None = None
     ) -> OnDevice:
         """Survey, and derive SCE's parameters, on the current stream of the inputs' device."""
-        self._check(inputs)
+        self.check_inputs(inputs)
         data, numel, device = pointers(inputs), inputs[0].numel, _device(inputs)
         if room is None:
-            needed = workspace_bytes(len(inputs) - 1, numel, select_topk)
-            sizes = (needed, self.result_bytes, self.params_bytes)
-            room = Room(*(torch.empty(n, dtype=torch.uint8, device=device) for n in sizes))
+            room = self.make_room(inputs, select_topk)
 
         def run(config: Config) -> OnDevice:
             return launch_survey(data, numel, select_topk, variant, room, config)
@@ -155,9 +135,8 @@ class TritonBackend:
         self, inputs: Sequence[Array], survey: OnDevice, out: Array, offset: int = 0
     ) -> None:
         """Fuse by what `survey` left, on the current stream of the inputs' device."""
-        self._check(inputs)
-        if out.numel != inputs[0].numel:
-            raise BackendError("the output must have as many elements as the inputs")
+        self.check_inputs(inputs)
+        check_output(out, inputs)
         if out.numel == 0:
             return
         data, device, to = pointers(inputs), _device(inputs), tensor_of(out)
@@ -175,10 +154,6 @@ class TritonBackend:
             key = ("fuse", device, *masks, to.dtype, *(x.dtype for x in data))
             run(self._tuner.choose(key, out.numel, attempt), found)
 
-    def result(self, survey: OnDevice) -> tuple[SurveyResult, int]:
-        """Wait for what was enqueued: the survey, and how many outputs were infinite or NaN."""
-        return self.unpack_result(survey.result.cpu().numpy().tobytes(), survey.targets)
-
     def unpack_result(self, raw: bytes, targets: int) -> tuple[SurveyResult, int]:
         """As `result`, of the bytes on the host."""
         numbers, energies = (struct.unpack(f"{RESULT}{code}", raw) for code in "qd")
@@ -194,13 +169,8 @@ class TritonBackend:
         )
         return learned, numbers[place(places.R_WRITTEN)]
 
-    def _check(self, inputs: Sequence[Array]) -> None:
-        if len({a.numel for a in inputs}) != 1:
-            raise BackendError("base and targets must have the same number of elements")
-        if not 2 <= len(inputs) <= self.max_targets + 1:
-            raise BackendError(
-                f"1 to {self.max_targets} targets are supported on a GPU, not {len(inputs) - 1}"
-            )
+    def check_inputs(self, inputs: Sequence[Array]) -> None:
+        super().check_inputs(inputs)
         if inputs[0].numel >= _MOST:
             raise BackendError(
                 f"{inputs[0].numel} elements; the Triton kernels take less than 2^36"
@@ -216,7 +186,7 @@ def _params(survey: OnDevice) -> Params:
 
 
 def _device(inputs: Sequence[Array]) -> torch.device:
-    device: torch.device = inputs[0].owner.device
+    device = device_of(inputs)
     if (device.type == "cpu") != INTERPRETED:
         raise BackendError(
             "backend triton takes the CPU's tensors only in Triton's interpreter: set TRITON_INTERPRET=1"

@@ -1,0 +1,81 @@
+"""What backends for a GPU's memory share: the ops that wait, made of those that do not, and what all of them refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ..arrays import Array
+from ..errors import BackendError
+from . import SURVEY_BYTES, GpuBackend, OnDevice, Room, SurveyResult
+from .requests import FuseParams, Request
+from .sce_only import select_topk_of
+
+
+class OnGpu(GpuBackend):
+    """What is the same for every kind of kernels."""
+
+    def survey(
+        self,
+        inputs: Sequence[Array],
+        request: Request,
+        threads: int,
+        max_bytes: int = SURVEY_BYTES,
+    ) -> SurveyResult:
+        """`threads` and `max_bytes` are the CPU's concern."""
+        select_topk = select_topk_of(self.name, request)
+        return self.result(self.enqueue_survey(inputs, select_topk, "fuseo1"))[0]
+
+    def fuse(
+        self, inputs: Sequence[Array], params: FuseParams, out: Array, offset: int, threads: int
+    ) -> int:
+        survey = self.place(inputs, params)
+        self.enqueue_fuse(inputs, survey, out, offset)
+        return self.result(survey)[1]
+
+    def result(self, survey: OnDevice) -> tuple[SurveyResult, int]:
+        [only] = self.results(survey)
+        return only
+
+    def results(self, surveys: OnDevice) -> list[tuple[SurveyResult, int]]:
+        """`result` of every tensor of a launch."""
+        raw, size = surveys.result.cpu().numpy().tobytes(), self.result_bytes
+        found = []
+        for start in range(0, len(raw), size):
+            found.append(self.unpack_result(raw[start : start + size], surveys.targets))
+        return found
+
+    def make_room(self, inputs: Sequence[Array], select_topk: float) -> Room:
+        """Memory of the inputs' device for a survey of them."""
+        needed = self.workspace_bytes(len(inputs) - 1, inputs[0].numel, select_topk)
+        sizes = (needed, self.result_bytes, self.params_bytes)
+        device = device_of(inputs)
+        return Room(*(torch.empty(n, dtype=torch.uint8, device=device) for n in sizes))
+
+    def check_inputs(self, inputs: Sequence[Array]) -> None:
+        """Raises BackendError."""
+        if len({a.numel for a in inputs}) != 1:
+            raise BackendError("base and targets must have the same number of elements")
+        if not 2 <= len(inputs) <= self.max_targets + 1:
+            raise BackendError(
+                f"1 to {self.max_targets} targets are supported on a GPU, not {len(inputs) - 1}"
+            )
+
+
+def check_output(out: Array, inputs: Sequence[Array]) -> None:
+    """Raises BackendError."""
+    if out.numel != inputs[0].numel:
+        raise BackendError("the output must have as many elements as the inputs")
+
+
+def device_of(inputs: Sequence[Array]) -> torch.device:
+    device: torch.device = inputs[0].owner.device
+    return device
+
+
+def upload(packed: bytes, device: torch.device) -> torch.Tensor:
+    """[bytes] uint8 on the device, without waiting for it."""
+    # From pageable memory, which the driver has read when the call returns: nothing need be kept for it.
+    host = torch.frombuffer(bytearray(packed), dtype=torch.uint8)
+    return host.to(device, non_blocking=True)
