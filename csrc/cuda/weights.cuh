@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// From sums to energies, from energies to weights: SCE's rule on the device (fuseo1_kernels/weights.py is its twin).
+// From sums to energies, from energies to weights: SCE's rule on the device (methods/sce.py is its twin).
 #ifndef FUSEO1_CUDA_WEIGHTS_CUH_
 #define FUSEO1_CUDA_WEIGHTS_CUH_
 

@@ -1,4 +1,4 @@
-"""The end of a survey: exact sums to energies, energies to SCE's weights (fuseo1_kernels/weights.py is the twin)."""
+"""The end of a survey: exact sums to energies, energies to SCE's weights (methods/sce.py is the twin)."""
 
 from __future__ import annotations
 
