@@ -1,10 +1,10 @@
-"""What the engine needs of a GPU: memory on both sides, streams, events. torch is imported when one is opened."""
+"""What the engine needs of a GPU: memory on both sides, streams, events."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 from ..errors import BackendError, ConfigError, MergeError
@@ -24,9 +24,6 @@ class Memory(Protocol):
 
     @property
     def address(self) -> int: ...
-
-    @property
-    def nbytes(self) -> int: ...
 
     @property
     def tensor(self) -> Any:
@@ -93,15 +90,15 @@ def parse_devices(names: str) -> tuple[int, ...] | None:
 
 
 def open_devices(numbers: tuple[int, ...]) -> tuple[Device, ...]:
-    """The GPUs of these numbers; BackendError for one that is not there."""
-    import torch
+    """The GPUs of these numbers, for which torch is imported; BackendError for one that is not there."""
+    from .cuda_device import CudaDevice, device_count
 
-    there = torch.cuda.device_count()
+    there = device_count()
     for number in numbers:
         if number >= there:
             are = "is 1 GPU" if there == 1 else f"are {there} GPUs"
             raise BackendError(f"there is no cuda:{number} here: there {are}, counted from 0")
-    return tuple(_CudaDevice(number) for number in numbers)
+    return tuple(CudaDevice(number) for number in numbers)
 
 
 @contextmanager
@@ -116,91 +113,3 @@ def explained(device: Device) -> Iterator[None]:
             ) from error
         reason = (str(error).splitlines() or ["it failed"])[0]
         raise MergeError(f"{device.name}: {reason}") from error
-
-
-class _CudaMemory:
-    def __init__(self, tensor: Any) -> None:
-        self.tensor = tensor
-        self.address: int = tensor.data_ptr()
-        self.nbytes: int = tensor.nbytes
-
-
-class _PinnedMemory(_CudaMemory):
-    def __init__(self, tensor: Any) -> None:
-        super().__init__(tensor)
-        self.view = memoryview(tensor.numpy())
-
-
-class _CudaEvent:
-    def __init__(self, stream: Any) -> None:
-        import torch
-
-        # A wait gives the core to another thread, which has bytes to move.
-        self.event: Any = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-        self.event.record(stream)
-
-    def synchronize(self) -> None:
-        self.event.synchronize()
-
-
-class _CudaStream:
-    def __init__(self, number: int) -> None:
-        import torch
-
-        self._stream: Any = torch.cuda.Stream(number)  # type: ignore[no-untyped-call]
-
-    def copy(self, to: Memory, to_start: int, of: Memory, of_start: int, nbytes: int) -> Event:
-        with self.current():
-            target = to.tensor[to_start : to_start + nbytes]
-            target.copy_(of.tensor[of_start : of_start + nbytes], non_blocking=True)
-            return _CudaEvent(self._stream)
-
-    def record(self) -> Event:
-        with self.current():
-            return _CudaEvent(self._stream)
-
-    def wait(self, event: Event) -> None:
-        assert isinstance(event, _CudaEvent)
-        self._stream.wait_event(event.event)
-
-    @contextmanager
-    def current(self) -> Iterator[None]:
-        import torch
-
-        with torch.cuda.stream(self._stream):
-            yield
-
-
-class _CudaDevice:
-    def __init__(self, number: int) -> None:
-        import torch
-
-        self._device = torch.device("cuda", number)
-        self.name = f"cuda:{number}"
-        with explained(self):
-            self.description = f"{torch.cuda.get_device_name(number)} ({self.name})"
-
-    def free_bytes(self) -> int:
-        import torch
-
-        return int(torch.cuda.mem_get_info(self._device)[0])
-
-    def allocate(self, nbytes: int) -> Memory:
-        import torch
-
-        return _CudaMemory(torch.empty(nbytes, dtype=torch.uint8, device=self._device))
-
-    def allocate_pinned(self, nbytes: int) -> HostMemory:
-        import torch
-
-        with torch.cuda.device(self._device):
-            return _PinnedMemory(torch.empty(nbytes, dtype=torch.uint8, pin_memory=True))
-
-    def stream(self) -> Stream:
-        return _CudaStream(self._device.index)
-
-    def close(self) -> None:
-        import torch
-
-        with suppress(RuntimeError):  # of a device that is lost, and was told of
-            torch.cuda.empty_cache()
