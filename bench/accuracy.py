@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from machine import describe
-from report import parser, peer_merge_tensors, publish, table
+from report import SELECT_TOPK, parser, peer_merge_tensors, publish, table
 from siblings import siblings
 
 from fuseo1_kernels.memory import merge_tensors
@@ -30,7 +30,6 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 import oracle
 
 RMS = (1e-3, 1e-4)
-SELECT_TOPK = (1.0, 0.5, 0.1)
 VARIANTS = ("fuseo1", "mergekit")
 
 

@@ -25,9 +25,9 @@ from gpu import backends, machine
 from gpu_copy import DeviceCopies, try_copies
 from gpu_merge_report import CPU, GPU, Turn, WholeMerges, goals, ratio, save, sections
 from gpu_report import goals_table
-from merges import SELECT_TOPK, TARGETS, Merges
+from merges import TARGETS, Merges
 from processes import MERGE
-from report import WORK, median, parser
+from report import SELECT_TOPK, WORK, median, parser
 
 from fuseo1_kernels.gpu.device import Device, open_devices
 

@@ -10,14 +10,13 @@ from typing import Any
 
 from goals import Goal, at_most, verdict
 from plain_copy import Copy
-from report import median, table
+from report import SELECT_TOPK, median, table, write
 
 #: The time of a whole merge on a GPU, by that of the slower plain copy.
 OF_SLOWER = 1.3
-SELECT_TOPK = (1.0, 0.5, 0.1)
 #: "cuda" and "triton" are backends, on the GPU.
 GPU, CPU = "cuda", "cpu"
-_FILE = "merge.json"
+_NAME = "merge"
 
 
 @dataclass(frozen=True)
@@ -76,14 +75,12 @@ class WholeMerges:
 
 def save(folder: Path, machine: Mapping[str, str], found: WholeMerges) -> None:
     """Write merge.json: bench/gpu_stages.py makes it a part of the whole report."""
-    folder.mkdir(parents=True, exist_ok=True)
-    content = {"machine": dict(machine), "merges": asdict(found)}
-    (folder / _FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write(folder, _NAME, {"machine": dict(machine), "merges": asdict(found)})
 
 
 def saved(folder: Path) -> tuple[dict[str, str], WholeMerges] | None:
     """Return the machine and what was found on it, as far as it came."""
-    file = folder / _FILE
+    file = folder / f"{_NAME}.json"
     if not file.exists():
         return None
     content = json.loads(file.read_text(encoding="utf-8"))

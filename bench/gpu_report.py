@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -14,7 +13,7 @@ from typing import Any
 import gpu_merge_report
 from goals import Goal, at_least, at_most, verdict
 from gpu_merge_report import WholeMerges
-from report import RESULTS, table
+from report import chosen, table, write
 
 #: What is asked of select_topk 1, and below it: of a device copy's rate, and over mergekit.
 OF_COPY = (0.88, 0.75)
@@ -201,9 +200,9 @@ def slug(gpu: str) -> str:
 
 def folders(results: Path | None, quick: bool) -> list[Path]:
     """Where results go: --results or bench/results (nowhere with --quick), and $OUT if that is set."""
-    chosen = results or (None if quick else RESULTS)
     out = os.environ.get("OUT")
-    return [folder for folder in (chosen, Path(out) if out else None) if folder is not None]
+    places = (chosen(results, quick), Path(out) if out else None)
+    return [folder for folder in places if folder is not None]
 
 
 def publish(
@@ -221,10 +220,6 @@ def publish(
         "findings": asdict(found) if found else None,
         "merges": asdict(merges) if merges else None,
     }
+    text = markdown(machine, stages, found, merges)
     for folder in where:
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / slug(machine["gpu"])
-        path.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        path.with_suffix(".md").write_text(
-            markdown(machine, stages, found, merges), encoding="utf-8"
-        )
+        write(folder, slug(machine["gpu"]), content, text)

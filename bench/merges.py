@@ -12,7 +12,6 @@ import page_cache
 from checkpoints import Siblings, write_config
 from processes import SELDOM, Run, run
 
-SELECT_TOPK = (1.0, 0.5, 0.1)
 TARGETS = 3
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from machine import Memcpy, describe
-from report import median, parser, peer_merge_tensors, publish, table, timed
+from report import SELECT_TOPK, median, parser, peer_merge_tensors, publish, table, timed
 from siblings import siblings
 
 from fuseo1_kernels.memory import merge_tensors
@@ -25,7 +25,6 @@ from fuseo1_kernels.methods.sce import sce_params
 from fuseo1_kernels.ops import fuse, survey
 
 RMS = (1e-3, 1e-4)
-SELECT_TOPK = (1.0, 0.5, 0.1)
 VARIANTS = ("fuseo1", "mergekit")
 
 Work = Callable[[], Any]

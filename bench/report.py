@@ -17,6 +17,9 @@ RESULTS = Path(__file__).resolve().parent / "results"
 #: Where benchmarks put what they need for a while: on the disk that the repository is on.
 WORK = Path(__file__).resolve().parent.parent / ".work"
 
+#: What SCE is measured with: everything selected, and less.
+SELECT_TOPK = (1.0, 0.5, 0.1)
+
 _PEER = "mergekit is not installed here: pip install mergekit==0.1.5, or pass --no-peer"
 
 median = statistics.median
@@ -65,6 +68,19 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
+def chosen(results: Path | None, quick: bool) -> Path | None:
+    """Return where results go, by the options; None: nowhere."""
+    return results or (None if quick else RESULTS)
+
+
+def write(folder: Path, name: str, content: Any, text: str | None = None) -> None:
+    """Write `content` to NAME.json in `folder`, which is made, and the Markdown `text` to NAME.md."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    if text is not None:
+        (folder / f"{name}.md").write_text(text, encoding="utf-8")
+
+
 def publish(
     options: argparse.Namespace,
     described: dict[str, Any],
@@ -79,9 +95,6 @@ def publish(
     """
     text = "\n\n".join([f"# {title}", *sections, describe_line(described)]) + "\n"
     print(text)
-    folder = options.results or (None if options.quick else RESULTS)
+    folder = chosen(options.results, options.quick)
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        content = json.dumps({"machine": described, "figures": figures}, indent=1)
-        (folder / f"{name}.json").write_text(content + "\n", encoding="utf-8")
-        (folder / f"{name}.md").write_text(text, encoding="utf-8")
+        write(folder, name, {"machine": described, "figures": figures}, text)

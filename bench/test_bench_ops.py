@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from report import SELECT_TOPK
 from siblings import siblings
 
 from fuseo1_kernels import _cpu
@@ -19,7 +20,6 @@ from fuseo1_kernels.ops import fuse, survey
 
 SHAPE = (1024, 1024)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-SELECT_TOPK = (1.0, 0.5, 0.1)
 
 
 @pytest.fixture(params=_cpu.available_isas())

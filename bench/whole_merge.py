@@ -25,10 +25,10 @@ from pathlib import Path
 
 from checkpoints import SIZES, make_siblings, parameters, siblings_in
 from machine import describe
-from merges import SELECT_TOPK, TARGETS, Merges, prepare, weight_files
+from merges import TARGETS, Merges, prepare, weight_files
 from plain_copy import Copy, Pieces, copies_table, plain_copy, try_pieces
 from processes import MERGE, OFTEN, Run, run
-from report import WORK, median, parser, publish, table
+from report import SELECT_TOPK, WORK, median, parser, publish, table
 
 from fuseo1_kernels.engine import DEFAULT_MAX_MEMORY
 

@@ -22,6 +22,7 @@ import gpu_case
 import gpu_merge_report
 import gpu_report
 import gpu_stages
+import report
 from gpu_merge_report import WholeMerges
 from gpu_report import Figure, Findings, Stage, goals, markdown, publish
 from gpu_stages import Job
@@ -85,7 +86,7 @@ def test_what_is_written(tmp_path: Path) -> None:
 def test_where_results_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OUT", raising=False)
     assert gpu_report.folders(None, quick=True) == []
-    assert gpu_report.folders(None, quick=False) == [gpu_report.RESULTS]
+    assert gpu_report.folders(None, quick=False) == [report.RESULTS]
     monkeypatch.setenv("OUT", str(tmp_path))
     assert gpu_report.folders(Path("there"), quick=True) == [Path("there"), tmp_path]
 
