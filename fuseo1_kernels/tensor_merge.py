@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -14,7 +14,6 @@ from .backends import (
     GpuBackend,
     OnDevice,
     Ops,
-    SmallBackend,
     SurveyResult,
     can_enqueue,
     can_enqueue_small,
@@ -226,23 +225,16 @@ def start_together(merges: Sequence[TensorMerge]) -> None:
         engine, _, _, topk, variant = alike[0].kind
         assert can_enqueue_small(engine)
         inputs, outs = zip(*(merge.operands for merge in alike), strict=True)
-        launch = _Launch(engine, engine.enqueue_small(inputs, outs, topk, variant))
+        # Whoever is the first to be finished waits for all.
+        results = cache(partial(engine.results, engine.enqueue_small(inputs, outs, topk, variant)))
         for number, merge in enumerate(alike):
-            merge.started(partial(launch.result, number))
+            merge.started(partial(_result, results, number))
 
 
-class _Launch:
-    """What several merges left on a GPU."""
-
-    def __init__(self, engine: SmallBackend, pending: OnDevice) -> None:
-        self._engine, self._pending = engine, pending
-
-    def result(self, number: int) -> tuple[SurveyResult, int]:
-        return self._results[number]
-
-    @cached_property
-    def _results(self) -> list[tuple[SurveyResult, int]]:
-        return self._engine.results(self._pending)
+def _result(
+    results: Callable[[], list[tuple[SurveyResult, int]]], number: int
+) -> tuple[SurveyResult, int]:
+    return results()[number]
 
 
 def _order(method: Method, tensors: int, base_index: int | None) -> list[int]:
