@@ -11,7 +11,8 @@ import torch
 from gpu_data import KINDS, constant, halves, tied, tuned, two_values
 from tensors import BF16, DTYPES, FP16, FP32, assert_same_bits
 
-from fuseo1_kernels.backends import GpuBackend, SurveyResult, load_backend
+from fuseo1_kernels.backends import FuseParams, GpuBackend, SurveyResult, load_backend
+from fuseo1_kernels.errors import BackendError
 from fuseo1_kernels.methods.sce import sce_params
 from fuseo1_kernels.ops import as_array as array
 from fuseo1_kernels.threads import resolve_threads
@@ -125,6 +126,28 @@ def drawn(
         ]
         out = placed(torch.full((n,), 7.0).to(out_dtype), draw.choice(out_places), device)
         yield tensors, draw.choice(TOPKS), draw.choice(VARIANTS), out
+
+
+class Limits:
+    """Tests of a backend, the fixture `gpu`, on the host: what it refuses, and what it takes."""
+
+    def test_what_is_refused(self, gpu: GpuBackend) -> None:
+        with pytest.raises(BackendError, match="1 to 16 targets are supported on a GPU, not 17"):
+            gpu.enqueue_survey([array(torch.zeros(4))] * 18, 1.0, "fuseo1")
+        with pytest.raises(BackendError, match="the same number of elements"):
+            gpu.survey([array(torch.zeros(4)), array(torch.zeros(5))], 1.0, 1)
+        inputs, out = [array(torch.zeros(4))] * 2, array(torch.zeros(5))
+        with pytest.raises(BackendError, match="as many elements as the inputs"):
+            gpu.fuse(inputs, FuseParams((1.0,)), out, 0, 1)
+
+    def test_the_workspace_is_small(self, gpu: GpuBackend) -> None:
+        """3 % of the inputs and 2.5 MiB."""
+        for targets in (1, 2, 3, 7, 16):
+            for numel in (1, 1 << 20, 1 << 23, 5120 * 27648, 1 << 33):
+                for topk in (1.0, 0.1):
+                    held = gpu.workspace_bytes(targets, numel, topk)
+                    most = 0.03 * 2 * (targets + 1) * numel + (5 << 19)
+                    assert held <= most, (targets, numel, topk)
 
 
 class SameBits:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from emulated import load_emulated
 from gpu_data import tied, tuned, two_values
-from gpu_grid import SameBits, array, compare
+from gpu_grid import Limits, SameBits, array, compare
 from tensors import BF16
 
 from fuseo1_kernels import merge_tensors, ops, tensor_merge
@@ -28,23 +28,8 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
-class TestOnHost(SameBits):
+class TestOnHost(SameBits, Limits):
     pass
-
-
-def test_too_many_targets(gpu: CudaBackend) -> None:
-    inputs = [array(torch.zeros(4))] * 18
-    with pytest.raises(BackendError, match="1 to 16 targets are supported on a GPU, not 17"):
-        gpu.enqueue_survey(inputs, 1.0, "fuseo1")
-
-
-def test_the_workspace_is_small(gpu: CudaBackend) -> None:
-    """3 % of the inputs and 2.5 MiB."""
-    for targets in (1, 3, 7, 16):
-        for numel in (1, 1 << 20, 5120 * 27648, 1 << 33):
-            for topk in (1.0, 0.1):
-                held = gpu._kernels.workspace_bytes(targets, numel, topk)
-                assert held <= 0.03 * 2 * (targets + 1) * numel + (5 << 19)
 
 
 @pytest.mark.parametrize(

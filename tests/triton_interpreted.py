@@ -15,16 +15,15 @@ import gpu_data
 import pytest
 import torch
 from gpu_data import KINDS
-from gpu_grid import TOPKS, array, compare, on_cpu, placed
+from gpu_grid import TOPKS, Limits, array, compare, on_cpu, placed
 from tensors import BF16, DTYPES, FP16, FP32, assert_same_bits, bits
 
 from fuseo1_kernels import merge_tensors, ops, torch_ops  # noqa: F401 (registers them)
 from fuseo1_kernels.arrays import BY_NAME, Array
-from fuseo1_kernels.backends import FuseParams, OnDevice, Room, load_backend, load_gpu_backend
+from fuseo1_kernels.backends import OnDevice, Room, load_backend, load_gpu_backend
 from fuseo1_kernels.backends.triton.backend import TritonBackend
-from fuseo1_kernels.backends.triton.launches import workspace_bytes
 from fuseo1_kernels.backends.triton.tuning import Config
-from fuseo1_kernels.errors import BackendError, MergeError
+from fuseo1_kernels.errors import MergeError
 from fuseo1_kernels.methods.sce import sce_params
 
 # The interpreter computes with numpy, which warns where the contract has infinities and NaN.
@@ -213,23 +212,10 @@ def test_in_memory_that_is_given(backend: TritonBackend) -> None:
     assert_same_bits(parts[4].view(BF16), merged)
 
 
-def test_what_is_refused(backend: TritonBackend) -> None:
-    with pytest.raises(BackendError, match="1 to 16 targets are supported on a GPU, not 17"):
-        backend.enqueue_survey([array(torch.zeros(4))] * 18, 1.0, "fuseo1")
-    with pytest.raises(BackendError, match="the same number of elements"):
-        backend.survey([array(torch.zeros(4)), array(torch.zeros(5))], 1.0, 1)
-    inputs, out = [array(torch.zeros(4))] * 2, array(torch.zeros(5))
-    with pytest.raises(BackendError, match="as many elements as the inputs"):
-        backend.fuse(inputs, FuseParams((1.0,)), out, 0, 1)
-
-
-def test_the_workspace_is_small() -> None:
-    """3 % of the inputs and 2.5 MiB."""
-    for targets in (1, 2, 3, 7, 16):
-        for numel in (1, 1 << 20, 1 << 23, 5120 * 27648, 1 << 33):
-            for topk in (1.0, 0.1):
-                held = workspace_bytes(targets, numel, topk)
-                assert held <= 0.03 * 2 * (targets + 1) * numel + (5 << 19), (targets, numel, topk)
+class TestLimits(Limits):
+    @pytest.fixture
+    def gpu(self, backend: TritonBackend) -> TritonBackend:
+        return backend
 
 
 def test_through_the_public_functions() -> None:
