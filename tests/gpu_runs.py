@@ -1,0 +1,66 @@
+"""Merges on played GPUs: models, and short ways to merge them."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from engine_runs import merge
+from fake_gpu import FakeDevice, install
+from models import Family, State, make_family, tuned, weights
+from tensors import BF16, FP16, FP32
+
+from fuseo1_kernels import MergeResult, schedule
+from fuseo1_kernels.gpu import division
+
+KIB = 1024
+
+
+def state() -> State:
+    """Tensors of many chunks, of one, tiny and empty ones; no size is a multiple of anything."""
+    g = torch.Generator().manual_seed(1)
+    shapes = {
+        "model.embed_tokens.weight": (1023, 517),
+        "model.layers.0.mlp.up_proj.weight": (301, 333),
+        "model.layers.0.mlp.down_proj.weight": (333, 301),
+        "model.layers.1.mlp.up_proj.weight": (301, 333),
+        "lm_head.weight": (1023, 517),
+        "scalar": (),
+        "empty": (0, 3),
+        **{f"model.layers.{i}.input_layernorm.weight": (97 + i,) for i in range(30)},
+    }
+    return {n: torch.randn(shape, generator=g) * 0.05 for n, shape in shapes.items()}
+
+
+def mixed_family(home: Path) -> Family:
+    """Models in bf16, fp16 and fp32, 5 MB in bf16 each, and their merge by the CPU in `cpu`."""
+    base = state()
+    states = [{n: t.to(BF16) for n, t in base.items()}, tuned(base, 1, FP16), tuned(base, 2, FP32)]
+    family = make_family(home, states)
+    family.configure(parameters={"select_topk": 0.3, "variant": "mergekit"}, dtype="bfloat16")
+    merge(family, "cpu")
+    return family
+
+
+def use_small_slots(patch: pytest.MonkeyPatch) -> None:
+    """So that slots are used over and over, and units are many."""
+    patch.setattr(division, "_SLOT", 64 * KIB)
+    patch.setattr(schedule, "_BATCH", 64 * KIB)
+
+
+def on_gpus(family: Family, *devices: FakeDevice, **options: Any) -> MergeResult:
+    with pytest.MonkeyPatch.context() as patch:
+        install(patch, *devices)
+        names = ",".join(device.name for device in devices)
+        result = merge(family, "gpu", device=names, overwrite=True, **options)
+    for device in devices:
+        assert device.closed == 1
+    assert not [t for t in threading.enumerate() if t.name.startswith("fuseo1")]
+    return result
+
+
+def same(family: Family) -> bool:
+    return weights(family.home / "gpu") == weights(family.home / "cpu")
