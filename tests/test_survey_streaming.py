@@ -367,13 +367,20 @@ def test_data_that_change_between_passes_are_an_error(cpu: str, changed: int) ->
 def test_the_native_fuse_refuses_what_the_contract_excludes(cpu: str) -> None:
     tensors = siblings(512, 2)
     out = torch.empty(512, dtype=BF16)
+    params = {
+        "weights": (1.0, 1.0), "shares": (), "elect": _cpu.ELECT_SUM, "divisor": 0.0, "floor_divisor": 0.0,
+        "scale": 1.0, "base_scale": 1.0, "selects": (), "masked": False, "threshold": 0, "tie_limit": -1,
+    }  # fmt: skip
     good = {
-        "operands": operands(tensors), "weights": (1.0, 1.0), "floor_divisor": 0.0, "masked": False, "threshold": 0,
-        "tie_limit": -1, "offset": 0, "count": 512, "out": out.data_ptr(), "out_dtype": 0, "threads": 1,
+        "operands": operands(tensors), "params": _cpu.FuseParams(**params), "offset": 0, "count": 512,
+        "out": out.data_ptr(), "out_dtype": 0, "threads": 1,
     }  # fmt: skip
     assert _cpu.fuse(**good) == 0
+    for wrong in ({"shares": (1.0,)}, {"selects": (_cpu.Select(),)}):
+        with pytest.raises(ValueError, match="wrong number of shares or selections"):
+            _cpu.FuseParams(**{**params, **wrong})
     for bad in (
-        {"weights": (1.0,)},
+        {"params": _cpu.FuseParams(**{**params, "weights": (1.0,)})},
         {"offset": 1},
         {"offset": -256},
         {"count": -1},
