@@ -1,7 +1,8 @@
 """fuse in numpy, an operation a line, from the text of csrc/include/fuseo1/{fuse,select}.h alone.
 
-It shares no code with the package, whose reference backend is in torch. Elements are fp32 in numpy, whose operations
-round one at a time; only the last sum is not: it is rounded to odd in fp64 and then once to the output's dtype.
+It shares no code with the package, whose reference backend is in torch. numpy's operations round one at a time, in
+fp32 for the election of SCE and in fp64 for the others. SCE's last sum is rounded to odd, in fp64; all are then rounded
+once, to the output's dtype.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from fuseo1_kernels.backends import FuseParams
 from fuseo1_kernels.backends.requests import Band, Clamp, Cut, Draw, Select
 
 F32: TypeAlias = npt.NDArray[np.float32]
+Reals: TypeAlias = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 Bools: TypeAlias = npt.NDArray[np.bool_]
 Words: TypeAlias = npt.NDArray[np.uint64]
 
@@ -71,7 +73,7 @@ def taken(d: F32, select: Select | Bools, offset: int) -> F32:
     return np.where(np.isfinite(d), z, d)
 
 
-def total(terms: Sequence[F32]) -> F32:
+def total(terms: Sequence[Reals]) -> Reals:
     s = terms[0]
     for t in terms[1:]:
         s = s + t
@@ -84,8 +86,10 @@ def score(d: Sequence[F32]) -> npt.NDArray[np.uint32]:
     return np.abs(total([(x - mean) * (x - mean) for x in d]) / n).view(np.uint32)
 
 
-def rounded(b: F32, delta: F32, dtype: torch.dtype) -> torch.Tensor:
-    """The exact b + delta, rounded once."""
+def rounded(b: Reals, delta: Reals, dtype: torch.dtype) -> torch.Tensor:
+    """The sum of fp64, or the exact sum of fp32, rounded to `dtype`."""
+    if b.dtype == np.float64:
+        return oracle.rounded(torch.from_numpy(b + delta), dtype)
     x, y = b.astype(np.float64), delta.astype(np.float64)
     s = x + y
     part = s - x
@@ -107,7 +111,8 @@ def fuse(
     """What fuse makes of flat tensors, base first. `masks`: selections of kind BITS, in place of the params' own."""
     with np.errstate(all="ignore"):
         b, *x = (t.float().numpy() for t in tensors)
-        out = np.float32(params.base_scale) * b
+        real = number(params)
+        out = real(params.base_scale) * b.astype(real)
         delta, broken = _delta([y - b for y in x], params, offset, masks) if x else (None, None)
         merged = rounded(out, np.full_like(out, -0.0) if delta is None else delta, dtype)
     nan = merged.isnan() if broken is None else merged.isnan() | torch.from_numpy(broken)
@@ -115,12 +120,17 @@ def fuse(
     return merged.view(integers).masked_fill(nan, QUIET_NAN[dtype]).view(dtype)
 
 
+def number(params: FuseParams) -> type[np.float32] | type[np.float64]:
+    return np.float32 if params.elect == "sum" else np.float64
+
+
 def _delta(
     d: Sequence[F32], params: FuseParams, offset: int, masks: Sequence[Bools]
-) -> tuple[F32, Bools]:
+) -> tuple[Reals, Bools]:
+    real = number(params)
     selects = masks or params.selects or [None] * len(d)
-    z = [taken(x, select, offset) for x, select in zip(d, selects, strict=True)]
-    t = [np.float32(w) * x for w, x in zip(params.weights, z, strict=True)]
+    z = [taken(x, select, offset).astype(real) for x, select in zip(d, selects, strict=True)]
+    t = [real(w) * x for w, x in zip(params.weights, z, strict=True)]
     votes = z if params.elect == "sum" else t
     s = total([np.sign(x) for x in t] if params.elect == "count" else votes)
     alive = [np.where(s >= 0, v > 0, v < 0) for v in votes]
@@ -132,12 +142,12 @@ def _delta(
     if params.masked:
         kept = in_cut(score(d), Cut(params.threshold, params.tie_limit), offset)
         alive = [a & kept for a in alive]
-    num, den = np.full_like(d[0], -0.0), np.zeros_like(d[0])
+    num, den = np.full_like(t[0], -0.0), np.zeros_like(t[0])
     for share, x, a in zip(params.shares or params.weights, t, alive, strict=True):
-        num, den = np.where(a, num + x, num), np.where(a, den + np.float32(share), den)
-    floor = np.float32(params.floor_divisor)
-    by = np.where(den == 0, np.float32(1), den) if floor == 0 else np.maximum(den, floor)
-    if params.divisor:
+        num, den = np.where(a, num + x, num), np.where(a, den + real(share), den)
+    floor = real(params.floor_divisor)
+    by = np.where(den == 0, real(1), den) if floor == 0 else np.maximum(den, floor)
+    if params.divisor and real(params.divisor):
         by = np.full_like(den, params.divisor)
-    delta = np.float32(params.scale) * (num / by)
-    return np.where(np.any(alive, axis=0), delta, np.float32(-0.0)), broken
+    delta = real(params.scale) * (num / by)
+    return np.where(np.any(alive, axis=0), delta, real(-0.0)), broken

@@ -15,26 +15,14 @@ void choose(const Block& block, int targets, const BlockCut& cut, Mask* chosen) 
   }
 }
 
-// a + b, made ready to be rounded once more to fewer bits: where fp32 cannot hold the sum it is rounded to odd (cut off
-// towards zero, the last bit set). Rounding that to nearest even gives what rounding the exact sum would; rounding the
-// nearest fp32 would not, next to a tie.
-FUSEO1_INLINE Vf add_to_odd(Vf a, Vf b) {
-  const Vf s = a + b;
-  const Vf b_part = s - a;
-  const Vf error = (a - (s - b_part)) + (b - b_part);     // exact (Knuth's TwoSum); NaN if s is not finite
-  const Vu beyond_exact = (bits(s) ^ bits(error)) >> 31;  // 1: s lies further from zero than the exact sum
-  return from_bits(select(not_equal(error, Vf{}), (bits(s) - beyond_exact) | 1u, bits(s)));
-}
-
-// The sums of two parts to `out`; returns the largest magnitude written, as the output's bits. A loop of its own: the
-// processor overlaps more of two short dependency chains than of one long one.
+// A merged block, rounded to odd if Out is narrower than fp32, to `out`; returns the largest magnitude written, as the
+// output's bits.
 template <class Out>
-uint32_t add_and_round(const Parts& parts, typename Out::Bits* out) {
+uint32_t round_block(const float* merged, typename Out::Bits* out) {
   Vu peak{};
   for (int j = 0; j < kBlock; j += kWidth) {
-    const Vf a = load<Vf>(parts.large + j), b = load<Vf>(parts.small + j);
-    const Vf sum = Out::kNarrow ? add_to_odd(a, b) : a + b;
-    const Vu result = select(equal(sum, sum), Out::round(sum), splat(Out::kNan));
+    const Vf x = load<Vf>(merged + j);
+    const Vu result = select(equal(x, x), Out::round(x), splat(Out::kNan));
     peak = max(peak, result & Out::kAbs);
     store_lanes(out + j, result);
   }
@@ -74,7 +62,7 @@ int64_t fuse_to(const fuseo1_fuse_params& params, const Chunk& chunk, int64_t be
   auto* out = static_cast<typename Out::Bits*>(to);
   const Merge merge(params, Out::kNarrow);
   Block block;
-  Parts parts;
+  alignas(64) float merged[kBlock];
   alignas(64) Mask chosen[kBlock / kWidth];
   alignas(64) typename Out::Bits result[kBlock];
   int64_t nonfinite = 0;
@@ -88,8 +76,8 @@ int64_t fuse_to(const fuseo1_fuse_params& params, const Chunk& chunk, int64_t be
     for (int i = 0; params.selects && i < chunk.targets; ++i) {
       apply_select(params.selects[i], flat, at, count, block.d[i]);
     }
-    merge(block, params.masked && chunk.targets ? chosen : nullptr, &parts);
-    if (add_and_round<Out>(parts, result) >= Out::kInf) nonfinite += count_nonfinite<Out>(result, count);
+    merge(block, params.masked && chunk.targets ? chosen : nullptr, merged);
+    if (round_block<Out>(merged, result) >= Out::kInf) nonfinite += count_nonfinite<Out>(result, count);
     const size_t bytes = static_cast<size_t>(count) * sizeof *out;
     if (stream) {
       stream_copy(out + at, result, bytes);

@@ -12,37 +12,37 @@ namespace {
 
 class Merge {
  public:
-  // `halves`: fp32 is not what the result is rounded to last.
-  Merge(const fuseo1_fuse_params& params, bool halves) : params_(params), rounded_(params), halves_(halves) {
+  // `to_odd`: the result will be rounded on, to fewer bits than fp32 has.
+  Merge(const fuseo1_fuse_params& params, bool to_odd) : params_(params), rounded_(params), to_odd_(to_odd) {
+    const bool signs =
+        __builtin_signbit(params.scale) || __builtin_signbit(params.divisor) || __builtin_signbit(params.floor_divisor);
+    const int targets = signs ? 0 : params.targets;
     switch (params.elect) {
-      case FUSEO1_ELECT_SUM: {
-        const bool signs = __builtin_signbit(rounded_.scale) || __builtin_signbit(rounded_.divisor) ||
-                           __builtin_signbit(rounded_.floor);
-        FUSEO1_UNROLL_TARGETS(signs ? 0 : params.targets, (fp32_ = merge_fp32<kTargets>))
+      case FUSEO1_ELECT_SUM:
+        FUSEO1_UNROLL_TARGETS(targets, (fp32_ = merge_fp32<kTargets>))
         break;
-      }
       case FUSEO1_ELECT_WEIGHTED:
-        FUSEO1_UNROLL_TARGETS(params.targets, (fp64_ = merge_fp64<FUSEO1_ELECT_WEIGHTED, kTargets>))
+        FUSEO1_UNROLL_TARGETS(targets, (fp64_ = merge_fp64<FUSEO1_ELECT_WEIGHTED, kTargets>))
         break;
       case FUSEO1_ELECT_COUNT:
-        FUSEO1_UNROLL_TARGETS(params.targets, (fp64_ = merge_fp64<FUSEO1_ELECT_COUNT, kTargets>))
+        FUSEO1_UNROLL_TARGETS(targets, (fp64_ = merge_fp64<FUSEO1_ELECT_COUNT, kTargets>))
         break;
       default:
-        FUSEO1_UNROLL_TARGETS(params.targets, (fp64_ = merge_fp64<FUSEO1_ELECT_NONE, kTargets>))
+        FUSEO1_UNROLL_TARGETS(targets, (fp64_ = merge_fp64<FUSEO1_ELECT_NONE, kTargets>))
     }
   }
 
   // A block of which d are z; `chosen` nullptr: every element is selected by its score.
-  void operator()(const Block& block, const Mask* chosen, Parts* parts) const {
-    fp32_ ? fp32_(rounded_, block, chosen, parts) : fp64_(params_, halves_, block, chosen, parts);
+  void operator()(const Block& block, const Mask* chosen, float* merged) const {
+    fp32_ ? fp32_(rounded_, to_odd_, block, chosen, merged) : fp64_(params_, to_odd_, block, chosen, merged);
   }
 
  private:
   const fuseo1_fuse_params& params_;
   Fp32Numbers rounded_;
-  bool halves_;
-  void (*fp32_)(const Fp32Numbers&, const Block&, const Mask*, Parts*) = nullptr;
-  void (*fp64_)(const fuseo1_fuse_params&, bool, const Block&, const Mask*, Parts*) = nullptr;
+  bool to_odd_;
+  void (*fp32_)(const Fp32Numbers&, bool, const Block&, const Mask*, float*) = nullptr;
+  void (*fp64_)(const fuseo1_fuse_params&, bool, const Block&, const Mask*, float*) = nullptr;
 };
 
 }  // namespace

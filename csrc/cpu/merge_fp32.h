@@ -5,7 +5,6 @@
 #define FUSEO1_CPU_MERGE_FP32_H_
 
 #include "block.h"
-#include "parts.h"
 
 namespace fuseo1 {
 namespace {
@@ -28,16 +27,31 @@ struct Fp32Numbers {
   float divisor, floor, scale, base_scale;
 };
 
-// The block's d are z; `chosen` nullptr: every element is selected by its score. Where nobody survives delta is -0.0. A
+// a + b to odd: where fp32 cannot hold the sum it is cut off towards zero, and the last bit set. Rounding that to
+// nearest even, to fewer bits, gives what rounding the exact sum would; rounding the nearest fp32 would not, next to a
+// tie.
+FUSEO1_INLINE Vf add_to_odd(Vf a, Vf b) {
+  const Vf s = a + b;
+  const Vf b_part = s - a;
+  const Vf error = (a - (s - b_part)) + (b - b_part);     // exact (Knuth's TwoSum); NaN if s is not finite
+  const Vu beyond_exact = (bits(s) ^ bits(error)) >> 31;  // 1: s lies further from zero than the exact sum
+  return from_bits(select(not_equal(error, Vf{}), (bits(s) - beyond_exact) | 1u, bits(s)));
+}
+
+// The block's d are z; `chosen` nullptr: every element is selected by its score. The result is rounded to odd if it is
+// to be rounded on, else to nearest.
+//
+// Where nobody survives delta is -0.0. A
 // sum of nothing, -0.0, stays that whatever it is divided and multiplied by, unless that is negative; the instance for
 // any number of targets minds that too.
 template <int kTargets>
-void merge_fp32(const Fp32Numbers& by, const Block& block, const Mask* chosen, Parts* parts) {
+void merge_fp32(const Fp32Numbers& by, bool to_odd, const Block& block, const Mask* chosen, float* merged) {
   constexpr bool kMindSigns = kTargets == 0;
   const int n = kTargets ? kTargets : by.targets;
   const bool fixed = by.divisor != 0.0f, floored = by.floor != 0.0f;
   const Vf divisor = splat(by.divisor), floor = splat(by.floor), scale = splat(by.scale);
   const Vf nothing = splat(-0.0f);  // x + -0.0 is x, for -0.0 too
+  alignas(64) float deltas[kBlock];
   for (int j = 0; j < kBlock; j += kWidth) {
     const Vf s = n ? sum_of<kTargets>(block, n, j) : Vf{};
     // Turning the signs over where s < 0 makes "has the elected sign" read "> 0".
@@ -61,8 +75,12 @@ void merge_fp32(const Fp32Numbers& by, const Block& block, const Mask* chosen, P
                               : select(equal(den, Vf{}), splat(1.0f), den);
     Vf delta = scale * (num / over);
     if (kMindSigns) delta = select(any, delta, nothing);
-    store(parts->large + j, splat(by.base_scale) * load<Vf>(block.base + j));
-    store(parts->small + j, select(is_finite(s), delta, splat(__builtin_nanf(""))));
+    store(deltas + j, select(is_finite(s), delta, splat(__builtin_nanf(""))));
+  }
+  // A loop of its own: the processor overlaps more of two short dependency chains than of one long one.
+  for (int j = 0; j < kBlock; j += kWidth) {
+    const Vf b = splat(by.base_scale) * load<Vf>(block.base + j), delta = load<Vf>(deltas + j);
+    store(merged + j, to_odd ? add_to_odd(b, delta) : b + delta);
   }
 }
 

@@ -5,7 +5,6 @@
 #define FUSEO1_CPU_MERGE_FP64_H_
 
 #include "block.h"
-#include "parts.h"
 #include "simd64.h"
 
 namespace fuseo1 {
@@ -37,10 +36,14 @@ struct Election {
   }
 };
 
-// The block's d are z; `chosen` nullptr: every element is selected by its score. `halves`: parts are the nearest fp32
-// and what it lacks; else that is left out, as -0.0.
+// The block's d are z; `chosen` nullptr: every element is selected by its score. The result is rounded to odd if it is
+// to be rounded on, else to nearest.
+//
+// Where nobody survives delta is -0.0. A sum of nothing, -0.0, stays that whatever it is divided and multiplied by,
+// unless that is negative; the instance for any number of targets minds that too.
 template <int kElect, int kTargets>
-void merge_fp64(const fuseo1_fuse_params& params, bool halves, const Block& block, const Mask* chosen, Parts* parts) {
+void merge_fp64(const fuseo1_fuse_params& params, bool to_odd, const Block& block, const Mask* chosen, float* merged) {
+  constexpr bool kMindSigns = kTargets == 0;
   const int n = kTargets ? kTargets : params.targets;
   const double *weights = params.weights, *shares = params.shares ? params.shares : params.weights;
   const bool fixed = params.divisor != 0.0, floored = params.floor_divisor != 0.0;
@@ -59,21 +62,19 @@ void merge_fp64(const fuseo1_fuse_params& params, bool halves, const Block& bloc
       const Vd t = weighed(i);
       Mask64 survives = election.survives(t);
       if (chosen) survives &= half(chosen[j / kWidth], j % kWidth / kWidth64);
-      num += select(survives, t, nothing);
-      if (!fixed) den += select(survives, splat(shares[i]), Vd{});
-      any |= survives;
+      num = add(survives, num, t);
+      if (!fixed) den = add(survives, den, splat(shares[i]));
+      if (kMindSigns) any |= survives;
     }
     if (divides) {
       num /= fixed     ? divisor
              : floored ? select(greater(den, floor), den, floor)
                        : select(equal(den, Vd{}), splat(1.0), den);
     }
-    const Vd delta = select(any, scale * num, nothing);
+    Vd delta = scale * num;
+    if (kMindSigns) delta = select(any, delta, nothing);
     const Vd sum = select(election.finite, base_scale * load_wide(block.base + j) + delta, splat(__builtin_nan("")));
-    const Vfh large = narrow(sum);
-    const Vd lacking = nothing - (widen(large) - sum);  // -0.0 if nothing is; NaN where that is infinite
-    store(parts->large + j, large);
-    store(parts->small + j, narrow(select(halves ? is_finite(lacking) : Mask64{}, lacking, nothing)));
+    store(merged + j, to_odd ? narrow_to_odd(sum) : narrow(sum));
   }
 }
 

@@ -20,25 +20,7 @@ FUSEO1_INLINE Vdu bits(Vd v) { return (Vdu)v; }
 FUSEO1_INLINE Vd from_bits(Vdu v) { return (Vd)v; }
 FUSEO1_INLINE Vd splat(double x) { return x - Vd{}; }
 
-// Exact; and back, to nearest even.
-FUSEO1_INLINE Vd load_wide(const float* p) {
-#if defined(__AVX512F__)
-  return (Vd)_mm512_cvtps_pd(_mm256_loadu_ps(p));
-#elif defined(__AVX2__)
-  return (Vd)_mm256_cvtps_pd(_mm_loadu_ps(p));
-#else
-  return __builtin_convertvector(load<Vfh>(p), Vd);
-#endif
-}
-FUSEO1_INLINE Vfh narrow(Vd v) {
-#if defined(__AVX512F__)
-  return (Vfh)_mm512_cvtpd_ps((__m512d)v);
-#elif defined(__AVX2__)
-  return (Vfh)_mm256_cvtpd_ps((__m256d)v);
-#else
-  return __builtin_convertvector(v, Vfh);
-#endif
-}
+// Exact.
 FUSEO1_INLINE Vd widen(Vfh v) {
 #if defined(__AVX512F__)
   return (Vd)_mm512_cvtps_pd((__m256)v);
@@ -46,6 +28,18 @@ FUSEO1_INLINE Vd widen(Vfh v) {
   return (Vd)_mm256_cvtps_pd((__m128)v);
 #else
   return __builtin_convertvector(v, Vd);
+#endif
+}
+FUSEO1_INLINE Vd load_wide(const float* p) { return widen(load<Vfh>(p)); }
+
+// To nearest even.
+FUSEO1_INLINE Vfh narrow(Vd v) {
+#if defined(__AVX512F__)
+  return (Vfh)_mm512_cvtpd_ps((__m512d)v);
+#elif defined(__AVX2__)
+  return (Vfh)_mm256_cvtpd_ps((__m256d)v);
+#else
+  return __builtin_convertvector(v, Vfh);
 #endif
 }
 
@@ -98,6 +92,36 @@ FUSEO1_INLINE Mask64 half(Mask m, int upper) {
 #endif
 
 FUSEO1_INLINE Mask64 is_finite(Vd v) { return equal(v - v, Vd{}); }
+
+// sum + v in the lanes of m.
+FUSEO1_INLINE Vd add(Mask64 m, Vd sum, Vd v) {
+#if defined(__AVX512F__)
+  return (Vd)_mm512_mask_add_pd((__m512d)sum, m, (__m512d)sum, (__m512d)v);
+#else
+  return select(m, sum + v, sum);
+#endif
+}
+
+// To odd: what fp32 cannot hold is cut off towards zero, and the last bit set. Rounding that on to nearest even, to
+// fewer bits, gives what rounding v would.
+FUSEO1_INLINE Vfh narrow_to_odd(Vd v) {
+#if defined(__AVX512F__)
+  const __m256 cut = _mm512_cvt_roundpd_ps((__m512d)v, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC);
+  const Mask64 inexact = _mm512_cmp_pd_mask(_mm512_cvtps_pd(cut), (__m512d)v, _CMP_NEQ_OQ);
+  return (Vfh)_mm256_mask_or_epi32((__m256i)cut, inexact, (__m256i)cut, _mm256_set1_epi32(1));
+#else
+  using Vih = int32_t __attribute__((vector_size(kWidth64 * 4)));
+  const Vfh nearest = narrow(v);
+  const Vd wide = widen(nearest);
+  // -1 in the lanes where that lies beyond v, and where it is another number.
+  Vih beyond, inexact;
+  for (int j = 0; j < kWidth64; ++j) {
+    beyond[j] = -(__builtin_fabs(wide[j]) > __builtin_fabs(v[j]));
+    inexact[j] = wide[j] < v[j] || wide[j] > v[j];
+  }
+  return (Vfh)(((Vih)nearest + beyond) | inexact);
+#endif
+}
 
 }  // namespace
 }  // namespace fuseo1
