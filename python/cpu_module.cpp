@@ -67,10 +67,41 @@ void check_read(int status, const char* what, const fuseo1_read_error& error) {
 
 class Survey {
  public:
-  Survey(int targets, int64_t numel, double select_topk, int64_t max_bytes) : targets_(targets) {
-    fuseo1_survey* survey = nullptr;
-    check(fuseo1_survey_create(targets, numel, select_topk, max_bytes, &survey), "survey");
-    survey_.reset(survey);
+  Survey(int targets, int64_t numel, double select_topk, int64_t max_bytes)
+      : Survey(targets,
+               [&](fuseo1_survey** out) { return fuseo1_survey_create(targets, numel, select_topk, max_bytes, out); }) {
+  }
+
+  // Asks for the cuts after `ranks`, as many for every target.
+  static std::unique_ptr<Survey> magnitudes(int64_t numel, const std::vector<std::vector<int64_t>>& ranks,
+                                            int64_t max_bytes) {
+    const int targets = static_cast<int>(ranks.size());
+    const size_t per_target = ranks.empty() ? 0 : ranks[0].size();
+    std::vector<int64_t> flat;
+    for (const auto& of_target : ranks) {
+      if (of_target.size() != per_target) throw std::invalid_argument("survey: not as many ranks for every target");
+      flat.insert(flat.end(), of_target.begin(), of_target.end());
+    }
+    auto made = make(targets, [&](fuseo1_survey** out) {
+      return fuseo1_survey_create_magnitudes(targets, numel, flat.data(), static_cast<int>(per_target), max_bytes, out);
+    });
+    made->cuts_ = flat.size();
+    return made;
+  }
+
+  static std::unique_ptr<Survey> norms(int64_t numel, const std::vector<fuseo1_select>& selects) {
+    const int targets = static_cast<int>(selects.size());
+    auto made = make(
+        targets, [&](fuseo1_survey** out) { return fuseo1_survey_create_norms(targets, numel, selects.data(), out); });
+    made->sums_ = 2 * selects.size();
+    return made;
+  }
+
+  static std::unique_ptr<Survey> gram(int targets, int64_t numel, bool of_inputs) {
+    auto made =
+        make(targets, [&](fuseo1_survey** out) { return fuseo1_survey_create_gram(targets, numel, of_inputs, out); });
+    made->sums_ = static_cast<size_t>(targets + of_inputs) * (targets + of_inputs);
+    return made;
   }
 
   void lend(const Scratch& memory) {
@@ -126,6 +157,21 @@ class Survey {
     check(fuseo1_survey_run(survey_.get(), views.data(), threads), "survey.run");
   }
 
+  // (threshold, tie_limit) of every cut.
+  std::vector<std::pair<uint32_t, int64_t>> cuts() const {
+    std::vector<fuseo1_cut> cuts(cuts_);
+    check(fuseo1_survey_cuts_of(survey_.get(), cuts.data()), "survey.cuts");
+    std::vector<std::pair<uint32_t, int64_t>> out;
+    for (const fuseo1_cut& cut : cuts) out.emplace_back(cut.threshold, cut.tie_limit);
+    return out;
+  }
+
+  std::vector<double> sums() const {
+    std::vector<double> out(sums_);
+    check(fuseo1_survey_sums_of(survey_.get(), out.data()), "survey.sums");
+    return out;
+  }
+
   py::dict result() const {
     auto r = std::make_unique<fuseo1_survey_result>();
     check(fuseo1_survey_result_of(survey_.get(), r.get()), "survey.result");
@@ -151,11 +197,24 @@ class Survey {
     return targets_;
   }
 
+  template <class Create>
+  Survey(int targets, const Create& create) : targets_(targets) {
+    fuseo1_survey* survey = nullptr;
+    check(create(&survey), "survey");
+    survey_.reset(survey);
+  }
+
+  template <class Create>
+  static std::unique_ptr<Survey> make(int targets, const Create& create) {
+    return std::unique_ptr<Survey>(new Survey(targets, create));
+  }
+
   struct Destroy {
     void operator()(fuseo1_survey* s) const { fuseo1_survey_destroy(s); }
   };
   int targets_;
   std::unique_ptr<fuseo1_survey, Destroy> survey_;
+  size_t cuts_ = 0, sums_ = 0;  // how many of them it learns
 };
 
 using Cut = std::pair<uint32_t, int64_t>;  // (threshold, tie_limit)
@@ -290,9 +349,18 @@ PYBIND11_MODULE(_cpu, m) {
   });
   m.attr("SURVEY_SAMPLE") = static_cast<int>(FUSEO1_SURVEY_SAMPLE);
   m.attr("SURVEY_DONE") = static_cast<int>(FUSEO1_SURVEY_DONE);
+  py::class_<fuseo1_select>(m, "Select")
+      .def(py::init([] { return fuseo1_select{}; }), "Everything.")
+      .def_static("band", &select_band, py::arg("keep"), py::arg("drop"))
+      .def_static("draw", &select_draw, py::arg("key"), py::arg("limit"))
+      .def_static("bits", &select_bits, py::arg("address"))
+      .def_static("clamp", &select_clamp, py::arg("most"));
   py::class_<Survey>(m, "Survey")
       .def(py::init<int, int64_t, double, int64_t>(), py::arg("targets"), py::arg("numel"), py::arg("select_topk"),
            py::arg("max_bytes"))
+      .def_static("magnitudes", &Survey::magnitudes, py::arg("numel"), py::arg("ranks"), py::arg("max_bytes"))
+      .def_static("norms", &Survey::norms, py::arg("numel"), py::arg("selects"))
+      .def_static("gram", &Survey::gram, py::arg("targets"), py::arg("numel"), py::arg("of_inputs"))
       .def_property_readonly("phase", &Survey::phase)
       .def("lend", &Survey::lend, py::arg("memory"))
       .def("sample_runs", &Survey::sample_runs)
@@ -302,13 +370,9 @@ PYBIND11_MODULE(_cpu, m) {
            py::arg("scratch"), py::arg("threads"))
       .def("end_pass", &Survey::end_pass)
       .def("run", &Survey::run, py::arg("operands"), py::arg("threads"))
-      .def("result", &Survey::result);
-  py::class_<fuseo1_select>(m, "Select")
-      .def(py::init([] { return fuseo1_select{}; }), "Everything.")
-      .def_static("band", &select_band, py::arg("keep"), py::arg("drop"))
-      .def_static("draw", &select_draw, py::arg("key"), py::arg("limit"))
-      .def_static("bits", &select_bits, py::arg("address"))
-      .def_static("clamp", &select_clamp, py::arg("most"));
+      .def("result", &Survey::result)
+      .def("cuts", &Survey::cuts)
+      .def("sums", &Survey::sums);
   m.attr("ELECT_SUM") = static_cast<int>(FUSEO1_ELECT_SUM);
   m.attr("ELECT_WEIGHTED") = static_cast<int>(FUSEO1_ELECT_WEIGHTED);
   m.attr("ELECT_COUNT") = static_cast<int>(FUSEO1_ELECT_COUNT);

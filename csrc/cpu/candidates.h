@@ -45,39 +45,48 @@ class SlabPool {
  public:
   explicit SlabPool(int64_t slabs)
       : own_(static_cast<size_t>(slabs * kSlabBytes)), memory_{own_.start(), slabs * kSlabBytes} {}
-  explicit SlabPool(Loan memory) : own_(0), memory_(memory) {}
+  explicit SlabPool(Loan memory, int64_t slab_bytes = kSlabBytes) : own_(0), memory_(memory), slab_bytes_(slab_bytes) {}
 
   void* take() {  // nullptr: none is left
-    const int64_t at = taken_.fetch_add(kSlabBytes, std::memory_order_relaxed);
-    return at + kSlabBytes <= memory_.bytes ? memory_.start + at : nullptr;
+    const int64_t at = taken_.fetch_add(slab_bytes_, std::memory_order_relaxed);
+    return at + slab_bytes_ <= memory_.bytes ? memory_.start + at : nullptr;
   }
+  int64_t slab_bytes() const { return slab_bytes_; }
 
  private:
   Room own_;
   Loan memory_;
+  int64_t slab_bytes_ = kSlabBytes;
   std::atomic<int64_t> taken_{0};
 };
 
-// One thread's candidates, as records (see Totals).
-class Candidates {
+// What one thread puts into slabs, records of words.
+class SlabList {
  public:
-  explicit Candidates(int targets) : targets_(targets) {}
-
-  // Lets `totals` fill a new slab; false if there is none. filled_to() says where the records end.
-  bool add_slab(SlabPool* pool, Totals* totals) {
+  // Lets `filling` fill a new slab; false if there is none. filled_to() says where the records end.
+  bool add_slab(SlabPool* pool, Filling* filling) {
     void* memory = pool->take();
     if (!memory) return false;
-    filled_to(totals->candidates);
+    filled_to(filling->candidates);
     Slab* slab = new (memory) Slab{nullptr, nullptr};
     (last_ ? last_->next : first_) = slab;
     last_ = slab;
-    totals->candidates = slab->begin();
-    totals->candidates_end = slab->begin() + kSlabWords;
+    filling->candidates = slab->begin();
+    filling->candidates_end = reinterpret_cast<uint32_t*>(static_cast<char*>(memory) + pool->slab_bytes());
     return true;
   }
   void filled_to(const uint32_t* end) {
     if (last_) last_->end = end;
   }
+
+ protected:
+  Slab *first_ = nullptr, *last_ = nullptr;
+};
+
+// One thread's candidates, as records (see Totals).
+class Candidates : public SlabList {
+ public:
+  explicit Candidates(int targets) : targets_(targets) {}
 
   template <class Work>
   void for_each(const Work& work) const {
@@ -101,7 +110,6 @@ class Candidates {
 
  private:
   int targets_;
-  Slab *first_ = nullptr, *last_ = nullptr;
 };
 
 // Where a selection among candidates ends.

@@ -26,20 +26,55 @@ struct Bracket {
   uint32_t high;
 };
 
+// Where the next candidate goes, and the end of the room for them.
+struct Filling {
+  uint32_t* candidates = nullptr;
+  uint32_t* candidates_end = nullptr;
+};
+
 // One thread's share of a pass. A candidate is candidate_words(targets) words: score, low and high half of its flat
 // index, t_1..t_N, then the exponents E_1..E_N, a byte each.
-struct Totals {
+struct Totals : Filling {
   int64_t nonzero = 0;
   int64_t above = 0;
   int64_t nonfinite[FUSEO1_MAX_TARGETS + 2] = {};
   int64_t bins[FUSEO1_MAX_TARGETS][kExponents] = {};
-  uint32_t* candidates = nullptr;      // where the next one goes
-  uint32_t* candidates_end = nullptr;  // of the room for them
 };
 constexpr int candidate_words(int targets) { return 3 + targets + (targets + 3) / 4; }
 
+// One thread's share of a scan that ranks a target's |d|. The candidates of a block are one record: kMarkWords words
+// (low and high half of the block's flat index, how many, a bit for each element), then, unless the bracket is a single
+// score, their scores in order and zeros up to a multiple of kMarkPad.
+struct Ranked : Filling {
+  int32_t target;
+  Bracket bracket;
+  int64_t nonzero = 0;
+  int64_t above = 0;
+  int64_t candidate_count = 0;
+};
+constexpr int kMarkWords = 3 + kBlock / 32;
+constexpr int kMarkPad = 16;
+constexpr int kMarkRoom = kMarkWords + kBlock + kMarkPad;  // words that a block may touch
+
 // begin and end count elements from the chunk's first; begin is a multiple of kBlock, and so is end unless it is the
 // tensor's.
+struct MagnitudeKernels {
+  // the bits of |d_i| of one block: of target i from scores[i * kBlock]; 0 beyond `count`; nonfinite[targets + 2]
+  void (*score)(const Chunk&, int64_t at, int64_t count, uint32_t* scores, int64_t* nonfinite);
+  // every ranking's bracket splits its target's elements; returns where it stopped, as Kernels::scan
+  int64_t (*scan)(const Chunk&, int64_t begin, int64_t end, Ranked* const* rankings, int count, int64_t* nonfinite);
+};
+
+using SumBins = int64_t[kExponents];  // a sum's terms by their quantum's exponent
+
+struct SumKernels {
+  // sums[2 * i] of all |d_i|, sums[2 * i + 1] of those that selects[i] leaves; selects may be nullptr
+  void (*norms)(const Chunk&, int64_t begin, int64_t end, const fuseo1_select* selects, SumBins* sums,
+                int64_t* nonfinite);
+  // sums[i * (i + 1) / 2 + k] of v_i * v_k, k <= i: v are the task vectors, or base and targets
+  void (*gram)(const Chunk&, int64_t begin, int64_t end, bool of_inputs, SumBins* sums, int64_t* nonfinite);
+};
+
 struct Kernels {
   const char* name;
   // survey: every element is selected
@@ -52,6 +87,8 @@ struct Kernels {
   // fuse; `stream` bypasses the caches on the way out; returns how many outputs are not finite
   int64_t (*fuse)(const fuseo1_fuse_params&, const Chunk&, int64_t begin, int64_t end, void* out, int32_t out_dtype,
                   bool stream);
+  MagnitudeKernels magnitudes;
+  SumKernels sums;
 };
 
 struct SurveyKernels {
@@ -60,10 +97,12 @@ struct SurveyKernels {
   decltype(Kernels::score) score;
 };
 
-// Defined once per instruction set by survey.cpp and fuse.cpp.
-#define FUSEO1_DECLARE_ISA(isa)            \
-  extern const SurveyKernels survey_##isa; \
-  extern const decltype(Kernels::fuse) fuse_##isa;
+// Defined once per instruction set by survey.cpp, fuse.cpp, magnitudes.cpp and sums.cpp.
+#define FUSEO1_DECLARE_ISA(isa)                    \
+  extern const SurveyKernels survey_##isa;         \
+  extern const decltype(Kernels::fuse) fuse_##isa; \
+  extern const MagnitudeKernels magnitudes_##isa;  \
+  extern const SumKernels sums_##isa;
 FUSEO1_DECLARE_ISA(baseline)
 FUSEO1_DECLARE_ISA(avx2)
 FUSEO1_DECLARE_ISA(avx512)

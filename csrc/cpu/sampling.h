@@ -57,17 +57,20 @@ inline uint32_t nth_highest(const Pages<uint32_t>& sample, int64_t nth) {
   return found;
 }
 
+// Of what the selected are a share: of the scores that are not 0, or of all.
+enum ShareOf { kOfNonzero, kOfAll };
+
 // The standard deviation, over samples, of how many of the sampled scores lie above `level`. A run's elements are
 // neighbours, often of one row and so of one scale: the runs are what is drawn, and what each has above `level` beyond
 // its share is what varies.
-inline double deviation_above(const Pages<uint32_t>& sample, size_t length, uint32_t level) {
+inline double deviation_above(const Pages<uint32_t>& sample, size_t length, uint32_t level, ShareOf of) {
   double aa = 0, ap = 0, pp = 0, all_above = 0, all_present = 0;
   for (size_t run = 0; run < sample.size(); run += length) {
     const size_t end = std::min(run + length, sample.size());
     int above = 0, present = 0;
     for (size_t j = run; j < end; ++j) {
       above += sample[j] > level;
-      present += sample[j] != 0;
+      present += of == kOfAll || sample[j] != 0;
     }
     const double a = above, p = present;
     aa += a * a, ap += a * p, pp += p * p, all_above += a, all_present += p;
@@ -76,17 +79,20 @@ inline double deviation_above(const Pages<uint32_t>& sample, size_t length, uint
   return sqrt(std::max(aa - 2 * share * ap + share * share * pp, 0.0));
 }
 
-// Where the threshold lies for all but certain, going by the scores of a sample, run of `length` after run.
-inline Bracket bracket_of(const Pages<uint32_t>& sample, size_t length, double select_topk) {
+// Where the threshold lies for all but certain, going by the scores of a sample, run of `length` after run; *likeliest
+// is the one score that is the best guess.
+inline Bracket bracket_of(const Pages<uint32_t>& sample, size_t length, double share, ShareOf of,
+                          uint32_t* likeliest = nullptr) {
   Bracket bracket = {1, kInfBits};
   const auto nonzero = static_cast<int64_t>(sample.size()) - std::count(sample.begin(), sample.end(), 0u);
   if (nonzero == 0) return bracket;
-  const double m = static_cast<double>(nonzero), rank = select_topk * m;
+  const double m = static_cast<double>(nonzero), rank = share * (of == kOfAll ? static_cast<double>(sample.size()) : m);
   const uint32_t middle = nth_highest(sample, std::min(static_cast<int64_t>(rank), nonzero - 1));
+  if (likeliest) *likeliest = middle;
   // Above the middle, or at it: among many equal scores these differ. And never less than if elements were drawn one
   // by one, as far as a single run could tell.
-  const double deviation = std::max({sqrt(rank * (1 - select_topk)), deviation_above(sample, length, middle),
-                                     deviation_above(sample, length, middle - 1)});
+  const double deviation = std::max({sqrt(rank * (1 - share)), deviation_above(sample, length, middle, of),
+                                     deviation_above(sample, length, middle - 1, of)});
   const double margin = 16 + kBracketDeviations * deviation;
   if (rank - margin >= 0) bracket.high = nth_highest(sample, static_cast<int64_t>(rank - margin));
   if (rank + margin < m) bracket.low = nth_highest(sample, static_cast<int64_t>(rank + margin));

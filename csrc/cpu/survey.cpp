@@ -1,69 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 // The survey op (include/fuseo1/survey.h), block by block. Compiled once per instruction set with FUSEO1_ISA naming it.
-#include "block.h"
+#include "nonfinite.h"
+#include "quanta.h"
 
 namespace fuseo1 {
 namespace {
 
-float scalar(const fuseo1_operand& op, int64_t at) {
-  alignas(64) uint32_t lane[kWidth] = {};
-  memcpy(lane, static_cast<const char*>(op.data) + at * element_size(op.dtype), element_size(op.dtype));
-  switch (op.dtype) {
-    case FUSEO1_BF16:
-      return Bf16::widen(reinterpret_cast<const uint16_t*>(lane))[0];
-    case FUSEO1_FP16:
-      return Fp16::widen(reinterpret_cast<const uint16_t*>(lane))[0];
-    default:
-      return Fp32::widen(lane)[0];
-  }
-}
-
-bool finite(float x) { return __builtin_isfinite(x); }
-
-// A block with a d_i*d_i that is not finite: count the culprits and take the elements whose s is not finite out.
-__attribute__((noinline)) void sanitize(const Chunk& chunk, int64_t at, int64_t count, Block* block, Totals* totals) {
-  const int n = chunk.targets;
-  for (int64_t j = 0; j < count; ++j) {
-    float s = block->d[0][j];
-    for (int i = 1; i < n; ++i) s += block->d[i][j];
-    if (finite(s)) continue;
-    bool inputs_finite = true;
-    for (int i = 0; i <= n; ++i) {
-      const bool bad = !finite(scalar(chunk.operands[i], at + j));
-      totals->nonfinite[i] += bad;
-      inputs_finite &= !bad;
-    }
-    totals->nonfinite[n + 1] += inputs_finite;
-    for (int i = 0; i < n; ++i) block->d[i][j] = 0.0f;
-  }
-}
-
 // After the scores are taken: brings every d_i to where its square is finite, and renews the peaks.
 __attribute__((noinline)) void clamp_squares(int targets, Block* block, uint32_t* peaks) {
-  float most;
-  memcpy(&most, &kMaxSquarableBits, sizeof most);
   for (int i = 0; i < targets; ++i) {
     Vu peak{};
     for (int j = 0; j < kBlock; j += kWidth) {
-      Vf x = load<Vf>(block->d[i] + j);
-      x = select(greater(x, splat(most)), splat(most), x);
-      x = select(greater(splat(-most), x), splat(-most), x);
+      const Vf x = squarable(load<Vf>(block->d[i] + j));
       store(block->d[i] + j, x);
       peak = max(peak, bits(x * x));
     }
     peaks[i] = max_lane(peak);
   }
 }
-
-bool any_nonfinite(int targets, const uint32_t* peaks) {
-  uint32_t most = 0;
-  for (int i = 0; i < targets; ++i) most = peaks[i] > most ? peaks[i] : most;
-  return most >= kInfBits;
-}
-
-FUSEO1_INLINE uint32_t exponent_of(uint32_t peak) { return peak >> 23 > kMinExponent ? peak >> 23 : kMinExponent; }
-
-FUSEO1_INLINE Vf scale_of(uint32_t exponent) { return from_bits(splat(scale_bits(exponent))); }
 
 // t = rint(d*d * scale), above the magic number's bits: those are taken off a block's sum at once.
 FUSEO1_INLINE Vu quantize(Vf d, Vf scale) { return bits(d * d * scale + splat(kRintMagic)); }
@@ -75,7 +29,7 @@ void energy_run(const Chunk& chunk, int64_t begin, int64_t end, Totals* totals) 
     const int64_t count = end - at < kBlock ? end - at : kBlock;
     load_block<true>(chunk, at, count, &block, peaks);
     if (any_nonfinite(chunk.targets, peaks)) {
-      sanitize(chunk, at, count, &block, totals);
+      sanitize(chunk, at, count, &block, totals->nonfinite);
       clamp_squares(chunk.targets, &block, peaks);
     }
     for (int i = 0; i < chunk.targets; ++i) {
@@ -98,7 +52,7 @@ void load_scored(const Chunk& chunk, int64_t at, int64_t count, Block* block, ui
                  Totals* totals) {
   load_block<true>(chunk, at, count, block, peaks);
   const bool rare = any_nonfinite(chunk.targets, peaks);
-  if (rare) sanitize(chunk, at, count, block, totals);
+  if (rare) sanitize(chunk, at, count, block, totals->nonfinite);
   FUSEO1_UNROLL_TARGETS(chunk.targets, score_block<kTargets>(*block, chunk.targets, scores))
   if (rare) clamp_squares(chunk.targets, block, peaks);
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a survey keeps in memory, and what that costs: max_bytes is a promise.
+// What SCE's survey keeps in memory, and what that costs: max_bytes is a promise.
 #ifndef FUSEO1_CPU_SURVEY_MEMORY_H_
 #define FUSEO1_CPU_SURVEY_MEMORY_H_
 
@@ -10,12 +10,9 @@
 #include "kernels.h"
 #include "pages.h"
 #include "parallel.h"
+#include "ranking.h"
 
 namespace fuseo1 {
-
-// Scores are 31 bits; the exact path finds the threshold's high 16 first.
-constexpr int kLowBits = 15;
-constexpr int64_t kHighBins = (kInfBits >> kLowBits) + 1, kLowBins = 1 << kLowBits;
 
 constexpr int64_t kPiece = 4096;  // elements whose scores are taken at a time: they stay in the L1 cache
 

@@ -5,12 +5,26 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from itertools import islice
 
 from .. import _cpu
 from ..arrays import Array, Buffer
 from ..errors import BackendError
 from . import SURVEY_BYTES, FileRange, FuseParams, InputUnreadable, SurveyResult
-from .requests import Band, Clamp, Cut, Draw, Elect, Select
+from .requests import (
+    NOTHING,
+    Band,
+    Clamp,
+    Cut,
+    Draw,
+    Elect,
+    Gram,
+    Magnitudes,
+    Norms,
+    Request,
+    Select,
+)
 
 _ELECT: dict[Elect, int] = {
     "sum": _cpu.ELECT_SUM,
@@ -77,11 +91,48 @@ def _stride(runs: int, most_runs: int | None) -> int:
     return 1 if most_runs is None else max(1, -(-runs // most_runs))
 
 
+def _asked(targets: int, numel: int, request: Request, max_bytes: int) -> _cpu.Survey:
+    """The native survey that answers `request`."""
+    if isinstance(request, Magnitudes):
+        _check_targets(len(request.ranks), targets, "ranks")
+        return _cpu.Survey.magnitudes(numel, request.ranks, max_bytes)
+    if isinstance(request, Norms):
+        _check_targets(len(request.selects), targets, "selections")
+        return _cpu.Survey.norms(numel, [native_select(select) for select in request.selects])
+    if isinstance(request, Gram):
+        return _cpu.Survey.gram(targets, numel, request.of_inputs)
+    return _cpu.Survey(targets, numel, request, max_bytes)
+
+
+def _check_targets(asked: int, targets: int, what: str) -> None:
+    if asked != targets:
+        raise BackendError(f"{what} for {asked} targets, but there are {targets}")
+
+
+def _answer(survey: _cpu.Survey, request: Request) -> SurveyResult:
+    found = survey.result()
+    if not isinstance(request, Magnitudes | Norms | Gram):
+        return SurveyResult(**found)
+    learned = SurveyResult(-1, -1, NOTHING, -1, found["passes"], (), found["nonfinite"])
+    if isinstance(request, Magnitudes):
+        cuts = iter([Cut(*cut) for cut in survey.cuts()])
+        return replace(learned, cuts=tuple(tuple(islice(cuts, len(r))) for r in request.ranks))
+    sums = iter(survey.sums())
+    if isinstance(request, Norms):
+        return replace(learned, norms=tuple(zip(sums, sums, strict=True)))
+    vectors = len(found["nonfinite"]) - 2 + request.of_inputs
+    gram = tuple(tuple(islice(sums, vectors)) for _ in range(vectors))
+    return replace(learned, gram=gram)
+
+
 class CpuSurveyor:
     """Streams one tensor through the native survey."""
 
-    def __init__(self, survey: _cpu.Survey, threads: int, room: Buffer | None) -> None:
+    def __init__(
+        self, survey: _cpu.Survey, request: Request, threads: int, room: Buffer | None
+    ) -> None:
         self._survey = survey
+        self._request = request
         self._threads = threads
         self._room = room
         if room is not None:
@@ -123,7 +174,7 @@ class CpuSurveyor:
         self._survey.end_pass()
 
     def result(self) -> SurveyResult:
-        return SurveyResult(**self._survey.result())
+        return _answer(self._survey, self._request)
 
 
 class CpuBackend:
@@ -136,25 +187,25 @@ class CpuBackend:
     def survey(
         self,
         inputs: Sequence[Array],
-        select_topk: float,
+        request: Request,
         threads: int,
         max_bytes: int = SURVEY_BYTES,
     ) -> SurveyResult:
         operands, targets = _operands(inputs), len(inputs) - 1
-        survey = _cpu.Survey(targets, inputs[0].numel, select_topk, max_bytes)
+        survey = _asked(targets, inputs[0].numel, request, max_bytes)
         survey.run(operands, threads)
-        return SurveyResult(**survey.result())
+        return _answer(survey, request)
 
     def surveyor(
         self,
         targets: int,
         numel: int,
-        select_topk: float,
+        request: Request,
         threads: int,
         max_bytes: int,
         room: Buffer | None = None,
     ) -> CpuSurveyor:
-        return CpuSurveyor(_cpu.Survey(targets, numel, select_topk, max_bytes), threads, room)
+        return CpuSurveyor(_asked(targets, numel, request, max_bytes), request, threads, room)
 
     def fuse(
         self, inputs: Sequence[Array], params: FuseParams, out: Array, offset: int, threads: int

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+// The survey of magnitudes (include/fuseo1/survey.h), block by block. Compiled once per instruction set with FUSEO1_ISA
+// naming it.
+#include "nonfinite.h"
+
+namespace fuseo1 {
+namespace {
+
+FUSEO1_INLINE Vu magnitude(const float* d) { return load<Vu>(d) & 0x7fffffffu; }
+
+void score_block(const Chunk& chunk, int64_t at, int64_t count, uint32_t* scores, int64_t* nonfinite) {
+  Block block;
+  load_finite(chunk, at, count, &block, nonfinite);
+  for (int i = 0; i < chunk.targets; ++i, scores += kBlock) {
+    for (int j = 0; j < kBlock; j += kWidth) store(scores + j, magnitude(block.d[i] + j));
+  }
+}
+
+// Writes those lanes of `v` that `lanes` names, in order; may touch a whole vector. Returns the end.
+FUSEO1_INLINE uint32_t* append(uint32_t* to, Vu v, uint32_t lanes) {
+#if defined(__AVX512F__)
+  _mm512_storeu_si512(to, _mm512_maskz_compress_epi32(static_cast<Mask>(lanes), (__m512i)v));
+#else
+  if (lanes == 0) return to;
+  alignas(64) uint32_t all[kWidth];
+  store(all, v);
+  uint32_t* next = to;
+  for (uint32_t rest = lanes; rest; rest &= rest - 1) *next++ = all[__builtin_ctz(rest)];
+#endif
+  return to + __builtin_popcount(lanes);
+}
+
+// Ranks a block of one target. kScores: the bracket is more than a single score, so that candidates' are kept.
+template <bool kScores>
+void rank_block(const float* d, int64_t index, Ranked* to) {
+  // Scores are bits of non-negative floats: signed comparisons order them too.
+  const Vi below = (Vi)splat(to->bracket.low - 1), high = (Vi)splat(to->bracket.high);
+  const Vu one = splat(1u);
+  uint32_t* const record = to->candidates;
+  uint32_t* next = record + kMarkWords;
+  Vu zeros{}, above{}, reached{};
+  alignas(64) uint64_t marks[kBlock / 64] = {};
+  for (int j = 0; j < kBlock; j += kWidth) {
+    const Vu v = magnitude(d + j);
+    const Mask is_above = greater((Vi)v, high), reaches = greater((Vi)v, below);
+    zeros += keep(equal((Vi)v, Vi{}), one);
+    above += keep(is_above, one);
+    reached += keep(reaches, one);
+    const uint32_t lanes = lane_bits(reaches) & ~lane_bits(is_above);
+    marks[j / 64] |= static_cast<uint64_t>(lanes) << (j % 64);
+    if (kScores) next = append(next, v, lanes);
+  }
+  const uint32_t inside = sum_lanes(reached) - sum_lanes(above);
+  to->nonzero += kBlock - sum_lanes(zeros);
+  to->above += sum_lanes(above);
+  to->candidate_count += inside;
+  if (inside == 0) return;
+  record[0] = static_cast<uint32_t>(index);
+  record[1] = static_cast<uint32_t>(index >> 32);
+  record[2] = inside;
+  memcpy(record + 3, marks, sizeof marks);
+  if (kScores) {
+    memset(next, 0, kMarkPad * sizeof *next);
+    next += -inside % kMarkPad;
+  }
+  to->candidates = next;
+}
+
+int64_t scan_run(const Chunk& chunk, int64_t begin, int64_t end, Ranked* const* rankings, int count,
+                 int64_t* nonfinite) {
+  Block block;
+  for (int64_t at = begin; at < end; at += kBlock) {
+    for (int r = 0; r < count; ++r) {
+      const Ranked& ranking = *rankings[r];
+      const bool keeps = ranking.bracket.low <= ranking.bracket.high;
+      if (keeps && ranking.candidates_end - ranking.candidates < kMarkRoom) return at;
+    }
+    load_finite(chunk, at, end - at < kBlock ? end - at : kBlock, &block, nonfinite);
+    for (int r = 0; r < count; ++r) {
+      Ranked* const to = rankings[r];
+      if (to->bracket.low < to->bracket.high) {
+        rank_block<true>(block.d[to->target], chunk.offset + at, to);
+      } else {
+        rank_block<false>(block.d[to->target], chunk.offset + at, to);
+      }
+    }
+  }
+  return end;
+}
+
+}  // namespace
+
+extern const MagnitudeKernels FUSEO1_JOIN(magnitudes_, FUSEO1_ISA) = {score_block, scan_run};
+
+}  // namespace fuseo1

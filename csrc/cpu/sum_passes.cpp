@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+// The surveys of norms and of Gram matrices: one pass that adds integers (include/fuseo1/survey.h).
+#include <math.h>
+
+#include <memory>
+
+#include "dispatch.h"
+#include "pages.h"
+#include "parallel.h"
+#include "survey_base.h"
+
+namespace fuseo1 {
+namespace {
+
+// One thread's share, or that of all.
+struct Share {
+  explicit Share(int64_t sums) : sums(static_cast<size_t>(sums) * kExponents) {}
+  SumBins* bins() { return reinterpret_cast<SumBins*>(sums.data()); }
+
+  Pages<int64_t> sums;  // kExponents for each
+  int64_t nonfinite[FUSEO1_MAX_TARGETS + 2] = {};
+};
+
+class Sums : public fuseo1_survey {
+ public:
+  Sums(int32_t n, int64_t numel, int64_t count) : fuseo1_survey(n, numel), count_(count), all_(count) {
+    phase = numel ? FUSEO1_SURVEY_ENERGY : FUSEO1_SURVEY_DONE;
+  }
+
+  void update(const fuseo1_operand* operands, int64_t offset, int64_t count, int threads) override {
+    const Chunk chunk = {operands, targets, offset};
+    fed += count;
+    const int64_t segments = (offset + count + kSegment - 1) / kSegment - offset / kSegment;
+    while (static_cast<int64_t>(shares_.size()) < std::min<int64_t>(threads, segments)) {
+      shares_.push_back(std::make_unique<Share>(count_));
+    }
+    for_each_segment(offset, count, threads, [&](int thread, int64_t begin, int64_t end) {
+      Share& share = *shares_[thread];
+      add(chunk, begin, end, share.bins(), share.nonfinite);
+    });
+  }
+
+  void end_pass() override {
+    for (const auto& share : shares_) {
+      for (size_t b = 0; b < all_.sums.size(); ++b) all_.sums[b] += share->sums[b];
+      for (int i = 0; i < targets + 2; ++i) all_.nonfinite[i] += share->nonfinite[i];
+    }
+    shares_.clear();
+    ++passes;
+    phase = FUSEO1_SURVEY_DONE;
+  }
+
+  void tell(fuseo1_survey_result* out) const override {
+    std::copy(all_.nonfinite, all_.nonfinite + targets + 2, out->nonfinite);
+  }
+
+ protected:
+  virtual void add(const Chunk& chunk, int64_t begin, int64_t end, SumBins* sums, int64_t* nonfinite) const = 0;
+
+  double sum(int64_t s) const {
+    double out = 0.0;
+    for (int e = 0; e < kExponents; ++e) out += ldexp(static_cast<double>(all_.sums[s * kExponents + e]), e - 149);
+    return out;
+  }
+
+  const int64_t count_;
+
+ private:
+  Share all_;
+  std::vector<std::unique_ptr<Share>> shares_;  // by thread
+};
+
+class Norms final : public Sums {
+ public:
+  Norms(int32_t n, int64_t numel, const fuseo1_select* selects) : Sums(n, numel, 2 * n) {
+    if (selects) selects_.assign(selects, selects + n);
+  }
+
+  bool tell_sums(double* sums) const override {
+    for (int64_t s = 0; s < count_; ++s) sums[s] = sum(s);
+    return true;
+  }
+
+ private:
+  void add(const Chunk& chunk, int64_t begin, int64_t end, SumBins* sums, int64_t* nonfinite) const override {
+    kernels().sums.norms(chunk, begin, end, selects_.empty() ? nullptr : selects_.data(), sums, nonfinite);
+  }
+
+  std::vector<fuseo1_select> selects_;
+};
+
+class Gram final : public Sums {
+ public:
+  Gram(int32_t n, int64_t numel, bool of_inputs)
+      : Sums(n, numel, int64_t{n + of_inputs} * (n + of_inputs + 1) / 2), of_inputs_(of_inputs) {}
+
+  bool tell_sums(double* sums) const override {
+    const int64_t n = targets + of_inputs_;
+    for (int64_t i = 0, s = 0; i < n; ++i) {
+      for (int64_t k = 0; k <= i; ++k, ++s) sums[i * n + k] = sums[k * n + i] = sum(s);
+    }
+    return true;
+  }
+
+ private:
+  void add(const Chunk& chunk, int64_t begin, int64_t end, SumBins* sums, int64_t* nonfinite) const override {
+    kernels().sums.gram(chunk, begin, end, of_inputs_, sums, nonfinite);
+  }
+
+  const bool of_inputs_;
+};
+
+}  // namespace
+
+std::unique_ptr<fuseo1_survey> norm_survey(int32_t targets, int64_t numel, const fuseo1_select* selects) {
+  return std::make_unique<Norms>(targets, numel, selects);
+}
+
+std::unique_ptr<fuseo1_survey> gram_survey(int32_t targets, int64_t numel, bool of_inputs) {
+  return std::make_unique<Gram>(targets, numel, of_inputs);
+}
+
+}  // namespace fuseo1

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the C ABI asks of a survey, whatever it is to learn (include/fuseo1/survey.h), and where the kinds are made.
+#ifndef FUSEO1_CPU_SURVEY_BASE_H_
+#define FUSEO1_CPU_SURVEY_BASE_H_
+
+#include <stdint.h>
+
+#include <memory>
+
+#include "candidates.h"
+#include "fuseo1/survey.h"
+
+// Arguments have been checked, and calls fit the phase.
+struct fuseo1_survey {
+  fuseo1_survey(int32_t targets, int64_t numel) : targets(targets), numel(numel) {}
+  virtual ~fuseo1_survey() = default;
+  fuseo1_survey(const fuseo1_survey&) = delete;
+
+  // The sample that it would like, in runs, and how many elements of it have been fed.
+  virtual int64_t runs() const { return 0; }
+  virtual int64_t sampled() const { return 0; }
+  virtual void add_sample(const fuseo1_operand*, int64_t) {}
+
+  virtual void update(const fuseo1_operand* operands, int64_t offset, int64_t count, int threads) = 0;
+  virtual void end_pass() = 0;
+  virtual void lend(fuseo1::Loan) {}
+
+  virtual void tell(fuseo1_survey_result* out) const = 0;
+  // Whether this is what it has learned.
+  virtual bool tell_cuts(fuseo1_cut*) const { return false; }
+  virtual bool tell_sums(double*) const { return false; }
+
+  void run(const fuseo1_operand* operands, int threads);
+
+  const int32_t targets;
+  const int64_t numel;
+  int phase = FUSEO1_SURVEY_SAMPLE;
+  int passes = 0;
+  int64_t fed = 0;  // elements that the pass has seen
+
+ private:
+  void gather_sample(const fuseo1_operand* operands);
+};
+
+namespace fuseo1 {
+
+// A pass did not see what an earlier one saw.
+struct DataChanged {};
+
+std::unique_ptr<fuseo1_survey> top_k_survey(int32_t targets, int64_t numel, double select_topk, int64_t max_bytes);
+std::unique_ptr<fuseo1_survey> magnitude_survey(int32_t targets, int64_t numel, const int64_t* ranks,
+                                                int32_t per_target, int64_t max_bytes);
+std::unique_ptr<fuseo1_survey> norm_survey(int32_t targets, int64_t numel, const fuseo1_select* selects);
+std::unique_ptr<fuseo1_survey> gram_survey(int32_t targets, int64_t numel, bool of_inputs);
+
+}  // namespace fuseo1
+#endif  // FUSEO1_CPU_SURVEY_BASE_H_
