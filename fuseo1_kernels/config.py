@@ -13,11 +13,20 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
+from .config_checks import check_setting, check_spelling, how_many
 from .config_values import (
     ChatTemplate,
     DType,
@@ -29,11 +38,9 @@ from .config_values import (
     TokenizerSource,
 )
 from .errors import ConfigError, did_you_mean
-from .methods import METHODS, NOT_YET
-from .settings import Setting, evaluate, scalars
+from .methods import METHODS, NOT_YET, Method, Parameter, Scalar
+from .settings import Setting, evaluate
 from .strict_yaml import dump_yaml, read_yaml, shown
-
-T = TypeVar("T", bool, float, str)
 
 
 def load_config(source: str | os.PathLike[str], text: str | None = None) -> MergeConfig:
@@ -146,7 +153,7 @@ class MergeConfig(_Section):
     models: list[InputModel] | None = None
     slices: list[OutputSlice] | None = None
     merge_method: str
-    base_model: ModelName
+    base_model: ModelName | None = Field(default=None, validate_default=True)
     parameters: Parameters = Field(default_factory=dict)
     dtype: OutputDType = None
     out_dtype: OutputDType = None
@@ -159,30 +166,68 @@ class MergeConfig(_Section):
         """The dtype of the merged tensors; None if the config leaves it to the checkpoints."""
         return self.out_dtype or self.dtype
 
+    @property
+    def method(self) -> Method:
+        """The record of the merge method."""
+        return METHODS[self.merge_method]
+
+    @property
+    def parts(self) -> Sequence[OutputSlice | None]:
+        """The slices; without any None alone, which stands for whole models."""
+        return self.slices or (None,)
+
+    def base_of(self, part: OutputSlice | None = None) -> str | None:
+        """The base of a slice (None: of the whole models); None if the method goes without one."""
+        if self.method.base == "ignored":
+            return None
+        return (part.base_model if part else None) or self.base_model
+
+    def merged_models(self, part: OutputSlice | None = None) -> list[str]:
+        """The models that a slice (None: a whole model) is merged from: the base first, then in config order.
+
+        As in mergekit, a base that the method ignores is one model more, the last, if `models` does not list it.
+        """
+        names = [source.model for source in self._sources(part)]
+        base = self.base_of(part)
+        if base is not None:
+            return [base, *(name for name in names if name != base)]
+        if part is None and self.base_model is not None and self.base_model not in names:
+            names.append(self.base_model)
+        return names
+
     def model_names(self) -> list[str]:
-        """Every model whose weights are merged, once: the base first, then in config order.
+        """Every model that is opened, once: the base first, if there is one, then in config order.
 
         A model that only lends its tokenizer (`tokenizer_source`, `tokenizer_files`) is not one.
         """
-        names = [self.base_model, *(source.model for source in self.models or ())]
-        for part in self.slices or ():
-            names += [source.model for source in part.sources]
+        base = self.base_of()
+        names = [] if base is None else [base]
+        for part in self.parts:
+            names += self.merged_models(part)
+        if self.base_model is not None:
+            names.append(self.base_model)
         return list(dict.fromkeys(names))
 
     def target_names(self) -> list[str]:
-        """The models that are merged into the base, in config order."""
-        return [name for name in self.model_names() if name != self.base_model]
+        """The models that are merged, in config order, without the base."""
+        names = [name for part in self.parts for name in self.merged_models(part)]
+        return [name for name in dict.fromkeys(names) if name != self.base_of()]
+
+    @property
+    def config_model(self) -> str:
+        """The model that lends its config.json and, if nothing else is said, its tokenizer."""
+        return self.base_model or self.model_names()[0]
 
     def parameter(
         self,
         name: str,
-        default: T,
+        default: Scalar | None,
         *,
         tensor: str,
         t: float,
         out_slice: OutputSlice | None = None,
         model: str | None = None,
-    ) -> T:
+    ) -> Any:
         """Return the value of the method's parameter `name` for one tensor.
 
         The first place that has a value for this tensor wins: the model's own parameters (only if
@@ -190,23 +235,28 @@ class MergeConfig(_Section):
         i / (n - 1) in layer i of a slice (or model) of n layers, 1 if n == 1, and 0 for tensors
         outside the layers.
         """
-        spec = METHODS[self.merge_method].parameters[name]
-        sources: Sequence[InputModel] = (out_slice.sources if out_slice else self.models) or ()
-        places: list[dict[str, Setting]]
-        places = [source.parameters for source in sources if source.model == model]
-        if out_slice is not None:
-            places.append(out_slice.parameters)
-        for parameters in (*places, self.parameters):
-            if name in parameters:
-                value = evaluate(
-                    parameters[name],
-                    tensor=tensor,
-                    t=t,
-                    convert=lambda scalar: spec.validate(scalar, f"parameters.{name}"),
-                )
+        spec = self.method.parameters[name]
+
+        def convert(scalar: Scalar) -> Scalar:
+            return spec.validate(scalar, f"parameters.{name}")
+
+        for place in self._places(out_slice, model):
+            if name in place:
+                value = evaluate(place[name], tensor=tensor, t=t, convert=convert)
                 if value is not None:
-                    return cast(T, value)
+                    # Between two whole numbers may lie none.
+                    return convert(value)
         return default
+
+    def _sources(self, part: OutputSlice | None) -> Sequence[InputModel]:
+        return (part.sources if part else self.models) or ()
+
+    def _places(self, part: OutputSlice | None, model: str | None) -> Iterator[dict[str, Setting]]:
+        """Yield the parameters that hold for a model of a slice, the nearest first."""
+        yield from (s.parameters for s in self._sources(part) if s.model == model)
+        if part is not None:
+            yield part.parameters
+        yield self.parameters
 
     def to_yaml(self) -> str:
         """Return the config as YAML text, without the keys that stand at their default."""
@@ -223,23 +273,75 @@ class MergeConfig(_Section):
             raise ValueError(f"unknown method {name!r}{did_you_mean(name, METHODS)}")
         return name
 
+    @field_validator("base_model")
+    @classmethod
+    def _check_base(cls, name: str | None, info: ValidationInfo) -> str | None:
+        method = METHODS.get(info.data.get("merge_method", ""))
+        if name is None and (method is None or method.base == "required"):
+            raise ValueError("is required: the model that the others were fine-tuned from")
+        return name
+
     @model_validator(mode="after")
     def _check_whole(self) -> MergeConfig:
         if (self.models is None) == (self.slices is None):
             raise ConfigError("exactly one of `models` and `slices` must be given")
         if self.tokenizer_source and self.tokenizer_files:
             raise ConfigError("`tokenizer_source` and `tokenizer_files` exclude each other")
-        _check_spelling(self.model_names())
+        if self.tokenizer_source == "base" and self.base_model is None:
+            raise ConfigError("tokenizer_source: there is no base_model; give a model's name")
+        check_spelling(self.model_names())
         if self.models is not None:
-            _check_group("models", [source.model for source in self.models], self.base_model)
+            self._check_group("models", None)
         if self.slices is not None and not self.slices:
             raise ConfigError("slices: is empty")
         for index, part in enumerate(self.slices or ()):
-            _check_slice(f"slices[{index}]", part, part.base_model or self.base_model)
+            self._check_group(f"slices[{index}].sources", part)
+            _check_sources(f"slices[{index}].sources", part, self.base_of(part))
         for where, parameters, of_one_model in self._parameter_places():
             for name, setting in parameters.items():
-                _check_setting(self.merge_method, where, name, setting, of_one_model)
+                check_setting(self.method, where, name, setting, of_one_model)
+        for group in self.parts:
+            for spec in self.method.parameters.values():
+                self._check_required(spec, group)
         return self
+
+    def _check_group(self, where: str, part: OutputSlice | None) -> None:
+        """Models that are merged with each other: each once, and as many as the method takes."""
+        names = [source.model for source in self._sources(part)]
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                raise ConfigError(f"{where}[{index}].model: {name!r} is listed twice")
+        base, method = self.base_of(part), self.method
+        merged = self.merged_models(part)
+        number = len(merged) - (base is not None)
+        if method.least <= number and (method.most is None or number <= method.most):
+            return
+        rule = f"{method.name} merges {how_many(method.least, method.most)}"
+        if base is not None:
+            rule += f" beside the base {base!r}"
+        added = f", the base_model {merged[-1]!r} included" if merged[len(names) :] else ""
+        raise ConfigError(f"{where}: {rule}; here {'is' if number == 1 else 'are'} {number}{added}")
+
+    def _check_required(self, spec: Parameter, part: OutputSlice | None) -> None:
+        """A required parameter must have a value somewhere, if not for every tensor."""
+        if not spec.required:
+            return
+        base = self.base_of(part)
+        models = [name for name in self.merged_models(part) if name != base]
+        for model in models if spec.per_model else [None]:
+            if not any(spec.name in place for place in self._places(part, model)):
+                raise ConfigError(self.lacks(spec, model))
+
+    def lacks(self, spec: Parameter, model: str | None) -> str:
+        """Return what to say of a required parameter, of one model or None of all, that has no value."""
+        whose, also = "", ""
+        if model is not None:
+            whose = f" for model {model!r}"
+            also = "the model's own `parameters:`, or for all models under "
+        return (
+            f"{self.merge_method} needs the parameter {spec.name!r}{whose}: give it under {also}"
+            "the top-level `parameters:`"
+        )
 
     def _parameter_places(self) -> Iterator[tuple[str, dict[str, Setting], bool]]:
         """Yield (where, parameters, whether they are of one model only)."""
@@ -253,52 +355,18 @@ class MergeConfig(_Section):
                 yield where, slice_source.parameters, True
 
 
-def _check_spelling(names: Sequence[str]) -> None:
-    """Refuse one model under two names, which would count twice: `a`, `./a`, `a/`."""
-    spellings: dict[str, str] = {}
-    for name in names:
-        first = spellings.setdefault(os.path.normpath(name), name)
-        if first != name:
-            raise ConfigError(f"{first!r} and {name!r} are one model: spell it one way")
-
-
-def _check_group(where: str, names: Sequence[str], base: str) -> None:
-    """Models that are merged with each other: each once, and one at least beside the base."""
-    for index, name in enumerate(names):
-        if name in names[:index]:
-            raise ConfigError(f"{where}[{index}].model: {name!r} is listed twice")
-    if set(names) <= {base}:
-        raise ConfigError(f"{where}: there must be at least one model beside the base {base!r}")
-
-
-def _check_slice(where: str, part: OutputSlice, base: str) -> None:
-    names = [source.model for source in part.sources]
-    _check_group(f"{where}.sources", names, base)
-    if base not in names:
+def _check_sources(where: str, part: OutputSlice, base: str | None) -> None:
+    """The base is one of a slice's sources, and all have as many layers."""
+    if base is not None and base not in [source.model for source in part.sources]:
         raise ConfigError(
-            f"{where}.sources: the base {base!r} is not among them: add it, with its layer_range"
+            f"{where}: the base {base!r} is not among them: add it, with its layer_range"
         )
     lengths = [source.layer_range[1] - source.layer_range[0] for source in part.sources]
     if len(set(lengths)) > 1:
         raise ConfigError(
-            f"{where}.sources: every layer_range must be as long as the others; "
+            f"{where}: every layer_range must be as long as the others; "
             f"these have {', '.join(map(str, lengths))} layers"
         )
-
-
-def _check_setting(
-    method: str, where: str, name: str, setting: Setting, of_one_model: bool
-) -> None:
-    known = METHODS[method].parameters
-    if name not in known:
-        raise ConfigError(f"{where}: {method} has no parameter {name!r}{did_you_mean(name, known)}")
-    if of_one_model and not known[name].per_model:
-        raise ConfigError(
-            f"{where}.{name}: all models share this parameter: "
-            "move it under the top-level `parameters:`"
-        )
-    for place, scalar in scalars(setting):
-        known[name].validate(scalar, f"{where}.{name}{place}")
 
 
 def _problem(detail: ErrorDetails) -> str:
@@ -320,7 +388,6 @@ def _problem(detail: ErrorDetails) -> str:
 
 
 _REQUIRED = {
-    "base_model": "is required: the model that the others were fine-tuned from",
     "merge_method": f"is required: {', '.join(METHODS)}",
     "layer_range": "is required: [first, end), such as [0, 24]",
 }

@@ -19,7 +19,7 @@ from .engine import DEFAULT_MAX_MEMORY, DEFAULT_SHARD_SIZE
 from .errors import MergeError
 from .fingerprint import digest, fingerprint
 from .plan import make_plan
-from .prepare import check_sizes, directories, make_sidecars, open_lender, open_sources
+from .prepare import check_seed, check_sizes, directories, make_sidecars, open_lender, open_sources
 from .work import Arithmetic
 
 
@@ -56,6 +56,7 @@ def dry_run(
     copy_tokenizer: bool = True,
     nonfinite: str = "error",
     resume: bool = True,
+    random_seed: int = 0,
 ) -> DryRun:
     """Plan a merge and find everything that would stop it, without reading or writing tensor data.
 
@@ -63,6 +64,7 @@ def dry_run(
     where no plan can be made at all (a model that cannot be opened); the rest is in `problems`.
     """
     check_sizes(max_memory=max_memory, shard_size=shard_size)
+    check_seed(random_seed)
     problems: list[str] = []
 
     @contextmanager
@@ -75,7 +77,13 @@ def dry_run(
     memory = 0
     with ExitStack() as stack:
         sources = open_sources(config, stack, progress=False, download=False)
-        plan = make_plan(config, sources, shard_size=shard_size, crop_embeddings=crop_embeddings)
+        plan = make_plan(
+            config,
+            sources,
+            shard_size=shard_size,
+            crop_embeddings=crop_embeddings,
+            random_seed=random_seed,
+        )
         problems += plan.problems
         arithmetic: Arithmetic | None = None
         notes = list(plan.notes)

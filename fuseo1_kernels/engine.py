@@ -28,6 +28,7 @@ from .methods import NONFINITE
 from .plan import Plan, make_plan
 from .prepare import (
     as_config,
+    check_seed,
     check_sizes,
     directories,
     make_sidecars,
@@ -62,7 +63,7 @@ class MergeResult:
             once), the second time, if there is memory for it, from the page cache.
         seconds: wall time, from opening the models to the rename that publishes the result.
         shards: names of the weight files.
-        energy_share: by target, its part of all selected energy.
+        energy_share: by target, its part of all selected energy; empty where the method knows no energies.
         exact_path: tensors whose threshold needed more than one survey pass.
         resumed: tensors that an earlier run of this merge had written.
         backend: what did the arithmetic.
@@ -113,6 +114,7 @@ def merge_checkpoints(
     resume: bool = True,
     survey_cache: str | os.PathLike[str] | None = None,
     survey_topk: Sequence[float] = (),
+    random_seed: int = 0,
     progress: Progress | None = None,
 ) -> MergeResult:
     """Merge Hugging Face checkpoints into `out_dir`, which appears whole or not at all.
@@ -137,7 +139,9 @@ def merge_checkpoints(
         nonfinite: "error", or "propagate": such elements become NaN and count for nothing else.
         resume: False starts afresh, whatever an earlier run left.
         survey_cache: a directory in which surveys are kept for later merges of the same models.
-        survey_topk: values of select_topk to survey for these in the same read, besides the config's.
+        survey_topk: values of select_topk to survey for these in the same read, besides the config's (sce).
+        random_seed: what the random masks of dare_linear and dare_ties are drawn from, with the names of tensors and
+            models.
         progress: is told how far the merge is.
 
     Raises:
@@ -153,10 +157,19 @@ def merge_checkpoints(
         raise MergeError("survey_topk asks for surveys to keep: give survey_cache, where")
     if not all(0 <= topk <= 1 for topk in survey_topk):
         raise MergeError(f"survey_topk: must lie in [0, 1]: {', '.join(map(str, survey_topk))}")
+    if survey_topk and parsed.merge_method != "sce":
+        raise MergeError(f"survey_topk: {parsed.merge_method} has no select_topk; leave it out")
+    check_seed(random_seed)
     out = Path(out_dir)
     with ExitStack() as stack:
         sources = open_sources(parsed, stack, progress=progress is not None)
-        plan = make_plan(parsed, sources, shard_size=shard_size, crop_embeddings=crop_embeddings)
+        plan = make_plan(
+            parsed,
+            sources,
+            shard_size=shard_size,
+            crop_embeddings=crop_embeddings,
+            random_seed=random_seed,
+        )
         refuse_problems(plan)
         lender = open_lender(parsed, sources, stack)
         title = os.path.basename(os.path.realpath(out))
@@ -179,7 +192,11 @@ def merge_checkpoints(
             sidecars[checksums.FILE] = checksums.make_checksums(
                 made_by=f"fuseo1-kernels {__version__}",
                 merge=digest(identity),
-                options={"crop_embeddings": crop_embeddings, "nonfinite": nonfinite},
+                options={
+                    "crop_embeddings": crop_embeddings,
+                    "nonfinite": nonfinite,
+                    "random_seed": random_seed,
+                },
                 files=sidecars,
                 shards=plan.shards,
                 tensors=done.records,
@@ -294,7 +311,9 @@ def _run(
 def _energy_share(plan: Plan, records: Mapping[str, TensorRecord]) -> dict[str, float]:
     energy: dict[str, float] = {}
     for job in plan.jobs:
-        for x, e in zip(job.inputs[1:], records[job.name].energy, strict=True):
+        found = records[job.name].energy
+        # Other methods than sce learn no energies.
+        for x, e in zip(job.inputs[1:], found, strict=True) if found else ():
             energy[x.source.name] = energy.get(x.source.name, 0.0) + e
     total = sum(energy.values())
     return {model: e / total if total else 0.0 for model, e in energy.items()}

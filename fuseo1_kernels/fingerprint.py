@@ -23,7 +23,7 @@ def fingerprint(plan: Plan, nonfinite: str) -> dict[str, Any]:
     real = {file: os.path.realpath(file) for file in identities}
     tensors = [
         [
-            *(job.name, job.dtype.code, job.shape, job.select_topk, job.variant),
+            *(job.name, job.dtype.code, job.shape, repr(job.rule)),
             [[real[x.info.file], x.info.offset, x.info.dtype] for x in job.inputs],
         ]
         for job in plan.jobs

@@ -168,6 +168,13 @@ def make_parser() -> argparse.ArgumentParser:
         help="what NaN or infinite weights do (default: error)",
     )
     add(
+        "--random-seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="what the random masks of dare_linear and dare_ties are drawn from (default 0)",
+    )
+    add(
         "--json", action="store_true", help="print the result as one JSON object on standard output"
     )
     add("--quiet", "-q", action="store_true", help="no progress and no summary")
@@ -227,6 +234,7 @@ def _merge(options: argparse.Namespace) -> int:
         "overwrite": options.overwrite,
         "crop_embeddings": options.crop_embeddings,
         "copy_tokenizer": options.copy_tokenizer,
+        "random_seed": options.random_seed,
     }
     if options.dry_run:
         from .dry_run import dry_run
@@ -338,7 +346,8 @@ def _describe_result(result: MergeResult) -> str:
             f"{result.seconds:.2f} s, {_short(result.bytes_read)}B read, {_short(result.bytes_written)}B "
             f"written, {per_second(moved / result.seconds)}; {result.backend}"
         )
-    lines.append("energy share of each source:")
+    if result.energy_share:
+        lines.append("energy share of each source:")
     lines += [f"  {share:7.2%}  {model}" for model, share in result.energy_share.items()]
     if 0 < result.resumed < result.tensors:
         were = "tensor was" if result.resumed == 1 else "tensors were"

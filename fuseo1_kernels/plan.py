@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import TypeVar
+from typing import Any
 
 from .arrays import BY_CODE, BY_NAME, DType, promote
 from .backends import MAX_TARGETS
@@ -14,9 +14,9 @@ from .checkpoint.header import MERGEABLE, TensorInfo
 from .checkpoint.shards import OutputTensor, Shard, plan_shards
 from .checkpoint.source import Source
 from .config import MergeConfig, OutputSlice
-from .settings import idle_filters
-
-T = TypeVar("T", float, str)
+from .errors import ConfigError
+from .methods import Rule, Target
+from .settings import Setting, idle_filters
 
 # Numbered as Python writes numbers: layers.00 is not a second layers.0.
 _LAYER = re.compile(
@@ -44,14 +44,13 @@ class Input:
 
 @dataclass(frozen=True)
 class Job:
-    """One merged tensor: its inputs, the base first, and the method's parameters for it."""
+    """One merged tensor: its inputs, the base (or what a method without one has in its place) first, and its rule."""
 
     name: str
     shape: tuple[int, ...]
     dtype: DType
     inputs: tuple[Input, ...]
-    select_topk: float
-    variant: str
+    rule: Rule
 
     @property
     def numel(self) -> int:
@@ -107,7 +106,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class _Placement:
-    """An output tensor by name: which tensor of which model goes into it, the base first."""
+    """An output tensor by name: which tensor of which model goes into it, as `merged_models` orders them."""
 
     name: str
     t: float
@@ -121,11 +120,13 @@ def make_plan(
     *,
     shard_size: int,
     crop_embeddings: bool = False,
+    random_seed: int = 0,
 ) -> Plan:
     """Plan the merge of `sources` (by the config's names), or say in `problems` all that prevents it.
 
     `crop_embeddings` cuts embeddings of different vocabulary sizes to the smallest one's rows, as the
-    FuseO1 authors' code does.
+    FuseO1 authors' code does. `random_seed` is what random masks are drawn from. ConfigError where
+    parameters have no value for a tensor, or make no sense.
     """
     problems: list[str] = []
     if config.slices is None:
@@ -136,20 +137,19 @@ def make_plan(
         num_layers = sum(
             s.sources[0].layer_range[1] - s.sources[0].layer_range[0] for s in config.slices
         )
-    if len(config.target_names()) > MAX_TARGETS:
-        problems.append(
-            f"{len(config.target_names())} targets; at most {MAX_TARGETS} are supported"
-        )
+    targets = max((len(placement.parts) - 1 for placement in placements), default=0)
+    if targets > MAX_TARGETS:
+        problems.append(f"{targets} targets; at most {MAX_TARGETS} are supported")
     jobs = []
     cropped: dict[str, int] = {}
     for placement in placements:
-        job = _job(config, sources, placement, crop_embeddings, problems)
+        job = _job(config, sources, placement, crop_embeddings, random_seed, problems)
         if job is not None:
             jobs.append(job)
             if job.shape != job.inputs[0].info.shape:
                 cropped[job.name] = job.shape[0]
     if not placements and not problems:
-        problems.append(f"model {config.base_model}: holds no tensors")
+        problems.append(f"model {config.merged_models()[0]}: holds no tensors")
     if cropped:
         problems += _uneven_embeddings(jobs, cropped)
     shards = plan_shards([OutputTensor(j.name, j.dtype.code, j.shape) for j in jobs], shard_size)
@@ -164,12 +164,13 @@ def make_plan(
 
 
 def _whole_models(config: MergeConfig, sources: Mapping[str, Source]) -> Iterator[_Placement]:
-    base, targets = config.base_model, config.target_names()
-    layers = _count_layers(sources[base])
-    for name in sources[base].tensors:
+    models = config.merged_models()
+    first = sources[models[0]]
+    layers = _count_layers(first)
+    for name in first.tensors:
         match = _LAYER.fullmatch(name)
         t = _position(int(match["index"]), layers) if match else 0.0
-        yield _Placement(name, t, None, tuple((model, name) for model in [base, *targets]))
+        yield _Placement(name, t, None, tuple((model, name) for model in models))
 
 
 def _slices(
@@ -181,7 +182,7 @@ def _slices(
     yield from _outside(config, sources, first, before=True)
     out_index = 0
     for part in config.slices:
-        base, models = _slice_models(config, part)
+        models = config.merged_models(part)
         ranges = {source.model: source.layer_range for source in part.sources}
         for model, (_, end) in ranges.items():
             if end > _count_layers(sources[model]):
@@ -189,13 +190,13 @@ def _slices(
                     f"model {model}: layer_range ends at {end}, but it has "
                     f"{_count_layers(sources[model])} layers"
                 )
-        length = ranges[base][1] - ranges[base][0]
-        layers = _by_layer(sources[base])
-        for offset in range(length):
-            for before, after in layers.get(ranges[base][0] + offset, ()):
+        start, end = ranges[models[0]]
+        layers = _by_layer(sources[models[0]])
+        for offset in range(end - start):
+            for before, after in layers.get(start + offset, ()):
                 parts = tuple((m, f"{before}{ranges[m][0] + offset}{after}") for m in models)
                 name = f"{before}{out_index}{after}"
-                yield _Placement(name, _position(offset, length), part, parts)
+                yield _Placement(name, _position(offset, end - start), part, parts)
             out_index += 1
     yield from _outside(config, sources, last, before=False)
 
@@ -203,15 +204,10 @@ def _slices(
 def _outside(
     config: MergeConfig, sources: Mapping[str, Source], part: OutputSlice, before: bool
 ) -> Iterator[_Placement]:
-    base, models = _slice_models(config, part)
-    for name in sources[base].tensors:
+    models = config.merged_models(part)
+    for name in sources[models[0]].tensors:
         if not _LAYER.fullmatch(name) and bool(_BEFORE_LAYERS.search(name)) == before:
             yield _Placement(name, 0.0, part, tuple((model, name) for model in models))
-
-
-def _slice_models(config: MergeConfig, part: OutputSlice) -> tuple[str, list[str]]:
-    base = part.base_model or config.base_model
-    return base, [base, *(s.model for s in part.sources if s.model != base)]
 
 
 def _by_layer(source: Source) -> dict[int, list[tuple[str, str]]]:
@@ -236,6 +232,7 @@ def _job(
     sources: Mapping[str, Source],
     placement: _Placement,
     crop_embeddings: bool,
+    random_seed: int,
     problems: list[str],
 ) -> Job | None:
     inputs = []
@@ -255,20 +252,47 @@ def _job(
     if shape is None:
         return None
     wanted = config.output_dtype
-
-    def parameter(name: str, default: T) -> T:
-        return config.parameter(
-            name, default, tensor=placement.name, t=placement.t, out_slice=placement.out_slice
-        )
-
+    base = config.base_of(placement.out_slice)
+    target = Target(
+        placement.name,
+        prod(shape),
+        shape[-1] if shape else 1,
+        tuple(model for model, _ in placement.parts if model != base),
+        base is not None,
+        random_seed,
+    )
     return Job(
         name=placement.name,
         shape=shape,
         dtype=BY_NAME[wanted] if wanted else promote({x.dtype for x in inputs}),
         inputs=tuple(inputs),
-        select_topk=parameter("select_topk", 1.0),
-        variant=parameter("variant", "fuseo1"),
+        rule=config.method.rule(_values(config, placement, base), target),
     )
+
+
+def _values(config: MergeConfig, placement: _Placement, base: str | None) -> dict[str, Any]:
+    """The method's parameters for a tensor. As in mergekit, a model's own filters look at its own tensor's name."""
+    whole: list[tuple[str | None, str]] = [(None, placement.name)]
+    models = [(model, name) for model, name in placement.parts if model != base]
+    values: dict[str, Any] = {}
+    for spec in config.method.parameters.values():
+        found = []
+        for model, tensor in models if spec.per_model else whole:
+            value = config.parameter(
+                spec.name,
+                spec.default,
+                tensor=tensor,
+                t=placement.t,
+                out_slice=placement.out_slice,
+                model=model,
+            )
+            if value is None and spec.required:
+                raise ConfigError(
+                    f"tensor {_shown(tensor)}: no filter matches it, but {config.lacks(spec, model)}"
+                )
+            found.append(value)
+        values[spec.name] = tuple(found) if spec.per_model else found[0]
+    return values
 
 
 def _common_shape(
@@ -304,28 +328,51 @@ def _uneven_embeddings(jobs: list[Job], cropped: Mapping[str, int]) -> Iterator[
 
 
 def _notes(config: MergeConfig, sources: Mapping[str, Source]) -> Iterator[str]:
-    base = sources[config.base_model]
-    for model in config.target_names():
-        extra = sorted(set(sources[model].tensors) - set(base.tensors))
+    first_name, *others = dict.fromkeys(
+        name for part in config.parts for name in config.merged_models(part)
+    )
+    first = sources[first_name]
+    whose = "the base" if first_name == config.base_of() else f"model {first_name}"
+    for model in others:
+        extra = sorted(set(sources[model].tensors) - set(first.tensors))
+        if config.slices is not None:  # they say which layers are taken
+            extra = [name for name in extra if not _LAYER.fullmatch(name)]
         if extra:
             shown = ", ".join(map(_shown, extra[:5])) + (", ..." if len(extra) > 5 else "")
             lacking = "1 tensor that" if len(extra) == 1 else f"{len(extra)} tensors that"
-            yield f"model {model}: {lacking} the base lacks left out: {shown}"
-        ours, theirs = (s.config.get("architectures") for s in (base, sources[model]))
+            yield f"model {model}: {lacking} {whose} lacks left out: {shown}"
+        ours, theirs = (s.config.get("architectures") for s in (first, sources[model]))
         if ours and theirs and ours != theirs:
-            yield f"model {model}: architecture {theirs!r}, the base's is {ours!r}"
+            yield f"model {model}: architecture {theirs!r}, {whose}'s is {ours!r}"
 
 
 def _idle_filters(config: MergeConfig, placements: list[_Placement]) -> Iterator[str]:
     """A filter that matches nothing is most likely misspelt."""
-    places = [("", config.parameters, placements)]
-    for index, part in enumerate(config.slices or ()):
-        among = [placement for placement in placements if placement.out_slice is part]
-        places.append((f"slices[{index}].parameters.", part.parameters, among))
-    for where, parameters, among in places:
+    for where, parameters, among in _filtered(config, placements):
         for name, setting in parameters.items():
-            for pattern in idle_filters(setting, [placement.name for placement in among]):
+            for pattern in idle_filters(setting, among):
                 yield f"{where}{name}: filter {pattern!r} matches no tensor"
+
+
+def _filtered(
+    config: MergeConfig, placements: list[_Placement]
+) -> Iterator[tuple[str, dict[str, Setting], list[str]]]:
+    """Yield parameters with what names them, and the tensors that their filters look at."""
+    yield (
+        "",
+        config.parameters,
+        [name for p in placements for name in (p.name, *dict(p.parts).values())],
+    )
+    for index, source in enumerate(config.models or ()):
+        yield f"models[{index}].parameters.", source.parameters, [p.name for p in placements]
+    for index, part in enumerate(config.slices or ()):
+        among = [p for p in placements if p.out_slice is part]
+        names = [name for p in among for name in (p.name, *dict(p.parts).values())]
+        yield f"slices[{index}].parameters.", part.parameters, names
+        for place, slice_source in enumerate(part.sources):
+            own = [dict(p.parts)[slice_source.model] for p in among]
+            where = f"slices[{index}].sources[{place}].parameters."
+            yield where, slice_source.parameters, own
 
 
 def counted(number: int, noun: str) -> str:

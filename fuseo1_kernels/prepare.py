@@ -51,6 +51,12 @@ def check_sizes(**sizes: object) -> None:
             raise ConfigError(f"{name}: {size}: a size must be positive")
 
 
+def check_seed(seed: object) -> None:
+    """Refuse a random seed that is no whole number."""
+    if not isinstance(seed, Integral) or isinstance(seed, bool):
+        raise ConfigError(f"random_seed: must be a whole number, not {seed!r}")
+
+
 def open_sources(
     config: MergeConfig, stack: ExitStack, *, progress: bool = True, download: bool = True
 ) -> dict[str, Source]:
@@ -84,7 +90,7 @@ def open_lender(
     else:
         return None
     if name == "base":
-        name = config.base_model
+        name = config.config_model
     if name in sources:
         return sources[name]
     return stack.enter_context(open_source(name, weights=False, download=download))
@@ -114,7 +120,7 @@ def make_sidecars(
     copy_tokenizer: bool,
 ) -> dict[str, bytes]:
     """The small files beside the weights: made before any weight is read, so that a mistake shows early."""
-    base = sources[config.base_model]
+    base = sources[config.config_model]
     if lender is not None and config.tokenizer_source is not None:
         check_same_vocabulary(lender, [s for s in sources.values() if s is not lender])
     overrides = config.tokenizer_files.overrides if config.tokenizer_files else {}
@@ -132,7 +138,7 @@ def make_sidecars(
     files["README.md"] = model_card(
         name=title,
         recipe_yaml=config.to_yaml(),
-        base=config.base_model,
+        base=config.base_of(),
         targets=config.target_names(),
         method=config.merge_method,
         dtype=plan.dtype_name,

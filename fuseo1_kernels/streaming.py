@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import xxhash
@@ -13,15 +13,15 @@ from .arrays import Buffer
 from .backends import (
     Backend,
     FileRange,
-    FuseParams,
     InputUnreadable,
+    Request,
     Surveyor,
     SurveyResult,
 )
+from .backends.requests import Magnitudes, Norms
 from .checkpoint.journal import TensorRecord
 from .checkpoint.source import unreadable
 from .errors import CheckpointError, MergeError
-from .methods.sce import sce_params
 from .plan import Input, Job
 from .work import TensorReport, Work
 
@@ -37,7 +37,8 @@ _READ_BY_THREAD = 2 << 20
 _READ_AHEAD = 64 << 20
 # Runs of a sample: each is a read of its own.
 _MOST_RUNS = 2048
-# What a survey needs whatever the tensor: histograms, exponent sums, candidates of a small tensor.
+# What a survey needs whatever the tensor: histograms, exponent sums, candidates of a small tensor. One for
+# magnitudes needs it for every cut.
 _SURVEY_FLOOR = 4 << 20
 # What a survey keeps, at most, of an element of each input.
 _RECORD = 16
@@ -45,11 +46,15 @@ _RECORD = 16
 
 @dataclass(frozen=True)
 class Memory:
-    """A worker's memory in bytes: for what is read, for one chunk of output, for what a survey keeps."""
+    """A worker's memory in bytes: for what is read, for one chunk of output, for what surveys keep.
+
+    `floor` is what one survey needs of its part, at the least, besides the room that it is lent.
+    """
 
     read: int
     output: int
     survey: int
+    floor: int = _SURVEY_FLOOR
 
     @property
     def total(self) -> int:
@@ -64,13 +69,26 @@ def plan_memory(jobs: Sequence[Job], max_bytes: int, threads: int) -> Memory:
     """
     output = min(_CHUNK * 4, max_bytes // 4)
     read = min(_READ_BY_THREAD * threads, max_bytes // 4)
-    most = _SURVEY_FLOOR + max((job.numel * _RECORD * len(job.inputs) for job in jobs), default=0)
-    return Memory(read, output, min(max_bytes - read - output, most))
+    floor = max(map(_survey_floor, jobs), default=_SURVEY_FLOOR)
+    most = floor + max(map(_survey_records, jobs), default=0)
+    return Memory(read, output, min(max_bytes - read - output, most), floor)
 
 
 def memory_floor(job: Job, surveys: int = 1) -> int:
     """The least bytes with which `job` can be merged, with so many surveys of it at once."""
-    return 4 * _LEAST_CHUNK * (job.element_bytes + 4) + surveys * _SURVEY_FLOOR
+    return 4 * _LEAST_CHUNK * (job.element_bytes + 4) + surveys * _survey_floor(job)
+
+
+def _survey_floor(job: Job) -> int:
+    request = job.rule.request(())
+    cuts = sum(map(len, request.ranks)) if isinstance(request, Magnitudes) else 1
+    return max(cuts, 1) * _SURVEY_FLOOR
+
+
+def _survey_records(job: Job) -> int:
+    """What a survey would keep of `job`'s elements, at most; those that only sum keep nothing."""
+    keeps = isinstance(job.rule.request(()), (float, Magnitudes))
+    return job.numel * _RECORD * len(job.inputs) if keeps else 0
 
 
 class TensorMerger:
@@ -84,7 +102,7 @@ class TensorMerger:
         self._threads = threads
         at_once = work.surveys_at_once
         share = memory.survey // at_once
-        self._survey_bytes = max(min(share, _SURVEY_FLOOR), share // 8)
+        self._survey_bytes = max(min(share, memory.floor), share // 8)
         try:
             self._out, self._in = Buffer(memory.output), Buffer(memory.read)
             self._rooms = [Buffer(share - self._survey_bytes) for _ in range(at_once)]
@@ -114,25 +132,43 @@ class TensorMerger:
         """
         self._checksum, self._direct = xxhash.xxh3_128(), direct
         files = [FileRange(*x.source.place(x.info), x.dtype) for x in job.inputs]
-        survey, wanted = self._work.look_up(job)
-        surveys, passes = self._survey(job, files, wanted)
-        survey = survey or surveys[job.select_topk]
-        self._fuse(job, self._settle(job, survey), files, tell=passes == 0)
+        learned, made, reads = self._learn(job, files)
+        self._fuse(job, files, learned, tell=reads == 0)
         for x in job.inputs:
             x.source.check_unchanged(x.info.file)
         if self._work.surveys:
-            self._work.surveys.keep(job, surveys)
-        record = TensorRecord(self._checksum.hexdigest(), survey.energy, survey.passes)
-        return TensorReport(record, job.input_bytes * (passes + 1))
+            self._work.surveys.keep(job, made)
+        energy = learned[0].energy if learned else ()
+        passes = max((survey.passes for survey in learned), default=0)
+        record = TensorRecord(self._checksum.hexdigest(), energy, passes)
+        return TensorReport(record, job.input_bytes * (reads + 1))
+
+    def _learn(
+        self, job: Job, files: Sequence[FileRange]
+    ) -> tuple[list[SurveyResult], list[tuple[Request, SurveyResult]], int]:
+        """What the rule asks for, survey after survey; those that are new; how often the tensor was read for them."""
+        learned: list[SurveyResult] = []
+        made: list[tuple[Request, SurveyResult]] = []
+        reads = 0
+        while (request := job.rule.request(learned)) is not None:
+            survey, wanted = self._work.look_up(job, request)
+            surveys, passes = self._survey(job, files, wanted, tell=reads == 0)
+            reads += passes
+            made += surveys.items()
+            survey = survey or surveys[request]
+            if self._work.nonfinite == "error":
+                refuse_nonfinite(job, survey)
+            learned.append(survey)
+        return learned, made, reads
 
     def _survey(
-        self, job: Job, files: Sequence[FileRange], wanted: Sequence[float]
-    ) -> tuple[dict[float, SurveyResult], int]:
-        """A survey for every select_topk that is wanted, and how often the tensor was read for them."""
+        self, job: Job, files: Sequence[FileRange], wanted: Sequence[Request], tell: bool
+    ) -> tuple[dict[Request, SurveyResult], int]:
+        """A survey for every request, and how often the tensor was read for them."""
         shape = len(job.inputs) - 1, job.numel
         surveyors = {
-            topk: self._backend.surveyor(*shape, topk, self._threads(), self._survey_bytes, room)
-            for topk, room in zip(wanted, self._rooms, strict=False)
+            r: self._backend.surveyor(*shape, r, self._threads(), self._survey_bytes, room)
+            for r, room in zip(wanted, self._rooms, strict=False)
         }
         for surveyor in surveyors.values():
             self._sample(job, files, surveyor)
@@ -142,12 +178,12 @@ class TensorMerger:
                 for surveyor in working:
                     with _explained(job):
                         surveyor.update_files(files, start, count, self._in)
-                if passes == 0:
+                if tell and passes == 0:
                     self._work.advance(count * job.element_bytes)
             for surveyor in working:
                 surveyor.end_pass()
             passes += 1
-        return {topk: surveyor.result() for topk, surveyor in surveyors.items()}, passes
+        return {r: surveyor.result() for r, surveyor in surveyors.items()}, passes
 
     def _sample(self, job: Job, files: Sequence[FileRange], surveyor: Surveyor) -> None:
         if self._direct:
@@ -169,25 +205,32 @@ class TensorMerger:
             for x in self._direct:
                 x.source.drop(x.info, start * x.dtype.size, count * x.dtype.size)
 
-    def _settle(self, job: Job, survey: SurveyResult) -> FuseParams:
-        """What the survey means for the fuse, unless it found what must not be merged."""
-        if self._work.nonfinite == "error":
-            refuse_nonfinite(job, survey)
-        return sce_params(survey, job.numel, job.select_topk, job.variant)
-
-    def _fuse(self, job: Job, params: FuseParams, files: Sequence[FileRange], tell: bool) -> None:
+    def _fuse(
+        self, job: Job, files: Sequence[FileRange], learned: Sequence[SurveyResult], tell: bool
+    ) -> None:
+        params = job.rule.params(learned)
         for start, count in self._chunks(job, min(_CHUNK, self._out.nbytes // job.dtype.size)):
             out = self._out.array(job.dtype, count)
             with _explained(job):
                 bad = self._backend.fuse_files(files, params, out, start, self._threads(), self._in)
             if tell:
                 self._work.advance(count * job.element_bytes)
-            self._write(job, start, count, bad)
+            if bad and self._work.nonfinite == "error":
+                if not learned:
+                    self._refuse_inputs(job, files)
+                refuse_overflow(job, bad)
+            self._write(job, start, count)
 
-    def _write(self, job: Job, start: int, count: int, bad: int) -> None:
-        """Write elements [start, start + count), of which `bad` are not finite, from the output buffer."""
-        if self._work.nonfinite == "error":
-            refuse_overflow(job, bad)
+    def _refuse_inputs(self, job: Job, files: Sequence[FileRange]) -> None:
+        """Raise MergeError, naming the model, if an input that was not surveyed is not finite."""
+        if len(files) == 1:  # a survey wants a target
+            job, files = replace(job, inputs=job.inputs * 2), [*files, *files]
+        norms = Norms((None,) * (len(files) - 1))
+        surveys, _ = self._survey(job, files, [norms], tell=False)
+        refuse_nonfinite(job, surveys[norms])
+
+    def _write(self, job: Job, start: int, count: int) -> None:
+        """Write elements [start, start + count) from the output buffer."""
         merged = self._out.view[: count * job.dtype.size]
         self._checksum.update(merged)
         self._work.destination.write(job.name, start * job.dtype.size, merged)

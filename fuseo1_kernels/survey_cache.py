@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .backends import SurveyResult
+from .backends import Cut, Request, SurveyResult
 from .checkpoint.records import decode_records, encode_record
 from .errors import OutputError
 from .fingerprint import digest
@@ -21,7 +21,7 @@ _FILE = "surveys"
 
 
 class SurveyCache:
-    """Surveys by what they depend on: the input files' identities, the tensors' places, select_topk.
+    """Surveys by what they depend on: the input files' identities, the tensors' places, what was asked.
 
     The file only grows; damaged or torn lines are as if they were not there. Two merges may use one cache
     at the same time. `find` and `keep` may be called from any thread.
@@ -32,7 +32,7 @@ class SurveyCache:
 
         Raises OutputError.
         """
-        self.also = tuple(also)
+        self.also = tuple(map(float, also))
         self._file = directory / _FILE
         self._lock = threading.Lock()
         try:
@@ -58,20 +58,19 @@ class SurveyCache:
         """The most surveys of one tensor that a merge makes in the same read."""
         return 1 + len(self.also)
 
-    def look_up(self, job: Job) -> tuple[SurveyResult | None, list[float]]:
-        """What is kept for `job` (it took no pass now), and the select_topks to survey now, its own first.
+    def look_up(self, job: Job, request: Request) -> tuple[SurveyResult | None, list[Request]]:
+        """What is kept for `job` (it took no pass now), and what to survey now, `request` first.
 
         In one look: another worker may keep a survey of the same tensors at any time.
         """
-        wanted = dict.fromkeys((job.select_topk, *self.also))
-        there = {topk: self._surveys.get(_key(job, topk)) for topk in wanted}
-        kept = there[job.select_topk]
-        missing = [topk for topk, survey in there.items() if survey is None]
+        there = {r: self._surveys.get(_key(job, r)) for r in (request, *self.also)}
+        kept = there[request]
+        missing = [r for r, survey in there.items() if survey is None]
         return None if kept is None else replace(kept, passes=0), missing
 
-    def keep(self, job: Job, surveys: Mapping[float, SurveyResult]) -> None:
-        """Keep what surveys of `job`'s tensors said, by select_topk; a disk that refuses is among `problems`."""
-        new = {_key(job, topk): survey for topk, survey in surveys.items()}
+    def keep(self, job: Job, surveys: Iterable[tuple[Request, SurveyResult]]) -> None:
+        """Keep what surveys of `job`'s tensors said to requests; a disk that refuses is among `problems`."""
+        new = {_key(job, request): survey for request, survey in surveys}
         lines = [encode_record({"key": k, "survey": asdict(s)}) for k, s in new.items()]
         with self._lock:
             self._surveys.update(new)
@@ -95,7 +94,7 @@ class SurveyCache:
         self.close()
 
 
-def _key(job: Job, select_topk: float) -> str:
+def _key(job: Job, request: Request) -> str:
     inputs = [
         [
             os.path.realpath(x.info.file),
@@ -105,9 +104,11 @@ def _key(job: Job, select_topk: float) -> str:
         ]
         for x in job.inputs
     ]
-    return digest([__version__, select_topk, job.numel, inputs])
+    return digest([__version__, repr(request), job.numel, inputs])
 
 
 def _survey(fields: dict[str, Any]) -> SurveyResult:
     fields |= {name: tuple(fields[name]) for name in ("energy", "nonfinite")}
+    fields |= {name: tuple(map(tuple, fields[name])) for name in ("norms", "gram")}
+    fields["cuts"] = tuple(tuple(Cut(**cut) for cut in cuts) for cuts in fields["cuts"])
     return SurveyResult(**fields)

@@ -209,8 +209,13 @@ def _recompute(
     with ExitStack() as stack:
         config = as_config(path / CONFIG)
         sources = open_sources(config, stack, progress=False, download=False)
-        crop = bool(options.get("crop_embeddings"))
-        plan = make_plan(config, sources, shard_size=DEFAULT_SHARD_SIZE, crop_embeddings=crop)
+        plan = make_plan(
+            config,
+            sources,
+            shard_size=DEFAULT_SHARD_SIZE,
+            crop_embeddings=bool(options.get("crop_embeddings")),
+            random_seed=_recorded_seed(path, options),
+        )
         refuse_problems(plan)
         jobs = list(plan.jobs)
         if count is not None and count < len(jobs):
@@ -243,6 +248,13 @@ def _recompute(
         for name in names
         if name in comparison.differing
     ], names
+
+
+def _recorded_seed(path: Path, options: Mapping[str, Any]) -> int:
+    seed = options.get("random_seed", 0)
+    if not isinstance(seed, int):
+        raise CheckpointError(f"{path / checksums.FILE}: damaged: its random_seed is {seed!r}")
+    return seed
 
 
 def _unlike(job: Job, model: Source) -> str | None:

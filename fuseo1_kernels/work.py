@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from .backends import SurveyResult
+from .backends import Request, SurveyResult
 from .checkpoint.journal import TensorRecord
 from .plan import Input, Job, Plan
 from .survey_cache import SurveyCache
@@ -50,9 +50,9 @@ class Work:
         """The most surveys of one tensor that are made in the same read."""
         return self.surveys.at_once if self.surveys else 1
 
-    def look_up(self, job: Job) -> tuple[SurveyResult | None, list[float]]:
-        """The survey of `job` that is kept, if one is, and the select_topks to survey now, its own first."""
-        return self.surveys.look_up(job) if self.surveys else (None, [job.select_topk])
+    def look_up(self, job: Job, request: Request) -> tuple[SurveyResult | None, list[Request]]:
+        """The survey of `job` that is kept, if one is, and what to survey now, `request` first."""
+        return self.surveys.look_up(job, request) if self.surveys else (None, [request])
 
 
 class Merger(Protocol):

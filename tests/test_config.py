@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -202,7 +203,7 @@ def weighted(monkeypatch: pytest.MonkeyPatch) -> None:
         "weight": methods.Parameter("weight", "float", 1.0, per_model=True),
     }
     monkeypatch.setitem(
-        methods.METHODS, "sce", methods.Method("sce", "", parameters, methods.METHODS["sce"].rule)
+        methods.METHODS, "sce", replace(methods.METHODS["sce"], parameters=parameters)
     )
 
 

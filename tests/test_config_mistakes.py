@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -209,8 +210,8 @@ def test_residual_weight_is_refused_by_name() -> None:
     [
         (["org/left", "org/right", "org/left"], "models[2].model: 'org/left' is listed twice"),
         (["org/base", "org/base", "org/left"], "models[1].model: 'org/base' is listed twice"),
-        (["org/base"], "models: there must be at least one model beside the base 'org/base'"),
-        ([], "models: there must be at least one model beside the base"),
+        (["org/base"], "models: sce merges at least one model beside the base 'org/base'"),
+        ([], "models: sce merges at least one model beside the base"),
         (["org/left", "./org/left"], "'org/left' and './org/left' are one model"),
         (["org/base/", "org/left"], "'org/base' and 'org/base/' are one model"),
     ],
@@ -270,8 +271,8 @@ def test_slice_mistakes() -> None:
     for slices, message in (
         ([], "slices: is empty"),
         ([{}], "slices[0].sources: is required"),
-        ([{"sources": []}], "slices[0].sources: there must be at least one model beside"),
-        (base_only, "slices[0].sources: there must be at least one model beside"),
+        ([{"sources": []}], "slices[0].sources: sce merges at least one model beside"),
+        (base_only, "slices[0].sources: sce merges at least one model beside"),
     ):
         assert message in refusal(SLICES, slices=slices)
 
@@ -348,8 +349,9 @@ def test_shared_parameter_given_to_one_model() -> None:
 
 def test_bad_value_for_one_model(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = methods.Parameter("weight", "float", 1.0, low=0.0, per_model=True)
-    sce = methods.Method("sce", "", {"weight": weight}, methods.METHODS["sce"].rule)
-    monkeypatch.setitem(methods.METHODS, "sce", sce)
+    monkeypatch.setitem(
+        methods.METHODS, "sce", replace(methods.METHODS["sce"], parameters={"weight": weight})
+    )
     models = [{"model": "org/left", "parameters": {"weight": "heavy"}}]
     found = refusal(models=models, parameters={})
     assert "models[0].parameters.weight: must be a number" in found

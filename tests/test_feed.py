@@ -17,6 +17,7 @@ from fuseo1_kernels.arrays import BY_CODE
 from fuseo1_kernels.checkpoint.header import TensorInfo
 from fuseo1_kernels.errors import CheckpointError
 from fuseo1_kernels.feed import Feed, Portion
+from fuseo1_kernels.methods.sce import Sce
 from fuseo1_kernels.plan import Input, Job
 from fuseo1_kernels.schedule import Unit
 
@@ -72,7 +73,7 @@ def job(name: str, models: Sequence[Model], nbytes: int, file: str = "f", offset
     """A tensor of `nbytes` in every model."""
     info = TensorInfo(name, "BF16", (nbytes // 2,), Path(file), offset, nbytes)
     inputs = tuple(Input(model, info) for model in models)
-    return Job(name, info.shape, BY_CODE["BF16"], inputs, 1.0, "fuseo1")
+    return Job(name, info.shape, BY_CODE["BF16"], inputs, Sce(1.0, "fuseo1", 1))
 
 
 def units(models: Sequence[Model], *sizes: int) -> list[Unit]:

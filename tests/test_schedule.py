@@ -14,6 +14,7 @@ from test_feed import Disk, Model, job
 
 from fuseo1_kernels import schedule
 from fuseo1_kernels.checkpoint.source import open_source
+from fuseo1_kernels.methods.sce import Sce
 from fuseo1_kernels.plan import Input, Job
 from fuseo1_kernels.schedule import Unit, make_units
 
@@ -98,7 +99,7 @@ def test_files_come_one_after_the_other(tmp_path: Path, monkeypatch: pytest.Monk
         jobs = []
         for name, info in base.tensors.items():
             inputs = (Input(base, info), Input(target, target.tensors[name]))
-            jobs.append(Job(name, info.shape, inputs[0].dtype, inputs, 1.0, "fuseo1"))
+            jobs.append(Job(name, info.shape, inputs[0].dtype, inputs, Sce(1.0, "fuseo1", 1)))
         by_place = [job.name for job in sorted(jobs, key=place)]
         assert names(make_units(jobs[::-1], 2)) == [by_place]
         monkeypatch.setattr(schedule, "_BATCH", 1)

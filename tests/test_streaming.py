@@ -20,6 +20,7 @@ from fuseo1_kernels.backends import load_backend
 from fuseo1_kernels.checkpoint.header import TensorInfo
 from fuseo1_kernels.checkpoint.source import Source, open_source
 from fuseo1_kernels.errors import CheckpointError
+from fuseo1_kernels.methods.sce import Sce
 from fuseo1_kernels.plan import Input, Job
 from fuseo1_kernels.streaming import Memory, TensorMerger, _pieces, plan_memory
 from fuseo1_kernels.work import Work
@@ -55,7 +56,9 @@ def merge_with(
     models = [family.base, *(family.target(i) for i in (1, 2, 3))]
     sources = [open_source(str(model)) for model in models]
     inputs = tuple(Input(source, source.tensors["w"]) for source in sources)
-    job = Job("w", SHAPE, inputs[0].dtype, inputs, select_topk, "mergekit")
+    job = Job(
+        "w", SHAPE, inputs[0].dtype, inputs, Sce(select_topk, "mergekit", SHAPE[0] * SHAPE[1])
+    )
     found = Collected(job.output_bytes)
     work = Work(found, "error", lambda _: None, threading.Event())
     merger = TensorMerger(load_backend(backend), memory, work, threads=lambda: 2)
@@ -298,8 +301,8 @@ def test_the_limit_is_one(huge: Family) -> None:
 def test_what_is_planned_stays_within_the_budget(budget: int, threads: int, huge: Family) -> None:
     with open_source(str(huge.base)) as source:
         x = Input(source, source.tensors["model.embed_tokens.weight"])
-        job = Job("w", x.info.shape, x.dtype, (x, x, x), 0.5, "fuseo1")
-        small = Job("b", (16,), x.dtype, (x, x), 0.5, "fuseo1")
+        job = Job("w", x.info.shape, x.dtype, (x, x, x), Sce(0.5, "fuseo1", x.info.numel))
+        small = Job("b", (16,), x.dtype, (x, x), Sce(0.5, "fuseo1", 16))
         planned = plan_memory([job, small], budget, threads)
         assert planned.total <= budget
         assert planned.survey >= budget // 2 or planned.survey > 16 * 3 * job.numel

@@ -24,6 +24,7 @@ from fuseo1_kernels.backends.cpu import CpuBackend
 from fuseo1_kernels.checkpoint.records import encode_record
 from fuseo1_kernels.checkpoint.source import Source, open_source
 from fuseo1_kernels.errors import MergeError
+from fuseo1_kernels.methods.sce import Sce
 from fuseo1_kernels.plan import Input, Job
 from fuseo1_kernels.survey_cache import SurveyCache
 
@@ -270,11 +271,11 @@ def test_a_cache_that_cannot_be_written(family: Family, tmp_path: Path) -> None:
     with open_source(str(family.base)) as base:
         [name, *_] = base.tensors
         x = Input(base, base.tensors[name])
-        job = Job(name, x.info.shape, x.dtype, (x, x), 1.0, "fuseo1")
+        job = Job(name, x.info.shape, x.dtype, (x, x), Sce(1.0, "fuseo1", 1))
         survey = SurveyResult(-1, 1, 0, 0, 1, (1.0,), (0, 0, 0))
         for _ in range(2):
-            cache.keep(job, {1.0: survey})
-        assert cache.look_up(job)[1] == []
+            cache.keep(job, [(1.0, survey)])
+        assert cache.look_up(job, 1.0)[1] == []
     cache.close()
     [problem] = cache.problems
     assert "No space left on device" in problem and "were not kept" in problem

@@ -48,11 +48,11 @@ def sidecar_files(
 ) -> dict[str, bytes]:
     """Return name -> content of the files to put beside the weights.
 
-    config.json is the base's with `out_dtype` ("bfloat16", ...) and, where given, `num_layers` and
-    `vocab_size`; generation_config.json is the base's. The tokenizer's files come from `tokenizer`
-    (None: the base) byte for byte, except that `tokenizer_overrides` replace keys of
-    tokenizer_config.json and `chat_template` (Jinja text, or "auto": the most common one of
-    `sources`, the first on a tie) replaces the template wherever it stands.
+    `base` is the base, or where a merge has none another of its models. config.json is the base's with
+    `out_dtype` ("bfloat16", ...) and, where given, `num_layers` and `vocab_size`; generation_config.json is the
+    base's. The tokenizer's files come from `tokenizer` (None: the base) byte for byte, except that
+    `tokenizer_overrides` replace keys of tokenizer_config.json and `chat_template` (Jinja text, or "auto": the
+    most common one of `sources`, the first on a tie) replaces the template wherever it stands.
     """
     files: dict[str, bytes] = {}
     if base.config:
@@ -121,7 +121,7 @@ def model_card(
     *,
     name: str,
     recipe_yaml: str,
-    base: str,
+    base: str | None,
     targets: Sequence[str],
     method: str,
     dtype: str,
@@ -129,9 +129,11 @@ def model_card(
 ) -> bytes:
     """Return the merged model's README.md: the hub's front matter, sources, recipe, versions.
 
-    Only hub ids go into the front matter: the hub refuses a card whose base_model is a local path.
+    A merge without a base has `targets` alone. Only hub ids go into the front matter: the hub refuses a
+    card whose base_model is a local path.
     """
-    repos = [split[0] for split in map(split_hub_id, [base, *targets]) if split]
+    models = [*([] if base is None else [base]), *targets]
+    repos = [split[0] for split in map(split_hub_id, models) if split]
     front = ["library_name: transformers", "tags:", "- merge", "- fuseo1-kernels", f"- {method}"]
     if repos:
         # A JSON string is a YAML string.
@@ -149,7 +151,7 @@ def model_card(
         "",
         f"A merge of {len(targets)} models with the method `{method}`, written as {dtype}.",
         "",
-        f"- base: `{base}`",
+        *([] if base is None else [f"- base: `{base}`"]),
         *(f"- merged: `{target}`" for target in targets),
         "",
         "## Recipe",

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..backends import GpuBackend
-from ..errors import MergeError
+from ..errors import BackendError, MergeError
+from ..methods.sce import Sce
 from ..plan import Job, Plan, counted
 from ..streaming import Memory, memory_floor, plan_memory
 from ..threads import resolve_threads
 from .cpu_help import cpu_notes
 from .device import Device, explained
 from .lane import LaneSize
-from .layout import footprint
+from .layout import footprint, sce_of
 from .reservation import ALIGNMENT, aligned
 
 # Without --max-gpu-memory this part of the memory that is free on the GPU may be used.
@@ -58,8 +59,13 @@ def divide_gpus(
 ) -> Division:
     """Divide for this plan, with surveys for other values of select_topk in the same read.
 
-    MergeError if `max_memory` is too little.
+    MergeError if `max_memory` is too little, or the method is not sce.
     """
+    if not all(isinstance(job.rule, Sce) for job in plan.jobs):
+        raise BackendError(
+            "GPUs merge by sce alone in this version; for this method leave out --device (and --cuda, and a "
+            "backend for GPUs): the CPU merges by all of them"
+        )
     limit = (max_gpu_memory or min(map(_default_limit, devices))) // ALIGNMENT * ALIGNMENT
     surveys = 1 + len(also)
     sizes = {
@@ -118,7 +124,7 @@ def _default_limit(device: Device) -> int:
 
 
 def _work_bytes(job: Job, also: Sequence[float], backend: GpuBackend) -> int:
-    targets, topks = len(job.inputs) - 1, {job.select_topk, *also}
+    targets, topks = len(job.inputs) - 1, {sce_of(job).select_topk, *also}
     return aligned(max(backend.workspace_bytes(targets, job.numel, topk) for topk in topks))
 
 

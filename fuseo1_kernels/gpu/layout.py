@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 
 from ..arrays import DType
 from ..backends import SurveyResult
+from ..methods.sce import Sce
 from ..plan import Input, Job
 from .reservation import ALIGNMENT, aligned
 
@@ -136,6 +137,12 @@ class Layout:
             self._in.append(_Segment(self._end, nbytes, bytes(nbytes)))
             places.append(self._add(nbytes))
         return places
+
+
+def sce_of(job: Job) -> Sce:
+    """The rule of `job`: GPUs are given no other."""
+    assert isinstance(job.rule, Sce)
+    return job.rule
 
 
 def footprint(job: Job, surveys: int, result_bytes: int, params_bytes: int) -> int:

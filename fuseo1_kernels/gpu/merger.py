@@ -11,14 +11,13 @@ import xxhash
 from ..arrays import Array, Buffer
 from ..backends import OnDevice, Room, SurveyResult
 from ..checkpoint.journal import TensorRecord
-from ..methods.sce import sce_params
 from ..plan import Input, Job
 from ..streaming import refuse_nonfinite, refuse_overflow
 from ..work import TensorReport, Work
 from .cpu_help import CpuHelp
 from .device import Event, explained
 from .lane import Lane
-from .layout import Chunk, Layout, Request, Task, footprint
+from .layout import Chunk, Layout, Request, Task, footprint, sce_of
 from .ring import Slot, Stopped
 
 # Copies from the device that a worker has under way: one arrives while the other is written.
@@ -90,8 +89,8 @@ class GpuMerger:
         for task, surveys, checksum in self._copy_out(layout, region, merged):
             job, kept = task.job, task.request.kept
             if cache:
-                cache.keep(job, surveys)
-            survey = kept or surveys[job.select_topk]
+                cache.keep(job, surveys.items())
+            survey = kept or surveys[sce_of(job).select_topk]
             record = TensorRecord(checksum, survey.energy, survey.passes)
             reports[job.name] = TensorReport(record, job.input_bytes)
         # Where anything failed it is not given back: copies may still be under way.
@@ -99,12 +98,13 @@ class GpuMerger:
         return reports
 
     def _request(self, job: Job) -> Request:
-        kept, topks = self._work.look_up(job)
+        rule = sce_of(job)
+        kept, wanted = self._work.look_up(job, rule.select_topk)
+        topks = tuple(topk for topk in wanted if isinstance(topk, float))
         if kept is None:
-            return Request(job, tuple(topks))
+            return Request(job, topks)
         self._refuse(job, kept, 0)
-        params = sce_params(kept, job.numel, job.select_topk, job.variant)
-        return Request(job, tuple(topks), kept, self._lane.backend.pack_params(params))
+        return Request(job, topks, kept, self._lane.backend.pack_params(rule.params([kept])))
 
     # --- to the device -------------------------------------------------------------------
 
@@ -161,8 +161,9 @@ class GpuMerger:
             Room(lane.work, part(result, backend.result_bytes), part(params, backend.params_bytes))
             for result, params in zip(task.results, task.params, strict=True)
         ]
+        variant = sce_of(job).variant
         surveys = [
-            backend.enqueue_survey(inputs, topk, job.variant, room)
+            backend.enqueue_survey(inputs, topk, variant, room)
             for topk, room in zip(task.request.topks, rooms, strict=False)
         ]
         if task.request.kept:

@@ -25,6 +25,7 @@ class Parameter:
     Attributes:
         default: None: it may be left out, and then is None, or it is `required`.
         per_model: each model that is merged has a value of its own; else all share one.
+        idle: it changes nothing here; a config that gives another value than the default is mistaken.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Parameter:
     choices: tuple[str, ...] = ()
     per_model: bool = False
     required: bool = False
+    idle: bool = False
 
     def validate(self, value: Any, where: str) -> Scalar:
         """Return `value` as this parameter's type, or raise ConfigError naming `where` it stands."""
