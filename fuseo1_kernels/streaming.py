@@ -275,7 +275,8 @@ def refuse_nonfinite(job: Job, survey: SurveyResult) -> None:
             )
     if overflows:
         raise MergeError(
-            f"tensor {job.name}: at {overflows} elements the difference to the base overflows fp32"
+            f"tensor {job.name}: at {overflows} elements the difference to model {job.inputs[0].source.name} "
+            "overflows fp32"
         )
 
 
