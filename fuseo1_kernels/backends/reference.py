@@ -139,8 +139,10 @@ class WholeSurveyor:
             self.update(inputs, start)
 
     def end_pass(self) -> None:
+        nothing = torch.empty(0)  # an empty tensor has no chunks
         whole = [
-            torch.cat([t for _, t in sorted(p, key=lambda part: part[0])]) for p in self._parts
+            torch.cat([t for _, t in sorted(p, key=lambda part: part[0])]) if p else nothing
+            for p in self._parts
         ]
         names = {t: n for n, t in _TORCH.items()}
         arrays = [_array(t, names[t.dtype]) for t in whole]
