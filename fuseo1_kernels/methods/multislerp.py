@@ -43,7 +43,8 @@ class MultiSlerp:
         mean = self._weighted(units)
         length = norm(mean, gram)
         if length < self.eps:
-            if n == 2:
+            # Two, as in mergekit; and where all are 0, as what no fine-tune has touched, there is nothing to weigh.
+            if n == 2 or not any(lengths):
                 return list(self.weights)
             raise MergeError(
                 f"tensor {self.tensor}: multislerp has no mean: the models, so weighted, cancel out; "
