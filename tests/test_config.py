@@ -269,6 +269,7 @@ def test_docs_name_every_key_and_parameter_and_their_example_holds() -> None:
     last = {row.rpartition(".")[2] for row in rows}
     sections = (MergeConfig, OutputSlice, SliceSource)
     assert {key for section in sections for key in section.model_fields} - {"model"} <= last
-    assert methods.METHODS["sce"].parameters.keys() <= rows
+    for name, method in methods.METHODS.items():
+        assert f"`{name}`" in text and method.parameters.keys() <= rows
     for example in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL):
-        assert load_config("docs/config.md", example).tokenizer_files
+        assert load_config("docs/config.md", example).model_names()
