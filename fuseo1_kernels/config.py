@@ -244,8 +244,8 @@ class MergeConfig(_Section):
             if name in place:
                 value = evaluate(place[name], tensor=tensor, t=t, convert=convert)
                 if value is not None:
-                    # Between two whole numbers may lie none.
-                    return convert(value)
+                    # Between two whole numbers there may be none.
+                    return convert(value) if spec.kind == "int" else value
         return default
 
     def _sources(self, part: OutputSlice | None) -> Sequence[InputModel]:

@@ -195,7 +195,7 @@ def merge_checkpoints(
                 options={
                     "crop_embeddings": crop_embeddings,
                     "nonfinite": nonfinite,
-                    "random_seed": random_seed,
+                    "random_seed": int(random_seed),
                 },
                 files=sidecars,
                 shards=plan.shards,

@@ -157,7 +157,7 @@ def make_plan(
         jobs=tuple(jobs),
         shards=shards,
         problems=tuple(problems),
-        notes=(*_notes(config, sources), *_idle_filters(config, placements)),
+        notes=(*_notes(config, sources, placements), *_idle_filters(config, placements)),
         num_layers=num_layers,
         vocab_size=min(cropped.values(), default=None),
     )
@@ -327,16 +327,21 @@ def _uneven_embeddings(jobs: list[Job], cropped: Mapping[str, int]) -> Iterator[
             )
 
 
-def _notes(config: MergeConfig, sources: Mapping[str, Source]) -> Iterator[str]:
+def _notes(
+    config: MergeConfig, sources: Mapping[str, Source], placements: list[_Placement]
+) -> Iterator[str]:
+    used = {part for placement in placements for part in placement.parts}
     first_name, *others = dict.fromkeys(
         name for part in config.parts for name in config.merged_models(part)
     )
     first = sources[first_name]
     whose = "the base" if first_name == config.base_of() else f"model {first_name}"
     for model in others:
-        extra = sorted(set(sources[model].tensors) - set(first.tensors))
-        if config.slices is not None:  # they say which layers are taken
-            extra = [name for name in extra if not _LAYER.fullmatch(name)]
+        extra = sorted({*sources[model].tensors} - {*first.tensors})
+        if (
+            config.slices is not None
+        ):  # they say which layers are taken, and the last one what follows
+            extra = [n for n in extra if (model, n) not in used and not _LAYER.fullmatch(n)]
         if extra:
             shown = ", ".join(map(_shown, extra[:5])) + (", ..." if len(extra) > 5 else "")
             lacking = "1 tensor that" if len(extra) == 1 else f"{len(extra)} tensors that"

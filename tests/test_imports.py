@@ -37,7 +37,13 @@ def test_help_imports_nothing_heavy() -> None:
         *("--backend", "--threads", "--max-memory", "--shard-size", "--dry-run", "--overwrite"),
         *("--device", "--max-gpu-memory"),
         *("--json", "--quiet", "--cuda", "--out-shard-size", "--copy-tokenizer"),
-        *("--no-copy-tokenizer", "--crop-embeddings", "--nonfinite", "--list-recipes"),
+        *(
+            "--no-copy-tokenizer",
+            "--crop-embeddings",
+            "--nonfinite",
+            "--list-recipes",
+            "--random-seed",
+        ),
     ):
         assert option in ran.out
 

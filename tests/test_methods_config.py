@@ -378,3 +378,26 @@ def test_layers_of_several_models_stacked(planned: Any) -> None:
             )
     assert found["model.embed_tokens.weight"] == ("left", "model.embed_tokens.weight")
     assert len(found) == 2 * 9 + 1
+
+
+def test_what_stacked_models_have_beside_their_layers(tmp_path: Path) -> None:
+    """What follows the layers is the last slice's; what no slice takes is noted."""
+    for model, extra in (("first", "embed_tokens"), ("middle", "rotary"), ("last", "lm_head")):
+        names = [f"model.{extra}.weight", *(f"model.layers.{i}.mlp.weight" for i in range(3))]
+        held = {name: ("BF16", (2, 2), bytes(8)) for name in names}
+        safetensors_file(tmp_path / model / "model.safetensors", held)
+        write_json(tmp_path / model / "config.json", {})
+    names = [str(tmp_path / name) for name in ("first", "middle", "last")]
+    slices = [{"sources": [{"model": name, "layer_range": [0, 1]}]} for name in names]
+    merge = parse_config({"merge_method": "passthrough", "slices": slices})
+    sources = {name: open_source(name) for name in names}
+    plan = make_plan(merge, sources, shard_size=10**9)
+    for source in sources.values():
+        source.close()
+    assert [job.name for job in plan.jobs] == [
+        "model.embed_tokens.weight",
+        *(f"model.layers.{i}.mlp.weight" for i in range(3)),
+        "model.lm_head.weight",
+    ]
+    [note] = plan.notes
+    assert "middle: 1 tensor that model" in note and "left out: model.rotary.weight" in note

@@ -132,6 +132,20 @@ CASES = {
 }
 
 
+class Told:
+    """Is told how far a merge is."""
+
+    total = advanced = 0
+
+    def start(self, title: str, total_bytes: int) -> None:
+        self.total = total_bytes
+
+    def advance(self, nbytes: int) -> None:
+        self.advanced += nbytes
+
+    def close(self) -> None: ...
+
+
 def mixed_family(home: Path) -> Family:
     """A model in bf16 with tunes in all dtypes: several chunks, a tensor of one element, an empty one."""
     g = torch.Generator().manual_seed(11)
@@ -161,7 +175,9 @@ def test_what_the_ops_make_of_it(
     """One worker and one chunk; small chunks and several workers in little memory."""
     case.configure(family)
     expected = case.expected(family)
-    result = merge_checkpoints(family.config, out, backend=backend, threads=1)
+    progress = Told()
+    result = merge_checkpoints(family.config, out, backend=backend, threads=1, progress=progress)
+    assert progress.total == progress.advanced > 0
     assert_same_state(read_model(out), expected)
     assert result.notes == ()
     assert (case.method == "sce") == bool(result.energy_share)

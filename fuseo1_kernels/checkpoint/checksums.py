@@ -7,7 +7,7 @@
       "options": what the config does not say,
       "files": {name: {"size": bytes, "checksum": of the whole file}},
       "shards": {name: {"size": bytes, "header": checksum of what precedes the tensors}},
-      "tensors": {name: {"checksum": of its bytes, "energy": of each target, in the config's order}}
+      "tensors": {name: {"checksum": of its bytes, "energy": of each target, in the config's order, if any}}
     }
 
 xxh3 finds damage, not forgery. Headers and tensors cover every byte of a shard.

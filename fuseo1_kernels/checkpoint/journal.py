@@ -17,7 +17,8 @@ _IDENTITY, _TENSORS, _PUBLISHING = "identity", "tensors", "publishing"
 class TensorRecord(NamedTuple):
     """A tensor that was merged and written: the checksum of its bytes, and what its survey said.
 
-    `energy` is by target, in the merge's order; `passes` counts the survey's reads of the tensor.
+    `energy` is by target, in the merge's order, or empty where the method knows none; `passes` counts the
+    reads of the tensor by the survey that took most.
     """
 
     checksum: str
