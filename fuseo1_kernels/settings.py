@@ -7,7 +7,7 @@
         value: [0.5, 0.7]
       - value: 1.0
 
-The meaning is that of mergekit 0.1.5. What a scalar may be is the method's business (`methods.py`).
+The meaning is that of mergekit 0.1.5. What a scalar may be is the method's business (`methods/`).
 """
 
 from __future__ import annotations
