@@ -137,6 +137,27 @@ out_dtype: float32
 tokenizer_source: base
 chat_template: auto
 """
+TIES = """
+models:
+  - {model: base}
+  - {model: left, parameters: {weight: [0.5, 1.0], density: [{filter: layers, value: 0.2}, {value: 1}]}}
+  - {model: right, parameters: {weight: -0.3}}
+merge_method: breadcrumbs_ties
+base_model: base
+parameters: {density: 0.5, gamma: 1e-2, lambda: 0.7, normalize: true, rescale: true, int8_mask: false}
+"""
+LINEAR = """
+models: [{model: left}, {model: right}]
+merge_method: linear
+parameters: {weight: 0.5, normalize: true}
+"""
+STACKED = """
+slices:
+  - sources: [{model: left, layer_range: [0, 2], parameters: {scale: 0.5}}]
+  - sources: [{model: right, layer_range: [1, 2]}]
+    parameters: {scale: [{filter: mlp, value: 0}]}
+merge_method: passthrough
+"""
 INDEX = "model.safetensors.index.json"
 CONFIG = {"architectures": ["Qwen2ForCausalLM"], "num_hidden_layers": 2, "layer_types": ["a", "b"]}
 FIRST, SECOND = "1.safetensors", "sub/2.safetensors"

@@ -35,10 +35,13 @@ from mutations import (
     HELD,
     INDEX,
     JSON_VALUES,
+    LINEAR,
     OBJECTS,
     SECOND,
     SHARDS,
     SLICES,
+    STACKED,
+    TIES,
     WEIGHT_MAP,
     WHOLE,
     YAML_PIECES,
@@ -57,7 +60,7 @@ from fuseo1_kernels.checkpoint.source import open_source
 from fuseo1_kernels.config import MergeConfig, load_config, parse_config
 from fuseo1_kernels.dry_run import dry_run
 from fuseo1_kernels.errors import CheckpointError, ConfigError, MergeError
-from fuseo1_kernels.methods.sce import VARIANTS
+from fuseo1_kernels.methods.sce import VARIANTS, Sce
 from fuseo1_kernels.plan import make_plan
 
 SECONDS = float(os.environ.get("FUSEO1_FUZZ_SECONDS", "0"))
@@ -238,7 +241,9 @@ def check_plan(config: MergeConfig, shard_size: int, crop: bool) -> None:
     assert len(set(names)) == len(names)
     assert [t.name for shard in plan.shards for t in shard.tensors] == names
     for job in plan.jobs:
-        assert 0 <= job.select_topk <= 1 and job.variant in VARIANTS
+        if isinstance(job.rule, Sce):
+            assert 0 <= job.rule.select_topk <= 1 and job.rule.variant in VARIANTS
+        job.rule.request(())
         assert all(x.info.nbytes >= job.numel * x.dtype.size for x in job.inputs)
     for shard in plan.shards:
         assert shard.size == len(shard.header) + sum(t.nbytes for t in shard.tensors)
@@ -254,7 +259,7 @@ OPTIONS = st.tuples(st.sampled_from([1, 20, 10**9]), st.booleans())
 
 def test_models(models: Models, capsys: pytest.CaptureFixture[str]) -> None:
     """A model that is taken can be planned with; no file of it leads to one that is not its own."""
-    configs = [load_config("whole", WHOLE), load_config("slices", SLICES)]
+    configs = [load_config("text", text) for text in TEXTS]
     for config in configs:  # what is imported late is imported before anyone listens
         check_plan(config, 10**9, False)
 
@@ -280,7 +285,8 @@ def test_models(models: Models, capsys: pytest.CaptureFixture[str]) -> None:
 
 # --- recipes -----------------------------------------------------------------------------
 
-TREES = st.sampled_from([yaml.safe_load(WHOLE), yaml.safe_load(SLICES)])
+TEXTS = (WHOLE, SLICES, TIES, LINEAR, STACKED)
+TREES = st.sampled_from([yaml.safe_load(text) for text in TEXTS])
 KEYS = (*yaml.safe_load(WHOLE), *yaml.safe_load(SLICES), "model", "layer_range", "value", "<<")
 
 
@@ -303,7 +309,7 @@ def check_config(read: Callable[[], MergeConfig], options: tuple[int, bool]) -> 
 @pytest.mark.usefixtures("models")
 def test_recipes(capsys: pytest.CaptureFixture[str]) -> None:
     """The YAML, damaged as text and as a tree."""
-    in_text = st.sampled_from([WHOLE, SLICES]).flatmap(lambda text: spliced(text, YAML_PIECES))
+    in_text = st.sampled_from(TEXTS).flatmap(lambda text: spliced(text, YAML_PIECES))
     in_tree = TREES.flatmap(lambda tree: edited(tree, YAML_VALUES, yaml_keys(KEYS))).map(document)
 
     def check(example: tuple[str, tuple[int, bool]]) -> None:

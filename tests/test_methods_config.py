@@ -183,6 +183,7 @@ def test_a_required_parameter_of_one_model() -> None:
         ("karcher", {"max_iter": -1}, "max_iter: must be a whole number of at least 0, not -1"),
         ("karcher", {"tol": "x"}, "tol: must be a number of at least 0, not 'x'"),
         ("nearswap", {"t": -0.1}, "parameters.t: must be a number of at least 0, not -0.1"),
+        ("linear", {"weight": 1e39}, "parameters.weight: must be a number, not 1e+39"),
         ("linear", {"normalize": 1}, "parameters.normalize: must be true or false, not 1"),
     ],
 )

@@ -234,6 +234,23 @@ def test_against_float64(name: str, tmp_path: Path) -> None:
     assert float((found - expected).abs().max()) < 1e-6 * float(expected.abs().max())
 
 
+@pytest.mark.parametrize("method", ["karcher", "multislerp"])
+@pytest.mark.parametrize(
+    "values", [(1.0, 1.0, 1.0), (1.0, -1.0, 1.0), (0.0, 0.0, 0.0), (0.0, 2.0, 1.0)]
+)
+def test_tolerances_of_nothing(method: str, values: tuple[float, ...], tmp_path: Path) -> None:
+    """Models alike, opposed, zero: with a tolerance of 0 there is no division by 0 either."""
+    states = [{"w": torch.full((10,), value)} for value in (0.0, *values)]
+    family = make_family(tmp_path, states)
+    shared = {"tol": 0.0} if method == "karcher" else {"eps": 0.0, "weight": 1.0}
+    Case(method, 3, base=False, shared=shared).configure(family)
+    merge(family, backend="reference")
+    found = read_model(family.out)["w"]
+    assert torch.isfinite(found).all()
+    if values[0] == values[1]:
+        assert torch.equal(found, states[1]["w"])
+
+
 # --- slices --------------------------------------------------------------------------------------
 
 

@@ -40,17 +40,17 @@ class Karcher:
         for unit in units:
             mean = plus(mean, times(share, unit))
         length = norm(mean, gram)
-        mean = units[0] if length < self.tol else times(1 / length, mean)
+        mean = units[0] if length <= self.tol else times(1 / length, mean)
         for _ in range(self.max_iter):
             step = [0.0] * n
             for unit in units:
                 cosine = max(-1.0, min(1.0, inner(mean, unit, gram)))
                 angle = math.acos(cosine)
-                if angle >= self.tol:
+                if angle > self.tol:
                     away = plus(unit, times(-cosine, mean))
                     step = plus(step, times(share * angle / math.sin(angle), away))
             length = norm(step, gram)
-            if length < self.tol:
+            if length <= self.tol:
                 break
             mean = plus(times(math.cos(length), mean), times(math.sin(length) / length, step))
             length = norm(mean, gram)

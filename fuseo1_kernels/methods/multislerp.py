@@ -39,10 +39,10 @@ class MultiSlerp:
     def _factors(self, gram: GramMatrix) -> list[float]:
         n = len(self.weights)
         lengths = [math.sqrt(gram[i][i]) for i in range(n)]
-        units = [times(1 / (lengths[i] + self.eps), axis(i, n)) for i in range(n)]
+        units = [times(_inverse(lengths[i] + self.eps), axis(i, n)) for i in range(n)]
         mean = self._weighted(units)
         length = norm(mean, gram)
-        if length < self.eps:
+        if length <= self.eps:
             # Two, as in mergekit; and where all are 0, as what no fine-tune has touched, there is nothing to weigh.
             if n == 2 or not any(lengths):
                 return list(self.weights)
@@ -54,7 +54,7 @@ class MultiSlerp:
         tangents = [plus(u, times(-inner(u, mean, gram), mean)) for u in units]
         step = self._weighted(tangents)
         angle = norm(step, gram) + self.eps
-        point = plus(times(math.cos(angle), mean), times(math.sin(angle) / angle, step))
+        point = plus(times(math.cos(angle), mean), times(math.sin(angle) * _inverse(angle), step))
         scale = math.fsum(w * length for w, length in zip(self.weights, lengths, strict=True))
         return times(scale, point)
 
@@ -63,6 +63,11 @@ class MultiSlerp:
         for weight, vector in zip(self.weights, vectors, strict=True):
             total = plus(total, times(weight, vector))
         return total
+
+
+def _inverse(length: float) -> float:
+    """0 where there is no direction, which eps 0 lets happen."""
+    return 1 / length if length else 0.0
 
 
 def _rule(values: Values, target: Target) -> MultiSlerp:

@@ -17,6 +17,9 @@ from ..errors import ConfigError
 
 Scalar = bool | float | str
 
+# Numbers are fp32's in the end.
+_MOST = float.fromhex("0x1.fffffep127")
+
 
 @dataclass(frozen=True)
 class Parameter:
@@ -52,7 +55,7 @@ class Parameter:
             number = math.nan if isinstance(value, bool) else float(value)
         except (TypeError, ValueError, OverflowError):
             number = math.nan
-        if not self.low <= number <= self.high or math.isinf(number):
+        if not self.low <= number <= self.high or abs(number) > _MOST:
             raise ConfigError(f"{where}: must be {self._allowed}, not {value!r}")
         if self.kind == "int":
             if number != int(number):
