@@ -10,8 +10,13 @@ constexpr int64_t kBins = 4096;  // a histogram of this many stays in the L1 cac
 
 using Lists = std::vector<const Marks*>;
 
+struct Range {
+  int64_t low, high;
+};
+
 // Narrows keys in [*low, *high] to the one at which `wanted` are reached, counted from the lowest up; takes those
-// before it off `wanted`. fill(list, add) calls add(key, how many) for all of a list. Returns how many have that key.
+// before it off `wanted`. fill(list, range, add) calls add(key, how many) for all of a list whose key may be in the
+// range. Returns how many have that key.
 template <class Fill>
 int64_t narrow(const Lists& lists, const Fill& fill, int64_t* wanted, int64_t* low, int64_t* high) {
   Pages<int64_t> bins;
@@ -24,7 +29,7 @@ int64_t narrow(const Lists& lists, const Fill& fill, int64_t* wanted, int64_t* l
       const int64_t from = *low;
       const uint64_t span = static_cast<uint64_t>(*high - from);
       int64_t* const mine = &bins[i * kBins];
-      fill(*lists[i], [=](int64_t key, int64_t count) {
+      fill(*lists[i], Range{*low, *high}, [=](int64_t key, int64_t count) {
         const uint64_t at = static_cast<uint64_t>(key - from);
         if (at <= span) mine[at >> shift] += count;
       });
@@ -39,7 +44,7 @@ int64_t narrow(const Lists& lists, const Fill& fill, int64_t* wanted, int64_t* l
   return inside;
 }
 
-// How many of a block's `n` candidates have the score, which is not 0, and how many a higher one.
+// How many of a block's `n` candidates have the score, which is not 0.
 int64_t count_equal(const uint32_t* scores, int64_t n, uint32_t to) {
   uint32_t equal = 0;
   for (int64_t j = 0; j < n; j += kMarkPad) {
@@ -47,8 +52,9 @@ int64_t count_equal(const uint32_t* scores, int64_t n, uint32_t to) {
   }
   return equal;
 }
+
 int64_t count_above(const uint32_t* scores, int64_t n, uint32_t limit) {
-  uint32_t above = 0;  // as signed integers, which SSE2 compares
+  int32_t above = 0;  // as signed integers, which SSE2 compares
   for (int64_t j = 0; j < n; j += kMarkPad) {
     for (int c = 0; c < kMarkPad; ++c) above += static_cast<int32_t>(scores[j + c]) > static_cast<int32_t>(limit);
   }
@@ -61,29 +67,29 @@ struct Ties {
   int64_t wanted, count;
 };
 
-// Scores in masses are few, so that the likeliest is tried first: counting one is fast, where a histogram would have to
-// wait for every increment of one bin.
+// The likeliest is tried first: counting one score is fast, where a histogram of masses would have to wait for every
+// increment of one bin.
 Ties find_threshold(const Lists& lists, int64_t wanted, Bracket range, uint32_t likeliest) {
-  likeliest = std::clamp(likeliest, range.low, range.high);
+  const uint32_t guess = std::clamp(likeliest, range.low, range.high);
   std::atomic<int64_t> above{0}, equal{0};
   in_parallel(static_cast<int64_t>(lists.size()), [&](int64_t i) {
     int64_t my_above = 0, my_equal = 0;
     lists[i]->for_each(false, [&](int64_t, int64_t n, const uint32_t*, const uint32_t* scores) {
-      my_above += count_above(scores, n, likeliest);
-      my_equal += count_equal(scores, n, likeliest);
+      my_above += count_above(scores, n, guess);
+      my_equal += count_equal(scores, n, guess);
     });
     above += my_above, equal += my_equal;
   });
-  if (above < wanted && wanted <= above + equal) return {likeliest, wanted - above, equal};
+  if (above < wanted && wanted <= above + equal) return {guess, wanted - above, equal};
 
   int64_t low = -static_cast<int64_t>(range.high), high = -static_cast<int64_t>(range.low);
-  const auto by_score = [](const Marks& list, const auto& add) {
+  const auto by_score = [](const Marks& list, Range, const auto& add) {
     list.for_each(false, [&](int64_t, int64_t n, const uint32_t*, const uint32_t* scores) {
       for (int64_t j = 0; j < n; ++j) add(-static_cast<int64_t>(scores[j]), 1);
     });
   };
-  const int64_t count = narrow(lists, by_score, &wanted, &low, &high);
-  return {static_cast<uint32_t>(-low), wanted, count};
+  const int64_t ties = narrow(lists, by_score, &wanted, &low, &high);
+  return {static_cast<uint32_t>(-low), wanted, ties};
 }
 
 // The index of the `nth` (from 1) of a block's candidates that have the score.
@@ -105,8 +111,9 @@ Cut select_marks(const Lists& lists, int64_t count, int64_t wanted, Bracket rang
   if (!single) ties = find_threshold(lists, wanted, range, likeliest);
 
   int64_t first = 0, last = (numel - 1) / kBlock;
-  const auto by_block = [=](const Marks& list, const auto& add) {
+  const auto by_block = [=](const Marks& list, Range within, const auto& add) {
     list.for_each(single, [&](int64_t block, int64_t n, const uint32_t*, const uint32_t* scores) {
+      if (block / kBlock < within.low || block / kBlock > within.high) return;
       add(block / kBlock, single ? n : count_equal(scores, n, ties.score));
     });
   };
