@@ -1,4 +1,4 @@
-"""The surveys of magnitudes, norms and Gram matrices, against oracles of their own (family_oracle.py)."""
+"""The surveys of magnitudes, norms and Gram matrices, against oracles of their own (survey_oracle.py)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from family_oracle import (
+from hard_scores import PATTERNS, pattern
+from hypothesis import given
+from hypothesis import strategies as st
+from survey_oracle import (
     Widened,
     cut_after,
     exponents_of,
@@ -22,9 +25,6 @@ from family_oracle import (
     selected,
     widen,
 )
-from hard_scores import PATTERNS, pattern
-from hypothesis import given
-from hypothesis import strategies as st
 from tensors import (
     BF16,
     DTYPES,

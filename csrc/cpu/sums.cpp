@@ -52,7 +52,7 @@ void norms_run(const Chunk& chunk, int64_t begin, int64_t end, const fuseo1_sele
       const uint32_t exponent = exponent_of_block(d);
       const int64_t all = sum_magnitudes(d, exponent);
       sums[2 * i][exponent] += all;
-      if (selects && selects[i].kind != FUSEO1_SELECT_ALL) {
+      if (selects && selects[i].kind != FUSEO1_SELECT_ALL && selects[i].kind != FUSEO1_SELECT_CLAMP) {
         apply_select(selects[i], chunk.offset + at, at, count, d);
         sums[2 * i + 1][exponent] += sum_magnitudes(d, exponent);
       } else {

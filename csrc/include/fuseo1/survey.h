@@ -80,7 +80,7 @@ void fuseo1_survey_destroy(fuseo1_survey*);
 // a rule; max_bytes bounds all of them together, and the least is as above for each cut.
 //
 // Norms (rescaling): per target the sums of |d_i| over all elements and over those of its selection (select.h; nullptr:
-// all). q_i = |d_i| in the formulas of energies. BITS are not possible. One read.
+// all; CLAMP selects all, unclamped). q_i = |d_i| in the formulas of energies. BITS are not possible. One read.
 //
 // Gram (spherical methods): the sums of v_i * v_j for all pairs, v = d_1..d_N or (of_inputs) b, x_1..x_N. The product is
 // one fp32 operation, of operands clamped as for energies; per block and pair M = max |p|, t = rint(p * 2^(149-E)) with
