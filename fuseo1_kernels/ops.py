@@ -193,7 +193,7 @@ def fuse_into(
     backend: Ops, inputs: Sequence[Array], params: FuseParams, out: torch.Tensor, threads: int
 ) -> int:
     """fuse, to an `out` of any strides; returns how many elements are infinity or NaN."""
-    with _dense(out) as array:
+    with dense(out) as array:
         return backend.fuse(inputs, params, array, 0, threads)
 
 
@@ -201,12 +201,12 @@ def enqueue_into(
     backend: GpuBackend, inputs: Sequence[Array], survey: OnDevice, out: torch.Tensor
 ) -> None:
     """The same by what a survey left on the device, waiting for nothing."""
-    with _dense(out) as array:
+    with dense(out) as array:
         backend.enqueue_fuse(inputs, survey, array)
 
 
 @contextmanager
-def _dense(out: torch.Tensor) -> Iterator[Array]:
+def dense(out: torch.Tensor) -> Iterator[Array]:
     """`out` if it is contiguous, else memory that is copied to it."""
     if out.is_contiguous():
         yield as_array(out)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -15,7 +15,7 @@ from .checkpoint.shards import OutputTensor, Shard, plan_shards
 from .checkpoint.source import Source
 from .config import MergeConfig, OutputSlice
 from .errors import ConfigError
-from .methods import Rule, Target
+from .methods import ByRow, Rule, Target
 from .settings import Setting, idle_filters
 
 # Numbered as Python writes numbers: layers.00 is not a second layers.0.
@@ -41,6 +41,14 @@ class Input:
     def dtype(self) -> DType:
         return BY_CODE[self.info.dtype]
 
+    def part(self, start: int, numel: int) -> Input:
+        """`numel` elements from flat index `start` on, as a tensor."""
+        size = self.dtype.size
+        place = self.info.offset + start * size
+        return replace(
+            self, info=replace(self.info, shape=(numel,), offset=place, nbytes=numel * size)
+        )
+
 
 @dataclass(frozen=True)
 class Job:
@@ -55,6 +63,15 @@ class Job:
     @property
     def numel(self) -> int:
         return prod(self.shape)
+
+    def parts(self) -> Iterator[tuple[int, Job]]:
+        """What is merged by itself, and the flat index at which it begins: every row, or all of it."""
+        if not isinstance(self.rule, ByRow):
+            yield 0, self
+            return
+        for start in range(0, self.numel, self.rule.row):
+            inputs = tuple(x.part(start, self.rule.row) for x in self.inputs)
+            yield start, replace(self, shape=(self.rule.row,), inputs=inputs, rule=self.rule.rule)
 
     @property
     def input_bytes(self) -> int:

@@ -130,18 +130,24 @@ class TensorMerger:
         reading all of them to memory first would send them through memory once more. Those in `direct` do
         not: of them the system is told what to read next, and drops what was read.
         """
-        self._checksum, self._direct = xxhash.xxh3_128(), direct
-        files = [FileRange(*x.source.place(x.info), x.dtype) for x in job.inputs]
-        learned, made, reads = self._learn(job, files)
-        self._fuse(job, files, learned, tell=reads == 0)
-        for x in job.inputs:
-            x.source.check_unchanged(x.info.file)
-        if self._work.surveys:
-            self._work.surveys.keep(job, made)
-        energy = learned[0].energy if learned else ()
-        passes = max((survey.passes for survey in learned), default=0)
+        self._checksum = xxhash.xxh3_128()
+        energy: tuple[float, ...] = ()
+        passes = bytes_read = 0
+        for self._start, part in job.parts():
+            pairs = zip(job.inputs, part.inputs, strict=True)
+            self._direct = [here for x, here in pairs if x in direct]
+            files = [FileRange(*x.source.place(x.info), x.dtype) for x in part.inputs]
+            learned, made, reads = self._learn(part, files)
+            self._fuse(part, files, learned, tell=reads == 0)
+            for x in part.inputs:
+                x.source.check_unchanged(x.info.file)
+            if self._work.surveys and part is job:
+                self._work.surveys.keep(job, made)
+            energy = learned[0].energy if learned else ()
+            passes = max([passes, *(survey.passes for survey in learned)])
+            bytes_read += part.input_bytes * (reads + 1)
         record = TensorRecord(self._checksum.hexdigest(), energy, passes)
-        return TensorReport(record, job.input_bytes * (reads + 1))
+        return TensorReport(record, bytes_read)
 
     def _learn(
         self, job: Job, files: Sequence[FileRange]
@@ -230,10 +236,10 @@ class TensorMerger:
         refuse_nonfinite(job, surveys[norms])
 
     def _write(self, job: Job, start: int, count: int) -> None:
-        """Write elements [start, start + count) from the output buffer."""
+        """Write elements [start, start + count) of the part from the output buffer."""
         merged = self._out.view[: count * job.dtype.size]
         self._checksum.update(merged)
-        self._work.destination.write(job.name, start * job.dtype.size, merged)
+        self._work.destination.write(job.name, (self._start + start) * job.dtype.size, merged)
         self._work.advance(merged.nbytes)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -20,16 +20,16 @@ from .backends import (
 )
 from .backends.requests import Norms, Request
 from .errors import MergeError
-from .methods import NONFINITE, Method, Rule, Target
+from .methods import NONFINITE, ByRow, Method, Rule, Target
 from .methods.sce import Sce
 from .methods.values import resolve_method, resolve_parameters
 from .ops import (
     as_array,
     as_arrays,
     check_dtypes,
+    dense,
     engine_for,
     enqueue_into,
-    fuse_into,
     output_for,
     promoted,
 )
@@ -131,15 +131,28 @@ class TensorMerge:
                 self._refuse(self._known)
             self.started(partial(self.engine.result, self._enqueue(self.engine, self.rule)))
             return
+        with dense(self.result) as out:
+            bad = sum(self._merge(inputs, part) for inputs, part in self._parts(out))
+        if bad and self.nonfinite == "error":
+            # Whose fault it is may not have been asked before.
+            self._survey(self._inputs, Norms((None,) * (len(self._inputs) - 1)))
+        self._refuse_overflow(bad)
+
+    def _parts(self, out: Array) -> Iterator[tuple[list[Array], Array]]:
+        """Inputs and output of what is merged by itself: every row, or all."""
+        if not isinstance(self.rule, ByRow):
+            yield self._inputs, out
+            return
+        row = self.rule.row
+        for start in range(0, out.numel, row):
+            yield [x.part(start, row) for x in self._inputs], out.part(start, row)
+
+    def _merge(self, inputs: list[Array], out: Array) -> int:
+        """Learn, then fuse; returns how many elements are infinity or NaN."""
         learned: list[SurveyResult] = []
         while (request := self.rule.request(learned)) is not None:
-            learned.append(self._survey(request))
-        params = self.rule.params(learned)
-        bad = fuse_into(self.engine, self._inputs, params, self.result, self.threads)
-        if bad and not learned and self.nonfinite == "error":
-            # Whose fault it is was not asked before.
-            self._survey(Norms((None,) * (len(self._inputs) - 1)))
-        self._refuse_overflow(bad)
+            learned.append(self._survey(inputs, request))
+        return self.engine.fuse(inputs, self.rule.params(learned), out, 0, self.threads)
 
     def started(self, found: Callable[[], tuple[SurveyResult, int]]) -> None:
         """It was enqueued; `found` waits. Copies of what was not contiguous go back to the stream's memory."""
@@ -188,12 +201,14 @@ class TensorMerge:
         enqueue_into(engine, self._inputs, pending, self.result)
         return pending
 
-    def _survey(self, request: Request) -> SurveyResult:
-        """What a survey says, now or before; what it found may be refused."""
-        survey = self._find(request)
+    def _survey(self, inputs: list[Array], request: Request) -> SurveyResult:
+        """What a survey says, now or, of whole tensors, before; what it found may be refused."""
+        whole = inputs is self._inputs
+        survey = self._find(request) if whole else None
         if survey is None:
-            survey = self.engine.survey(self._inputs, request, self.threads)
-            self._keep(request, survey)
+            survey = self.engine.survey(inputs, request, self.threads)
+            if whole:
+                self._keep(request, survey)
         self._refuse(survey)
         return survey
 

@@ -32,7 +32,7 @@ from fuseo1_kernels import MergeError, merge_checkpoints, schedule, streaming
 from fuseo1_kernels.arrays import BY_NAME, Array
 from fuseo1_kernels.backends import BACKENDS, load_backend
 from fuseo1_kernels.dry_run import dry_run
-from fuseo1_kernels.methods import METHODS, Target
+from fuseo1_kernels.methods import METHODS, ByRow, Target
 from fuseo1_kernels.prepare import as_config
 from fuseo1_kernels.verification import verify_model
 
@@ -84,6 +84,13 @@ class Case:
 
 
 def by_ops(rule: Any, tensors: list[torch.Tensor]) -> torch.Tensor:
+    if isinstance(rule, ByRow):
+        rows = zip(*(t.reshape(-1, rule.row) for t in tensors), strict=True)
+        merged = [by_ops(rule.rule, list(row)) for row in rows]
+        if not merged:
+            return by_ops(rule.rule, tensors)
+        return torch.cat(merged).view(tensors[0].shape)
+
     def array(tensor: torch.Tensor) -> Array:
         dtype = BY_NAME[str(tensor.dtype).removeprefix("torch.")]
         return Array(tensor.data_ptr(), dtype, tensor.numel(), tensor)
@@ -122,9 +129,13 @@ CASES = {
     "slerp": Case("slerp", 1, shared={"t": 0.3}),
     "nuslerp": Case("nuslerp", 2, own={"weight": (0.3, 0.5)}),
     "nuslerp, no base": Case("nuslerp", 2, base=False, own={"weight": (0.3, 0.5)}),
+    "nuslerp, by row": Case(
+        "nuslerp", 2, own={"weight": (0.3, 0.5)}, shared={"nuslerp_flatten": False}
+    ),
     "multislerp": Case("multislerp", 3, own={"weight": (0.3, 0.5, 0.1)}),
     "multislerp, no base": Case("multislerp", 3, base=False, own={"weight": (0.3, 0.5, 0.1)}),
     "model_stock": Case("model_stock", 3),
+    "model_stock, by row": Case("model_stock", 3, shared={"filter_wise": True}),
     "karcher": Case("karcher", 3, base=False),
     "nearswap": Case("nearswap", 1, shared={"t": 1e-4}),
     "passthrough": Case("passthrough", 1, base=False),

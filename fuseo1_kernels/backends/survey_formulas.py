@@ -21,9 +21,9 @@ def survey_whole(inputs: Sequence[torch.Tensor], request: Request) -> SurveyResu
     d = task_vectors(wide)
     out = ~torch.isfinite(total(d))
     passes, nonfinite = int(out.numel() > 0), _count_nonfinite(wide, out)
+    wide, d = ([x.masked_fill(out, 0.0) for x in every] for every in (wide, d))
     if isinstance(request, int | float):
-        return _survey_scores([x.masked_fill(out, 0.0) for x in d], request, passes, nonfinite)
-    d = [_finite(x) for x in d]
+        return _survey_scores(d, request, passes, nonfinite)
     cuts: tuple[tuple[Cut, ...], ...] = ()
     norms: tuple[tuple[float, float], ...] = ()
     gram: tuple[tuple[float, ...], ...] = ()
@@ -32,7 +32,7 @@ def survey_whole(inputs: Sequence[torch.Tensor], request: Request) -> SurveyResu
     elif isinstance(request, Norms):
         norms = tuple(_norms(x, select) for x, select in zip(d, request.selects, strict=True))
     else:
-        gram = _gram([_finite(x) for x in wide] if request.of_inputs else d)
+        gram = _gram(wide if request.of_inputs else d)
     return SurveyResult(-1, -1, NOTHING, -1, passes, (), nonfinite, cuts, norms, gram)
 
 
@@ -61,11 +61,6 @@ def _count_nonfinite(wide: Sequence[torch.Tensor], out: torch.Tensor) -> tuple[i
     bad = [~torch.isfinite(x) & out for x in wide]
     overflow = out & ~torch.stack(bad).any(dim=0)
     return tuple(int(b.sum()) for b in [*bad, overflow])
-
-
-def _finite(x: torch.Tensor) -> torch.Tensor:
-    """`x` with 0 for what is not finite."""
-    return x.masked_fill(~torch.isfinite(x), 0.0)
 
 
 def _exact_sum(q: torch.Tensor, kept: torch.Tensor) -> float:

@@ -2,8 +2,8 @@
 
     out = b + t * mean of d_i,  t = N cos / (1 + (N - 1) cos),  cos: the mean over all pairs of task vectors
 
-At a pole of t, where opposing task vectors cancel, nothing is added. Lengths' products below 1e-6 count as that, as in
-mergekit 0.1.5.
+With filter_wise every row has a t of its own. At a pole of t, where opposing task vectors cancel, nothing is added.
+Products of lengths below 1e-6 count as that, as in mergekit 0.1.5.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from itertools import combinations
 
 from ..backends import FuseParams, SurveyResult
 from ..backends.requests import Gram
-from ..errors import ConfigError
-from .record import Parameter, Target, Values, method
+from .record import ByRow, Parameter, Rule, Target, Values, method
 
 _LEAST = 1e-6
 
@@ -42,12 +41,9 @@ class ModelStock:
         return FuseParams((1.0,) * self.targets, elect="none", divisor=float(self.targets), scale=t)
 
 
-def _rule(values: Values, target: Target) -> ModelStock:
-    if values["filter_wise"]:
-        raise ConfigError(
-            "model_stock: filter_wise: true is not in fuseo1-kernels yet (tensors are taken whole)"
-        )
-    return ModelStock(len(target.models))
+def _rule(values: Values, target: Target) -> Rule:
+    whole = ModelStock(len(target.models))
+    return ByRow(whole, target.row) if values["filter_wise"] else whole
 
 
 MODEL_STOCK = method(

@@ -103,6 +103,20 @@ class Rule(Protocol):
         """What fuse applies, when everything was learned. Raises MergeError."""
 
 
+@dataclass(frozen=True)
+class ByRow:
+    """Every row of `row` elements is merged by itself, as if it were a tensor, by the same rule."""
+
+    rule: Rule
+    row: int
+
+    def request(self, learned: Sequence[SurveyResult]) -> Request | None:
+        return self.rule.request(learned)
+
+    def params(self, learned: Sequence[SurveyResult]) -> FuseParams:
+        return self.rule.params(learned)
+
+
 #: A method's parameters for one tensor: of a per-model one a value for each model, in order.
 Values = Mapping[str, Any]
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from ..backends import FuseParams, SurveyResult
 from ..backends.requests import Gram
 from ..errors import ConfigError
-from .record import Parameter, Target, Values, combination, method
+from .record import ByRow, Parameter, Rule, Target, Values, combination, method
 from .sphere import arc
 
 _NEARLY_PARALLEL = 0.9995
@@ -73,15 +73,19 @@ def _slerp(values: Values, _target: Target) -> Slerp:
     return Slerp(values["t"])
 
 
-def _nuslerp(values: Values, target: Target) -> NuSlerp:
-    if not values["nuslerp_flatten"]:
+def _nuslerp(values: Values, target: Target) -> Rule:
+    if values["nuslerp_row_wise"] and not values["nuslerp_flatten"] and target.row < target.numel:
         raise ConfigError(
-            "nuslerp: nuslerp_flatten: false is not in fuseo1-kernels yet (tensors are taken whole)"
+            "nuslerp: with nuslerp_row_wise: true and nuslerp_flatten: false columns would be merged, which is not "
+            "in fuseo1-kernels; leave nuslerp_row_wise out to merge rows, or nuslerp_flatten to merge whole tensors"
         )
     first, second = values["weight"]
     total = first + second
-    t = 0.5 if abs(total) < _LEAST_WEIGHT else second / total
-    return NuSlerp(t, target.has_base)
+    whole = NuSlerp(
+        0.5 if abs(total) < _LEAST_WEIGHT else second / total,
+        target.has_base,
+    )
+    return whole if values["nuslerp_flatten"] else ByRow(whole, target.row)
 
 
 SLERP = method(

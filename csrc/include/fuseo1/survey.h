@@ -72,7 +72,8 @@ typedef struct {
 int fuseo1_survey_create(int32_t targets, int64_t numel, double select_topk, int64_t max_bytes, fuseo1_survey** out);
 void fuseo1_survey_destroy(fuseo1_survey*);
 
-// Three other surveys, with d, M, E, t and the counts of non-finite elements as above; what is not finite counts as 0.
+// Three other surveys, with d, M, E and t as above. Elements whose s is not finite are counted, and are 0 in all targets
+// (and inputs).
 //
 // Magnitudes (TIES, breadcrumbs): for target i the cuts after its ranks[i * per_target ..] largest |d_i|, ties by lowest
 // f. Zeros are never selected: of k >= count_nonzero(d_i) a cut says threshold 0, tie_limit -1. For k == 0 it says
