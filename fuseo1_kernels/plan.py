@@ -69,7 +69,7 @@ class Job:
         if not isinstance(self.rule, ByRow):
             yield 0, self
             return
-        for start in range(0, self.numel, self.rule.row):
+        for start in range(0, self.numel, max(self.rule.row, 1)):
             inputs = tuple(x.part(start, self.rule.row) for x in self.inputs)
             yield start, replace(self, shape=(self.rule.row,), inputs=inputs, rule=self.rule.rule)
 

@@ -134,9 +134,15 @@ class TensorMerge:
         with dense(self.result) as out:
             bad = sum(self._merge(inputs, part) for inputs, part in self._parts(out))
         if bad and self.nonfinite == "error":
-            # Whose fault it is may not have been asked before.
-            self._survey(self._inputs, Norms((None,) * (len(self._inputs) - 1)))
+            self._refuse_inputs()
         self._refuse_overflow(bad)
+
+    def _refuse_inputs(self) -> None:
+        """Whose fault it is that the result is not finite may not have been asked before."""
+        alone = len(self._inputs) == 1  # a survey wants a target
+        inputs = self._inputs * 2 if alone else self._inputs
+        found = self.engine.survey(inputs, Norms((None,) * (len(inputs) - 1)), self.threads)
+        _refuse_nonfinite(found.nonfinite[alone:], self.names)
 
     def _parts(self, out: Array) -> Iterator[tuple[list[Array], Array]]:
         """Inputs and output of what is merged by itself: every row, or all."""
@@ -144,7 +150,7 @@ class TensorMerge:
             yield self._inputs, out
             return
         row = self.rule.row
-        for start in range(0, out.numel, row):
+        for start in range(0, out.numel, max(row, 1)):
             yield [x.part(start, row) for x in self._inputs], out.part(start, row)
 
     def _merge(self, inputs: list[Array], out: Array) -> int:

@@ -10,7 +10,7 @@ from calls import error, sce
 from tensors import BF16, DTYPES, FP16, FP32, QUIET_NAN, assert_same_bits, bits, siblings
 
 from fuseo1_kernels import merge_tensors
-from fuseo1_kernels.errors import ConfigError
+from fuseo1_kernels.errors import ConfigError, MergeError
 from fuseo1_kernels.methods.sce import VARIANTS
 
 
@@ -191,3 +191,32 @@ def test_an_output_that_overflows_its_dtype(backend: str) -> None:
     )
     assert (merged[:497] == 65_504.0).all() and torch.isposinf(merged[497:]).all()
     assert torch.isfinite(merge_tensors([base, target], "sce", base_index=0, out_dtype=BF16)).all()
+
+
+def test_what_is_not_finite_is_named_without_a_survey(backend: str) -> None:
+    """Methods that need none ask whose fault it was when the result shows it."""
+    tensors = siblings((40, 50), 2, torch.float32)
+    tensors[2][3, 4] = torch.inf
+    weight = {"weight": 1.0}
+    for method, given, parameters in (
+        ("linear", tensors, weight),
+        ("passthrough", tensors[2:], {}),
+        ("nuslerp", tensors[1:], {**weight, "nuslerp_flatten": False}),
+    ):
+        with pytest.raises(MergeError, match=f"tensor {len(given) - 1} has 1"):
+            merge_tensors(given, method, parameters=parameters, backend=backend)
+        merged = merge_tensors(
+            given, method, parameters=parameters, backend=backend, nonfinite="propagate"
+        )
+        assert not merged[3].isfinite().all() and merged[:3].isfinite().all()
+    huge = [torch.full((300,), 3e38), torch.full((300,), 2e38)]
+    with pytest.raises(MergeError, match="300 merged elements overflow float32"):
+        merge_tensors(huge, "linear", parameters={"weight": 1.0, "normalize": False})
+
+
+def test_empty_rows(backend: str) -> None:
+    tensors = [torch.empty(3, 0)] * 3
+    merged = merge_tensors(
+        tensors, "model_stock", base_index=0, parameters={"filter_wise": True}, backend=backend
+    )
+    assert merged.shape == (3, 0)
