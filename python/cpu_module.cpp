@@ -250,6 +250,16 @@ fuseo1_select select_clamp(double most) {
   return out;
 }
 
+fuseo1_select select_ranked(uint64_t key, int64_t row, double low, double span) {
+  fuseo1_select out = {};
+  out.kind = FUSEO1_SELECT_RANKED;
+  out.key = key;
+  out.row = row;
+  out.low = low;
+  out.span = span;
+  return out;
+}
+
 // What fuse applies. shares and selects may be empty.
 class FuseParams {
  public:
@@ -354,7 +364,8 @@ PYBIND11_MODULE(_cpu, m) {
       .def_static("band", &select_band, py::arg("keep"), py::arg("drop"))
       .def_static("draw", &select_draw, py::arg("key"), py::arg("limit"))
       .def_static("bits", &select_bits, py::arg("address"))
-      .def_static("clamp", &select_clamp, py::arg("most"));
+      .def_static("clamp", &select_clamp, py::arg("most"))
+      .def_static("ranked", &select_ranked, py::arg("key"), py::arg("row"), py::arg("low"), py::arg("span"));
   py::class_<Survey>(m, "Survey")
       .def(py::init<int, int64_t, double, int64_t>(), py::arg("targets"), py::arg("numel"), py::arg("select_topk"),
            py::arg("max_bytes"))

@@ -5,8 +5,8 @@
 #include <errno.h>
 #include <unistd.h>
 
-#include "kernels.h"
-#include "parallel.h"
+#include "ranked_selects.h"
+#include "survey_base.h"
 
 namespace fuseo1 {
 namespace {
@@ -54,6 +54,16 @@ int64_t elements_in(const fuseo1_file* files, int32_t targets, fuseo1_scratch sc
   return (bytes - (targets + 1) * kAlign) / element_bytes / kBlock * kBlock;
 }
 
+// How many elements of every input make a piece of whole rows: about `bytes` of them, or as many as it takes; 0 if the
+// scratch does not hold these, or the arguments are outside the contract.
+int64_t piece_of(const fuseo1_file* files, int32_t targets, int64_t row, int64_t count, fuseo1_scratch scratch,
+                 int64_t bytes) {
+  const int64_t step = step_of(row), piece = elements_in(files, targets, scratch, bytes);
+  if (piece >= step) return piece / step * step;
+  const int64_t most = elements_in(files, targets, scratch, scratch.bytes);
+  return most >= step ? step : most >= count ? most : 0;
+}
+
 // Lays `n` elements of every input out in the scratch.
 void lay_out(const fuseo1_file* files, int32_t targets, fuseo1_scratch scratch, int64_t n, fuseo1_operand* operands) {
   char* to = static_cast<char*>(scratch.data);
@@ -71,12 +81,12 @@ bool read_elements(const fuseo1_file& file, const fuseo1_operand& operand, int64
   return read_all(file.fd, to, n * size, file.offset + from * size, number);
 }
 
-// Calls work(operands, first, n) on one piece after the other; work returns a status.
+// Calls work(operands, first, n) on one piece after the other, each of whole rows; work returns a status.
 template <class Work>
-int for_each_piece(const fuseo1_file* files, int32_t targets, int64_t offset, int64_t count, fuseo1_scratch scratch,
-                   int32_t threads, fuseo1_read_error* error, const Work& work) {
+int for_each_piece(const fuseo1_file* files, int32_t targets, int64_t row, int64_t offset, int64_t count,
+                   fuseo1_scratch scratch, int32_t threads, fuseo1_read_error* error, const Work& work) {
   const int64_t wanted = threads == 1 ? kPieceBytes : threads * kPiecesPerThread * kPieceBytes;
-  const int64_t piece = elements_in(files, targets, scratch, wanted);
+  const int64_t piece = piece_of(files, targets, row, count, scratch, wanted);
   if (piece == 0 || !error || threads < 1 || offset < 0 || offset % kBlock || count < 0) return FUSEO1_BAD_ARGUMENT;
   const int inputs = targets + 1;
   fuseo1_operand operands[FUSEO1_MAX_TARGETS + 1];
@@ -139,7 +149,7 @@ extern "C" int fuseo1_survey_update_files(fuseo1_survey* survey, const fuseo1_fi
                                           fuseo1_read_error* error) {
   if (targets < 1) return FUSEO1_BAD_ARGUMENT;
   if (fuseo1_survey_phase_of(survey) == FUSEO1_SURVEY_SAMPLE) return FUSEO1_WRONG_PHASE;
-  return fuseo1::for_each_piece(files, targets, offset, count, scratch, threads, error,
+  return fuseo1::for_each_piece(files, targets, survey->row(), offset, count, scratch, threads, error,
                                 [&](const fuseo1_operand* operands, int64_t first, int64_t n) {
                                   return fuseo1_survey_update(survey, operands, offset + first, n, threads);
                                 });
@@ -148,7 +158,8 @@ extern "C" int fuseo1_survey_update_files(fuseo1_survey* survey, const fuseo1_fi
 extern "C" int fuseo1_fuse_files(const fuseo1_fuse_params* params, const fuseo1_file* files, int64_t offset,
                                  int64_t count, fuseo1_scratch scratch, void* out, int32_t out_dtype, int32_t threads,
                                  int64_t* nonfinite, fuseo1_read_error* error) {
-  if (!params || !nonfinite || out_dtype < FUSEO1_BF16 || out_dtype > FUSEO1_FP32 || (!out && count)) {
+  if (!params || params->targets < 0 || params->targets > FUSEO1_MAX_TARGETS || !nonfinite || out_dtype < FUSEO1_BF16 ||
+      out_dtype > FUSEO1_FP32 || (!out && count)) {
     return FUSEO1_BAD_ARGUMENT;
   }
   *nonfinite = 0;
@@ -156,7 +167,8 @@ extern "C" int fuseo1_fuse_files(const fuseo1_fuse_params* params, const fuseo1_
   fuseo1_fuse_params piece = *params;
   fuseo1_select selects[FUSEO1_MAX_TARGETS];
   if (params->selects) piece.selects = selects;
-  return fuseo1::for_each_piece(files, params->targets, offset, count, scratch, threads, error,
+  const int64_t row = fuseo1::ranked_row(params->selects, params->targets);
+  return fuseo1::for_each_piece(files, params->targets, row, offset, count, scratch, threads, error,
                                 [&](const fuseo1_operand* operands, int64_t first, int64_t n) {
                                   int64_t found = 0;
                                   if (params->selects)

@@ -75,6 +75,32 @@ struct SumKernels {
   void (*gram)(const Chunk&, int64_t begin, int64_t end, bool of_inputs, SumBins* sums, int64_t* nonfinite);
 };
 
+// What deciding RANKED takes beside its inputs, for one thread (ranked_selects.h makes it). Elements are counted from the
+// batch's first block, or, in those of one row, from its first.
+struct RankRoom {
+  uint32_t* magnitudes;             // of a batch: bits of |d|, 0 around it up to whole blocks
+  uint32_t *open, *words;           // its elements that need a rank, and their random words
+  uint32_t *bins, *places;          // of a row: its elements' bins of magnitudes, and their places within them
+  uint32_t *order, *spare;          // of a row, to be sorted
+  uint32_t* above;                  // by bin: how many are larger than all of it
+  uint8_t* mixed;                   // by bin: whether it may hold different magnitudes
+};
+
+// How one target's RANKED decides; limits[t] is that of the t-th largest of a row, from 0.
+struct RankRule {
+  uint64_t key;
+  int64_t row;
+  const uint32_t* limits;
+};
+constexpr int64_t kRankBatch = 4096;  // elements decided together, at least, unless a row has more
+constexpr int kRankOctaves = 16;      // of magnitudes below a row's largest that have bins of their own
+// The base-2 logarithm of how many bins an octave has: few elements a bin, but not many more bins than elements.
+inline int rank_bins_log2(int64_t row) {
+  int log2 = 5;
+  while (log2 < 12 && (int64_t{32} << log2) <= row) ++log2;
+  return log2;
+}
+
 struct Kernels {
   const char* name;
   // survey: every element is selected
@@ -89,6 +115,8 @@ struct Kernels {
                   bool stream);
   MagnitudeKernels magnitudes;
   SumKernels sums;
+  // RANKED of a chunk of one target and `count` elements: sets bits, which are 0, of those selected that are not 0
+  void (*rank)(const Chunk&, int64_t count, const RankRule&, const RankRoom&, uint64_t* bits);
 };
 
 struct SurveyKernels {
@@ -97,12 +125,13 @@ struct SurveyKernels {
   decltype(Kernels::score) score;
 };
 
-// Defined once per instruction set by survey.cpp, fuse.cpp, magnitudes.cpp and sums.cpp.
+// Defined once per instruction set by survey.cpp, fuse.cpp, magnitudes.cpp, sums.cpp and ranked.cpp.
 #define FUSEO1_DECLARE_ISA(isa)                    \
   extern const SurveyKernels survey_##isa;         \
   extern const decltype(Kernels::fuse) fuse_##isa; \
   extern const MagnitudeKernels magnitudes_##isa;  \
-  extern const SumKernels sums_##isa;
+  extern const SumKernels sums_##isa;              \
+  extern const decltype(Kernels::rank) rank_##isa;
 FUSEO1_DECLARE_ISA(baseline)
 FUSEO1_DECLARE_ISA(avx2)
 FUSEO1_DECLARE_ISA(avx512)

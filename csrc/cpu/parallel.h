@@ -62,17 +62,21 @@ void in_parallel(int64_t count, const Work& work) {
   for (std::thread& t : others) t.join();
 }
 
+// How many segments [offset, offset + count) touches.
+inline int64_t segments_of(int64_t offset, int64_t count, int64_t segment = kSegment) {
+  return (offset + count + segment - 1) / segment - offset / segment;
+}
+
 // Calls work(thread, begin, end) until the segments of [offset, offset + count) are done; begin and end count from
 // `offset`. work must not throw.
 template <class Work>
-void for_each_segment(int64_t offset, int64_t count, int threads, const Work& work) {
-  const int64_t first = offset / kSegment;
-  const int64_t segments = (offset + count + kSegment - 1) / kSegment - first;
+void for_each_segment(int64_t offset, int64_t count, int threads, const Work& work, int64_t segment = kSegment) {
+  const int64_t first = offset / segment, segments = segments_of(offset, count, segment);
   std::atomic<int64_t> next{0};
   in_parallel(std::min<int64_t>(threads, segments), [&](int64_t thread) {
     for (int64_t s; (s = next.fetch_add(1, std::memory_order_relaxed)) < segments;) {
-      const int64_t begin = std::max<int64_t>((first + s) * kSegment - offset, 0);
-      const int64_t end = std::min<int64_t>((first + s + 1) * kSegment - offset, count);
+      const int64_t begin = std::max<int64_t>((first + s) * segment - offset, 0);
+      const int64_t end = std::min<int64_t>((first + s + 1) * segment - offset, count);
       work(static_cast<int>(thread), begin, end);
     }
   });

@@ -107,18 +107,26 @@ inline void apply_band(const fuseo1_select& select, int64_t flat, float* d) {
   }
 }
 
-inline void apply_draw(const fuseo1_select& select, int64_t flat, float* d) {
-  constexpr uint32_t kSign = 0x80000000u;  // turned over, words compare as signed integers do
-  const Vi limit = (Vi)splat(select.limit ^ kSign);
-  const uint64_t key = select.key, first = static_cast<uint64_t>(flat / 4);
+// Calls use(j, words) on the words of the block at flat index `flat`, whose elements j .. j + kWidth - 1 they are.
+template <class Use>
+FUSEO1_INLINE void for_each_words(uint64_t key, int64_t flat, const Use& use) {
+  const uint64_t first = static_cast<uint64_t>(flat / 4);
   const Vl even = (Vl)load<Vu>(kLanes) & 0xffffffffu, odd = (Vl)load<Vu>(kLanes) >> 32;
   for (int c = 0; c < kCounters; c += kWidth) {
     const Vl begin = splat(uint64_t{static_cast<uint32_t>(first) + c});
     const Vl lo[2] = {begin + even, begin + odd};
     Vu words[4];
     philox(lo, static_cast<uint32_t>(first >> 32), key, words);
-    for (int j = 0; j < 4; ++j) keep_selected(d + j * kCounters + c, greater(limit, (Vi)(words[j] ^ kSign)));
+    for (int j = 0; j < 4; ++j) use(j * kCounters + c, words[j]);
   }
+}
+
+constexpr uint32_t kSign = 0x80000000u;  // turned over, words compare as signed integers do
+
+inline void apply_draw(const fuseo1_select& select, int64_t flat, float* d) {
+  const Vi limit = (Vi)splat(select.limit ^ kSign);
+  for_each_words(select.key, flat,
+                 [&](int j, Vu words) { keep_selected(d + j, greater(limit, (Vi)(words ^ kSign))); });
 }
 
 // Reads no word of which no element of the chunk is told.
@@ -145,7 +153,7 @@ inline void apply_clamp(const fuseo1_select& select, float* d) {
 }
 
 // Leaves of a block's task vector what `select` does: d[kBlock] of the elements from flat index `flat` on, which are
-// elements at .. at + count - 1 of the chunk. What is not finite stays.
+// elements at .. at + count - 1 of the chunk. What is not finite stays. RANKED has become BITS (ranked_selects.h).
 inline void apply_select(const fuseo1_select& select, int64_t flat, int64_t at, int64_t count, float* d) {
   switch (select.kind) {
     case FUSEO1_SELECT_BAND:

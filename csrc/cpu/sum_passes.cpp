@@ -4,9 +4,8 @@
 
 #include <memory>
 
-#include "dispatch.h"
 #include "pages.h"
-#include "parallel.h"
+#include "ranked_selects.h"
 #include "survey_base.h"
 
 namespace fuseo1 {
@@ -30,14 +29,14 @@ class Sums : public fuseo1_survey {
   void update(const fuseo1_operand* operands, int64_t offset, int64_t count, int threads) override {
     const Chunk chunk = {operands, targets, offset};
     fed += count;
-    const int64_t segments = (offset + count + kSegment - 1) / kSegment - offset / kSegment;
-    while (static_cast<int64_t>(shares_.size()) < std::min<int64_t>(threads, segments)) {
-      shares_.push_back(std::make_unique<Share>(count_));
-    }
-    for_each_segment(offset, count, threads, [&](int thread, int64_t begin, int64_t end) {
+    const int64_t used = std::min<int64_t>(threads, segments_of(offset, count, segment()));
+    while (static_cast<int64_t>(shares_.size()) < used) shares_.push_back(std::make_unique<Share>(count_));
+    make_rooms(used);
+    const auto add_segment = [&](int thread, int64_t begin, int64_t end) {
       Share& share = *shares_[thread];
-      add(chunk, begin, end, share.bins(), share.nonfinite);
-    });
+      add(chunk, begin, end, thread, share.bins(), share.nonfinite);
+    };
+    for_each_segment(offset, count, threads, add_segment, segment());
   }
 
   void end_pass() override {
@@ -55,7 +54,11 @@ class Sums : public fuseo1_survey {
   }
 
  protected:
-  virtual void add(const Chunk& chunk, int64_t begin, int64_t end, SumBins* sums, int64_t* nonfinite) const = 0;
+  virtual void add(const Chunk& chunk, int64_t begin, int64_t end, int thread, SumBins* sums,
+                   int64_t* nonfinite) const = 0;
+  // What segments are multiples of, and memory for so many threads.
+  virtual int64_t segment() const { return kSegment; }
+  virtual void make_rooms(int64_t) {}
 
   double sum(int64_t s) const {
     double out = 0.0;
@@ -72,9 +75,11 @@ class Sums : public fuseo1_survey {
 
 class Norms final : public Sums {
  public:
-  Norms(int32_t n, int64_t numel, const fuseo1_select* selects) : Sums(n, numel, 2 * n) {
+  Norms(int32_t n, int64_t numel, const fuseo1_select* selects) : Sums(n, numel, 2 * n), ranked_(selects, n) {
     if (selects) selects_.assign(selects, selects + n);
   }
+
+  int64_t row() const override { return ranked_.any() ? ranked_.row() : 1; }
 
   bool tell_sums(double* sums) const override {
     for (int64_t s = 0; s < count_; ++s) sums[s] = sum(s);
@@ -82,11 +87,22 @@ class Norms final : public Sums {
   }
 
  private:
-  void add(const Chunk& chunk, int64_t begin, int64_t end, SumBins* sums, int64_t* nonfinite) const override {
-    kernels().sums.norms(chunk, begin, end, selects_.empty() ? nullptr : selects_.data(), sums, nonfinite);
+  void add(const Chunk& chunk, int64_t begin, int64_t end, int thread, SumBins* sums,
+           int64_t* nonfinite) const override {
+    if (!ranked_.any()) {
+      kernels().sums.norms(chunk, begin, end, selects_.empty() ? nullptr : selects_.data(), sums, nonfinite);
+      return;
+    }
+    ranked_.for_each_unit(chunk, begin, end, thread,
+                          [&](const Chunk& part, const fuseo1_select* selects, int64_t, int64_t count) {
+                            kernels().sums.norms(part, 0, count, selects, sums, nonfinite);
+                          });
   }
+  int64_t segment() const override { return ranked_.segment(); }
+  void make_rooms(int64_t count) override { ranked_.make_rooms(count); }
 
   std::vector<fuseo1_select> selects_;
+  RankedSelects ranked_;
 };
 
 class Gram final : public Sums {
@@ -103,7 +119,7 @@ class Gram final : public Sums {
   }
 
  private:
-  void add(const Chunk& chunk, int64_t begin, int64_t end, SumBins* sums, int64_t* nonfinite) const override {
+  void add(const Chunk& chunk, int64_t begin, int64_t end, int, SumBins* sums, int64_t* nonfinite) const override {
     kernels().sums.gram(chunk, begin, end, of_inputs_, sums, nonfinite);
   }
 

@@ -2,7 +2,7 @@
 // survey's C ABI: checks the arguments, hands on to the survey, turns exceptions into codes.
 #include <new>
 
-#include "dispatch.h"
+#include "ranked_selects.h"
 #include "sampling.h"
 #include "survey_base.h"
 
@@ -22,13 +22,15 @@ int guarded(const Body& body) {
   }
 }
 
-bool valid_selects(const fuseo1_select* selects, int32_t targets) {
+bool valid_selects(const fuseo1_select* selects, int32_t targets, int64_t numel) {
+  const int64_t row = ranked_row(selects, targets);
   for (int i = 0; selects && i < targets; ++i) {
     const int32_t kind = selects[i].kind;
-    if (kind < FUSEO1_SELECT_ALL || kind > FUSEO1_SELECT_CLAMP || kind == FUSEO1_SELECT_BITS) return false;
+    if (kind < FUSEO1_SELECT_ALL || kind > FUSEO1_SELECT_RANKED || kind == FUSEO1_SELECT_BITS) return false;
     if (kind == FUSEO1_SELECT_CLAMP && !(selects[i].most >= 0)) return false;
+    if (kind == FUSEO1_SELECT_RANKED && !valid_ranked(selects[i], row)) return false;
   }
-  return true;
+  return !row || numel % row == 0;
 }
 
 bool valid_size(int32_t targets, int64_t numel) { return targets >= 1 && targets <= FUSEO1_MAX_TARGETS && numel >= 0; }
@@ -57,7 +59,7 @@ int fuseo1_survey_create_magnitudes(int32_t targets, int64_t numel, const int64_
 }
 
 int fuseo1_survey_create_norms(int32_t targets, int64_t numel, const fuseo1_select* selects, fuseo1_survey** out) {
-  if (!out || !valid_size(targets, numel) || !valid_selects(selects, targets)) return FUSEO1_BAD_ARGUMENT;
+  if (!out || !valid_size(targets, numel) || !valid_selects(selects, targets, numel)) return FUSEO1_BAD_ARGUMENT;
   return guarded([&] { *out = norm_survey(targets, numel, selects).release(); });
 }
 
@@ -92,6 +94,7 @@ int fuseo1_survey_update(fuseo1_survey* survey, const fuseo1_operand* operands, 
   const int64_t left =
       sampling ? survey->runs() * run_length(survey->numel) - survey->sampled() : survey->numel - offset;
   if (count > left || (!sampling && count % kBlock && count != left)) return FUSEO1_BAD_ARGUMENT;
+  if (offset % survey->row() || count % survey->row()) return FUSEO1_BAD_ARGUMENT;
   return guarded([&] {
     if (sampling) {
       survey->add_sample(operands, count);

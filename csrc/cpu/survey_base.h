@@ -24,6 +24,8 @@ struct fuseo1_survey {
   virtual void update(const fuseo1_operand* operands, int64_t offset, int64_t count, int threads) = 0;
   virtual void end_pass() = 0;
   virtual void lend(fuseo1::Loan) {}
+  // Chunks are multiples of it.
+  virtual int64_t row() const { return 1; }
 
   virtual void tell(fuseo1_survey_result* out) const = 0;
   // Whether this is what it has learned.

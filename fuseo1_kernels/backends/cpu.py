@@ -22,6 +22,7 @@ from .requests import (
     Gram,
     Magnitudes,
     Norms,
+    Ranked,
     Request,
     Select,
 )
@@ -58,6 +59,8 @@ def native_select(select: Select) -> _cpu.Select:
         return _cpu.Select.band(_cut(select.keep), _cut(select.drop))
     if isinstance(select, Draw):
         return _cpu.Select.draw(select.key, select.limit)
+    if isinstance(select, Ranked):
+        return _cpu.Select.ranked(select.key, select.row, select.low, select.span)
     return _cpu.Select.clamp(select.most) if isinstance(select, Clamp) else _cpu.Select()
 
 

@@ -12,9 +12,10 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from ..arrays import Array, Buffer
+from ..errors import BackendError
 from . import SURVEY_BYTES, FileRange, InputUnreadable, SurveyResult
 from .fuse_formulas import fuse_chunk
-from .requests import FuseParams, Request
+from .requests import FuseParams, Request, step_of
 from .survey_formulas import survey_whole
 
 _BLOCK = 256
@@ -73,17 +74,23 @@ class ReferenceBackend:
         scratch: Buffer,
     ) -> int:
         bad = 0
-        for start, inputs in _pieces(files, offset, out.numel, scratch):
+        for start, inputs in _pieces(files, offset, out.numel, scratch, step_of(params.selects)):
             part = out.part(start - offset, inputs[0].numel)
             bad += self.fuse(inputs, params, part, start, threads)
         return bad
 
 
 def _pieces(
-    files: Sequence[FileRange], offset: int, count: int, scratch: Buffer
+    files: Sequence[FileRange], offset: int, count: int, scratch: Buffer, least: int = _BLOCK
 ) -> Iterator[tuple[int, list[Array]]]:
-    """(start, inputs) of pieces of [offset, offset + count) that fit into `scratch`, read one by one."""
-    step = scratch.nbytes // sum(f.dtype.size for f in files) // _BLOCK * _BLOCK
+    """(start, inputs) of pieces of [offset, offset + count) that fit into `scratch`, read one by one.
+
+    All are multiples of `least` elements, unless they all fit at once.
+    """
+    room = scratch.nbytes // sum(f.dtype.size for f in files)
+    step = max(count, 1) if count <= room else room // least * least
+    if step == 0:
+        raise BackendError(f"pieces of {least} elements do not fit into {scratch.nbytes} bytes")
     for start in range(offset, offset + count, step):
         n = min(step, offset + count - start)
         inputs, at = [], 0

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
+
+_BLOCK = 256
 
 #: No score and no magnitude reaches it: nothing is selected.
 NOTHING = 0x7FFFFFFF
@@ -39,6 +43,19 @@ class Draw:
 
 
 @dataclass(frozen=True)
+class Ranked:
+    """Elements drawn at random, from `low` for the smallest |d| of a row to `low` + `span` for the largest.
+
+    A row are `row` elements that follow one another; whoever works in chunks works in whole rows (`step_of`).
+    """
+
+    key: int
+    low: float
+    span: float
+    row: int
+
+
+@dataclass(frozen=True)
 class Clamp:
     """Every element, but its difference to the base only within +-`most`."""
 
@@ -46,7 +63,13 @@ class Clamp:
 
 
 #: Which elements of one target take part; None: all.
-Select: TypeAlias = Band | Draw | Clamp | None
+Select: TypeAlias = Band | Draw | Ranked | Clamp | None
+
+
+def step_of(selects: Sequence[Select]) -> int:
+    """Chunks begin at multiples of so many elements: they are whole blocks of 256 and whole rows."""
+    return math.lcm(_BLOCK, *(select.row for select in selects if isinstance(select, Ranked)))
+
 
 #: How the sign of an element is elected: of the sum of d (SCE), of w * d, by counting heads, or not at all.
 Elect: TypeAlias = Literal["sum", "weighted", "count", "none"]

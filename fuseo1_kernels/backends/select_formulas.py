@@ -5,7 +5,11 @@ from __future__ import annotations
 import torch
 
 from .philox import words
-from .requests import Band, Cut, Draw, Select
+from .requests import Band, Cut, Draw, Ranked, Select
+
+
+#: Bits of infinity.
+_INFINITY = 0x7F800000
 
 
 def in_cut(bits: torch.Tensor, cut: Cut, offset: int) -> torch.Tensor:
@@ -21,7 +25,20 @@ def selected(select: Select, d: torch.Tensor, offset: int) -> torch.Tensor:
         return in_cut(bits, select.keep, offset) & ~in_cut(bits, select.drop, offset)
     if isinstance(select, Draw):
         return words(select.key, offset, d.numel()) < select.limit
+    if isinstance(select, Ranked):
+        return words(select.key, offset, d.numel()) < limits(select, d)
     return torch.ones_like(d, dtype=torch.bool)
+
+
+def limits(select: Ranked, d: torch.Tensor) -> torch.Tensor:
+    """limit(r) of every element, in int64; `d` is whole rows."""
+    n = select.row
+    magnitudes = magnitude_bits(d).clamp(max=_INFINITY).view(-1, n)
+    # From the last element to the first: of equals the sort leaves the lowest index the highest rank.
+    ascending = n - 1 - torch.argsort(magnitudes.flip(1), dim=1, stable=True)
+    r = torch.empty_like(ascending).scatter_(1, ascending, torch.arange(n).expand_as(ascending))
+    share = r.double() / (n - 1) if n > 1 else torch.full_like(r, 0.5, dtype=torch.float64)
+    return ((select.low + share * select.span) * 2.0**32).floor().long().view(-1)
 
 
 def magnitude_bits(d: torch.Tensor) -> torch.Tensor:

@@ -21,6 +21,7 @@ def survey_whole(inputs: Sequence[torch.Tensor], request: Request) -> SurveyResu
     d = task_vectors(wide)
     out = ~torch.isfinite(total(d))
     passes, nonfinite = int(out.numel() > 0), _count_nonfinite(wide, out)
+    raw = d
     wide, d = ([x.masked_fill(out, 0.0) for x in every] for every in (wide, d))
     if isinstance(request, int | float):
         return _survey_scores(d, request, passes, nonfinite)
@@ -30,7 +31,7 @@ def survey_whole(inputs: Sequence[torch.Tensor], request: Request) -> SurveyResu
     if isinstance(request, Magnitudes):
         cuts = tuple(_cuts(x, ranks) for x, ranks in zip(d, request.ranks, strict=True))
     elif isinstance(request, Norms):
-        norms = tuple(_norms(x, select) for x, select in zip(d, request.selects, strict=True))
+        norms = tuple(map(_norms, d, raw, request.selects))
     else:
         gram = _gram(wide if request.of_inputs else d)
     return SurveyResult(-1, -1, NOTHING, -1, passes, (), nonfinite, cuts, norms, gram)
@@ -123,7 +124,7 @@ def _cut(values: torch.Tensor, order: torch.Tensor, k: int) -> Cut:
     return Cut(threshold, numel - 1 if every_tie else int(order[k - 1]))
 
 
-# --- the others; `d` is finite ---
+# --- the others; `d` is finite, but for the norms' ---
 
 
 def _cuts(d: torch.Tensor, ranks: Sequence[int]) -> tuple[Cut, ...]:
@@ -133,10 +134,10 @@ def _cuts(d: torch.Tensor, ranks: Sequence[int]) -> tuple[Cut, ...]:
     return tuple(ALL if k >= nonzero and k > 0 else _cut(values, order, k) for k in ranks)
 
 
-def _norms(d: torch.Tensor, select: Select) -> tuple[float, float]:
-    """The sums of |d|: all of it, and what is selected."""
-    everything = torch.ones_like(d, dtype=torch.bool)
-    return _exact_sum(d.abs(), everything), _exact_sum(d.abs(), selected(select, d, 0))
+def _norms(d: torch.Tensor, raw: torch.Tensor, select: Select) -> tuple[float, float]:
+    """The sums of |d|: all of it, and what is selected; a row's ranks are those of `raw`, which may not be finite."""
+    everything, kept = torch.ones_like(d, dtype=torch.bool), selected(select, raw, 0)
+    return _exact_sum(d.abs(), everything), _exact_sum(d.abs(), kept)
 
 
 def _gram(v: Sequence[torch.Tensor]) -> tuple[tuple[float, ...], ...]:

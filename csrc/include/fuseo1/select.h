@@ -7,6 +7,13 @@
 //   DRAW   at random: word(key, f) < limit, so with probability limit / 2^32
 //   BITS   bit f - offset of `bits`, from the lowest bit of the first word; offset is that of the call's chunk
 //   CLAMP  everything, but d only within +-most
+//   RANKED at random, the larger the likelier: word(key, f) < limit(r), r being the element's ascending rank by |d| among
+//          the n = row elements of its row, flat indices row * k .. row * k + n - 1. Of equals the lowest f ranks highest;
+//          what is not finite ranks as infinity. limit(r) = floor(2^32 * p), p = low + (r / (n - 1)) * span in fp64, in
+//          that order; of n == 1 p = low + span / 2. d = 0 is selected or not: that makes no difference.
+//
+// RANKED wants row >= 1, low >= 0, span >= 0 and low + span < 1, the same row of all targets, and chunks of whole rows:
+// then offset and count are multiples of row, too.
 //
 // word(key, f), f = 256 B + 64 j + c: word j of Philox4x32-7 (Salmon et al., SC 2011) of the 128-bit counter
 // (lo, hi, 0, 0), where hi:lo = 64 B + c, under the 64-bit key (low word first). It depends on nothing else: not on
@@ -26,6 +33,7 @@ enum fuseo1_select_kind {
   FUSEO1_SELECT_DRAW = 2,
   FUSEO1_SELECT_BITS = 3,
   FUSEO1_SELECT_CLAMP = 4,
+  FUSEO1_SELECT_RANKED = 5,
 };
 
 // The largest magnitudes: bits of |d| above `threshold`, or equal to it at an index of at most tie_limit. All of them:
@@ -42,6 +50,8 @@ typedef struct {
   uint32_t limit;
   const uint64_t* bits;
   float most;
+  int64_t row;  // at most INT32_MAX
+  double low, span;
 } fuseo1_select;
 
 #ifdef __cplusplus

@@ -82,6 +82,8 @@ void fuseo1_survey_destroy(fuseo1_survey*);
 //
 // Norms (rescaling): per target the sums of |d_i| over all elements and over those of its selection (select.h; nullptr:
 // all; CLAMP selects all, unclamped). q_i = |d_i| in the formulas of energies. BITS are not possible. One read.
+// With RANKED a thread takes memory for its rows, besides: 28 bytes an element of a row, 96 KiB at least, and a bit an element
+// and target of the least number of whole blocks that are whole rows.
 //
 // Gram (spherical methods): the sums of v_i * v_j for all pairs, v = d_1..d_N or (of_inputs) b, x_1..x_N. The product is
 // one fp32 operation, of operands clamped as for energies; per block and pair M = max |p|, t = rint(p * 2^(149-E)) with

@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: Apache-2.0
+// Which elements a RANKED selection has (include/fuseo1/select.h), without sorting rows. Compiled once per instruction
+// set with FUSEO1_ISA naming it.
+//
+// Most random words decide alone: below the lowest limit of all ranks, or not below the highest. For the others a
+// histogram of the row's magnitudes bounds the rank; elements that this leaves open need their place within their bin.
+// In a bin of equals, and differences of bf16 have many, that is their place in the row's order. Else the row's larger
+// elements are counted, or, for many, the bins are sorted.
+#include "block.h"
+#include "select.h"
+
+namespace fuseo1 {
+namespace {
+
+// So few open elements are counted one by one.
+constexpr int64_t kCounted = 6;
+
+// To `to` the bits of |d| of elements at .. at + count - 1, at most those of infinity; then zeros, a block of them or
+// more.
+void load_magnitudes(const Chunk& pair, int64_t at, int64_t count, uint32_t* to) {
+  Block block;
+  for (int64_t done = 0; done < count; done += kBlock, to += kBlock) {
+    load_block<false>(pair, at + done, count - done < kBlock ? count - done : kBlock, &block, nullptr);
+    for (int j = 0; j < kBlock; j += kWidth) {
+      const Vu m = magnitude(load<Vf>(block.d[0] + j)), infinity = splat(kInfBits);
+      store(to + j, m < infinity ? m : infinity);
+    }
+  }
+  memset(to, 0, kBlock * sizeof *to);
+}
+
+// Appends lanes' elements, from `first` on, and their words; returns how many.
+FUSEO1_INLINE int append(uint32_t lanes, uint32_t first, Vu words, uint32_t* elements, uint32_t* their_words) {
+#if defined(__AVX512F__)
+  const Vu element = splat(first) + (Vu)load<Vi>(kLanes);
+  store(elements, (Vu)_mm512_maskz_compress_epi32(static_cast<Mask>(lanes), (__m512i)element));
+  store(their_words, (Vu)_mm512_maskz_compress_epi32(static_cast<Mask>(lanes), (__m512i)words));
+  return __builtin_popcount(lanes);
+#else
+  alignas(64) uint32_t word[kWidth];
+  store(word, words);
+  int n = 0;
+  for (; lanes; lanes &= lanes - 1, ++n) {
+    const int lane = __builtin_ctz(lanes);
+    elements[n] = first + static_cast<uint32_t>(lane);
+    their_words[n] = word[lane];
+  }
+  return n;
+#endif
+}
+
+// Sets the bits of the elements of whole blocks that are selected whatever their rank, and gathers those that need it;
+// returns how many. `flat` is the first's flat index.
+int64_t decide_by_words(const RankRule& rule, int64_t flat, int64_t blocks, const RankRoom& room, uint64_t* bits) {
+  const Vi lowest = (Vi)splat(rule.limits[rule.row - 1] ^ kSign), highest = (Vi)splat(rule.limits[0] ^ kSign);
+  int64_t open = 0;
+  alignas(64) uint32_t words[kBlock];
+  for (int64_t block = 0; block < blocks; ++block) {
+    for_each_words(rule.key, flat + block * kBlock, [&](int j, Vu made) { store(words + j, made); });
+    for (int j = 0; j < kBlock; j += kWidth) {
+      const Vu word = load<Vu>(words + j);
+      const Vi ordered = (Vi)(word ^ kSign), m = load<Vi>(room.magnitudes + block * kBlock + j);
+      const uint32_t some = lane_bits(greater(m, Vi{}));
+      const uint32_t sure = lane_bits(greater(lowest, ordered)) | lane_bits(greater(m, (Vi)splat(kInfBits - 1)));
+      const uint32_t possible = lane_bits(greater(highest, ordered));
+      const int64_t first = block * kBlock + j;
+      bits[first / 64] |= uint64_t{some & sure} << (first % 64);
+      open += append(some & possible & ~sure, static_cast<uint32_t>(first), word, room.open + open, room.words + open);
+    }
+  }
+  return open;
+}
+
+// How many of the values are greater than `than`; both are the bits of non-negative floats.
+int64_t count_greater(const uint32_t* values, int64_t count, uint32_t than) {
+  const Vi limit = (Vi)splat(than);
+  Vu sum{};
+  int64_t j = 0;
+  for (; j + kWidth <= count; j += kWidth) sum += keep(greater(load<Vi>(values + j), limit), splat(uint32_t{1}));
+  int64_t n = sum_lanes(sum);
+  for (; j < count; ++j) n += values[j] > than;
+  return n;
+}
+
+// Sorts elements of a row by their magnitudes, the largest first, and leaves equals in order.
+void sort_descending(const uint32_t* magnitudes, uint32_t* elements, uint32_t* spare, int64_t count) {
+  for (int shift = 0; shift < 32; shift += 8) {
+    uint32_t starts[257] = {};
+    const auto digit = [&](uint32_t element) { return ~magnitudes[element] >> shift & 255; };
+    for (int64_t k = 0; k < count; ++k) ++starts[digit(elements[k]) + 1];
+    for (int b = 0; b < 256; ++b) starts[b + 1] += starts[b];
+    for (int64_t k = 0; k < count; ++k) spare[starts[digit(elements[k])]++] = elements[k];
+    uint32_t* const sorted = spare;
+    spare = elements, elements = sorted;
+  }  // an even number of times: the result is where it was
+}
+
+// One row: its magnitudes, the elements of it that need a rank, and where its bits begin.
+class Row {
+ public:
+  // `open` elements count from `start`, which is the row's first.
+  Row(const RankRule& rule, const RankRoom& room, int64_t start, int64_t open_from, int64_t open, uint64_t* bits)
+      : limits_(rule.limits),
+        room_(room),
+        start_(start),
+        n_(rule.row),
+        magnitudes_(room.magnitudes + start),
+        open_(room.open + open_from),
+        words_(room.words + open_from),
+        count_(open),
+        bits_(bits) {}
+
+  void decide() {
+    if (count_ > kCounted) {
+      make_bins();
+      decide_by_bins();
+    }
+    if (count_ > kCounted) {
+      find_mixed();
+      decide_by_places();
+    }
+    if (count_ > kCounted) {
+      sort_bins();
+      decide_by_places();
+    }
+    for (int64_t k = 0; k < count_; ++k) decide_as(k, larger(open_[k] - start_));
+  }
+
+ private:
+  // The open element is the t-th largest, from 0.
+  FUSEO1_INLINE void decide_as(int64_t k, int64_t t) { set(k, words_[k] < limits_[t]); }
+
+  FUSEO1_INLINE void set(int64_t k, bool selected) {
+    bits_[open_[k] / 64] |= uint64_t{selected} << (open_[k] % 64);
+  }
+
+  // Leaves open element k open, as number `at` of those that stay so.
+  FUSEO1_INLINE void retain(int64_t k, int64_t at) { open_[at] = open_[k], words_[at] = words_[k]; }
+
+  // How many rank above an element.
+  int64_t larger(int64_t element) const {
+    const uint32_t mine = magnitudes_[element];
+    return count_greater(magnitudes_, element, mine - 1) +
+           count_greater(magnitudes_ + element, n_ - element, mine);
+  }
+
+  // The bins, from the largest magnitudes down: each a stretch of equal high bits, the last all that is left but zeros.
+  void make_bins() {
+    shift_ = 23 - rank_bins_log2(n_);
+    Vu most{}, least = ~Vu{};
+    int64_t j = 0;
+    for (; j + kWidth <= n_; j += kWidth) {
+      const Vu m = load<Vu>(magnitudes_ + j);
+      most = max(most, m);
+      least = m - 1 < least ? m - 1 : least;  // zeros become the largest number
+    }
+    top_ = max_lane(most);
+    uint32_t bottom = ~max_lane(~least);
+    for (; j < n_; ++j) {
+      if (magnitudes_[j] > top_) top_ = magnitudes_[j];
+      if (magnitudes_[j] - 1 < bottom) bottom = magnitudes_[j] - 1;
+    }
+    const uint32_t last = (uint32_t{kRankOctaves} << rank_bins_log2(n_)) - 1;
+    const uint32_t lowest = (top_ >> shift_) - ((bottom + 1) >> shift_);
+    clamped_ = lowest > last;
+    used_ = (clamped_ ? last : lowest) + 1;
+    // Zeros get bins of their own, several, because counting one after the other in one place is slow.
+    const Vu zeros = splat(used_ + 1) + (Vu)load<Vi>(kLanes), end = splat(used_ - 1);
+    for (j = 0; j < n_; j += kWidth) {
+      const Vu m = load<Vu>(magnitudes_ + j), bin = splat(top_ >> shift_) - (m >> shift_);
+      store(room_.bins + j, select(equal((Vi)m, Vi{}), zeros, bin < end ? bin : end));
+    }
+    memset(room_.above, 0, (used_ + 1 + kWidth) * sizeof *room_.above);
+    for (j = 0; j < n_; ++j) room_.places[j] = room_.above[room_.bins[j]]++;
+    uint32_t sum = 0;
+    for (uint32_t bin = 0; bin <= used_; ++bin) {
+      const uint32_t here = room_.above[bin];
+      room_.above[bin] = sum;
+      sum += here;
+    }
+  }
+
+  void decide_by_bins() {
+    int64_t left = 0;
+    for (int64_t k = 0; k < count_; ++k) {
+      const uint32_t bin = room_.bins[open_[k] - start_], word = words_[k];
+      const bool surely = word < limits_[room_.above[bin + 1] - 1], possibly = word < limits_[room_.above[bin]];
+      set(k, surely);
+      retain(k, left);
+      left += possibly & !surely;
+    }
+    count_ = left;
+  }
+
+  // In the others, all magnitudes are the same: their low bits are 0.
+  void find_mixed() {
+    memset(room_.mixed, 0, used_ + 1 + kWidth);
+    room_.mixed[used_ - 1] = clamped_;
+    const Vu low = splat((uint32_t{1} << shift_) - 1);
+    for (int64_t j = 0; j < n_; j += kWidth) {
+      uint32_t lanes = lane_bits(greater((Vi)(load<Vu>(magnitudes_ + j) & low), Vi{}));
+      for (; lanes; lanes &= lanes - 1) room_.mixed[room_.bins[j + __builtin_ctz(lanes)]] = 1;
+    }
+  }
+
+  // Those of bins that are not mixed.
+  void decide_by_places() {
+    int64_t left = 0;
+    for (int64_t k = 0; k < count_; ++k) {
+      const int64_t element = open_[k] - start_;
+      const uint32_t bin = room_.bins[element];
+      if (room_.mixed[bin]) {
+        retain(k, left++);
+      } else {
+        decide_as(k, room_.above[bin] + room_.places[element]);
+      }
+    }
+    count_ = left;
+  }
+
+  // Finds the places within the bins of all open elements, which are no longer mixed then.
+  void sort_bins() {
+    constexpr uint8_t kWanted = 2;
+    for (int64_t k = 0; k < count_; ++k) room_.mixed[room_.bins[open_[k] - start_]] = kWanted;
+    int64_t count = 0;
+    for (int64_t j = 0; j < n_; ++j) {
+      room_.order[count] = static_cast<uint32_t>(j);
+      count += room_.mixed[room_.bins[j]] == kWanted;
+    }
+    sort_descending(magnitudes_, room_.order, room_.spare, count);
+    uint32_t bin = ~0u, place = 0;
+    for (int64_t k = 0; k < count; ++k, ++place) {
+      const uint32_t element = room_.order[k];
+      if (room_.bins[element] != bin) bin = room_.bins[element], place = 0;
+      room_.mixed[bin] = 0;
+      room_.places[element] = place;
+    }
+  }
+
+  const uint32_t* limits_;
+  const RankRoom& room_;
+  const int64_t start_, n_;
+  const uint32_t* magnitudes_;
+  uint32_t *open_, *words_;
+  int64_t count_;
+  uint64_t* bits_;
+
+  int shift_;
+  uint32_t top_, used_;
+  bool clamped_;
+};
+
+void rank_run(const Chunk& pair, int64_t count, const RankRule& rule, const RankRoom& room, uint64_t* bits) {
+  const int64_t rows = kRankBatch / rule.row, batch = rule.row * (rows ? rows : 1);
+  for (int64_t at = 0; at < count; at += batch) {
+    const int64_t here = count - at < batch ? count - at : batch, margin = at % kBlock;
+    const int64_t blocks = (margin + here + kBlock - 1) / kBlock;
+    uint64_t* const to = bits + (at - margin) / 64;
+    memset(room.magnitudes, 0, margin * sizeof *room.magnitudes);
+    load_magnitudes(pair, at, here, room.magnitudes + margin);
+    const int64_t open = decide_by_words(rule, pair.offset + at - margin, blocks, room, to);
+    int64_t next = 0;
+    for (int64_t start = margin; start < margin + here; start += rule.row) {
+      const int64_t first = next;
+      while (next < open && room.open[next] < start + rule.row) ++next;
+      if (next > first) Row(rule, room, start, first, next - first, to).decide();
+    }
+  }
+}
+
+}  // namespace
+
+extern const decltype(Kernels::rank) FUSEO1_JOIN(rank_, FUSEO1_ISA) = rank_run;
+
+}  // namespace fuseo1
