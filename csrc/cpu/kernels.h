@@ -75,15 +75,16 @@ struct SumKernels {
   void (*gram)(const Chunk&, int64_t begin, int64_t end, bool of_inputs, SumBins* sums, int64_t* nonfinite);
 };
 
-// What deciding RANKED takes beside its inputs, for one thread (ranked_selects.h makes it). Elements are counted from the
-// batch's first block, or, in those of one row, from its first.
+// What deciding RANKED takes beside its inputs, for one thread (ranked_selects.h makes it). Elements are counted from
+// the batch's first block, or, in those of one row, from its first.
 struct RankRoom {
-  uint32_t* magnitudes;             // of a batch: bits of |d|, 0 around it up to whole blocks
-  uint32_t *open, *words;           // its elements that need a rank, and their random words
-  uint32_t *bins, *places;          // of a row: its elements' bins of magnitudes, and their places within them
-  uint32_t *order, *spare;          // of a row, to be sorted
-  uint32_t* above;                  // by bin: how many are larger than all of it
-  uint8_t* mixed;                   // by bin: whether it may hold different magnitudes
+  uint32_t* magnitudes;     // of a batch: bits of |d|, 0 around it up to whole blocks
+  uint32_t *open, *words;   // its elements that need a rank, and their random words
+  uint8_t* selected;        // whether they are selected, as far as their ranks decide; all 0 between batches
+  void *bins, *places;      // of a row: its elements' bins of magnitudes, and their places within them
+  void* above;              // by bin: how many are larger than all of it; these are uint16_t in narrow rows
+  uint32_t *order, *spare;  // of a row, to be sorted
+  uint8_t* mixed;           // by bin: whether it may hold different magnitudes
 };
 
 // How one target's RANKED decides; limits[t] is that of the t-th largest of a row, from 0.
@@ -93,7 +94,8 @@ struct RankRule {
   const uint32_t* limits;
 };
 constexpr int64_t kRankBatch = 4096;  // elements decided together, at least, unless a row has more
-constexpr int kRankOctaves = 16;      // of magnitudes below a row's largest that have bins of their own
+constexpr int64_t kNarrowRow = 65535;
+constexpr int kRankOctaves = 16;  // of magnitudes below a row's largest that have bins of their own
 // The base-2 logarithm of how many bins an octave has: few elements a bin, but not many more bins than elements.
 inline int rank_bins_log2(int64_t row) {
   int log2 = 5;

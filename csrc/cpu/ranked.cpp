@@ -60,15 +60,32 @@ int64_t decide_by_words(const RankRule& rule, int64_t flat, int64_t blocks, cons
     for (int j = 0; j < kBlock; j += kWidth) {
       const Vu word = load<Vu>(words + j);
       const Vi ordered = (Vi)(word ^ kSign), m = load<Vi>(room.magnitudes + block * kBlock + j);
-      const uint32_t some = lane_bits(greater(m, Vi{}));
-      const uint32_t sure = lane_bits(greater(lowest, ordered)) | lane_bits(greater(m, (Vi)splat(kInfBits - 1)));
-      const uint32_t possible = lane_bits(greater(highest, ordered));
+      const Mask some = greater(m, Vi{});
+      const uint32_t sure = lane_bits(some & (greater(lowest, ordered) | greater(m, (Vi)splat(kInfBits - 1))));
+      const uint32_t possible = lane_bits(some & greater(highest, ordered));
       const int64_t first = block * kBlock + j;
-      bits[first / 64] |= uint64_t{some & sure} << (first % 64);
-      open += append(some & possible & ~sure, static_cast<uint32_t>(first), word, room.open + open, room.words + open);
+      bits[first / 64] |= uint64_t{sure} << (first % 64);
+      open += append(possible & ~sure, static_cast<uint32_t>(first), word, room.open + open, room.words + open);
     }
   }
   return open;
+}
+
+// Sets the bits of the elements of whole blocks that were selected by rank, and forgets them.
+void take_selected(uint8_t* selected, int64_t blocks, uint64_t* bits) {
+  for (int64_t word = 0; word < blocks * (kBlock / 64); ++word, selected += 64) {
+#if defined(__AVX512F__)
+    const __m512i bytes = _mm512_loadu_si512(selected);
+    bits[word] |= _mm512_test_epi8_mask(bytes, bytes);
+#else
+    for (int byte = 0; byte < 8; ++byte) {
+      uint64_t eight = 0;
+      for (int bit = 0; bit < 8; ++bit) eight |= uint64_t{selected[8 * byte + bit]} << bit;
+      bits[word] |= eight << (8 * byte);
+    }
+#endif
+  }
+  memset(selected - blocks * kBlock, 0, blocks * kBlock);
 }
 
 // How many of the values are greater than `than`; both are the bits of non-negative floats.
@@ -96,19 +113,22 @@ void sort_descending(const uint32_t* magnitudes, uint32_t* elements, uint32_t* s
 }
 
 // One row: its magnitudes, the elements of it that need a rank, and where its bits begin.
+template <class Count>
 class Row {
  public:
   // `open` elements count from `start`, which is the row's first.
-  Row(const RankRule& rule, const RankRoom& room, int64_t start, int64_t open_from, int64_t open, uint64_t* bits)
+  Row(const RankRule& rule, const RankRoom& room, int64_t start, int64_t open_from, int64_t open)
       : limits_(rule.limits),
         room_(room),
         start_(start),
         n_(rule.row),
         magnitudes_(room.magnitudes + start),
+        bins_(static_cast<Count*>(room.bins)),
+        places_(static_cast<Count*>(room.places)),
+        above_(static_cast<Count*>(room.above)),
         open_(room.open + open_from),
         words_(room.words + open_from),
-        count_(open),
-        bits_(bits) {}
+        count_(open) {}
 
   void decide() {
     if (count_ > kCounted) {
@@ -128,11 +148,7 @@ class Row {
 
  private:
   // The open element is the t-th largest, from 0.
-  FUSEO1_INLINE void decide_as(int64_t k, int64_t t) { set(k, words_[k] < limits_[t]); }
-
-  FUSEO1_INLINE void set(int64_t k, bool selected) {
-    bits_[open_[k] / 64] |= uint64_t{selected} << (open_[k] % 64);
-  }
+  FUSEO1_INLINE void decide_as(int64_t k, int64_t t) { room_.selected[open_[k]] = words_[k] < limits_[t]; }
 
   // Leaves open element k open, as number `at` of those that stay so.
   FUSEO1_INLINE void retain(int64_t k, int64_t at) { open_[at] = open_[k], words_[at] = words_[k]; }
@@ -140,8 +156,7 @@ class Row {
   // How many rank above an element.
   int64_t larger(int64_t element) const {
     const uint32_t mine = magnitudes_[element];
-    return count_greater(magnitudes_, element, mine - 1) +
-           count_greater(magnitudes_ + element, n_ - element, mine);
+    return count_greater(magnitudes_, element, mine - 1) + count_greater(magnitudes_ + element, n_ - element, mine);
   }
 
   // The bins, from the largest magnitudes down: each a stretch of equal high bits, the last all that is left but zeros.
@@ -168,25 +183,31 @@ class Row {
     const Vu zeros = splat(used_ + 1) + (Vu)load<Vi>(kLanes), end = splat(used_ - 1);
     for (j = 0; j < n_; j += kWidth) {
       const Vu m = load<Vu>(magnitudes_ + j), bin = splat(top_ >> shift_) - (m >> shift_);
-      store(room_.bins + j, select(equal((Vi)m, Vi{}), zeros, bin < end ? bin : end));
+      store_lanes(bins_ + j, select(equal((Vi)m, Vi{}), zeros, bin < end ? bin : end));
     }
-    memset(room_.above, 0, (used_ + 1 + kWidth) * sizeof *room_.above);
-    for (j = 0; j < n_; ++j) room_.places[j] = room_.above[room_.bins[j]]++;
-    uint32_t sum = 0;
+    memset(above_, 0, (used_ + 1 + kWidth) * sizeof *above_);
+    for (j = 0; j < n_; ++j) places_[j] = above_[bins_[j]]++;
+    Count sum = 0;
     for (uint32_t bin = 0; bin <= used_; ++bin) {
-      const uint32_t here = room_.above[bin];
-      room_.above[bin] = sum;
-      sum += here;
+      const Count here = above_[bin];
+      above_[bin] = sum;
+      sum = static_cast<Count>(sum + here);
     }
   }
 
   void decide_by_bins() {
+    // What the loop reads, in variables of its own: bytes that are written may be anything's.
+    const uint32_t* const limits = limits_;
+    const Count *const bins = bins_ - start_, *const above = above_;
+    uint32_t *const open = open_, *const words = words_;
+    uint8_t* const selected = room_.selected;
+    const int64_t count = count_;
     int64_t left = 0;
-    for (int64_t k = 0; k < count_; ++k) {
-      const uint32_t bin = room_.bins[open_[k] - start_], word = words_[k];
-      const bool surely = word < limits_[room_.above[bin + 1] - 1], possibly = word < limits_[room_.above[bin]];
-      set(k, surely);
-      retain(k, left);
+    for (int64_t k = 0; k < count; ++k) {
+      const uint32_t element = open[k], word = words[k], bin = bins[element];
+      const bool surely = word < limits[above[bin + 1] - 1], possibly = word < limits[above[bin]];
+      selected[element] = surely;
+      open[left] = element, words[left] = word;
       left += possibly & !surely;
     }
     count_ = left;
@@ -197,10 +218,14 @@ class Row {
     memset(room_.mixed, 0, used_ + 1 + kWidth);
     room_.mixed[used_ - 1] = clamped_;
     const Vu low = splat((uint32_t{1} << shift_) - 1);
+    int64_t odd = 0;
     for (int64_t j = 0; j < n_; j += kWidth) {
-      uint32_t lanes = lane_bits(greater((Vi)(load<Vu>(magnitudes_ + j) & low), Vi{}));
-      for (; lanes; lanes &= lanes - 1) room_.mixed[room_.bins[j + __builtin_ctz(lanes)]] = 1;
+      const Vu m = load<Vu>(magnitudes_ + j);
+      const uint32_t lanes = lane_bits(greater((Vi)(m & low), Vi{}));
+      odd += append(lanes, static_cast<uint32_t>(j), m, room_.order + odd, room_.spare + odd);
     }
+    const Count* const bins = bins_;
+    for (int64_t k = 0; k < odd; ++k) room_.mixed[bins[room_.order[k]]] = 1;
   }
 
   // Those of bins that are not mixed.
@@ -208,11 +233,11 @@ class Row {
     int64_t left = 0;
     for (int64_t k = 0; k < count_; ++k) {
       const int64_t element = open_[k] - start_;
-      const uint32_t bin = room_.bins[element];
+      const uint32_t bin = bins_[element];
       if (room_.mixed[bin]) {
         retain(k, left++);
       } else {
-        decide_as(k, room_.above[bin] + room_.places[element]);
+        decide_as(k, above_[bin] + places_[element]);
       }
     }
     count_ = left;
@@ -221,19 +246,19 @@ class Row {
   // Finds the places within the bins of all open elements, which are no longer mixed then.
   void sort_bins() {
     constexpr uint8_t kWanted = 2;
-    for (int64_t k = 0; k < count_; ++k) room_.mixed[room_.bins[open_[k] - start_]] = kWanted;
+    for (int64_t k = 0; k < count_; ++k) room_.mixed[bins_[open_[k] - start_]] = kWanted;
     int64_t count = 0;
     for (int64_t j = 0; j < n_; ++j) {
       room_.order[count] = static_cast<uint32_t>(j);
-      count += room_.mixed[room_.bins[j]] == kWanted;
+      count += room_.mixed[bins_[j]] == kWanted;
     }
     sort_descending(magnitudes_, room_.order, room_.spare, count);
     uint32_t bin = ~0u, place = 0;
     for (int64_t k = 0; k < count; ++k, ++place) {
       const uint32_t element = room_.order[k];
-      if (room_.bins[element] != bin) bin = room_.bins[element], place = 0;
+      if (bins_[element] != bin) bin = bins_[element], place = 0;
       room_.mixed[bin] = 0;
-      room_.places[element] = place;
+      places_[element] = static_cast<Count>(place);
     }
   }
 
@@ -241,9 +266,9 @@ class Row {
   const RankRoom& room_;
   const int64_t start_, n_;
   const uint32_t* magnitudes_;
+  Count *bins_, *places_, *above_;
   uint32_t *open_, *words_;
   int64_t count_;
-  uint64_t* bits_;
 
   int shift_;
   uint32_t top_, used_;
@@ -263,8 +288,14 @@ void rank_run(const Chunk& pair, int64_t count, const RankRule& rule, const Rank
     for (int64_t start = margin; start < margin + here; start += rule.row) {
       const int64_t first = next;
       while (next < open && room.open[next] < start + rule.row) ++next;
-      if (next > first) Row(rule, room, start, first, next - first, to).decide();
+      if (next == first) continue;
+      if (rule.row <= kNarrowRow) {
+        Row<uint16_t>(rule, room, start, first, next - first).decide();
+      } else {
+        Row<uint32_t>(rule, room, start, first, next - first).decide();
+      }
     }
+    take_selected(room.selected, blocks, to);
   }
 }
 

@@ -38,20 +38,24 @@ class RankedRoom {
   RankedRoom(int64_t row, int64_t unit, int32_t targets) : bit_words_(unit / 64) {
     const int64_t batch = std::max(row, kRankBatch) + 3 * kBlock, of_row = row + kBlock;
     const int64_t bins = (int64_t{kRankOctaves} << rank_bins_log2(row)) + kBlock;
-    numbers_.reset(new uint32_t[static_cast<size_t>(3 * batch + 4 * of_row + bins)]);
-    mixed_.reset(new uint8_t[static_cast<size_t>(bins)]);
+    numbers_.reset(new uint32_t[static_cast<size_t>(3 * batch + 2 * of_row)]);
+    const int64_t size = row <= kNarrowRow ? sizeof(uint16_t) : sizeof(uint32_t);
+    counts_.reset(new char[static_cast<size_t>((2 * of_row + bins) * size + bins)]);
+    selected_.reset(new uint8_t[static_cast<size_t>(batch)]());
     bits_.reset(new uint64_t[static_cast<size_t>(bit_words_ * targets)]);
     uint32_t* at = numbers_.get();
     const auto next = [&at](int64_t count) { return at += count, at - count; };
     room_.magnitudes = next(batch);
     room_.open = next(batch);
     room_.words = next(batch);
-    room_.bins = next(of_row);
-    room_.places = next(of_row);
     room_.order = next(of_row);
     room_.spare = next(of_row);
-    room_.above = next(bins);
-    room_.mixed = mixed_.get();
+    char* const counts = counts_.get();
+    room_.bins = counts;
+    room_.places = counts + of_row * size;
+    room_.above = counts + 2 * of_row * size;
+    room_.selected = selected_.get();
+    room_.mixed = reinterpret_cast<uint8_t*>(counts + (2 * of_row + bins) * size);
   }
 
   const RankRoom& get() const { return room_; }
@@ -65,7 +69,8 @@ class RankedRoom {
   RankRoom room_;
   int64_t bit_words_;
   std::unique_ptr<uint32_t[]> numbers_;
-  std::unique_ptr<uint8_t[]> mixed_;
+  std::unique_ptr<char[]> counts_;
+  std::unique_ptr<uint8_t[]> selected_;
   std::unique_ptr<uint64_t[]> bits_;
 };
 

@@ -125,8 +125,7 @@ constexpr uint32_t kSign = 0x80000000u;  // turned over, words compare as signed
 
 inline void apply_draw(const fuseo1_select& select, int64_t flat, float* d) {
   const Vi limit = (Vi)splat(select.limit ^ kSign);
-  for_each_words(select.key, flat,
-                 [&](int j, Vu words) { keep_selected(d + j, greater(limit, (Vi)(words ^ kSign))); });
+  for_each_words(select.key, flat, [&](int j, Vu words) { keep_selected(d + j, greater(limit, (Vi)(words ^ kSign))); });
 }
 
 // Reads no word of which no element of the chunk is told.

@@ -22,8 +22,8 @@ typedef struct {
 } fuseo1_file;
 
 // Where pieces are read to: `bytes` bytes at `data`, enough for FUSEO1_BLOCK elements of every input and 64 bytes
-// more, aligned to 64. With RANKED for as many elements as are whole blocks and whole rows, the least common multiple of
-// FUSEO1_BLOCK and row, or for all elements of the call.
+// more, aligned to 64. With RANKED for as many elements as are whole blocks and whole rows, the least common multiple
+// of FUSEO1_BLOCK and row, or for all elements of the call.
 typedef struct {
   void* data;
   int64_t bytes;

@@ -75,19 +75,19 @@ void fuseo1_survey_destroy(fuseo1_survey*);
 // Three other surveys, with d, M, E and t as above. Elements whose s is not finite are counted, and are 0 in all targets
 // (and inputs).
 //
-// Magnitudes (TIES, breadcrumbs): for target i the cuts after its ranks[i * per_target ..] largest |d_i|, ties by lowest
-// f. Zeros are never selected: of k >= count_nonzero(d_i) a cut says threshold 0, tie_limit -1. For k == 0 it says
-// threshold 0x7fffffff, tie_limit -1; and tie_limit is numel - 1 when every tie is selected. All targets in one read, as
-// a rule; max_bytes bounds all of them together, and the least is as above for each cut.
+// Magnitudes (TIES, breadcrumbs): for target i the cuts after its ranks[i * per_target ..] largest |d_i|, ties by
+// lowest f. Zeros are never selected: of k >= count_nonzero(d_i) a cut says threshold 0, tie_limit -1. For k == 0 it
+// says threshold 0x7fffffff, tie_limit -1; and tie_limit is numel - 1 when every tie is selected. All targets in one
+// read, as a rule; max_bytes bounds all of them together, and the least is as above for each cut.
 //
 // Norms (rescaling): per target the sums of |d_i| over all elements and over those of its selection (select.h; nullptr:
-// all; CLAMP selects all, unclamped). q_i = |d_i| in the formulas of energies. BITS are not possible. One read.
-// With RANKED a thread takes memory for its rows, besides: 28 bytes an element of a row, 96 KiB at least, and a bit an element
-// and target of the least number of whole blocks that are whole rows.
+// all; CLAMP selects all, unclamped). q_i = |d_i| in the formulas of energies. BITS are not possible. One read; with
+// RANKED a thread takes memory for its rows, besides: 28 bytes an element of a row, 96 KiB at least, and a bit an
+// element and target of the least number of whole blocks that are whole rows.
 //
-// Gram (spherical methods): the sums of v_i * v_j for all pairs, v = d_1..d_N or (of_inputs) b, x_1..x_N. The product is
-// one fp32 operation, of operands clamped as for energies; per block and pair M = max |p|, t = rint(p * 2^(149-E)) with
-// its sign. One read.
+// Gram (spherical methods): the sums of v_i * v_j for all pairs, v = d_1..d_N or (of_inputs) b, x_1..x_N. The product
+// is one fp32 operation, of operands clamped as for energies; per block and pair M = max |p|, t = rint(p * 2^(149-E))
+// with its sign. One read.
 int fuseo1_survey_create_magnitudes(int32_t targets, int64_t numel, const int64_t* ranks, int32_t per_target,
                                     int64_t max_bytes, fuseo1_survey** out);
 int fuseo1_survey_create_norms(int32_t targets, int64_t numel, const fuseo1_select* selects, fuseo1_survey** out);
