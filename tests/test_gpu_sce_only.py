@@ -16,6 +16,7 @@ from fuseo1_kernels.backends.requests import (
     Gram,
     Magnitudes,
     Norms,
+    Ranked,
     Request,
 )
 from fuseo1_kernels.errors import BackendError
@@ -45,6 +46,7 @@ def gpu(request: pytest.FixtureRequest) -> GpuBackend:
         FuseParams((1.0, 2.0), base_scale=0.0),
         FuseParams((1.0, 2.0), selects=(Draw(1, 2), None)),
         FuseParams((1.0, 2.0), selects=(Band(), Clamp(1.0))),
+        FuseParams((1.0, 2.0), selects=(Ranked(1, 0.4, 0.2, 256), None)),
     ],
     ids=str,
 )

@@ -7,7 +7,6 @@ import torch
 from .philox import words
 from .requests import Band, Cut, Draw, Ranked, Select
 
-
 #: Bits of infinity.
 _INFINITY = 0x7F800000
 

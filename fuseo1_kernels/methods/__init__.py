@@ -45,4 +45,4 @@ METHODS: dict[str, Method] = {
 }
 
 #: Methods that mergekit 0.1.5 has and this version does not: refused by name.
-NOT_YET = ("arcee_fusion", "della", "della_linear", "ram", "ramplus_tl")
+NOT_YET = ("arcee_fusion", "ram", "ramplus_tl")

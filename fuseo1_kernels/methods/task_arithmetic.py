@@ -18,10 +18,11 @@ from typing import Literal
 import xxhash
 
 from ..backends import FuseParams, SurveyResult
-from ..backends.requests import NONE, Band, Draw, Magnitudes, Norms, Request, Select
+from ..backends.requests import NONE, Band, Draw, Magnitudes, Norms, Ranked, Request, Select
+from ..errors import ConfigError
 from .record import Method, Parameter, Target, Values, method
 
-Sparsify = Literal["nothing", "small", "small and large", "random"]
+Sparsify = Literal["nothing", "small", "small and large", "random", "random by rank"]
 
 # Norms below this are not rescaled to or by; sums of weights below the other are taken for 0.
 _LEAST_NORM = 1e-7
@@ -36,6 +37,9 @@ class TaskArithmetic:
         densities: the share of elements that is kept; 1 and more: all of them, as they are.
         ranks: where magnitudes decide: how many of the largest are kept and dropped, (kept and dropped, dropped).
         keys: where chance decides: keys of the draws.
+        epsilons: where chance decides by rank: from density - epsilon for the smallest to density + epsilon for the
+            largest magnitude of a row.
+        row: how many elements a row has, then.
         elects: whether signs are elected.
     """
 
@@ -47,6 +51,8 @@ class TaskArithmetic:
     rescale: bool
     ranks: tuple[tuple[int, int], ...] = ()
     keys: tuple[int, ...] = ()
+    epsilons: tuple[float, ...] = ()
+    row: int = 1
 
     def request(self, learned: Sequence[SurveyResult]) -> Request | None:
         if not any(self._sparse):
@@ -94,6 +100,9 @@ class TaskArithmetic:
                 selects.append(None)
             elif density <= 0:
                 selects.append(Band(keep=NONE))
+            elif self.epsilons:
+                epsilon = self.epsilons[i]
+                selects.append(Ranked(self.keys[i], density - epsilon, 2 * epsilon, self.row))
             elif self.keys:
                 selects.append(Draw(self.keys[i], int(density * 2**32)))
             else:
@@ -122,6 +131,19 @@ def _kept_and_dropped(numel: int, density: float, gamma: float | None) -> tuple[
     return numel - small, numel - small - kept
 
 
+def _check_chances(densities: Sequence[float], epsilons: Sequence[float], target: Target) -> None:
+    """Chances are chances. Raises ConfigError."""
+    for model, density, epsilon in zip(target.models, densities, epsilons, strict=True):
+        # The last is how chances are computed (select.h).
+        highest = max(density + epsilon, (density - epsilon) + 2 * epsilon)
+        if 0 < density < 1 and not (density > epsilon and highest < 1):
+            raise ConfigError(
+                f"model {model}, tensor {target.name}: density {density:g} with epsilon {epsilon:g}: density - epsilon"
+                " and density + epsilon must both lie between 0 and 1; set an epsilon below"
+                f" {min(density, 1 - density):g}"
+            )
+
+
 def _row(
     name: str,
     reference: str,
@@ -135,9 +157,13 @@ def _row(
         densities = values["density"]
         ranks: tuple[tuple[int, int], ...] = ()
         keys: tuple[int, ...] = ()
+        epsilons: tuple[float, ...] = ()
         if sparsify == "nothing":
             densities = (1.0,) * len(densities)
-        elif sparsify == "random":
+        elif sparsify in ("random", "random by rank"):
+            if sparsify == "random by rank":
+                epsilons = values["epsilon"]
+                _check_chances(densities, epsilons, target)
             keys = tuple(draw_key(target.seed, target.name, model) for model in target.models)
         else:
             gammas = values.get("gamma", (None,) * len(densities))
@@ -154,11 +180,15 @@ def _row(
             values["rescale"],
             ranks,
             keys,
+            epsilons,
+            row=max(target.row, 1),
         )
 
     extra = []
     if sparsify == "small and large":
         extra.append(Parameter("gamma", "float", 0.01, low=0.0, high=1.0, per_model=True))
+    if sparsify == "random by rank":
+        extra.append(Parameter("epsilon", "float", 0.15, low=0.0, per_model=True))
     return method(
         name,
         reference,
@@ -188,4 +218,19 @@ TASK_ARITHMETIC = (
     _row("dare_linear", "https://arxiv.org/abs/2311.03099", "random", elects=False, rescale=True),
     _row("breadcrumbs", "https://arxiv.org/abs/2312.06795", "small and large", elects=False),
     _row("breadcrumbs_ties", "https://arxiv.org/abs/2312.06795", "small and large", elects=True),
+    _row(
+        "della",
+        "https://arxiv.org/abs/2406.11617",
+        "random by rank",
+        elects=True,
+        normalize=True,
+        rescale=True,
+    ),
+    _row(
+        "della_linear",
+        "https://arxiv.org/abs/2406.11617",
+        "random by rank",
+        elects=False,
+        rescale=True,
+    ),
 )
