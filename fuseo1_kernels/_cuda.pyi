@@ -7,6 +7,19 @@ SMALL: int
 PARAMS_BYTES: int
 RESULT_BYTES: int
 ARCHITECTURES: str
+ELECT_SUM: int
+ELECT_WEIGHTED: int
+ELECT_COUNT: int
+ELECT_NONE: int
+SELECT_ALL: int
+SELECT_BAND: int
+SELECT_DRAW: int
+SELECT_BITS: int
+SELECT_CLAMP: int
+
+_Cut = tuple[int, int]
+# kind, keep, drop, key, limit, address of the bits, most
+_Select = tuple[int, _Cut, _Cut, int, int, int, float]
 
 def problem() -> str: ...
 def workspace_bytes(targets: int, numel: int, select_topk: float) -> int: ...
@@ -29,6 +42,27 @@ def fuse(
     out: int,
     out_dtype: int,
     result: int,
+    stream: int,
+) -> None: ...
+def fuse_general(
+    operands: _Operands,
+    *,
+    weights: Sequence[float],
+    shares: Sequence[float],
+    elect: int,
+    divisor: float,
+    floor_divisor: float,
+    scale: float,
+    base_scale: float,
+    selects: Sequence[_Select],
+    masked: bool,
+    threshold: int,
+    tie_limit: int,
+    offset: int,
+    count: int,
+    out: int,
+    out_dtype: int,
+    written: int,
     stream: int,
 ) -> None: ...
 def merge_small(

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -62,6 +63,56 @@ void fuse(uintptr_t params, const Operands& operands, int64_t offset, int64_t co
   check(fuseo1_cuda_fuse(at<const fuseo1_cuda_params>(params), views.data(), targets_of(operands), offset, count,
                          at<void>(out), out_dtype, at<fuseo1_cuda_survey>(result), at<void>(stream)),
         "fuse");
+}
+
+using Cut = std::pair<uint32_t, int64_t>;  // (threshold, tie_limit)
+// (kind, keep, drop, key, limit, address of the bits, most): of the fields that a kind has no use for, anything.
+using Select = std::tuple<int, Cut, Cut, uint64_t, uint32_t, uintptr_t, double>;
+
+std::vector<fuseo1_select> unpack(const std::vector<Select>& selects) {
+  std::vector<fuseo1_select> out;
+  for (const auto& [kind, keep, drop, key, limit, bits, most] : selects) {
+    out.push_back({kind,
+                   {keep.first, keep.second},
+                   {drop.first, drop.second},
+                   key,
+                   limit,
+                   at<const uint64_t>(bits),
+                   static_cast<float>(most)});
+  }
+  return out;
+}
+
+// Null where there are none.
+template <class T>
+const T* data_of(const std::vector<T>& values, const Operands& operands, const char* what) {
+  if (values.empty()) return nullptr;
+  if (values.size() + 1 != operands.size()) throw std::invalid_argument(std::string(what) + ": not one a target");
+  return values.data();
+}
+
+void fuse_general(const Operands& operands, const std::vector<double>& weights, const std::vector<double>& shares,
+                  int elect, double divisor, double floor_divisor, double scale, double base_scale,
+                  const std::vector<Select>& selects, bool masked, uint32_t threshold, int64_t tie_limit,
+                  int64_t offset, int64_t count, uintptr_t out, int out_dtype, uintptr_t written, uintptr_t stream) {
+  const auto views = unpack(operands);
+  const auto selections = unpack(selects);
+  const fuseo1_fuse_params params = {targets_of(operands),
+                                     data_of(weights, operands, "weights"),
+                                     data_of(shares, operands, "shares"),
+                                     elect,
+                                     divisor,
+                                     floor_divisor,
+                                     scale,
+                                     base_scale,
+                                     data_of(selections, operands, "selects"),
+                                     masked,
+                                     threshold,
+                                     tie_limit};
+  const py::gil_scoped_release nogil;
+  check(fuseo1_cuda_fuse_general(&params, views.data(), offset, count, at<void>(out), out_dtype, at<int64_t>(written),
+                                 at<void>(stream)),
+        "fuse_general");
 }
 
 void merge_small(uintptr_t tensors, int64_t count, int targets, double select_topk, bool mergekit, uintptr_t results,
@@ -141,6 +192,19 @@ PYBIND11_MODULE(_cuda, m) {
         py::arg("workspace"), py::arg("bytes"), py::arg("result"), py::arg("params"), py::arg("stream"));
   m.def("fuse", fuse, py::arg("params"), py::arg("operands"), py::arg("offset"), py::arg("count"), py::arg("out"),
         py::arg("out_dtype"), py::arg("result"), py::arg("stream"));
+  m.attr("ELECT_SUM") = static_cast<int>(FUSEO1_ELECT_SUM);
+  m.attr("ELECT_WEIGHTED") = static_cast<int>(FUSEO1_ELECT_WEIGHTED);
+  m.attr("ELECT_COUNT") = static_cast<int>(FUSEO1_ELECT_COUNT);
+  m.attr("ELECT_NONE") = static_cast<int>(FUSEO1_ELECT_NONE);
+  m.attr("SELECT_ALL") = static_cast<int>(FUSEO1_SELECT_ALL);
+  m.attr("SELECT_BAND") = static_cast<int>(FUSEO1_SELECT_BAND);
+  m.attr("SELECT_DRAW") = static_cast<int>(FUSEO1_SELECT_DRAW);
+  m.attr("SELECT_BITS") = static_cast<int>(FUSEO1_SELECT_BITS);
+  m.attr("SELECT_CLAMP") = static_cast<int>(FUSEO1_SELECT_CLAMP);
+  m.def("fuse_general", fuse_general, py::arg("operands"), py::kw_only(), py::arg("weights"), py::arg("shares"),
+        py::arg("elect"), py::arg("divisor"), py::arg("floor_divisor"), py::arg("scale"), py::arg("base_scale"),
+        py::arg("selects"), py::arg("masked"), py::arg("threshold"), py::arg("tie_limit"), py::arg("offset"),
+        py::arg("count"), py::arg("out"), py::arg("out_dtype"), py::arg("written"), py::arg("stream"));
   m.def("merge_small", merge_small, py::arg("tensors"), py::arg("count"), py::arg("targets"), py::arg("select_topk"),
         py::arg("mergekit"), py::arg("results"), py::arg("stream"));
   m.def("pack_params", pack_params, py::arg("weights"), py::arg("floor_divisor"), py::arg("masked"),

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import fuse_emulation as emulation
 import pytest
 import torch
 from emulated import load_emulated
 from gpu_data import tied, tuned, two_values
+from gpu_family import Merges, MergesRefused
 from gpu_grid import Limits, SameBits, array, compare
-from tensors import BF16
+from tensors import BF16, FP16, assert_same_bits
+from test_fuse_family import bit_masks, tensors_of
 
 from fuseo1_kernels import merge_tensors, ops, tensor_merge
-from fuseo1_kernels.backends import load_backend, load_gpu_backend
+from fuseo1_kernels.backends import FuseParams, load_backend, load_gpu_backend
 from fuseo1_kernels.backends.cuda import CudaBackend
 from fuseo1_kernels.errors import BackendError, MergeError
 from fuseo1_kernels.methods.sce import sce_params
@@ -29,6 +32,10 @@ def device() -> torch.device:
 
 
 class TestOnHost(SameBits, Limits):
+    pass
+
+
+class TestFamilyOnHost(Merges, MergesRefused):
     pass
 
 
@@ -85,3 +92,22 @@ def test_launches_of_many_that_are_refused(gpu: CudaBackend) -> None:
 def test_backends_of_the_other_memory(load: Callable[[str], object], name: str, words: str) -> None:
     with pytest.raises(BackendError, match=words):
         load(name)
+
+
+@pytest.mark.parametrize("numel", [1, 257, 4097])
+def test_bits_select(numel: int, gpu: CudaBackend) -> None:
+    """They are told from the chunk's first element; none of the package's merges uses them."""
+    tensors, (masks, words) = tensors_of(numel, 3, (BF16, FP16)), bit_masks(numel)
+    params = FuseParams((0.5, -0.25, 1.0), elect="weighted")
+    expected = emulation.fuse(tensors, params, BF16, 0, masks)
+    out, written = torch.zeros(numel, dtype=BF16), torch.zeros(1, dtype=torch.int64)
+    kernels = gpu._kernels
+    kernels.fuse_general(
+        [(a.address, a.dtype.abi) for a in map(array, tensors)],
+        weights=params.weights, shares=(), elect=kernels.ELECT_WEIGHTED, divisor=0.0, floor_divisor=0.0, scale=1.0,
+        base_scale=1.0, selects=[(kernels.SELECT_BITS, (0, 0), (0, 0), 0, 0, w.ctypes.data, 0.0) for w in words],
+        masked=False, threshold=0, tie_limit=-1, offset=1 << 20, count=numel, out=out.data_ptr(), out_dtype=0,
+        written=written.data_ptr(), stream=0,
+    )  # fmt: skip
+    assert_same_bits(out, expected)
+    assert int(written) == int((~torch.isfinite(expected)).sum())

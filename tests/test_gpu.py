@@ -11,6 +11,7 @@ import os
 import pytest
 import torch
 from gpu_data import tied, tuned
+from gpu_family import Merges
 from gpu_grid import SMALL, SameBits, array, compare, on_cpu
 from tensors import BF16, assert_same_bits
 
@@ -46,6 +47,14 @@ def device() -> torch.device:
 
 class TestOnGpu(SameBits):
     MANY = 500_000 if SMALL else 8_000_000
+
+
+class TestFamilyOnGpu(Merges):
+    @pytest.fixture
+    def gpu(self, gpu: GpuBackend) -> GpuBackend:
+        if gpu.name == "triton":
+            pytest.skip("its kernels merge by sce alone")
+        return gpu
 
 
 def _tensors(device: torch.device, seed: int = 1, n: int = 300_000) -> list[torch.Tensor]:

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from sass import Instruction, functions, loops, waits_between
 
-# Template arguments as they are mangled: the most targets, and what the operands are.
-INSTANCE = re.compile(r"^_ZN6fuseo1\d+(\w+?)ILi(\d+)ENS_\d+(AllBf16|Mixed)E")
-HOT = ("energy_all", "scan", "fuse")
+# Template arguments as they are mangled: the most targets, what the operands are, and perhaps what is worked in.
+INSTANCE = re.compile(r"^_ZN6fuseo1\d+(\w+?)ILi(\d+)ENS_\d+(AllBf16|Mixed)E([fd]?)")
+HOT = ("energy_all", "scan", "fuse", "fuse_general f", "fuse_general d")
 INSTANCES = [(k, n, e) for k in HOT for n in (1, 2, 3, 4, 8, 16) for e in ("AllBf16", "Mixed")]
 # On the way of every full, aligned block: neither spilled registers, nor subroutines, nor elements one by one.
 NEVER = r"^(LDL|STL|CALL)|^LDG\S*\.U8"
@@ -64,8 +64,8 @@ def hot_kernels(listing: str) -> Code:
     found = {}
     for name, instructions in functions(listing).items():
         match = INSTANCE.match(name)
-        if match and match.group(1) in HOT:
-            found[match.group(1), int(match.group(2)), match.group(3)] = instructions
+        if match and (kernel := f"{match.group(1)} {match.group(4)}".rstrip()) in HOT:
+            found[kernel, int(match.group(2)), match.group(3)] = instructions
     return found
 
 
@@ -87,7 +87,7 @@ def test_the_main_loops(kernel: str, targets: int, elements: str, code: Code) ->
         # An operand of fp32 takes two.
         assert count(loop, LOAD) == (targets + 1) * (2 if elements == "Mixed" else 1)
         # bf16, fp16, and fp32 in two.
-        assert count(loop, STORE) == (4 if kernel == "fuse" else 0)
+        assert count(loop, STORE) == (4 if kernel.startswith("fuse") else 0)
         if targets <= AT_ONCE[elements]:
             assert waits_between(loop, LOAD) == []
 
@@ -99,11 +99,12 @@ def test_nothing_is_contracted(kernel: str, targets: int, elements: str, code: C
         fused = [i.text for i in code[kernel, targets, elements] if i.operation.startswith("FFMA")]
         assert fused
         assert [text for text in fused if not text.endswith(", 8388608")] == []
-    if kernel == "fuse":
+    if kernel.startswith("fuse"):
         # Every weight's product is rounded before it is added.
+        product = "DMUL" if kernel.endswith("d") else "FMUL"
         found = main_loops(code, kernel, targets, elements)
         assert found
-        assert all(count(loop, "FMUL") >= 8 * targets for loop in found)
+        assert all(count(loop, product) >= 8 * targets for loop in found)
 
 
 def test_no_register_is_spilled(dumped: tuple[str, str]) -> None:

@@ -27,11 +27,22 @@ __device__ __forceinline__ uint32_t result_of(float base, float delta) {
   return isnan(sum) ? Out::kNan : Out::round(sum);
 }
 
+// The same of an fp64 sum, which is rounded once more: to fp32, or to fewer bits by way of an fp32 rounded to odd.
+template <class Out>
+__device__ __forceinline__ uint32_t result_of(double base, double delta) {
+  const double sum = __dadd_rn(base, delta);
+  if (isnan(sum)) return Out::kNan;
+  if (!Out::kNarrow) return Out::round(__double2float_rn(sum));
+  const float towards_zero = __double2float_rz(sum);
+  const bool exact = static_cast<double>(towards_zero) == sum;
+  return Out::round(__uint_as_float(__float_as_uint(towards_zero) | (exact ? 0u : 1u)));
+}
+
 __device__ __forceinline__ void store16(void* to, const uint4& words) { __stcs(static_cast<uint4*>(to), words); }
 
 // Writes a lane's elements as Out; returns how many are infinite or NaN.
-template <class Out>
-__device__ __forceinline__ uint32_t store(const float* base, const float* deltas, int64_t at, int count, void* out) {
+template <class Out, class Real>
+__device__ __forceinline__ uint32_t store(const Real* base, const Real* deltas, int64_t at, int count, void* out) {
   using Bits = typename Out::Bits;
   uint32_t results[kLane], nonfinite = 0;
 #pragma unroll

@@ -16,9 +16,10 @@ int check(cudaError_t error, const char* what, int64_t numel, int32_t targets);
 // Multiprocessors of the current device; 0 if there is none.
 int multiprocessors();
 
-// The operands as kernels take them, in an empty *in; false if they are outside the contract.
-inline bool make_inputs(const fuseo1_operand* operands, int32_t targets, int64_t numel, Inputs* in) {
-  if (!operands || targets < 1 || targets > FUSEO1_CUDA_MAX_TARGETS || numel < 0) return false;
+// The operands as kernels take them, in an empty *in; false if they are outside the contract, or fewer targets than
+// `least`.
+inline bool make_inputs(const fuseo1_operand* operands, int32_t targets, int64_t numel, Inputs* in, int32_t least = 1) {
+  if (!operands || targets < least || targets > FUSEO1_CUDA_MAX_TARGETS || numel < 0) return false;
   in->targets = targets, in->numel = numel;
   for (int i = 0; i <= targets; ++i) {
     const fuseo1_operand& op = in->operands[i] = operands[i];

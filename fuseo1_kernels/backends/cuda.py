@@ -12,8 +12,10 @@ from ..arrays import Array
 from ..errors import BackendError
 from . import OnDevice, Room, SurveyResult
 from .on_gpu import OnGpu, check_output, device_of, upload
-from .requests import FuseParams
-from .sce_only import check_is_sce
+from .requests import Band, Clamp, Cut, Draw, FuseParams, Select
+
+#: What stands for a field that a selection has no use for.
+_NO_CUT = (0, 0)
 
 
 class CudaBackend(OnGpu):
@@ -100,6 +102,58 @@ class CudaBackend(OnGpu):
                 stream,
             )
 
+    def fuse(
+        self, inputs: Sequence[Array], params: FuseParams, out: Array, offset: int, threads: int
+    ) -> int:
+        """By any parameters; SCE's have kernels of their own, which take a floor for no less than 0."""
+        if params.is_sce and params.floor_divisor >= 0 and len(inputs) > 1:
+            return super().fuse(inputs, params, out, offset, threads)
+        kernels, device = self._kernels, device_of(inputs)
+        operands = self._operands(inputs, least=0)
+        check_output(out, inputs)
+        written = torch.zeros(1, dtype=torch.int64, device=device)
+        elections = {
+            "sum": kernels.ELECT_SUM,
+            "weighted": kernels.ELECT_WEIGHTED,
+            "count": kernels.ELECT_COUNT,
+            "none": kernels.ELECT_NONE,
+        }
+        with _stream(device) as stream:
+            kernels.fuse_general(
+                operands,
+                weights=params.weights,
+                shares=params.shares or (),
+                elect=elections[params.elect],
+                divisor=params.divisor or 0.0,
+                floor_divisor=params.floor_divisor,
+                scale=params.scale,
+                base_scale=params.base_scale,
+                selects=[self._select(select) for select in params.selects],
+                masked=params.masked,
+                threshold=params.threshold,
+                tie_limit=params.tie_limit,
+                offset=offset,
+                count=out.numel,
+                out=out.address,
+                out_dtype=out.dtype.abi,
+                written=written.data_ptr(),
+                stream=stream,
+            )
+        return int(written)
+
+    def _select(
+        self, select: Select
+    ) -> tuple[int, tuple[int, int], tuple[int, int], int, int, int, float]:
+        """A selection as the kernels' module takes it."""
+        kernels = self._kernels
+        if isinstance(select, Band):
+            return kernels.SELECT_BAND, _cut(select.keep), _cut(select.drop), 0, 0, 0, 0.0
+        if isinstance(select, Draw):
+            return kernels.SELECT_DRAW, _NO_CUT, _NO_CUT, select.key, select.limit, 0, 0.0
+        if isinstance(select, Clamp):
+            return kernels.SELECT_CLAMP, _NO_CUT, _NO_CUT, 0, 0, 0, select.most
+        return kernels.SELECT_ALL, _NO_CUT, _NO_CUT, 0, 0, 0, 0.0
+
     def enqueue_small(
         self,
         tensors: Sequence[Sequence[Array]],
@@ -158,7 +212,10 @@ class CudaBackend(OnGpu):
         return self._for_fuse(packed, n)
 
     def pack_params(self, params: FuseParams) -> bytes:
-        check_is_sce(self.name, params)
+        if not params.is_sce:
+            raise BackendError(
+                "backend cuda enqueues merges by sce alone: fuse takes these parameters, and waits"
+            )
         packed: bytes = self._kernels.pack_params(
             params.weights, params.floor_divisor, params.masked, params.threshold, params.tie_limit
         )
@@ -168,9 +225,13 @@ class CudaBackend(OnGpu):
         fields, written = self._kernels.unpack_result(raw, targets)
         return SurveyResult(**fields), written
 
-    def _operands(self, inputs: Sequence[Array]) -> list[tuple[int, int]]:
-        self.check_inputs(inputs)
+    def _operands(self, inputs: Sequence[Array], least: int = 1) -> list[tuple[int, int]]:
+        self.check_inputs(inputs, least)
         return [(a.address, a.dtype.abi) for a in inputs]
+
+
+def _cut(cut: Cut) -> tuple[int, int]:
+    return cut.threshold, cut.tie_limit
 
 
 @contextmanager

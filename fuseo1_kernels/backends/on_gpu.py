@@ -53,13 +53,13 @@ class OnGpu(GpuBackend):
         device = device_of(inputs)
         return Room(*(torch.empty(n, dtype=torch.uint8, device=device) for n in sizes))
 
-    def check_inputs(self, inputs: Sequence[Array]) -> None:
-        """Raises BackendError."""
+    def check_inputs(self, inputs: Sequence[Array], least: int = 1) -> None:
+        """`least`: how many targets there must be. Raises BackendError."""
         if len({a.numel for a in inputs}) != 1:
             raise BackendError("base and targets must have the same number of elements")
-        if not 2 <= len(inputs) <= self.max_targets + 1:
+        if not least < len(inputs) <= self.max_targets + 1:
             raise BackendError(
-                f"1 to {self.max_targets} targets are supported on a GPU, not {len(inputs) - 1}"
+                f"{least} to {self.max_targets} targets are supported on a GPU, not {len(inputs) - 1}"
             )
 
 

@@ -122,7 +122,13 @@ inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fdiv_rn(float a, float b) { return a / b; }
 inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
 inline double __dadd_rn(double a, double b) { return a + b; }
+inline double __dmul_rn(double a, double b) { return a * b; }
 inline double __ddiv_rn(double a, double b) { return a / b; }
+inline float __double2float_rn(double a) { return static_cast<float>(a); }
+inline float __double2float_rz(double a) {
+  const float nearest = static_cast<float>(a);
+  return fabs(nearest) > fabs(a) ? nextafterf(nearest, 0.0f) : nearest;
+}
 template <int kMode>
 float rounded_add(float a, float b) {
   const int mode = fegetround();

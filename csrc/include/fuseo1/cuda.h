@@ -14,6 +14,7 @@
 
 #include <stddef.h>
 
+#include "fuseo1/fuse.h"
 #include "fuseo1/survey.h"
 #include "fuseo1/types.h"
 
@@ -71,6 +72,11 @@ int fuseo1_cuda_survey_sce(const fuseo1_operand* operands, int32_t targets, int6
 // Fuses by `params` (device memory); adds to result->written if `result` is given.
 int fuseo1_cuda_fuse(const fuseo1_cuda_params* params, const fuseo1_operand* operands, int32_t targets, int64_t offset,
                      int64_t count, void* out, int32_t out_dtype, fuseo1_cuda_survey* result, void* stream);
+
+// Fuses by all that fuse.h knows. `params` is host memory, which is read before the call returns; `bits` of selections
+// and `written`, to which outputs that are infinite or NaN are added, are device memory. 0 targets are possible.
+int fuseo1_cuda_fuse_general(const fuseo1_fuse_params* params, const fuseo1_operand* operands, int64_t offset,
+                             int64_t count, void* out, int32_t out_dtype, int64_t* written, void* stream);
 
 // Surveys and fuses `count` tensors of at most FUSEO1_CUDA_SMALL elements in one launch; `tensors` and `results` (one
 // each) are device memory.

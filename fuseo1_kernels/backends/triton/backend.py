@@ -169,8 +169,8 @@ class TritonBackend(OnGpu):
         )
         return learned, numbers[place(places.R_WRITTEN)]
 
-    def check_inputs(self, inputs: Sequence[Array]) -> None:
-        super().check_inputs(inputs)
+    def check_inputs(self, inputs: Sequence[Array], least: int = 1) -> None:
+        super().check_inputs(inputs, least)
         if inputs[0].numel >= _MOST:
             raise BackendError(
                 f"{inputs[0].numel} elements; the Triton kernels take less than 2^36"
