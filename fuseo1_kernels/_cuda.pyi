@@ -6,6 +6,8 @@ MAX_TARGETS: int
 SMALL: int
 PARAMS_BYTES: int
 RESULT_BYTES: int
+SUMS_BYTES: int
+SUMS_WORK_BYTES: int
 ARCHITECTURES: str
 ELECT_SUM: int
 ELECT_WEIGHTED: int
@@ -65,6 +67,18 @@ def fuse_general(
     written: int,
     stream: int,
 ) -> None: ...
+def survey_norms(
+    operands: _Operands,
+    numel: int,
+    selects: Sequence[_Select],
+    work: int,
+    result: int,
+    stream: int,
+) -> None: ...
+def survey_gram(
+    operands: _Operands, numel: int, of_inputs: bool, work: int, result: int, stream: int
+) -> None: ...
+def unpack_sums(bytes: bytes, sums: int, targets: int) -> tuple[list[float], list[int], int]: ...
 def merge_small(
     tensors: int,
     count: int,

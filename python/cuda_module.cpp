@@ -115,6 +115,26 @@ void fuse_general(const Operands& operands, const std::vector<double>& weights, 
         "fuse_general");
 }
 
+void survey_norms(const Operands& operands, int64_t numel, const std::vector<Select>& selects, uintptr_t work,
+                  uintptr_t result, uintptr_t stream) {
+  const auto views = unpack(operands);
+  const auto selections = unpack(selects);
+  const auto* const taken = data_of(selections, operands, "selects");
+  const py::gil_scoped_release nogil;
+  check(fuseo1_cuda_survey_norms(views.data(), targets_of(operands), numel, taken, at<void>(work),
+                                 at<fuseo1_cuda_sums>(result), at<void>(stream)),
+        "survey_norms");
+}
+
+void survey_gram(const Operands& operands, int64_t numel, bool of_inputs, uintptr_t work, uintptr_t result,
+                 uintptr_t stream) {
+  const auto views = unpack(operands);
+  const py::gil_scoped_release nogil;
+  check(fuseo1_cuda_survey_gram(views.data(), targets_of(operands), numel, of_inputs, at<void>(work),
+                                at<fuseo1_cuda_sums>(result), at<void>(stream)),
+        "survey_gram");
+}
+
 void merge_small(uintptr_t tensors, int64_t count, int targets, double select_topk, bool mergekit, uintptr_t results,
                  uintptr_t stream) {
   const py::gil_scoped_release nogil;
@@ -177,6 +197,18 @@ std::pair<py::dict, int64_t> unpack_result(const py::bytes& bytes, int targets) 
   return {fields, result.written};
 }
 
+// (sums, non-finite elements of base and targets and overflows, reads)
+std::tuple<std::vector<double>, std::vector<int64_t>, int> unpack_sums(const py::bytes& bytes, int sums, int targets) {
+  const std::string raw = bytes;
+  fuseo1_cuda_sums result;
+  constexpr int kMost = sizeof result.sums / sizeof *result.sums;
+  if (raw.size() != sizeof result || sums < 0 || sums > kMost || targets < 1 || targets > FUSEO1_CUDA_MAX_TARGETS) {
+    throw std::invalid_argument("unpack_sums: argument outside the contract");
+  }
+  std::memcpy(&result, raw.data(), sizeof result);
+  return {{result.sums, result.sums + sums}, {result.nonfinite, result.nonfinite + targets + 2}, result.passes};
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cuda, m) {
@@ -205,6 +237,13 @@ PYBIND11_MODULE(_cuda, m) {
         py::arg("elect"), py::arg("divisor"), py::arg("floor_divisor"), py::arg("scale"), py::arg("base_scale"),
         py::arg("selects"), py::arg("masked"), py::arg("threshold"), py::arg("tie_limit"), py::arg("offset"),
         py::arg("count"), py::arg("out"), py::arg("out_dtype"), py::arg("written"), py::arg("stream"));
+  m.attr("SUMS_BYTES") = sizeof(fuseo1_cuda_sums);
+  m.attr("SUMS_WORK_BYTES") = FUSEO1_CUDA_SUMS_BYTES;
+  m.def("survey_norms", survey_norms, py::arg("operands"), py::arg("numel"), py::arg("selects"), py::arg("work"),
+        py::arg("result"), py::arg("stream"));
+  m.def("survey_gram", survey_gram, py::arg("operands"), py::arg("numel"), py::arg("of_inputs"), py::arg("work"),
+        py::arg("result"), py::arg("stream"));
+  m.def("unpack_sums", unpack_sums, py::arg("bytes"), py::arg("sums"), py::arg("targets"));
   m.def("merge_small", merge_small, py::arg("tensors"), py::arg("count"), py::arg("targets"), py::arg("select_topk"),
         py::arg("mergekit"), py::arg("results"), py::arg("stream"));
   m.def("pack_params", pack_params, py::arg("weights"), py::arg("floor_divisor"), py::arg("masked"),

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import pytest
 import torch
 from gpu_data import KINDS
 from gpu_grid import SMALL, placed, surroundings
-from tensors import BF16, DTYPES, FP16, FP32, assert_same_bits
+from tensors import BF16, DTYPES, FP16, FP32, assert_same_bits, learned
 from test_fuse_family import ELECTS, MODES, WEIGHTS, selections, tensors_of
 
 from fuseo1_kernels.backends import FuseParams, GpuBackend, load_backend
-from fuseo1_kernels.backends.requests import NONE, Band, Cut, Draw
+from fuseo1_kernels.backends.requests import NONE, Band, Cut, Draw, Gram, Norms, Request, Select
 from fuseo1_kernels.errors import BackendError
 from fuseo1_kernels.ops import as_array as array
 
@@ -121,6 +121,70 @@ class Merges:
         compare_fuse(gpu, tensors, params, torch.zeros(0, device=device))
 
 
+def compare_survey(gpu: GpuBackend, tensors: Sequence[torch.Tensor], request: Request) -> None:
+    """Assert that a survey learns what the CPU's does."""
+    on_host = [array(t.cpu()) for t in tensors]
+    expected = learned(load_backend("cpu").survey(on_host, request, 2))
+    assert learned(gpu.survey([array(t) for t in tensors], request, 1)) == expected, request
+
+
+def drawn_tensors(
+    draw: random.Random, device: torch.device, numbers: Sequence[int], sizes: Sequence[int]
+) -> Iterator[list[torch.Tensor]]:
+    """Of all kinds of data: of any size, number of targets, dtype and alignment."""
+    g = torch.Generator().manual_seed(9)
+    for kind in (KINDS * 3)[:: 6 if SMALL else 1]:
+        one, mixed = draw.choice(DTYPES), draw.random() < 0.4
+        made = kind(draw.choice(sizes), draw.choice(numbers), g)
+        yield [
+            placed(t.to(draw.choice(DTYPES) if mixed else one), draw.choice(PLACES), device)
+            for t in made
+        ]
+
+
+SIZES = (1, 8, 255, 257, 4097, 65_537)
+
+
+class Surveys:
+    """Tests of the surveys beyond SCE's of a backend, the fixture `gpu`, on the fixture `device`."""
+
+    @pytest.mark.parametrize("numbers", [(1, 2, 3, 4), (5, 8), (9, 16)], ids=str)
+    def test_norms(self, numbers: tuple[int, ...], gpu: GpuBackend, device: torch.device) -> None:
+        draw = random.Random(numbers[0])
+        for tensors in drawn_tensors(draw, device, numbers, SIZES if numbers[0] < 9 else SIZES[:5]):
+            targets = len(tensors) - 1
+            everything: tuple[Select, ...] = (None,) * targets
+            selects = draw.choice([everything, *selections(targets).values()]) or everything
+            compare_survey(gpu, tensors, Norms(selects))
+
+    @pytest.mark.parametrize("of_inputs", [False, True])
+    @pytest.mark.parametrize("numbers", [(1, 2), (3, 4), (5, 6, 7, 16)], ids=str)
+    def test_gram(
+        self, numbers: tuple[int, ...], of_inputs: bool, gpu: GpuBackend, device: torch.device
+    ) -> None:
+        draw = random.Random(numbers[0])
+        for tensors in drawn_tensors(draw, device, numbers, SIZES if numbers[0] < 5 else SIZES[:5]):
+            compare_survey(gpu, tensors, Gram(of_inputs))
+
+    @pytest.mark.parametrize("sign", [1.0, -1.0])
+    def test_the_largest_sums_of_a_block(
+        self, sign: float, gpu: GpuBackend, device: torch.device
+    ) -> None:
+        """Every quantum is 2^23, of whichever sign: a block's sum is 2^31."""
+        largest = torch.full((512,), 1.0 - 2.0**-24, device=device)
+        tensors = [torch.zeros(512, device=device), largest, torch.full_like(largest, sign)]
+        compare_survey(gpu, tensors, Gram())
+        compare_survey(gpu, tensors, Norms((None, None)))
+
+    def test_surveys_of_nothing(self, gpu: GpuBackend, device: torch.device) -> None:
+        tensors = [torch.zeros(0, device=device)] * 6
+        for request in (Norms((None,) * 5), Norms((Draw(1, 2),) * 5), Gram(), Gram(True)):
+            compare_survey(gpu, tensors, request)
+            compare_survey(
+                gpu, tensors[:3], Norms((None,) * 2) if isinstance(request, Norms) else request
+            )
+
+
 class MergesRefused:
     """What the general fuse of a backend, the fixture `gpu`, refuses on the host."""
 
@@ -130,3 +194,8 @@ class MergesRefused:
             gpu.fuse([one] * 18, params, one, 0, 1)
         with pytest.raises(BackendError, match="as many elements as the inputs"):
             gpu.fuse([one] * 2, replace(params, weights=(1.0,)), array(torch.zeros(5)), 0, 1)
+
+    def test_surveys_of_others_than_there_are(self, gpu: GpuBackend) -> None:
+        inputs = [array(torch.zeros(4))] * 3
+        with pytest.raises(BackendError, match="selections for 1 targets, but there are 2"):
+            gpu.survey(inputs, Norms((None,)), 1)

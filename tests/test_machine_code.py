@@ -14,10 +14,17 @@ from pathlib import Path
 import pytest
 from sass import Instruction, functions, loops, waits_between
 
-# Template arguments as they are mangled: the most targets, what the operands are, and perhaps what is worked in.
-INSTANCE = re.compile(r"^_ZN6fuseo1\d+(\w+?)ILi(\d+)ENS_\d+(AllBf16|Mixed)E([fd]?)")
-HOT = ("energy_all", "scan", "fuse", "fuse_general f", "fuse_general d")
-INSTANCES = [(k, n, e) for k in HOT for n in (1, 2, 3, 4, 8, 16) for e in ("AllBf16", "Mixed")]
+# Template arguments as they are mangled: the most targets, what the operands are, and perhaps one more.
+INSTANCE = re.compile(r"^_ZN6fuseo1\d+(\w+?)ILi(\d+)ENS_\d+(AllBf16|Mixed)E([fd]|Lb[01]|)E")
+HOT = ("energy_all", "scan", "fuse", "fuse_general f", "fuse_general d", "add_norms")
+FEW = ("add_gram Lb0", "add_gram Lb1")  # of at most four targets
+INSTANCES = [
+    (k, n, e)
+    for kernels, targets in ((HOT, (1, 2, 3, 4, 8, 16)), (FEW, (1, 2, 3, 4)))
+    for k in kernels
+    for n in targets
+    for e in ("AllBf16", "Mixed")
+]
 # On the way of every full, aligned block: neither spilled registers, nor subroutines, nor elements one by one.
 NEVER = r"^(LDL|STL|CALL)|^LDG\S*\.U8"
 LOAD, STORE = r"LDG\S*\.128", r"STG\S*\.128"
@@ -64,7 +71,7 @@ def hot_kernels(listing: str) -> Code:
     found = {}
     for name, instructions in functions(listing).items():
         match = INSTANCE.match(name)
-        if match and (kernel := f"{match.group(1)} {match.group(4)}".rstrip()) in HOT:
+        if match and (kernel := f"{match.group(1)} {match.group(4)}".rstrip()) in HOT + FEW:
             found[kernel, int(match.group(2)), match.group(3)] = instructions
     return found
 

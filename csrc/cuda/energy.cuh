@@ -15,7 +15,8 @@ struct Sums {
   __device__ __forceinline__ void clear() {
     for (int i = threadIdx.x; i < kN * kExponents; i += blockDim.x) (&bins[0][0])[i] = 0;
   }
-  __device__ __forceinline__ void flush(Bins* to) const {
+  template <class To>
+  __device__ __forceinline__ void flush(To* to) const {
     for (int i = threadIdx.x; i < kN * kExponents; i += blockDim.x) {
       const Count sum = (&bins[0][0])[i];
       if (sum) atomicAdd(&(*to)[i / kExponents][i % kExponents], sum);

@@ -21,23 +21,28 @@ struct Instance {
   using Elements = In;
 };
 
+// Calls f with the Instance for one to four targets.
+template <class In, class F>
+int with_few(int32_t targets, const F& f) {
+  switch (targets) {
+    case 1:
+      return f(Instance<1, In>());
+    case 2:
+      return f(Instance<2, In>());
+    case 3:
+      return f(Instance<3, In>());
+    default:
+      return f(Instance<4, In>());
+  }
+}
+
 // Calls f with the Instance for these inputs.
 template <class F>
 int with_instance(const Inputs& in, const F& f) {
   const auto of = [&](auto elements) {
     using In = decltype(elements);
-    switch (in.targets) {
-      case 1:
-        return f(Instance<1, In>());
-      case 2:
-        return f(Instance<2, In>());
-      case 3:
-        return f(Instance<3, In>());
-      case 4:
-        return f(Instance<4, In>());
-      default:
-        return in.targets <= 8 ? f(Instance<8, In>()) : f(Instance<16, In>());
-    }
+    if (in.targets >= 1 && in.targets <= 4) return with_few<In>(in.targets, f);
+    return in.targets <= 8 ? f(Instance<8, In>()) : f(Instance<16, In>());
   };
   return all_bf16(in) ? of(AllBf16()) : of(Mixed());
 }

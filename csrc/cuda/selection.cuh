@@ -26,7 +26,7 @@ __device__ __forceinline__ void philox(uint64_t counter, uint64_t key, uint32_t*
 // block's 64 counters, its own number and 32 more, whose words belong to elements of other lanes: ballots bring the
 // answers there. Word j of both counters is told of elements 64 j .. 64 j + 63, which are eight lanes'. Out of line:
 // the code is long, and wanted for every target.
-__device__ __noinline__ uint32_t drawn_mask(uint64_t key, uint32_t limit, int64_t flat) {
+__device__ inline __noinline__ uint32_t drawn_mask(uint64_t key, uint32_t limit, int64_t flat) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const uint64_t counter = static_cast<uint64_t>(flat) / kBlock * (kBlock / 4) + static_cast<uint64_t>(lane);
   uint32_t words[2][4], mine = 0;

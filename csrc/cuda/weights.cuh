@@ -10,14 +10,17 @@ namespace fuseo1 {
 // mergekit's rules: below this mean square all weights are equal, and no divisor is smaller than this.
 constexpr double kMergekitFloor = 1e-6;
 
-// The exact sums of each exponent, added in fp64 from the smallest on.
-__device__ inline double energy_of(const Count* sums) {
-  double energy = 0.0;
+// The exact sums of each exponent, added in fp64 from the smallest on. T: what they are, with a sign or without.
+template <class T>
+__device__ inline double exact_sum(const Count* sums) {
+  double all = 0.0;
   for (int e = 0; e < kExponents; ++e) {
-    if (sums[e]) energy = __dadd_rn(energy, ldexp(static_cast<double>(sums[e]), e - 149));
+    if (sums[e]) all = __dadd_rn(all, ldexp(static_cast<double>(static_cast<T>(sums[e])), e - 149));
   }
-  return energy;
+  return all;
 }
+
+__device__ inline double energy_of(const Count* sums) { return exact_sum<Count>(sums); }
 
 __device__ inline void sce_params(const double* energy, int targets, int64_t numel, const fuseo1_cuda_sce& how,
                                   uint32_t threshold, int64_t tie_limit, fuseo1_cuda_params* params) {

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from types import ModuleType
 
 import torch
 
 from ..arrays import Array
 from ..errors import BackendError
-from . import OnDevice, Room, SurveyResult
+from . import SURVEY_BYTES, OnDevice, Room, SurveyResult
+from .cuda_surveys import native_select, stream_of, survey_gram, survey_norms
 from .on_gpu import OnGpu, check_output, device_of, upload
-from .requests import Band, Clamp, Cut, Draw, FuseParams, Select
-
-#: What stands for a field that a selection has no use for.
-_NO_CUT = (0, 0)
+from .requests import FuseParams, Gram, Norms, Request
 
 
 class CudaBackend(OnGpu):
@@ -63,6 +60,19 @@ class CudaBackend(OnGpu):
         result = torch.zeros(self._kernels.RESULT_BYTES, dtype=torch.uint8, device=params.device)
         return OnDevice(result, params, targets)
 
+    def survey(
+        self,
+        inputs: Sequence[Array],
+        request: Request,
+        threads: int,
+        max_bytes: int = SURVEY_BYTES,
+    ) -> SurveyResult:
+        if isinstance(request, Norms):
+            return survey_norms(self._kernels, inputs, self._operands(inputs), request)
+        if isinstance(request, Gram):
+            return survey_gram(self._kernels, inputs, self._operands(inputs), request)
+        return super().survey(inputs, request, threads, max_bytes)
+
     def enqueue_survey(
         self, inputs: Sequence[Array], select_topk: float, variant: str, room: Room | None = None
     ) -> OnDevice:
@@ -70,7 +80,7 @@ class CudaBackend(OnGpu):
         operands = self._operands(inputs)
         if room is None:
             room = self.make_room(inputs, select_topk)
-        with _stream(device_of(inputs)) as stream:
+        with stream_of(device_of(inputs)) as stream:
             self._kernels.survey(
                 operands,
                 inputs[0].numel,
@@ -90,7 +100,7 @@ class CudaBackend(OnGpu):
         """Fuse by what `survey` left, on the current stream of the inputs' device."""
         operands = self._operands(inputs)
         check_output(out, inputs)
-        with _stream(device_of(inputs)) as stream:
+        with stream_of(device_of(inputs)) as stream:
             self._kernels.fuse(
                 survey.params.data_ptr(),
                 operands,
@@ -118,7 +128,7 @@ class CudaBackend(OnGpu):
             "count": kernels.ELECT_COUNT,
             "none": kernels.ELECT_NONE,
         }
-        with _stream(device) as stream:
+        with stream_of(device) as stream:
             kernels.fuse_general(
                 operands,
                 weights=params.weights,
@@ -128,7 +138,7 @@ class CudaBackend(OnGpu):
                 floor_divisor=params.floor_divisor,
                 scale=params.scale,
                 base_scale=params.base_scale,
-                selects=[self._select(select) for select in params.selects],
+                selects=[native_select(kernels, select) for select in params.selects],
                 masked=params.masked,
                 threshold=params.threshold,
                 tie_limit=params.tie_limit,
@@ -140,19 +150,6 @@ class CudaBackend(OnGpu):
                 stream=stream,
             )
         return int(written)
-
-    def _select(
-        self, select: Select
-    ) -> tuple[int, tuple[int, int], tuple[int, int], int, int, int, float]:
-        """A selection as the kernels' module takes it."""
-        kernels = self._kernels
-        if isinstance(select, Band):
-            return kernels.SELECT_BAND, _cut(select.keep), _cut(select.drop), 0, 0, 0, 0.0
-        if isinstance(select, Draw):
-            return kernels.SELECT_DRAW, _NO_CUT, _NO_CUT, select.key, select.limit, 0, 0.0
-        if isinstance(select, Clamp):
-            return kernels.SELECT_CLAMP, _NO_CUT, _NO_CUT, 0, 0, 0, select.most
-        return kernels.SELECT_ALL, _NO_CUT, _NO_CUT, 0, 0, 0, 0.0
 
     def enqueue_small(
         self,
@@ -178,7 +175,7 @@ class CudaBackend(OnGpu):
         table = upload(packed, device)
         room = len(tensors) * kernels.RESULT_BYTES
         results = torch.empty(room, dtype=torch.uint8, device=device)
-        with _stream(device) as stream:
+        with stream_of(device) as stream:
             kernels.merge_small(
                 table.data_ptr(),
                 len(tensors),
@@ -228,20 +225,6 @@ class CudaBackend(OnGpu):
     def _operands(self, inputs: Sequence[Array], least: int = 1) -> list[tuple[int, int]]:
         self.check_inputs(inputs, least)
         return [(a.address, a.dtype.abi) for a in inputs]
-
-
-def _cut(cut: Cut) -> tuple[int, int]:
-    return cut.threshold, cut.tie_limit
-
-
-@contextmanager
-def _stream(device: torch.device) -> Iterator[int]:
-    """Make `device` the current one, and yield its current stream; 0 for the host (tests)."""
-    if device.type != "cuda":
-        yield 0
-        return
-    with torch.cuda.device(device):
-        yield torch.cuda.current_stream(device).cuda_stream
 
 
 def load() -> CudaBackend:

@@ -43,6 +43,16 @@ typedef struct {
   int64_t written;
 } fuseo1_cuda_survey;
 
+// What surveys of norms and inner products leave there; sums as fuseo1_survey_sums_of has them.
+typedef struct {
+  double sums[(FUSEO1_CUDA_MAX_TARGETS + 1) * (FUSEO1_CUDA_MAX_TARGETS + 1)];
+  int64_t nonfinite[FUSEO1_CUDA_MAX_TARGETS + 2];
+  int32_t passes;
+} fuseo1_cuda_sums;
+
+// Bytes in which they work.
+#define FUSEO1_CUDA_SUMS_BYTES 65792
+
 // From energies to weights: SCE's rule. `mergekit` 1 is the rule of that variant (docs/arithmetic.md).
 typedef struct {
   double select_topk;
@@ -68,6 +78,14 @@ int fuseo1_cuda_workspace_bytes(int32_t targets, int64_t numel, double select_to
 int fuseo1_cuda_survey_sce(const fuseo1_operand* operands, int32_t targets, int64_t numel, fuseo1_cuda_sce how,
                            void* workspace, size_t bytes, fuseo1_cuda_survey* result, fuseo1_cuda_params* params,
                            void* stream);
+
+// Surveys of norms and inner products, as survey.h has them; `work` and `result` are device memory, `selects` (one a
+// target; null: everything) is host memory. BITS are not possible. One read; of norms with selections and more than 8
+// targets two. Inner products of more than 4 targets are found by fours, after a read that counts what is not finite.
+int fuseo1_cuda_survey_norms(const fuseo1_operand* operands, int32_t targets, int64_t numel,
+                             const fuseo1_select* selects, void* work, fuseo1_cuda_sums* result, void* stream);
+int fuseo1_cuda_survey_gram(const fuseo1_operand* operands, int32_t targets, int64_t numel, int32_t of_inputs,
+                            void* work, fuseo1_cuda_sums* result, void* stream);
 
 // Fuses by `params` (device memory); adds to result->written if `result` is given.
 int fuseo1_cuda_fuse(const fuseo1_cuda_params* params, const fuseo1_operand* operands, int32_t targets, int64_t offset,

@@ -1,0 +1,112 @@
+"""The CUDA kernels' surveys beyond SCE's (csrc/include/fuseo1/cuda.h): how they are asked, and what they answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import islice
+from types import ModuleType
+
+import torch
+
+from ..arrays import Array
+from ..errors import BackendError
+from . import SurveyResult
+from .on_gpu import device_of
+from .requests import NOTHING, Band, Clamp, Cut, Draw, Gram, Norms, Select
+
+#: An address and a dtype's number.
+Operand = tuple[int, int]
+#: kind, keep, drop, key, limit, address of bits, most: a selection as the kernels' module takes it.
+NativeSelect = tuple[int, tuple[int, int], tuple[int, int], int, int, int, float]
+
+#: In the place of a cut for which a selection has no use.
+_NO_CUT = (0, 0)
+
+
+def native_select(kernels: ModuleType, select: Select) -> NativeSelect:
+    """One target's selection."""
+    if isinstance(select, Band):
+        return kernels.SELECT_BAND, _cut(select.keep), _cut(select.drop), 0, 0, 0, 0.0
+    if isinstance(select, Draw):
+        return kernels.SELECT_DRAW, _NO_CUT, _NO_CUT, select.key, select.limit, 0, 0.0
+    if isinstance(select, Clamp):
+        return kernels.SELECT_CLAMP, _NO_CUT, _NO_CUT, 0, 0, 0, select.most
+    return kernels.SELECT_ALL, _NO_CUT, _NO_CUT, 0, 0, 0, 0.0
+
+
+def _cut(cut: Cut) -> tuple[int, int]:
+    return cut.threshold, cut.tie_limit
+
+
+def survey_norms(
+    kernels: ModuleType, inputs: Sequence[Array], operands: Sequence[Operand], request: Norms
+) -> SurveyResult:
+    """Waits for the device."""
+    targets = len(inputs) - 1
+    check_targets(len(request.selects), targets, "selections")
+    work, result = _room(kernels, inputs)
+    with stream_of(device_of(inputs)) as stream:
+        kernels.survey_norms(
+            operands,
+            inputs[0].numel,
+            [native_select(kernels, select) for select in request.selects],
+            work.data_ptr(),
+            result.data_ptr(),
+            stream,
+        )
+    learned, sums = _answer(kernels, result, 2 * targets, targets)
+    return replace(learned, norms=tuple(zip(sums, sums, strict=True)))
+
+
+def survey_gram(
+    kernels: ModuleType, inputs: Sequence[Array], operands: Sequence[Operand], request: Gram
+) -> SurveyResult:
+    """Waits for the device."""
+    targets = len(inputs) - 1
+    vectors = targets + request.of_inputs
+    work, result = _room(kernels, inputs)
+    with stream_of(device_of(inputs)) as stream:
+        kernels.survey_gram(
+            operands,
+            inputs[0].numel,
+            request.of_inputs,
+            work.data_ptr(),
+            result.data_ptr(),
+            stream,
+        )
+    learned, sums = _answer(kernels, result, vectors * vectors, targets)
+    gram = tuple(tuple(islice(sums, vectors)) for _ in range(vectors))
+    return replace(learned, gram=gram)
+
+
+def check_targets(asked: int, targets: int, what: str) -> None:
+    """Raises BackendError."""
+    if asked != targets:
+        raise BackendError(f"{what} for {asked} targets, but there are {targets}")
+
+
+def _room(kernels: ModuleType, inputs: Sequence[Array]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Memory of the device to work in, and for what is learned."""
+    device, sizes = device_of(inputs), (kernels.SUMS_WORK_BYTES, kernels.SUMS_BYTES)
+    work, result = (torch.empty(n, dtype=torch.uint8, device=device) for n in sizes)
+    return work, result
+
+
+def _answer(
+    kernels: ModuleType, result: torch.Tensor, sums: int, targets: int
+) -> tuple[SurveyResult, Iterator[float]]:
+    """What every such survey learns, and its sums, when the device is done."""
+    found, nonfinite, passes = kernels.unpack_sums(result.cpu().numpy().tobytes(), sums, targets)
+    return SurveyResult(-1, -1, NOTHING, -1, passes, (), tuple(nonfinite)), iter(found)
+
+
+@contextmanager
+def stream_of(device: torch.device) -> Iterator[int]:
+    """Make `device` the current one, and yield its current stream; 0 for the host (tests)."""
+    if device.type != "cuda":
+        yield 0
+        return
+    with torch.cuda.device(device):
+        yield torch.cuda.current_stream(device).cuda_stream
