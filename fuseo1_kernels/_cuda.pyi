@@ -8,6 +8,7 @@ PARAMS_BYTES: int
 RESULT_BYTES: int
 SUMS_BYTES: int
 SUMS_WORK_BYTES: int
+CUT_BYTES: int
 ARCHITECTURES: str
 ELECT_SUM: int
 ELECT_WEIGHTED: int
@@ -79,6 +80,18 @@ def survey_gram(
     operands: _Operands, numel: int, of_inputs: bool, work: int, result: int, stream: int
 ) -> None: ...
 def unpack_sums(bytes: bytes, sums: int, targets: int) -> tuple[list[float], list[int], int]: ...
+def magnitudes_bytes(numel: int) -> int: ...
+def survey_magnitudes(
+    operands: _Operands,
+    numel: int,
+    ranks: Sequence[Sequence[int]],
+    workspace: int,
+    bytes: int,
+    cuts: int,
+    result: int,
+    stream: int,
+) -> None: ...
+def unpack_cuts(bytes: bytes) -> list[_Cut]: ...
 def merge_small(
     tensors: int,
     count: int,

@@ -135,6 +135,29 @@ void survey_gram(const Operands& operands, int64_t numel, bool of_inputs, uintpt
         "survey_gram");
 }
 
+int64_t magnitudes_bytes(int64_t numel) {
+  size_t bytes = 0;
+  check(fuseo1_cuda_magnitudes_bytes(numel, &bytes), "magnitudes_bytes");
+  return static_cast<int64_t>(bytes);
+}
+
+void survey_magnitudes(const Operands& operands, int64_t numel, const std::vector<std::vector<int64_t>>& ranks,
+                       uintptr_t workspace, int64_t bytes, uintptr_t cuts, uintptr_t result, uintptr_t stream) {
+  const auto views = unpack(operands);
+  const int targets = targets_of(operands), per_target = ranks.empty() ? 0 : static_cast<int>(ranks[0].size());
+  if (ranks.size() != static_cast<size_t>(targets)) throw std::invalid_argument("ranks: not for every target");
+  std::vector<int64_t> all;
+  for (const auto& of_target : ranks) {
+    if (of_target.size() != ranks[0].size()) throw std::invalid_argument("ranks: not as many for every target");
+    all.insert(all.end(), of_target.begin(), of_target.end());
+  }
+  const py::gil_scoped_release nogil;
+  check(fuseo1_cuda_survey_magnitudes(views.data(), targets, numel, all.data(), per_target, at<void>(workspace),
+                                      static_cast<size_t>(bytes), at<fuseo1_cut>(cuts), at<fuseo1_cuda_sums>(result),
+                                      at<void>(stream)),
+        "survey_magnitudes");
+}
+
 void merge_small(uintptr_t tensors, int64_t count, int targets, double select_topk, bool mergekit, uintptr_t results,
                  uintptr_t stream) {
   const py::gil_scoped_release nogil;
@@ -209,6 +232,15 @@ std::tuple<std::vector<double>, std::vector<int64_t>, int> unpack_sums(const py:
   return {{result.sums, result.sums + sums}, {result.nonfinite, result.nonfinite + targets + 2}, result.passes};
 }
 
+std::vector<Cut> unpack_cuts(const py::bytes& bytes) {
+  const std::string raw = bytes;
+  std::vector<fuseo1_cut> cuts(raw.size() / sizeof(fuseo1_cut));
+  std::memcpy(cuts.data(), raw.data(), cuts.size() * sizeof(fuseo1_cut));
+  std::vector<Cut> out;
+  for (const auto& cut : cuts) out.emplace_back(cut.threshold, cut.tie_limit);
+  return out;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cuda, m) {
@@ -244,6 +276,11 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("survey_gram", survey_gram, py::arg("operands"), py::arg("numel"), py::arg("of_inputs"), py::arg("work"),
         py::arg("result"), py::arg("stream"));
   m.def("unpack_sums", unpack_sums, py::arg("bytes"), py::arg("sums"), py::arg("targets"));
+  m.attr("CUT_BYTES") = sizeof(fuseo1_cut);
+  m.def("magnitudes_bytes", magnitudes_bytes, py::arg("numel"));
+  m.def("survey_magnitudes", survey_magnitudes, py::arg("operands"), py::arg("numel"), py::arg("ranks"),
+        py::arg("workspace"), py::arg("bytes"), py::arg("cuts"), py::arg("result"), py::arg("stream"));
+  m.def("unpack_cuts", unpack_cuts, py::arg("bytes"));
   m.def("merge_small", merge_small, py::arg("tensors"), py::arg("count"), py::arg("targets"), py::arg("select_topk"),
         py::arg("mergekit"), py::arg("results"), py::arg("stream"));
   m.def("pack_params", pack_params, py::arg("weights"), py::arg("floor_divisor"), py::arg("masked"),

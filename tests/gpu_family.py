@@ -9,13 +9,23 @@ from dataclasses import replace
 
 import pytest
 import torch
-from gpu_data import KINDS
-from gpu_grid import SMALL, placed, surroundings
+from gpu_data import KINDS, constant, halves, nonfinite, overflowing, tied, tuned, two_values
+from gpu_grid import SMALL, placed, sampled_by_cuda, surroundings
 from tensors import BF16, DTYPES, FP16, FP32, assert_same_bits, learned
 from test_fuse_family import ELECTS, MODES, WEIGHTS, selections, tensors_of
 
 from fuseo1_kernels.backends import FuseParams, GpuBackend, load_backend
-from fuseo1_kernels.backends.requests import NONE, Band, Cut, Draw, Gram, Norms, Request, Select
+from fuseo1_kernels.backends.requests import (
+    NONE,
+    Band,
+    Cut,
+    Draw,
+    Gram,
+    Magnitudes,
+    Norms,
+    Request,
+    Select,
+)
 from fuseo1_kernels.errors import BackendError
 from fuseo1_kernels.ops import as_array as array
 
@@ -121,11 +131,13 @@ class Merges:
         compare_fuse(gpu, tensors, params, torch.zeros(0, device=device))
 
 
-def compare_survey(gpu: GpuBackend, tensors: Sequence[torch.Tensor], request: Request) -> None:
-    """Assert that a survey learns what the CPU's does."""
+def compare_survey(gpu: GpuBackend, tensors: Sequence[torch.Tensor], request: Request) -> int:
+    """Assert that a survey learns what the CPU's does; returns how many reads the GPU says it took."""
     on_host = [array(t.cpu()) for t in tensors]
     expected = learned(load_backend("cpu").survey(on_host, request, 2))
-    assert learned(gpu.survey([array(t) for t in tensors], request, 1)) == expected, request
+    found = gpu.survey([array(t) for t in tensors], request, 1)
+    assert learned(found) == expected, request
+    return found.passes
 
 
 def drawn_tensors(
@@ -176,8 +188,55 @@ class Surveys:
         compare_survey(gpu, tensors, Gram())
         compare_survey(gpu, tensors, Norms((None, None)))
 
+    @pytest.mark.parametrize("per_target", [1, 2, 5])
+    def test_magnitudes(self, per_target: int, gpu: GpuBackend, device: torch.device) -> None:
+        draw = random.Random(per_target)
+        for tensors in drawn_tensors(draw, device, (1, 2, 3), SIZES):
+            n = tensors[0].numel()
+            some = [0, 1, 2, n // 1000, n // 10, n // 2, n - n // 5, n - 1, n, 2 * n]
+            ranks = [tuple(draw.choice(some) for _ in range(per_target)) for _ in tensors[1:]]
+            compare_survey(gpu, tensors, Magnitudes(tuple(ranks)))
+
+    @pytest.mark.parametrize("targets", [5, 16])
+    def test_magnitudes_of_many(self, targets: int, gpu: GpuBackend, device: torch.device) -> None:
+        g = torch.Generator().manual_seed(3)
+        for kind in (tuned, nonfinite, overflowing):
+            tensors = [t.to(device, BF16) for t in kind(4097, targets, g)]
+            compare_survey(gpu, tensors, Magnitudes(tuple((100 * i,) for i in range(targets))))
+
+    @pytest.mark.parametrize("dtype", [BF16, FP32])
+    def test_ties_in_masses(
+        self, dtype: torch.dtype, gpu: GpuBackend, device: torch.device
+    ) -> None:
+        """More of one magnitude than candidates can be kept: the threshold and the cut come from histograms."""
+        n, g = 400_000, torch.Generator().manual_seed(4)
+        passes = []
+        for kind in (constant, halves, two_values, tied):
+            tensors = [t.to(device, dtype) for t in kind(n, 1, g)]
+            passes.append(compare_survey(gpu, tensors, Magnitudes(((n // 10, n // 2),))))
+        if gpu.name == "cuda":
+            assert min(passes[:2]) > 1
+
+    @pytest.mark.parametrize("beside", [0.25, 4.0], ids=["below", "above"])
+    def test_the_sample_misleads(
+        self, beside: float, gpu: GpuBackend, device: torch.device
+    ) -> None:
+        """What the CUDA kernels sample is larger, or smaller, than the rest."""
+        n = 70_000
+        larger = torch.rand(n, generator=torch.Generator().manual_seed(5)) + 1
+        made = larger * torch.where(sampled_by_cuda(n), 1.0, beside)
+        tensors = [torch.zeros(n, device=device), made.to(device)]
+        passes = compare_survey(gpu, tensors, Magnitudes(((n // 2, n // 20),)))
+        assert passes >= 4 or gpu.name != "cuda"
+
+    def test_one_read_of_a_target_is_the_rule(self, gpu: GpuBackend, device: torch.device) -> None:
+        made = tuned(300_000, 2, torch.Generator().manual_seed(1))
+        ranks = Magnitudes(((150_000, 3000), (30_000, 290_000)))
+        assert compare_survey(gpu, [t.to(device) for t in made], ranks) == 1
+
     def test_surveys_of_nothing(self, gpu: GpuBackend, device: torch.device) -> None:
         tensors = [torch.zeros(0, device=device)] * 6
+        compare_survey(gpu, tensors, Magnitudes(((0, 3),) * 5))
         for request in (Norms((None,) * 5), Norms((Draw(1, 2),) * 5), Gram(), Gram(True)):
             compare_survey(gpu, tensors, request)
             compare_survey(
@@ -199,3 +258,5 @@ class MergesRefused:
         inputs = [array(torch.zeros(4))] * 3
         with pytest.raises(BackendError, match="selections for 1 targets, but there are 2"):
             gpu.survey(inputs, Norms((None,)), 1)
+        with pytest.raises(BackendError, match="ranks for 3 targets, but there are 2"):
+            gpu.survey(inputs, Magnitudes(((1,),) * 3), 1)

@@ -97,6 +97,18 @@ def check(
     assert_same_bits(surroundings(out), before, "the output and what lies around it")
 
 
+def sampled_by_cuda(n: int) -> torch.Tensor:
+    """Which elements of a small tensor the CUDA kernels sample."""
+    sampled = torch.zeros(n, dtype=torch.bool)
+    runs = n // 32 // 8
+    stretch = n // runs
+    for run in range(runs):
+        jitter = ((run + 1) * 0x9E3779B97F4A7C15 % 2**64 >> 33) % (stretch - 7)
+        start = (run * stretch + jitter) // 8 * 8
+        sampled[start : start + 8] = True
+    return sampled
+
+
 Case = tuple[list[torch.Tensor], float, str, torch.Tensor]
 
 
@@ -198,13 +210,7 @@ class SameBits:
             pytest.skip("the places are those that the CUDA kernels sample")
         n, g = 70_000, torch.Generator().manual_seed(1)
         made = [torch.zeros(n), *(torch.rand(n, generator=g) + 1 for _ in range(3))]
-        sampled = torch.zeros(n, dtype=torch.bool)
-        runs = n // 32 // 8
-        stretch = n // runs
-        for run in range(runs):
-            jitter = ((run + 1) * 0x9E3779B97F4A7C15 % 2**64 >> 33) % (stretch - 7)
-            start = (run * stretch + jitter) // 8 * 8
-            sampled[start : start + 8] = True
+        sampled = sampled_by_cuda(n)
         # Two of three move little, so that all scores of the sample are in a range of their own.
         made[1] = (made[1] + 9) * torch.where(sampled, 1.0, beside)
         tensors = [t.to(device) for t in made]

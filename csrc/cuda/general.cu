@@ -30,8 +30,8 @@ int fuse_in(const fuseo1_fuse_params& params, const Inputs& in, int64_t offset, 
   if (in.numel == 0) return FUSEO1_OK;
   return with_instance(in, [&](auto instance) {
     using Chosen = decltype(instance);
-    return launch("fuse_general", in, fuse_general<Chosen::kTargets, typename Chosen::Elements, Real>,
-                  (in.numel + kBlock - 1) / kBlock, stream, in, told, offset, out, reinterpret_cast<Count*>(written));
+    return launch("fuse_general", in, fuse_general<Chosen::kTargets, typename Chosen::Elements, Real>, blocks_of(in),
+                  stream, in, told, offset, out, reinterpret_cast<Count*>(written));
   });
 }
 

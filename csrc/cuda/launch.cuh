@@ -45,5 +45,12 @@ int launch(const char* what, const Inputs& in, void (*kernel)(Parameters...), in
   return check(error, what, in.numel, in.targets);
 }
 
+// Clears memory of the device.
+inline int clear(void* from, size_t bytes, const Inputs& in, void* stream) {
+  return check(cudaMemsetAsync(from, 0, bytes, static_cast<cudaStream_t>(stream)), "memset", in.numel, in.targets);
+}
+
+inline int64_t blocks_of(const Inputs& in) { return (in.numel + kBlock - 1) / kBlock; }
+
 }  // namespace fuseo1
 #endif  // FUSEO1_CUDA_LAUNCH_CUH_

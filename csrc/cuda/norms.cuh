@@ -4,13 +4,10 @@
 #define FUSEO1_CUDA_NORMS_CUH_
 
 #include "energy.cuh"
-#include "selection.cuh"
+#include "nonfinite.cuh"
 #include "sums.cuh"
 
 namespace fuseo1 {
-
-// From here on sums of so many targets' d may overflow, and d may be no number: 2^122, as fp32 bits.
-constexpr uint32_t kDoubtfulBits = 0x7c800000u;
 
 // t = rint(q * 2^(149-E)) of a q that is not negative (survey.h).
 __device__ __forceinline__ uint32_t quantum_of(float q, float scale) {

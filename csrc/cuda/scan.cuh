@@ -25,6 +25,10 @@ __global__ void __launch_bounds__(kThreads, 1) energy_all(const __grid_constant_
   sums.flush(&state->energy[0]);
 }
 
+// Below, a Source is what scores are loaded from: Inputs, or what magnitudes.cuh makes of them. This is what a sample
+// keeps of a score.
+__device__ __forceinline__ uint32_t sampled(const Inputs&, uint32_t score) { return score; }
+
 // Runs of eight elements, a lane's, spread evenly over the tensor, each moved by a hash within its stretch.
 __device__ __forceinline__ int64_t sample_start(int64_t numel, int64_t runs, int64_t run) {
   const int64_t stretch = numel / runs;
@@ -32,9 +36,9 @@ __device__ __forceinline__ int64_t sample_start(int64_t numel, int64_t runs, int
   return (run * stretch + static_cast<int64_t>(hash % static_cast<uint64_t>(stretch - kLane + 1))) / kLane * kLane;
 }
 
-template <int kN>
+template <int kN, class Source>
 __global__ void __launch_bounds__(kThreads, 1)
-    sample_scores(Inputs in, State* state, uint32_t* sample, int64_t runs, double select_topk) {
+    sample_scores(Source in, State* state, uint32_t* sample, int64_t runs, double select_topk) {
   __shared__ Histogram histogram;
   histogram.clear();
   __syncthreads();
@@ -46,6 +50,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     load_scores<kN>(in, sample_start(in.numel, runs, run), kLane, divisor, scores);
 #pragma unroll
     for (int j = 0; j < kLane; ++j) {
+      scores[j] = sampled(in, scores[j]);
       sample[run * kLane + j] = scores[j];
       if (scores[j] == 0) continue;
       histogram.add(digit, scores[j]);
@@ -88,7 +93,10 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     above += __popc(selected);
     add_energies(block, peaks, selected, in.targets, &sums);
-    if (__any_sync(kAllLanes, inside != 0)) slots.append(candidates, state, in, peaks, scores, inside, at);
+    if (__any_sync(kAllLanes, inside != 0)) {
+      keep_exponents(candidates, in.targets, peaks, at);
+      slots.append(candidates, state, in.numel, scores, inside, at);
+    }
   });
   slots.finish(candidates, state);
   const uint32_t warp_nonzero = warp_sum(nonzero), warp_above = warp_sum(above);
@@ -105,8 +113,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 // only, or at all that are not 0 if the bracket missed ---
 
 // One digit of how far the threshold lies above the bracket's lower bound. The first ones may be 0 for all scores.
-template <int kN>
-__global__ void __launch_bounds__(kThreads, 1) count_digits(Inputs in, State* state, int index) {
+template <int kN, class Source>
+__global__ void __launch_bounds__(kThreads, 1) count_digits(Source in, State* state, int index) {
   const uint32_t low = state->low, width = state->high - low;
   const Digit<uint32_t> digit(kScoreDigits + index, static_cast<uint32_t>(state->found), kOffsetDigits * kDigitBits);
   if (!state->failed || (digit.shift > 0 && width >> digit.shift == 0)) return;
@@ -131,8 +139,8 @@ __global__ void __launch_bounds__(kThreads, 1) count_digits(Inputs in, State* st
 }
 
 // Where the last selected tie lies, if not all are: counted by stretches, then in the one that matters.
-template <int kN>
-__global__ void __launch_bounds__(kThreads, 1) count_ties(Inputs in, State* state, uint32_t* stretches) {
+template <int kN, class Source>
+__global__ void __launch_bounds__(kThreads, 1) count_ties(Source in, State* state, uint32_t* stretches) {
   if (!state->failed || !state->cut) return;
   __shared__ uint32_t ties;
   const Divisor divisor(in.targets);

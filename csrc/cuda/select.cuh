@@ -61,7 +61,7 @@ __device__ __forceinline__ void end_bracket(State* state) {
   clear_histograms(state);
 }
 
-__global__ void __launch_bounds__(kThreads, 1)
+static __global__ void __launch_bounds__(kThreads, 1)
     measure_runs(State* state, const uint32_t* sample, int64_t runs, double select_topk) {
   __shared__ uint32_t sums[4];  // of a CTA: at most a few thousand runs
   if (threadIdx.x < 4) sums[threadIdx.x] = 0;
@@ -85,7 +85,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (is_last_cta(state)) place_bracket(state, select_topk);
 }
 
-__global__ void __launch_bounds__(kThreads, 1) refine_bracket(State* state, const uint32_t* sample, int64_t scores) {
+static __global__ void __launch_bounds__(kThreads, 1)
+    refine_bracket(State* state, const uint32_t* sample, int64_t scores) {
   __shared__ Histogram histograms[2];
   histograms[0].clear(), histograms[1].clear();
   __syncthreads();
@@ -100,16 +101,20 @@ __global__ void __launch_bounds__(kThreads, 1) refine_bracket(State* state, cons
 
 // --- the threshold; again by the last CTA ---
 
+// What the scan has found decides where the last selected one is sought; one thread.
+__device__ __forceinline__ void seek_last(State* state, int64_t capacity) {
+  state->wanted = state->selected - static_cast<int64_t>(state->above);
+  state->missed = state->wanted < 1 || state->wanted > static_cast<int64_t>(state->candidates);
+  state->failed = state->missed || static_cast<int64_t>(state->slots) > capacity;
+  if (state->missed) state->wanted = state->selected, state->low = 1, state->high = kInfBits;
+}
+
 __device__ __forceinline__ void begin_selection(State* state, int64_t capacity, double select_topk) {
   if (threadIdx.x != 0) return;
   state->passes = 1;
   state->selected = static_cast<int64_t>(floor(select_topk * static_cast<double>(state->nonzero)));
   state->threshold = kNothing, state->tie_limit = -1;
-  if (state->selected == 0) return;
-  state->wanted = state->selected - static_cast<int64_t>(state->above);
-  state->missed = state->wanted < 1 || state->wanted > static_cast<int64_t>(state->candidates);
-  state->failed = state->missed || static_cast<int64_t>(state->slots) > capacity;
-  if (state->missed) state->wanted = state->selected, state->low = 1, state->high = kInfBits;
+  if (state->selected != 0) seek_last(state, capacity);
 }
 
 // Takes the digit in which the last selected one lies.
@@ -137,7 +142,7 @@ __device__ __forceinline__ int64_t filled(const State* state, const Candidates& 
 }
 
 // One digit of the last selected candidate: of its score, then, if not all of its ties are selected, of its place.
-__global__ void __launch_bounds__(kThreads, 1)
+static __global__ void __launch_bounds__(kThreads, 1)
     count_candidates(State* state, Candidates candidates, int index, int64_t numel) {
   if (state->failed || state->selected == 0 || (index >= kScoreDigits && !state->cut)) return;
   __shared__ Histogram histogram;
@@ -193,6 +198,18 @@ __global__ void __launch_bounds__(kThreads, 1)
   sums.flush(&state->energy[0]);
 }
 
+// Keeps what a block's squares are measured by, for its candidates.
+template <int kN>
+__device__ __forceinline__ void keep_exponents(const Candidates& to, int targets, const Peaks<kN>& peaks, int64_t at) {
+  const int lane = threadIdx.x % kWarp;
+  uint32_t exponent = 0;
+#pragma unroll
+  for (int i = 0; i < kN; ++i) {
+    if (lane == i) exponent = peaks.exponents[i];
+  }
+  if (lane < targets) to.exponents[at / kBlock * targets + lane] = static_cast<uint8_t>(exponent);
+}
+
 // --- a warp's slots for candidates: taken from all by 32, so that the counter is no bottleneck ---
 
 struct Slots {
@@ -200,16 +217,9 @@ struct Slots {
   uint32_t found = 0;
 
   // Those that `inside` (a bit each) has of a lane's eight elements from `at` on.
-  template <int kN>
-  __device__ __forceinline__ void append(const Candidates& to, State* state, const Inputs& in, const Peaks<kN>& peaks,
-                                         const uint32_t* scores, uint32_t inside, int64_t at) {
+  __device__ __forceinline__ void append(const Candidates& to, State* state, int64_t numel, const uint32_t* scores,
+                                         uint32_t inside, int64_t at) {
     const int lane = threadIdx.x % kWarp;
-    uint32_t exponent = 0;
-#pragma unroll
-    for (int i = 0; i < kN; ++i) {
-      if (lane == i) exponent = peaks.exponents[i];
-    }
-    if (lane < in.targets) to.exponents[at / kBlock * in.targets + lane] = static_cast<uint8_t>(exponent);
 #pragma unroll
     for (int j = 0; j < kLane; ++j) {
       const bool mine = inside >> j & 1u;
@@ -223,8 +233,7 @@ struct Slots {
       }
       const int64_t place = rank < room ? next + rank : fresh + rank - room;
       if (mine && place < to.capacity) {
-        to.words[place] =
-            static_cast<uint64_t>(scores[j]) << to.place_bits | static_cast<uint64_t>(in.numel - 1 - at - j);
+        to.words[place] = static_cast<uint64_t>(scores[j]) << to.place_bits | static_cast<uint64_t>(numel - 1 - at - j);
       }
       found += wanted;
       next = room < wanted ? fresh + wanted - room : next + wanted;

@@ -7,12 +7,6 @@
 namespace fuseo1 {
 namespace {
 
-int clear(void* from, size_t bytes, const Inputs& in, void* stream) {
-  return check(cudaMemsetAsync(from, 0, bytes, static_cast<cudaStream_t>(stream)), "memset", in.numel, in.targets);
-}
-
-int64_t blocks_of(const Inputs& in) { return (in.numel + kBlock - 1) / kBlock; }
-
 // `kind`: see norms.cuh.
 int launch_norms(const Inputs& in, const Selects& selects, int32_t kind, SumsWork* work, void* stream) {
   return with_instance(in, [&](auto instance) {
@@ -41,7 +35,7 @@ int gram_of(const Inputs& in, const GramTargets& targets, int32_t count, int32_t
 // Those of more than kGramTargets: halves of as many, each with each.
 int gram_by_halves(const Inputs& in, int32_t of_inputs, SumsWork* work, fuseo1_cuda_sums* result, void* stream) {
   constexpr int kHalf = kGramTargets / 2;
-  int status = in.numel ? launch_norms(in, Selects(), 0, work, stream) : FUSEO1_OK;
+  int status = in.numel ? launch_count(in, work->nonfinite, stream) : FUSEO1_OK;
   int32_t pass = 1;
   for (int32_t a = 1; a + kHalf <= in.targets; a += kHalf) {
     for (int32_t b = a + kHalf; b <= in.targets && !status; b += kHalf) {

@@ -8,8 +8,8 @@
 namespace fuseo1 {
 
 // A bit for each of a lane's eight elements from `at` on whose score is the threshold.
-template <int kN>
-__device__ __forceinline__ uint32_t tie_mask(const Inputs& in, int64_t at, const Divisor& divisor, uint32_t threshold) {
+template <int kN, class Source>
+__device__ __forceinline__ uint32_t tie_mask(const Source& in, int64_t at, const Divisor& divisor, uint32_t threshold) {
   const int count = count_at(in.numel, at);
   uint32_t scores[kLane], ties = 0;
   load_scores<kN>(in, at, count, divisor, scores);
@@ -18,8 +18,8 @@ __device__ __forceinline__ uint32_t tie_mask(const Inputs& in, int64_t at, const
 }
 
 // Where the `wanted`-th tie (from 1) of those from `begin` on lies, to *tie_limit; called by all threads of a CTA.
-template <int kN>
-__device__ void find_tie(const Inputs& in, const Divisor& divisor, uint32_t threshold, int64_t begin, int64_t wanted,
+template <int kN, class Source>
+__device__ void find_tie(const Source& in, const Divisor& divisor, uint32_t threshold, int64_t begin, int64_t wanted,
                          int64_t* tie_limit) {
   __shared__ uint32_t counts[kThreads];
   for (int64_t at = begin; at < in.numel; at += kThreads * kLane) {

@@ -10,9 +10,9 @@ import torch
 from ..arrays import Array
 from ..errors import BackendError
 from . import SURVEY_BYTES, OnDevice, Room, SurveyResult
-from .cuda_surveys import native_select, stream_of, survey_gram, survey_norms
+from .cuda_surveys import native_select, stream_of, survey_gram, survey_magnitudes, survey_norms
 from .on_gpu import OnGpu, check_output, device_of, upload
-from .requests import FuseParams, Gram, Norms, Request
+from .requests import FuseParams, Gram, Magnitudes, Norms, Request
 
 
 class CudaBackend(OnGpu):
@@ -67,6 +67,8 @@ class CudaBackend(OnGpu):
         threads: int,
         max_bytes: int = SURVEY_BYTES,
     ) -> SurveyResult:
+        if isinstance(request, Magnitudes):
+            return survey_magnitudes(self._kernels, inputs, self._operands(inputs), request)
         if isinstance(request, Norms):
             return survey_norms(self._kernels, inputs, self._operands(inputs), request)
         if isinstance(request, Gram):

@@ -14,7 +14,7 @@ from ..arrays import Array
 from ..errors import BackendError
 from . import SurveyResult
 from .on_gpu import device_of
-from .requests import NOTHING, Band, Clamp, Cut, Draw, Gram, Norms, Select
+from .requests import NOTHING, Band, Clamp, Cut, Draw, Gram, Magnitudes, Norms, Select
 
 #: An address and a dtype's number.
 Operand = tuple[int, int]
@@ -40,13 +40,40 @@ def _cut(cut: Cut) -> tuple[int, int]:
     return cut.threshold, cut.tie_limit
 
 
+def survey_magnitudes(
+    kernels: ModuleType, inputs: Sequence[Array], operands: Sequence[Operand], request: Magnitudes
+) -> SurveyResult:
+    """Waits for the device."""
+    targets, numel = len(inputs) - 1, inputs[0].numel
+    check_targets(len(request.ranks), targets, "ranks")
+    cuts = sum(map(len, request.ranks))
+    sizes = (kernels.magnitudes_bytes(numel), cuts * kernels.CUT_BYTES, kernels.SUMS_BYTES)
+    work, found, result = _room(inputs, *sizes)
+    with stream_of(device_of(inputs)) as stream:
+        kernels.survey_magnitudes(
+            operands,
+            numel,
+            request.ranks,
+            work.data_ptr(),
+            work.nbytes,
+            found.data_ptr(),
+            result.data_ptr(),
+            stream,
+        )
+    learned, _ = _answer(kernels, result, 0, targets)
+    all_cuts = iter([Cut(*cut) for cut in kernels.unpack_cuts(found.cpu().numpy().tobytes())])
+    return replace(
+        learned, cuts=tuple(tuple(islice(all_cuts, len(ranks))) for ranks in request.ranks)
+    )
+
+
 def survey_norms(
     kernels: ModuleType, inputs: Sequence[Array], operands: Sequence[Operand], request: Norms
 ) -> SurveyResult:
     """Waits for the device."""
     targets = len(inputs) - 1
     check_targets(len(request.selects), targets, "selections")
-    work, result = _room(kernels, inputs)
+    work, result = _room(inputs, kernels.SUMS_WORK_BYTES, kernels.SUMS_BYTES)
     with stream_of(device_of(inputs)) as stream:
         kernels.survey_norms(
             operands,
@@ -66,7 +93,7 @@ def survey_gram(
     """Waits for the device."""
     targets = len(inputs) - 1
     vectors = targets + request.of_inputs
-    work, result = _room(kernels, inputs)
+    work, result = _room(inputs, kernels.SUMS_WORK_BYTES, kernels.SUMS_BYTES)
     with stream_of(device_of(inputs)) as stream:
         kernels.survey_gram(
             operands,
@@ -87,11 +114,9 @@ def check_targets(asked: int, targets: int, what: str) -> None:
         raise BackendError(f"{what} for {asked} targets, but there are {targets}")
 
 
-def _room(kernels: ModuleType, inputs: Sequence[Array]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Memory of the device to work in, and for what is learned."""
-    device, sizes = device_of(inputs), (kernels.SUMS_WORK_BYTES, kernels.SUMS_BYTES)
-    work, result = (torch.empty(n, dtype=torch.uint8, device=device) for n in sizes)
-    return work, result
+def _room(inputs: Sequence[Array], *sizes: int) -> list[torch.Tensor]:
+    """Memory of the inputs' device, of so many bytes each."""
+    return [torch.empty(n, dtype=torch.uint8, device=device_of(inputs)) for n in sizes]
 
 
 def _answer(

@@ -87,6 +87,15 @@ int fuseo1_cuda_survey_norms(const fuseo1_operand* operands, int32_t targets, in
 int fuseo1_cuda_survey_gram(const fuseo1_operand* operands, int32_t targets, int64_t numel, int32_t of_inputs,
                             void* work, fuseo1_cuda_sums* result, void* stream);
 
+// The survey of magnitudes, as survey.h has it: `ranks` (targets * per_target) is host memory, `cuts` (as many) device
+// memory; of `result` everything but the sums is told. One read of everything, which counts what is not finite; then
+// for each rank one of the base and the target as a rule, up to 5 where many |d| are equal. `passes` tells the most of
+// these.
+int fuseo1_cuda_magnitudes_bytes(int64_t numel, size_t* bytes);
+int fuseo1_cuda_survey_magnitudes(const fuseo1_operand* operands, int32_t targets, int64_t numel, const int64_t* ranks,
+                                  int32_t per_target, void* workspace, size_t bytes, fuseo1_cut* cuts,
+                                  fuseo1_cuda_sums* result, void* stream);
+
 // Fuses by `params` (device memory); adds to result->written if `result` is given.
 int fuseo1_cuda_fuse(const fuseo1_cuda_params* params, const fuseo1_operand* operands, int32_t targets, int64_t offset,
                      int64_t count, void* out, int32_t out_dtype, fuseo1_cuda_survey* result, void* stream);

@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+// The C ABI of the survey of magnitudes (include/fuseo1/cuda.h).
+#include "instances.cuh"
+#include "magnitudes.cuh"
+#include "steps.cuh"
+
+namespace fuseo1 {
+namespace {
+
+// The k largest of one target, where k > 0 and there are elements.
+int find_rank(const OneTarget& in, int64_t k, const Workspace& work, void* stream) {
+  State* const state = work.state;
+  const int64_t blocks = blocks_of(in), runs = runs_of(in.numel);
+  const double share = static_cast<double>(std::min(k, in.numel)) / static_cast<double>(in.numel);
+  const bool bf16 = in.operands[0].dtype == FUSEO1_BF16 && in.operands[in.target].dtype == FUSEO1_BF16;
+  int status = launch("sample_scores", in, sample_scores<1, OneTarget>, warps_of_runs(in.numel), stream, in, state,
+                      work.sample, runs, share);
+  if (!status) status = place_bracket_by(in, work, share, stream);
+  if (!status) {
+    status = launch("scan_magnitudes", in, bf16 ? scan_magnitudes<AllBf16> : scan_magnitudes<Mixed>, blocks, stream, in,
+                    state, work.candidates, k);
+  }
+  if (!status) status = find_last_candidate(in, work, stream);
+  for (int digit = 0; digit < kOffsetDigits && !status; ++digit) {
+    status = launch("count_digits", in, count_digits<1, OneTarget>, blocks, stream, in, state, digit);
+  }
+  return status ? status
+                : launch("count_ties", in, count_ties<1, OneTarget>, blocks, stream, in, state, work.stretches);
+}
+
+// The first read, of all targets.
+int count_first(const Inputs& in, SumsWork* counts, fuseo1_cuda_sums* result, void* stream) {
+  int status = clear(counts, sizeof *counts, in, stream);
+  if (!status && in.numel) status = launch_count(in, counts->nonfinite, stream);
+  return status ? status : launch("settle_nonfinite", in, settle_nonfinite, 1, stream, counts, in.numel > 0, result);
+}
+
+int64_t bytes_for(int64_t numel) { return Workspace(nullptr, 1, numel).bytes + round_up(sizeof(SumsWork)); }
+
+}  // namespace
+}  // namespace fuseo1
+
+using namespace fuseo1;
+
+extern "C" int fuseo1_cuda_magnitudes_bytes(int64_t numel, size_t* bytes) {
+  if (!bytes || numel < 0) return FUSEO1_BAD_ARGUMENT;
+  *bytes = static_cast<size_t>(bytes_for(numel));
+  return FUSEO1_OK;
+}
+
+extern "C" int fuseo1_cuda_survey_magnitudes(const fuseo1_operand* operands, int32_t targets, int64_t numel,
+                                             const int64_t* ranks, int32_t per_target, void* workspace, size_t bytes,
+                                             fuseo1_cut* cuts, fuseo1_cuda_sums* result, void* stream) {
+  OneTarget in = {};
+  if (!make_inputs(operands, targets, numel, &in) || !ranks || per_target < 1 || !workspace || !cuts || !result ||
+      static_cast<int64_t>(bytes) < bytes_for(numel)) {
+    return FUSEO1_BAD_ARGUMENT;
+  }
+  for (int i = 0; i < targets * per_target; ++i) {
+    if (ranks[i] < 0) return FUSEO1_BAD_ARGUMENT;
+  }
+  const Workspace work(workspace, 1, numel);
+  auto* const counts = reinterpret_cast<SumsWork*>(static_cast<char*>(workspace) + work.bytes);
+  in.doubtful = &counts->doubtful;
+  int status = count_first(in, counts, result, stream);
+  for (int i = 0; i < targets * per_target && !status; ++i) {
+    in.target = i / per_target + 1;
+    status = clear(work.state, sizeof(State), in, stream);
+    if (!status && numel && ranks[i]) status = find_rank(in, ranks[i], work, stream);
+    if (!status)
+      status = launch("settle_cut", in, settle_cut, 1, stream, work.state, ranks[i], numel, cuts + i, result);
+  }
+  return status;
+}

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+// The survey of magnitudes (include/fuseo1/survey.h), one target and one rank at a time: the search of SCE's survey,
+// where scores are |d| and the rank is given.
+#ifndef FUSEO1_CUDA_MAGNITUDES_CUH_
+#define FUSEO1_CUDA_MAGNITUDES_CUH_
+
+#include "nonfinite.cuh"
+#include "scan.cuh"
+#include "sums.cuh"
+
+namespace fuseo1 {
+
+// What scores of one target are loaded from.
+struct OneTarget : Inputs {
+  int32_t target;           // its operand
+  const int32_t* doubtful;  // on the device: some element's s is not finite
+};
+
+// The bits of |d| of a lane's elements; 0 where s is not finite.
+template <class In>
+__device__ __forceinline__ void load_magnitudes(const OneTarget& in, bool doubtful, int64_t at, int count,
+                                                uint32_t* scores) {
+  const typename In::Raw base = In::load(in.operands[0], at, count), x = In::load(in.operands[in.target], at, count);
+#pragma unroll
+  for (int j = 0; j < kLane; ++j) {
+    scores[j] = magnitude_bits(
+        __fsub_rn(In::widen(x, in.operands[in.target].dtype, j), In::widen(base, in.operands[0].dtype, j)));
+  }
+  if (!doubtful) return;
+  const uint32_t excluded = excluded_mask(in, at, count, nullptr);
+#pragma unroll
+  for (int j = 0; j < kLane; ++j) {
+    if (excluded >> j & 1u) scores[j] = 0;
+  }
+}
+
+// As scan.cuh calls it.
+template <int kN>
+__device__ __forceinline__ void load_scores(const OneTarget& in, int64_t at, int count, const Divisor&,
+                                            uint32_t* scores) {
+  load_magnitudes<Mixed>(in, *in.doubtful, at, count, scores);
+}
+
+// The rank is one among all elements, so that a sample keeps zeros, too: as the smallest magnitude.
+__device__ __forceinline__ uint32_t sampled(const OneTarget&, uint32_t score) { return max(score, 1u); }
+
+// As begin_selection, of the k-th largest; of k that leave no zero unselected nothing is to be found.
+__device__ __forceinline__ void begin_rank(State* state, int64_t capacity, int64_t k) {
+  if (threadIdx.x != 0) return;
+  const bool all = k >= static_cast<int64_t>(state->nonzero);
+  state->passes = 1;
+  state->selected = all ? 0 : k;
+  state->threshold = all ? 0 : kNothing, state->tie_limit = -1;
+  if (!all) seek_last(state, capacity);
+}
+
+// What lies inside the bracket is kept, what lies above it counted.
+template <class In>
+__global__ void __launch_bounds__(kThreads, 1)
+    scan_magnitudes(const __grid_constant__ OneTarget in, State* state, Candidates candidates, int64_t k) {
+  const uint32_t low = state->low, high = state->high;
+  const bool doubtful = *in.doubtful;
+  Slots slots;
+  uint32_t nonzero = 0, above = 0;  // of a lane, as in scan
+  for_each_block(in.numel, [&](int64_t at, int count) {
+    uint32_t scores[kLane], inside = 0;
+    load_magnitudes<In>(in, doubtful, at, count, scores);
+#pragma unroll
+    for (int j = 0; j < kLane; ++j) {
+      nonzero += scores[j] != 0;
+      above += scores[j] > high;
+      inside |= static_cast<uint32_t>(scores[j] >= low && scores[j] <= high) << j;
+    }
+    if (__any_sync(kAllLanes, inside != 0)) slots.append(candidates, state, in.numel, scores, inside, at);
+  });
+  slots.finish(candidates, state);
+  const uint32_t warp_nonzero = warp_sum(nonzero), warp_above = warp_sum(above);
+  if (threadIdx.x % kWarp == 0) {
+    atomicAdd(&state->nonzero, static_cast<Count>(warp_nonzero));
+    atomicAdd(&state->above, static_cast<Count>(warp_above));
+  }
+  if (is_last_cta(state)) begin_rank(state, candidates.capacity, k);
+}
+
+// One CTA each: what the first read has counted; then a cut, of a tensor that has elements or not.
+__global__ void __launch_bounds__(kThreads, 1)
+    settle_nonfinite(SumsWork* work, int32_t passes, fuseo1_cuda_sums* result) {
+  settle_rest(work, passes, result);
+  if (threadIdx.x == 0) work->doubtful = any_nonfinite(work->nonfinite);
+}
+
+__global__ void __launch_bounds__(kThreads, 1)
+    settle_cut(const State* state, int64_t k, int64_t numel, fuseo1_cut* cut, fuseo1_cuda_sums* result) {
+  if (threadIdx.x != 0) return;
+  cut->threshold = k == 0 ? kNothing : numel == 0 ? 0 : state->threshold;
+  cut->tie_limit = k == 0 || numel == 0 ? -1 : state->tie_limit;
+  result->passes = max(result->passes, state->passes);
+}
+
+}  // namespace fuseo1
+#endif  // FUSEO1_CUDA_MAGNITUDES_CUH_
