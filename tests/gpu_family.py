@@ -6,14 +6,16 @@ import itertools
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from gpu_data import KINDS, constant, halves, nonfinite, overflowing, tied, tuned, two_values
 from gpu_grid import SMALL, placed, sampled_by_cuda, surroundings
-from tensors import BF16, DTYPES, FP16, FP32, assert_same_bits, learned
+from tensors import BF16, DTYPES, FP16, FP32, assert_same_bits, learned, siblings
 from test_fuse_family import ELECTS, MODES, WEIGHTS, selections, tensors_of
 
+from fuseo1_kernels import merge_tensors, ops, tensor_merge
 from fuseo1_kernels.backends import FuseParams, GpuBackend, load_backend
 from fuseo1_kernels.backends.requests import (
     NONE,
@@ -26,7 +28,7 @@ from fuseo1_kernels.backends.requests import (
     Request,
     Select,
 )
-from fuseo1_kernels.errors import BackendError
+from fuseo1_kernels.errors import BackendError, MergeError
 from fuseo1_kernels.ops import as_array as array
 
 #: Elements beyond an aligned address at which tensors begin.
@@ -242,6 +244,65 @@ class Surveys:
             compare_survey(
                 gpu, tensors[:3], Norms((None,) * 2) if isinstance(request, Norms) else request
             )
+
+
+#: Of every method that learns something of its own: how many models, whether there is a base, parameters.
+METHODS: dict[str, tuple[str, int, bool, dict[str, Any]]] = {
+    "sce": ("sce", 2, True, {"select_topk": 0.3, "variant": "mergekit"}),
+    "task_arithmetic": ("task_arithmetic", 2, True, {"weight": (0.7, -0.3)}),
+    "ties": ("ties", 3, True, {"weight": (1, 0.5, 0.7), "density": (0.3, 0.5, 1.0)}),
+    "ties, rescaled": ("ties", 2, True, {"weight": 1, "density": 0.2, "rescale": True}),
+    "dare_ties": ("dare_ties", 3, True, {"weight": 0.6, "density": (0.3, 0.0, 1.0)}),
+    "dare_linear": ("dare_linear", 2, True, {"weight": 0.6, "density": 0.4}),
+    "breadcrumbs": ("breadcrumbs", 2, True, {"weight": 0.5, "density": 0.9, "gamma": 0.02}),
+    "linear": ("linear", 3, False, {"weight": (0.2, 0.3, 1.0)}),
+    "linear, of one": ("linear", 1, False, {"weight": 2.0}),
+    "slerp": ("slerp", 1, True, {"t": 0.3}),
+    "nuslerp": ("nuslerp", 2, False, {"weight": (0.3, 0.5)}),
+    "model_stock, by row": ("model_stock", 3, True, {"filter_wise": True}),
+    "multislerp": ("multislerp", 3, True, {"weight": (0.3, 0.5, 0.1)}),
+    "karcher": ("karcher", 6, False, {}),
+    "nearswap": ("nearswap", 1, True, {"t": 1e-4}),
+}
+
+
+class Methods:
+    """Whole merges by a backend, the fixture `gpu`, of tensors on the fixture `device`."""
+
+    @pytest.mark.parametrize("case", METHODS)
+    def test_every_method(
+        self,
+        case: str,
+        gpu: GpuBackend,
+        device: torch.device,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        method, models, base, parameters = METHODS[case]
+        made = [t.view(5, 1301) for t in siblings(6505, models + base - 1, (BF16, FP32))]
+        keywords: dict[str, Any] = {
+            "base_index": 0 if base else None,
+            "parameters": parameters,
+            "out_dtype": BF16,
+        }
+        expected = merge_tensors(made, method, **keywords)
+        if device.type == "cpu":  # the emulated kernels', which the CPU's tensors are not given to
+            for module in (ops, tensor_merge):
+                monkeypatch.setattr(module, "engine_for", lambda inputs, backend: gpu)
+        else:
+            keywords["backend"] = gpu.name
+        there = [t.to(device) for t in made]
+        merged = merge_tensors(there, method, **keywords)
+        assert merged.device == there[0].device
+        assert_same_bits(merged.cpu(), expected)
+        there[0][2, 3] = float("nan")
+        with pytest.raises(MergeError, match="tensor 0 has 1"):
+            merge_tensors(there, method, **keywords)
+        keywords["nonfinite"] = "propagate"
+        on_host = [t.cpu() for t in there]
+        found = merge_tensors(there, method, **keywords)
+        monkeypatch.undo()
+        keywords["backend"] = "cpu"
+        assert_same_bits(found.cpu(), merge_tensors(on_host, method, **keywords))
 
 
 class MergesRefused:

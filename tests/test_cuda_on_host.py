@@ -9,7 +9,7 @@ import pytest
 import torch
 from emulated import load_emulated
 from gpu_data import tied, tuned, two_values
-from gpu_family import Merges, MergesRefused, Surveys
+from gpu_family import Merges, MergesRefused, Methods, Surveys
 from gpu_grid import Limits, SameBits, array, compare
 from tensors import BF16, FP16, assert_same_bits
 from test_fuse_family import bit_masks, tensors_of
@@ -35,7 +35,7 @@ class TestOnHost(SameBits, Limits):
     pass
 
 
-class TestFamilyOnHost(Merges, Surveys, MergesRefused):
+class TestFamilyOnHost(Merges, Surveys, Methods, MergesRefused):
     pass
 
 

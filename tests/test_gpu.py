@@ -11,7 +11,7 @@ import os
 import pytest
 import torch
 from gpu_data import tied, tuned
-from gpu_family import Merges, Surveys
+from gpu_family import Merges, Methods, Surveys
 from gpu_grid import SMALL, SameBits, array, compare, on_cpu
 from tensors import BF16, assert_same_bits
 
@@ -49,7 +49,7 @@ class TestOnGpu(SameBits):
     MANY = 500_000 if SMALL else 8_000_000
 
 
-class TestFamilyOnGpu(Merges, Surveys):
+class TestFamilyOnGpu(Merges, Surveys, Methods):
     @pytest.fixture
     def gpu(self, gpu: GpuBackend) -> GpuBackend:
         if gpu.name == "triton":

@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       above += scores[j] > high;
       inside |= static_cast<uint32_t>(scores[j] >= low && scores[j] <= high) << j;
     }
-    if (__any_sync(kAllLanes, inside != 0)) slots.append(candidates, state, in.numel, scores, inside, at);
+    if (__any_sync(kAllLanes, inside != 0)) slots.append(candidates, state, in, scores, inside, at);
   });
   slots.finish(candidates, state);
   const uint32_t warp_nonzero = warp_sum(nonzero), warp_above = warp_sum(above);

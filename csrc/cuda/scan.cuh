@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     add_energies(block, peaks, selected, in.targets, &sums);
     if (__any_sync(kAllLanes, inside != 0)) {
       keep_exponents(candidates, in.targets, peaks, at);
-      slots.append(candidates, state, in.numel, scores, inside, at);
+      slots.append(candidates, state, in, scores, inside, at);
     }
   });
   slots.finish(candidates, state);

@@ -114,7 +114,8 @@ __device__ __forceinline__ void begin_selection(State* state, int64_t capacity, 
   state->passes = 1;
   state->selected = static_cast<int64_t>(floor(select_topk * static_cast<double>(state->nonzero)));
   state->threshold = kNothing, state->tie_limit = -1;
-  if (state->selected != 0) seek_last(state, capacity);
+  if (state->selected == 0) return;
+  seek_last(state, capacity);
 }
 
 // Takes the digit in which the last selected one lies.
@@ -217,7 +218,7 @@ struct Slots {
   uint32_t found = 0;
 
   // Those that `inside` (a bit each) has of a lane's eight elements from `at` on.
-  __device__ __forceinline__ void append(const Candidates& to, State* state, int64_t numel, const uint32_t* scores,
+  __device__ __forceinline__ void append(const Candidates& to, State* state, const Inputs& in, const uint32_t* scores,
                                          uint32_t inside, int64_t at) {
     const int lane = threadIdx.x % kWarp;
 #pragma unroll
@@ -233,7 +234,8 @@ struct Slots {
       }
       const int64_t place = rank < room ? next + rank : fresh + rank - room;
       if (mine && place < to.capacity) {
-        to.words[place] = static_cast<uint64_t>(scores[j]) << to.place_bits | static_cast<uint64_t>(numel - 1 - at - j);
+        to.words[place] =
+            static_cast<uint64_t>(scores[j]) << to.place_bits | static_cast<uint64_t>(in.numel - 1 - at - j);
       }
       found += wanted;
       next = room < wanted ? fresh + wanted - room : next + wanted;
