@@ -29,8 +29,9 @@ def interpreted(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_in_the_interpreter() -> None:
-    ran = interpreted("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/triton_interpreted.py")
+@pytest.mark.parametrize("file", ["triton_interpreted.py", "triton_family_interpreted.py"])
+def test_in_the_interpreter(file: str) -> None:
+    ran = interpreted("-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/{file}")
     assert ran.returncode == 0, ran.stdout + ran.stderr
     print(ran.stdout.splitlines()[-1])
 

@@ -25,6 +25,7 @@ from fuseo1_kernels.backends.triton import (
     backend,
     energies,
     fuse,
+    fuse_family,
     sampling,
     scan,
     selection,
@@ -54,7 +55,8 @@ TYPES = {
     **dict.fromkeys(["runs", "stretches", "first"], "i32"),
     "exponents": "*u8",
     "numbers": "*fp32",
-    "given": "*fp64",
+    **dict.fromkeys(["given", "scalars"], "*fp64"),
+    "choices": "*i64",
     "out": "*i16",
 }
 
@@ -66,16 +68,31 @@ FUSE = {"WHOLE": True, "OUT": 0, "TARGETS": 3, **ROWS}
 PLAIN, MASKED = {"MASKED": False, "FLOORED": False}, {"MASKED": True, "FLOORED": True}
 SETTLE = {**SHAPE, "SLOTS": 4}
 
+# fuse_family.py's ELECT and DIVISOR, selects.py's KINDS.
+FAMILY = {"MASKED": False, **FUSE}
+TIES = {"ELECT": 1, "KINDS": 0o111, "DIVISOR": 0}
+DARE = {"ELECT": 3, "KINDS": 0o222, "DIVISOR": 3}
+VARIED = {"ELECT": 2, "KINDS": 0o421, "DIVISOR": 1}
+PEFTS = {"ELECT": 0, "KINDS": 0o111, "DIVISOR": 2}
+
 #: Kernels that read whole tensors, where speed counts.
 STREAMING = {
     "scan_tiles scored": (scan.scan_tiles, {"SCORED": True, **SCAN}),
     "scan_tiles all": (scan.scan_tiles, {"SCORED": False, **SCAN}),
     "fuse_tiles": (fuse.fuse_tiles, {**FUSE, **PLAIN}),
     "fuse_tiles masked": (fuse.fuse_tiles, {**FUSE, **MASKED}),
+    "fuse_family_tiles ties": (fuse_family.fuse_family_tiles, {**FAMILY, **TIES}),
+    "fuse_family_tiles dare": (fuse_family.fuse_family_tiles, {**FAMILY, **DARE}),
 }
 OTHERS = {
     "fuse_tiles fp16": (fuse.fuse_tiles, {**FUSE, **PLAIN, "OUT": 1}),
     "fuse_tiles tail": (fuse.fuse_tiles, {**FUSE, **MASKED, "WHOLE": False}),
+    "fuse_family_tiles tail": (
+        fuse_family.fuse_family_tiles,
+        {**FAMILY, **VARIED, "WHOLE": False, "MASKED": True, "OUT": 1},
+    ),
+    "fuse_family_tiles sum": (fuse_family.fuse_family_tiles, {**FAMILY, **PEFTS, "MASKED": True}),
+    "fuse_family_tiles base": (fuse_family.fuse_family_tiles, {**FAMILY, **DARE, "TARGETS": 0}),
     "scan_carefully scored": (scan.scan_carefully, {"SCORED": True, **SCAN}),
     "scan_carefully all": (scan.scan_carefully, {"SCORED": False, **SCAN}),
     "sample_scores": (sampling.sample_scores, {"TARGETS": 3}),
@@ -215,4 +232,5 @@ def test_launches_compile(by: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for select_topk in (0.5, 1.0):
         engine.enqueue_fuse(inputs, engine.enqueue_survey(inputs, select_topk, "mergekit"), out)
     engine.fuse(inputs, FuseParams((1.0, 0.5, 0.25)), out, 0, 1)
+    engine.fuse(inputs, FuseParams((1.0, 0.5, 0.25), elect="weighted"), out, 0, 1)
     assert set(launched) == {kernel.fn.__name__ for kernel, _ in KERNELS.values()}

@@ -17,9 +17,10 @@ from ..on_gpu import OnGpu, check_output, device_of, upload
 from ..requests import FuseParams
 from ..sce_only import check_is_sce
 from . import state as places
+from .family_launches import launch_fuse_family
 from .launches import Params, launch_fuse, launch_params, launch_survey, workspace_bytes
 from .state import MOST_TARGETS, PARAMS_BYTES, RESULT, place
-from .tuning import FOR_INTERPRETER, Config, Tuner
+from .tuning import FOR_INTERPRETER, Config, Tuner, family_config
 from .workspace import needs_scores
 
 #: Whether the kernels run in Triton's interpreter, on the CPU's tensors: TRITON_INTERPRET=1 at their import.
@@ -153,6 +154,22 @@ class TritonBackend(OnGpu):
             masks = (params.masked, params.floored)
             key = ("fuse", device, *masks, to.dtype, *(x.dtype for x in data))
             run(self._tuner.choose(key, out.numel, attempt), found)
+
+    def fuse(
+        self, inputs: Sequence[Array], params: FuseParams, out: Array, offset: int, threads: int
+    ) -> int:
+        """SCE by enqueue_fuse; other merges, without targets too, by kernels of their own."""
+        if params.is_sce and len(inputs) > 1:
+            return super().fuse(inputs, params, out, offset, threads)
+        self.check_inputs(inputs, least=0)
+        check_output(out, inputs)
+        if out.numel == 0:
+            return 0
+        data, to = pointers(inputs), tensor_of(out)
+        config = self._tuner.fixed or family_config(len(inputs) - 1)
+        with _current(_device(inputs)):
+            result = launch_fuse_family(data, to, out.dtype.abi, params, offset, config)
+        return int(result[place(places.R_WRITTEN)])
 
     def unpack_result(self, raw: bytes, targets: int) -> tuple[SurveyResult, int]:
         """As `result`, of the bytes on the host."""

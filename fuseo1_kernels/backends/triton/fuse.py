@@ -15,30 +15,56 @@ TO_FP16 = tl.constexpr(BY_NAME["float16"].abi)
 
 
 @triton.jit
-def round_sum(b, delta, OUT: tl.constexpr):
-    """b + delta, rounded once, as int32 bits of the output's dtype (its own below; above them zeros).
+def round_from(bits, outward, OUT: tl.constexpr):
+    """An fp32's bits to bits of the output's dtype (its own below; above them zeros), rounded once.
 
-    TwoSum tells exactly what the fp32 sum lacks. To bf16 that decides where the sum is a tie; to fp16 it makes the
-    sum one that is rounded to odd, which rounds on correctly.
+    outward: > 0 where the exact number, of which this is the nearest fp32, is farther from 0; < 0: nearer to it. That
+    decides where the fp32 is a tie of bf16; for fp16 it makes the fp32 one rounded to odd, which rounds on correctly.
     """
-    s = b + delta
-    bits = bits_of(s)
-    if OUT == TO_BF16 or OUT == TO_FP16:
-        part = s - b
-        error = (b - (s - part)) + (delta - part)
-        # > 0: the exact sum is farther from 0.
-        outward = float_of(bits_of(error) ^ (bits & -0x80000000))
-        if OUT == TO_BF16:
-            even = (bits >> 16) & 1
-            up = tl.where(outward > 0.0, 1, tl.where(outward < 0.0, 0, even))
-            rounded = ((bits + 0x7FFF + up) >> 16) & 0xFFFF
-        else:
-            step = tl.where(outward > 0.0, 1, tl.where(outward < 0.0, -1, 0))
-            odd = float_of(tl.where(bits & 1 == 0, bits + step, bits))
-            rounded = odd.to(tl.float16).to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
+    if OUT == TO_BF16:
+        even = (bits >> 16) & 1
+        up = tl.where(outward > 0.0, 1, tl.where(outward < 0.0, 0, even))
+        rounded = ((bits + 0x7FFF + up) >> 16) & 0xFFFF
+    elif OUT == TO_FP16:
+        step = tl.where(outward > 0.0, 1, tl.where(outward < 0.0, -1, 0))
+        odd = float_of(tl.where(bits & 1 == 0, bits + step, bits))
+        rounded = odd.to(tl.float16).to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
     else:
         rounded = bits
-    return s, rounded
+    return rounded
+
+
+@triton.jit
+def round_sum(b, delta, OUT: tl.constexpr):
+    """b + delta of fp32: their sum in fp32, and rounded once, as round_from has it. TwoSum tells what the sum lacks."""
+    s = b + delta
+    bits = bits_of(s)
+    part = s - b
+    error = (b - (s - part)) + (delta - part)
+    return s, round_from(bits, float_of(bits_of(error) ^ (bits & -0x80000000)), OUT)
+
+
+@triton.jit
+def store_rounded(
+    out, start, at, left, bits, is_number, result, WHOLE: tl.constexpr, OUT: tl.constexpr
+):
+    """Writes a tile of results, as round_from has them; NaN is the quiet one. Counts what is not finite."""
+    nan: tl.constexpr = 0x7FC0 if OUT == TO_BF16 else 0x7E00 if OUT == TO_FP16 else 0x7FC00000
+    infinite: tl.constexpr = 0x7F80 if OUT == TO_BF16 else 0x7C00 if OUT == TO_FP16 else 0x7F800000
+    bits = tl.where(is_number, bits, nan)
+    if OUT == TO_BF16 or OUT == TO_FP16:
+        magnitude = bits & 0x7FFF
+        stored = bits.to(tl.int16)
+    else:
+        magnitude = bits & 0x7FFFFFFF
+        stored = bits
+    if WHOLE:
+        tl.store(out + start + at, stored)
+    else:
+        tl.store(out + start + at, stored, mask=at < left)
+    if tl.max(tl.max(magnitude, axis=1), axis=0) >= infinite:
+        bad = tl.sum(tl.sum((magnitude >= infinite).to(tl.int32), axis=1), axis=0)
+        tl.atomic_add(result + R_WRITTEN, bad.to(tl.int64), sem="relaxed")
 
 
 @triton.jit(do_not_specialize=["first", "offset", "numel"])
@@ -87,19 +113,4 @@ def fuse_tiles(
     divisor = tl.where(den == 0.0, 1.0, den)
     # s - s is 0, or NaN where s is not finite.
     merged, bits = round_sum(b, tl.div_rn(num, divisor + (s - s)), OUT)
-    nan: tl.constexpr = 0x7FC0 if OUT == TO_BF16 else 0x7E00 if OUT == TO_FP16 else 0x7FC00000
-    infinite: tl.constexpr = 0x7F80 if OUT == TO_BF16 else 0x7C00 if OUT == TO_FP16 else 0x7F800000
-    bits = tl.where(merged == merged, bits, nan)
-    if OUT == TO_BF16 or OUT == TO_FP16:
-        magnitude = bits & 0x7FFF
-        stored = bits.to(tl.int16)
-    else:
-        magnitude = bits & 0x7FFFFFFF
-        stored = bits
-    if WHOLE:
-        tl.store(out + start + at, stored)
-    else:
-        tl.store(out + start + at, stored, mask=at < left)
-    if tl.max(tl.max(magnitude, axis=1), axis=0) >= infinite:
-        bad = tl.sum(tl.sum((magnitude >= infinite).to(tl.int32), axis=1), axis=0)
-        tl.atomic_add(result + R_WRITTEN, bad.to(tl.int64), sem="relaxed")
+    store_rounded(out, start, at, left, bits, merged == merged, result, WHOLE, OUT)

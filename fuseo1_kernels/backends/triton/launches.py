@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -20,9 +21,9 @@ from .state import PARAMS, PARAMS_BYTES, place
 from .tuning import Config
 from .workspace import Layout, Workspace, needs_scores
 
-_BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
+BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
 # For every launch: no kernel may contract a product and a sum.
-_EXACT = {"enable_fp_fusion": False}
+EXACT = {"enable_fp_fusion": False}
 # Programs of kernels that share their work out themselves, per multiprocessor.
 _PROGRAMS = 4
 
@@ -62,23 +63,23 @@ def launch_survey(
         histograms = work.histograms[:3]
         if layout.runs:
             sample_scores[sampling](
-                data, work.sample, histograms, numel, layout.runs, targets, **_EXACT
+                data, work.sample, histograms, numel, layout.runs, targets, **EXACT
             )
-            measure_runs[sampling](work.sample, histograms, work.state, layout.runs, topk, **_EXACT)
+            measure_runs[sampling](work.sample, histograms, work.state, layout.runs, topk, **EXACT)
             refine_bracket[sampling](
-                work.sample, histograms, work.state, layout.runs, topk, **_EXACT
+                work.sample, histograms, work.state, layout.runs, topk, **EXACT
             )
-        end_bracket[(1,)](histograms, work.state, layout.runs, targets, **_EXACT)
+        end_bracket[(1,)](histograms, work.state, layout.runs, targets, **EXACT)
     scan = (
         *(data, work.state, work.stripes, work.bins, work.rare_tiles, work.exponents),
         *(work.records, numel, layout.capacity, scored),
     )
     if numel >= tile:
         scan_tiles[(numel // tile,)](
-            *scan, **shape, ROWS=config.rows, num_warps=config.warps, **_EXACT
+            *scan, **shape, ROWS=config.rows, num_warps=config.warps, **EXACT
         )
     if numel:
-        scan_carefully[many](*scan, **shape, ROWS=config.rows, num_warps=config.warps, **_EXACT)
+        scan_carefully[many](*scan, **shape, ROWS=config.rows, num_warps=config.warps, **EXACT)
     if scored:
         digits = work.histograms[3:]
         for digit in range(3):
@@ -88,22 +89,22 @@ def launch_survey(
                 DIGIT=digit,
                 TILE=tile,
                 **shape,
-                **_EXACT,
+                **EXACT,
             )
         count_ties[many](
             *(data, work.stripes, work.state, digits, work.records, work.ties),
             *(numel, layout.capacity),
             TILE=tile,
             **shape,
-            **_EXACT,
+            **EXACT,
         )
-        find_cut[(1,)](data, work.state, work.ties, numel, layout.stretches, targets, **_EXACT)
+        find_cut[(1,)](data, work.state, work.ties, numel, layout.stretches, targets, **EXACT)
         add_selected[many](
             *(data, work.stripes, work.state, work.bins, work.exponents, work.records),
             *(numel, layout.capacity),
             TILE=tile,
             **shape,
-            **_EXACT,
+            **EXACT,
         )
     result = room.result.view(torch.int64).zero_()  # of which settle writes what there is
     mergekit = variant == "mergekit"
@@ -115,7 +116,7 @@ def launch_survey(
         MERGEKIT=mergekit,
         SLOTS=triton.next_power_of_2(targets),
         **shape,
-        **_EXACT,
+        **EXACT,
     )
     return OnDevice(result, params, targets)
 
@@ -131,21 +132,28 @@ def launch_fuse(
 ) -> None:
     """Fuse `data` by `params` to `out`, of arrays.DType.abi `dtype`; result counts what is not finite."""
     numel = out.numel()
+    for first, tiles, whole in tiles_of(numel, config):
+        fuse_tiles[(tiles,)](
+            *(data, out.view(BITS[out.dtype]), params.numbers, params.tie_limit, result),
+            *(first, offset, numel),
+            WHOLE=whole,
+            MASKED=params.masked,
+            FLOORED=params.floored,
+            OUT=dtype,
+            TARGETS=len(data) - 1,
+            ROWS=config.rows,
+            num_warps=config.warps,
+            **EXACT,
+        )
+
+
+def tiles_of(numel: int, config: Config) -> Iterator[tuple[int, int, bool]]:
+    """(first, tiles, whole): launches over a tensor's tiles, those that are whole, and the last one if it is not."""
     whole, rest = divmod(numel, config.rows * place(BLOCK))
-    for first, tiles in ((0, whole), (whole, int(rest > 0))):
-        if tiles:
-            fuse_tiles[(tiles,)](
-                *(data, out.view(_BITS[out.dtype]), params.numbers, params.tie_limit, result),
-                *(first, offset, numel),
-                WHOLE=first < whole,
-                MASKED=params.masked,
-                FLOORED=params.floored,
-                OUT=dtype,
-                TARGETS=len(data) - 1,
-                ROWS=config.rows,
-                num_warps=config.warps,
-                **_EXACT,
-            )
+    if whole:
+        yield 0, whole, True
+    if rest:
+        yield whole, 1, False
 
 
 def launch_params(given: torch.Tensor, masked: bool, floored: bool) -> Params:
@@ -156,7 +164,7 @@ def launch_params(given: torch.Tensor, masked: bool, floored: bool) -> Params:
     take_params[(1,)](
         *(given, made.numbers, made.tie_limit, targets),
         SLOTS=triton.next_power_of_2(targets),
-        **_EXACT,
+        **EXACT,
     )
     return made
 

@@ -1,0 +1,129 @@
+"""What is launched for merges other than SCE's, and their numbers as kernels take them."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+
+import torch
+
+from ..on_gpu import upload
+from ..requests import NOTHING, Band, Clamp, Cut, Draw, Elect, FuseParams, Select
+from .fuse_family import (
+    BY_FLOOR,
+    BY_NUMBER,
+    BY_ONE,
+    BY_SHARES,
+    COUNT,
+    NONE,
+    S_BASE_SCALE,
+    S_DIVISOR,
+    S_SCALE,
+    S_SHARES,
+    S_WEIGHTS,
+    SCALARS,
+    SUM,
+    WEIGHTED,
+    fuse_family_tiles,
+)
+from .launches import BITS, EXACT, tiles_of
+from .selects import BAND, CLAMP, DRAW, EVERY
+from .state import RESULT, place
+from .tuning import Config
+
+_ELECT: dict[Elect, int] = {
+    "sum": place(SUM),
+    "weighted": place(WEIGHTED),
+    "count": place(COUNT),
+    "none": place(NONE),
+}
+
+
+def launch_fuse_family(
+    data: tuple[torch.Tensor, ...],
+    out: torch.Tensor,
+    dtype: int,
+    params: FuseParams,
+    offset: int,
+    config: Config,
+) -> torch.Tensor:
+    """Fuse `data` by `params` to `out`, of arrays.DType.abi `dtype`. Returns a result: how many are not finite."""
+    numel, targets, device = out.numel(), len(data) - 1, out.device
+    result = torch.zeros(RESULT, dtype=torch.int64, device=device)
+    selects = params.selects or (None,) * targets
+    by_score = Band(Cut(params.threshold, params.tie_limit))
+    divisor, packed = scalars_of(params)
+    scalars = upload(packed, device).view(torch.float64)
+    choices = upload(choices_of([*selects, by_score]), device).view(torch.int64)
+    for first, tiles, whole in tiles_of(numel, config):
+        fuse_family_tiles[(tiles,)](
+            *(data, out.view(BITS[out.dtype]), scalars, choices, result),
+            *(first, offset, numel),
+            WHOLE=whole,
+            ELECT=_ELECT[params.elect],
+            KINDS=kinds_of(selects),
+            DIVISOR=divisor,
+            MASKED=params.masked,
+            OUT=dtype,
+            TARGETS=targets,
+            ROWS=config.rows,
+            num_warps=config.warps,
+            **EXACT,
+        )
+    return result
+
+
+def scalars_of(params: FuseParams) -> tuple[int, bytes]:
+    """(what is divided by, the scalars), each rounded to what the arithmetic is done in."""
+    dtype = torch.float32 if params.elect == "sum" else torch.float64
+
+    def real(x: float) -> float:
+        return float(torch.tensor(x, dtype=dtype))
+
+    divisor, floor = real(params.divisor or 0.0), real(params.floor_divisor)
+    kind = BY_ONE if divisor == 1 else BY_NUMBER if divisor else BY_FLOOR if floor else BY_SHARES
+    scalars = [0.0] * SCALARS
+    for start, values in (
+        (S_WEIGHTS, params.weights),
+        (S_SHARES, params.shares or params.weights),
+        (S_DIVISOR, (divisor or floor,)),
+        (S_SCALE, (params.scale,)),
+        (S_BASE_SCALE, (params.base_scale,)),
+    ):
+        scalars[place(start) : place(start) + len(values)] = map(real, values)
+    return place(kind), struct.pack(f"{SCALARS}d", *scalars)
+
+
+def kinds_of(selects: Sequence[Select]) -> int:
+    """The selections' kinds as one number (selects.py)."""
+    kinds = 0
+    for i, select in enumerate(selects):
+        if isinstance(select, Band):
+            kind = BAND
+        elif isinstance(select, Draw):
+            kind = DRAW
+        else:
+            kind = CLAMP if isinstance(select, Clamp) else EVERY
+        kinds |= place(kind) << 3 * i
+    return kinds
+
+
+def choices_of(selects: Sequence[Select]) -> bytes:
+    """[selects, 4] int64: their numbers (selects.CHOICE)."""
+    return b"".join(map(_choice, selects))
+
+
+def _choice(select: Select) -> bytes:
+    if isinstance(select, Band):
+        return struct.pack("4q", *_cut(select.keep), *_cut(select.drop))
+    if isinstance(select, Draw):
+        return struct.pack("4Q", select.key, select.limit, 0, 0)
+    most = select.most if isinstance(select, Clamp) else 0.0
+    return struct.pack(
+        "4q", int(torch.tensor(most, dtype=torch.float32).view(torch.int32)), 0, 0, 0
+    )
+
+
+def _cut(cut: Cut) -> tuple[int, int]:
+    """As int32: above NOTHING there are only NaN, which take part anyway."""
+    return min(cut.threshold, NOTHING), cut.tie_limit

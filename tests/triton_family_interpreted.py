@@ -1,0 +1,126 @@
+"""Merges other than SCE's by the Triton backend in Triton's interpreter: the bits are the CPU's, whatever is asked.
+
+As triton_interpreted.py, run by test_triton.py in a process of its own.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import gpu_data
+import pytest
+import torch
+from gpu_data import KINDS
+from gpu_grid import placed, surroundings
+from tensors import BF16, DTYPES, FP16, FP32, assert_same_bits
+from test_fuse_family import ELECTS, MIXED, MODES, WEIGHTS, selections, tensors_of
+
+from fuseo1_kernels.backends import FuseParams, load_backend, load_gpu_backend
+from fuseo1_kernels.backends.requests import Band, Clamp, Cut, Draw, Elect, Select
+from fuseo1_kernels.backends.triton.backend import TritonBackend
+from fuseo1_kernels.errors import BackendError
+from fuseo1_kernels.ops import as_array
+
+# The interpreter computes with numpy, which warns where the contract has infinities and NaN.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def backend() -> TritonBackend:
+    loaded = load_gpu_backend("triton")
+    assert isinstance(loaded, TritonBackend)
+    return loaded
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def compare_fused(
+    backend: TritonBackend,
+    tensors: Sequence[torch.Tensor],
+    params: FuseParams,
+    dtype: torch.dtype,
+    offset: int = 0,
+    by: int = 0,
+) -> None:
+    """Assert that output, what lies around it, and the count of what is not finite are as on the CPU."""
+    inputs = [as_array(t.contiguous()) for t in tensors]
+    numel = tensors[0].numel()
+    expected, found = (placed(torch.full((numel,), 7.0).to(dtype), by, CPU) for _ in range(2))
+    bad = load_backend("cpu").fuse(inputs, params, as_array(expected), offset, 2)
+    assert backend.fuse(inputs, params, as_array(found), offset, 1) == bad
+    assert_same_bits(surroundings(found), surroundings(expected), params)
+
+
+@pytest.mark.parametrize("elect", ELECTS)
+def test_every_election_selection_and_divisor(elect: Elect, backend: TritonBackend) -> None:
+    """Each selection with two modes, in turn of sizes, dtypes, offsets and alignments."""
+    pairs = list(itertools.product(selections(3).values(), MODES))
+    few = pairs[:: len(MODES) + 1] + pairs[3 :: len(MODES) - 1]
+    sizes, kinds = itertools.cycle([4097, 1, 256, 255, 257]), itertools.cycle([(BF16,), MIXED])
+    outs, offsets = itertools.cycle(DTYPES), itertools.cycle([0, 256, (1 << 34) + 512, 1 << 40])
+    for selects, mode in few:
+        params = FuseParams(WEIGHTS[:3], elect=elect, selects=selects, **mode)  # type: ignore[arg-type]
+        tensors = tensors_of(next(sizes), 3, next(kinds))
+        compare_fused(backend, tensors, params, next(outs), next(offsets), by=len(tensors[0]) % 2)
+
+
+@pytest.mark.parametrize("targets", [0, 1, 2, 5, 16])
+def test_any_number_of_targets(targets: int, backend: TritonBackend) -> None:
+    tensors = tensors_of(600, targets, (BF16, FP16))
+    weights = tuple(itertools.islice(itertools.cycle(WEIGHTS), targets))
+    every = selections(targets)
+    for elect, out in zip(ELECTS, (*DTYPES, FP32), strict=True):
+        plain = FuseParams(weights, elect=elect, scale=-0.5, base_scale=1.5)
+        compare_fused(backend, tensors, plain, out)
+        for name in ("in turn", "none"):
+            compare_fused(backend, tensors, replace(plain, selects=every[name], masked=True), out)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_any_data(kind: Callable[..., list[torch.Tensor]], backend: TritonBackend) -> None:
+    """Ties, denormals, overflows, and what is not finite."""
+    selects: tuple[Select, ...] = (Band(Cut(0x3A000000, 700)), Draw(9, 1 << 31), Clamp(1e-3))
+    tensors = kind(1300, 3, generator(7))
+    for elect, dtype in zip(ELECTS, (BF16, FP16, FP32, BF16), strict=True):
+        moved = [t.to(dtype) for t in tensors]
+        params = FuseParams((0.3, -0.7, 1e3), elect=elect, selects=selects)
+        compare_fused(backend, moved, params, dtype)
+        for divisor, out in ((0.1, BF16), (None, FP16)):
+            plain = FuseParams((0.3, 0.3, 0.4), elect=elect, divisor=divisor, masked=True)
+            compare_fused(backend, moved, replace(plain, threshold=0x33000000), out)
+
+
+def test_decimal_weights_on_ties(backend: TritonBackend) -> None:
+    """Results that lie next to the output's ties, and bases that no target changes."""
+    tensors = gpu_data.tied(4097, 3, generator(4))
+    tensors[0][::3] = -0.0
+    for elect, dtype in itertools.product(ELECTS, (BF16, FP16)):
+        for selects in ((), (Draw(5, 1 << 30),) * 3):
+            params = FuseParams((0.3, 0.3, 0.3), elect=elect, divisor=1.0, selects=selects)
+            compare_fused(backend, [t.to(dtype) for t in tensors], params, dtype)
+
+
+@pytest.mark.parametrize("key", [0, 0xFFFFFFFF, 0xDEADBEEF01234567, (1 << 64) - 1])
+def test_draws(key: int, backend: TritonBackend) -> None:
+    """Far into a tensor, where counters have more than 32 bits."""
+    tensors = [torch.zeros(1100), torch.ones(1100)]
+    for offset, limit in ((0, 1 << 31), (1 << 34, 0xF0000000), (0x7FFFFFFFFF00, 0x7FFFFFFF)):
+        params = FuseParams((1.0,), elect="none", divisor=1.0, selects=(Draw(key, limit),))
+        compare_fused(backend, tensors, params, FP32, offset)
+
+
+def test_what_fuse_refuses(backend: TritonBackend) -> None:
+    params = FuseParams((1.0,) * 17, elect="none")
+    inputs = [as_array(torch.zeros(4))] * 18
+    with pytest.raises(BackendError, match="0 to 16 targets are supported on a GPU, not 17"):
+        backend.fuse(inputs, params, inputs[0], 0, 1)
+    with pytest.raises(BackendError, match="as many elements as the inputs"):
+        backend.fuse(inputs[:2], params, as_array(torch.zeros(5)), 0, 1)
+    empty = as_array(torch.empty(0))
+    assert backend.fuse([empty] * 2, replace(params, weights=(1.0,)), empty, 0, 1) == 0
