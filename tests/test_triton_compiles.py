@@ -21,6 +21,7 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from fuseo1_kernels.backends import FuseParams
+from fuseo1_kernels.backends.requests import Gram, Norms
 from fuseo1_kernels.backends.triton import (
     backend,
     energies,
@@ -30,8 +31,9 @@ from fuseo1_kernels.backends.triton import (
     scan,
     selection,
     settle,
+    sums,
 )
-from fuseo1_kernels.backends.triton.tuning import SPACE
+from fuseo1_kernels.backends.triton.tuning import SPACE, Config, family_config
 
 pytestmark = pytest.mark.skipif(
     bool(triton.knobs.runtime.interpret), reason="the interpreter compiles nothing"
@@ -81,8 +83,13 @@ STREAMING = {
     "scan_tiles all": (scan.scan_tiles, {"SCORED": False, **SCAN}),
     "fuse_tiles": (fuse.fuse_tiles, {**FUSE, **PLAIN}),
     "fuse_tiles masked": (fuse.fuse_tiles, {**FUSE, **MASKED}),
+}
+#: Those beyond SCE's, whose config is family_config's.
+OF_FAMILY = {
     "fuse_family_tiles ties": (fuse_family.fuse_family_tiles, {**FAMILY, **TIES}),
     "fuse_family_tiles dare": (fuse_family.fuse_family_tiles, {**FAMILY, **DARE}),
+    "add_norms": (sums.add_norms, {**SCAN, "WHOLE": True, "KINDS": 0o021}),
+    "add_gram": (sums.add_gram, {**SCAN, "WHOLE": True, "OF_INPUTS": True}),
 }
 OTHERS = {
     "fuse_tiles fp16": (fuse.fuse_tiles, {**FUSE, **PLAIN, "OUT": 1}),
@@ -93,6 +100,8 @@ OTHERS = {
     ),
     "fuse_family_tiles sum": (fuse_family.fuse_family_tiles, {**FAMILY, **PEFTS, "MASKED": True}),
     "fuse_family_tiles base": (fuse_family.fuse_family_tiles, {**FAMILY, **DARE, "TARGETS": 0}),
+    "add_norms tail": (sums.add_norms, {**SCAN, "WHOLE": False, "KINDS": 0o142}),
+    "add_gram tail": (sums.add_gram, {**SCAN, "WHOLE": False, "OF_INPUTS": False}),
     "scan_carefully scored": (scan.scan_carefully, {"SCORED": True, **SCAN}),
     "scan_carefully all": (scan.scan_carefully, {"SCORED": False, **SCAN}),
     "sample_scores": (sampling.sample_scores, {"TARGETS": 3}),
@@ -108,7 +117,7 @@ OTHERS = {
     "settle all": (settle.settle, {**SETTLE, "SCORED": False, "ALL": True, "MERGEKIT": False}),
     "take_params": (settle.take_params, {"TARGETS": 3, "SLOTS": 4}),
 }
-KERNELS = {**STREAMING, **OTHERS}
+KERNELS = {**STREAMING, **OF_FAMILY, **OTHERS}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -174,10 +183,11 @@ def test_compiles(name: str, target: GPUTarget, tmp_path: Path) -> None:
     assert kernel.asm["cubin"]
     # Nothing is contracted, denormals are kept, divisions round correctly.
     assert not re.findall(r"\bfma\.|\.ftz|div\.(?:full|approx)", ptx)
-    if name in STREAMING:
+    if name in STREAMING or name in OF_FAMILY:
         wide = re.findall(r"ld\.global\S*\.v4\.b32", ptx)
         assert len(wide) == 4 * CONFIG.rows // CONFIG.warps  # an input's block: 16 bytes a lane
-        assert len(re.findall(r"ld\.global\S*\.b16", ptx)) == 0
+        # Sums count what is not finite themselves, and load it once more for that, with a mask.
+        assert name.startswith("add_") or not re.findall(r"ld\.global\S*\.b16", ptx)
     if target.arch == 90:
         said = assembled(ptx, tmp_path)
         assert "0 bytes spill stores, 0 bytes spill loads" in said, said
@@ -189,14 +199,35 @@ def test_mixed_dtypes_compile(name: str, target: GPUTarget) -> None:
     assert compiled(name, target, MIXED).asm
 
 
-@pytest.mark.parametrize("config", SPACE[1:], ids=str)
-def test_no_config_spills(config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, (kernel, constants) in STREAMING.items():
+def no_spills(
+    kernels: dict[str, Any], config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, (kernel, constants) in kernels.items():
         monkeypatch.setitem(KERNELS, name, (kernel, {**constants, "ROWS": config.rows}))
-        said = assembled(
-            compiled(name, TARGETS["cuda:90"], warps=config.warps).asm["ptx"], tmp_path
-        )
+        inputs = ("*i16",) * (constants["TARGETS"] + 1)
+        built = compiled(name, TARGETS["cuda:90"], inputs, config.warps)
+        said = assembled(built.asm["ptx"], tmp_path)
         assert "0 bytes spill stores, 0 bytes spill loads" in said, said
+
+
+@pytest.mark.parametrize("config", SPACE[1:], ids=str)
+def test_no_config_spills(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    no_spills(STREAMING, config, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("targets", [8, 16])
+def test_the_familys_configs_spill_nothing(
+    targets: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernels = {}
+    for name, (kernel, constants) in OF_FAMILY.items():
+        of_all = {"TARGETS": targets}
+        if "KINDS" in constants:
+            of_all["KINDS"] = int(str(constants["KINDS"] & 7) * targets, 8)
+        elif targets > 3:
+            continue  # 136 products of 16 inputs: seconds to compile
+        kernels[name] = kernel, {**constants, **of_all}
+    no_spills(kernels, family_config(targets), tmp_path, monkeypatch)
 
 
 class _Hopper:
@@ -231,6 +262,8 @@ def test_launches_compile(by: int, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = backend.TritonBackend(CONFIG)
     for select_topk in (0.5, 1.0):
         engine.enqueue_fuse(inputs, engine.enqueue_survey(inputs, select_topk, "mergekit"), out)
+    for asked in (Norms((None,) * 3), Gram()):
+        engine.survey(inputs, asked, 1)
     engine.fuse(inputs, FuseParams((1.0, 0.5, 0.25)), out, 0, 1)
     engine.fuse(inputs, FuseParams((1.0, 0.5, 0.25), elect="weighted"), out, 0, 1)
     assert set(launched) == {kernel.fn.__name__ for kernel, _ in KERNELS.values()}

@@ -6,6 +6,7 @@ As triton_interpreted.py, run by test_triton.py in a process of its own.
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -14,11 +15,21 @@ import pytest
 import torch
 from gpu_data import KINDS
 from gpu_grid import placed, surroundings
-from tensors import BF16, DTYPES, FP16, FP32, assert_same_bits
+from tensors import BF16, DTYPES, FP16, FP32, assert_same_bits, learned
 from test_fuse_family import ELECTS, MIXED, MODES, WEIGHTS, selections, tensors_of
 
 from fuseo1_kernels.backends import FuseParams, load_backend, load_gpu_backend
-from fuseo1_kernels.backends.requests import Band, Clamp, Cut, Draw, Elect, Select
+from fuseo1_kernels.backends.requests import (
+    Band,
+    Clamp,
+    Cut,
+    Draw,
+    Elect,
+    Gram,
+    Norms,
+    Request,
+    Select,
+)
 from fuseo1_kernels.backends.triton.backend import TritonBackend
 from fuseo1_kernels.errors import BackendError
 from fuseo1_kernels.ops import as_array
@@ -113,6 +124,54 @@ def test_draws(key: int, backend: TritonBackend) -> None:
     for offset, limit in ((0, 1 << 31), (1 << 34, 0xF0000000), (0x7FFFFFFFFF00, 0x7FFFFFFF)):
         params = FuseParams((1.0,), elect="none", divisor=1.0, selects=(Draw(key, limit),))
         compare_fused(backend, tensors, params, FP32, offset)
+
+
+def compare_surveys(
+    backend: TritonBackend, tensors: Sequence[torch.Tensor], *requests: Request
+) -> None:
+    """Assert that all is as on the CPU."""
+    inputs = [as_array(t.contiguous()) for t in tensors]
+    for request in requests:
+        found, expected = (b.survey(inputs, request, 2) for b in (backend, load_backend("cpu")))
+        assert learned(found) == learned(expected), request
+
+
+def sums_asked(targets: int, *names: str) -> list[Request]:
+    norms = [Norms(selections(targets)[name]) for name in names]
+    return [*norms, Gram(), Gram(of_inputs=True)]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_sums_of_any_data(kind: Callable[..., list[torch.Tensor]], backend: TritonBackend) -> None:
+    """Drawn from sizes, numbers of targets, dtypes and alignments."""
+    draw, g = random.Random(kind.__name__), generator(7)
+    for numel in (1, 257, 4097):
+        targets = draw.choice([1, 2, 3, 5])
+        tensors = [
+            placed(t.to(draw.choice(DTYPES)), draw.choice([0, 1, 8]), CPU)
+            for t in kind(numel, targets, g)
+        ]
+        name = draw.choice(["band", "between", "draw", "clamp", "none"])
+        compare_surveys(backend, tensors, *sums_asked(targets, name))
+
+
+@pytest.mark.parametrize("numel", [0, 255, 4096, 9001])
+def test_sums_over_selections(numel: int, backend: TritonBackend) -> None:
+    for dtypes in ((BF16,), MIXED):
+        names = ("in turn", "ties", "draw") if numel else ("in turn",)
+        asked = [*sums_asked(3, *names), Norms((None,) * 3)]
+        compare_surveys(backend, tensors_of(numel, 3, dtypes), *asked)
+
+
+def test_sums_of_many_targets(backend: TritonBackend) -> None:
+    compare_surveys(backend, tensors_of(600, 16, (BF16,)), *sums_asked(16, "in turn"))
+
+
+def test_sums_at_their_bounds(backend: TritonBackend) -> None:
+    """Blocks of which every integer is the largest there is, of either sign."""
+    least = torch.full((512,), float.fromhex("0x1.fffffep0"))
+    tensors = [torch.zeros(512), least, -least, torch.full((512,), float.fromhex("0x1.fffffep63"))]
+    compare_surveys(backend, tensors, *sums_asked(3, "draw"))
 
 
 def test_what_fuse_refuses(backend: TritonBackend) -> None:

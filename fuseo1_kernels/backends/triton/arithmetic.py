@@ -157,17 +157,22 @@ def quanta(q, exponent):
 
 
 @triton.jit
-def add_energies(q, peaks, bins, stripe, TARGETS: tl.constexpr):
-    """Adds every block's integer sum to its exponent's, in bins[stripe]: [TARGETS, 256] int64.
+def add_quanta(q, peaks, to):
+    """Adds every block's integer sum of q, whose peaks are given, to its exponent's in `to`: [256] int64.
 
     256 times the magic number's bits are 0 modulo 2^32, and a block's sum is at most 2^31.
     """
+    exponent = exponent_of(peaks)
+    biased = quanta(q, exponent[:, None]).to(tl.uint32, bitcast=True)
+    sums = tl.sum(biased, axis=1).to(tl.uint32, bitcast=True).to(tl.int64)
+    tl.atomic_add(to + exponent, sums, mask=sums != 0, sem="relaxed")
+
+
+@triton.jit
+def add_energies(q, peaks, bins, stripe, TARGETS: tl.constexpr):
+    """Adds each target's to bins[stripe]: [TARGETS, 256] int64."""
     for i in tl.static_range(TARGETS):
-        exponent = exponent_of(peaks[i])
-        biased = quanta(q[i], exponent[:, None]).to(tl.uint32, bitcast=True)
-        sums = tl.sum(biased, axis=1).to(tl.uint32, bitcast=True).to(tl.int64)
-        to = bins + (stripe * TARGETS + i) * BLOCK + exponent
-        tl.atomic_add(to, sums, mask=sums != 0, sem="relaxed")
+        add_quanta(q[i], peaks[i], bins + (stripe * TARGETS + i) * BLOCK)
 
 
 @triton.jit

@@ -12,14 +12,15 @@ import triton
 
 from ...arrays import Array
 from ...errors import BackendError
-from .. import OnDevice, Room, SurveyResult
+from .. import SURVEY_BYTES, OnDevice, Room, SurveyResult
 from ..on_gpu import OnGpu, check_output, device_of, upload
-from ..requests import FuseParams
+from ..requests import FuseParams, Request
 from ..sce_only import check_is_sce
 from . import state as places
 from .family_launches import launch_fuse_family
 from .launches import Params, launch_fuse, launch_params, launch_survey, workspace_bytes
 from .state import MOST_TARGETS, PARAMS_BYTES, RESULT, place
+from .survey_launches import survey_family
 from .tuning import FOR_INTERPRETER, Config, Tuner, family_config
 from .workspace import needs_scores
 
@@ -70,6 +71,22 @@ class TritonBackend(OnGpu):
     def description(self) -> str:
         device = "interpreter" if INTERPRETED else torch.cuda.get_device_name()
         return f"{device}, Triton {triton.__version__}"
+
+    def survey(
+        self,
+        inputs: Sequence[Array],
+        request: Request,
+        threads: int,
+        max_bytes: int = SURVEY_BYTES,
+    ) -> SurveyResult:
+        """SCE's by enqueue_survey; others by kernels of their own."""
+        if isinstance(request, int | float):
+            return super().survey(inputs, request, threads, max_bytes)
+        self.check_inputs(inputs)
+        data, numel = pointers(inputs), inputs[0].numel
+        config = self._tuner.fixed or family_config(len(inputs) - 1)
+        with _current(_device(inputs)):
+            return survey_family(data, numel, request, config)
 
     def place(self, inputs: Sequence[Array], params: FuseParams) -> OnDevice:
         """Copy `params` to the inputs' device without waiting for it."""

@@ -1,0 +1,123 @@
+"""Surveys of one read that add integers: norms, and products of pairs (csrc/include/fuseo1/survey.h)."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .arithmetic import (
+    BLOCK,
+    MOST_SQUARABLE,
+    RINT_MAGIC_BITS,
+    add_quanta,
+    block_peaks,
+    exponent_of,
+    is_finite,
+    load_wide,
+    positions,
+    quanta,
+    task_vectors,
+    total,
+)
+from .scan import count_nonfinite
+from .selects import BAND, CHOICE, DRAW, is_selected
+
+
+@triton.jit
+def finite_elements(inputs, start, at, left, d, state, TARGETS: tl.constexpr):
+    """Where s is finite; elements where it is not are counted."""
+    s = total(d, TARGETS)
+    sound = is_finite(s)
+    if tl.min(tl.min(sound.to(tl.int32), axis=1), axis=0) == 0:
+        count_nonfinite(inputs, start, at, left, s, state, TARGETS)
+    return sound
+
+
+@triton.jit
+def add_chosen(d, q, peaks, choice, start, at, to, KIND: tl.constexpr, ROWS: tl.constexpr):
+    """add_quanta of those elements that a selection takes, if there are others."""
+    if KIND == BAND or KIND == DRAW:
+        chosen = is_selected(d, choice, start, at, KIND, ROWS)
+        add_quanta(tl.where(chosen, q, 0.0), peaks, to)
+
+
+@triton.jit(do_not_specialize=["first", "numel"])
+def add_norms(
+    inputs,  # tuple of TARGETS + 1 pointers: [numel], base first; bf16 as int16
+    choices,  # [TARGETS, 4] int64: of each target's selection
+    bins,  # [STRIPES, 2 * TARGETS, 256] int64: of all elements, of those that BAND and DRAW select
+    state,  # [64] int64
+    first,  # the first program's tile
+    numel,
+    WHOLE: tl.constexpr,  # all tiles are
+    KINDS: tl.constexpr,  # selects.py
+    TARGETS: tl.constexpr,
+    STRIPES: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """A program takes one tile."""
+    tile = tl.program_id(0) + first
+    start = tile.to(tl.int64) * (ROWS * BLOCK)
+    at = positions(ROWS)
+    left = tl.minimum(numel - start, ROWS * BLOCK).to(tl.int32)
+    _, d = task_vectors(inputs, start, at, left, WHOLE, TARGETS)
+    sound = finite_elements(inputs, start, at, left, d, state, TARGETS)
+    q = ()
+    for i in tl.static_range(TARGETS):
+        q = q + (tl.where(sound, tl.abs(d[i]), 0.0),)
+    peaks = block_peaks(q, TARGETS)
+    to = bins + (tile % STRIPES) * (2 * TARGETS * BLOCK)
+    for i in tl.static_range(TARGETS):
+        add_quanta(q[i], peaks[i], to + i * BLOCK)
+        choice, of_chosen = choices + i * CHOICE, to + (TARGETS + i) * BLOCK
+        add_chosen(d[i], q[i], peaks[i], choice, start, at, of_chosen, (KINDS >> 3 * i) & 7, ROWS)
+
+
+@triton.jit
+def add_products(x, y, to):
+    """Adds every block's signed integers of x * y, which are finite, to its exponent's in `to`: [256] int64."""
+    p = x * y
+    size = tl.abs(p)
+    exponent = exponent_of(block_peaks((size,), 1)[0])
+    t = quanta(size, exponent[:, None]) - RINT_MAGIC_BITS
+    # 256 of up to 2^23 with their signs: one more than int32 holds.
+    sums = tl.sum(tl.where(p < 0.0, -t, t).to(tl.int64), axis=1)
+    tl.atomic_add(to + exponent, sums, mask=sums != 0, sem="relaxed")
+
+
+@triton.jit(do_not_specialize=["first", "numel"])
+def add_gram(
+    inputs,
+    bins,  # [STRIPES, pairs, 256] int64: of v_1 with v_1, v_2, ..., of v_2 with v_2, ...
+    state,  # [64] int64
+    first,
+    numel,
+    WHOLE: tl.constexpr,
+    OF_INPUTS: tl.constexpr,  # v are base and targets, else the task vectors
+    TARGETS: tl.constexpr,
+    STRIPES: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """A program takes one tile."""
+    V: tl.constexpr = TARGETS + 1 if OF_INPUTS else TARGETS
+    tile = tl.program_id(0) + first
+    start = tile.to(tl.int64) * (ROWS * BLOCK)
+    at = positions(ROWS)
+    left = tl.minimum(numel - start, ROWS * BLOCK).to(tl.int32)
+    base = load_wide(inputs[0], start, at, left, WHOLE)
+    x, d = (base,), ()
+    for i in tl.static_range(TARGETS):
+        x = x + (load_wide(inputs[i + 1], start, at, left, WHOLE),)
+        d = d + (x[i + 1] - base,)
+    sound = finite_elements(inputs, start, at, left, d, state, TARGETS)
+    if OF_INPUTS == 0:
+        x = d
+    v = ()
+    for i in tl.static_range(V):
+        near = tl.minimum(tl.maximum(x[i], -MOST_SQUARABLE), MOST_SQUARABLE)
+        v = v + (tl.where(sound, near, 0.0),)
+    to = bins + (tile % STRIPES) * (V * (V + 1) // 2 * BLOCK)
+    for i in tl.static_range(V):
+        for j in tl.static_range(i, V):
+            add_products(v[i], v[j], to)
+            to += BLOCK

@@ -1,0 +1,97 @@
+"""Surveys other than SCE's: what is launched, and what the host makes of it. They wait for the device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ...errors import BackendError
+from .. import SurveyResult
+from ..on_gpu import upload
+from ..requests import NOTHING, Gram, Magnitudes, Norms
+from .arithmetic import BLOCK
+from .family_launches import choices_of, kinds_of
+from .launches import EXACT, tiles_of
+from .selects import BAND, DRAW
+from .state import NONFINITE, STATE, place
+from .sums import add_gram, add_norms
+from .tuning import Config
+from .workspace import stripes_of
+
+Data = tuple[torch.Tensor, ...]
+
+
+def survey_family(
+    data: Data, numel: int, request: Magnitudes | Norms | Gram, config: Config
+) -> SurveyResult:
+    """What `request` asks of `data`: flat tensors of `numel` elements, base first; bf16 as int16."""
+    if isinstance(request, Norms):
+        return _survey_norms(data, numel, request, config)
+    if isinstance(request, Gram):
+        return _survey_gram(data, numel, request, config)
+    raise BackendError("backend triton has no survey of Magnitudes yet")
+
+
+def _survey_norms(data: Data, numel: int, request: Norms, config: Config) -> SurveyResult:
+    targets, kinds = len(data) - 1, kinds_of(request.selects)
+    choices = upload(choices_of(request.selects), data[0].device).view(torch.int64)
+    bins, state = _bins(data, numel, 2 * targets), _zeros(data, STATE)
+    _launch(add_norms, data, numel, config, choices, bins, state, KINDS=kinds)
+    sums = _sums(bins)
+    every, norms = sums[:targets], []
+    for i, some in enumerate(sums[targets:]):
+        leaves_out = kinds >> 3 * i & 7 in (place(BAND), place(DRAW))
+        norms.append((every[i], some if leaves_out else every[i]))
+    return _result(state, targets, numel, norms=tuple(norms))
+
+
+def _survey_gram(data: Data, numel: int, request: Gram, config: Config) -> SurveyResult:
+    targets = len(data) - 1
+    size = targets + request.of_inputs
+    pairs = [(i, j) for i in range(size) for j in range(i, size)]
+    bins, state = _bins(data, numel, len(pairs)), _zeros(data, STATE)
+    _launch(add_gram, data, numel, config, bins, state, OF_INPUTS=request.of_inputs)
+    found = dict(zip(pairs, _sums(bins), strict=True))
+    gram = [tuple(found[min(i, j), max(i, j)] for j in range(size)) for i in range(size)]
+    return _result(state, targets, numel, gram=tuple(gram))
+
+
+def _launch(
+    kernel: Any, data: Data, numel: int, config: Config, *arguments: torch.Tensor, **constants: Any
+) -> None:
+    """A kernel of sums.py over all tiles."""
+    for first, tiles, whole in tiles_of(numel, config):
+        kernel[(tiles,)](
+            *(data, *arguments, first, numel),
+            WHOLE=whole,
+            TARGETS=len(data) - 1,
+            STRIPES=stripes_of(numel),
+            ROWS=config.rows,
+            num_warps=config.warps,
+            **constants,
+            **EXACT,
+        )
+
+
+def _zeros(data: Data, *shape: int) -> torch.Tensor:
+    return torch.zeros(shape, dtype=torch.int64, device=data[0].device)
+
+
+def _bins(data: Data, numel: int, sums: int) -> torch.Tensor:
+    return _zeros(data, stripes_of(numel), sums, place(BLOCK))
+
+
+def _sums(bins: torch.Tensor) -> list[float]:
+    """Of [stripes, sums, 256] integers in units of 2^(E-149) each sum in fp64, added from the smallest E up."""
+    integers = bins.sum(dim=0).cpu()
+    sums = torch.zeros(len(integers), dtype=torch.float64)
+    for e in integers.any(dim=0).nonzero().flatten().tolist():
+        sums += integers[:, e].double() * 2.0 ** (e - 149)
+    found: list[float] = sums.tolist()
+    return found
+
+
+def _result(state: torch.Tensor, targets: int, numel: int, **answer: Any) -> SurveyResult:
+    nonfinite = tuple(state[place(NONFINITE) :][: targets + 2].tolist())
+    return SurveyResult(-1, -1, NOTHING, -1, int(numel > 0), (), nonfinite, **answer)
