@@ -21,7 +21,7 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from fuseo1_kernels.backends import FuseParams
-from fuseo1_kernels.backends.requests import Gram, Norms
+from fuseo1_kernels.backends.requests import Gram, Magnitudes, Norms
 from fuseo1_kernels.backends.triton import (
     backend,
     energies,
@@ -58,16 +58,19 @@ TYPES = {
     "exponents": "*u8",
     "numbers": "*fp32",
     **dict.fromkeys(["given", "scalars"], "*fp64"),
-    "choices": "*i64",
+    **dict.fromkeys(["choices", "counts"], "*i64"),
     "out": "*i16",
 }
 
 SHAPE = {"TARGETS": 3, "STRIPES": 32}
 CONFIG = SPACE[0]
 ROWS = {"ROWS": CONFIG.rows}
-SCAN = {**SHAPE, **ROWS}
+TILES = {**SHAPE, **ROWS}
+SCAN = {**TILES, "OF": -1}
 FUSE = {"WHOLE": True, "OUT": 0, "TARGETS": 3, **ROWS}
 PLAIN, MASKED = {"MASKED": False, "FLOORED": False}, {"MASKED": True, "FLOORED": True}
+DIGITS = {"TILE": 512, "OF": -1}
+MAGNITUDES = {"TARGETS": 1, "OF": 0}
 SETTLE = {**SHAPE, "SLOTS": 4}
 
 # fuse_family.py's ELECT and DIVISOR, selects.py's KINDS.
@@ -88,8 +91,9 @@ STREAMING = {
 OF_FAMILY = {
     "fuse_family_tiles ties": (fuse_family.fuse_family_tiles, {**FAMILY, **TIES}),
     "fuse_family_tiles dare": (fuse_family.fuse_family_tiles, {**FAMILY, **DARE}),
-    "add_norms": (sums.add_norms, {**SCAN, "WHOLE": True, "KINDS": 0o021}),
-    "add_gram": (sums.add_gram, {**SCAN, "WHOLE": True, "OF_INPUTS": True}),
+    "add_norms": (sums.add_norms, {**TILES, "WHOLE": True, "KINDS": 0o021}),
+    "count_nonzero": (sums.count_nonzero, {**TILES, "WHOLE": True}),
+    "add_gram": (sums.add_gram, {**TILES, "WHOLE": True, "OF_INPUTS": True}),
 }
 OTHERS = {
     "fuse_tiles fp16": (fuse.fuse_tiles, {**FUSE, **PLAIN, "OUT": 1}),
@@ -100,18 +104,25 @@ OTHERS = {
     ),
     "fuse_family_tiles sum": (fuse_family.fuse_family_tiles, {**FAMILY, **PEFTS, "MASKED": True}),
     "fuse_family_tiles base": (fuse_family.fuse_family_tiles, {**FAMILY, **DARE, "TARGETS": 0}),
-    "add_norms tail": (sums.add_norms, {**SCAN, "WHOLE": False, "KINDS": 0o142}),
-    "add_gram tail": (sums.add_gram, {**SCAN, "WHOLE": False, "OF_INPUTS": False}),
+    "add_norms tail": (sums.add_norms, {**TILES, "WHOLE": False, "KINDS": 0o142}),
+    "add_gram tail": (sums.add_gram, {**TILES, "WHOLE": False, "OF_INPUTS": False}),
+    "scan_tiles magnitudes": (scan.scan_tiles, {**SCAN, **MAGNITUDES, "SCORED": True}),
+    "scan_carefully magnitudes": (scan.scan_carefully, {**SCAN, "OF": 2, "SCORED": True}),
+    "sample_scores magnitudes": (sampling.sample_scores, MAGNITUDES),
+    "count_digit magnitudes": (
+        selection.count_digit,
+        {**SHAPE, **DIGITS, **MAGNITUDES, "DIGIT": 1},
+    ),
     "scan_carefully scored": (scan.scan_carefully, {"SCORED": True, **SCAN}),
     "scan_carefully all": (scan.scan_carefully, {"SCORED": False, **SCAN}),
-    "sample_scores": (sampling.sample_scores, {"TARGETS": 3}),
+    "sample_scores": (sampling.sample_scores, {"TARGETS": 3, "OF": -1}),
     "measure_runs": (sampling.measure_runs, {}),
     "refine_bracket": (sampling.refine_bracket, {}),
     "end_bracket": (sampling.end_bracket, {"TARGETS": 3}),
-    "count_digit first": (selection.count_digit, {**SHAPE, "DIGIT": 0, "TILE": 512}),
-    "count_digit last": (selection.count_digit, {**SHAPE, "DIGIT": 2, "TILE": 512}),
-    "count_ties": (selection.count_ties, {**SHAPE, "TILE": 512}),
-    "find_cut": (selection.find_cut, {"TARGETS": 3}),
+    "count_digit first": (selection.count_digit, {**SHAPE, **DIGITS, "DIGIT": 0}),
+    "count_digit last": (selection.count_digit, {**SHAPE, **DIGITS, "DIGIT": 2}),
+    "count_ties": (selection.count_ties, {**SHAPE, **DIGITS}),
+    "find_cut": (selection.find_cut, {"TARGETS": 3, "OF": -1}),
     "add_selected": (energies.add_selected, {**SHAPE, "TILE": 512}),
     "settle": (settle.settle, {**SETTLE, "SCORED": True, "ALL": False, "MERGEKIT": True}),
     "settle all": (settle.settle, {**SETTLE, "SCORED": False, "ALL": True, "MERGEKIT": False}),
@@ -186,8 +197,9 @@ def test_compiles(name: str, target: GPUTarget, tmp_path: Path) -> None:
     if name in STREAMING or name in OF_FAMILY:
         wide = re.findall(r"ld\.global\S*\.v4\.b32", ptx)
         assert len(wide) == 4 * CONFIG.rows // CONFIG.warps  # an input's block: 16 bytes a lane
-        # Sums count what is not finite themselves, and load it once more for that, with a mask.
-        assert name.startswith("add_") or not re.findall(r"ld\.global\S*\.b16", ptx)
+        # Those of sums.py count what is not finite themselves, and load it once more for that, with a mask.
+        if KERNELS[name][0].fn.__module__ != sums.__name__:
+            assert len(re.findall(r"ld\.global\S*\.b16", ptx)) == 0
     if target.arch == 90:
         said = assembled(ptx, tmp_path)
         assert "0 bytes spill stores, 0 bytes spill loads" in said, said
@@ -262,7 +274,7 @@ def test_launches_compile(by: int, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = backend.TritonBackend(CONFIG)
     for select_topk in (0.5, 1.0):
         engine.enqueue_fuse(inputs, engine.enqueue_survey(inputs, select_topk, "mergekit"), out)
-    for asked in (Norms((None,) * 3), Gram()):
+    for asked in (Norms((None,) * 3), Gram(), Magnitudes(((2,),) * 3)):
         engine.survey(inputs, asked, 1)
     engine.fuse(inputs, FuseParams((1.0, 0.5, 0.25)), out, 0, 1)
     engine.fuse(inputs, FuseParams((1.0, 0.5, 0.25), elect="weighted"), out, 0, 1)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from gpu_data import KINDS
 from gpu_grid import placed, surroundings
-from tensors import BF16, DTYPES, FP16, FP32, assert_same_bits, learned
+from tensors import BF16, DTYPES, FP16, FP32, assert_same_bits, learned, siblings
 from test_fuse_family import ELECTS, MIXED, MODES, WEIGHTS, selections, tensors_of
 
 from fuseo1_kernels.backends import FuseParams, load_backend, load_gpu_backend
@@ -26,6 +26,7 @@ from fuseo1_kernels.backends.requests import (
     Draw,
     Elect,
     Gram,
+    Magnitudes,
     Norms,
     Request,
     Select,
@@ -172,6 +173,39 @@ def test_sums_at_their_bounds(backend: TritonBackend) -> None:
     least = torch.full((512,), float.fromhex("0x1.fffffep0"))
     tensors = [torch.zeros(512), least, -least, torch.full((512,), float.fromhex("0x1.fffffep63"))]
     compare_surveys(backend, tensors, *sums_asked(3, "draw"))
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_cuts_of_any_data(kind: Callable[..., list[torch.Tensor]], backend: TritonBackend) -> None:
+    draw = random.Random(kind.__name__)
+    numel = draw.choice([257, 4097])
+    tensors = [t.to(draw.choice(DTYPES)) for t in kind(numel, 2, generator(7))]
+    compare_surveys(backend, tensors, Magnitudes(((draw.randrange(numel),), (numel // 3,))))
+
+
+def test_cuts_at_the_ends(backend: TritonBackend) -> None:
+    for numel in (0, 1, 300):
+        tensors = tensors_of(numel, 2, MIXED)
+        moved = int(torch.count_nonzero(tensors[1].float() - tensors[0].float()))
+        for k in (0, 1, moved - 1, moved, moved + 1):
+            compare_surveys(backend, tensors, Magnitudes(((max(k, 0),), (numel,))))
+
+
+@pytest.mark.parametrize("room", [True, False], ids=["one read", "exact path"])
+def test_cuts_among_many(
+    room: bool, backend: TritonBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sampled; where candidates have no room, from histograms of the whole tensor."""
+    if not room:
+        monkeypatch.setattr("fuseo1_kernels.backends.triton.workspace.runs_of", lambda numel: 0)
+        monkeypatch.setattr("fuseo1_kernels.backends.triton.workspace.capacity_of", lambda *_: 0)
+    tensors = siblings(40_001, 2, (BF16, FP32))
+    compare_surveys(backend, tensors, Magnitudes(((400, 8_000), (0, 39_000))))
+    found = backend.survey([as_array(t) for t in tensors], Magnitudes(((8_000,), (400,))), 1)
+    # The read that counts, and the target's own.
+    assert found.passes == 2 if room else found.passes in (5, 6)
+    tensors[1][77] = torch.nan
+    compare_surveys(backend, tensors, Magnitudes(((8_000,), (1,))))
 
 
 def test_what_fuse_refuses(backend: TritonBackend) -> None:

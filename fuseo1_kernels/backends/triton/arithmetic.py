@@ -107,11 +107,31 @@ def spread(d, s, N: tl.constexpr):
 
 
 @triton.jit
-def score_bits(inputs, start, at, left, N: tl.constexpr):
+def score_before(d, s, N: tl.constexpr, OF: tl.constexpr):
+    """A score before its division: the spread (OF -1), or target OF's |d|, which is not divided."""
+    if OF < 0:
+        x = spread(d, s, N)
+    else:
+        x = tl.abs(d[OF])
+    return x
+
+
+@triton.jit
+def bits_of_score(x, N: tl.constexpr, OF: tl.constexpr):
+    """A score's bits, of what it is before its division."""
+    if OF < 0:
+        bits = bits_of(divide(x, N))
+    else:
+        bits = bits_of(x)
+    return bits
+
+
+@triton.jit
+def score_bits(inputs, start, at, left, N: tl.constexpr, OF: tl.constexpr):
     """The elements' scores as int32 bits; 0 beyond the end and where s is not finite."""
     _, d = task_vectors(inputs, start, at, left, False, N)
     s = total(d, N)
-    return tl.where(is_finite(s), bits_of(divide(spread(d, s, N), N)), 0)
+    return tl.where(is_finite(s), bits_of_score(score_before(d, s, N, OF), N, OF), 0)
 
 
 @triton.jit

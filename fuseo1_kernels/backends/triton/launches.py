@@ -53,56 +53,17 @@ def launch_survey(
     """
     targets, scored = len(data) - 1, needs_scores(select_topk, numel)
     layout = Layout(targets, numel, scored)
-    work, device = Workspace(layout, room.work), room.work.device
-    tile = config.rows * place(BLOCK)
-    topk = struct.unpack("<q", struct.pack("<d", select_topk))[0]
+    work = Workspace(layout, room.work)
+    if scored:
+        launch_selection(data, numel, select_topk, layout, work, config)
+    else:
+        _scan(data, numel, layout, work, config, scored=False, of=-1)
     shape = {"TARGETS": targets, "STRIPES": layout.stripes}
-    many = (_programs(device),)
-    sampling = (max(1, -(-layout.runs // place(RUNS_AT_ONCE))),)
     if scored:
-        histograms = work.histograms[:3]
-        if layout.runs:
-            sample_scores[sampling](
-                data, work.sample, histograms, numel, layout.runs, targets, **EXACT
-            )
-            measure_runs[sampling](work.sample, histograms, work.state, layout.runs, topk, **EXACT)
-            refine_bracket[sampling](
-                work.sample, histograms, work.state, layout.runs, topk, **EXACT
-            )
-        end_bracket[(1,)](histograms, work.state, layout.runs, targets, **EXACT)
-    scan = (
-        *(data, work.state, work.stripes, work.bins, work.rare_tiles, work.exponents),
-        *(work.records, numel, layout.capacity, scored),
-    )
-    if numel >= tile:
-        scan_tiles[(numel // tile,)](
-            *scan, **shape, ROWS=config.rows, num_warps=config.warps, **EXACT
-        )
-    if numel:
-        scan_carefully[many](*scan, **shape, ROWS=config.rows, num_warps=config.warps, **EXACT)
-    if scored:
-        digits = work.histograms[3:]
-        for digit in range(3):
-            count_digit[many](
-                *(data, work.stripes, work.state, digits, work.records),
-                *(numel, layout.capacity, topk),
-                DIGIT=digit,
-                TILE=tile,
-                **shape,
-                **EXACT,
-            )
-        count_ties[many](
-            *(data, work.stripes, work.state, digits, work.records, work.ties),
-            *(numel, layout.capacity),
-            TILE=tile,
-            **shape,
-            **EXACT,
-        )
-        find_cut[(1,)](data, work.state, work.ties, numel, layout.stretches, targets, **EXACT)
-        add_selected[many](
+        add_selected[(_programs(room.work.device),)](
             *(data, work.stripes, work.state, work.bins, work.exponents, work.records),
             *(numel, layout.capacity),
-            TILE=tile,
+            TILE=config.rows * place(BLOCK),
             **shape,
             **EXACT,
         )
@@ -119,6 +80,78 @@ def launch_survey(
         **EXACT,
     )
     return OnDevice(result, params, targets)
+
+
+def launch_selection(
+    data: tuple[torch.Tensor, ...],
+    numel: int,
+    select_topk: float,
+    layout: Layout,
+    work: Workspace,
+    config: Config,
+    of: int = -1,
+) -> None:
+    """Find the select_topk of the scores: variances, or the magnitudes of target `of`.
+
+    work.state has THRESHOLD and TIE_LIMIT; of variances energies are added, but for those of candidates.
+    """
+    targets, many = len(data) - 1, (_programs(work.state.device),)
+    topk = struct.unpack("<q", struct.pack("<d", select_topk))[0]
+    sampling = (max(1, -(-layout.runs // place(RUNS_AT_ONCE))),)
+    histograms = work.histograms[:3]
+    if layout.runs:
+        sample_scores[sampling](
+            data, work.sample, histograms, numel, layout.runs, targets, OF=of, **EXACT
+        )
+        measure_runs[sampling](work.sample, histograms, work.state, layout.runs, topk, **EXACT)
+        refine_bracket[sampling](work.sample, histograms, work.state, layout.runs, topk, **EXACT)
+    divided_by = targets if of < 0 else 1
+    end_bracket[(1,)](histograms, work.state, layout.runs, divided_by, **EXACT)
+    _scan(data, numel, layout, work, config, scored=True, of=of)
+    shape = {"TARGETS": targets, "STRIPES": layout.stripes, "OF": of}
+    tile, digits = config.rows * place(BLOCK), work.histograms[3:]
+    for digit in range(3):
+        count_digit[many](
+            *(data, work.stripes, work.state, digits, work.records),
+            *(numel, layout.capacity, topk),
+            DIGIT=digit,
+            TILE=tile,
+            **shape,
+            **EXACT,
+        )
+    count_ties[many](
+        *(data, work.stripes, work.state, digits, work.records, work.ties),
+        *(numel, layout.capacity),
+        TILE=tile,
+        **shape,
+        **EXACT,
+    )
+    find_cut[(1,)](data, work.state, work.ties, numel, layout.stretches, targets, OF=of, **EXACT)
+
+
+def _scan(
+    data: tuple[torch.Tensor, ...],
+    numel: int,
+    layout: Layout,
+    work: Workspace,
+    config: Config,
+    *,
+    scored: bool,
+    of: int,
+) -> None:
+    arguments = (
+        *(data, work.state, work.stripes, work.bins, work.rare_tiles, work.exponents),
+        *(work.records, numel, layout.capacity, scored, len(data) - 1, layout.stripes),
+    )
+    whole = numel // (config.rows * place(BLOCK))
+    for kernel, programs in (
+        (scan_tiles, whole),
+        (scan_carefully, _programs(work.state.device) if numel else 0),
+    ):
+        if programs:
+            kernel[(programs,)](
+                *arguments, ROWS=config.rows, OF=of, num_warps=config.warps, **EXACT
+            )
 
 
 def launch_fuse(

@@ -71,6 +71,7 @@ def sample_scores(
     numel,
     runs,
     TARGETS: tl.constexpr,
+    OF: tl.constexpr,
 ):
     """A program takes 128 runs of 16 elements, each moved by a hash within its even share of the tensor."""
     run = tl.program_id(0) * RUNS_AT_ONCE + tl.arange(0, RUNS_AT_ONCE)
@@ -79,7 +80,7 @@ def sample_scores(
     start = run * share + jitter % (share - RUN + 1)
     at = (start // RUN * RUN)[:, None] + tl.arange(0, RUN)[None, :]
     known = (run < runs)[:, None] & (at >= 0)
-    bits = score_bits(inputs, 0, tl.where(known, at, numel), numel, TARGETS)
+    bits = score_bits(inputs, 0, tl.where(known, at, numel), numel, TARGETS, OF)
     tl.store(sample + run[:, None] * RUN + tl.arange(0, RUN)[None, :], bits, mask=known)
     bits = tl.reshape(bits, [RUNS_AT_ONCE * RUN])
     digit, _ = digit_of(bits, 0)
@@ -163,7 +164,7 @@ def end_bracket(
     histograms,  # [3, 2048] int64
     state,
     runs,  # 0: there is no sample, and every score is inside
-    TARGETS: tl.constexpr,
+    TARGETS: tl.constexpr,  # by which scores are divided
 ):
     """One program: from the sides' digits to the bounds that the scan compares with."""
     sampled = tl.cast(runs, tl.int64) > 0

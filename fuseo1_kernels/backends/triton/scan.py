@@ -17,7 +17,7 @@ from .arithmetic import (
     is_finite,
     load_wide,
     positions,
-    spread,
+    score_before,
     squares,
     task_vectors,
     total,
@@ -94,8 +94,9 @@ def take_tile(
     TARGETS: tl.constexpr,
     STRIPES: tl.constexpr,
     ROWS: tl.constexpr,
+    OF: tl.constexpr,
 ):
-    """All that the scan does with a tile whose squares are finite."""
+    """All that the scan does with a tile whose squares are finite; magnitudes (OF) want no energies."""
     stripe = tile % STRIPES
     peaks = block_peaks(q, TARGETS)
     if SCORED:
@@ -110,15 +111,16 @@ def take_tile(
         both = (of_tile & 0xFFFF) | ((of_tile >> 32) << 32)
         tl.atomic_add(stripes + stripe * STRIPE + S_COUNTS, both, sem="relaxed")
         keep_candidates(x, inside, found, tile, stripes, records, capacity, STRIPES, ROWS)
-        # Candidates are quantised later, and must know their block's exponents then.
-        blocks = tl.cdiv(numel, BLOCK)
-        block = tile.to(tl.int64) * ROWS + tl.arange(0, ROWS)
-        certain_q = ()
-        for i in tl.static_range(TARGETS):
-            to = exponents + i * tl.cast(blocks, tl.int64) + block
-            tl.store(to, exponent_of(peaks[i]).to(tl.uint8), mask=block < blocks)
-            certain_q = certain_q + (tl.where(above, q[i], 0.0),)
-        add_energies(certain_q, peaks, bins, stripe, TARGETS)
+        if OF < 0:
+            # Candidates are quantised later, and must know their block's exponents then.
+            blocks = tl.cdiv(numel, BLOCK)
+            block = tile.to(tl.int64) * ROWS + tl.arange(0, ROWS)
+            certain_q = ()
+            for i in tl.static_range(TARGETS):
+                to = exponents + i * tl.cast(blocks, tl.int64) + block
+                tl.store(to, exponent_of(peaks[i]).to(tl.uint8), mask=block < blocks)
+                certain_q = certain_q + (tl.where(above, q[i], 0.0),)
+            add_energies(certain_q, peaks, bins, stripe, TARGETS)
     else:
         add_energies(q, peaks, bins, stripe, TARGETS)
 
@@ -138,6 +140,7 @@ def scan_tiles(
     TARGETS: tl.constexpr,
     STRIPES: tl.constexpr,
     ROWS: tl.constexpr,
+    OF: tl.constexpr,  # the target whose |d| are the scores; -1: variances are
 ):
     """A program takes one whole tile. One with infinite squares or NaN is left to scan_carefully."""
     tile = tl.program_id(0)
@@ -155,7 +158,7 @@ def scan_tiles(
     else:
         x = q[0]
         if SCORED:
-            x = spread(d, total(d, TARGETS), TARGETS)
+            x = score_before(d, total(d, TARGETS), TARGETS, OF)
         take_tile(
             q,
             x,
@@ -171,6 +174,7 @@ def scan_tiles(
             TARGETS,
             STRIPES,
             ROWS,
+            OF,
         )
 
 
@@ -204,6 +208,7 @@ def scan_carefully(
     TARGETS: tl.constexpr,
     STRIPES: tl.constexpr,
     ROWS: tl.constexpr,
+    OF: tl.constexpr,
 ):
     """As scan_tiles, for the tiles that it left and the one that is not whole; a program takes every n-th of them."""
     whole = (tl.cast(numel, tl.int64) // (ROWS * BLOCK)).to(tl.int32)
@@ -221,7 +226,7 @@ def scan_carefully(
         q = squares(counted(d, s, TARGETS), TARGETS)
         x = q[0]
         if SCORED:
-            x = tl.where(is_finite(s), spread(d, s, TARGETS), 0.0)
+            x = tl.where(is_finite(s), score_before(d, s, TARGETS, OF), 0.0)
         take_tile(
             q,
             x,
@@ -237,4 +242,5 @@ def scan_carefully(
             TARGETS,
             STRIPES,
             ROWS,
+            OF,
         )

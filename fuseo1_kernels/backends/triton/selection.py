@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .arithmetic import BLOCK, bits_of, bounds_of, divide, float_of, positions, score_bits
+from .arithmetic import BLOCK, bits_of_score, bounds_of, float_of, positions, score_bits
 from .sampling import DIGITS, add_histogram, digit_of, fp64_of, reach_from_top
 from .state import (
     AT_HIGH,
@@ -96,6 +96,7 @@ def count_digit(
     TARGETS: tl.constexpr,
     STRIPES: tl.constexpr,
     TILE: tl.constexpr,  # elements of a tile of the scan
+    OF: tl.constexpr,
 ):
     """A program takes every n-th tile, of candidates or of elements: DIGIT of the scores with the digits so far."""
     if DIGIT == 0:
@@ -114,7 +115,7 @@ def count_digit(
     last = tl.where(use_candidates, of_candidates, 0)
     for n in range(tl.program_id(0), last, tl.num_programs(0)):
         x, _, known = load_candidates(n, stripes, records, capacity, STRIPES, TILE)
-        score = bits_of(divide(x, TARGETS))
+        score = bits_of_score(x, TARGETS, OF)
         digit, above = digit_of(score, DIGIT)
         counts += tl.histogram(digit, DIGITS, mask=known & (above == found))
     last = tl.where(failed != 0, of_elements, 0)
@@ -122,7 +123,8 @@ def count_digit(
     for n in range(tl.program_id(0), last, tl.num_programs(0)):
         start = tl.cast(n, tl.int64) * (RARE_ROWS * BLOCK)
         left = tl.minimum(numel - start, RARE_ROWS * BLOCK).to(tl.int32)
-        score = tl.reshape(score_bits(inputs, start, at, left, TARGETS), [RARE_ROWS * BLOCK])
+        score = score_bits(inputs, start, at, left, TARGETS, OF)
+        score = tl.reshape(score, [RARE_ROWS * BLOCK])
         digit, above = digit_of(score, DIGIT)
         # Zeros, and with them what lies beyond the end, are never selected.
         counts += tl.histogram(digit, DIGITS, mask=(score != 0) & (above == found))
@@ -142,6 +144,7 @@ def count_ties(
     TARGETS: tl.constexpr,
     STRIPES: tl.constexpr,
     TILE: tl.constexpr,  # elements of a tile of the scan
+    OF: tl.constexpr,
 ):
     """A program takes every n-th tile. Nothing is to be counted if all ties at the threshold are selected."""
     selected, failed = tl.load(state + SELECTED), tl.load(state + FAILED)
@@ -157,14 +160,14 @@ def count_ties(
     last = tl.where(cut & (failed == 0), of_candidates, 0)
     for n in range(tl.program_id(0), last, tl.num_programs(0)):
         x, index, known = load_candidates(n, stripes, records, capacity, STRIPES, TILE)
-        tie = known & (bits_of(divide(x, TARGETS)) == threshold)
+        tie = known & (bits_of_score(x, TARGETS, OF) == threshold)
         tl.atomic_add(ties + index // STRETCH, 1, mask=tie, sem="relaxed")
     last = tl.where(cut & (failed != 0), of_elements, 0)
     at = positions(RARE_ROWS)
     for n in range(tl.program_id(0), last, tl.num_programs(0)):
         start = tl.cast(n, tl.int64) * (RARE_ROWS * BLOCK)
         left = tl.minimum(numel - start, RARE_ROWS * BLOCK).to(tl.int32)
-        tie = score_bits(inputs, start, at, left, TARGETS) == threshold
+        tie = score_bits(inputs, start, at, left, TARGETS, OF) == threshold
         number = tl.sum(tl.sum(tie.to(tl.int32), axis=1), axis=0)
         tl.atomic_add(ties + start // STRETCH, number, mask=number != 0, sem="relaxed")
 
@@ -177,6 +180,7 @@ def find_cut(
     numel,
     stretches,
     TARGETS: tl.constexpr,
+    OF: tl.constexpr,
 ):
     """One program: the last selected tie, and the bounds of what is at the threshold."""
     threshold = tl.load(state + THRESHOLD)
@@ -197,7 +201,7 @@ def find_cut(
         rest -= tl.max(tl.where(short, reached, 0), axis=0)
         left = tl.minimum(numel - start, STRETCH).to(tl.int32)
         inside = tl.arange(0, STRETCH)
-        tie = score_bits(inputs, start, inside, left, TARGETS) == threshold
+        tie = score_bits(inputs, start, inside, left, TARGETS, OF) == threshold
         limit = start + tl.sum((tl.cumsum(tie.to(tl.int32), axis=0) < rest).to(tl.int64), axis=0)
     tl.store(state + TIE_LIMIT, limit)
     low, high = bounds_of(threshold, threshold, TARGETS)

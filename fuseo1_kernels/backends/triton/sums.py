@@ -1,4 +1,4 @@
-"""Surveys of one read that add integers: norms, and products of pairs (csrc/include/fuseo1/survey.h)."""
+"""Surveys of one read that add integers: norms, products of pairs, counts (csrc/include/fuseo1/survey.h)."""
 
 from __future__ import annotations
 
@@ -71,6 +71,32 @@ def add_norms(
         add_quanta(q[i], peaks[i], to + i * BLOCK)
         choice, of_chosen = choices + i * CHOICE, to + (TARGETS + i) * BLOCK
         add_chosen(d[i], q[i], peaks[i], choice, start, at, of_chosen, (KINDS >> 3 * i) & 7, ROWS)
+
+
+@triton.jit(do_not_specialize=["first", "numel"])
+def count_nonzero(
+    inputs,
+    counts,  # [STRIPES, TARGETS] int64: d that are not 0
+    state,  # [64] int64
+    first,
+    numel,
+    WHOLE: tl.constexpr,
+    TARGETS: tl.constexpr,
+    STRIPES: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """A program takes one tile."""
+    tile = tl.program_id(0) + first
+    start = tile.to(tl.int64) * (ROWS * BLOCK)
+    at = positions(ROWS)
+    left = tl.minimum(numel - start, ROWS * BLOCK).to(tl.int32)
+    _, d = task_vectors(inputs, start, at, left, WHOLE, TARGETS)
+    sound = finite_elements(inputs, start, at, left, d, state, TARGETS)
+    for i in tl.static_range(TARGETS):
+        moved = (sound & (d[i] != 0.0)).to(tl.int32)
+        number = tl.sum(tl.sum(moved, axis=1), axis=0)
+        to = counts + (tile % STRIPES) * TARGETS + i
+        tl.atomic_add(to, number.to(tl.int64), mask=number != 0, sem="relaxed")
 
 
 @triton.jit

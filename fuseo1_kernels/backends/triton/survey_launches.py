@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 
-from ...errors import BackendError
 from .. import SurveyResult
 from ..on_gpu import upload
-from ..requests import NOTHING, Gram, Magnitudes, Norms
+from ..requests import ALL, NONE, NOTHING, Cut, Gram, Magnitudes, Norms
 from .arithmetic import BLOCK
 from .family_launches import choices_of, kinds_of
-from .launches import EXACT, tiles_of
+from .launches import EXACT, launch_selection, tiles_of
 from .selects import BAND, DRAW
-from .state import NONFINITE, STATE, place
-from .sums import add_gram, add_norms
+from .state import CUT, FAILED, NONFINITE, STATE, THRESHOLD, TIE_LIMIT, place
+from .sums import add_gram, add_norms, count_nonzero
 from .tuning import Config
-from .workspace import stripes_of
+from .workspace import Layout, Workspace, stripes_of
 
 Data = tuple[torch.Tensor, ...]
 
@@ -30,7 +30,42 @@ def survey_family(
         return _survey_norms(data, numel, request, config)
     if isinstance(request, Gram):
         return _survey_gram(data, numel, request, config)
-    raise BackendError("backend triton has no survey of Magnitudes yet")
+    return _survey_magnitudes(data, numel, request, config)
+
+
+def _survey_magnitudes(data: Data, numel: int, request: Magnitudes, config: Config) -> SurveyResult:
+    """A read that counts; then SCE's selection for each target and rank, of target and base alone if all is finite."""
+    targets = len(data) - 1
+    counts, state = _zeros(data, stripes_of(numel), targets), _zeros(data, STATE)
+    _launch(count_nonzero, data, numel, config, counts, state)
+    nonzero: list[int] = counts.sum(dim=0).tolist()
+    finite = not any(_nonfinite(state, targets))
+    layout = Layout(1 if finite else targets, numel, True)
+    memory = torch.empty(layout.nbytes, dtype=torch.uint8, device=state.device)
+    cuts, reads = [], [0]
+    for i, ranks in enumerate(request.ranks):
+        inputs, of = ((data[0], data[i + 1]), 0) if finite else (data, i)
+        found = []
+        for k in ranks:
+            if k == 0 or k >= nonzero[i]:
+                found.append((ALL if k else NONE, 0))
+                continue
+            work, share = Workspace(layout, memory), _share(k, nonzero[i])
+            launch_selection(inputs, numel, share, layout, work, config, of)
+            learned = work.state.tolist()
+            passes = 1 + learned[place(FAILED)] * (3 + learned[place(CUT)])
+            found.append((Cut(learned[place(THRESHOLD)], learned[place(TIE_LIMIT)]), passes))
+        cuts.append(tuple(cut for cut, _ in found))
+        reads.append(sum(passes for _, passes in found))
+    return _result(state, targets, int(numel > 0) + max(reads), cuts=tuple(cuts))
+
+
+def _share(k: int, nonzero: int) -> float:
+    """The select_topk of which SCE's selection takes the k largest of `nonzero`, which are more."""
+    share = k / nonzero
+    while int(share * nonzero) < k:
+        share = math.nextafter(share, 1.0)
+    return share
 
 
 def _survey_norms(data: Data, numel: int, request: Norms, config: Config) -> SurveyResult:
@@ -43,7 +78,7 @@ def _survey_norms(data: Data, numel: int, request: Norms, config: Config) -> Sur
     for i, some in enumerate(sums[targets:]):
         leaves_out = kinds >> 3 * i & 7 in (place(BAND), place(DRAW))
         norms.append((every[i], some if leaves_out else every[i]))
-    return _result(state, targets, numel, norms=tuple(norms))
+    return _result(state, targets, int(numel > 0), norms=tuple(norms))
 
 
 def _survey_gram(data: Data, numel: int, request: Gram, config: Config) -> SurveyResult:
@@ -54,7 +89,7 @@ def _survey_gram(data: Data, numel: int, request: Gram, config: Config) -> Surve
     _launch(add_gram, data, numel, config, bins, state, OF_INPUTS=request.of_inputs)
     found = dict(zip(pairs, _sums(bins), strict=True))
     gram = [tuple(found[min(i, j), max(i, j)] for j in range(size)) for i in range(size)]
-    return _result(state, targets, numel, gram=tuple(gram))
+    return _result(state, targets, int(numel > 0), gram=tuple(gram))
 
 
 def _launch(
@@ -92,6 +127,10 @@ def _sums(bins: torch.Tensor) -> list[float]:
     return found
 
 
-def _result(state: torch.Tensor, targets: int, numel: int, **answer: Any) -> SurveyResult:
-    nonfinite = tuple(state[place(NONFINITE) :][: targets + 2].tolist())
-    return SurveyResult(-1, -1, NOTHING, -1, int(numel > 0), (), nonfinite, **answer)
+def _nonfinite(state: torch.Tensor, targets: int) -> tuple[int, ...]:
+    return tuple(state[place(NONFINITE) :][: targets + 2].tolist())
+
+
+def _result(state: torch.Tensor, targets: int, passes: int, **answer: Any) -> SurveyResult:
+    nonfinite = _nonfinite(state, targets)
+    return SurveyResult(-1, -1, NOTHING, -1, passes, (), nonfinite, **answer)
