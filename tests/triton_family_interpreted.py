@@ -9,6 +9,7 @@ import itertools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import gpu_data
 import pytest
@@ -17,7 +18,9 @@ from gpu_data import KINDS
 from gpu_grid import placed, surroundings
 from tensors import BF16, DTYPES, FP16, FP32, assert_same_bits, learned, siblings
 from test_fuse_family import ELECTS, MIXED, MODES, WEIGHTS, selections, tensors_of
+from test_methods_run import CASES, Case
 
+from fuseo1_kernels import merge_tensors
 from fuseo1_kernels.backends import FuseParams, load_backend, load_gpu_backend
 from fuseo1_kernels.backends.requests import (
     Band,
@@ -32,7 +35,7 @@ from fuseo1_kernels.backends.requests import (
     Select,
 )
 from fuseo1_kernels.backends.triton.backend import TritonBackend
-from fuseo1_kernels.errors import BackendError
+from fuseo1_kernels.errors import BackendError, MergeError
 from fuseo1_kernels.ops import as_array
 
 # The interpreter computes with numpy, which warns where the contract has infinities and NaN.
@@ -206,6 +209,34 @@ def test_cuts_among_many(
     assert found.passes == 2 if room else found.passes in (5, 6)
     tensors[1][77] = torch.nan
     compare_surveys(backend, tensors, Magnitudes(((8_000,), (1,))))
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_every_method(case: Case, backend: TritonBackend) -> None:
+    tensors = siblings((5, 130), case.models, (BF16, FP32, FP16))[not case.base :]
+    keywords: dict[str, Any] = {
+        "base_index": 0 if case.base else None,
+        "parameters": {**case.shared, **case.own},
+        "random_seed": 3,
+    }
+    found = merge_tensors(tensors, case.method, backend="triton", **keywords)
+    assert_same_bits(found, merge_tensors(tensors, case.method, **keywords))
+
+
+def test_methods_refuse_what_is_not_finite(backend: TritonBackend) -> None:
+    base, *targets = siblings(300, 2)
+    targets[1][7] = torch.inf
+    for method, parameters in (
+        ("ties", {"weight": 1.0, "density": 0.2}),
+        ("task_arithmetic", {"weight": 1.0}),
+        ("model_stock", {}),
+    ):
+        with pytest.raises(MergeError, match="tensor 2 has 1"):
+            merge_tensors(
+                [base, *targets], method, base_index=0, parameters=parameters, backend="triton"
+            )
+    with pytest.raises(MergeError, match="tensor 0 has 1"):
+        merge_tensors(targets[1:], "passthrough", backend="triton")
 
 
 def test_what_fuse_refuses(backend: TritonBackend) -> None:
