@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from math import lcm
 
 import xxhash
 
@@ -22,6 +22,7 @@ from .backends.requests import Magnitudes, Norms
 from .checkpoint.journal import TensorRecord
 from .checkpoint.source import unreadable
 from .errors import CheckpointError, MergeError
+from .methods import Rule
 from .plan import Input, Job
 from .work import TensorReport, Work
 
@@ -40,8 +41,9 @@ _MOST_RUNS = 2048
 # What a survey needs whatever the tensor: histograms, exponent sums, candidates of a small tensor. One for
 # magnitudes needs it for every cut.
 _SURVEY_FLOOR = 4 << 20
-# What a survey keeps, at most, of an element of each input.
+# What a survey keeps, at most, of an element of each input; and what decides on rows, of an element of one.
 _RECORD = 16
+_ROW_RECORD = 32
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,9 @@ def plan_memory(jobs: Sequence[Job], max_bytes: int, threads: int) -> Memory:
     """
     output = min(_CHUNK * 4, max_bytes // 4)
     read = min(_READ_BY_THREAD * threads, max_bytes // 4)
+    # Where rows must be whole, a chunk may have to be larger.
+    output = max([output, *(_step(job) * job.dtype.size for job in jobs if _by_rows(job))])
+    read = max([read, *(_least_read(job) for job in jobs if _by_rows(job))])
     floor = max(map(_survey_floor, jobs), default=_SURVEY_FLOOR)
     most = floor + max(map(_survey_records, jobs), default=0)
     return Memory(read, output, min(max_bytes - read - output, most), floor)
@@ -76,7 +81,32 @@ def plan_memory(jobs: Sequence[Job], max_bytes: int, threads: int) -> Memory:
 
 def memory_floor(job: Job, surveys: int = 1) -> int:
     """The least bytes with which `job` can be merged, with so many surveys of it at once."""
-    return 4 * _LEAST_CHUNK * (job.element_bytes + 4) + surveys * _survey_floor(job)
+    least = 4 * _LEAST_CHUNK * (job.element_bytes + 4) + surveys * _survey_floor(job)
+    if not _by_rows(job):
+        return least
+    # What decides on rows keeps of each element some words, and of each unit of work a bit a target.
+    deciding = _ROW_RECORD * rows_of(job.rule) + _step(job) // 8 * len(job.inputs)
+    return least + _step(job) * job.dtype.size + _least_read(job) + deciding
+
+
+def rows_of(rule: Rule) -> int:
+    """The length of the rows that chunks must hold whole; 1: any."""
+    return getattr(rule, "whole_rows", 1)
+
+
+def _by_rows(job: Job) -> bool:
+    return rows_of(job.rule) > 1
+
+
+def _step(job: Job) -> int:
+    """Chunks begin at multiples of this, or the whole tensor is one."""
+    return min(lcm(_BLOCK, rows_of(job.rule)), job.numel)
+
+
+def _least_read(job: Job) -> int:
+    """Bytes for what is read of whole rows at once, each input on a cache line of its own."""
+    blocks = -(-_step(job) // _BLOCK)
+    return blocks * _BLOCK * job.element_bytes + 64 * len(job.inputs)
 
 
 def _survey_floor(job: Job) -> int:
@@ -202,7 +232,7 @@ class TensorMerger:
     def _chunks(self, job: Job, most: int) -> Iterator[tuple[int, int]]:
         """(start, count) of the chunks of a tensor, in order."""
         ahead = _READ_AHEAD // job.element_bytes
-        for start, count in _pieces(job.numel, most):
+        for start, count in _pieces(job.numel, most, lcm(_BLOCK, rows_of(job.rule))):
             if self._work.stop.is_set():
                 raise MergeError("the merge was stopped")
             wanted = (start + ahead, count) if start else (0, ahead + count)
@@ -243,16 +273,11 @@ class TensorMerger:
         self._work.advance(merged.nbytes)
 
 
-def _pieces(numel: int, most: int) -> Iterator[tuple[int, int]]:
-    """(start, count) of pieces of at most `most` elements that begin on block boundaries."""
-    if numel <= most:
-        bounds = [0, numel] if numel else []
-    else:
-        # Bounds are rounded down, so that a piece can be a block longer than their distance.
-        step = most - _BLOCK if most % _BLOCK else most
-        bounds = [*(bound // _BLOCK * _BLOCK for bound in range(0, numel, step)), numel]
-    for start, end in pairwise(bounds):
-        yield start, end - start
+def _pieces(numel: int, most: int, unit: int) -> Iterator[tuple[int, int]]:
+    """(start, count) of pieces that begin at multiples of `unit`: of at most `most` elements, if that is no less."""
+    step = max(most // unit * unit, unit)
+    for start in range(0, numel, step):
+        yield start, min(step, numel - start)
 
 
 def _will_need(inputs: Sequence[Input], start: int, count: int) -> None:

@@ -117,6 +117,13 @@ CASES = {
     "dare_linear, as it is": Case(
         "dare_linear", 2, shared={"weight": 0.6, "density": 0.4, "rescale": False}
     ),
+    "della": Case("della", 3, own={"density": (0.4, 0.0, 1.0)}, shared={"weight": 0.6}),
+    "della_linear, as it is": Case(
+        "della_linear",
+        2,
+        own={"epsilon": (0.1, 0.25)},
+        shared={"weight": 0.6, "density": 0.4, "rescale": False},
+    ),
     "breadcrumbs": Case("breadcrumbs", 2, shared={"weight": 0.5, "density": 0.9, "gamma": 0.02}),
     "breadcrumbs_ties": Case(
         "breadcrumbs_ties",
