@@ -120,6 +120,14 @@ def test_numbers_are_those_of_the_arithmetic(backend: str, elect: Elect, merged:
     assert out.tolist() == [merged]
 
 
+def test_what_is_too_small_for_fp32_rounds_to_zero(backend: str) -> None:
+    base, target = torch.tensor([0.0, -0.0]), torch.tensor([1e-40, -1e-40])
+    params = FuseParams((2.0**-60,), elect="none", divisor=1.0)
+    for dtype in DTYPES:
+        merged = fused(backend, [base, target], params, dtype)
+        assert_same_bits(merged, base.to(dtype))
+
+
 def test_decimal_weights_decide_ties_as_fp64_does(backend: str) -> None:
     """Sums of 0.3 d lie on ties of bf16 by the thousand, and fp32's 0.3 is larger than it says."""
     base, *targets = siblings(200_000, 3, BF16)

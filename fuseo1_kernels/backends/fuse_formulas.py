@@ -94,7 +94,7 @@ def _add_and_round(b: torch.Tensor, delta: torch.Tensor, dtype: torch.dtype) -> 
     if dtype == torch.float32:
         return s
     bits = s.view(torch.int32)
-    outward = torch.where((error > 0) == (s > 0), 1, -1).to(torch.int32)
+    outward = torch.where((error < 0) == s.signbit(), 1, -1).to(torch.int32)
     to_odd = (bits & 1 == 0) & ((error > 0) | (error < 0))
     return torch.where(to_odd, bits + outward, bits).view(torch.float32).to(dtype)
 
