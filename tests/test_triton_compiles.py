@@ -77,7 +77,7 @@ SETTLE = {**SHAPE, "SLOTS": 4}
 FAMILY = {"MASKED": False, **FUSE}
 TIES = {"ELECT": 1, "KINDS": 0o111, "DIVISOR": 0}
 DARE = {"ELECT": 3, "KINDS": 0o222, "DIVISOR": 3}
-VARIED = {"ELECT": 2, "KINDS": 0o421, "DIVISOR": 1}
+VARIED = {"ELECT": 2, "KINDS": 0o541, "DIVISOR": 1}
 PEFTS = {"ELECT": 0, "KINDS": 0o111, "DIVISOR": 2}
 
 #: Kernels that read whole tensors, where speed counts.
@@ -104,7 +104,7 @@ OTHERS = {
     ),
     "fuse_family_tiles sum": (fuse_family.fuse_family_tiles, {**FAMILY, **PEFTS, "MASKED": True}),
     "fuse_family_tiles base": (fuse_family.fuse_family_tiles, {**FAMILY, **DARE, "TARGETS": 0}),
-    "add_norms tail": (sums.add_norms, {**TILES, "WHOLE": False, "KINDS": 0o142}),
+    "add_norms tail": (sums.add_norms, {**TILES, "WHOLE": False, "KINDS": 0o152}),
     "add_gram tail": (sums.add_gram, {**TILES, "WHOLE": False, "OF_INPUTS": False}),
     "scan_tiles magnitudes": (scan.scan_tiles, {**SCAN, **MAGNITUDES, "SCORED": True}),
     "scan_carefully magnitudes": (scan.scan_carefully, {**SCAN, "OF": 2, "SCORED": True}),

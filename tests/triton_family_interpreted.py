@@ -31,11 +31,13 @@ from fuseo1_kernels.backends.requests import (
     Gram,
     Magnitudes,
     Norms,
+    Ranked,
     Request,
     Select,
 )
 from fuseo1_kernels.backends.triton.backend import TritonBackend
 from fuseo1_kernels.errors import BackendError, MergeError
+from fuseo1_kernels.methods import METHODS
 from fuseo1_kernels.ops import as_array
 
 # The interpreter computes with numpy, which warns where the contract has infinities and NaN.
@@ -211,7 +213,13 @@ def test_cuts_among_many(
     compare_surveys(backend, tensors, Magnitudes(((8_000,), (1,))))
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+DELLA = {
+    name: Case(name, 2, own={"density": (0.5, 0.3)}, shared={"weight": 0.6, "epsilon": 0.2})
+    for name in ("della", "della_linear")
+}
+
+
+@pytest.mark.parametrize("case", (CASES | DELLA).values(), ids=CASES | DELLA)
 def test_every_method(case: Case, backend: TritonBackend) -> None:
     tensors = siblings((5, 130), case.models, (BF16, FP32, FP16))[not case.base :]
     keywords: dict[str, Any] = {
@@ -221,6 +229,10 @@ def test_every_method(case: Case, backend: TritonBackend) -> None:
     }
     found = merge_tensors(tensors, case.method, backend="triton", **keywords)
     assert_same_bits(found, merge_tensors(tensors, case.method, **keywords))
+
+
+def test_no_method_is_left_out() -> None:
+    assert {case.method for case in (CASES | DELLA).values()} == METHODS.keys()
 
 
 def test_methods_refuse_what_is_not_finite(backend: TritonBackend) -> None:
@@ -237,6 +249,19 @@ def test_methods_refuse_what_is_not_finite(backend: TritonBackend) -> None:
             )
     with pytest.raises(MergeError, match="tensor 0 has 1"):
         merge_tensors(targets[1:], "passthrough", backend="triton")
+
+
+@pytest.mark.parametrize("kind", [gpu_data.tied, gpu_data.nonfinite], ids=lambda k: k.__name__)
+@pytest.mark.parametrize("row", [1, 7, 401, 4100])
+def test_the_larger_of_a_row_the_likelier(
+    row: int, kind: Callable[..., list[torch.Tensor]], backend: TritonBackend
+) -> None:
+    ranked = Ranked(0xDEADBEEF01234567, 0.2, 0.6, row), Ranked(7, 0.5, 0.0, row)
+    tensors = [t.to(BF16) for t in kind(4100 // row * row, 3, generator(2))]
+    compare_surveys(backend, tensors, Norms((*ranked, None)))
+    for elect, offset in (("weighted", 0), ("none", row << 30)):
+        params = FuseParams((0.3, -0.7, 0.1), elect=elect, selects=(*ranked, Clamp(0.25)))
+        compare_fused(backend, tensors, params, BF16, offset)
 
 
 def test_what_fuse_refuses(backend: TritonBackend) -> None:

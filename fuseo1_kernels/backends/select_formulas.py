@@ -30,13 +30,16 @@ def selected(select: Select, d: torch.Tensor, offset: int) -> torch.Tensor:
 
 
 def limits(select: Ranked, d: torch.Tensor) -> torch.Tensor:
-    """limit(r) of every element, in int64; `d` is whole rows."""
+    """limit(r) of every element, in int64; `d` is whole rows, on any device."""
     n = select.row
     magnitudes = magnitude_bits(d).clamp(max=_INFINITY).view(-1, n)
     # From the last element to the first: of equals the sort leaves the lowest index the highest rank.
     ascending = n - 1 - torch.argsort(magnitudes.flip(1), dim=1, stable=True)
-    r = torch.empty_like(ascending).scatter_(1, ascending, torch.arange(n).expand_as(ascending))
-    share = r.double() / (n - 1) if n > 1 else torch.full_like(r, 0.5, dtype=torch.float64)
+    ranks = torch.arange(n, device=d.device).expand_as(ascending)
+    r = torch.empty_like(ascending).scatter_(1, ascending, ranks)
+    # Not by a number of the host: on a GPU that would be a product with its reciprocal.
+    last = torch.tensor(max(n - 1, 1), dtype=torch.float64, device=d.device)
+    share = r.double() / last if n > 1 else torch.full_like(r, 0.5, dtype=torch.float64)
     return ((select.low + share * select.span) * 2.0**32).floor().long().view(-1)
 
 

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 import torch
 
 from ..on_gpu import upload
-from ..requests import NOTHING, Band, Clamp, Cut, Draw, Elect, FuseParams, Select
+from ..requests import NOTHING, Band, Clamp, Cut, Draw, Elect, FuseParams, Ranked, Select
+from ..select_formulas import limits
+from .arithmetic import BLOCK
 from .fuse_family import (
     BY_FLOOR,
     BY_NUMBER,
@@ -27,9 +29,13 @@ from .fuse_family import (
     fuse_family_tiles,
 )
 from .launches import BITS, EXACT, tiles_of
-from .selects import BAND, CLAMP, DRAW, EVERY
+from .selects import BAND, CLAMP, DRAW, EVERY, RANKED
 from .state import RESULT, place
 from .tuning import Config
+
+# Elements whose rows are sorted at once, which takes some 50 bytes each; and those of the largest tile.
+_SORTED = 1 << 22
+_MOST_TILE = 16 * place(BLOCK)
 
 _ELECT: dict[Elect, int] = {
     "sum": place(SUM),
@@ -54,7 +60,7 @@ def launch_fuse_family(
     by_score = Band(Cut(params.threshold, params.tie_limit))
     divisor, packed = scalars_of(params)
     scalars = upload(packed, device).view(torch.float64)
-    choices = upload(choices_of([*selects, by_score]), device).view(torch.int64)
+    choices, _limits = choices_of(data, [*selects, by_score], offset)
     for first, tiles, whole in tiles_of(numel, config):
         fuse_family_tiles[(tiles,)](
             *(data, out.view(BITS[out.dtype]), scalars, choices, result),
@@ -102,26 +108,54 @@ def kinds_of(selects: Sequence[Select]) -> int:
             kind = BAND
         elif isinstance(select, Draw):
             kind = DRAW
+        elif isinstance(select, Ranked):
+            kind = RANKED
         else:
             kind = CLAMP if isinstance(select, Clamp) else EVERY
         kinds |= place(kind) << 3 * i
     return kinds
 
 
-def choices_of(selects: Sequence[Select]) -> bytes:
-    """[selects, 4] int64: their numbers (selects.CHOICE)."""
-    return b"".join(map(_choice, selects))
+def choices_of(
+    data: tuple[torch.Tensor, ...], selects: Sequence[Select], offset: int = 0
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """[selects, 4] int64 on the device, selects.CHOICE of each; and memory that this refers to.
+
+    data: as kernels take it, from flat index `offset` on.
+    """
+    packed, referred = [], []
+    for i, select in enumerate(selects):
+        if isinstance(select, Ranked):
+            referred.append(_limits(data[0], data[i + 1], select))
+            address = referred[-1].data_ptr() - 4 * offset
+            packed.append(struct.pack("Qq16x", select.key, address))
+        else:
+            packed.append(_choice(select))
+    return upload(b"".join(packed), data[0].device).view(torch.int64), referred
 
 
-def _choice(select: Select) -> bytes:
+def _choice(select: Band | Draw | Clamp | None) -> bytes:
     if isinstance(select, Band):
         return struct.pack("4q", *_cut(select.keep), *_cut(select.drop))
     if isinstance(select, Draw):
-        return struct.pack("4Q", select.key, select.limit, 0, 0)
+        return struct.pack("QQ16x", select.key, select.limit)
     most = select.most if isinstance(select, Clamp) else 0.0
-    return struct.pack(
-        "4q", int(torch.tensor(most, dtype=torch.float32).view(torch.int32)), 0, 0, 0
-    )
+    return struct.pack("q24x", int(torch.tensor(most, dtype=torch.float32).view(torch.int32)))
+
+
+def _limits(base: torch.Tensor, target: torch.Tensor, select: Ranked) -> torch.Tensor:
+    """The elements' limits, [numel and more] int32 on the device: torch sorts their rows, some at a time."""
+    numel = base.numel()
+    found = torch.empty(numel + _MOST_TILE, dtype=torch.int32, device=base.device)
+    step = max(1, _SORTED // select.row) * select.row
+    for start in range(0, numel, step):
+        d = _wide(target[start : start + step]) - _wide(base[start : start + step])
+        found[start : start + d.numel()] = limits(select, d).to(torch.int32)
+    return found
+
+
+def _wide(x: torch.Tensor) -> torch.Tensor:
+    return (x.view(torch.bfloat16) if x.dtype == torch.int16 else x).float()
 
 
 def _cut(cut: Cut) -> tuple[int, int]:

@@ -13,8 +13,10 @@ EVERY = tl.constexpr(0)
 BAND = tl.constexpr(1)
 DRAW = tl.constexpr(2)
 CLAMP = tl.constexpr(4)
+RANKED = tl.constexpr(5)
 
-# Numbers of a choice, int64. BAND: keep's threshold and tie limit, drop's; DRAW: key, limit; CLAMP: most, as fp32 bits.
+# Numbers of a choice, int64. BAND: keep's threshold and tie limit, drop's; DRAW: key, limit; CLAMP: most, as fp32 bits;
+# RANKED: key, address where flat index 0 would have its limit: an int32 for each element, to the end of the last tile.
 CHOICE = tl.constexpr(4)
 
 
@@ -31,7 +33,7 @@ def in_cut(bits, cut, flat, at, ROWS: tl.constexpr):
 
 @triton.jit
 def is_selected(d, choice, flat, at, KIND: tl.constexpr, ROWS: tl.constexpr):
-    """Whether elements of a tile are in a selection of kind BAND or DRAW."""
+    """Whether elements of a tile are in a selection of kind BAND, DRAW or RANKED."""
     if KIND == BAND:
         magnitude = bits_of(d) & 0x7FFFFFFF
         keep = in_cut(magnitude, choice, flat, at, ROWS)
@@ -39,7 +41,12 @@ def is_selected(d, choice, flat, at, KIND: tl.constexpr, ROWS: tl.constexpr):
         chosen = keep & (drop == 0)
     else:
         drawn = words(tl.load(choice), flat // BLOCK, ROWS)
-        chosen = drawn < tl.load(choice + 1).to(tl.uint32)
+        if KIND == DRAW:
+            limit = tl.load(choice + 1).to(tl.uint32)
+        else:
+            limits = tl.load(choice + 1).to(tl.pointer_type(tl.int32))
+            limit = tl.load(limits + flat + at).to(tl.uint32, bitcast=True)
+        chosen = drawn < limit
     return chosen
 
 

@@ -20,7 +20,7 @@ from .arithmetic import (
     total,
 )
 from .scan import count_nonfinite
-from .selects import BAND, CHOICE, DRAW, is_selected
+from .selects import BAND, CHOICE, DRAW, RANKED, is_selected
 
 
 @triton.jit
@@ -36,7 +36,7 @@ def finite_elements(inputs, start, at, left, d, state, TARGETS: tl.constexpr):
 @triton.jit
 def add_chosen(d, q, peaks, choice, start, at, to, KIND: tl.constexpr, ROWS: tl.constexpr):
     """add_quanta of those elements that a selection takes, if there are others."""
-    if KIND == BAND or KIND == DRAW:
+    if KIND == BAND or KIND == DRAW or KIND == RANKED:
         chosen = is_selected(d, choice, start, at, KIND, ROWS)
         add_quanta(tl.where(chosen, q, 0.0), peaks, to)
 
@@ -45,7 +45,7 @@ def add_chosen(d, q, peaks, choice, start, at, to, KIND: tl.constexpr, ROWS: tl.
 def add_norms(
     inputs,  # tuple of TARGETS + 1 pointers: [numel], base first; bf16 as int16
     choices,  # [TARGETS, 4] int64: of each target's selection
-    bins,  # [STRIPES, 2 * TARGETS, 256] int64: of all elements, of those that BAND and DRAW select
+    bins,  # [STRIPES, 2 * TARGETS, 256] int64: of all elements, of those that BAND, DRAW, RANKED select
     state,  # [64] int64
     first,  # the first program's tile
     numel,

@@ -8,12 +8,11 @@ from typing import Any
 import torch
 
 from .. import SurveyResult
-from ..on_gpu import upload
 from ..requests import ALL, NONE, NOTHING, Cut, Gram, Magnitudes, Norms
 from .arithmetic import BLOCK
 from .family_launches import choices_of, kinds_of
 from .launches import EXACT, launch_selection, tiles_of
-from .selects import BAND, DRAW
+from .selects import BAND, DRAW, RANKED
 from .state import CUT, FAILED, NONFINITE, STATE, THRESHOLD, TIE_LIMIT, place
 from .sums import add_gram, add_norms, count_nonzero
 from .tuning import Config
@@ -70,13 +69,13 @@ def _share(k: int, nonzero: int) -> float:
 
 def _survey_norms(data: Data, numel: int, request: Norms, config: Config) -> SurveyResult:
     targets, kinds = len(data) - 1, kinds_of(request.selects)
-    choices = upload(choices_of(request.selects), data[0].device).view(torch.int64)
+    choices, _limits = choices_of(data, request.selects)
     bins, state = _bins(data, numel, 2 * targets), _zeros(data, STATE)
     _launch(add_norms, data, numel, config, choices, bins, state, KINDS=kinds)
     sums = _sums(bins)
     every, norms = sums[:targets], []
     for i, some in enumerate(sums[targets:]):
-        leaves_out = kinds >> 3 * i & 7 in (place(BAND), place(DRAW))
+        leaves_out = kinds >> 3 * i & 7 in map(place, (BAND, DRAW, RANKED))
         norms.append((every[i], some if leaves_out else every[i]))
     return _result(state, targets, int(numel > 0), norms=tuple(norms))
 
