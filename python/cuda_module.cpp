@@ -72,13 +72,15 @@ using Select = std::tuple<int, Cut, Cut, uint64_t, uint32_t, uintptr_t, double>;
 std::vector<fuseo1_select> unpack(const std::vector<Select>& selects) {
   std::vector<fuseo1_select> out;
   for (const auto& [kind, keep, drop, key, limit, bits, most] : selects) {
-    out.push_back({kind,
-                   {keep.first, keep.second},
-                   {drop.first, drop.second},
-                   key,
-                   limit,
-                   at<const uint64_t>(bits),
-                   static_cast<float>(most)});
+    fuseo1_select select = {};
+    select.kind = kind;
+    select.keep = {keep.first, keep.second};
+    select.drop = {drop.first, drop.second};
+    select.key = key;
+    select.limit = limit;
+    select.bits = at<const uint64_t>(bits);
+    select.most = static_cast<float>(most);
+    out.push_back(select);
   }
   return out;
 }

@@ -25,6 +25,7 @@ from fuseo1_kernels.backends.requests import (
     Gram,
     Magnitudes,
     Norms,
+    Ranked,
     Request,
     Select,
 )
@@ -314,6 +315,11 @@ class MergesRefused:
             gpu.fuse([one] * 18, params, one, 0, 1)
         with pytest.raises(BackendError, match="as many elements as the inputs"):
             gpu.fuse([one] * 2, replace(params, weights=(1.0,)), array(torch.zeros(5)), 0, 1)
+
+    def test_selections_that_only_the_cpu_knows(self, gpu: GpuBackend) -> None:
+        one, params = array(torch.zeros(4)), FuseParams((1.0,), selects=(Ranked(1, 0.4, 0.2, 4),))
+        with pytest.raises(BackendError, match="no selection of kind Ranked: use the CPU"):
+            gpu.fuse([one] * 2, params, one, 0, 1)
 
     def test_surveys_of_others_than_there_are(self, gpu: GpuBackend) -> None:
         inputs = [array(torch.zeros(4))] * 3

@@ -26,13 +26,17 @@ _NO_CUT = (0, 0)
 
 
 def native_select(kernels: ModuleType, select: Select) -> NativeSelect:
-    """One target's selection."""
+    """One target's selection, or BackendError if the kernels do not know it."""
     if isinstance(select, Band):
         return kernels.SELECT_BAND, _cut(select.keep), _cut(select.drop), 0, 0, 0, 0.0
     if isinstance(select, Draw):
         return kernels.SELECT_DRAW, _NO_CUT, _NO_CUT, select.key, select.limit, 0, 0.0
     if isinstance(select, Clamp):
         return kernels.SELECT_CLAMP, _NO_CUT, _NO_CUT, 0, 0, 0, select.most
+    if select is not None:
+        raise BackendError(
+            f"backend cuda has no selection of kind {type(select).__name__}: use the CPU for this merge"
+        )
     return kernels.SELECT_ALL, _NO_CUT, _NO_CUT, 0, 0, 0, 0.0
 
 
