@@ -46,7 +46,8 @@ def survey(
             contiguous.
         targets: 1 to 64 (on a GPU 16) tensors of the base's shape and device, each of any of those dtypes.
         select_topk: fraction of the elements with non-zero variance to select, in [0, 1]: SCE's threshold and energies.
-        request: something else that is to be learned: Magnitudes (TIES, breadcrumbs), Norms or Gram.
+        request: something else that is to be learned: Magnitudes (TIES, breadcrumbs), Norms, Gram or
+            Divergences.
         backend: "auto", "cpu", "reference", or "cuda" or "triton" for tensors on a GPU; the current stream is
             used, and waited for. With TRITON_INTERPRET=1 "triton" takes tensors on the CPU.
         threads: default: all cores this process may use.

@@ -18,7 +18,7 @@ from .backends import (
     Surveyor,
     SurveyResult,
 )
-from .backends.requests import Magnitudes, Norms
+from .backends.requests import Divergences, Magnitudes, Norms
 from .checkpoint.journal import TensorRecord
 from .checkpoint.source import unreadable
 from .errors import CheckpointError, MergeError
@@ -44,6 +44,8 @@ _SURVEY_FLOOR = 4 << 20
 # What a survey keeps, at most, of an element of each input; and what decides on rows, of an element of one.
 _RECORD = 16
 _ROW_RECORD = 32
+# What one of divergences needs of an element of a row: two rows in fp64, and two rows that lie across chunks.
+_OF_A_ROW = 32
 
 
 @dataclass(frozen=True)
@@ -111,13 +113,18 @@ def _least_read(job: Job) -> int:
 
 def _survey_floor(job: Job) -> int:
     request = job.rule.request(())
+    if isinstance(request, Divergences):
+        return max(request.cuts, 1) * _SURVEY_FLOOR + request.row * _OF_A_ROW
     cuts = sum(map(len, request.ranks)) if isinstance(request, Magnitudes) else 1
     return max(cuts, 1) * _SURVEY_FLOOR
 
 
 def _survey_records(job: Job) -> int:
     """What a survey would keep of `job`'s elements, at most; those that only sum keep nothing."""
-    keeps = isinstance(job.rule.request(()), (float, Magnitudes))
+    request = job.rule.request(())
+    keeps = isinstance(request, float | Magnitudes) or (
+        isinstance(request, Divergences) and request.cuts > 0
+    )
     return job.numel * _RECORD * len(job.inputs) if keeps else 0
 
 

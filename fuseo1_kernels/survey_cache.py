@@ -71,7 +71,7 @@ class SurveyCache:
     def keep(self, job: Job, surveys: Iterable[tuple[Request, SurveyResult]]) -> None:
         """Keep what surveys of `job`'s tensors said to requests; a disk that refuses is among `problems`."""
         new = {_key(job, request): survey for request, survey in surveys}
-        lines = [encode_record({"key": k, "survey": asdict(s)}) for k, s in new.items()]
+        lines = [encode_record({"key": k, "survey": _fields(s)}) for k, s in new.items()]
         with self._lock:
             self._surveys.update(new)
             if self.problems:
@@ -107,8 +107,13 @@ def _key(job: Job, request: Request) -> str:
     return digest([__version__, repr(request), job.numel, inputs])
 
 
+def _fields(survey: SurveyResult) -> dict[str, Any]:
+    return asdict(survey) | {"divergences": survey.divergences.hex()}
+
+
 def _survey(fields: dict[str, Any]) -> SurveyResult:
     fields |= {name: tuple(fields[name]) for name in ("energy", "nonfinite")}
     fields |= {name: tuple(map(tuple, fields[name])) for name in ("norms", "gram")}
     fields["cuts"] = tuple(tuple(Cut(**cut) for cut in cuts) for cuts in fields["cuts"])
+    fields["divergences"] = bytes.fromhex(fields["divergences"])
     return SurveyResult(**fields)

@@ -9,6 +9,7 @@
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -65,6 +66,11 @@ void check_read(int status, const char* what, const fuseo1_read_error& error) {
   check(status, what);
 }
 
+// The factors are in the memory of `factors`, fp32; none if that is empty.
+fuseo1_row_factors row_factors(int64_t row, std::string_view factors) {
+  return {factors.empty() ? nullptr : reinterpret_cast<const float*>(factors.data()), row};
+}
+
 class Survey {
  public:
   Survey(int targets, int64_t numel, double select_topk, int64_t max_bytes)
@@ -72,9 +78,9 @@ class Survey {
                [&](fuseo1_survey** out) { return fuseo1_survey_create(targets, numel, select_topk, max_bytes, out); }) {
   }
 
-  // Asks for the cuts after `ranks`, as many for every target.
+  // Asks for the cuts after `ranks`, as many for every target; `factors`, unless they are empty, are fp32, one a row.
   static std::unique_ptr<Survey> magnitudes(int64_t numel, const std::vector<std::vector<int64_t>>& ranks,
-                                            int64_t max_bytes) {
+                                            int64_t max_bytes, int64_t row, const py::bytes& factors) {
     const int targets = static_cast<int>(ranks.size());
     const size_t per_target = ranks.empty() ? 0 : ranks[0].size();
     std::vector<int64_t> flat;
@@ -82,8 +88,13 @@ class Survey {
       if (of_target.size() != per_target) throw std::invalid_argument("survey: not as many ranks for every target");
       flat.insert(flat.end(), of_target.begin(), of_target.end());
     }
+    const std::string_view bytes = factors;
+    const fuseo1_row_factors rows = row_factors(row, bytes);
+    if (rows.factors && (row < 1 || bytes.size() / sizeof(float) != static_cast<uint64_t>(numel / row)))
+      throw std::invalid_argument("survey: not as many factors as rows");
     auto made = make(targets, [&](fuseo1_survey** out) {
-      return fuseo1_survey_create_magnitudes(targets, numel, flat.data(), static_cast<int>(per_target), max_bytes, out);
+      return fuseo1_survey_create_magnitudes(targets, numel, flat.data(), static_cast<int>(per_target), &rows,
+                                             max_bytes, out);
     });
     made->cuts_ = flat.size();
     return made;
@@ -101,6 +112,12 @@ class Survey {
     auto made =
         make(targets, [&](fuseo1_survey** out) { return fuseo1_survey_create_gram(targets, numel, of_inputs, out); });
     made->sums_ = static_cast<size_t>(targets + of_inputs) * (targets + of_inputs);
+    return made;
+  }
+
+  static std::unique_ptr<Survey> divergences(int64_t numel, int64_t row) {
+    auto made = make(1, [&](fuseo1_survey** out) { return fuseo1_survey_create_divergences(numel, row, out); });
+    made->rows_ = static_cast<size_t>(numel / row);
     return made;
   }
 
@@ -172,6 +189,13 @@ class Survey {
     return out;
   }
 
+  // fp32, one a row.
+  py::bytes divergences_of() const {
+    std::string out(rows_ * sizeof(float), 0);
+    check(fuseo1_survey_divergences_of(survey_.get(), reinterpret_cast<float*>(out.data())), "survey.divergences_of");
+    return out;
+  }
+
   py::dict result() const {
     auto r = std::make_unique<fuseo1_survey_result>();
     check(fuseo1_survey_result_of(survey_.get(), r.get()), "survey.result");
@@ -214,16 +238,18 @@ class Survey {
   };
   int targets_;
   std::unique_ptr<fuseo1_survey, Destroy> survey_;
-  size_t cuts_ = 0, sums_ = 0;  // how many of them it learns
+  size_t cuts_ = 0, sums_ = 0, rows_ = 0;  // how many of them it learns
 };
 
 using Cut = std::pair<uint32_t, int64_t>;  // (threshold, tie_limit)
 
-fuseo1_select select_band(const Cut& keep, const Cut& drop) {
+// `factors` must outlive the selection.
+fuseo1_select select_band(const Cut& keep, const Cut& drop, int64_t row, const py::bytes& factors) {
   fuseo1_select out = {};
   out.kind = FUSEO1_SELECT_BAND;
   out.keep = {keep.first, keep.second};
   out.drop = {drop.first, drop.second};
+  out.rows = row_factors(row, std::string_view(factors));
   return out;
 }
 
@@ -361,7 +387,8 @@ PYBIND11_MODULE(_cpu, m) {
   m.attr("SURVEY_DONE") = static_cast<int>(FUSEO1_SURVEY_DONE);
   py::class_<fuseo1_select>(m, "Select")
       .def(py::init([] { return fuseo1_select{}; }), "Everything.")
-      .def_static("band", &select_band, py::arg("keep"), py::arg("drop"))
+      .def_static("band", &select_band, py::arg("keep"), py::arg("drop"), py::arg("row") = 1,
+                  py::arg("factors") = py::bytes())
       .def_static("draw", &select_draw, py::arg("key"), py::arg("limit"))
       .def_static("bits", &select_bits, py::arg("address"))
       .def_static("clamp", &select_clamp, py::arg("most"))
@@ -369,9 +396,11 @@ PYBIND11_MODULE(_cpu, m) {
   py::class_<Survey>(m, "Survey")
       .def(py::init<int, int64_t, double, int64_t>(), py::arg("targets"), py::arg("numel"), py::arg("select_topk"),
            py::arg("max_bytes"))
-      .def_static("magnitudes", &Survey::magnitudes, py::arg("numel"), py::arg("ranks"), py::arg("max_bytes"))
+      .def_static("magnitudes", &Survey::magnitudes, py::arg("numel"), py::arg("ranks"), py::arg("max_bytes"),
+                  py::arg("row") = 1, py::arg("factors") = py::bytes())
       .def_static("norms", &Survey::norms, py::arg("numel"), py::arg("selects"))
       .def_static("gram", &Survey::gram, py::arg("targets"), py::arg("numel"), py::arg("of_inputs"))
+      .def_static("divergences", &Survey::divergences, py::arg("numel"), py::arg("row"))
       .def_property_readonly("phase", &Survey::phase)
       .def("lend", &Survey::lend, py::arg("memory"))
       .def("sample_runs", &Survey::sample_runs)
@@ -383,7 +412,8 @@ PYBIND11_MODULE(_cpu, m) {
       .def("run", &Survey::run, py::arg("operands"), py::arg("threads"))
       .def("result", &Survey::result)
       .def("cuts", &Survey::cuts)
-      .def("sums", &Survey::sums);
+      .def("sums", &Survey::sums)
+      .def("divergences_of", &Survey::divergences_of);
   m.attr("ELECT_SUM") = static_cast<int>(FUSEO1_ELECT_SUM);
   m.attr("ELECT_WEIGHTED") = static_cast<int>(FUSEO1_ELECT_WEIGHTED);
   m.attr("ELECT_COUNT") = static_cast<int>(FUSEO1_ELECT_COUNT);

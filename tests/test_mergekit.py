@@ -120,6 +120,7 @@ def reference(monkeypatch: pytest.MonkeyPatch, installed: None) -> None:
 
 #: By method: number of tensors, parameters.
 CASES: dict[str, tuple[int, dict[str, Any]]] = {
+    "arcee_fusion": (2, {}),
     "breadcrumbs": (3, {"weight": [0.3, 0.6], "density": [0.5, 0.7], "gamma": [0.1, 0.05]}),
     "breadcrumbs_ties": (3, {"weight": 0.5, "density": 0.6, "lambda": 0.7}),
     "karcher": (3, {"max_iter": 4}),

@@ -41,6 +41,7 @@ CASES: list[tuple[str, int, bool, dict[str, Any]]] = [
     ("model_stock", 4, True, {"filter_wise": True}),
     ("karcher", 4, False, {}),
     ("nearswap", 2, True, {"t": 0.0005}),
+    ("arcee_fusion", 2, True, {}),
     ("passthrough", 1, False, {"scale": 1.5}),
     ("sce", 4, True, {"select_topk": 0.3}),
 ]

@@ -145,6 +145,7 @@ CASES = {
     "model_stock, by row": Case("model_stock", 3, shared={"filter_wise": True}),
     "karcher": Case("karcher", 3, base=False),
     "nearswap": Case("nearswap", 1, shared={"t": 1e-4}),
+    "arcee_fusion": Case("arcee_fusion", 1),
     "passthrough": Case("passthrough", 1, base=False),
     "passthrough, scaled": Case("passthrough", 1, base=False, shared={"scale": 0.3}),
 }
@@ -406,7 +407,9 @@ def test_gone_on_with(family: Family, out: Path, monkeypatch: pytest.MonkeyPatch
 # --- kept surveys --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["ties, rescaled", "dare_linear", "karcher", "linear"])
+@pytest.mark.parametrize(
+    "name", ["ties, rescaled", "dare_linear", "karcher", "linear", "arcee_fusion"]
+)
 def test_surveys_of_every_kind_are_kept(
     name: str, family: Family, out: Path, tmp_path: Path
 ) -> None:
@@ -419,7 +422,7 @@ def test_surveys_of_every_kind_are_kept(
         for state in (family.states if case.base else family.states[1:])[: case.models + case.base]
         for t in state.values()
     )
-    surveys = {"ties, rescaled": 2, "linear": 0}.get(name, 1)
+    surveys = {"ties, rescaled": 2, "arcee_fusion": 2, "linear": 0}.get(name, 1)
     assert (first.bytes_read, again.bytes_read) == ((1 + surveys) * size, size)
     assert_same_state(read_model(out), case.expected(family))
 
@@ -434,7 +437,9 @@ def test_survey_topk_is_for_sce(family: Family, out: Path, tmp_path: Path) -> No
 # --- what is not finite, memory, GPUs ------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["linear", "passthrough", "task_arithmetic", "ties", "nearswap"])
+@pytest.mark.parametrize(
+    "name", ["linear", "passthrough", "task_arithmetic", "ties", "nearswap", "arcee_fusion"]
+)
 def test_nonfinite_elements(name: str, tmp_path: Path) -> None:
     """The model is named, by a survey if there was none; nothing is left."""
     family = mixed_family(tmp_path)
@@ -466,13 +471,14 @@ def test_an_overflow_of_finite_inputs(tmp_path: Path) -> None:
 def test_memory_for_many_cuts(family: Family, out: Path) -> None:
     """A survey of magnitudes needs for every cut what another survey needs."""
     said = {}
-    for name in ("linear", "ties", "breadcrumbs_ties"):
+    for name in ("linear", "ties", "arcee_fusion", "breadcrumbs_ties"):
         CASES[name].configure(family)
         with pytest.raises(MergeError, match="the least is") as caught:
             merge_checkpoints(family.config, out, max_memory=3 * MIB)
         said[name] = int(str(caught.value).split()[-2])
         assert dry_run(as_config(family.config), None, max_memory=64 * MIB).peak_memory <= 64 * MIB
     assert said["linear"] < said["ties"] < said["breadcrumbs_ties"]
+    assert said["linear"] < said["arcee_fusion"]
 
 
 def test_gpus_merge_by_sce_alone(

@@ -6,9 +6,9 @@
 namespace fuseo1 {
 namespace {
 
-#define FUSEO1_TABLE(isa)                                                  \
-  {#isa,       survey_##isa.energy, survey_##isa.scan, survey_##isa.score, \
-   fuse_##isa, magnitudes_##isa,    sums_##isa,        rank_##isa}
+#define FUSEO1_TABLE(isa)                                                                                \
+  {#isa,       survey_##isa.energy, survey_##isa.scan, survey_##isa.score, fuse_##isa, magnitudes_##isa, \
+   sums_##isa, rank_##isa,          divergence_##isa}
 
 const std::vector<Kernels>& tables() {
   static const std::vector<Kernels> available = [] {

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <unistd.h>
 
+#include "parallel.h"
 #include "ranked_selects.h"
 #include "survey_base.h"
 
@@ -138,7 +139,7 @@ extern "C" int fuseo1_survey_sample_files(fuseo1_survey* survey, const fuseo1_fi
         }
       }
     }
-    const int status = fuseo1_survey_update(survey, operands, 0, filled, 1);
+    const int status = update_sample(survey, operands, filled, first, stride);
     if (status != FUSEO1_OK) return status;
   }
   return fuseo1_survey_end_pass(survey);

@@ -14,6 +14,7 @@ constexpr int64_t kStreamBytes = 8 << 20;
 // `row`: that of those RANKED.
 bool valid_select(const fuseo1_select& select, int64_t row, int64_t count) {
   return select.kind >= FUSEO1_SELECT_ALL && select.kind <= FUSEO1_SELECT_RANKED &&
+         (select.kind != FUSEO1_SELECT_BAND || !select.rows.factors || select.rows.row >= 1) &&
          (select.kind != FUSEO1_SELECT_BITS || select.bits || !count) &&
          (select.kind != FUSEO1_SELECT_CLAMP || select.most >= 0) &&
          (select.kind != FUSEO1_SELECT_RANKED || fuseo1::valid_ranked(select, row));

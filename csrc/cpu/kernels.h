@@ -59,10 +59,13 @@ constexpr int kMarkRoom = kMarkWords + kBlock + kMarkPad;  // words that a block
 // begin and end count elements from the chunk's first; begin is a multiple of kBlock, and so is end unless it is the
 // tensor's.
 struct MagnitudeKernels {
-  // the bits of |d_i| of one block: of target i from scores[i * kBlock]; 0 beyond `count`; nonfinite[targets + 2]
-  void (*score)(const Chunk&, int64_t at, int64_t count, uint32_t* scores, int64_t* nonfinite);
+  // the bits of |d_i| of one block: of target i from scores[i * kBlock]; 0 beyond `count`; nonfinite[targets + 2];
+  // factors, nullptr if there are none, multiply |d_i|
+  void (*score)(const Chunk&, int64_t at, int64_t count, const fuseo1_row_factors*, uint32_t* scores,
+                int64_t* nonfinite);
   // every ranking's bracket splits its target's elements; returns where it stopped, as Kernels::scan
-  int64_t (*scan)(const Chunk&, int64_t begin, int64_t end, Ranked* const* rankings, int count, int64_t* nonfinite);
+  int64_t (*scan)(const Chunk&, int64_t begin, int64_t end, const fuseo1_row_factors*, Ranked* const* rankings,
+                  int count, int64_t* nonfinite);
 };
 
 using SumBins = int64_t[kExponents];  // a sum's terms by their quantum's exponent
@@ -119,6 +122,9 @@ struct Kernels {
   SumKernels sums;
   // RANKED of a chunk of one target and `count` elements: sets bits, which are 0, of those selected that are not 0
   void (*rank)(const Chunk&, int64_t count, const RankRule&, const RankRoom&, uint64_t* bits);
+  // the divergence of the row that elements begin .. end - 1 of the chunk are; `room` has twice as many, in whole
+  // blocks; nonfinite[3]
+  float (*divergence)(const Chunk&, int64_t begin, int64_t end, double* room, int64_t* nonfinite);
 };
 
 struct SurveyKernels {
@@ -127,13 +133,14 @@ struct SurveyKernels {
   decltype(Kernels::score) score;
 };
 
-// Defined once per instruction set by survey.cpp, fuse.cpp, magnitudes.cpp, sums.cpp and ranked.cpp.
+// Defined once per instruction set by survey.cpp, fuse.cpp, magnitudes.cpp, sums.cpp, ranked.cpp and divergence.cpp.
 #define FUSEO1_DECLARE_ISA(isa)                    \
   extern const SurveyKernels survey_##isa;         \
   extern const decltype(Kernels::fuse) fuse_##isa; \
   extern const MagnitudeKernels magnitudes_##isa;  \
   extern const SumKernels sums_##isa;              \
-  extern const decltype(Kernels::rank) rank_##isa;
+  extern const decltype(Kernels::rank) rank_##isa; \
+  extern const decltype(Kernels::divergence) divergence_##isa;
 FUSEO1_DECLARE_ISA(baseline)
 FUSEO1_DECLARE_ISA(avx2)
 FUSEO1_DECLARE_ISA(avx512)
@@ -141,6 +148,8 @@ FUSEO1_DECLARE_ISA(avx512)
 
 #define FUSEO1_JOIN_(a, b) a##b
 #define FUSEO1_JOIN(a, b) FUSEO1_JOIN_(a, b)
+
+inline int64_t whole_blocks(int64_t count) { return (count + kBlock - 1) / kBlock * kBlock; }
 
 inline int64_t element_size(int32_t dtype) { return dtype == FUSEO1_FP32 ? 4 : 2; }
 

@@ -47,13 +47,18 @@ struct Share {
 
 class Magnitudes final : public fuseo1_survey {
  public:
-  Magnitudes(int32_t n, int64_t numel, const int64_t* ranks, int32_t per_target, int64_t max_bytes)
+  Magnitudes(int32_t n, int64_t numel, const int64_t* ranks, int32_t per_target, const fuseo1_row_factors* rows,
+             int64_t max_bytes)
       : fuseo1_survey(n, numel), max_bytes_(max_bytes), parts_(static_cast<size_t>(n) * per_target), samples_(n) {
+    if (rows && rows->factors) {
+      factors_.assign(rows->factors, rows->factors + numel / rows->row);
+      rows_ = {factors_.data(), rows->row};
+    }
     for (size_t r = 0; r < parts_.size(); ++r) {
       Part& part = parts_[r];
       part.target = static_cast<int32_t>(r / per_target);
       part.k = ranks[r];
-      part.sought = part.k > 0 && part.k < numel;
+      part.sought = part.k > 0 && part.k < numel + has_factors();
       if (!part.sought) part.ranking.settle(part.k ? 0 : kNothing, part.k, -1);
     }
     // What is not finite is counted in any case.
@@ -62,7 +67,7 @@ class Magnitudes final : public fuseo1_survey {
 
   int64_t runs() const override { return phase == FUSEO1_SURVEY_SAMPLE ? sample_runs(numel, max_bytes_ / targets) : 0; }
   int64_t sampled() const override { return static_cast<int64_t>(samples_[0].size()); }
-  void add_sample(const fuseo1_operand* operands, int64_t count) override;
+  void add_sample(const fuseo1_operand* operands, int64_t count, int64_t first, int64_t stride) override;
   void update(const fuseo1_operand* operands, int64_t offset, int64_t count, int threads) override;
   void end_pass() override;
   void lend(Loan loan) override { loan_ = loan; }
@@ -75,6 +80,8 @@ class Magnitudes final : public fuseo1_survey {
   }
 
  private:
+  bool has_factors() const { return rows_.factors != nullptr; }
+  const fuseo1_row_factors* rows() const { return has_factors() ? &rows_ : nullptr; }
   int64_t segments() const { return (numel + kSegment - 1) / kSegment; }
   int64_t sought() const {
     return std::count_if(parts_.begin(), parts_.end(), [](const Part& part) { return part.sought; });
@@ -103,7 +110,9 @@ class Magnitudes final : public fuseo1_survey {
   const Pages<int64_t>& merged_histogram(size_t r);
 
   const int64_t max_bytes_;
-  std::vector<Part> parts_;                     // target by target
+  std::vector<Part> parts_;     // target by target
+  std::vector<float> factors_;  // by row
+  fuseo1_row_factors rows_ = {};
   std::vector<Pages<uint32_t>> samples_;        // by target
   Loan loan_;                                   // for the slabs of SCAN
   std::unique_ptr<Room> own_;                   // where nothing is lent
@@ -208,8 +217,8 @@ void Magnitudes::scan(const Chunk& chunk, Share& share, int64_t begin, int64_t e
       }
     }
     if (phase != FUSEO1_SURVEY_SCAN && share.active.empty()) return;
-    begin = kernels().magnitudes.scan(chunk, begin, end, share.active.data(), static_cast<int>(share.active.size()),
-                                      share.nonfinite);
+    begin = kernels().magnitudes.scan(chunk, begin, end, rows(), share.active.data(),
+                                      static_cast<int>(share.active.size()), share.nonfinite);
   }
   for (PartShare& mine : share.parts) mine.marks.filled_to(mine.ranked.candidates);
 }
@@ -218,7 +227,7 @@ void Magnitudes::score(const Chunk& chunk, Share& share, int64_t begin, int64_t 
   const int64_t segment = (chunk.offset + begin) / kSegment;
   for (int64_t at = begin; at < end; at += kBlock) {
     const int64_t n = std::min<int64_t>(kBlock, end - at);
-    kernels().magnitudes.score(chunk, at, n, share.scores.data(), share.nonfinite);
+    kernels().magnitudes.score(chunk, at, n, rows(), share.scores.data(), share.nonfinite);
     for (size_t r = 0; r < parts_.size(); ++r) {
       Part& part = parts_[r];
       if (!part.sought) continue;
@@ -236,15 +245,17 @@ void Magnitudes::score(const Chunk& chunk, Share& share, int64_t begin, int64_t 
   }
 }
 
-void Magnitudes::add_sample(const fuseo1_operand* operands, int64_t count) {
+void Magnitudes::add_sample(const fuseo1_operand* operands, int64_t count, int64_t first, int64_t stride) {
+  if (has_factors() && stride == 0) return;  // of what rows it is cannot be told
   const DefaultFloatingPoint guard;
-  const Chunk chunk = {operands, targets, 0};
+  const int64_t step = has_factors() ? run_length(numel) : kBlock;
   std::vector<uint32_t> scores(static_cast<size_t>(targets) * kBlock);
   int64_t ignored[FUSEO1_MAX_TARGETS + 2] = {};
   for (auto& sample : samples_) sample.reserve(static_cast<size_t>(runs() * run_length(numel)));
-  for (int64_t at = 0; at < count; at += kBlock) {
-    const int64_t n = std::min<int64_t>(kBlock, count - at);
-    kernels().magnitudes.score(chunk, at, n, scores.data(), ignored);
+  for (int64_t at = 0; at < count; at += step) {
+    const int64_t n = std::min(step, count - at);
+    const int64_t start = has_factors() ? sample_start(numel, runs(), first + at / step * stride) : 0;
+    kernels().magnitudes.score({operands, targets, start - at}, at, n, rows(), scores.data(), ignored);
     for (int i = 0; i < targets; ++i) {
       const uint32_t* v = scores.data() + i * kBlock;
       samples_[i].insert(samples_[i].end(), v, v + n);
@@ -288,7 +299,7 @@ const Pages<int64_t>& Magnitudes::merged_histogram(size_t r) {
 
 // Zeros are never selected.
 bool Magnitudes::settle_if_all(Part* part, int64_t nonzero) {
-  if (part->k < nonzero) return false;
+  if (part->k < nonzero + has_factors()) return false;
   part->ranking.settle(0, nonzero, -1);
   return true;
 }
@@ -358,8 +369,8 @@ void Magnitudes::end_pass() {
 }  // namespace
 
 std::unique_ptr<fuseo1_survey> magnitude_survey(int32_t targets, int64_t numel, const int64_t* ranks,
-                                                int32_t per_target, int64_t max_bytes) {
-  return std::make_unique<Magnitudes>(targets, numel, ranks, per_target, max_bytes);
+                                                int32_t per_target, const fuseo1_row_factors* rows, int64_t max_bytes) {
+  return std::make_unique<Magnitudes>(targets, numel, ranks, per_target, rows, max_bytes);
 }
 
 }  // namespace fuseo1

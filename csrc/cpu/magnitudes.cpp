@@ -2,15 +2,26 @@
 // The survey of magnitudes (include/fuseo1/survey.h), block by block. Compiled once per instruction set with FUSEO1_ISA
 // naming it.
 #include "nonfinite.h"
+#include "row_factors.h"
 
 namespace fuseo1 {
 namespace {
 
 FUSEO1_INLINE Vu magnitude(const float* d) { return load<Vu>(d) & 0x7fffffffu; }
 
-void score_block(const Chunk& chunk, int64_t at, int64_t count, uint32_t* scores, int64_t* nonfinite) {
+// Loads a block's task vectors, or, with factors, what they multiply |d| to.
+FUSEO1_INLINE void load_scored(const Chunk& chunk, int64_t at, int64_t count, const fuseo1_row_factors* rows,
+                               Block* block, int64_t* nonfinite) {
+  load_finite(chunk, at, count, block, nonfinite);
+  for (int i = 0; rows && i < chunk.targets; ++i) {
+    score_rows(*rows, chunk.offset + at, count, block->d[i], block->d[i]);
+  }
+}
+
+void score_block(const Chunk& chunk, int64_t at, int64_t count, const fuseo1_row_factors* rows, uint32_t* scores,
+                 int64_t* nonfinite) {
   Block block;
-  load_finite(chunk, at, count, &block, nonfinite);
+  load_scored(chunk, at, count, rows, &block, nonfinite);
   for (int i = 0; i < chunk.targets; ++i, scores += kBlock) {
     for (int j = 0; j < kBlock; j += kWidth) store(scores + j, magnitude(block.d[i] + j));
   }
@@ -66,8 +77,8 @@ void rank_block(const float* d, int64_t index, Ranked* to) {
   to->candidates = next;
 }
 
-int64_t scan_run(const Chunk& chunk, int64_t begin, int64_t end, Ranked* const* rankings, int count,
-                 int64_t* nonfinite) {
+int64_t scan_run(const Chunk& chunk, int64_t begin, int64_t end, const fuseo1_row_factors* rows,
+                 Ranked* const* rankings, int count, int64_t* nonfinite) {
   Block block;
   for (int64_t at = begin; at < end; at += kBlock) {
     for (int r = 0; r < count; ++r) {
@@ -75,7 +86,7 @@ int64_t scan_run(const Chunk& chunk, int64_t begin, int64_t end, Ranked* const* 
       const bool keeps = ranking.bracket.low <= ranking.bracket.high;
       if (keeps && ranking.candidates_end - ranking.candidates < kMarkRoom) return at;
     }
-    load_finite(chunk, at, end - at < kBlock ? end - at : kBlock, &block, nonfinite);
+    load_scored(chunk, at, end - at < kBlock ? end - at : kBlock, rows, &block, nonfinite);
     for (int r = 0; r < count; ++r) {
       Ranked* const to = rankings[r];
       if (to->bracket.low < to->bracket.high) {

@@ -6,6 +6,7 @@
 
 #include "fuseo1/select.h"
 #include "kernels.h"
+#include "row_factors.h"
 #include "simd.h"
 
 namespace fuseo1 {
@@ -107,6 +108,20 @@ inline void apply_band(const fuseo1_select& select, int64_t flat, float* d) {
   }
 }
 
+// The same of |d| times its row's factor.
+inline void apply_scored_band(const fuseo1_select& select, int64_t flat, int64_t count, float* d) {
+  alignas(64) float scores[kBlock];
+  score_rows(select.rows, flat, count, d, scores);
+  const BlockCut kept(select.keep, flat), dropped(select.drop, flat);
+  const bool drops = select.drop.threshold < kInfBits;
+  for (int j = 0; j < kBlock; j += kWidth) {
+    const Vi score = (Vi)load<Vu>(scores + j);
+    Mask selected = greater(score, kept.limit(j));
+    if (drops) selected &= greater(dropped.limit(j) + 1, score);
+    keep_selected(d + j, selected);
+  }
+}
+
 // Calls use(j, words) on the words of the block at flat index `flat`, whose elements j .. j + kWidth - 1 they are.
 template <class Use>
 FUSEO1_INLINE void for_each_words(uint64_t key, int64_t flat, const Use& use) {
@@ -156,7 +171,7 @@ inline void apply_clamp(const fuseo1_select& select, float* d) {
 inline void apply_select(const fuseo1_select& select, int64_t flat, int64_t at, int64_t count, float* d) {
   switch (select.kind) {
     case FUSEO1_SELECT_BAND:
-      return apply_band(select, flat, d);
+      return select.rows.factors ? apply_scored_band(select, flat, count, d) : apply_band(select, flat, d);
     case FUSEO1_SELECT_DRAW:
       return apply_draw(select, flat, d);
     case FUSEO1_SELECT_BITS:

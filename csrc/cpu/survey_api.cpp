@@ -22,6 +22,11 @@ int guarded(const Body& body) {
   }
 }
 
+// Whether rows of so many elements make the tensor.
+bool valid_row(int64_t row, int64_t numel) { return row >= 1 && numel % row == 0; }
+
+bool valid_rows(const fuseo1_row_factors& rows, int64_t numel) { return !rows.factors || valid_row(rows.row, numel); }
+
 bool valid_selects(const fuseo1_select* selects, int32_t targets, int64_t numel) {
   const int64_t row = ranked_row(selects, targets);
   for (int i = 0; selects && i < targets; ++i) {
@@ -29,6 +34,7 @@ bool valid_selects(const fuseo1_select* selects, int32_t targets, int64_t numel)
     if (kind < FUSEO1_SELECT_ALL || kind > FUSEO1_SELECT_RANKED || kind == FUSEO1_SELECT_BITS) return false;
     if (kind == FUSEO1_SELECT_CLAMP && !(selects[i].most >= 0)) return false;
     if (kind == FUSEO1_SELECT_RANKED && !valid_ranked(selects[i], row)) return false;
+    if (kind == FUSEO1_SELECT_BAND && !valid_rows(selects[i].rows, numel)) return false;
   }
   return !row || numel % row == 0;
 }
@@ -36,6 +42,13 @@ bool valid_selects(const fuseo1_select* selects, int32_t targets, int64_t numel)
 bool valid_size(int32_t targets, int64_t numel) { return targets >= 1 && targets <= FUSEO1_MAX_TARGETS && numel >= 0; }
 
 }  // namespace
+
+int fuseo1::update_sample(fuseo1_survey* survey, const fuseo1_operand* operands, int64_t count, int64_t first,
+                          int64_t stride) {
+  if (!valid(operands, survey->targets, 0, count, 1)) return FUSEO1_BAD_ARGUMENT;
+  if (count > survey->runs() * run_length(survey->numel) - survey->sampled()) return FUSEO1_BAD_ARGUMENT;
+  return guarded([&] { survey->add_sample(operands, count, first, stride); });
+}
 
 extern "C" {
 
@@ -47,15 +60,15 @@ int fuseo1_survey_create(int32_t targets, int64_t numel, double select_topk, int
 }
 
 int fuseo1_survey_create_magnitudes(int32_t targets, int64_t numel, const int64_t* ranks, int32_t per_target,
-                                    int64_t max_bytes, fuseo1_survey** out) {
+                                    const fuseo1_row_factors* rows, int64_t max_bytes, fuseo1_survey** out) {
   if (!out || !ranks || !valid_size(targets, numel) || per_target < 1 || per_target > INT32_MAX / targets ||
-      max_bytes < 0) {
+      max_bytes < 0 || (rows && !valid_rows(*rows, numel))) {
     return FUSEO1_BAD_ARGUMENT;
   }
   for (int r = 0; r < targets * per_target; ++r) {
     if (ranks[r] < 0) return FUSEO1_BAD_ARGUMENT;
   }
-  return guarded([&] { *out = magnitude_survey(targets, numel, ranks, per_target, max_bytes).release(); });
+  return guarded([&] { *out = magnitude_survey(targets, numel, ranks, per_target, rows, max_bytes).release(); });
 }
 
 int fuseo1_survey_create_norms(int32_t targets, int64_t numel, const fuseo1_select* selects, fuseo1_survey** out) {
@@ -66,6 +79,11 @@ int fuseo1_survey_create_norms(int32_t targets, int64_t numel, const fuseo1_sele
 int fuseo1_survey_create_gram(int32_t targets, int64_t numel, int32_t of_inputs, fuseo1_survey** out) {
   if (!out || !valid_size(targets, numel)) return FUSEO1_BAD_ARGUMENT;
   return guarded([&] { *out = gram_survey(targets, numel, of_inputs != 0).release(); });
+}
+
+int fuseo1_survey_create_divergences(int64_t numel, int64_t row, fuseo1_survey** out) {
+  if (!out || !valid_size(1, numel) || !valid_row(row, numel)) return FUSEO1_BAD_ARGUMENT;
+  return guarded([&] { *out = divergence_survey(numel, row).release(); });
 }
 
 void fuseo1_survey_destroy(fuseo1_survey* survey) { delete survey; }
@@ -90,18 +108,11 @@ int fuseo1_survey_update(fuseo1_survey* survey, const fuseo1_operand* operands, 
                          int32_t threads) {
   if (!valid(operands, survey->targets, offset, count, threads)) return FUSEO1_BAD_ARGUMENT;
   if (survey->phase == FUSEO1_SURVEY_DONE) return FUSEO1_WRONG_PHASE;
-  const bool sampling = survey->phase == FUSEO1_SURVEY_SAMPLE;
-  const int64_t left =
-      sampling ? survey->runs() * run_length(survey->numel) - survey->sampled() : survey->numel - offset;
-  if (count > left || (!sampling && count % kBlock && count != left)) return FUSEO1_BAD_ARGUMENT;
+  if (survey->phase == FUSEO1_SURVEY_SAMPLE) return update_sample(survey, operands, count, 0, 0);
+  const int64_t left = survey->numel - offset;
+  if (count > left || (count % kBlock && count != left)) return FUSEO1_BAD_ARGUMENT;
   if (offset % survey->row() || count % survey->row()) return FUSEO1_BAD_ARGUMENT;
-  return guarded([&] {
-    if (sampling) {
-      survey->add_sample(operands, count);
-    } else {
-      survey->update(operands, offset, count, threads);
-    }
-  });
+  return guarded([&] { survey->update(operands, offset, count, threads); });
 }
 
 int fuseo1_survey_end_pass(fuseo1_survey* survey) {
@@ -131,6 +142,11 @@ int fuseo1_survey_cuts_of(const fuseo1_survey* survey, fuseo1_cut* cuts) {
 int fuseo1_survey_sums_of(const fuseo1_survey* survey, double* sums) {
   if (survey->phase != FUSEO1_SURVEY_DONE) return FUSEO1_WRONG_PHASE;
   return survey->tell_sums(sums) ? FUSEO1_OK : FUSEO1_BAD_ARGUMENT;
+}
+
+int fuseo1_survey_divergences_of(const fuseo1_survey* survey, float* divergences) {
+  if (survey->phase != FUSEO1_SURVEY_DONE) return FUSEO1_WRONG_PHASE;
+  return survey->tell_divergences(divergences) ? FUSEO1_OK : FUSEO1_BAD_ARGUMENT;
 }
 
 }  // extern "C"

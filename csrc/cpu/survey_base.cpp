@@ -35,7 +35,7 @@ void fuseo1_survey::gather_sample(const fuseo1_operand* operands) {
         memcpy(to, from + sample_start(numel, all, r) * size, length * size);
       }
     }
-    add_sample(views.data(), here * length);
+    add_sample(views.data(), here * length, first, 1);
   }
 }
 

@@ -19,7 +19,8 @@ struct fuseo1_survey {
   // The sample that it would like, in runs, and how many elements of it have been fed.
   virtual int64_t runs() const { return 0; }
   virtual int64_t sampled() const { return 0; }
-  virtual void add_sample(const fuseo1_operand*, int64_t) {}
+  // Its runs are every `stride`-th from `first` on; stride 0: which they are is not known.
+  virtual void add_sample(const fuseo1_operand*, int64_t /*count*/, int64_t /*first*/, int64_t /*stride*/) {}
 
   virtual void update(const fuseo1_operand* operands, int64_t offset, int64_t count, int threads) = 0;
   virtual void end_pass() = 0;
@@ -31,6 +32,7 @@ struct fuseo1_survey {
   // Whether this is what it has learned.
   virtual bool tell_cuts(fuseo1_cut*) const { return false; }
   virtual bool tell_sums(double*) const { return false; }
+  virtual bool tell_divergences(float*) const { return false; }
 
   void run(const fuseo1_operand* operands, int threads);
 
@@ -49,11 +51,15 @@ namespace fuseo1 {
 // A pass did not see what an earlier one saw.
 struct DataChanged {};
 
+// Feeds runs of the sample, as fuseo1_survey_update does, every `stride`-th from `first` on; returns a status.
+int update_sample(fuseo1_survey* survey, const fuseo1_operand* operands, int64_t count, int64_t first, int64_t stride);
+
 std::unique_ptr<fuseo1_survey> top_k_survey(int32_t targets, int64_t numel, double select_topk, int64_t max_bytes);
 std::unique_ptr<fuseo1_survey> magnitude_survey(int32_t targets, int64_t numel, const int64_t* ranks,
-                                                int32_t per_target, int64_t max_bytes);
+                                                int32_t per_target, const fuseo1_row_factors* rows, int64_t max_bytes);
 std::unique_ptr<fuseo1_survey> norm_survey(int32_t targets, int64_t numel, const fuseo1_select* selects);
 std::unique_ptr<fuseo1_survey> gram_survey(int32_t targets, int64_t numel, bool of_inputs);
+std::unique_ptr<fuseo1_survey> divergence_survey(int64_t numel, int64_t row);
 
 }  // namespace fuseo1
 #endif  // FUSEO1_CPU_SURVEY_BASE_H_

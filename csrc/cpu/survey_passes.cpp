@@ -29,7 +29,7 @@ class TopK final : public fuseo1_survey {
 
   int64_t runs() const override { return phase == FUSEO1_SURVEY_SAMPLE ? sample_runs(numel, max_bytes_) : 0; }
   int64_t sampled() const override { return static_cast<int64_t>(sample_.size()); }
-  void add_sample(const fuseo1_operand* operands, int64_t count) override;
+  void add_sample(const fuseo1_operand* operands, int64_t count, int64_t first, int64_t stride) override;
   void update(const fuseo1_operand* operands, int64_t offset, int64_t count, int threads) override;
   void end_pass() override;
   void lend(Loan loan) override { loan_ = loan; }
@@ -174,7 +174,7 @@ const Pages<int64_t>& TopK::merged_histogram() {
   return sum;
 }
 
-void TopK::add_sample(const fuseo1_operand* operands, int64_t count) {
+void TopK::add_sample(const fuseo1_operand* operands, int64_t count, int64_t, int64_t) {
   const DefaultFloatingPoint guard;
   const auto ignored = std::make_unique<Totals>();
   const size_t before = sample_.size();

@@ -43,6 +43,7 @@ class SurveyResult:
         cuts: of Magnitudes: by target, by rank.
         norms: of Norms: by target, the sums of |d| over all elements and over the selected ones.
         gram: of Gram: the matrix, row by row.
+        divergences: of Divergences: fp32, one a row, as in RowFactors.
 
     What answers another request is empty, -1, or NOTHING.
     """
@@ -57,6 +58,7 @@ class SurveyResult:
     cuts: tuple[tuple[Cut, ...], ...] = ()
     norms: tuple[tuple[float, float], ...] = ()
     gram: tuple[tuple[float, ...], ...] = ()
+    divergences: bytes = b""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from .requests import (
     Band,
     Clamp,
     Cut,
+    Divergences,
     Draw,
     Elect,
     Gram,
@@ -24,6 +25,7 @@ from .requests import (
     Norms,
     Ranked,
     Request,
+    RowFactors,
     Select,
 )
 
@@ -53,10 +55,14 @@ def _cut(cut: Cut) -> tuple[int, int]:
     return cut.threshold, cut.tie_limit
 
 
+def _rows(rows: RowFactors | None) -> tuple[int, bytes]:
+    return (rows.row, rows.factors) if rows is not None else (1, b"")
+
+
 def native_select(select: Select) -> _cpu.Select:
-    """One target's selection for the kernels."""
+    """One target's selection for the kernels, which use the memory of its factors."""
     if isinstance(select, Band):
-        return _cpu.Select.band(_cut(select.keep), _cut(select.drop))
+        return _cpu.Select.band(_cut(select.keep), _cut(select.drop), *_rows(select.rows))
     if isinstance(select, Draw):
         return _cpu.Select.draw(select.key, select.limit)
     if isinstance(select, Ranked):
@@ -64,8 +70,18 @@ def native_select(select: Select) -> _cpu.Select:
     return _cpu.Select.clamp(select.most) if isinstance(select, Clamp) else _cpu.Select()
 
 
-def _native(params: FuseParams) -> _cpu.FuseParams:
-    """`params` for the kernels, rounded to fp32."""
+def _check_rows(selects: Sequence[Select], numel: int) -> None:
+    """Raises BackendError unless there are factors, where there are any, for `numel` elements."""
+    for select in selects:
+        if isinstance(select, Band) and select.rows is not None and select.rows.numel < numel:
+            raise BackendError(
+                f"factors for {select.rows.numel} elements, but there are {numel} or more"
+            )
+
+
+def _native(params: FuseParams, numel: int) -> _cpu.FuseParams:
+    """`params` for the kernels, rounded to fp32, and for the first `numel` elements."""
+    _check_rows(params.selects, numel)
     return _cpu.FuseParams(
         weights=params.weights,
         shares=params.shares or (),
@@ -98,12 +114,16 @@ def _asked(targets: int, numel: int, request: Request, max_bytes: int) -> _cpu.S
     """The native survey that answers `request`."""
     if isinstance(request, Magnitudes):
         _check_targets(len(request.ranks), targets, "ranks")
-        return _cpu.Survey.magnitudes(numel, request.ranks, max_bytes)
+        return _cpu.Survey.magnitudes(numel, request.ranks, max_bytes, *_rows(request.rows))
     if isinstance(request, Norms):
         _check_targets(len(request.selects), targets, "selections")
+        _check_rows(request.selects, numel)
         return _cpu.Survey.norms(numel, [native_select(select) for select in request.selects])
     if isinstance(request, Gram):
         return _cpu.Survey.gram(targets, numel, request.of_inputs)
+    if isinstance(request, Divergences):
+        _check_targets(1, targets, "divergences")
+        return _cpu.Survey.divergences(numel, request.row)
     return _cpu.Survey(targets, numel, request, max_bytes)
 
 
@@ -114,12 +134,14 @@ def _check_targets(asked: int, targets: int, what: str) -> None:
 
 def _answer(survey: _cpu.Survey, request: Request) -> SurveyResult:
     found = survey.result()
-    if not isinstance(request, Magnitudes | Norms | Gram):
+    if not isinstance(request, Magnitudes | Norms | Gram | Divergences):
         return SurveyResult(**found)
     learned = SurveyResult(-1, -1, NOTHING, -1, found["passes"], (), found["nonfinite"])
     if isinstance(request, Magnitudes):
         cuts = iter([Cut(*cut) for cut in survey.cuts()])
         return replace(learned, cuts=tuple(tuple(islice(cuts, len(r))) for r in request.ranks))
+    if isinstance(request, Divergences):
+        return replace(learned, divergences=survey.divergences_of())
     sums = iter(survey.sums())
     if isinstance(request, Norms):
         return replace(learned, norms=tuple(zip(sums, sums, strict=True)))
@@ -218,7 +240,7 @@ class CpuBackend:
             raise BackendError("the output must have as many elements as the inputs")
         return _cpu.fuse(
             operands,
-            _native(params),
+            _native(params, offset + out.numel),
             offset,
             out.numel,
             out.address,
@@ -238,7 +260,7 @@ class CpuBackend:
         with _told_by_number():
             return _cpu.fuse_files(
                 _places(files),
-                _native(params),
+                _native(params, offset + out.numel),
                 offset,
                 out.numel,
                 (scratch.address, scratch.nbytes),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 _BLOCK = 256
@@ -27,11 +27,28 @@ NONE = Cut(NOTHING, -1)
 
 
 @dataclass(frozen=True)
+class RowFactors:
+    """What |d| is multiplied by: a factor of at least 0 for each `row` elements that follow one another.
+
+    `factors` are fp32, one after the other in the machine's byte order.
+    """
+
+    row: int
+    factors: bytes
+
+    @property
+    def numel(self) -> int:
+        """How many elements there are factors for."""
+        return self.row * (len(self.factors) // 4)
+
+
+@dataclass(frozen=True)
 class Band:
-    """Of one target the elements in `keep` and not in `drop`."""
+    """Of one target the elements in `keep` and not in `drop`, by |d| or by |d| times `rows`' factors."""
 
     keep: Cut = ALL
     drop: Cut = NONE
+    rows: RowFactors | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -77,9 +94,13 @@ Elect: TypeAlias = Literal["sum", "weighted", "count", "none"]
 
 @dataclass(frozen=True)
 class Magnitudes:
-    """Asks for the cuts after the ranks[i] largest |d| of target i; every target has as many ranks."""
+    """Asks for the cuts after the ranks[i] largest |d| of target i; every target has as many ranks.
+
+    With `rows` |d| is multiplied by their factors.
+    """
 
     ranks: tuple[tuple[int, ...], ...]
+    rows: RowFactors | None = None
 
 
 @dataclass(frozen=True)
@@ -96,8 +117,20 @@ class Gram:
     of_inputs: bool = False
 
 
+@dataclass(frozen=True)
+class Divergences:
+    """Asks how far each row of `row` elements of the one target is from the base's.
+
+    Attributes:
+        cuts: how many cuts a rule will ask for next, of which who plans memory wants to know.
+    """
+
+    row: int
+    cuts: int = 0
+
+
 #: What a survey is to learn; a number is SCE's select_topk.
-Request: TypeAlias = float | Magnitudes | Norms | Gram
+Request: TypeAlias = float | Magnitudes | Norms | Gram | Divergences
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from .philox import words
-from .requests import Band, Cut, Draw, Ranked, Select
+from .requests import Band, Cut, Draw, Ranked, RowFactors, Select
 
 #: Bits of infinity.
 _INFINITY = 0x7F800000
@@ -20,7 +20,7 @@ def in_cut(bits: torch.Tensor, cut: Cut, offset: int) -> torch.Tensor:
 def selected(select: Select, d: torch.Tensor, offset: int) -> torch.Tensor:
     """The mask of one target's selection; `d` is its task vector from flat index `offset` on."""
     if isinstance(select, Band):
-        bits = magnitude_bits(d)
+        bits = score_bits(d, select.rows, offset)
         return in_cut(bits, select.keep, offset) & ~in_cut(bits, select.drop, offset)
     if isinstance(select, Draw):
         return words(select.key, offset, d.numel()) < select.limit
@@ -41,6 +41,15 @@ def limits(select: Ranked, d: torch.Tensor) -> torch.Tensor:
     last = torch.tensor(max(n - 1, 1), dtype=torch.float64, device=d.device)
     share = r.double() / last if n > 1 else torch.full_like(r, 0.5, dtype=torch.float64)
     return ((select.low + share * select.span) * 2.0**32).floor().long().view(-1)
+
+
+def score_bits(d: torch.Tensor, rows: RowFactors | None, offset: int) -> torch.Tensor:
+    """|d|, or |d| times its row's factor, as fp32 bits in int32; `d` begins at flat index `offset`."""
+    if rows is None or d.numel() == 0:
+        return magnitude_bits(d)
+    factors = torch.frombuffer(bytearray(rows.factors), dtype=torch.float32)
+    of_row = factors[torch.arange(offset, offset + d.numel()) // rows.row]
+    return magnitude_bits((d.abs() * of_row).clamp(max=torch.finfo(torch.float32).max))
 
 
 def magnitude_bits(d: torch.Tensor) -> torch.Tensor:

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
 from . import SurveyResult
-from .requests import ALL, NONE, NOTHING, Cut, Magnitudes, Norms, Request, Select
-from .select_formulas import in_cut, magnitude_bits, selected
+from .divergence_formulas import divergences
+from .requests import (
+    ALL,
+    NONE,
+    NOTHING,
+    Cut,
+    Divergences,
+    Magnitudes,
+    Norms,
+    Request,
+    RowFactors,
+    Select,
+)
+from .select_formulas import in_cut, score_bits, selected
 
 _BLOCK = 256
 _MOST_SQUARABLE = float.fromhex("0x1.fffffep63")
@@ -22,19 +35,19 @@ def survey_whole(inputs: Sequence[torch.Tensor], request: Request) -> SurveyResu
     out = ~torch.isfinite(total(d))
     passes, nonfinite = int(out.numel() > 0), _count_nonfinite(wide, out)
     raw = d
+    learned = SurveyResult(-1, -1, NOTHING, -1, passes, (), nonfinite)
+    if isinstance(request, Divergences):
+        base, target = (x.masked_fill(out, -math.inf) for x in wide)
+        return replace(learned, divergences=divergences(base, target, request.row))
     wide, d = ([x.masked_fill(out, 0.0) for x in every] for every in (wide, d))
     if isinstance(request, int | float):
         return _survey_scores(d, request, passes, nonfinite)
-    cuts: tuple[tuple[Cut, ...], ...] = ()
-    norms: tuple[tuple[float, float], ...] = ()
-    gram: tuple[tuple[float, ...], ...] = ()
     if isinstance(request, Magnitudes):
-        cuts = tuple(_cuts(x, ranks) for x, ranks in zip(d, request.ranks, strict=True))
-    elif isinstance(request, Norms):
-        norms = tuple(map(_norms, d, raw, request.selects))
-    else:
-        gram = _gram(wide if request.of_inputs else d)
-    return SurveyResult(-1, -1, NOTHING, -1, passes, (), nonfinite, cuts, norms, gram)
+        pairs = zip(d, request.ranks, strict=True)
+        return replace(learned, cuts=tuple(_cuts(x, ranks, request.rows) for x, ranks in pairs))
+    if isinstance(request, Norms):
+        return replace(learned, norms=tuple(map(_norms, d, raw, request.selects)))
+    return replace(learned, gram=_gram(wide if request.of_inputs else d))
 
 
 def task_vectors(wide: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -127,11 +140,11 @@ def _cut(values: torch.Tensor, order: torch.Tensor, k: int) -> Cut:
 # --- the others; `d` is finite, but for the norms' ---
 
 
-def _cuts(d: torch.Tensor, ranks: Sequence[int]) -> tuple[Cut, ...]:
+def _cuts(d: torch.Tensor, ranks: Sequence[int], rows: RowFactors | None) -> tuple[Cut, ...]:
     """The cuts after the largest |d|, one a rank; zeros are never selected."""
-    values, order = _ordered(magnitude_bits(d))
-    nonzero = int(torch.count_nonzero(values))
-    return tuple(ALL if k >= nonzero and k > 0 else _cut(values, order, k) for k in ranks)
+    values, order = _ordered(score_bits(d, rows, 0))
+    most = int(torch.count_nonzero(values)) - (rows is None)
+    return tuple(ALL if k > max(most, 0) else _cut(values, order, k) for k in ranks)
 
 
 def _norms(d: torch.Tensor, raw: torch.Tensor, select: Select) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .arcee_fusion import ARCEE_FUSION
 from .karcher import KARCHER
 from .linear import LINEAR, PASSTHROUGH
 from .model_stock import MODEL_STOCK
@@ -40,9 +41,10 @@ METHODS: dict[str, Method] = {
         MODEL_STOCK,
         KARCHER,
         NEARSWAP,
+        ARCEE_FUSION,
         PASSTHROUGH,
     )
 }
 
 #: Methods that mergekit 0.1.5 has and this version does not: refused by name.
-NOT_YET = ("arcee_fusion", "ram", "ramplus_tl")
+NOT_YET = ("ram", "ramplus_tl")

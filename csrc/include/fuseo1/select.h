@@ -3,7 +3,8 @@
 //
 //   ALL    everything
 //   BAND   the `keep` largest magnitudes without the `drop` largest: f is in a cut if the bits of |d| exceed its
-//          threshold, or equal it and f <= tie_limit; selected is f in keep and not in drop
+//          threshold, or equal it and f <= tie_limit; selected is f in keep and not in drop. With factors |d| is
+//          multiplied by that of its row first, in fp32, and is at most the largest finite number then
 //   DRAW   at random: word(key, f) < limit, so with probability limit / 2^32
 //   BITS   bit f - offset of `bits`, from the lowest bit of the first word; offset is that of the call's chunk
 //   CLAMP  everything, but d only within +-most
@@ -44,9 +45,17 @@ typedef struct {
   int64_t tie_limit;
 } fuseo1_cut;
 
+// A factor of at least 0 for every row: for the elements of flat index row * r .. row * r + row - 1 that is factors[r].
+// factors nullptr: there are none.
+typedef struct {
+  const float* factors;
+  int64_t row;
+} fuseo1_row_factors;
+
 typedef struct {
   int32_t kind;  // enum fuseo1_select_kind
   fuseo1_cut keep, drop;
+  fuseo1_row_factors rows;
   uint64_t key;
   uint32_t limit;
   const uint64_t* bits;

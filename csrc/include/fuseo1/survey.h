@@ -72,13 +72,15 @@ typedef struct {
 int fuseo1_survey_create(int32_t targets, int64_t numel, double select_topk, int64_t max_bytes, fuseo1_survey** out);
 void fuseo1_survey_destroy(fuseo1_survey*);
 
-// Three other surveys, with d, M, E and t as above. Elements whose s is not finite are counted, and are 0 in all targets
+// Four other surveys, with d, M, E and t as above. Elements whose s is not finite are counted, and are 0 in all targets
 // (and inputs).
 //
 // Magnitudes (TIES, breadcrumbs): for target i the cuts after its ranks[i * per_target ..] largest |d_i|, ties by
 // lowest f. Zeros are never selected: of k >= count_nonzero(d_i) a cut says threshold 0, tie_limit -1. For k == 0 it
 // says threshold 0x7fffffff, tie_limit -1; and tie_limit is numel - 1 when every tie is selected. All targets in one
-// read, as a rule; max_bytes bounds all of them together, and the least is as above for each cut.
+// read, as a rule; max_bytes bounds all of them together, and the least is as above for each cut. With factors (of at
+// least 0, of whole rows; they are copied) these multiply |d| as in BAND (select.h), and only of k > count_nonzero a
+// cut says threshold 0.
 //
 // Norms (rescaling): per target the sums of |d_i| over all elements and over those of its selection (select.h; nullptr:
 // all; CLAMP selects all, unclamped). q_i = |d_i| in the formulas of energies. BITS are not possible. One read; with
@@ -88,16 +90,32 @@ void fuseo1_survey_destroy(fuseo1_survey*);
 // Gram (spherical methods): the sums of v_i * v_j for all pairs, v = d_1..d_N or (of_inputs) b, x_1..x_N. The product
 // is one fp32 operation, of operands clamped as for energies; per block and pair M = max |p|, t = rint(p * 2^(149-E))
 // with its sign. One read.
+//
+// Divergences (Arcee Fusion): for every row of `row` elements that follow one another how far that of the one target,
+// x, is from the base's. All in fp64, one operation at a time; elements that take no part are left out.
+//
+//   X = max x   ex_j = exp(x_j - X)   p_j = ex_j / (sum of ex) + 1e-8         q_j of b likewise
+//   divergence = sum of p_j * log(p_j / q_j), rounded to fp32; 0 where it is not above 0, or nothing takes part
+//   sum: element j is added to lane j mod 8, in order; then lanes 4..7 to 0..3, 2..3 to 0..1, 1 to 0
+//   exp(x) = 0 if x <= -700; else 2^k * (1/0! + r (1/1! + r (1/2! + ... + r (1/13!)))), each 1/n! rounded,
+//            k = rint(x * 0x1.71547652b82fep0), r = (x - k * 0x1.62e42feep-1) - k * 0x1.a39ef35793c76p-33
+//   log(y) = k * 0x1.62e42fefa39efp-1 + (w + w * (z * P)),  y = 2^k m, 0x1.6a09ep-1 <= m < 0x1.6a09ep0,
+//            f = m - 1, s = f / (2 + f), w = s + s, z = s * s, P = 1/3 + z (1/5 + z (1/7 + ... + z (1/21)))
+//
+// One read. Memory: 4 bytes a row, and 16 an element of a row for each thread, of which there are no more than fit into
+// 4 MiB; rows that lie across chunks are copied until they are whole.
 int fuseo1_survey_create_magnitudes(int32_t targets, int64_t numel, const int64_t* ranks, int32_t per_target,
-                                    int64_t max_bytes, fuseo1_survey** out);
+                                    const fuseo1_row_factors* rows, int64_t max_bytes, fuseo1_survey** out);
 int fuseo1_survey_create_norms(int32_t targets, int64_t numel, const fuseo1_select* selects, fuseo1_survey** out);
 int fuseo1_survey_create_gram(int32_t targets, int64_t numel, int32_t of_inputs, fuseo1_survey** out);
+int fuseo1_survey_create_divergences(int64_t numel, int64_t row, fuseo1_survey** out);
 
 // What they learned, when DONE. passes and nonfinite are those of fuseo1_survey_result_of, whose other fields say
 // nothing then. `cuts`: targets * per_target of them, in the order of the ranks. `sums`: of norms, all and selected of
-// target 1, of target 2, ...; of gram the symmetric matrix, row by row.
+// target 1, of target 2, ...; of gram the symmetric matrix, row by row. `divergences`: one a row.
 int fuseo1_survey_cuts_of(const fuseo1_survey*, fuseo1_cut* cuts);
 int fuseo1_survey_sums_of(const fuseo1_survey*, double* sums);
+int fuseo1_survey_divergences_of(const fuseo1_survey*, float* divergences);
 
 // Lends SCAN memory for its slabs, besides max_bytes, instead of memory of its own: one survey after the other can use
 // it, where the system would have to clear fresh pages for each. It must outlive the survey.
@@ -112,7 +130,7 @@ int64_t fuseo1_survey_sample_start(const fuseo1_survey*, int64_t run);
 
 // Feed `count` elements starting at flat index `offset` (a multiple of FUSEO1_BLOCK) to the current pass; operands[0]
 // is the base. In SAMPLE the data are the runs back to back and offset is 0; some may be left out. Chunks may come in
-// any order.
+// any order. (A survey of magnitudes with factors makes nothing of a sample that comes so: it cannot tell its rows.)
 int fuseo1_survey_update(fuseo1_survey*, const fuseo1_operand* operands, int64_t offset, int64_t count,
                          int32_t threads);
 // The pass has seen all of its elements (FUSEO1_WRONG_PHASE if it has not: every element once, SAMPLE excepted).

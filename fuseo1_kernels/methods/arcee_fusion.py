@@ -1,0 +1,72 @@
+"""Arcee Fusion: of one model the elements that matter most, the base's for the others (https://arcee.ai).
+
+importance = |d| * divergence of the element's row (csrc/include/fuseo1/survey.h), in fp32
+threshold = median + 1.5 * (third quartile - first quartile) of the importances
+out = b + d where the importance is at least that, else b
+
+Quartiles are elements: of n in ascending order, counted from 0, that of index (n - 1) * share, rounded down. mergekit
+0.1.5 takes them of a random million of a larger tensor's, we of all.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..backends import Cut, FuseParams, SurveyResult
+from ..backends.requests import NONE, Band, Divergences, Magnitudes, Request, RowFactors
+from .record import Target, Values, method
+
+_LARGEST = float.fromhex("0x1.fffffep127")
+# Elements that reach a threshold are selected wherever they are.
+_ANYWHERE = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class ArceeFusion:
+    """The rule, for tensors of `numel` elements in rows of `row`."""
+
+    numel: int
+    row: int
+
+    def request(self, learned: Sequence[SurveyResult]) -> Request | None:
+        if not learned and self.numel:
+            return Divergences(self.row, cuts=3)
+        if len(learned) == 1:
+            n = self.numel
+            # As many are at least as large as the element of ascending index i: n - i.
+            ranks = tuple(n - (n - 1) * quarters // 4 for quarters in (1, 2, 3))
+            return Magnitudes((ranks,), self._rows(learned))
+        return None
+
+    def params(self, learned: Sequence[SurveyResult]) -> FuseParams:
+        selects: tuple[Band, ...] = ()
+        if learned:
+            q1, median, q3 = (_number(cut.threshold) for cut in learned[1].cuts[0])
+            selects = (Band(_reaching(median + 1.5 * (q3 - q1)), rows=self._rows(learned)),)
+        return FuseParams((1.0,), elect="none", divisor=1.0, selects=selects)
+
+    def _rows(self, learned: Sequence[SurveyResult]) -> RowFactors:
+        return RowFactors(self.row, learned[0].divergences)
+
+
+def _number(bits: int) -> float:
+    """The fp32 of these bits."""
+    number: float = struct.unpack("<f", struct.pack("<I", bits))[0]
+    return number
+
+
+def _reaching(least: float) -> Cut:
+    """The elements of importance `least` or more: of the least fp32 that is not below it."""
+    if least > _LARGEST:
+        return NONE
+    (bits,) = struct.unpack("<I", struct.pack("<f", least))
+    return Cut(bits + (_number(bits) < least), _ANYWHERE)
+
+
+def _rule(_values: Values, target: Target) -> ArceeFusion:
+    return ArceeFusion(target.numel, target.row)
+
+
+ARCEE_FUSION = method("arcee_fusion", "https://arcee.ai", _rule, most=1)
