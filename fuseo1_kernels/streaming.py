@@ -44,8 +44,6 @@ _SURVEY_FLOOR = 4 << 20
 # What a survey keeps, at most, of an element of each input; and what decides on rows, of an element of one.
 _RECORD = 16
 _ROW_RECORD = 32
-# What one of divergences needs of an element of a row: two rows in fp64, and two rows that lie across chunks.
-_OF_A_ROW = 32
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ def _least_read(job: Job) -> int:
 def _survey_floor(job: Job) -> int:
     request = job.rule.request(())
     if isinstance(request, Divergences):
-        return max(request.cuts, 1) * _SURVEY_FLOOR + request.row * _OF_A_ROW
+        return max(request.cuts, 1) * _SURVEY_FLOOR + request.row * _ROW_RECORD
     cuts = sum(map(len, request.ranks)) if isinstance(request, Magnitudes) else 1
     return max(cuts, 1) * _SURVEY_FLOOR
 

@@ -1,4 +1,4 @@
-"""The GPU backends refuse what only the CPU's can do, and launches that know SCE alone the rest, without a GPU."""
+"""The GPU backends refuse what only the CPU's can do, before they touch a GPU."""
 
 from __future__ import annotations
 
@@ -6,23 +6,25 @@ from types import ModuleType
 
 import pytest
 
-from fuseo1_kernels.arrays import BY_NAME, Array
 from fuseo1_kernels.backends import GpuBackend
 from fuseo1_kernels.backends.cuda import CudaBackend
+from fuseo1_kernels.backends.cuda_surveys import native_select
 from fuseo1_kernels.backends.requests import (
     Band,
     Clamp,
     Divergences,
     Draw,
     FuseParams,
+    Gram,
     Magnitudes,
+    Norms,
     Ranked,
     Request,
     RowFactors,
 )
 from fuseo1_kernels.errors import BackendError
 
-REFUSAL = "(enqueues )?merges by sce alone"
+REFUSAL = "merges by sce alone in this version.*use the CPU"
 
 
 @pytest.fixture(params=["cuda", "triton"])
@@ -56,16 +58,23 @@ def test_other_merges_are_refused(gpu: GpuBackend, params: FuseParams) -> None:
         gpu.pack_params(params)
 
 
-@pytest.mark.parametrize(
-    "asked", [Divergences(1), Magnitudes(((1,),), RowFactors(1, bytes(4)))], ids=str
-)
+ROWS = RowFactors(1, bytes(4))
+
+
+@pytest.mark.parametrize("asked", [Divergences(1), Magnitudes(((1,),), ROWS)], ids=str)
 def test_surveys_of_rows_are_refused(gpu: GpuBackend, asked: Request) -> None:
-    with pytest.raises(BackendError, match=f"backend {gpu.name} has no divergences.*use the CPU"):
+    words = f"backend {gpu.name} has no {type(asked).__name__} by rows: use the CPU"
+    with pytest.raises(BackendError, match=words):
         gpu.survey([], asked, 1)
 
 
-def test_scores_by_rows_are_refused(gpu: GpuBackend) -> None:
-    band = Band(rows=RowFactors(1, bytes(4)))
-    array = Array(0, BY_NAME["bfloat16"], 0, None)
-    with pytest.raises(BackendError, match=f"backend {gpu.name} has no divergences.*use the CPU"):
-        gpu.fuse([array, array], FuseParams((1.0,), selects=(band,)), array, 0, 1)
+def test_bands_of_rows_are_refused() -> None:
+    with pytest.raises(BackendError, match="backend cuda has no Band by rows: use the CPU"):
+        native_select(ModuleType("_cuda"), Band(rows=ROWS))
+
+
+@pytest.mark.parametrize("asked", [Magnitudes(((1,),)), Norms((None,)), Gram()], ids=str)
+def test_other_surveys_are_refused(asked: Request) -> None:
+    """By cuda; triton has them."""
+    with pytest.raises(BackendError, match=f"no survey of {type(asked).__name__}: use the CPU"):
+        CudaBackend(ModuleType("_cuda")).survey([], asked, 1)

@@ -23,8 +23,8 @@ SDIST = f"mergekit=={SUPPORTED} --hash=sha256:caa51dbbfa493bcd62218d17f2bc7bb1c7
 #: What the suite merges without gradients, in a dtype that the kernels have.
 MERGED = (
     *("arcee_fusion", "breadcrumbs", "breadcrumbs_ties", "dare_linear", "dare_ties", "della"),
-    *("della_linear", "karcher", "linear", "model_stock", "multislerp", "nearswap", "nuslerp"),
-    *("passthrough", "sce", "slerp"),
+    *("della_linear", "karcher", "linear"),
+    *("model_stock", "multislerp", "nearswap", "nuslerp", "passthrough", "sce", "slerp"),
     *("task_arithmetic", "ties"),
 )
 REASONS = (

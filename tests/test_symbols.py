@@ -14,7 +14,7 @@ from tensors import ISAS
 from fuseo1_kernels import _cpu
 
 ROOT = Path(__file__).parent.parent
-SOURCES = ("survey.cpp", "magnitudes.cpp", "sums.cpp", "fuse.cpp")
+SOURCES = ("survey.cpp", "magnitudes.cpp", "sums.cpp", "divergence.cpp", "fuse.cpp")
 
 
 def tool(*names: str) -> str:

@@ -5,7 +5,6 @@
 #include <errno.h>
 #include <unistd.h>
 
-#include "parallel.h"
 #include "ranked_selects.h"
 #include "survey_base.h"
 

@@ -13,7 +13,7 @@ from . import SURVEY_BYTES, OnDevice, Room, SurveyResult
 from .cuda_surveys import native_select, stream_of, survey_gram, survey_magnitudes, survey_norms
 from .on_gpu import OnGpu, check_output, device_of, upload
 from .requests import FuseParams, Gram, Magnitudes, Norms, Request
-from .sce_only import check_no_factors
+from .sce_only import refuse_rows
 
 
 class CudaBackend(OnGpu):
@@ -68,7 +68,7 @@ class CudaBackend(OnGpu):
         threads: int,
         max_bytes: int = SURVEY_BYTES,
     ) -> SurveyResult:
-        check_no_factors(self.name, request)
+        refuse_rows(self.name, request)
         if isinstance(request, Magnitudes):
             return survey_magnitudes(self._kernels, inputs, self._operands(inputs), request)
         if isinstance(request, Norms):
@@ -122,7 +122,6 @@ class CudaBackend(OnGpu):
         """By any parameters; SCE's have kernels of their own, which take a floor for no less than 0."""
         if params.is_sce and params.floor_divisor >= 0 and len(inputs) > 1:
             return super().fuse(inputs, params, out, offset, threads)
-        check_no_factors(self.name, params.selects)
         kernels, device = self._kernels, device_of(inputs)
         operands = self._operands(inputs, least=0)
         check_output(out, inputs)

@@ -15,6 +15,7 @@ from ..errors import BackendError
 from . import SurveyResult
 from .on_gpu import device_of
 from .requests import NOTHING, Band, Clamp, Cut, Draw, Gram, Magnitudes, Norms, Select
+from .sce_only import refuse_rows
 
 #: An address and a dtype's number.
 Operand = tuple[int, int]
@@ -28,6 +29,7 @@ _NO_CUT = (0, 0)
 def native_select(kernels: ModuleType, select: Select) -> NativeSelect:
     """One target's selection, or BackendError if the kernels do not know it."""
     if isinstance(select, Band):
+        refuse_rows("cuda", select)
         return kernels.SELECT_BAND, _cut(select.keep), _cut(select.drop), 0, 0, 0, 0.0
     if isinstance(select, Draw):
         return kernels.SELECT_DRAW, _NO_CUT, _NO_CUT, select.key, select.limit, 0, 0.0

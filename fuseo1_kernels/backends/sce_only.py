@@ -1,8 +1,6 @@
-"""What GPU backends refuse: the launches that know SCE alone, and what no GPU has."""
+"""What a backend that merges by SCE alone says to the rest of the contract."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 from ..errors import BackendError
 from .requests import Band, Divergences, FuseParams, Magnitudes, Request, Select
@@ -21,17 +19,12 @@ def check_is_sce(backend: str, params: FuseParams) -> None:
         raise _refusal(backend, "its fuse knows weights, a floor and the mask by score")
 
 
-def check_no_factors(backend: str, asked: Request | Sequence[Select]) -> None:
-    """Raises BackendError for scores that are multiplied row by row, and for divergences, which only the CPU has."""
-    if isinstance(asked, Magnitudes):
-        refused = asked.rows is not None
-    elif isinstance(asked, Sequence):
-        refused = any(isinstance(select, Band) and select.rows is not None for select in asked)
-    else:
-        refused = isinstance(asked, Divergences)
-    if refused:
+def refuse_rows(backend: str, asked: Request | Select) -> None:
+    """Raises BackendError if `asked` is of divergences of rows, or of |d| multiplied by rows' factors."""
+    with_factors = isinstance(asked, Band | Magnitudes) and asked.rows is not None
+    if with_factors or isinstance(asked, Divergences):
         raise BackendError(
-            f"backend {backend} has no divergences of rows: use the CPU for this merge (arcee_fusion)"
+            f"backend {backend} has no {type(asked).__name__} by rows: use the CPU for this merge"
         )
 
 

@@ -34,11 +34,11 @@ def survey_whole(inputs: Sequence[torch.Tensor], request: Request) -> SurveyResu
     d = task_vectors(wide)
     out = ~torch.isfinite(total(d))
     passes, nonfinite = int(out.numel() > 0), _count_nonfinite(wide, out)
-    raw = d
     learned = SurveyResult(-1, -1, NOTHING, -1, passes, (), nonfinite)
     if isinstance(request, Divergences):
         base, target = (x.masked_fill(out, -math.inf) for x in wide)
         return replace(learned, divergences=divergences(base, target, request.row))
+    raw = d
     wide, d = ([x.masked_fill(out, 0.0) for x in every] for every in (wide, d))
     if isinstance(request, int | float):
         return _survey_scores(d, request, passes, nonfinite)

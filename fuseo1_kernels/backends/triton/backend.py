@@ -15,7 +15,7 @@ from ...errors import BackendError
 from .. import SURVEY_BYTES, OnDevice, Room, SurveyResult
 from ..on_gpu import OnGpu, check_output, device_of, upload
 from ..requests import Divergences, FuseParams, Request
-from ..sce_only import check_is_sce, check_no_factors
+from ..sce_only import check_is_sce, refuse_rows
 from . import state as places
 from .family_launches import launch_fuse_family
 from .launches import Params, launch_fuse, launch_params, launch_survey, workspace_bytes
@@ -82,7 +82,7 @@ class TritonBackend(OnGpu):
         """SCE's by enqueue_survey; others by kernels of their own."""
         if isinstance(request, int | float):
             return super().survey(inputs, request, threads, max_bytes)
-        check_no_factors(self.name, request)
+        refuse_rows(self.name, request)
         assert not isinstance(request, Divergences)
         self.check_inputs(inputs)
         data, numel = pointers(inputs), inputs[0].numel
@@ -180,7 +180,6 @@ class TritonBackend(OnGpu):
         """SCE by enqueue_fuse; other merges, without targets too, by kernels of their own."""
         if params.is_sce and len(inputs) > 1:
             return super().fuse(inputs, params, out, offset, threads)
-        check_no_factors(self.name, params.selects)
         self.check_inputs(inputs, least=0)
         check_output(out, inputs)
         if out.numel == 0:

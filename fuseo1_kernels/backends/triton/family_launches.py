@@ -9,6 +9,7 @@ import torch
 
 from ..on_gpu import upload
 from ..requests import NOTHING, Band, Clamp, Cut, Draw, Elect, FuseParams, Ranked, Select
+from ..sce_only import refuse_rows
 from ..select_formulas import limits
 from .arithmetic import BLOCK
 from .fuse_family import (
@@ -136,6 +137,7 @@ def choices_of(
 
 def _choice(select: Band | Draw | Clamp | None) -> bytes:
     if isinstance(select, Band):
+        refuse_rows("triton", select)
         return struct.pack("4q", *_cut(select.keep), *_cut(select.drop))
     if isinstance(select, Draw):
         return struct.pack("QQ16x", select.key, select.limit)
