@@ -120,9 +120,13 @@ def check_targets(asked: int, targets: int, what: str) -> None:
         raise BackendError(f"{what} for {asked} targets, but there are {targets}")
 
 
-def _room(inputs: Sequence[Array], *sizes: int) -> list[torch.Tensor]:
-    """Memory of the inputs' device, of so many bytes each."""
-    return [torch.empty(n, dtype=torch.uint8, device=device_of(inputs)) for n in sizes]
+def _room(inputs: Sequence[Array], work: int, *answers: int) -> list[torch.Tensor]:
+    """Memory of the inputs' device: `work` bytes to work in, and zeros for what is learned."""
+    device = device_of(inputs)
+    return [
+        torch.empty(work, dtype=torch.uint8, device=device),
+        *(torch.zeros(n, dtype=torch.uint8, device=device) for n in answers),
+    ]
 
 
 def _answer(
