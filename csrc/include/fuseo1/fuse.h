@@ -18,11 +18,11 @@
 //   s not finite (of COUNT: a t_i is not): out = NaN. Every NaN is written as the quiet NaN 0x7fc0, 0x7e00 or
 //   0x7fc00000.
 //
-// From z on SUM, which is SCE's, works in fp32: its numbers are rounded to fp32 first, every operation rounds to nearest
-// even, one at a time, and base and delta are added exactly: round is to nearest even in the output's dtype, once.
-// (Weighted means of bf16 task vectors lie next to bf16 ties so often that rounding twice would show.) The others work
-// in fp64 likewise, where base and delta are added in fp64: with weights like 0.3 exact results lie on ties of bf16 by
-// the thousand, and fp32's 0.3 would decide a hundredth of all elements differently from fp64's.
+// From z on SUM, which is SCE's, works in fp32: its numbers are rounded to fp32 first, every operation rounds to
+// nearest even, one at a time, and base and delta are added exactly: round is to nearest even in the output's dtype,
+// once. (Weighted means of bf16 task vectors lie next to bf16 ties so often that rounding twice would show.) The others
+// work in fp64 likewise, where base and delta are added in fp64: with weights like 0.3 exact results lie on ties of
+// bf16 by the thousand, and fp32's 0.3 would decide a hundredth of all elements differently from fp64's.
 //
 // Without targets out = round(base_scale * b). A method without a base takes its first model for it: sum c_i x_i is
 // (sum c_i) b + sum c_i d_i, with one stream less, and rounded where it is small.
@@ -42,7 +42,7 @@ extern "C" {
 enum fuseo1_elect { FUSEO1_ELECT_SUM = 0, FUSEO1_ELECT_WEIGHTED = 1, FUSEO1_ELECT_COUNT = 2, FUSEO1_ELECT_NONE = 3 };
 
 typedef struct {
-  int32_t targets;       // 0 to FUSEO1_MAX_TARGETS
+  int32_t targets;        // 0 to FUSEO1_MAX_TARGETS
   const double* weights;  // targets of them
   const double* shares;   // nullptr: the weights
   int32_t elect;          // enum fuseo1_elect
