@@ -53,7 +53,15 @@ class TestFamilyOnGpu(Merges, Surveys, Methods):
     @pytest.fixture
     def gpu(self, gpu: GpuBackend) -> GpuBackend:
         if gpu.name == "triton":
-            pytest.skip("its kernels merge by sce alone")
+            pytest.skip("hundreds of kinds of parameters, a kernel to compile for each")
+        return gpu
+
+
+class TestTritonsFamilyOnGpu(Methods):
+    @pytest.fixture
+    def gpu(self, gpu: GpuBackend) -> GpuBackend:
+        if gpu.name != "triton":
+            pytest.skip("has these tests, and more, above")
         return gpu
 
 

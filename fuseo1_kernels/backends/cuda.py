@@ -11,9 +11,8 @@ from ..arrays import Array
 from ..errors import BackendError
 from . import SURVEY_BYTES, OnDevice, Room, SurveyResult
 from .cuda_surveys import native_select, stream_of, survey_gram, survey_magnitudes, survey_norms
-from .on_gpu import OnGpu, check_output, device_of, upload
+from .on_gpu import OnGpu, check_is_sce, check_output, device_of, refuse_rows, upload
 from .requests import FuseParams, Gram, Magnitudes, Norms, Request
-from .sce_only import refuse_rows
 
 
 class CudaBackend(OnGpu):
@@ -213,10 +212,7 @@ class CudaBackend(OnGpu):
         return self._for_fuse(packed, n)
 
     def pack_params(self, params: FuseParams) -> bytes:
-        if not params.is_sce:
-            raise BackendError(
-                "backend cuda enqueues merges by sce alone: fuse takes these parameters, and waits"
-            )
+        check_is_sce(self.name, params)
         packed: bytes = self._kernels.pack_params(
             params.weights, params.floor_divisor, params.masked, params.threshold, params.tie_limit
         )

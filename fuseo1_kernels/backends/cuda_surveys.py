@@ -13,9 +13,8 @@ import torch
 from ..arrays import Array
 from ..errors import BackendError
 from . import SurveyResult
-from .on_gpu import device_of
+from .on_gpu import check_targets, device_of, refuse_rows
 from .requests import NOTHING, Band, Clamp, Cut, Draw, Gram, Magnitudes, Norms, Select
-from .sce_only import refuse_rows
 
 #: An address and a dtype's number.
 Operand = tuple[int, int]
@@ -112,12 +111,6 @@ def survey_gram(
     learned, sums = _answer(kernels, result, vectors * vectors, targets)
     gram = tuple(tuple(islice(sums, vectors)) for _ in range(vectors))
     return replace(learned, gram=gram)
-
-
-def check_targets(asked: int, targets: int, what: str) -> None:
-    """Raises BackendError."""
-    if asked != targets:
-        raise BackendError(f"{what} for {asked} targets, but there are {targets}")
 
 
 def _room(inputs: Sequence[Array], work: int, *answers: int) -> list[torch.Tensor]:

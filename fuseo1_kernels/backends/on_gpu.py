@@ -9,8 +9,7 @@ import torch
 from ..arrays import Array
 from ..errors import BackendError
 from . import SURVEY_BYTES, GpuBackend, OnDevice, Room, SurveyResult
-from .requests import FuseParams, Request
-from .sce_only import select_topk_of
+from .requests import Band, Divergences, FuseParams, Magnitudes, Request, Select
 
 
 class OnGpu(GpuBackend):
@@ -23,9 +22,9 @@ class OnGpu(GpuBackend):
         threads: int,
         max_bytes: int = SURVEY_BYTES,
     ) -> SurveyResult:
-        """`threads` and `max_bytes` are the CPU's concern."""
-        select_topk = select_topk_of(self.name, request)
-        return self.result(self.enqueue_survey(inputs, select_topk, "fuseo1"))[0]
+        """SCE's; others are the backends' own. `threads` and `max_bytes` are the CPU's concern."""
+        assert isinstance(request, int | float)
+        return self.result(self.enqueue_survey(inputs, request, "fuseo1"))[0]
 
     def fuse(
         self, inputs: Sequence[Array], params: FuseParams, out: Array, offset: int, threads: int
@@ -61,6 +60,29 @@ class OnGpu(GpuBackend):
             raise BackendError(
                 f"{least} to {self.max_targets} targets are supported on a GPU, not {len(inputs) - 1}"
             )
+
+
+def check_is_sce(backend: str, params: FuseParams) -> None:
+    """Of parameters that are to be enqueued. Raises BackendError."""
+    if not params.is_sce:
+        raise BackendError(
+            f"backend {backend} enqueues merges by sce alone: fuse takes these parameters, and waits"
+        )
+
+
+def refuse_rows(backend: str, asked: Request | Select) -> None:
+    """Raises BackendError if `asked` is of divergences of rows, or of |d| multiplied by rows' factors."""
+    with_factors = isinstance(asked, Band | Magnitudes) and asked.rows is not None
+    if with_factors or isinstance(asked, Divergences):
+        raise BackendError(
+            f"backend {backend} has no {type(asked).__name__} by rows: use the CPU for this merge"
+        )
+
+
+def check_targets(asked: int, targets: int, what: str) -> None:
+    """Raises BackendError."""
+    if asked != targets:
+        raise BackendError(f"{what} for {asked} targets, but there are {targets}")
 
 
 def check_output(out: Array, inputs: Sequence[Array]) -> None:

@@ -13,9 +13,8 @@ import triton
 from ...arrays import Array
 from ...errors import BackendError
 from .. import SURVEY_BYTES, OnDevice, Room, SurveyResult
-from ..on_gpu import OnGpu, check_output, device_of, upload
+from ..on_gpu import OnGpu, check_is_sce, check_output, device_of, refuse_rows, upload
 from ..requests import Divergences, FuseParams, Request
-from ..sce_only import check_is_sce, refuse_rows
 from . import state as places
 from .family_launches import launch_fuse_family
 from .launches import Params, launch_fuse, launch_params, launch_survey, workspace_bytes
@@ -177,8 +176,8 @@ class TritonBackend(OnGpu):
     def fuse(
         self, inputs: Sequence[Array], params: FuseParams, out: Array, offset: int, threads: int
     ) -> int:
-        """SCE by enqueue_fuse; other merges, without targets too, by kernels of their own."""
-        if params.is_sce and len(inputs) > 1:
+        """By any parameters; SCE's have a kernel of their own, which takes a floor for no less than 0."""
+        if params.is_sce and params.floor_divisor >= 0 and len(inputs) > 1:
             return super().fuse(inputs, params, out, offset, threads)
         self.check_inputs(inputs, least=0)
         check_output(out, inputs)

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
-from ..on_gpu import upload
+from ..on_gpu import refuse_rows, upload
 from ..requests import NOTHING, Band, Clamp, Cut, Draw, Elect, FuseParams, Ranked, Select
-from ..sce_only import refuse_rows
 from ..select_formulas import limits
 from .arithmetic import BLOCK
 from .fuse_family import (

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from .. import SurveyResult
+from ..on_gpu import check_targets
 from ..requests import ALL, NONE, NOTHING, Cut, Gram, Magnitudes, Norms
 from .arithmetic import BLOCK
 from .family_launches import choices_of, kinds_of
@@ -26,9 +27,11 @@ def survey_family(
 ) -> SurveyResult:
     """What `request` asks of `data`: flat tensors of `numel` elements, base first; bf16 as int16."""
     if isinstance(request, Norms):
+        check_targets(len(request.selects), len(data) - 1, "selections")
         return _survey_norms(data, numel, request, config)
     if isinstance(request, Gram):
         return _survey_gram(data, numel, request, config)
+    check_targets(len(request.ranks), len(data) - 1, "ranks")
     return _survey_magnitudes(data, numel, request, config)
 
 
