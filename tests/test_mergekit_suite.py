@@ -29,7 +29,7 @@ MERGED = (
 )
 REASONS = (
     "nothing to compute|gradients are recorded|float64|not a method of the kernels"
-    "|.*weights.* sum to 0.*|.*epsilon.*|.*is not in fuseo1-kernels yet.*"
+    "|.*weights.* sum to 0.*|.*epsilon.*|.*columns would be merged.*"
 )
 
 #: How many pass where there is no GPU; with one some run that are skipped there.
