@@ -5,6 +5,7 @@
 
 #include "energy.cuh"
 #include "select.cuh"
+#include "slots.cuh"
 #include "ties.cuh"
 
 namespace fuseo1 {

@@ -199,57 +199,5 @@ __global__ void __launch_bounds__(kThreads, 1)
   sums.flush(&state->energy[0]);
 }
 
-// Keeps what a block's squares are measured by, for its candidates.
-template <int kN>
-__device__ __forceinline__ void keep_exponents(const Candidates& to, int targets, const Peaks<kN>& peaks, int64_t at) {
-  const int lane = threadIdx.x % kWarp;
-  uint32_t exponent = 0;
-#pragma unroll
-  for (int i = 0; i < kN; ++i) {
-    if (lane == i) exponent = peaks.exponents[i];
-  }
-  if (lane < targets) to.exponents[at / kBlock * targets + lane] = static_cast<uint8_t>(exponent);
-}
-
-// --- a warp's slots for candidates: taken from all by 32, so that the counter is no bottleneck ---
-
-struct Slots {
-  int64_t next = 0, end = 0;
-  uint32_t found = 0;
-
-  // Those that `inside` (a bit each) has of a lane's eight elements from `at` on.
-  __device__ __forceinline__ void append(const Candidates& to, State* state, const Inputs& in, const uint32_t* scores,
-                                         uint32_t inside, int64_t at) {
-    const int lane = threadIdx.x % kWarp;
-#pragma unroll
-    for (int j = 0; j < kLane; ++j) {
-      const bool mine = inside >> j & 1u;
-      const uint32_t all = __ballot_sync(kAllLanes, mine);
-      if (all == 0) continue;
-      const int wanted = __popc(all), room = static_cast<int>(end - next), rank = __popc(all & ((1u << lane) - 1));
-      int64_t fresh = 0;
-      if (room < wanted) {
-        if (lane == 0) fresh = static_cast<int64_t>(atomicAdd(&state->slots, static_cast<Count>(kWarp)));
-        fresh = __shfl_sync(kAllLanes, fresh, 0);
-      }
-      const int64_t place = rank < room ? next + rank : fresh + rank - room;
-      if (mine && place < to.capacity) {
-        to.words[place] =
-            static_cast<uint64_t>(scores[j]) << to.place_bits | static_cast<uint64_t>(in.numel - 1 - at - j);
-      }
-      found += wanted;
-      next = room < wanted ? fresh + wanted - room : next + wanted;
-      end = room < wanted ? fresh + kWarp : end;
-    }
-  }
-
-  // Places that stay empty are 0, which no candidate is: its score is not 0.
-  __device__ __forceinline__ void finish(const Candidates& to, State* state) {
-    const int64_t place = next + threadIdx.x % kWarp;
-    if (place < end && place < to.capacity) to.words[place] = 0;
-    if (threadIdx.x % kWarp == 0 && found) atomicAdd(&state->candidates, static_cast<Count>(found));
-  }
-};
-
 }  // namespace fuseo1
 #endif  // FUSEO1_CUDA_SELECT_CUH_
