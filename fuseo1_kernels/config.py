@@ -319,7 +319,8 @@ class MergeConfig(_Section):
         rule = f"{method.name} merges {how_many(method.least, method.most)}"
         if base is not None:
             rule += f" beside the base {base!r}"
-        added = f", the base_model {merged[-1]!r} included" if merged[len(names) :] else ""
+        lent = base is None and merged[len(names) :]
+        added = f", the base_model {merged[-1]!r} included" if lent else ""
         raise ConfigError(f"{where}: {rule}; here {'is' if number == 1 else 'are'} {number}{added}")
 
     def _check_required(self, spec: Parameter, part: OutputSlice | None) -> None:

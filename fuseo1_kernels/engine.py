@@ -153,12 +153,12 @@ def merge_checkpoints(
     arithmetic = choose_arithmetic(backend, device, max_gpu_memory)
     if nonfinite not in NONFINITE:
         raise MergeError(f"nonfinite: must be {' or '.join(NONFINITE)}, not {nonfinite!r}")
+    if survey_topk and parsed.merge_method != "sce":
+        raise MergeError(f"survey_topk: {parsed.merge_method} has no select_topk; leave it out")
     if survey_topk and survey_cache is None:
         raise MergeError("survey_topk asks for surveys to keep: give survey_cache, where")
     if not all(0 <= topk <= 1 for topk in survey_topk):
         raise MergeError(f"survey_topk: must lie in [0, 1]: {', '.join(map(str, survey_topk))}")
-    if survey_topk and parsed.merge_method != "sce":
-        raise MergeError(f"survey_topk: {parsed.merge_method} has no select_topk; leave it out")
     check_seed(random_seed)
     out = Path(out_dir)
     with ExitStack() as stack:

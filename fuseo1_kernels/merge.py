@@ -172,7 +172,7 @@ def make_parser() -> argparse.ArgumentParser:
         type=int,
         default=0,
         metavar="N",
-        help="what the random masks of dare_linear and dare_ties are drawn from (default 0)",
+        help="what the random masks of dare_... and della... are drawn from (default 0)",
     )
     add(
         "--json", action="store_true", help="print the result as one JSON object on standard output"
@@ -323,7 +323,7 @@ def _describe_plan(plan: DryRun) -> str:
 
     lines = [
         f"tensors      {plan.tensors} ({_short(plan.parameters)} parameters, {plan.dtype})",
-        f"to read      {_short(plan.bytes_to_read)}B (by survey and fuse, from storage once)",
+        f"to read      {_short(plan.bytes_to_read)}B (from storage once)",
         f"to write     {_short(plan.bytes_to_write)}B in {counted(len(plan.shards), 'file')}",
         f"memory       at most {plan.peak_memory / 2**20:.0f} MiB of buffers and survey state",
     ]

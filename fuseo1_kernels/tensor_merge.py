@@ -19,7 +19,7 @@ from .backends import (
     can_enqueue_small,
 )
 from .backends.requests import Norms, Request
-from .errors import MergeError
+from .errors import ConfigError, MergeError
 from .methods import NONFINITE, ByRow, Method, Rule, Target
 from .methods.sce import Sce
 from .methods.values import resolve_method, resolve_parameters
@@ -85,6 +85,10 @@ class TensorMerge:
             raise MergeError(f"nonfinite: must be one of {', '.join(NONFINITE)}, not {nonfinite!r}")
         if ids is not None and len(ids) != len(tensors):
             raise MergeError(f"{len(ids)} ids for {len(tensors)} tensors")
+        if ids is not None and len(set(map(str, ids))) < len(ids):
+            raise MergeError(f"ids must differ, as text too: {list(ids)!r}")
+        if isinstance(random_seed, bool) or not isinstance(random_seed, int):
+            raise ConfigError(f"random_seed must be a whole number, not {random_seed!r}")
         order = _order(record, len(tensors), base_index)
         names = [f"tensor {i}" if ids is None else f"model {ids[i]!r}" for i in order]
         ordered = [tensors[i] for i in order]

@@ -44,7 +44,7 @@ def merge(
         den = torch.full_like(den, divisor)
     elif floor:
         den = den.clamp(min=floor)
-    return base_scale * b + scale * num / torch.where(den == 0.0, 1.0, den)
+    return base_scale * b + scale * num / torch.where(den.abs() < 2.0**-27, 1.0, den)
 
 
 def largest(d: torch.Tensor, k: int) -> torch.Tensor:

@@ -146,7 +146,8 @@ def _delta(
     for share, x, a in zip(params.shares or params.weights, t, alive, strict=True):
         num, den = np.where(a, num + x, num), np.where(a, den + real(share), den)
     floor = real(params.floor_divisor)
-    by = np.where(den == 0, real(1), den) if floor == 0 else np.maximum(den, floor)
+    nothing = den == 0 if params.elect == "sum" else np.abs(den) < 2.0**-27
+    by = np.where(nothing, real(1), den) if floor == 0 else np.maximum(den, floor)
     if params.divisor and real(params.divisor):
         by = np.full_like(den, params.divisor)
     delta = real(params.scale) * (num / by)

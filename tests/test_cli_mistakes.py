@@ -26,7 +26,7 @@ def family(tmp_path: Path) -> Family:
         ({"base_model": ...}, ("base_model", "is required")),
         ({"merge_method": ...}, ("merge_method", "is required")),
         ({"merge_method": "sec"}, ("merge_method", "'sec'", "'sce'")),
-        ({"merge_method": "della"}, ("della", "not in fuseo1-kernels yet")),
+        ({"merge_method": "ram"}, ("ram", "not in fuseo1-kernels yet")),
         ({"models": []}, ("at least one model beside the base",)),
         ({"models": None}, ("`models`", "`slices`")),
         ({"modles": []}, ("'modles'", "'models'")),

@@ -142,3 +142,12 @@ def test_decimal_weights_decide_ties_as_fp64_does(backend: str) -> None:
 
 def fp32(x: float) -> float:
     return float(torch.tensor(x, dtype=FP32))
+
+
+@pytest.mark.parametrize("elect", ["weighted", "count", "none"])
+def test_weights_that_cancel_divide_by_one(backend: str, elect: Elect) -> None:
+    """0.1 + 0.2 - 0.3 is not 0 in fp64, but means it."""
+    tensors = [torch.zeros(300), *(torch.full((300,), x) for x in (0.01, 0.01, -0.01))]
+    weights = (0.1, 0.2, -0.3)
+    merged = fused(backend, tensors, FuseParams(weights, elect=elect))
+    assert_same_bits(merged, torch.full((300,), 0.006))

@@ -35,6 +35,13 @@ SELECTS = ("all", "band", "draw", "clamp")
 ELECTS: tuple[Elect, ...] = ("sum", "weighted", "count", "none")
 
 
+@pytest.fixture(params=["reference", "cpu"])
+def backend(request: pytest.FixtureRequest) -> str:
+    """The two: that every instruction set gives the same bits is tested elsewhere."""
+    name: str = request.param
+    return name
+
+
 def fp32(x: float) -> float:
     return float(torch.tensor(x, dtype=FP32))
 

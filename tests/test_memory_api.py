@@ -220,3 +220,29 @@ def test_empty_rows(backend: str) -> None:
         tensors, "model_stock", base_index=0, parameters={"filter_wise": True}, backend=backend
     )
     assert merged.shape == (3, 0)
+
+
+def test_weights_that_cancel_are_refused() -> None:
+    tensors = siblings((20, 30), 2, torch.float32)
+    weights = {"weight": [0.1, 0.2, -0.3]}
+    for method in ("linear", "multislerp"):
+        with pytest.raises(ConfigError, match=f"{method}: the weights sum to 0"):
+            merge_tensors(tensors, method, parameters=weights)
+
+
+def test_parameters_that_are_missing_or_none() -> None:
+    tensors = siblings((20, 30), 1, torch.float32)
+    for method, name in (("ties", "weight"), ("slerp", "t"), ("nearswap", "t")):
+        with pytest.raises(ConfigError, match=f"{method} needs the parameter '{name}'"):
+            merge_tensors(tensors, method, base_index=0)
+        with pytest.raises(ConfigError, match=f"{name}.*must be a number.*not None"):
+            merge_tensors(tensors, method, base_index=0, parameters={name: None})
+
+
+def test_ids_and_seeds_of_random_masks() -> None:
+    tensors = siblings((20, 30), 2, torch.float32)
+    arguments = {"base_index": 0, "parameters": {"weight": 1.0, "density": 0.5}}
+    with pytest.raises(MergeError, match="ids must differ, as text too"):
+        merge_tensors(tensors, "dare_ties", ids=["b", 1, "1"], **arguments)
+    with pytest.raises(ConfigError, match="random_seed must be a whole number, not 'q'"):
+        merge_tensors(tensors, "dare_ties", random_seed="q", **arguments)

@@ -1,4 +1,4 @@
-"""mergekit 0.1.5's own tests, from its source distribution, without the kernels and with them."""
+"""mergekit 0.1.5's own tests, from its source distribution, with the kernels inside."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ REASONS = (
     "|.*weights.* sum to 0.*|.*epsilon.*|.*columns would be merged.*"
 )
 
-#: How many pass where there is no GPU; with one some run that are skipped there.
+#: How many pass without the kernels where there is no GPU; with one some run that are skipped there.
 PASS = 518
 
 

@@ -75,6 +75,38 @@ def test_as_peft_itself(weights: tuple[float, ...], sign: str, density: float) -
         assert counts.merged["ties"] == 1 and not counts.left
 
 
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_result_has_pefts_dtype(name: str, weights: torch.dtype) -> None:
+    """PEFT multiplies adapters by weights: bf16 by fp32 is fp32, which an SVD afterwards needs."""
+    given, w = tensors(torch.bfloat16), torch.tensor([0.5, 0.25, 1.0], dtype=weights)
+    extra = () if name == "task_arithmetic" else (0.5,)
+    merged = getattr(merge_utils, name)(given, w, *extra)
+    assert merged.dtype == OWN[name](given, w, *extra).dtype
+    assert integration.counts().merged == {name: 1}
+
+
+def test_a_lora_model_in_bf16_by_svd() -> None:
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    lora = LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False)
+    model = get_peft_model(Qwen2ForCausalLM(config).bfloat16(), lora, adapter_name="a")
+    model.add_adapter("b", lora)
+    model.bfloat16()
+    with torch.no_grad():
+        model.add_weighted_adapter(
+            ["a", "b"], [1.0, 0.5], "both", combination_type="ties_svd", density=0.5
+        )
+    assert integration.counts().merged == {"ties": 1}
+
+
 @pytest.mark.parametrize("name", ["dare_linear", "dare_ties"])
 def test_random_masks_are_torchs_to_repeat(name: str) -> None:
     given, w = tensors(), torch.ones(3)

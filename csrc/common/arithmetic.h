@@ -25,6 +25,9 @@ FUSEO1_HOST_DEVICE constexpr uint32_t scale_bits(uint32_t exponent) { return (27
 constexpr float kRintMagic = 8388608.0f;
 constexpr uint32_t kRintMagicBits = 0x4b000000u;
 
+// Sums of shares in fp64 that are nearer to 0 are taken for it: decimal weights that cancel leave a little.
+constexpr double kLeastDivisor = 0x1p-27;
+
 // The largest fp32 whose square is finite.
 constexpr uint32_t kMaxSquarableBits = 0x5f7fffffu;
 

@@ -41,9 +41,8 @@ FUSEO1_INLINE Vf add_to_odd(Vf a, Vf b) {
 // The block's d are z; `chosen` nullptr: every element is selected by its score. The result is rounded to odd if it is
 // to be rounded on, else to nearest.
 //
-// Where nobody survives delta is -0.0. A
-// sum of nothing, -0.0, stays that whatever it is divided and multiplied by, unless that is negative; the instance for
-// any number of targets minds that too.
+// Where nobody survives delta is -0.0. A sum of nothing, -0.0, stays that whatever it is divided and multiplied by,
+// unless that is negative; the instance for any number of targets minds that too.
 template <int kTargets>
 void merge_fp32(const Fp32Numbers& by, bool to_odd, const Block& block, const Mask* chosen, float* merged) {
   constexpr bool kMindSigns = kTargets == 0;

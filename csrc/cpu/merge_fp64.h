@@ -69,7 +69,7 @@ void merge_fp64(const fuseo1_fuse_params& params, bool to_odd, const Block& bloc
     if (divides) {
       num /= fixed     ? divisor
              : floored ? select(greater(den, floor), den, floor)
-                       : select(equal(den, Vd{}), splat(1.0), den);
+                       : select(greater(splat(kLeastDivisor), absolute(den)), splat(1.0), den);
     }
     Vd delta = scale * num;
     if (kMindSigns) delta = select(any, delta, nothing);

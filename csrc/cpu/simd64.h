@@ -91,6 +91,8 @@ FUSEO1_INLINE Mask64 half(Mask m, int upper) {
 }
 #endif
 
+FUSEO1_INLINE Vd absolute(Vd v) { return from_bits(bits(v) & ~(uint64_t{1} << 63)); }
+
 FUSEO1_INLINE Mask64 is_finite(Vd v) { return equal(v - v, Vd{}); }
 
 // sum + v in the lanes of m.

@@ -64,7 +64,7 @@ __device__ __forceinline__ Real delta_of(const Told<Real>& told, const float (*z
   if (!any) return nothing;
   if (told.divisor != 1) {
     const Real over = told.divisor != 0 ? told.divisor
-                      : told.floor == 0 ? (den == 0 ? Real{1} : den)
+                      : told.floor == 0 ? ((kSce ? den == 0 : fabs(den) < kLeastDivisor) ? Real{1} : den)
                                         : (den > told.floor ? den : told.floor);
     num = divide(num, over);
   }

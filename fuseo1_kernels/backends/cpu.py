@@ -67,7 +67,11 @@ def native_select(select: Select) -> _cpu.Select:
         return _cpu.Select.draw(select.key, select.limit)
     if isinstance(select, Ranked):
         return _cpu.Select.ranked(select.key, select.row, select.low, select.span)
-    return _cpu.Select.clamp(select.most) if isinstance(select, Clamp) else _cpu.Select()
+    if isinstance(select, Clamp):
+        return _cpu.Select.clamp(select.most)
+    if select is not None:
+        raise BackendError(f"{select!r} is no selection (fuseo1_kernels.backends.requests)")
+    return _cpu.Select()
 
 
 def _check_rows(selects: Sequence[Select], numel: int) -> None:

@@ -11,6 +11,9 @@ from .requests import Clamp, Cut, Elect, FuseParams, Select
 from .select_formulas import in_cut, selected
 from .survey_formulas import task_vectors, total, variance_bits
 
+#: Sums of shares in fp64 that are nearer to 0 are taken for it.
+_LEAST_DIVISOR = 2.0**-27
+
 #: By dtype: integers of its size, and the quiet NaN.
 _NAN = {
     torch.bfloat16: (torch.int16, 0x7FC0),
@@ -80,7 +83,8 @@ def _divisor(den: torch.Tensor, params: FuseParams) -> torch.Tensor:
     floor = _number(params, params.floor_divisor)
     if divisor != 0:
         return divisor
-    return torch.where(den == 0, torch.ones_like(den), den) if floor == 0 else den.maximum(floor)
+    nothing = den == 0 if params.elect == "sum" else den.abs() < _LEAST_DIVISOR
+    return torch.where(nothing, torch.ones_like(den), den) if floor == 0 else den.maximum(floor)
 
 
 def _add_and_round(b: torch.Tensor, delta: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

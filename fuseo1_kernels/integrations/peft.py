@@ -91,7 +91,7 @@ def _standing_in(name: str, own: Callable[..., torch.Tensor]) -> Callable[..., t
     def merge(task_tensors: Any, weights: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         try:
             _check(task_tensors, weights)
-            result = kernel(task_tensors, weights.tolist(), *args, **kwargs)
+            result = kernel(task_tensors, weights, *args, **kwargs)
         except MergeError as error:
             reason = str(error)
         else:
@@ -123,7 +123,7 @@ def _check(task_tensors: Any, weights: Any) -> None:
 # --- PEFT's functions, by the same names -------------------------------------------------
 
 
-def task_arithmetic(task_tensors: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
+def task_arithmetic(task_tensors: Sequence[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
     """The weighted sum of tensors of one shape and dtype (bf16, fp16 or fp32).
 
     Raises MergeError, as the functions below.
@@ -132,25 +132,25 @@ def task_arithmetic(task_tensors: Sequence[torch.Tensor], weights: Sequence[floa
 
 
 def magnitude_prune(
-    task_tensors: Sequence[torch.Tensor], weights: Sequence[float], density: float
+    task_tensors: Sequence[torch.Tensor], weights: torch.Tensor, density: float
 ) -> torch.Tensor:
     """The weighted sum of each tensor's share `density` of elements of largest magnitude."""
     return _sum(task_tensors, weights, _largest(task_tensors, density))
 
 
 def dare_linear(
-    task_tensors: Sequence[torch.Tensor], weights: Sequence[float], density: float
+    task_tensors: Sequence[torch.Tensor], weights: torch.Tensor, density: float
 ) -> torch.Tensor:
     """The weighted sum of a random share `density` of each tensor's elements, divided by the density.
 
     What is drawn depends on torch's default generator, as in PEFT.
     """
-    return _sum(task_tensors, _divided(weights, density), _drawn(task_tensors, density))
+    return _sum(task_tensors, weights, _drawn(task_tensors, density), _rescaling(density))
 
 
 def ties(
     task_tensors: Sequence[torch.Tensor],
-    weights: Sequence[float],
+    weights: torch.Tensor,
     density: float,
     majority_sign_method: str = "total",
 ) -> torch.Tensor:
@@ -161,13 +161,13 @@ def ties(
 
 def dare_ties(
     task_tensors: Sequence[torch.Tensor],
-    weights: Sequence[float],
+    weights: torch.Tensor,
     density: float,
     majority_sign_method: str = "total",
 ) -> torch.Tensor:
     """The mean over those of the elected sign, of random elements of each tensor."""
     selects = _drawn(task_tensors, density)
-    return _elected(task_tensors, _divided(weights, density), selects, majority_sign_method)
+    return _elected(task_tensors, weights, selects, majority_sign_method, _rescaling(density))
 
 
 _KERNELS: dict[str, Callable[..., torch.Tensor]] = {
@@ -176,36 +176,51 @@ _KERNELS: dict[str, Callable[..., torch.Tensor]] = {
 
 
 def _sum(
-    tensors: Sequence[torch.Tensor], weights: Sequence[float], selects: tuple[Select, ...]
+    tensors: Sequence[torch.Tensor],
+    weights: torch.Tensor,
+    selects: tuple[Select, ...],
+    scale: float = 1.0,
 ) -> torch.Tensor:
-    return _merge(tensors, FuseParams(tuple(weights), elect="none", divisor=1.0, selects=selects))
+    own = tuple(weights.tolist())
+    params = FuseParams(own, elect="none", divisor=1.0, scale=scale, selects=selects)
+    return _merge(tensors, weights, params)
 
 
 def _elected(
     tensors: Sequence[torch.Tensor],
-    weights: Sequence[float],
+    weights: torch.Tensor,
     selects: tuple[Select, ...],
     majority_sign_method: str,
+    scale: float = 1.0,
 ) -> torch.Tensor:
     # By counting heads fuse looks at weighted values, PEFT at unweighted ones.
-    if majority_sign_method == "frequency" and min(weights) <= 0:
+    if majority_sign_method == "frequency" and bool((weights <= 0).any()):
         raise LeftToTool("signs counted where a weight is not positive")
     if majority_sign_method not in ("total", "frequency"):
         raise LeftToTool(f"majority_sign_method {majority_sign_method!r}")
     return _merge(
         tensors,
+        weights,
         FuseParams(
-            tuple(weights),
+            tuple(weights.tolist()),
             floor_divisor=1.0,
             elect="sum" if majority_sign_method == "total" else "count",
             shares=(1.0,) * len(tensors),
+            scale=scale,
             selects=selects,
         ),
     )
 
 
-def _merge(tensors: Sequence[torch.Tensor], params: FuseParams) -> torch.Tensor:
-    return fuse(torch.zeros_like(tensors[0]), tensors, params, threads=torch.get_num_threads())
+def _merge(
+    tensors: Sequence[torch.Tensor], weights: torch.Tensor, params: FuseParams
+) -> torch.Tensor:
+    # PEFT multiplies the two: weights in fp32 make the result fp32, of bf16 adapters too.
+    dtype = torch.promote_types(tensors[0].dtype, weights.dtype)
+    if dtype not in _DTYPES:
+        raise LeftToTool(f"weights in {str(weights.dtype).removeprefix('torch.')}")
+    base = torch.zeros_like(tensors[0])
+    return fuse(base, tensors, params, out_dtype=dtype, threads=torch.get_num_threads())
 
 
 def _largest(tensors: Sequence[torch.Tensor], density: float) -> tuple[Select, ...]:
@@ -232,12 +247,12 @@ def _drawn(tensors: Sequence[torch.Tensor], density: float) -> tuple[Select, ...
     )
 
 
-def _divided(weights: Sequence[float], density: float) -> list[float]:
-    return [w / density if 0 < density < 1 else w for w in weights]
+def _rescaling(density: float) -> float:
+    return 1 / density if 0 < density < 1 else 1.0
 
 
 def _keeps_all(density: float) -> bool:
-    if density < 0:
+    if not density >= 0:
         raise ValueError(f"density must be at least 0, not {density}")
     if density >= 1:
         warnings.warn(f"density {density} keeps every element", stacklevel=4)

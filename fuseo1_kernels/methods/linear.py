@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ..backends import FuseParams, SurveyResult
 from ..errors import ConfigError
-from .record import Parameter, Target, Values, combination, method
+from .record import LEAST_TOTAL, Parameter, Target, Values, combination, method, of
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class Linear:
 
 
 def _linear(values: Values, target: Target) -> Linear:
-    if values["normalize"] and math.fsum(values["weight"]) == 0:
+    if values["normalize"] and abs(math.fsum(values["weight"])) < LEAST_TOTAL:
         raise ConfigError(
-            f"linear: the weights of tensor {target.name} sum to 0; change them, or set normalize: false"
+            f"linear: the weights{of(target.name)} sum to 0; change them, or set normalize: false"
         )
     return Linear(values["weight"], values["normalize"])
 

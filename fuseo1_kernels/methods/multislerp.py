@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ..backends import FuseParams, SurveyResult
 from ..backends.requests import Gram
 from ..errors import ConfigError, MergeError
-from .record import Parameter, Target, Values, combination, method
+from .record import LEAST_TOTAL, Parameter, Target, Values, combination, method, of
 from .sphere import GramMatrix, axis, inner, norm, plus, times
 
 
@@ -47,8 +47,8 @@ class MultiSlerp:
             if n == 2 or not any(lengths):
                 return list(self.weights)
             raise MergeError(
-                f"tensor {self.tensor}: multislerp has no mean: the models, so weighted, cancel out; "
-                "change the weights"
+                f"multislerp has no mean{of(self.tensor)}: the models, so weighted, cancel out; change the weights"
+                " (or eps, if that is larger than 1e-6)"
             )
         mean = times(1 / length, mean)
         tangents = [plus(u, times(-inner(u, mean, gram), mean)) for u in units]
@@ -74,9 +74,9 @@ def _rule(values: Values, target: Target) -> MultiSlerp:
     weights = values["weight"]
     if values["normalize_weights"]:
         total = math.fsum(weights)
-        if total == 0:
+        if abs(total) < LEAST_TOTAL:
             raise ConfigError(
-                f"multislerp: the weights of tensor {target.name} sum to 0; change them, or set "
+                f"multislerp: the weights{of(target.name)} sum to 0; change them, or set "
                 "normalize_weights: false"
             )
         weights = tuple(w / total for w in weights)

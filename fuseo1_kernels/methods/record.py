@@ -163,6 +163,15 @@ def method(
     return Method(name, reference, {p.name: p for p in parameters}, rule, base, least, most)
 
 
+def of(tensor: str) -> str:
+    """Whose something is, if that has a name."""
+    return f" of tensor {tensor}" if tensor else ""
+
+
+#: Sums of weights below this are taken for 0, as in mergekit 0.1.5: decimal weights that cancel leave a little.
+LEAST_TOTAL = 1e-8
+
+
 def combination(factors: Sequence[float], scale: float = 1.0) -> FuseParams:
     """scale * (factors[0] x_0 + factors[1] x_1 + ...), x_0 being the base that fuse is given.
 

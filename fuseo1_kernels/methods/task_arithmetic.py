@@ -20,13 +20,12 @@ import xxhash
 from ..backends import FuseParams, SurveyResult
 from ..backends.requests import NONE, Band, Draw, Magnitudes, Norms, Ranked, Request, Select
 from ..errors import ConfigError
-from .record import Method, Parameter, Target, Values, method
+from .record import LEAST_TOTAL, Method, Parameter, Target, Values, method
 
 Sparsify = Literal["nothing", "small", "small and large", "random", "random by rank"]
 
-# Norms below this are not rescaled to or by; sums of weights below the other are taken for 0.
+# Norms below this are not rescaled to or by.
 _LEAST_NORM = 1e-7
-_LEAST_WEIGHT = 1e-8
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ class TaskArithmetic:
         if self.elects:
             return None
         total = math.fsum(self.weights)
-        return total if abs(total) >= _LEAST_WEIGHT else 1.0
+        return total if abs(total) >= LEAST_TOTAL else 1.0
 
     @property
     def whole_rows(self) -> int:

@@ -57,4 +57,6 @@ def _spread(parameter: Parameter, value: Any, ids: Sequence[Hashable]) -> tuple[
 
 
 def _scalar(parameter: Parameter, value: Any, where: str) -> Scalar | None:
-    return None if value is None and parameter.default is None else parameter.validate(value, where)
+    if value is None and parameter.default is None and not parameter.required:
+        return None
+    return parameter.validate(value, where)

@@ -13,7 +13,8 @@
 //             the elected sign is + if s >= 0, else -
 //   masked and f not selected by score (survey.h): nobody survives
 //   num = sum of t_i, den = sum of share_i over the survivors, in order
-//   divisor = `divisor` if that is not 0; else den == 0 ? 1 : den (floor_divisor == 0), else max(den, floor_divisor)
+//   divisor = `divisor` if that is not 0; else den == 0 ? 1 : den (floor_divisor == 0; in fp64 |den| < 2^-27 is 0, for
+//             decimal weights that cancel leave a little), else max(den, floor_divisor)
 //   out = round(base_scale * b + scale * (num / divisor)); round(base_scale * b) where nobody survives (-0.0 too)
 //   s not finite (of COUNT: a t_i is not): out = NaN. Every NaN is written as the quiet NaN 0x7fc0, 0x7e00 or
 //   0x7fc00000.

@@ -8,8 +8,7 @@
 //   DRAW   at random: word(key, f) < limit, so with probability limit / 2^32
 //   BITS   bit f - offset of `bits`, from the lowest bit of the first word; offset is that of the call's chunk
 //   CLAMP  everything, but d only within +-most
-//   RANKED at random, the larger the likelier: word(key, f) < limit(r), r being the element's ascending rank by |d|
-//   among
+//   RANKED at random, the larger the likelier: word(key, f) < limit(r), r being the ascending rank by |d| among
 //          the n = row elements of its row, flat indices row * k .. row * k + n - 1. Of equals the lowest f ranks
 //          highest; what is not finite ranks as infinity. limit(r) = floor(2^32 * p), p = low + (r / (n - 1)) * span in
 //          fp64, in that order; of n == 1 p = low + span / 2. d = 0 is selected or not: that makes no difference.

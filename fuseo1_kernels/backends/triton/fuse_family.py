@@ -20,6 +20,9 @@ from .fuse import round_from, round_sum, store_rounded
 from .selects import CHOICE, in_cut, part
 
 # How signs are elected, as in fuse.h.
+# Sums of shares in fp64 that are nearer to 0 are taken for it.
+LEAST_DIVISOR = tl.constexpr(2.0**-27)
+
 SUM = tl.constexpr(0)
 WEIGHTED = tl.constexpr(1)
 COUNT = tl.constexpr(2)
@@ -120,7 +123,11 @@ def merged_delta(
         floor = tl.load(scalars + S_DIVISOR).to(num.dtype)
         mean = quotient(num, tl.where(den > floor, den, floor))
     else:
-        mean = quotient(num, tl.where(den == 0.0, 1.0, den))
+        if num.dtype == tl.float64:
+            nothing_left = tl.abs(den) < LEAST_DIVISOR
+        else:
+            nothing_left = den == 0.0
+        mean = quotient(num, tl.where(nothing_left, 1.0, den))
     delta = tl.load(scalars + S_SCALE).to(num.dtype) * mean
     return tl.where(anybody, delta, nothing), sound
 
