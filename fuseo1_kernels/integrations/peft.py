@@ -215,8 +215,10 @@ def _elected(
 def _merge(
     tensors: Sequence[torch.Tensor], weights: torch.Tensor, params: FuseParams
 ) -> torch.Tensor:
-    # PEFT multiplies the two: weights in fp32 make the result fp32, of bf16 adapters too.
+    # As PEFT's come out, which multiplies by the weights, and after an election divides by fp32.
     dtype = torch.promote_types(tensors[0].dtype, weights.dtype)
+    if params.elect != "none":
+        dtype = torch.promote_types(dtype, torch.float32)
     if dtype not in _DTYPES:
         raise LeftToTool(f"weights in {str(weights.dtype).removeprefix('torch.')}")
     base = torch.zeros_like(tensors[0])
