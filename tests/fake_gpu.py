@@ -238,7 +238,7 @@ class FakeKernels:
             if not bool((room.work == mark).all()):
                 raise RuntimeError("two surveys work in the same memory")
             survey = self._cpu.survey(inputs, select_topk, 1)
-            _put(room.result, {"survey": asdict(survey), "written": 0})
+            _put(room.result, {"survey": _fields(survey), "written": 0})
             _put(room.params, asdict(sce_params(survey, numel, select_topk, variant)))
 
         _here.stream.device.surveys += 1
@@ -269,9 +269,14 @@ class FakeKernels:
     def unpack_result(self, raw: bytes, targets: int) -> tuple[SurveyResult, int]:
         found = _decode(raw)
         none = SurveyResult(0, 0, NOTHING, -1, 0, (0.0,) * targets, (0,) * (targets + 2))
-        fields = found.get("survey", asdict(none))
+        fields = found.get("survey", _fields(none))
         fields |= {name: tuple(fields[name]) for name in ("energy", "nonfinite")}
         return SurveyResult(**fields), found.get("written", 0)
+
+
+def _fields(survey: SurveyResult) -> dict[str, Any]:
+    """What JSON can hold, and SCE needs."""
+    return {name: value for name, value in asdict(survey).items() if name != "divergences"}
 
 
 def _put(room: torch.Tensor, value: dict[str, Any]) -> None:
