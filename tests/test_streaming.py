@@ -117,8 +117,8 @@ def test_what_a_direct_tensor_tells_the_system(
         told.append(("merge",))
         return explained(job)
 
-    def noted(numel: int, most: int) -> Iterator[tuple[int, int]]:
-        for start, count in pieces(numel, most):
+    def noted(numel: int, most: int, unit: int) -> Iterator[tuple[int, int]]:
+        for start, count in pieces(numel, most, unit):
             chunks.append((start, count))
             yield start, count
 
@@ -221,12 +221,14 @@ def test_a_file_that_cannot_be_read() -> None:
 
 @pytest.mark.parametrize("most", [512, 700, 4096, 4097, 65536, 99_999])
 @pytest.mark.parametrize("numel", [0, 1, 255, 256, 511, 513, 4097, 69_353, 200_000])
-def test_pieces(numel: int, most: int) -> None:
-    pieces = list(_pieces(numel, most))
+@pytest.mark.parametrize("unit", [256, 768, 5120])
+def test_pieces(numel: int, most: int, unit: int) -> None:
+    """Of rows that are longer than `most` one at a time."""
+    pieces = list(_pieces(numel, most, unit))
     assert sum(count for _, count in pieces) == numel
     end = 0
     for start, count in pieces:
-        assert start == end and start % 256 == 0 and 0 < count <= most
+        assert start == end and start % unit == 0 and 0 < count <= max(most, unit)
         end += count
 
 
