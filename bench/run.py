@@ -28,15 +28,16 @@ def main() -> None:
     pytest += (
         ["--benchmark-disable"] if options.quick else ["--benchmark-columns=median,iqr,rounds"]
     )
-    names = ["ops.py", "accuracy.py", "dry_run.py", "storage.py", "whole_merge.py", "growth.py"]
-    commands = [["bench/" + name, *shared] for name in names]
+    alone = ["ops.py", "methods.py", "accuracy.py", "dry_run.py", "storage.py"]
+    of_models = ["whole_merge.py", "growth.py", "drop_in.py"]
+    commands = [["bench/" + name, *shared] for name in [*alone, *of_models]]
     WORK.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=WORK, prefix="models-") as models:
         if not options.quick:
-            # The last two share the large models; what --quick needs they make in a moment.
-            commands.insert(-2, ["bench/checkpoints.py", models, "--size", "0.5B"])
-            commands[-2] += ["--models", models]
-            commands[-1] += ["--models", models]
+            # These share the large models; what --quick needs they make in a moment.
+            for command in commands[len(alone) :]:
+                command += ["--models", models]
+            commands.insert(len(alone), ["bench/checkpoints.py", models, "--size", "0.5B"])
         for command in [*commands, pytest]:
             # From the repository's root, where the package is if it is not installed.
             subprocess.run([sys.executable, *command], cwd=_HERE.parent, check=True)
