@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ..backends import FuseParams, SurveyResult
 from ..backends.requests import Gram
 from .record import Parameter, Target, Values, combination, method
-from .sphere import GramMatrix, axis, inner, norm, plus, times
+from .sphere import GramMatrix, as_cosine, axis, inner, norm, plus, times, weighted
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,13 @@ class Karcher:
         if not units:
             return [0.0] * n
         share = 1 / len(units)
-        mean = [0.0] * n
-        for unit in units:
-            mean = plus(mean, times(share, unit))
+        mean = weighted([share] * len(units), units)
         length = norm(mean, gram)
         mean = units[0] if length <= self.tol else times(1 / length, mean)
         for _ in range(self.max_iter):
             step = [0.0] * n
             for unit in units:
-                cosine = max(-1.0, min(1.0, inner(mean, unit, gram)))
+                cosine = as_cosine(inner(mean, unit, gram))
                 angle = math.acos(cosine)
                 if angle > self.tol:
                     away = plus(unit, times(-cosine, mean))

@@ -16,6 +16,7 @@ from itertools import combinations
 from ..backends import FuseParams, SurveyResult
 from ..backends.requests import Gram
 from .record import ByRow, Parameter, Rule, Target, Values, method
+from .sphere import as_cosine
 
 _LEAST = 1e-6
 
@@ -34,7 +35,7 @@ class ModelStock:
         cosines = []
         for i, j in combinations(range(self.targets), 2):
             lengths = math.sqrt(gram[i][i]) * math.sqrt(gram[j][j])
-            cosines.append(max(-1.0, min(1.0, gram[i][j] / max(lengths, _LEAST))))
+            cosines.append(as_cosine(gram[i][j] / max(lengths, _LEAST)))
         cosine = math.fsum(cosines) / len(cosines)
         pole = 1 + (self.targets - 1) * cosine
         t = 0.0 if abs(pole) < _LEAST else self.targets * cosine / pole

@@ -14,7 +14,7 @@ from ..backends import FuseParams, SurveyResult
 from ..backends.requests import Gram
 from ..errors import ConfigError, MergeError
 from .record import LEAST_TOTAL, Parameter, Target, Values, combination, method, of
-from .sphere import GramMatrix, axis, inner, norm, plus, times
+from .sphere import GramMatrix, axis, inner, norm, plus, times, weighted
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class MultiSlerp:
         n = len(self.weights)
         lengths = [math.sqrt(gram[i][i]) for i in range(n)]
         units = [times(_inverse(lengths[i] + self.eps), axis(i, n)) for i in range(n)]
-        mean = self._weighted(units)
+        mean = weighted(self.weights, units)
         length = norm(mean, gram)
         if length <= self.eps:
             # Two, as in mergekit; and where all are 0, as what no fine-tune has touched, there is nothing to weigh.
@@ -52,17 +52,11 @@ class MultiSlerp:
             )
         mean = times(1 / length, mean)
         tangents = [plus(u, times(-inner(u, mean, gram), mean)) for u in units]
-        step = self._weighted(tangents)
+        step = weighted(self.weights, tangents)
         angle = norm(step, gram) + self.eps
         point = plus(times(math.cos(angle), mean), times(math.sin(angle) * _inverse(angle), step))
         scale = math.fsum(w * length for w, length in zip(self.weights, lengths, strict=True))
         return times(scale, point)
-
-    def _weighted(self, vectors: Sequence[Sequence[float]]) -> list[float]:
-        total = [0.0] * len(self.weights)
-        for weight, vector in zip(self.weights, vectors, strict=True):
-            total = plus(total, times(weight, vector))
-        return total
 
 
 def _inverse(length: float) -> float:

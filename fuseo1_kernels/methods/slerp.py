@@ -17,7 +17,7 @@ from ..backends import FuseParams, SurveyResult
 from ..backends.requests import Gram
 from ..errors import ConfigError
 from .record import ByRow, Parameter, Rule, Target, Values, combination, method
-from .sphere import arc
+from .sphere import arc, as_cosine
 
 _NEARLY_PARALLEL = 0.9995
 _LEAST_SLERP_LENGTH = 1e-8
@@ -38,7 +38,7 @@ class Slerp:
     def params(self, learned: Sequence[SurveyResult]) -> FuseParams:
         (aa, ab), (_, bb) = learned[0].gram
         lengths = [x if x > _LEAST_SLERP_LENGTH else 1.0 for x in (math.sqrt(aa), math.sqrt(bb))]
-        cosine = max(-1.0, min(1.0, ab / (lengths[0] * lengths[1])))
+        cosine = as_cosine(ab / (lengths[0] * lengths[1]))
         if abs(cosine) > _NEARLY_PARALLEL:
             return _line(self.t)
         return combination(arc(self.t, math.acos(cosine)))
@@ -57,7 +57,7 @@ class NuSlerp:
     def params(self, learned: Sequence[SurveyResult]) -> FuseParams:
         (aa, ab), (_, bb) = learned[0].gram
         lengths = [max(math.sqrt(x), _LEAST_NUSLERP_LENGTH) for x in (aa, bb)]
-        cosine = max(-1.0, min(1.0, ab / (lengths[0] * lengths[1])))
+        cosine = as_cosine(ab / (lengths[0] * lengths[1]))
         parallel = 1 - cosine * cosine <= _LEAST_NUSLERP_SINE**2
         if not self.has_base:
             return _line(self.t) if parallel else combination(arc(self.t, math.acos(cosine)))
@@ -81,10 +81,7 @@ def _nuslerp(values: Values, target: Target) -> Rule:
         )
     first, second = values["weight"]
     total = first + second
-    whole = NuSlerp(
-        0.5 if abs(total) < _LEAST_WEIGHT else second / total,
-        target.has_base,
-    )
+    whole = NuSlerp(0.5 if abs(total) < _LEAST_WEIGHT else second / total, target.has_base)
     return whole if values["nuslerp_flatten"] else ByRow(whole, target.row)
 
 

@@ -36,9 +36,17 @@ def plus(a: Sequence[float], b: Sequence[float]) -> list[float]:
     return [x + y for x, y in zip(a, b, strict=True)]
 
 
-def cosine(a: float, b: float, ab: float) -> float:
-    """Of two vectors of lengths a and b with inner product ab; 0 if one has no length."""
-    return max(-1.0, min(1.0, ab / (a * b))) if a and b else 0.0
+def weighted(weights: Sequence[float], vectors: Sequence[Sequence[float]]) -> list[float]:
+    """The weighted sum of one combination or more."""
+    total = [0.0] * len(vectors[0])
+    for weight, vector in zip(weights, vectors, strict=True):
+        total = plus(total, times(weight, vector))
+    return total
+
+
+def as_cosine(ratio: float) -> float:
+    """What rounding may have put beyond 1, brought back."""
+    return max(-1.0, min(1.0, ratio))
 
 
 def arc(t: float, angle: float) -> tuple[float, float]:
