@@ -18,8 +18,9 @@ from .cpu_crew import OnCpu
 from .engine import DEFAULT_MAX_MEMORY, DEFAULT_SHARD_SIZE
 from .errors import MergeError
 from .fingerprint import digest, fingerprint
+from .methods.values import check_seed
 from .plan import make_plan
-from .prepare import check_seed, check_sizes, directories, make_sidecars, open_lender, open_sources
+from .prepare import check_sizes, directories, make_sidecars, open_lender, open_sources
 from .work import Arithmetic
 
 

@@ -25,10 +25,10 @@ from .feed import Feed
 from .fingerprint import digest, fingerprint
 from .free_memory import free_memory
 from .methods import NONFINITE
+from .methods.values import check_seed
 from .plan import Plan, make_plan
 from .prepare import (
     as_config,
-    check_seed,
     check_sizes,
     directories,
     make_sidecars,
@@ -140,8 +140,7 @@ def merge_checkpoints(
         resume: False starts afresh, whatever an earlier run left.
         survey_cache: a directory in which surveys are kept for later merges of the same models.
         survey_topk: values of select_topk to survey for these in the same read, besides the config's (sce).
-        random_seed: what the random masks of dare_linear and dare_ties are drawn from, with the names of tensors and
-            models.
+        random_seed: what the random masks of DARE and DELLA are drawn from, with the names of tensors and models.
         progress: is told how far the merge is.
 
     Raises:

@@ -270,14 +270,8 @@ def _job(
         return None
     wanted = config.output_dtype
     base = config.base_of(placement.out_slice)
-    target = Target(
-        placement.name,
-        prod(shape),
-        shape[-1] if shape else 1,
-        tuple(model for model, _ in placement.parts if model != base),
-        base is not None,
-        random_seed,
-    )
+    models = [model for model, _ in placement.parts if model != base]
+    target = Target.of_shape(placement.name, shape, models, base is not None, random_seed)
     return Job(
         name=placement.name,
         shape=shape,

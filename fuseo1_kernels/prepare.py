@@ -51,12 +51,6 @@ def check_sizes(**sizes: object) -> None:
             raise ConfigError(f"{name}: {size}: a size must be positive")
 
 
-def check_seed(seed: object) -> None:
-    """Refuse a random seed that is no whole number."""
-    if not isinstance(seed, Integral) or isinstance(seed, bool):
-        raise ConfigError(f"random_seed: must be a whole number, not {seed!r}")
-
-
 def open_sources(
     config: MergeConfig, stack: ExitStack, *, progress: bool = True, download: bool = True
 ) -> dict[str, Source]:

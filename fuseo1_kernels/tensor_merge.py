@@ -19,10 +19,10 @@ from .backends import (
     can_enqueue_small,
 )
 from .backends.requests import Norms, Request
-from .errors import ConfigError, MergeError
+from .errors import MergeError
 from .methods import NONFINITE, ByRow, Method, Rule, Target
 from .methods.sce import Sce
-from .methods.values import resolve_method, resolve_parameters
+from .methods.values import check_seed, resolve_method, resolve_parameters
 from .ops import (
     as_array,
     as_arrays,
@@ -87,8 +87,7 @@ class TensorMerge:
             raise MergeError(f"{len(ids)} ids for {len(tensors)} tensors")
         if ids is not None and len(set(map(str, ids))) < len(ids):
             raise MergeError(f"ids must differ, as text too: {list(ids)!r}")
-        if isinstance(random_seed, bool) or not isinstance(random_seed, int):
-            raise ConfigError(f"random_seed must be a whole number, not {random_seed!r}")
+        check_seed(random_seed)
         order = _order(record, len(tensors), base_index)
         names = [f"tensor {i}" if ids is None else f"model {ids[i]!r}" for i in order]
         ordered = [tensors[i] for i in order]
@@ -98,14 +97,7 @@ class TensorMerge:
         inputs = as_arrays(ordered, names, least=1)
         wanted = out_dtype or dtype or (promoted(tensors) if out is None else out.dtype)
         result = output_for(ordered, wanted, out)
-        target = Target(
-            name=name,
-            numel=result.numel(),
-            row=result.shape[-1] if result.shape else 1,
-            models=tuple(map(str, merged)),
-            has_base=has_base,
-            seed=random_seed,
-        )
+        target = Target.of_shape(name, result.shape, [*map(str, merged)], has_base, random_seed)
         return cls(
             ordered,
             names,

@@ -244,5 +244,5 @@ def test_ids_and_seeds_of_random_masks() -> None:
     arguments = {"base_index": 0, "parameters": {"weight": 1.0, "density": 0.5}}
     with pytest.raises(MergeError, match="ids must differ, as text too"):
         merge_tensors(tensors, "dare_ties", ids=["b", 1, "1"], **arguments)
-    with pytest.raises(ConfigError, match="random_seed must be a whole number, not 'q'"):
+    with pytest.raises(ConfigError, match="random_seed: must be a whole number, not 'q'"):
         merge_tensors(tensors, "dare_ties", random_seed="q", **arguments)

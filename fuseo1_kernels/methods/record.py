@@ -92,6 +92,14 @@ class Target:
     has_base: bool
     seed: int = 0
 
+    @classmethod
+    def of_shape(
+        cls, name: str, shape: Sequence[int], models: Sequence[str], has_base: bool, seed: int
+    ) -> Target:
+        """A tensor of that shape; one without dimensions is a row of one element."""
+        row = shape[-1] if shape else 1
+        return cls(name, math.prod(shape), row, tuple(models), has_base, seed)
+
 
 class Rule(Protocol):
     """A method's way with one tensor; a frozen dataclass, whose repr says all that the result depends on."""

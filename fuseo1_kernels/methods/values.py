@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 from ..errors import ConfigError, did_you_mean
@@ -40,6 +41,12 @@ def resolve_parameters(
         else:
             values[key] = _scalar(parameter, value, key)
     return values
+
+
+def check_seed(seed: object) -> None:
+    """Refuse a random seed that is no whole number."""
+    if not isinstance(seed, Integral) or isinstance(seed, bool):
+        raise ConfigError(f"random_seed: must be a whole number, not {seed!r}")
 
 
 def _spread(parameter: Parameter, value: Any, ids: Sequence[Hashable]) -> tuple[Any, ...]:
