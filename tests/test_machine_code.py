@@ -102,7 +102,7 @@ def test_the_main_loops(kernel: str, targets: int, elements: str, code: Code) ->
 @pytest.mark.parametrize(("kernel", "targets", "elements"), INSTANCES)
 def test_nothing_is_contracted(kernel: str, targets: int, elements: str, code: Code) -> None:
     if kernel == "energy_all":
-        # No division here: what is fused is what quantize fuses, whose sum is the number that rounds (2^23).
+        # No division here: what is fused is what quantum_of fuses, whose sum is the number that rounds (2^23).
         fused = [i.text for i in code[kernel, targets, elements] if i.operation.startswith("FFMA")]
         assert fused
         assert [text for text in fused if not text.endswith(", 8388608")] == []

@@ -223,10 +223,10 @@ __device__ __forceinline__ uint32_t exponent_of(uint32_t peak) {
   return peak >> 23 > kMinExponent ? peak >> 23 : kMinExponent;
 }
 
-// t = rint(d*d * 2^(149-E)) above the bits of the magic number. The product with the power of two is exact, or far too
-// small to matter: contracting it changes nothing.
-__device__ __forceinline__ uint32_t quantize(float d, float scale) {
-  return __float_as_uint(__fmaf_rn(__fmul_rn(d, d), scale, kRintMagic));
+// t = rint(q * 2^(149-E)) of a q that is not negative: a square, |d|, or the size of a product. What it is multiplied
+// by is a power of two, so that the product is exact, or far too small to matter: contracting it changes nothing.
+__device__ __forceinline__ uint32_t quantum_of(float q, float scale) {
+  return __float_as_uint(__fmaf_rn(q, scale, kRintMagic)) - kRintMagicBits;
 }
 
 // Energies by target and exponent, added from any thread.

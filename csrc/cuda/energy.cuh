@@ -73,7 +73,8 @@ __device__ __forceinline__ void add_energies(const Block<kN, In>& block, const P
     uint32_t sum = 0;
 #pragma unroll
     for (int j = 0; j < kLane; ++j) {
-      if (selected >> j & 1u) sum += quantize(block.d[i][j], scale) - kRintMagicBits;
+      const float d = block.d[i][j];
+      if (selected >> j & 1u) sum += quantum_of(__fmul_rn(d, d), scale);
     }
     sum = warp_sum(sum);
     if (lane == i) mine = sum, exponent = peaks.exponents[i];

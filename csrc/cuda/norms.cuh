@@ -9,11 +9,6 @@
 
 namespace fuseo1 {
 
-// t = rint(q * 2^(149-E)) of a q that is not negative (survey.h).
-__device__ __forceinline__ uint32_t quantum_of(float q, float scale) {
-  return __float_as_uint(__fmaf_rn(q, scale, kRintMagic)) - kRintMagicBits;
-}
-
 // The exponents by which a block's |d| are measured, the same in all lanes; returns whether any d is doubtful.
 template <int kN, class In>
 __device__ __forceinline__ bool measure(const Block<kN, In>& block, int targets, uint32_t* exponents) {

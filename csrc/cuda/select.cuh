@@ -191,8 +191,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
     for (int i = 0; i < kN; ++i) {
       if (i >= in.targets) continue;
-      const uint32_t quanta = quantize(d[i], __uint_as_float(scale_bits(of_block[i]))) - kRintMagicBits;
-      if (quanta) atomicAdd(&sums.bins[i][of_block[i]], static_cast<Count>(quanta));
+      const uint32_t quantum = quantum_of(__fmul_rn(d[i], d[i]), __uint_as_float(scale_bits(of_block[i])));
+      if (quantum) atomicAdd(&sums.bins[i][of_block[i]], static_cast<Count>(quantum));
     }
   });
   __syncthreads();
