@@ -71,6 +71,15 @@ __device__ __forceinline__ uint32_t store(const Real* base, const Real* deltas, 
   return nonfinite;
 }
 
+// As store, in the output's dtype.
+template <class Real>
+__device__ __forceinline__ uint32_t store_to(const Output& out, const Real* base, const Real* deltas, int64_t at,
+                                             int count) {
+  if (out.dtype == FUSEO1_BF16) return store<ToBf16>(base, deltas, at, count, out.data);
+  if (out.dtype == FUSEO1_FP16) return store<ToFp16>(base, deltas, at, count, out.data);
+  return store<ToFp32>(base, deltas, at, count, out.data);
+}
+
 // What is added to the base; d as Block has it.
 template <int kN, bool kMasked, class In>
 __device__ __forceinline__ void deltas_of(const Block<kN, In>& block, const fuseo1_cuda_params& params,
@@ -111,13 +120,7 @@ __device__ __forceinline__ uint32_t fuse_blocks(const Inputs& in, const fuseo1_c
     block.load(in, at, count);
     float deltas[kLane];
     deltas_of<kN, kMasked>(block, params, divisor, in.targets, offset + at, deltas);
-    if (out.dtype == FUSEO1_BF16) {
-      nonfinite += store<ToBf16>(block.base, deltas, at, count, out.data);
-    } else if (out.dtype == FUSEO1_FP16) {
-      nonfinite += store<ToFp16>(block.base, deltas, at, count, out.data);
-    } else {
-      nonfinite += store<ToFp32>(block.base, deltas, at, count, out.data);
-    }
+    nonfinite += store_to(out, block.base, deltas, at, count);
   });
   return nonfinite;
 }

@@ -98,13 +98,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       bases[j] = multiply(told.base_scale, static_cast<Real>(block.base[j]));
       deltas[j] = delta_of<kN>(told, block.d, j, in.targets, kept >> j & 1u);
     }
-    if (out.dtype == FUSEO1_BF16) {
-      nonfinite += store<ToBf16>(bases, deltas, at, count, out.data);
-    } else if (out.dtype == FUSEO1_FP16) {
-      nonfinite += store<ToFp16>(bases, deltas, at, count, out.data);
-    } else {
-      nonfinite += store<ToFp32>(bases, deltas, at, count, out.data);
-    }
+    nonfinite += store_to(out, bases, deltas, at, count);
   });
   if (nonfinite) atomicAdd(written, static_cast<Count>(nonfinite));
 }
