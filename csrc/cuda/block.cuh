@@ -54,6 +54,17 @@ __device__ __forceinline__ float clamp_square(float d) {
   return fminf(fmaxf(d, -most), most);
 }
 
+// Counts whose fault it is that an element's s is not finite: the base's, targets', or nobody's: an overflow.
+__device__ __forceinline__ void count_culprits(const Inputs& in, int64_t at, unsigned long long* counts) {
+  bool all_finite = true;
+  for (int i = 0; i <= in.targets; ++i) {
+    const bool bad = !isfinite(load_one(in.operands[i], at));
+    if (bad) atomicAdd(&counts[i], 1ull);
+    all_finite &= !bad;
+  }
+  if (all_finite) atomicAdd(&counts[in.targets + 1], 1ull);
+}
+
 // A lane's part of a block. Elements beyond the tensor's end are zeros in every operand: they add nothing to anything.
 template <int kN, class In>
 struct Block {
@@ -107,8 +118,7 @@ struct Block {
 
   // The rare paths work on a copy in local memory, so that the block itself never leaves the registers.
 
-  // Counts the culprits of elements whose s is not finite in `counts` (base, targets, overflows; none if null) and
-  // takes those elements out.
+  // Counts the culprits of elements whose s is not finite in `counts` (not if null) and takes those elements out.
   __device__ __forceinline__ void sanitize(const Inputs& in, int64_t at, int count, unsigned long long* counts) {
     Block copy = *this;
     copy.sanitize_here(in, at, count, counts);
@@ -143,14 +153,7 @@ struct Block {
   __device__ __forceinline__ void sanitize_here(const Inputs& in, int64_t at, int count, unsigned long long* counts) {
     for (int j = 0; j < kLane; ++j) {
       if (j >= count || isfinite(sum_of_column(j, in.targets))) continue;
-      bool all_finite = true;
-      for (int i = 0; i <= in.targets; ++i) {
-        const fuseo1_operand& op = in.operands[i];
-        const bool bad = !isfinite(Mixed::widen(Mixed::load(op, at + j, 1), op.dtype, 0));
-        if (bad && counts) atomicAdd(&counts[i], 1ull);
-        all_finite &= !bad;
-      }
-      if (all_finite && counts) atomicAdd(&counts[in.targets + 1], 1ull);
+      if (counts) count_culprits(in, at + j, counts);
       for (int i = 0; i < kN; ++i) d[i][j] = 0.0f;
     }
   }

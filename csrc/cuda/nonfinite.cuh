@@ -20,7 +20,7 @@ __device__ __forceinline__ bool any_nonfinite(const Count* counts) {
 }
 
 // A bit for each of a lane's elements whose s is not finite: element by element, for rare paths. Counts the culprits in
-// `counts` (base, targets, overflows; none if null).
+// `counts` (not if null).
 __device__ __forceinline__ uint32_t excluded_mask(const Inputs& in, int64_t at, int count, Count* counts) {
   uint32_t excluded = 0;
   for (int j = 0; j < count; ++j) {
@@ -29,13 +29,7 @@ __device__ __forceinline__ uint32_t excluded_mask(const Inputs& in, int64_t at, 
     for (int i = 1; i <= in.targets; ++i) s = __fadd_rn(s, __fsub_rn(load_one(in.operands[i], at + j), base));
     if (isfinite(s)) continue;
     excluded |= 1u << j;
-    bool all_finite = true;
-    for (int i = 0; i <= in.targets; ++i) {
-      const bool bad = !isfinite(load_one(in.operands[i], at + j));
-      if (bad && counts) atomicAdd(&counts[i], Count{1});
-      all_finite &= !bad;
-    }
-    if (all_finite && counts) atomicAdd(&counts[in.targets + 1], Count{1});
+    if (counts) count_culprits(in, at + j, counts);
   }
   return excluded;
 }
