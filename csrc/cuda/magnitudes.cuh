@@ -74,11 +74,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (__any_sync(kAllLanes, inside != 0)) slots.append(candidates, state, in, scores, inside, at);
   });
   slots.finish(candidates, state);
-  const uint32_t warp_nonzero = warp_sum(nonzero), warp_above = warp_sum(above);
-  if (threadIdx.x % kWarp == 0) {
-    atomicAdd(&state->nonzero, static_cast<Count>(warp_nonzero));
-    atomicAdd(&state->above, static_cast<Count>(warp_above));
-  }
+  add_counts(state, nonzero, above);
   if (is_last_cta(state)) begin_rank(state, candidates.capacity, k);
 }
 

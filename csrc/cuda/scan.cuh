@@ -64,6 +64,15 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (is_last_cta(state)) begin_bracket(state, select_topk);
 }
 
+// How many of a warp's scores are not 0, and how many lie above the bracket: of each lane its own.
+__device__ __forceinline__ void add_counts(State* state, uint32_t nonzero, uint32_t above) {
+  const uint32_t warp_nonzero = warp_sum(nonzero), warp_above = warp_sum(above);
+  if (threadIdx.x % kWarp == 0) {
+    atomicAdd(&state->nonzero, static_cast<Count>(warp_nonzero));
+    atomicAdd(&state->above, static_cast<Count>(warp_above));
+  }
+}
+
 // Energies above the bracket; what lies inside it is kept.
 template <int kN, class In>
 __global__ void __launch_bounds__(kThreads, 1)
@@ -100,11 +109,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
   });
   slots.finish(candidates, state);
-  const uint32_t warp_nonzero = warp_sum(nonzero), warp_above = warp_sum(above);
-  if (threadIdx.x % kWarp == 0) {
-    atomicAdd(&state->nonzero, static_cast<Count>(warp_nonzero));
-    atomicAdd(&state->above, static_cast<Count>(warp_above));
-  }
+  add_counts(state, nonzero, above);
   __syncthreads();
   sums.flush(&state->energy[0]);
   if (is_last_cta(state)) begin_selection(state, candidates.capacity, select_topk);
