@@ -9,23 +9,15 @@ namespace {
 
 // The k largest of one target, where k > 0 and there are elements.
 int find_rank(const OneTarget& in, int64_t k, const Workspace& work, void* stream) {
-  State* const state = work.state;
-  const int64_t blocks = blocks_of(in), runs = runs_of(in.numel);
   const double share = static_cast<double>(std::min(k, in.numel)) / static_cast<double>(in.numel);
   const bool bf16 = in.operands[0].dtype == FUSEO1_BF16 && in.operands[in.target].dtype == FUSEO1_BF16;
-  int status = launch("sample_scores", in, sample_scores<1, OneTarget>, warps_of_runs(in.numel), stream, in, state,
-                      work.sample, runs, share);
-  if (!status) status = place_bracket_by(in, work, share, stream);
+  int status = find_bracket<1>(in, work, share, stream);
   if (!status) {
-    status = launch("scan_magnitudes", in, bf16 ? scan_magnitudes<AllBf16> : scan_magnitudes<Mixed>, blocks, stream, in,
-                    state, work.candidates, k);
+    status = launch("scan_magnitudes", in, bf16 ? scan_magnitudes<AllBf16> : scan_magnitudes<Mixed>, blocks_of(in),
+                    stream, in, work.state, work.candidates, k);
   }
   if (!status) status = find_last_candidate(in, work, stream);
-  for (int digit = 0; digit < kOffsetDigits && !status; ++digit) {
-    status = launch("count_digits", in, count_digits<1, OneTarget>, blocks, stream, in, state, digit);
-  }
-  return status ? status
-                : launch("count_ties", in, count_ties<1, OneTarget>, blocks, stream, in, state, work.stretches);
+  return status ? status : find_exactly<1>(in, work, stream);
 }
 
 // The first read, of all targets.

@@ -4,7 +4,7 @@
 #define FUSEO1_CUDA_STEPS_CUH_
 
 #include "launch.cuh"
-#include "select.cuh"
+#include "scan.cuh"
 
 namespace fuseo1 {
 
@@ -63,16 +63,18 @@ struct Workspace {
   }
 };
 
-inline int64_t warps_of_runs(int64_t numel) { return (runs_of(numel) + kWarp - 1) / kWarp; }
-
 inline int64_t warps_of_candidates(const Workspace& work) { return (work.candidates.capacity / kWarp + 31) / 32; }
 
-// From the sampled scores to the bracket around the one that `share` of them reach.
-inline int place_bracket_by(const Inputs& in, const Workspace& work, double share, void* stream) {
-  const int64_t runs = runs_of(in.numel), warps = warps_of_runs(in.numel);
-  const int status = launch("measure_runs", in, measure_runs, warps, stream, work.state, work.sample, runs, share);
+// Samples scores, and places the bracket around the one that `share` of them reach.
+template <int kN, class Source>
+int find_bracket(const Source& in, const Workspace& work, double share, void* stream) {
+  State* const state = work.state;
+  const int64_t runs = runs_of(in.numel), warps = (runs + kWarp - 1) / kWarp;
+  int status =
+      launch("sample_scores", in, sample_scores<kN, Source>, warps, stream, in, state, work.sample, runs, share);
+  if (!status) status = launch("measure_runs", in, measure_runs, warps, stream, state, work.sample, runs, share);
   return status ? status
-                : launch("refine_bracket", in, refine_bracket, warps, stream, work.state, work.sample, runs * kLane);
+                : launch("refine_bracket", in, refine_bracket, warps, stream, state, work.sample, runs * kLane);
 }
 
 // The last candidate that is selected, digit by digit.
@@ -84,6 +86,18 @@ inline int find_last_candidate(const Inputs& in, const Workspace& work, void* st
                     work.candidates, digit, in.numel);
   }
   return status;
+}
+
+// The exact path: the threshold digit by digit, then where ties at it are cut.
+template <int kN, class Source>
+int find_exactly(const Source& in, const Workspace& work, void* stream) {
+  int status = FUSEO1_OK;
+  for (int digit = 0; digit < kOffsetDigits && !status; ++digit) {
+    status = launch("count_digits", in, count_digits<kN, Source>, blocks_of(in), stream, in, work.state, digit);
+  }
+  return status
+             ? status
+             : launch("count_ties", in, count_ties<kN, Source>, blocks_of(in), stream, in, work.state, work.stretches);
 }
 
 }  // namespace fuseo1

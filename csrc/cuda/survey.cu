@@ -18,13 +18,9 @@ int64_t bytes_for(int32_t targets, int64_t numel, double select_topk) {
 // Everything between the empty state and the known selection.
 int select(const Inputs& in, double select_topk, const Workspace& work, void* stream) {
   State* const state = work.state;
-  const int64_t blocks = blocks_of(in), runs = runs_of(in.numel);
-  int status = with_rare_instance(in, [&](auto instance) {
-    constexpr int kN = decltype(instance)::kTargets;
-    return launch("sample_scores", in, sample_scores<kN, Inputs>, warps_of_runs(in.numel), stream, in, state,
-                  work.sample, runs, select_topk);
-  });
-  if (!status) status = place_bracket_by(in, work, select_topk, stream);
+  const int64_t blocks = blocks_of(in);
+  int status = with_rare_instance(
+      in, [&](auto instance) { return find_bracket<decltype(instance)::kTargets>(in, work, select_topk, stream); });
   if (!status) {
     status = with_instance(in, [&](auto instance) {
       using Chosen = decltype(instance);
@@ -38,10 +34,7 @@ int select(const Inputs& in, double select_topk, const Workspace& work, void* st
     constexpr int kN = decltype(instance)::kTargets;
     int result = launch("finish_candidates", in, finish_candidates<kN>, warps_of_candidates(work), stream, in, state,
                         work.candidates);
-    for (int digit = 0; digit < kOffsetDigits && !result; ++digit) {
-      result = launch("count_digits", in, count_digits<kN, Inputs>, blocks, stream, in, state, digit);
-    }
-    if (!result) result = launch("count_ties", in, count_ties<kN, Inputs>, blocks, stream, in, state, work.stretches);
+    if (!result) result = find_exactly<kN>(in, work, stream);
     if (!result) result = launch("energy_selected", in, energy_selected<kN>, blocks, stream, in, state);
     return result;
   });
