@@ -47,15 +47,14 @@ extern "C" int fuseo1_cuda_fuse(const fuseo1_cuda_params* params, const fuseo1_o
                                 int64_t offset, int64_t count, void* out, int32_t out_dtype, fuseo1_cuda_survey* result,
                                 void* stream) {
   Inputs in = {};
-  if (!params || !make_inputs(operands, targets, count, &in) || offset < 0 || offset % kBlock ||
-      out_dtype < FUSEO1_BF16 || out_dtype > FUSEO1_FP32 || (count && !out)) {
+  Output to = {};
+  if (!params || !make_inputs(operands, targets, count, &in) || !make_output(out, out_dtype, offset, count, &to)) {
     return FUSEO1_BAD_ARGUMENT;
   }
   if (count == 0) return FUSEO1_OK;
-  const Output to = {out, out_dtype};
   return with_instance(in, [&](auto instance) {
     using Chosen = decltype(instance);
-    return launch("fuse", in, fuse<Chosen::kTargets, typename Chosen::Elements>, (count + kBlock - 1) / kBlock, stream,
-                  in, params, offset, to, result);
+    return launch("fuse", in, fuse<Chosen::kTargets, typename Chosen::Elements>, blocks_of(in), stream, in, params,
+                  offset, to, result);
   });
 }

@@ -13,6 +13,12 @@ struct Output {
   int32_t dtype;
 };
 
+// The output as kernels take it, of `count` elements from flat index `offset` on; false if it is outside the contract.
+inline bool make_output(void* out, int32_t dtype, int64_t offset, int64_t count, Output* to) {
+  *to = {out, dtype};
+  return offset >= 0 && offset % kBlock == 0 && dtype >= FUSEO1_BF16 && dtype <= FUSEO1_FP32 && (out || !count);
+}
+
 // a + b, made ready to be rounded once more to fewer bits: rounded to odd (cut off towards zero; if that lost anything,
 // the last bit set). Rounding that to nearest even gives what rounding the exact sum would. NaN stays one.
 __device__ __forceinline__ float add_to_odd(float a, float b) {

@@ -44,12 +44,12 @@ extern "C" int fuseo1_cuda_fuse_general(const fuseo1_fuse_params* params, const 
                                         int64_t offset, int64_t count, void* out, int32_t out_dtype, int64_t* written,
                                         void* stream) {
   Inputs in = {};
+  Output to = {};
   if (!params || !written || (!params->weights && params->targets) || params->elect < FUSEO1_ELECT_SUM ||
-      params->elect > FUSEO1_ELECT_NONE || !make_inputs(operands, params->targets, count, &in, 0) || offset < 0 ||
-      offset % kBlock || out_dtype < FUSEO1_BF16 || out_dtype > FUSEO1_FP32 || (count && !out)) {
+      params->elect > FUSEO1_ELECT_NONE || !make_inputs(operands, params->targets, count, &in, 0) ||
+      !make_output(out, out_dtype, offset, count, &to)) {
     return FUSEO1_BAD_ARGUMENT;
   }
-  const Output to = {out, out_dtype};
   return params->elect == FUSEO1_ELECT_SUM ? fuse_in<float>(*params, in, offset, to, written, stream)
                                            : fuse_in<double>(*params, in, offset, to, written, stream);
 }
