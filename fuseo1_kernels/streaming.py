@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from math import lcm
 
 import xxhash
 
@@ -18,7 +17,7 @@ from .backends import (
     Surveyor,
     SurveyResult,
 )
-from .backends.requests import Divergences, Magnitudes, Norms
+from .backends.requests import Divergences, Magnitudes, Norms, Ranked, Select, step_of
 from .checkpoint.journal import TensorRecord
 from .checkpoint.source import unreadable
 from .errors import CheckpointError, MergeError
@@ -72,8 +71,9 @@ def plan_memory(jobs: Sequence[Job], max_bytes: int, threads: int) -> Memory:
     output = min(_CHUNK * 4, max_bytes // 4)
     read = min(_READ_BY_THREAD * threads, max_bytes // 4)
     # Where rows must be whole, a chunk may have to be larger.
-    output = max([output, *(_step(job) * job.dtype.size for job in jobs if _by_rows(job))])
-    read = max([read, *(_least_read(job) for job in jobs if _by_rows(job))])
+    by_rows = [job for job in jobs if _longest_row(job)]
+    output = max([output, *(_step(job) * job.dtype.size for job in by_rows)])
+    read = max([read, *(_least_read(job) for job in by_rows)])
     floor = max(map(_survey_floor, jobs), default=_SURVEY_FLOOR)
     most = floor + max(map(_survey_records, jobs), default=0)
     return Memory(read, output, min(max_bytes - read - output, most), floor)
@@ -82,25 +82,29 @@ def plan_memory(jobs: Sequence[Job], max_bytes: int, threads: int) -> Memory:
 def memory_floor(job: Job, surveys: int = 1) -> int:
     """The least bytes with which `job` can be merged, with so many surveys of it at once."""
     least = 4 * _LEAST_CHUNK * (job.element_bytes + 4) + surveys * _survey_floor(job)
-    if not _by_rows(job):
+    if not (row := _longest_row(job)):
         return least
     # What decides on rows keeps of each element some words, and of each unit of work a bit a target.
-    deciding = _ROW_RECORD * rows_of(job.rule) + _step(job) // 8 * len(job.inputs)
+    deciding = _ROW_RECORD * row + _step(job) // 8 * len(job.inputs)
     return least + _step(job) * job.dtype.size + _least_read(job) + deciding
 
 
-def rows_of(rule: Rule) -> int:
-    """The length of the rows that chunks must hold whole; 1: any."""
-    return getattr(rule, "whole_rows", 1)
+def _selects(rule: Rule) -> Sequence[Select]:
+    """The selections by which a rule begins; those that look at rows do not wait for a survey."""
+    request = rule.request(())
+    if request is None:
+        return rule.params(()).selects
+    return request.selects if isinstance(request, Norms) else ()
 
 
-def _by_rows(job: Job) -> bool:
-    return rows_of(job.rule) > 1
+def _longest_row(job: Job) -> int:
+    """Of the rows that chunks must hold whole; 0: they need hold none."""
+    return max((s.row for s in _selects(job.rule) if isinstance(s, Ranked)), default=0)
 
 
 def _step(job: Job) -> int:
     """Chunks begin at multiples of this, or the whole tensor is one."""
-    return min(lcm(_BLOCK, rows_of(job.rule)), job.numel)
+    return min(step_of(_selects(job.rule)), job.numel)
 
 
 def _least_read(job: Job) -> int:
@@ -237,7 +241,7 @@ class TensorMerger:
     def _chunks(self, job: Job, most: int) -> Iterator[tuple[int, int]]:
         """(start, count) of the chunks of a tensor, in order."""
         ahead = _READ_AHEAD // job.element_bytes
-        for start, count in _pieces(job.numel, most, lcm(_BLOCK, rows_of(job.rule))):
+        for start, count in _pieces(job.numel, most, step_of(_selects(job.rule))):
             if self._work.stop.is_set():
                 raise MergeError("the merge was stopped")
             wanted = (start + ahead, count) if start else (0, ahead + count)

@@ -89,12 +89,6 @@ class TaskArithmetic:
         return total if abs(total) >= LEAST_TOTAL else 1.0
 
     @property
-    def whole_rows(self) -> int:
-        """Chunks must hold whole rows of so many elements; 1: any."""
-        ranked = bool(self.epsilons) and any(0 < density < 1 for density in self.densities)
-        return max(self.row, 1) if ranked else 1
-
-    @property
     def _sparse(self) -> list[bool]:
         return [density < 1 for density in self.densities]
 
