@@ -42,7 +42,7 @@ class ResidentSurveys:
         """Keep what a survey of `tensors` said."""
         key = _key(tensors, request)
         if key is not None:
-            self._surveys[key] = survey
+            self._surveys[key] = survey.lasting
             self._alive[key] = tuple(tensors)
 
 

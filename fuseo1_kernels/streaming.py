@@ -17,7 +17,15 @@ from .backends import (
     Surveyor,
     SurveyResult,
 )
-from .backends.requests import Divergences, Magnitudes, Norms, Ranked, Select, step_of
+from .backends.requests import (
+    Divergences,
+    Magnitudes,
+    Norms,
+    Ranked,
+    Select,
+    kept_bytes,
+    step_of,
+)
 from .checkpoint.journal import TensorRecord
 from .checkpoint.source import unreadable
 from .errors import CheckpointError, MergeError
@@ -127,7 +135,10 @@ def _survey_records(job: Job) -> int:
     keeps = isinstance(request, float | Magnitudes) or (
         isinstance(request, Divergences) and request.cuts > 0
     )
-    return job.numel * _RECORD * len(job.inputs) if keeps else 0
+    if keeps:
+        return job.numel * _RECORD * len(job.inputs)
+    # A survey's room is seven eighths of its share, at least.
+    return 0 if request is None else kept_bytes(request, job.numel) * 8 // 7
 
 
 class TensorMerger:

@@ -70,7 +70,7 @@ class SurveyCache:
 
     def keep(self, job: Job, surveys: Iterable[tuple[Request, SurveyResult]]) -> None:
         """Keep what surveys of `job`'s tensors said to requests; a disk that refuses is among `problems`."""
-        new = {_key(job, request): survey for request, survey in surveys}
+        new = {_key(job, request): survey.lasting for request, survey in surveys}
         lines = [encode_record({"key": k, "survey": _fields(s)}) for k, s in new.items()]
         with self._lock:
             self._surveys.update(new)
@@ -108,7 +108,8 @@ def _key(job: Job, request: Request) -> str:
 
 
 def _fields(survey: SurveyResult) -> dict[str, Any]:
-    return asdict(survey) | {"divergences": survey.divergences.hex()}
+    fields = asdict(survey) | {"divergences": survey.divergences.hex()}
+    return {name: value for name, value in fields.items() if name != "kept"}
 
 
 def _survey(fields: dict[str, Any]) -> SurveyResult:

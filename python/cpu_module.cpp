@@ -196,6 +196,17 @@ class Survey {
     return out;
   }
 
+  // Where the bits are of what was kept, by target; 0: nowhere.
+  std::vector<uintptr_t> kept() const {
+    std::vector<uintptr_t> out;
+    for (int i = 0; i < targets_; ++i) {
+      const uint64_t* bits = nullptr;
+      check(fuseo1_survey_kept_of(survey_.get(), i, &bits), "survey.kept");
+      out.push_back(reinterpret_cast<uintptr_t>(bits));
+    }
+    return out;
+  }
+
   py::dict result() const {
     auto r = std::make_unique<fuseo1_survey_result>();
     check(fuseo1_survey_result_of(survey_.get(), r.get()), "survey.result");
@@ -413,7 +424,8 @@ PYBIND11_MODULE(_cpu, m) {
       .def("result", &Survey::result)
       .def("cuts", &Survey::cuts)
       .def("sums", &Survey::sums)
-      .def("divergences_of", &Survey::divergences_of);
+      .def("divergences_of", &Survey::divergences_of)
+      .def("kept", &Survey::kept);
   m.attr("ELECT_SUM") = static_cast<int>(FUSEO1_ELECT_SUM);
   m.attr("ELECT_WEIGHTED") = static_cast<int>(FUSEO1_ELECT_WEIGHTED);
   m.attr("ELECT_COUNT") = static_cast<int>(FUSEO1_ELECT_COUNT);

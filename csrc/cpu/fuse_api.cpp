@@ -53,7 +53,7 @@ extern "C" int fuseo1_fuse(const fuseo1_fuse_params* params, const fuseo1_operan
         return;
       }
       fuseo1_fuse_params decided = *params;
-      ranked.for_each_unit(chunk, begin, end, thread,
+      ranked.for_each_unit(chunk, begin, end, thread, nullptr,
                            [&](const Chunk& part, const fuseo1_select* selects, int64_t at, int64_t n) {
                              decided.selects = selects;
                              char* const to = static_cast<char*>(out) + at * element_size(out_dtype);

@@ -71,9 +71,10 @@ struct MagnitudeKernels {
 using SumBins = int64_t[kExponents];  // a sum's terms by their quantum's exponent
 
 struct SumKernels {
-  // sums[2 * i] of all |d_i|, sums[2 * i + 1] of those that selects[i] leaves; selects may be nullptr
-  void (*norms)(const Chunk&, int64_t begin, int64_t end, const fuseo1_select* selects, SumBins* sums,
-                int64_t* nonfinite);
+  // sums[2 * i] of all |d_i|, sums[2 * i + 1] of those that selects[i] leaves; selects may be nullptr. What a DRAW
+  // selects goes to kept[i], a bit an element of the tensor, unless that is nullptr
+  void (*norms)(const Chunk&, int64_t begin, int64_t end, const fuseo1_select* selects, uint64_t* const* kept,
+                SumBins* sums, int64_t* nonfinite);
   // sums[i * (i + 1) / 2 + k] of v_i * v_k, k <= i: v are the task vectors, or base and targets
   void (*gram)(const Chunk&, int64_t begin, int64_t end, bool of_inputs, SumBins* sums, int64_t* nonfinite);
 };

@@ -29,25 +29,22 @@ void load_magnitudes(const Chunk& pair, int64_t at, int64_t count, uint32_t* to)
   memset(to, 0, kBlock * sizeof *to);
 }
 
-// Appends lanes' elements, from `first` on, and their words; returns how many.
-FUSEO1_INLINE int append(uint32_t lanes, uint32_t first, Vu words, uint32_t* elements, uint32_t* their_words) {
+// Stores the chosen lanes of v one after the other; writes a vector at most. Returns how many they are.
+FUSEO1_INLINE int pack(uint32_t lanes, Vu v, uint32_t* to) {
 #if defined(__AVX512F__)
-  const Vu element = splat(first) + (Vu)load<Vi>(kLanes);
-  store(elements, (Vu)_mm512_maskz_compress_epi32(static_cast<Mask>(lanes), (__m512i)element));
-  store(their_words, (Vu)_mm512_maskz_compress_epi32(static_cast<Mask>(lanes), (__m512i)words));
+  store(to, (Vu)_mm512_maskz_compress_epi32(static_cast<Mask>(lanes), (__m512i)v));
   return __builtin_popcount(lanes);
 #else
-  alignas(64) uint32_t word[kWidth];
-  store(word, words);
+  alignas(64) uint32_t lane[kWidth];
+  store(lane, v);
   int n = 0;
-  for (; lanes; lanes &= lanes - 1, ++n) {
-    const int lane = __builtin_ctz(lanes);
-    elements[n] = first + static_cast<uint32_t>(lane);
-    their_words[n] = word[lane];
-  }
+  for (; lanes; lanes &= lanes - 1) to[n++] = lane[__builtin_ctz(lanes)];
   return n;
 #endif
 }
+
+// The indices of a vector's elements of which the first is `first`.
+FUSEO1_INLINE Vu indices(int64_t first) { return splat(static_cast<uint32_t>(first)) + (Vu)load<Vi>(kLanes); }
 
 // Sets the bits of the elements of whole blocks that are selected whatever their rank, and gathers those that need it;
 // returns how many. `flat` is the first's flat index.
@@ -65,7 +62,8 @@ int64_t decide_by_words(const RankRule& rule, int64_t flat, int64_t blocks, cons
       const uint32_t possible = lane_bits(some & greater(highest, ordered));
       const int64_t first = block * kBlock + j;
       bits[first / 64] |= uint64_t{sure} << (first % 64);
-      open += append(possible & ~sure, static_cast<uint32_t>(first), word, room.open + open, room.words + open);
+      pack(possible & ~sure, word, room.words + open);
+      open += pack(possible & ~sure, indices(first), room.open + open);
     }
   }
   return open;
@@ -180,19 +178,34 @@ class Row {
     clamped_ = lowest > last;
     used_ = (clamped_ ? last : lowest) + 1;
     // Zeros get bins of their own, several, because counting one after the other in one place is slow.
-    const Vu zeros = splat(used_ + 1) + (Vu)load<Vi>(kLanes), end = splat(used_ - 1);
+    const Vu zeros = indices(used_ + 1), end = splat(used_ - 1);
     for (j = 0; j < n_; j += kWidth) {
       const Vu m = load<Vu>(magnitudes_ + j), bin = splat(top_ >> shift_) - (m >> shift_);
       store_lanes(bins_ + j, select(equal((Vi)m, Vi{}), zeros, bin < end ? bin : end));
     }
     memset(above_, 0, (used_ + 1 + kWidth) * sizeof *above_);
-    for (j = 0; j < n_; ++j) places_[j] = above_[bins_[j]]++;
+    count_bins();
     Count sum = 0;
     for (uint32_t bin = 0; bin <= used_; ++bin) {
       const Count here = above_[bin];
       above_[bin] = sum;
       sum = static_cast<Count>(sum + here);
     }
+  }
+
+  // Counts into above_, and notes places. Stores are what this waits for: four places make one.
+  void count_bins() {
+    const Count* const bins = bins_;
+    Count *const counts = above_, *const places = places_;
+    const int64_t n = n_;
+    int64_t j = 0;
+    for (; j + 4 <= n; j += 4) {
+      const Count a = counts[bins[j]]++, b = counts[bins[j + 1]]++, c = counts[bins[j + 2]]++,
+                  d = counts[bins[j + 3]]++;
+      const Count four[] = {a, b, c, d};
+      memcpy(places + j, four, sizeof four);
+    }
+    for (; j < n; ++j) places[j] = counts[bins[j]]++;
   }
 
   void decide_by_bins() {
@@ -222,7 +235,7 @@ class Row {
     for (int64_t j = 0; j < n_; j += kWidth) {
       const Vu m = load<Vu>(magnitudes_ + j);
       const uint32_t lanes = lane_bits(greater((Vi)(m & low), Vi{}));
-      odd += append(lanes, static_cast<uint32_t>(j), m, room_.order + odd, room_.spare + odd);
+      odd += pack(lanes, indices(j), room_.order + odd);
     }
     const Count* const bins = bins_;
     for (int64_t k = 0; k < odd; ++k) room_.mixed[bins[room_.order[k]]] = 1;

@@ -59,11 +59,7 @@ class RankedRoom {
   }
 
   const RankRoom& get() const { return room_; }
-  uint64_t* cleared_bits(int target) {
-    uint64_t* const bits = bits_.get() + target * bit_words_;
-    memset(bits, 0, static_cast<size_t>(bit_words_) * sizeof *bits);
-    return bits;
-  }
+  uint64_t* bits(int target) { return bits_.get() + target * bit_words_; }
 
  private:
   RankRoom room_;
@@ -100,9 +96,11 @@ class RankedSelects {
   }
 
   // Calls work(part, selects, at, count) on one unit of the chunk's elements [begin, end) after the other, for whose
-  // element `at` the part begins; in the room of `thread`. Must not throw.
+  // element `at` the part begins; in the room of `thread`. The bits are the tensor's, kept[i] of target i, if these
+  // are not nullptr. Must not throw.
   template <class Work>
-  void for_each_unit(const Chunk& chunk, int64_t begin, int64_t end, int thread, const Work& work) const {
+  void for_each_unit(const Chunk& chunk, int64_t begin, int64_t end, int thread, uint64_t* const* kept,
+                     const Work& work) const {
     RankedRoom& room = *rooms_[thread];
     fuseo1_operand operands[FUSEO1_MAX_TARGETS + 1];
     fuseo1_select selects[FUSEO1_MAX_TARGETS];
@@ -116,7 +114,8 @@ class RankedSelects {
       for (int i = 0; i < chunk.targets; ++i) {
         if (selects_[i].kind != FUSEO1_SELECT_RANKED) continue;
         const fuseo1_operand pair[] = {operands[0], operands[i + 1]};
-        uint64_t* const bits = room.cleared_bits(i);
+        uint64_t* const bits = kept && kept[i] ? kept[i] + (chunk.offset + at) / 64 : room.bits(i);
+        memset(bits, 0, static_cast<size_t>(whole_blocks(count) / 8));
         const RankRule rule = {selects_[i].key, row_, limits_[limits_of_[i]].data()};
         kernels().rank({pair, 1, chunk.offset + at}, count, rule, room.get(), bits);
         selects[i].kind = FUSEO1_SELECT_BITS;

@@ -138,9 +138,22 @@ FUSEO1_INLINE void for_each_words(uint64_t key, int64_t flat, const Use& use) {
 
 constexpr uint32_t kSign = 0x80000000u;  // turned over, words compare as signed integers do
 
-inline void apply_draw(const fuseo1_select& select, int64_t flat, float* d) {
+// Writes lanes' bits to where those of a block's element j are; the lower half of a byte comes before the upper.
+FUSEO1_INLINE void store_lane_bits(uint8_t* bits, int j, uint32_t lanes) {
+  static_assert(kWidth == 4 || kWidth == 8 || kWidth == 16);
+  static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__);
+  if (kWidth == 4) lanes = j % 8 ? bits[j / 8] | lanes << 4 : lanes;
+  memcpy(bits + j / 8, &lanes, kWidth == 16 ? 2 : 1);
+}
+
+// The bits of what is drawn go to `kept`, unless that is nullptr.
+inline void apply_draw(const fuseo1_select& select, int64_t flat, uint8_t* kept, float* d) {
   const Vi limit = (Vi)splat(select.limit ^ kSign);
-  for_each_words(select.key, flat, [&](int j, Vu words) { keep_selected(d + j, greater(limit, (Vi)(words ^ kSign))); });
+  for_each_words(select.key, flat, [&](int j, Vu words) {
+    const Mask drawn = greater(limit, (Vi)(words ^ kSign));
+    keep_selected(d + j, drawn);
+    if (kept) store_lane_bits(kept, j, lane_bits(drawn));
+  });
 }
 
 // Reads no word of which no element of the chunk is told.
@@ -173,7 +186,7 @@ inline void apply_select(const fuseo1_select& select, int64_t flat, int64_t at, 
     case FUSEO1_SELECT_BAND:
       return select.rows.factors ? apply_scored_band(select, flat, count, d) : apply_band(select, flat, d);
     case FUSEO1_SELECT_DRAW:
-      return apply_draw(select, flat, d);
+      return apply_draw(select, flat, nullptr, d);
     case FUSEO1_SELECT_BITS:
       return apply_bits(select, at, count, d);
     case FUSEO1_SELECT_CLAMP:

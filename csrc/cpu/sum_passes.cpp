@@ -75,11 +75,24 @@ class Sums : public fuseo1_survey {
 
 class Norms final : public Sums {
  public:
-  Norms(int32_t n, int64_t numel, const fuseo1_select* selects) : Sums(n, numel, 2 * n), ranked_(selects, n) {
+  Norms(int32_t n, int64_t numel, const fuseo1_select* selects)
+      : Sums(n, numel, 2 * n), ranked_(selects, n), kept_(static_cast<size_t>(n)) {
     if (selects) selects_.assign(selects, selects + n);
   }
 
   int64_t row() const override { return ranked_.any() ? ranked_.row() : 1; }
+
+  void lend(Loan memory) override {
+    const int64_t words = whole_blocks(numel) / 64, bytes = words * static_cast<int64_t>(sizeof(uint64_t));
+    auto* next = reinterpret_cast<uint64_t*>(memory.start);
+    for (size_t i = 0; i < selects_.size(); ++i) {
+      const int kind = selects_[i].kind;
+      if ((kind != FUSEO1_SELECT_DRAW && kind != FUSEO1_SELECT_RANKED) || memory.bytes < bytes) continue;
+      kept_[i] = next;
+      next += words, memory.bytes -= bytes;
+    }
+  }
+  const uint64_t* kept(int32_t target) const override { return kept_[target]; }
 
   bool tell_sums(double* sums) const override {
     for (int64_t s = 0; s < count_; ++s) sums[s] = sum(s);
@@ -90,12 +103,13 @@ class Norms final : public Sums {
   void add(const Chunk& chunk, int64_t begin, int64_t end, int thread, SumBins* sums,
            int64_t* nonfinite) const override {
     if (!ranked_.any()) {
-      kernels().sums.norms(chunk, begin, end, selects_.empty() ? nullptr : selects_.data(), sums, nonfinite);
+      kernels().sums.norms(chunk, begin, end, selects_.empty() ? nullptr : selects_.data(), kept_.data(), sums,
+                           nonfinite);
       return;
     }
-    ranked_.for_each_unit(chunk, begin, end, thread,
+    ranked_.for_each_unit(chunk, begin, end, thread, kept_.data(),
                           [&](const Chunk& part, const fuseo1_select* selects, int64_t, int64_t count) {
-                            kernels().sums.norms(part, 0, count, selects, sums, nonfinite);
+                            kernels().sums.norms(part, 0, count, selects, kept_.data(), sums, nonfinite);
                           });
   }
   int64_t segment() const override { return ranked_.segment(); }
@@ -103,6 +117,7 @@ class Norms final : public Sums {
 
   std::vector<fuseo1_select> selects_;
   RankedSelects ranked_;
+  std::vector<uint64_t*> kept_;  // a bit an element, by target; nullptr: nothing is kept
 };
 
 class Gram final : public Sums {

@@ -41,11 +41,11 @@ int64_t sum_signed(const float* values, uint32_t exponent) {
   return sum;
 }
 
-void norms_run(const Chunk& chunk, int64_t begin, int64_t end, const fuseo1_select* selects, SumBins* sums,
-               int64_t* nonfinite) {
+void norms_run(const Chunk& chunk, int64_t begin, int64_t end, const fuseo1_select* selects, uint64_t* const* kept,
+               SumBins* sums, int64_t* nonfinite) {
   Block block;
   for (int64_t at = begin; at < end; at += kBlock) {
-    const int64_t count = end - at < kBlock ? end - at : kBlock;
+    const int64_t count = end - at < kBlock ? end - at : kBlock, flat = chunk.offset + at;
     load_finite(chunk, at, count, &block, nonfinite);
     for (int i = 0; i < chunk.targets; ++i) {
       float* const d = block.d[i];
@@ -53,7 +53,11 @@ void norms_run(const Chunk& chunk, int64_t begin, int64_t end, const fuseo1_sele
       const int64_t all = sum_magnitudes(d, exponent);
       sums[2 * i][exponent] += all;
       if (selects && selects[i].kind != FUSEO1_SELECT_ALL && selects[i].kind != FUSEO1_SELECT_CLAMP) {
-        apply_select(selects[i], chunk.offset + at, at, count, d);
+        if (kept[i] && selects[i].kind == FUSEO1_SELECT_DRAW) {
+          apply_draw(selects[i], flat, reinterpret_cast<uint8_t*>(kept[i]) + flat / 8, d);
+        } else {
+          apply_select(selects[i], flat, at, count, d);
+        }
         sums[2 * i + 1][exponent] += sum_magnitudes(d, exponent);
       } else {
         sums[2 * i + 1][exponent] += all;

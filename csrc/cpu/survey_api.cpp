@@ -149,4 +149,11 @@ int fuseo1_survey_divergences_of(const fuseo1_survey* survey, float* divergences
   return survey->tell_divergences(divergences) ? FUSEO1_OK : FUSEO1_BAD_ARGUMENT;
 }
 
+int fuseo1_survey_kept_of(const fuseo1_survey* survey, int32_t target, const uint64_t** bits) {
+  if (survey->phase != FUSEO1_SURVEY_DONE) return FUSEO1_WRONG_PHASE;
+  if (target < 0 || target >= survey->targets) return FUSEO1_BAD_ARGUMENT;
+  *bits = survey->kept(target);
+  return FUSEO1_OK;
+}
+
 }  // extern "C"

@@ -33,6 +33,8 @@ struct fuseo1_survey {
   virtual bool tell_cuts(fuseo1_cut*) const { return false; }
   virtual bool tell_sums(double*) const { return false; }
   virtual bool tell_divergences(float*) const { return false; }
+  // What was decided of a target's elements, in memory that was lent; nullptr: nothing is there.
+  virtual const uint64_t* kept(int32_t /*target*/) const { return nullptr; }
 
   void run(const fuseo1_operand* operands, int threads);
 

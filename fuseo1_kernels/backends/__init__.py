@@ -9,7 +9,7 @@ import importlib
 import importlib.util
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol, TypeGuard, TypeVar
@@ -19,6 +19,7 @@ from ..errors import BackendError
 from .requests import NOTHING as NOTHING
 from .requests import Cut as Cut
 from .requests import FuseParams as FuseParams
+from .requests import Kept as Kept
 from .requests import Request as Request
 
 #: Default bound on what a survey keeps in memory, bytes.
@@ -44,6 +45,7 @@ class SurveyResult:
         norms: of Norms: by target, the sums of |d| over all elements and over the selected ones.
         gram: of Gram: the matrix, row by row.
         divergences: of Divergences: fp32, one a row, as in RowFactors.
+        kept: of Norms: by target what chance has decided, where there was memory for it; or empty.
 
     What answers another request is empty, -1, or NOTHING.
     """
@@ -59,6 +61,12 @@ class SurveyResult:
     norms: tuple[tuple[float, float], ...] = ()
     gram: tuple[tuple[float, ...], ...] = ()
     divergences: bytes = b""
+    kept: tuple[Kept | None, ...] = field(default=(), compare=False)
+
+    @property
+    def lasting(self) -> SurveyResult:
+        """Without what lies in memory."""
+        return replace(self, kept=())
 
 
 @dataclass(frozen=True)
@@ -146,7 +154,8 @@ class Backend(Ops, Protocol):
     ) -> Surveyor:
         """`max_bytes` bounds what the survey itself keeps in memory, besides what it puts into `room`.
 
-        One survey after the other can use the same room: fresh memory costs time to be cleared.
+        One survey after the other can use the same room: fresh memory costs time to be cleared. What a result
+        says was kept is there until then.
         """
 
     def fuse_files(

@@ -21,12 +21,14 @@ from .requests import (
     Draw,
     Elect,
     Gram,
+    Kept,
     Magnitudes,
     Norms,
     Ranked,
     Request,
     RowFactors,
     Select,
+    kept_bytes,
 )
 
 _ELECT: dict[Elect, int] = {
@@ -83,9 +85,10 @@ def _check_rows(selects: Sequence[Select], numel: int) -> None:
             )
 
 
-def _native(params: FuseParams, numel: int) -> _cpu.FuseParams:
-    """`params` for the kernels, rounded to fp32, and for the first `numel` elements."""
-    _check_rows(params.selects, numel)
+def _native(params: FuseParams, offset: int, count: int) -> _cpu.FuseParams:
+    """`params` for the kernels, and for elements [offset, offset + count)."""
+    _check_rows(params.selects, offset + count)
+    kept = params.kept or (None,) * len(params.selects)
     return _cpu.FuseParams(
         weights=params.weights,
         shares=params.shares or (),
@@ -94,7 +97,10 @@ def _native(params: FuseParams, numel: int) -> _cpu.FuseParams:
         floor_divisor=params.floor_divisor,
         scale=params.scale,
         base_scale=params.base_scale,
-        selects=[native_select(select) for select in params.selects],
+        selects=[
+            _cpu.Select.bits(k.address + offset // 8) if k else native_select(select)
+            for select, k in zip(params.selects, kept, strict=True)
+        ],
         masked=params.masked,
         threshold=params.threshold,
         tie_limit=params.tie_limit,
@@ -136,7 +142,8 @@ def _check_targets(asked: int, targets: int, what: str) -> None:
         raise BackendError(f"{what} for {asked} targets, but there are {targets}")
 
 
-def _answer(survey: _cpu.Survey, request: Request) -> SurveyResult:
+def _answer(survey: _cpu.Survey, request: Request, room: Buffer | None) -> SurveyResult:
+    """`room`: what was lent."""
     found = survey.result()
     if not isinstance(request, Magnitudes | Norms | Gram | Divergences):
         return SurveyResult(**found)
@@ -148,7 +155,8 @@ def _answer(survey: _cpu.Survey, request: Request) -> SurveyResult:
         return replace(learned, divergences=survey.divergences_of())
     sums = iter(survey.sums())
     if isinstance(request, Norms):
-        return replace(learned, norms=tuple(zip(sums, sums, strict=True)))
+        kept = tuple(Kept(address, room) if address else None for address in survey.kept())
+        return replace(learned, norms=tuple(zip(sums, sums, strict=True)), kept=kept)
     vectors = len(found["nonfinite"]) - 2 + request.of_inputs
     gram = tuple(tuple(islice(sums, vectors)) for _ in range(vectors))
     return replace(learned, gram=gram)
@@ -203,7 +211,7 @@ class CpuSurveyor:
         self._survey.end_pass()
 
     def result(self) -> SurveyResult:
-        return _answer(self._survey, self._request)
+        return _answer(self._survey, self._request, self._room)
 
 
 class CpuBackend:
@@ -222,8 +230,12 @@ class CpuBackend:
     ) -> SurveyResult:
         operands, targets = _operands(inputs), len(inputs) - 1
         survey = _asked(targets, inputs[0].numel, request, max_bytes)
+        kept = kept_bytes(request, inputs[0].numel)
+        room = Buffer(kept) if 0 < kept <= max_bytes else None
+        if room is not None:
+            survey.lend((room.address, room.nbytes))
         survey.run(operands, threads)
-        return _answer(survey, request)
+        return _answer(survey, request, room)
 
     def surveyor(
         self,
@@ -244,7 +256,7 @@ class CpuBackend:
             raise BackendError("the output must have as many elements as the inputs")
         return _cpu.fuse(
             operands,
-            _native(params, offset + out.numel),
+            _native(params, offset, out.numel),
             offset,
             out.numel,
             out.address,
@@ -264,7 +276,7 @@ class CpuBackend:
         with _told_by_number():
             return _cpu.fuse_files(
                 _places(files),
-                _native(params, offset + out.numel),
+                _native(params, offset, out.numel),
                 offset,
                 out.numel,
                 (scratch.address, scratch.nbytes),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 _BLOCK = 256
 
@@ -88,6 +88,17 @@ def step_of(selects: Sequence[Select]) -> int:
     return math.lcm(_BLOCK, *(select.row for select in selects if isinstance(select, Ranked)))
 
 
+@dataclass(frozen=True)
+class Kept:
+    """What chance has decided of one target: bit f, from `address` on, is set if its selection has element f.
+
+    `owner` keeps the memory, unless it was lent: then another survey may write there.
+    """
+
+    address: int
+    owner: Any = None
+
+
 #: How the sign of an element is elected: of the sum of d (SCE), of w * d, by counting heads, or not at all.
 Elect: TypeAlias = Literal["sum", "weighted", "count", "none"]
 
@@ -133,6 +144,13 @@ class Divergences:
 Request: TypeAlias = float | Magnitudes | Norms | Gram | Divergences
 
 
+def kept_bytes(request: Request, numel: int) -> int:
+    """The memory for all that a survey may keep of what chance decides."""
+    selects = request.selects if isinstance(request, Norms) else ()
+    chance = sum(isinstance(select, Draw | Ranked) for select in selects)
+    return chance * -(-numel // _BLOCK) * (_BLOCK // 8)
+
+
 @dataclass(frozen=True)
 class FuseParams:
     """How `fuse` selects, elects, weighs and scales. The defaults are SCE's.
@@ -148,6 +166,8 @@ class FuseParams:
         shares: what each target counts for in the divisor; None: the weights.
         scale, base_scale: factors of the merged task vector and of the base.
         selects: one a target; empty: everything is selected.
+        kept: one a target, or empty: what a survey of the same backend has decided of `selects`, for those who would
+            rather not decide it again.
     """
 
     weights: tuple[float, ...]
@@ -161,6 +181,7 @@ class FuseParams:
     scale: float = 1.0
     base_scale: float = 1.0
     selects: tuple[Select, ...] = ()
+    kept: tuple[Kept | None, ...] = ()
 
     @property
     def is_sce(self) -> bool:

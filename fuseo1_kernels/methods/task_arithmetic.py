@@ -76,6 +76,7 @@ class TaskArithmetic:
             shares=self.weights,
             scale=self.scale,
             selects=self._selects(learned) if any(self._sparse) else (),
+            kept=learned[-1].kept if learned else (),
         )
 
     @property

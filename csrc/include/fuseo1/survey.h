@@ -117,9 +117,14 @@ int fuseo1_survey_cuts_of(const fuseo1_survey*, fuseo1_cut* cuts);
 int fuseo1_survey_sums_of(const fuseo1_survey*, double* sums);
 int fuseo1_survey_divergences_of(const fuseo1_survey*, float* divergences);
 
-// Lends SCAN memory for its slabs, besides max_bytes, instead of memory of its own: one survey after the other can use
-// it, where the system would have to clear fresh pages for each. It must outlive the survey.
+// Lends memory, besides max_bytes, before anything is fed; one survey after the other can use it, where the system
+// would have to clear fresh pages for each. SCAN has its slabs there, instead of in memory of its own: it must outlive
+// the survey. Norms keep there what DRAW and RANKED select of a target, as far as it suffices: 32 bytes a block and
+// target (memory is aligned to 8). fuse that is told these BITS instead need not decide anew, which takes longer than
+// the rest of it.
 void fuseo1_survey_lend(fuseo1_survey*, void* memory, int64_t bytes);
+// What was kept of target `target` (0 is the first), when DONE: bit f of the tensor's element f; nullptr: nothing.
+int fuseo1_survey_kept_of(const fuseo1_survey*, int32_t target, const uint64_t** bits);
 
 int fuseo1_survey_phase_of(const fuseo1_survey*);
 
