@@ -46,7 +46,7 @@ def assert_same_bits(actual: torch.Tensor, expected: torch.Tensor, what: object 
 
 def learned(result: SurveyResult) -> dict[str, Any]:
     """What a survey learned, without how many reads that took."""
-    fields = asdict(result)
+    fields = asdict(result.lasting)
     del fields["passes"]
     return fields
 

@@ -111,9 +111,10 @@ def test_as_far_as_memory_goes(cpu: str, numel: int) -> None:
         surveyor.update(inputs, 0)
         surveyor.end_pass()
         found = surveyor.result()
-        assert [k is not None for k in found.kept] == [count > 0, False, False, count > 1]
+        there = [k is not None for k in found.kept]
+        assert there == ([True, False, False, count > 1] if count else [])
         assert found == engine.survey(inputs, asked, 1, max_bytes=0)
-        for kept, select in zip(found.kept, asked.selects, strict=True):
+        for kept, select in zip(found.kept, asked.selects, strict=False):
             if kept is not None:
                 assert torch.equal(told(kept, numel), selected(select, torch.ones(numel), 0))
 
@@ -121,14 +122,14 @@ def test_as_far_as_memory_goes(cpu: str, numel: int) -> None:
 def test_surveys_keep_within_their_memory(cpu: str) -> None:
     inputs, asked = as_arrays(made(1000)), Norms(selects(1000))
     needed = kept_bytes(asked, 1000)
-    assert all(k is None for k in load_backend(cpu).survey(inputs, asked, 1, needed - 1).kept)
+    assert load_backend(cpu).survey(inputs, asked, 1, needed - 1).kept == ()
     assert sum(k is not None for k in load_backend(cpu).survey(inputs, asked, 1, needed).kept) == 2
 
 
 @pytest.mark.parametrize("asked", [Gram(), Magnitudes(((5,),)), Norms((None,)), 0.5])
 def test_nothing_random_nothing_kept(cpu: str, asked: object) -> None:
     found = load_backend(cpu).survey(as_arrays(made(300)[:2]), asked, 1)  # type: ignore[arg-type]
-    assert not any(found.kept)
+    assert found.kept == ()
     assert kept_bytes(asked, 300) == 0  # type: ignore[arg-type]
 
 

@@ -22,6 +22,7 @@ constexpr int64_t kSlabBytes = 256 << 10;
 struct Slab {
   Slab* next;
   const uint32_t* end;
+  int64_t lowest, highest;  // flat indices of the first and of the last block in it, as far as somebody has looked
 
   uint32_t* begin() { return reinterpret_cast<uint32_t*>(this + 1); }
 };
@@ -68,7 +69,7 @@ class SlabList {
     void* memory = pool->take();
     if (!memory) return false;
     filled_to(filling->candidates);
-    Slab* slab = new (memory) Slab{nullptr, nullptr};
+    Slab* slab = new (memory) Slab{};
     (last_ ? last_->next : first_) = slab;
     last_ = slab;
     filling->candidates = slab->begin();

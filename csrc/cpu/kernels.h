@@ -48,7 +48,6 @@ constexpr int candidate_words(int targets) { return 3 + targets + (targets + 3) 
 struct Ranked : Filling {
   int32_t target;
   Bracket bracket;
-  int64_t nonzero = 0;
   int64_t above = 0;
   int64_t candidate_count = 0;
 };

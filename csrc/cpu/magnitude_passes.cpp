@@ -96,6 +96,7 @@ class Magnitudes final : public fuseo1_survey {
     return all;
   }
   void enter(int next);
+  void place_brackets(int threads);
   void begin_pass(int most_threads);
   void share_slabs(Loan memory);
   void add_share();
@@ -135,8 +136,25 @@ void Magnitudes::enter(int next) {
   }
 }
 
+// When SCAN begins, as only then it is known how many threads there are.
+void Magnitudes::place_brackets(int threads) {
+  const auto length = static_cast<size_t>(run_length(numel));
+  std::atomic<size_t> next{0};
+  in_parallel(std::min<int64_t>(threads, static_cast<int64_t>(parts_.size())), [&](int64_t) {
+    for (size_t r; (r = next.fetch_add(1)) < parts_.size();) {
+      Part& part = parts_[r];
+      const double share = static_cast<double>(part.k) / static_cast<double>(numel);
+      if (part.sought) {
+        part.ranking.bracket = bracket_of(samples_[part.target], length, share, kOfAll, &part.likeliest);
+      }
+    }
+  });
+  samples_ = std::vector<Pages<uint32_t>>(targets);
+}
+
 // Fixes how many threads the pass has, whatever its chunks, and the memory that its candidates may take.
 void Magnitudes::begin_pass(int most_threads) {
+  if (phase == FUSEO1_SURVEY_SCAN) place_brackets(most_threads);
   const int64_t parts = std::max<int64_t>(sought(), 1), slab_each = parts * kMarkSlabBytes;
   const int64_t least = kLeastSlabs * slab_each;
   const bool lent = phase == FUSEO1_SURVEY_SCAN && loan_.bytes >= least;
@@ -284,9 +302,9 @@ int64_t Magnitudes::candidates(size_t r) const {
 }
 
 Cut Magnitudes::select(size_t r, int64_t wanted, Bracket within) {
-  std::vector<const Marks*> lists;
+  std::vector<Marks*> lists;
   for (const auto& share : shares_) lists.push_back(&share->parts[r].marks);
-  return select_marks(lists, candidates(r), wanted, within, parts_[r].likeliest, numel);
+  return select_marks(lists, wanted, within, parts_[r].likeliest, numel);
 }
 
 const Pages<int64_t>& Magnitudes::merged_histogram(size_t r) {
@@ -308,10 +326,14 @@ bool Magnitudes::settle_if_all(Part* part, int64_t nonzero) {
 bool Magnitudes::scan_found(size_t r) {
   Part& part = parts_[r];
   if (part.overflowed) return false;
-  if (settle_if_all(&part, sum(r, [](const PartShare& mine) { return mine.ranked.nonzero; }))) return true;
-  const int64_t inside = part.k - sum(r, [](const PartShare& mine) { return mine.ranked.above; });
-  if (inside < 1 || inside > candidates(r)) return false;
-  const Cut cut = select(r, inside, part.ranking.bracket);
+  const Bracket bracket = part.ranking.bracket;
+  const int64_t above = sum(r, [](const PartShare& mine) { return mine.ranked.above; }), inside = candidates(r);
+  const bool all_counted = bracket.low <= 1;  // but zeros
+  if (all_counted && settle_if_all(&part, above + inside)) return true;
+  const int64_t wanted = part.k - above;
+  // If it is all that were counted, it may be all there are, which has to be known.
+  if (wanted < 1 || wanted > inside || (wanted == inside && !all_counted)) return false;
+  const Cut cut = select(r, wanted, bracket);
   part.ranking.settle(cut.threshold, part.k, cut.splits_ties ? cut.last_tie : numel - 1);
   return true;
 }
@@ -341,9 +363,6 @@ void Magnitudes::end_pass() {
     if (!part.sought) continue;
     switch (phase) {
       case FUSEO1_SURVEY_SAMPLE:
-        part.ranking.bracket =
-            bracket_of(samples_[part.target], static_cast<size_t>(run_length(numel)),
-                       static_cast<double>(part.k) / static_cast<double>(numel), kOfAll, &part.likeliest);
         break;
       case FUSEO1_SURVEY_SCAN:
         part.sought = !scan_found(r);
@@ -362,7 +381,6 @@ void Magnitudes::end_pass() {
         part.sought = false;
     }
   }
-  if (phase == FUSEO1_SURVEY_SAMPLE) samples_ = std::vector<Pages<uint32_t>>(targets);
   enter(sought() ? phase + 1 : FUSEO1_SURVEY_DONE);
 }
 

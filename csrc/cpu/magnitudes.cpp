@@ -49,20 +49,18 @@ void rank_block(const float* d, int64_t index, Ranked* to) {
   const Vu one = splat(1u);
   uint32_t* const record = to->candidates;
   uint32_t* next = record + kMarkWords;
-  Vu zeros{}, above{}, reached{};
+  Vu above{};
   alignas(64) uint64_t marks[kBlock / 64] = {};
   for (int j = 0; j < kBlock; j += kWidth) {
     const Vu v = magnitude(d + j);
-    const Mask is_above = greater((Vi)v, high), reaches = greater((Vi)v, below);
-    zeros += keep(equal((Vi)v, Vi{}), one);
+    const Mask is_above = greater((Vi)v, high);
     above += keep(is_above, one);
-    reached += keep(reaches, one);
-    const uint32_t lanes = lane_bits(reaches) & ~lane_bits(is_above);
+    const uint32_t lanes = lane_bits(greater((Vi)v, below)) & ~lane_bits(is_above);
     marks[j / 64] |= static_cast<uint64_t>(lanes) << (j % 64);
     if (kScores) next = append(next, v, lanes);
   }
-  const uint32_t inside = sum_lanes(reached) - sum_lanes(above);
-  to->nonzero += kBlock - sum_lanes(zeros);
+  uint32_t inside = 0;
+  for (const uint64_t word : marks) inside += static_cast<uint32_t>(__builtin_popcountll(word));
   to->above += sum_lanes(above);
   to->candidate_count += inside;
   if (inside == 0) return;

@@ -1,48 +1,44 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "marks.h"
 
+#include <mutex>
+#include <utility>
+
 #include "parallel.h"
 
 namespace fuseo1 {
 namespace {
 
-constexpr int64_t kBins = 4096;  // a histogram of this many stays in the L1 cache while it is filled
+constexpr int64_t kScoreBins = 4096, kBlockBins = 1024;  // histograms that stay in the L1 cache while they are filled
+constexpr size_t kGuesses = 3;
 
-using Lists = std::vector<const Marks*>;
+using Lists = std::vector<Marks*>;
 
-struct Range {
-  int64_t low, high;
-};
+// A histogram of keys, counted by several at once: its bins are stretches of 2^shift keys from `low` on.
+class Histogram {
+ public:
+  Histogram(size_t parts, int64_t bins, int64_t low, int64_t high) : bins_(bins), from_(low), counts_(parts * bins) {
+    while ((high - low) >> shift_ >= bins) ++shift_;
+  }
 
-// Narrows keys in [*low, *high] to the one at which `wanted` are reached, counted from the lowest up; takes those
-// before it off `wanted`. fill(list, range, add) calls add(key, how many) for all of a list whose key may be in the
-// range. Returns how many have that key.
-template <class Fill>
-int64_t narrow(const Lists& lists, const Fill& fill, int64_t* wanted, int64_t* low, int64_t* high) {
-  Pages<int64_t> bins;
-  int64_t inside = 0;
-  do {
-    int shift = 0;
-    while ((*high - *low) >> shift >= kBins) ++shift;
-    bins.assign(lists.size() * kBins, 0);
-    in_parallel(static_cast<int64_t>(lists.size()), [&](int64_t i) {
-      const int64_t from = *low;
-      const uint64_t span = static_cast<uint64_t>(*high - from);
-      int64_t* const mine = &bins[i * kBins];
-      fill(*lists[i], Range{*low, *high}, [=](int64_t key, int64_t count) {
-        const uint64_t at = static_cast<uint64_t>(key - from);
-        if (at <= span) mine[at >> shift] += count;
-      });
-    });
-    for (size_t b = kBins; b < bins.size(); ++b) bins[b % kBins] += bins[b];
+  void add(size_t part, int64_t key, int64_t count) { counts_[part * bins_ + ((key - from_) >> shift_)] += count; }
+
+  // Narrows keys to the bin at which `wanted` are reached, counted from the lowest up; takes those before it off
+  // `wanted`.
+  void reach(int64_t* wanted, int64_t* low, int64_t* high) {
+    for (size_t b = bins_; b < counts_.size(); ++b) counts_[b % bins_] += std::exchange(counts_[b], 0);
     int64_t bin = 0;
-    for (; bins[bin] < *wanted; ++bin) *wanted -= bins[bin];
-    *low += bin << shift;
-    *high = std::min(*high, *low + (int64_t{1} << shift) - 1);
-    inside = bins[bin];
-  } while (*low < *high);
-  return inside;
-}
+    for (; counts_[bin] < *wanted; ++bin) *wanted -= counts_[bin];
+    *low = from_ + (bin << shift_);
+    *high = std::min(*high, *low + (int64_t{1} << shift_) - 1);
+  }
+
+ private:
+  size_t bins_;
+  int64_t from_;
+  int shift_ = 0;
+  std::vector<int64_t> counts_;
+};
 
 // How many of a block's `n` candidates have the score, which is not 0.
 int64_t count_equal(const uint32_t* scores, int64_t n, uint32_t to) {
@@ -61,35 +57,50 @@ int64_t count_above(const uint32_t* scores, int64_t n, uint32_t limit) {
   return above;
 }
 
-// The last selected score, of which `wanted` out of `count` are selected.
+// Candidates with one score, by block, and how many have a higher one.
 struct Ties {
   uint32_t score;
-  int64_t wanted, count;
+  int64_t above, equal;
+  Histogram by_block;
 };
 
-// The likeliest is tried first: counting one score is fast, where a histogram of masses would have to wait for every
-// increment of one bin.
-Ties find_threshold(const Lists& lists, int64_t wanted, Bracket range, uint32_t likeliest) {
-  const uint32_t guess = std::clamp(likeliest, range.low, range.high);
-  std::atomic<int64_t> above{0}, equal{0};
+// Of each of up to kGuesses scores, in one walk.
+std::vector<Ties> count_ties(const Lists& lists, const std::vector<uint32_t>& scores, bool single, int64_t blocks) {
+  std::vector<Ties> found;
+  for (const uint32_t score : scores) found.push_back({score, 0, 0, {lists.size(), kBlockBins, 0, blocks - 1}});
+  std::mutex adding;
   in_parallel(static_cast<int64_t>(lists.size()), [&](int64_t i) {
-    int64_t my_above = 0, my_equal = 0;
-    lists[i]->for_each(false, [&](int64_t, int64_t n, const uint32_t*, const uint32_t* scores) {
-      my_above += count_above(scores, n, guess);
-      my_equal += count_equal(scores, n, guess);
+    int64_t above[kGuesses] = {}, equal[kGuesses] = {};
+    lists[i]->for_each(single, [&](int64_t block, int64_t n, const uint32_t*, const uint32_t* of_block) {
+      for (size_t g = 0; g < found.size(); ++g) {
+        const int64_t here = single ? n : count_equal(of_block, n, found[g].score);
+        above[g] += single ? 0 : count_above(of_block, n, found[g].score);
+        equal[g] += here;
+        found[g].by_block.add(i, block / kBlock, here);
+      }
     });
-    above += my_above, equal += my_equal;
+    const std::lock_guard<std::mutex> lock(adding);
+    for (size_t g = 0; g < found.size(); ++g) found[g].above += above[g], found[g].equal += equal[g];
   });
-  if (above < wanted && wanted <= above + equal) return {guess, wanted - above, equal};
+  return found;
+}
 
+// The last of the `wanted` highest scores.
+uint32_t find_threshold(const Lists& lists, int64_t wanted, Bracket range) {
   int64_t low = -static_cast<int64_t>(range.high), high = -static_cast<int64_t>(range.low);
-  const auto by_score = [](const Marks& list, Range, const auto& add) {
-    list.for_each(false, [&](int64_t, int64_t n, const uint32_t*, const uint32_t* scores) {
-      for (int64_t j = 0; j < n; ++j) add(-static_cast<int64_t>(scores[j]), 1);
+  while (low < high) {
+    Histogram by_score(lists.size(), kScoreBins, low, high);
+    in_parallel(static_cast<int64_t>(lists.size()), [&](int64_t i) {
+      lists[i]->for_each(false, [&](int64_t, int64_t n, const uint32_t*, const uint32_t* scores) {
+        for (int64_t j = 0; j < n; ++j) {
+          const int64_t key = -static_cast<int64_t>(scores[j]);
+          if (low <= key && key <= high) by_score.add(i, key, 1);
+        }
+      });
     });
-  };
-  const int64_t ties = narrow(lists, by_score, &wanted, &low, &high);
-  return {static_cast<uint32_t>(-low), wanted, ties};
+    by_score.reach(&wanted, &low, &high);
+  }
+  return static_cast<uint32_t>(-low);
 }
 
 // The index of the `nth` (from 1) of a block's candidates that have the score.
@@ -103,26 +114,45 @@ int64_t nth_tie(int64_t block, const uint32_t* marks, const uint32_t* scores, bo
 
 }  // namespace
 
-int64_t mark_selection_bytes(int64_t lists) { return lists * kBins * static_cast<int64_t>(sizeof(int64_t)); }
+int64_t mark_selection_bytes(int64_t lists) {
+  return lists * (kScoreBins + (kGuesses + 1) * kBlockBins) * static_cast<int64_t>(sizeof(int64_t));
+}
 
-Cut select_marks(const Lists& lists, int64_t count, int64_t wanted, Bracket range, uint32_t likeliest, int64_t numel) {
+Cut select_marks(const Lists& lists, int64_t wanted, Bracket range, uint32_t likeliest, int64_t numel) {
   const bool single = range.low == range.high;
-  Ties ties = {range.low, wanted, count};
-  if (!single) ties = find_threshold(lists, wanted, range, likeliest);
+  const int64_t blocks = (numel + kBlock - 1) / kBlock;
+  // Likely scores are tried first, among masses of equals also those where the bracket ends: counting one score is
+  // fast, where a histogram would have to wait for every increment of one bin.
+  std::vector<uint32_t> guesses = {range.low};
+  if (!single) guesses = {range.high, std::clamp(likeliest, range.low, range.high), range.low};
+  std::vector<Ties> counted = count_ties(lists, guesses, single, blocks);
+  const auto ends_there = [=](const Ties& ties) { return ties.above < wanted && wanted <= ties.above + ties.equal; };
+  auto found = std::find_if(counted.begin(), counted.end(), ends_there);
+  if (found == counted.end()) {
+    counted = count_ties(lists, {find_threshold(lists, wanted, range)}, single, blocks);
+    found = counted.begin();
+  }
+  Ties& ties = *found;
 
-  int64_t first = 0, last = (numel - 1) / kBlock;
-  const auto by_block = [=](const Marks& list, Range within, const auto& add) {
-    list.for_each(single, [&](int64_t block, int64_t n, const uint32_t*, const uint32_t* scores) {
-      if (block / kBlock < within.low || block / kBlock > within.high) return;
-      add(block / kBlock, single ? n : count_equal(scores, n, ties.score));
-    });
-  };
-  Cut cut = {ties.score, -1, ties.wanted < ties.count};
-  narrow(lists, by_block, &ties.wanted, &first, &last);
+  wanted -= ties.above;
+  Cut cut = {ties.score, -1, wanted < ties.equal};
+  int64_t first = 0, last = blocks - 1;
+  ties.by_block.reach(&wanted, &first, &last);
+  while (first < last) {
+    Histogram by_block(1, kBlockBins, first, last);
+    for (const Marks* list : lists) {
+      list->for_each_between(first * kBlock, last * kBlock, single,
+                             [&](int64_t block, int64_t n, const uint32_t*, const uint32_t* scores) {
+                               by_block.add(0, block / kBlock, single ? n : count_equal(scores, n, ties.score));
+                             });
+    }
+    by_block.reach(&wanted, &first, &last);
+  }
   for (const Marks* list : lists) {
-    list->for_each(single, [&](int64_t block, int64_t, const uint32_t* marks, const uint32_t* scores) {
-      if (block == first * kBlock) cut.last_tie = nth_tie(block, marks, scores, single, ties.score, ties.wanted);
-    });
+    list->for_each_between(first * kBlock, first * kBlock, single,
+                           [&](int64_t block, int64_t, const uint32_t* marks, const uint32_t* scores) {
+                             cut.last_tie = nth_tie(block, marks, scores, single, ties.score, wanted);
+                           });
   }
   return cut;
 }

@@ -38,24 +38,44 @@ inline int64_t sample_start(int64_t numel, int64_t runs, int64_t run) {
   return (run * stretch + static_cast<int64_t>(hash % static_cast<uint64_t>(stretch - length + 1))) / length * length;
 }
 
-// The nth highest score of the sample, counted from 0; there are that many.
-inline uint32_t nth_highest(const Pages<uint32_t>& sample, int64_t nth) {
-  constexpr int kBits = 12, kTop = 31;
-  uint32_t found = 0;  // its bits from `low` up
-  for (int low = kTop; low > 0;) {
-    const int high = low;
-    low = std::max(high - kBits, 0);
-    std::array<uint32_t, 1 << kBits> bins{};
-    const uint32_t mask = (1u << (high - low)) - 1;
-    for (const uint32_t v : sample) {
-      if (v >> high == found) ++bins[v >> low & mask];
+// A sample's scores by rank.
+class Ranks {
+ public:
+  explicit Ranks(const Pages<uint32_t>& sample) : sample_(sample), by_top_(count(kTop, kDigit, 0)) {}
+
+  // The nth highest, counted from 0; there are that many.
+  uint32_t nth_highest(int64_t nth) const {
+    uint32_t found = reach(by_top_, &nth);  // its bits from `low` up
+    for (int low = kTop - kDigit; low > 0;) {
+      const int bits = std::min(low, kDigit);
+      found = found << bits | reach(count(low, bits, found), &nth);
+      low -= bits;
     }
-    uint32_t bin = mask;
-    for (; bins[bin] <= nth; --bin) nth -= bins[bin];
-    found = found << (high - low) | bin;
+    return found;
   }
-  return found;
-}
+
+ private:
+  static constexpr int kDigit = 12, kTop = 31;
+  using Bins = std::array<uint32_t, 1 << kDigit>;
+
+  // The `bits` bits below bit `high` of those scores whose bits from there up are `prefix`.
+  Bins count(int high, int bits, uint32_t prefix) const {
+    Bins bins{};
+    const uint32_t mask = (1u << bits) - 1;
+    for (const uint32_t v : sample_) {
+      if (v >> high == prefix) ++bins[v >> (high - bits) & mask];
+    }
+    return bins;
+  }
+  static uint32_t reach(const Bins& bins, int64_t* nth) {
+    uint32_t bin = (1 << kDigit) - 1;
+    for (; bins[bin] <= *nth; --bin) *nth -= bins[bin];
+    return bin;
+  }
+
+  const Pages<uint32_t>& sample_;
+  const Bins by_top_;
+};
 
 // Of what the selected are a share: of the scores that are not 0, or of all.
 enum ShareOf { kOfNonzero, kOfAll };
@@ -87,15 +107,16 @@ inline Bracket bracket_of(const Pages<uint32_t>& sample, size_t length, double s
   const auto nonzero = static_cast<int64_t>(sample.size()) - std::count(sample.begin(), sample.end(), 0u);
   if (nonzero == 0) return bracket;
   const double m = static_cast<double>(nonzero), rank = share * (of == kOfAll ? static_cast<double>(sample.size()) : m);
-  const uint32_t middle = nth_highest(sample, std::min(static_cast<int64_t>(rank), nonzero - 1));
+  const Ranks ranks(sample);
+  const uint32_t middle = ranks.nth_highest(std::min(static_cast<int64_t>(rank), nonzero - 1));
   if (likeliest) *likeliest = middle;
   // Above the middle, or at it: among many equal scores these differ. And never less than if elements were drawn one
   // by one, as far as a single run could tell.
   const double deviation = std::max({sqrt(rank * (1 - share)), deviation_above(sample, length, middle, of),
                                      deviation_above(sample, length, middle - 1, of)});
   const double margin = 16 + kBracketDeviations * deviation;
-  if (rank - margin >= 0) bracket.high = nth_highest(sample, static_cast<int64_t>(rank - margin));
-  if (rank + margin < m) bracket.low = nth_highest(sample, static_cast<int64_t>(rank + margin));
+  if (rank - margin >= 0) bracket.high = ranks.nth_highest(static_cast<int64_t>(rank - margin));
+  if (rank + margin < m) bracket.low = ranks.nth_highest(static_cast<int64_t>(rank + margin));
   return bracket;
 }
 

@@ -156,7 +156,9 @@ def _answer(survey: _cpu.Survey, request: Request, room: Buffer | None) -> Surve
     sums = iter(survey.sums())
     if isinstance(request, Norms):
         kept = tuple(Kept(address, room) if address else None for address in survey.kept())
-        return replace(learned, norms=tuple(zip(sums, sums, strict=True)), kept=kept)
+        return replace(
+            learned, norms=tuple(zip(sums, sums, strict=True)), kept=kept if any(kept) else ()
+        )
     vectors = len(found["nonfinite"]) - 2 + request.of_inputs
     gram = tuple(tuple(islice(sums, vectors)) for _ in range(vectors))
     return replace(learned, gram=gram)
