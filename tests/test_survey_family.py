@@ -266,6 +266,45 @@ def test_data_that_deceive_the_sample(cpu: str) -> None:
     assert learned(found) == learned(expected(tensors, request)) and found.passes == 3
 
 
+@pytest.mark.parametrize("beside", [-1, 0, 1])
+def test_as_many_as_are_not_zero(cpu: str, beside: int) -> None:
+    """The sample tells of others, so that the bracket has no reason to begin at zero."""
+    numel, k = 300_000, 60_000
+    base, full = spread(numel, 1, FP32)
+    base.zero_()
+    order = full.abs().argsort(descending=True)
+    sparse = full.clone()
+    sparse[order[k + beside :]] = 0
+    request = Magnitudes(((k,),))
+    surveyor = load_backend(cpu).surveyor(1, numel, request, 2, PLENTY)
+    starts, length = surveyor.sample_runs()
+    surveyor.sample(
+        as_arrays([torch.cat([t[s : s + length] for s in starts]) for t in (base, full)])
+    )
+    inputs = as_arrays([base, sparse])
+    while not surveyor.done:
+        surveyor.update(inputs, 0)
+        surveyor.end_pass()
+    assert learned(surveyor.result()) == learned(expected([base, sparse], request))
+    [[cut]] = surveyor.result().cuts
+    assert (cut == Cut(0, -1)) == (beside <= 0)
+
+
+@pytest.mark.parametrize("values", [3, 16, 128])
+def test_masses_of_equals(cpu: str, values: int) -> None:
+    """Cuts in the middle of a mass, and where one ends and the next begins."""
+    each = 1 << 11
+    g = torch.Generator().manual_seed(values)
+    steps = torch.arange(1, values + 1).repeat_interleave(each)
+    target = (steps.float() / 64)[torch.randperm(values * each, generator=g)]
+    tensors = [torch.zeros_like(target), target]
+    for mass in (1, values // 2, values - 1):
+        for beside in (-each // 2, -2, -1, 0, 1, 2):
+            request = Magnitudes(((mass * each + beside,),))
+            found = whole(tensors, request, 2)
+            assert learned(found) == learned(expected(tensors, request)) and found.passes == 1
+
+
 @pytest.mark.parametrize("changed", [2, 3, 4], ids=["LOW", "TIES", "ENERGY"])
 def test_data_that_change_between_passes_are_an_error(cpu: str, changed: int) -> None:
     ones = as_arrays([torch.zeros(70_000), torch.ones(70_000)])
