@@ -21,6 +21,7 @@ from .requests import Cut as Cut
 from .requests import FuseParams as FuseParams
 from .requests import Kept as Kept
 from .requests import Request as Request
+from .requests import Select as Select
 
 #: Default bound on what a survey keeps in memory, bytes.
 SURVEY_BYTES = 128 << 20
@@ -205,6 +206,15 @@ class GpuBackend(Ops, Protocol):
     def params_bytes(self) -> int: ...
 
     def workspace_bytes(self, targets: int, numel: int, select_topk: float) -> int: ...
+
+    def survey_bytes(self, targets: int, numel: int, request: Request) -> int:
+        """The most bytes that `survey` has of torch at once for such a request, other than SCE's.
+
+        BackendError if there is no such survey.
+        """
+
+    def fuse_bytes(self, targets: int, numel: int, selects: Sequence[Select]) -> int:
+        """The same of `fuse` with such selections, other than SCE's."""
 
     def enqueue_survey(
         self, inputs: Sequence[Array], select_topk: float, variant: str, room: Room | None = None

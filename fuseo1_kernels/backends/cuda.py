@@ -10,9 +10,19 @@ import torch
 from ..arrays import Array
 from ..errors import BackendError
 from . import SURVEY_BYTES, OnDevice, Room, SurveyResult
-from .cuda_surveys import native_select, stream_of, survey_gram, survey_magnitudes, survey_norms
-from .on_gpu import OnGpu, check_is_sce, check_output, device_of, refuse_rows, upload
-from .requests import FuseParams, Gram, Magnitudes, Norms, Request
+from .cuda_surveys import (
+    native_select,
+    sizes_of,
+    stream_of,
+    survey_gram,
+    survey_magnitudes,
+    survey_norms,
+)
+from .on_gpu import OnGpu, check_is_sce, check_output, device_of, refuse_rows, taken, upload
+from .requests import FuseParams, Gram, Magnitudes, Norms, Request, Select
+
+# Bytes of the count of outputs that are infinite or NaN.
+_WRITTEN = 8
 
 
 class CudaBackend(OnGpu):
@@ -47,6 +57,20 @@ class CudaBackend(OnGpu):
 
     def workspace_bytes(self, targets: int, numel: int, select_topk: float) -> int:
         return int(self._kernels.workspace_bytes(targets, numel, select_topk))
+
+    def survey_bytes(self, targets: int, numel: int, request: Request) -> int:
+        refuse_rows(self.name, request)
+        if isinstance(request, Norms):
+            self._check_selects(request.selects)
+        return taken(*sizes_of(self._kernels, numel, request))
+
+    def fuse_bytes(self, targets: int, numel: int, selects: Sequence[Select]) -> int:
+        self._check_selects(selects)
+        return taken(_WRITTEN)
+
+    def _check_selects(self, selects: Sequence[Select]) -> None:
+        for select in selects:
+            native_select(self._kernels, select)
 
     @property
     def description(self) -> str:

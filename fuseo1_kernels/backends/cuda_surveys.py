@@ -14,7 +14,7 @@ from ..arrays import Array
 from ..errors import BackendError
 from . import SurveyResult
 from .on_gpu import check_targets, device_of, refuse_rows
-from .requests import NOTHING, Band, Clamp, Cut, Draw, Gram, Magnitudes, Norms, Select
+from .requests import NOTHING, Band, Clamp, Cut, Draw, Gram, Magnitudes, Norms, Request, Select
 
 #: An address and a dtype's number.
 Operand = tuple[int, int]
@@ -45,15 +45,21 @@ def _cut(cut: Cut) -> tuple[int, int]:
     return cut.threshold, cut.tie_limit
 
 
+def sizes_of(kernels: ModuleType, numel: int, request: Request) -> tuple[int, ...]:
+    """Bytes on the device: those that a survey works in, then those of each answer."""
+    if isinstance(request, Magnitudes):
+        cuts = sum(map(len, request.ranks))
+        return kernels.magnitudes_bytes(numel), cuts * kernels.CUT_BYTES, kernels.SUMS_BYTES
+    return kernels.SUMS_WORK_BYTES, kernels.SUMS_BYTES
+
+
 def survey_magnitudes(
     kernels: ModuleType, inputs: Sequence[Array], operands: Sequence[Operand], request: Magnitudes
 ) -> SurveyResult:
     """Waits for the device."""
     targets, numel = len(inputs) - 1, inputs[0].numel
     check_targets(len(request.ranks), targets, "ranks")
-    cuts = sum(map(len, request.ranks))
-    sizes = (kernels.magnitudes_bytes(numel), cuts * kernels.CUT_BYTES, kernels.SUMS_BYTES)
-    work, found, result = _room(inputs, *sizes)
+    work, found, result = _room(inputs, *sizes_of(kernels, numel, request))
     with stream_of(device_of(inputs)) as stream:
         kernels.survey_magnitudes(
             operands,
@@ -78,7 +84,7 @@ def survey_norms(
     """Waits for the device."""
     targets = len(inputs) - 1
     check_targets(len(request.selects), targets, "selections")
-    work, result = _room(inputs, kernels.SUMS_WORK_BYTES, kernels.SUMS_BYTES)
+    work, result = _room(inputs, *sizes_of(kernels, inputs[0].numel, request))
     with stream_of(device_of(inputs)) as stream:
         kernels.survey_norms(
             operands,
@@ -98,7 +104,7 @@ def survey_gram(
     """Waits for the device."""
     targets = len(inputs) - 1
     vectors = targets + request.of_inputs
-    work, result = _room(inputs, kernels.SUMS_WORK_BYTES, kernels.SUMS_BYTES)
+    work, result = _room(inputs, *sizes_of(kernels, inputs[0].numel, request))
     with stream_of(device_of(inputs)) as stream:
         kernels.survey_gram(
             operands,

@@ -11,6 +11,9 @@ from ..errors import BackendError
 from . import SURVEY_BYTES, GpuBackend, OnDevice, Room, SurveyResult
 from .requests import Band, Divergences, FuseParams, Magnitudes, Request, Select
 
+# torch's allocator rounds up to multiples of it.
+_UNIT = 512
+
 
 class OnGpu(GpuBackend):
     """What is the same for every kind of kernels."""
@@ -89,6 +92,11 @@ def check_output(out: Array, inputs: Sequence[Array]) -> None:
     """Raises BackendError."""
     if out.numel != inputs[0].numel:
         raise BackendError("the output must have as many elements as the inputs")
+
+
+def taken(*sizes: int) -> int:
+    """What torch's allocator takes of a device's memory for tensors of so many bytes each."""
+    return sum(-(-size // _UNIT) * _UNIT for size in sizes)
 
 
 def device_of(inputs: Sequence[Array]) -> torch.device:

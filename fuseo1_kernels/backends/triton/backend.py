@@ -14,12 +14,12 @@ from ...arrays import Array
 from ...errors import BackendError
 from .. import SURVEY_BYTES, OnDevice, Room, SurveyResult
 from ..on_gpu import OnGpu, check_is_sce, check_output, device_of, refuse_rows, upload
-from ..requests import Divergences, FuseParams, Request
+from ..requests import Divergences, FuseParams, Gram, Magnitudes, Norms, Request, Select
 from . import state as places
-from .family_launches import launch_fuse_family
+from .family_launches import fuse_bytes, launch_fuse_family
 from .launches import Params, launch_fuse, launch_params, launch_survey, workspace_bytes
 from .state import MOST_TARGETS, PARAMS_BYTES, RESULT, place
-from .survey_launches import survey_family
+from .survey_launches import survey_bytes, survey_family
 from .tuning import FOR_INTERPRETER, Config, Tuner, family_config
 from .workspace import needs_scores
 
@@ -132,6 +132,14 @@ class TritonBackend(OnGpu):
 
     def workspace_bytes(self, targets: int, numel: int, select_topk: float) -> int:
         return workspace_bytes(targets, numel, select_topk)
+
+    def survey_bytes(self, targets: int, numel: int, request: Request) -> int:
+        refuse_rows(self.name, request)
+        assert isinstance(request, Magnitudes | Norms | Gram)
+        return survey_bytes(targets, numel, request)
+
+    def fuse_bytes(self, targets: int, numel: int, selects: Sequence[Select]) -> int:
+        return fuse_bytes(numel, selects)
 
     def enqueue_survey(
         self, inputs: Sequence[Array], select_topk: float, variant: str, room: Room | None = None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..on_gpu import refuse_rows, upload
+from ..on_gpu import refuse_rows, taken, upload
 from ..requests import NOTHING, Band, Clamp, Cut, Draw, Elect, FuseParams, Ranked, Select
 from ..select_formulas import limits
 from .arithmetic import BLOCK
@@ -29,13 +29,16 @@ from .fuse_family import (
     fuse_family_tiles,
 )
 from .launches import BITS, EXACT, tiles_of
-from .selects import BAND, CLAMP, DRAW, EVERY, RANKED
+from .selects import BAND, CHOICE, CLAMP, DRAW, EVERY, RANKED
 from .state import RESULT, place
 from .tuning import Config
 
-# Elements whose rows are sorted at once, which takes some 50 bytes each; and those of the largest tile.
+# Elements whose rows are sorted at once, and bytes that torch takes for each of them, at most; and the elements of the
+# largest tile.
 _SORTED = 1 << 22
+_SORT_BYTES = 80
 _MOST_TILE = 16 * place(BLOCK)
+_CHOICE_BYTES = 8 * place(CHOICE)
 
 _ELECT: dict[Elect, int] = {
     "sum": place(SUM),
@@ -77,6 +80,12 @@ def launch_fuse_family(
             **EXACT,
         )
     return result
+
+
+def fuse_bytes(numel: int, selects: Sequence[Select]) -> int:
+    """The most that launch_fuse_family has of the device's memory at once."""
+    by_score = Band()
+    return taken(8 * RESULT, 8 * SCALARS) + choices_bytes(numel, [*selects, by_score])
 
 
 def scalars_of(params: FuseParams) -> tuple[int, bytes]:
@@ -134,6 +143,18 @@ def choices_of(
     return upload(b"".join(packed), data[0].device).view(torch.int64), referred
 
 
+def choices_bytes(numel: int, selects: Sequence[Select]) -> int:
+    """The most that choices_of has of the device's memory at once."""
+    sizes, sorting = [_CHOICE_BYTES * len(selects)], 0
+    for select in selects:
+        if isinstance(select, Ranked):
+            sizes.append(4 * (numel + _MOST_TILE))
+            sorting = max(sorting, min(numel, _rows_at_once(select)) * _SORT_BYTES)
+        else:
+            _choice(select)
+    return taken(*sizes, sorting)
+
+
 def _choice(select: Band | Draw | Clamp | None) -> bytes:
     if isinstance(select, Band):
         refuse_rows("triton", select)
@@ -148,11 +169,16 @@ def _limits(base: torch.Tensor, target: torch.Tensor, select: Ranked) -> torch.T
     """The elements' limits, [numel and more] int32 on the device: torch sorts their rows, some at a time."""
     numel = base.numel()
     found = torch.empty(numel + _MOST_TILE, dtype=torch.int32, device=base.device)
-    step = max(1, _SORTED // select.row) * select.row
+    step = _rows_at_once(select)
     for start in range(0, numel, step):
         d = _wide(target[start : start + step]) - _wide(base[start : start + step])
         found[start : start + d.numel()] = limits(select, d).to(torch.int32)
     return found
+
+
+def _rows_at_once(select: Ranked) -> int:
+    """The elements of the rows that are sorted at once."""
+    return max(1, _SORTED // select.row) * select.row
 
 
 def _wide(x: torch.Tensor) -> torch.Tensor:

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from .. import SurveyResult
-from ..on_gpu import check_targets
+from ..on_gpu import check_targets, taken
 from ..requests import ALL, NONE, NOTHING, Cut, Gram, Magnitudes, Norms
 from .arithmetic import BLOCK
-from .family_launches import choices_of, kinds_of
+from .family_launches import choices_bytes, choices_of, kinds_of
 from .launches import EXACT, launch_selection, tiles_of
 from .selects import BAND, DRAW, RANKED
 from .state import CUT, FAILED, NONFINITE, STATE, THRESHOLD, TIE_LIMIT, place
@@ -33,6 +33,18 @@ def survey_family(
         return _survey_gram(data, numel, request, config)
     check_targets(len(request.ranks), len(data) - 1, "ranks")
     return _survey_magnitudes(data, numel, request, config)
+
+
+def survey_bytes(targets: int, numel: int, request: Magnitudes | Norms | Gram) -> int:
+    """The most that survey_family has of the device's memory at once."""
+    stripes, state, size = stripes_of(numel), 8 * STATE, 8 * place(BLOCK)
+    if isinstance(request, Magnitudes):
+        counts, memory = 8 * stripes * targets, Layout(targets, numel, True).nbytes
+        return taken(counts, state, max(memory, 8 * targets))
+    vectors = targets + (isinstance(request, Gram) and request.of_inputs)
+    sums = vectors * (vectors + 1) // 2 if isinstance(request, Gram) else 2 * targets
+    chosen = choices_bytes(numel, request.selects) if isinstance(request, Norms) else 0
+    return taken(stripes * sums * size, state, sums * size) + chosen
 
 
 def _survey_magnitudes(data: Data, numel: int, request: Magnitudes, config: Config) -> SurveyResult:
