@@ -64,7 +64,7 @@ class MergeResult:
         seconds: wall time, from opening the models to the rename that publishes the result.
         shards: names of the weight files.
         energy_share: by target, its part of all selected energy; empty where the method knows no energies.
-        exact_path: tensors whose threshold needed more than one survey pass.
+        exact_path: tensors whose threshold needed more than one survey pass; of a GPU's, those of sce alone.
         resumed: tensors that an earlier run of this merge had written.
         backend: what did the arithmetic.
         notes: what is worth knowing, for example tensors that were left out.

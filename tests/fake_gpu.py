@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -24,10 +24,13 @@ from fuseo1_kernels.backends import (
     NOTHING,
     FuseParams,
     OnDevice,
+    Request,
     Room,
+    Select,
     SurveyResult,
     load_backend,
 )
+from fuseo1_kernels.errors import BackendError
 from fuseo1_kernels.gpu import crew
 from fuseo1_kernels.methods.sce import sce_params
 
@@ -141,6 +144,8 @@ class FakeDevice:
         self.pinned: list[int] = []
         self.closed = 0
         self.surveys = self.fuses = 0
+        # Whether an op is under way for which someone waits.
+        self.busy = False
         self.most_pinned = 1 << 30
         # The wait at which the device is lost, counted from 1; None: never.
         self.lost_at: int | None = None
@@ -199,8 +204,27 @@ def enqueue(work: Callable[[], None]) -> None:
     _here.stream.enqueue(work)
 
 
+T = TypeVar("T")
+
+
+def waited(work: Callable[[], T]) -> T:
+    """Have the current stream, which is that of the kernels, do it, and wait: an op in memory for one."""
+    stream, found = _here.stream, []
+    assert stream.number == KERNELS
+    if stream.device.busy:
+        raise RuntimeError("two ops work in the same memory")
+    stream.device.busy = True
+    try:
+        enqueue(lambda: found.append(work()))
+        time.sleep(0.0005)  # another thread has its chance
+        stream.record().synchronize()
+    finally:
+        stream.device.busy = False
+    return found[0]
+
+
 class FakeKernels:
-    """The CPU's kernels, enqueued; what they leave in a device's memory is JSON."""
+    """The CPU's kernels, enqueued; what they leave in a device's memory is JSON. Of what they `lack` they have none."""
 
     name = "cuda"
     description = "fake kernels"
@@ -208,8 +232,37 @@ class FakeKernels:
     result_bytes = 1000
     params_bytes = 600
 
-    def __init__(self) -> None:
+    def __init__(self, lack: tuple[type, ...] = ()) -> None:
         self._cpu = load_backend("cpu")
+        self._lack = lack
+
+    def survey_bytes(self, targets: int, numel: int, request: Request) -> int:
+        assert 0 < targets <= self.max_targets
+        self._check(request, *getattr(request, "selects", ()))
+        return 5000 + targets * numel // 16
+
+    def fuse_bytes(self, targets: int, numel: int, selects: Sequence[Select]) -> int:
+        self._check(*selects)
+        return 8
+
+    def _check(self, *asked: object) -> None:
+        for one in asked:
+            if isinstance(one, self._lack):
+                raise BackendError(f"the fake kernels have no {type(one).__name__}")
+
+    def survey(
+        self, inputs: Sequence[Array], request: Request, threads: int, max_bytes: int = 0
+    ) -> SurveyResult:
+        self.survey_bytes(len(inputs) - 1, inputs[0].numel, request)
+        _here.stream.device.surveys += 1
+        return waited(lambda: self._cpu.survey(inputs, request, 1))
+
+    def fuse(
+        self, inputs: Sequence[Array], params: FuseParams, out: Array, offset: int, threads: int
+    ) -> int:
+        self._check(*params.selects)
+        _here.stream.device.fuses += 1
+        return waited(lambda: self._cpu.fuse(inputs, params, out, offset, 1))
 
     def workspace_bytes(self, targets: int, numel: int, select_topk: float) -> int:
         return 5000 + targets * numel // 16 + (3000 if select_topk < 1 else 0)
@@ -272,6 +325,29 @@ class FakeKernels:
         fields = found.get("survey", _fields(none))
         fields |= {name: tuple(fields[name]) for name in ("energy", "nonfinite")}
         return SurveyResult(**fields), found.get("written", 0)
+
+
+class Enqueued:
+    """The CUDA backend, whose kernels here run at once: enqueued, they run when the stream comes to them."""
+
+    def __init__(self, cuda: Any) -> None:
+        self._cuda = cuda
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cuda, name)
+
+    def survey(self, inputs: Any, *arguments: Any) -> Any:
+        return waited(lambda: self._cuda.survey(inputs, *arguments))
+
+    def fuse(self, inputs: Any, *arguments: Any) -> Any:
+        return waited(lambda: self._cuda.fuse(inputs, *arguments))
+
+    def enqueue_survey(self, inputs: Any, select_topk: float, variant: str, room: Any) -> Any:
+        enqueue(lambda: self._cuda.enqueue_survey(inputs, select_topk, variant, room))
+        return OnDevice(room.result, room.params, len(inputs) - 1)
+
+    def enqueue_fuse(self, inputs: Any, survey: Any, out: Any) -> None:
+        enqueue(lambda: self._cuda.enqueue_fuse(inputs, survey, out))
 
 
 def _fields(survey: SurveyResult) -> dict[str, Any]:

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from engine_runs import merge
-from fake_gpu import FakeDevice, install
+from engine_runs import MIB, merge
+from fake_gpu import COPIES_IN, COPIES_OUT, KERNELS, FakeDevice, install
+from interrupted import partial_of
 from models import Family, State, make_family, tuned, weights
 from tensors import BF16, FP16, FP32
 
-from fuseo1_kernels import MergeResult, schedule
+from fuseo1_kernels import MergeError, MergeResult, schedule
 from fuseo1_kernels.gpu import division
 
 KIB = 1024
+
+#: Streams that run ahead of the lazy ones, and how often any of them does something unasked.
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "lazy": {},
+    "copies in ahead": {"eager": [COPIES_IN]},
+    "kernels ahead": {"eager": [COPIES_IN, KERNELS]},
+    "copies out ahead": {"eager": [COPIES_OUT]},
+    "at random": {"chance": 0.3},
+}
 
 
 def state() -> State:
@@ -51,9 +63,11 @@ def use_small_slots(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(schedule, "_BATCH", 64 * KIB)
 
 
-def on_gpus(family: Family, *devices: FakeDevice, **options: Any) -> MergeResult:
+def on_gpus(
+    family: Family, *devices: FakeDevice, kernels: Any = None, **options: Any
+) -> MergeResult:
     with pytest.MonkeyPatch.context() as patch:
-        install(patch, *devices)
+        install(patch, *devices, kernels=kernels)
         names = ",".join(device.name for device in devices)
         result = merge(family, "gpu", device=names, overwrite=True, **options)
     for device in devices:
@@ -64,3 +78,20 @@ def on_gpus(family: Family, *devices: FakeDevice, **options: Any) -> MergeResult
 
 def same(family: Family) -> bool:
     return weights(family.home / "gpu") == weights(family.home / "cpu")
+
+
+def checksums(model: Path) -> list[Any]:
+    """What the checksum file says of the weights: the small files have the directory's name."""
+    said = json.loads((model / "fuseo1_checksums.json").read_text())
+    return [said[key] for key in ("merge", "options", "shards", "tensors")]
+
+
+def noticed(family: Family, device: FakeDevice) -> bool:
+    """Whether the merge fails or gives other bytes: what is not there yet can look like NaN."""
+    try:
+        on_gpus(family, device, threads=2, max_gpu_memory=8 * MIB)
+    except (MergeError, ValueError):
+        # What it got wrong is not to be gone on from.
+        shutil.rmtree(partial_of(family.home / "gpu"), ignore_errors=True)
+        return True
+    return not same(family)

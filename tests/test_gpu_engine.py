@@ -10,12 +10,16 @@ import torch
 from engine_runs import MIB, merge, oversized_family, spoil
 from models import Family, State, make_family, tuned, weights
 from tensors import BF16, FP16, FP32
+from test_methods_run import CASES, Case, mixed_family
 
 from fuseo1_kernels import MergeError
 from fuseo1_kernels.backends import load_gpu_backend
 from fuseo1_kernels.errors import BackendError
 from fuseo1_kernels.gpu import division
 from fuseo1_kernels.gpu.device import open_devices
+
+#: What some backends leave to the CPU.
+MAY_LACK = ("della", "della_linear", "arcee_fusion")
 
 
 def _reason() -> str:
@@ -78,6 +82,22 @@ def test_little_memory(
         result = same(family, max_gpu_memory=max_gpu_memory, threads=threads)
         assert ("merged on the CPU" in "".join(result.notes)) == (max_gpu_memory == 8 * MIB)
     assert torch.cuda.max_memory_allocated() <= max_gpu_memory
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Family:
+    return mixed_family(tmp_path_factory.mktemp("small"))
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_every_method(case: Case, small: Family) -> None:
+    """What a backend lacks is merged on the CPU, and a note says so: those that may be there are named."""
+    case.configure(small)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    result = same(small, max_gpu_memory=16 * MIB, threads=4)
+    assert torch.cuda.max_memory_allocated() <= 16 * MIB
+    assert all(case.method in MAY_LACK and "backend" in note for note in result.notes)
 
 
 def test_many_ties(tmp_path: Path) -> None:

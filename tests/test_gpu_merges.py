@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import threading
 import time
 from pathlib import Path
@@ -13,27 +11,25 @@ import pytest
 import torch
 from emulated import load_emulated
 from engine_runs import MIB, merge, spoil
-from fake_gpu import COPIES_IN, COPIES_OUT, KERNELS, FakeDevice, enqueue, install
-from gpu_runs import KIB, mixed_family, on_gpus, same, use_small_slots
-from interrupted import partial_of
+from fake_gpu import COPIES_IN, COPIES_OUT, KERNELS, Enqueued, FakeDevice, install
+from gpu_runs import (
+    KIB,
+    SCHEDULES,
+    checksums,
+    mixed_family,
+    noticed,
+    on_gpus,
+    same,
+    use_small_slots,
+)
 from models import Family, done, make_family, merge_json, run, tuned, weights
 from tensors import BF16
 
 from fuseo1_kernels import MergeError
-from fuseo1_kernels.backends import OnDevice
 from fuseo1_kernels.gpu import division
 from fuseo1_kernels.gpu.layout import Layout
 from fuseo1_kernels.gpu.merger import GpuMerger
 from fuseo1_kernels.gpu.reservation import Reservation
-
-#: Streams that run ahead of the lazy ones, and how often any of them does something unasked.
-SCHEDULES: dict[str, dict[str, Any]] = {
-    "lazy": {},
-    "copies in ahead": {"eager": [COPIES_IN]},
-    "kernels ahead": {"eager": [COPIES_IN, KERNELS]},
-    "copies out ahead": {"eager": [COPIES_OUT]},
-    "at random": {"chance": 0.3},
-}
 
 
 @pytest.fixture(scope="module")
@@ -74,12 +70,6 @@ def test_the_report_is_the_cpus(mixed: Family) -> None:
     assert checksums(mixed.home / "gpu") == checksums(mixed.home / "cpu")
 
 
-def checksums(model: Path) -> list[Any]:
-    """What the checksum file says of the weights: the small files have the directory's name."""
-    said = json.loads((model / "fuseo1_checksums.json").read_text())
-    return [said[key] for key in ("merge", "options", "shards", "tensors")]
-
-
 @pytest.mark.usefixtures("small_slots")
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_several_gpus(schedule: str, mixed: Family) -> None:
@@ -118,35 +108,7 @@ def test_the_cuda_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         assert found.energy_share == expected.energy_share
 
 
-class Enqueued:
-    """The CUDA backend, whose kernels here run at once: enqueued, they run when the stream comes to them."""
-
-    def __init__(self, cuda: Any) -> None:
-        self._cuda = cuda
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._cuda, name)
-
-    def enqueue_survey(self, inputs: Any, select_topk: float, variant: str, room: Any) -> Any:
-        enqueue(lambda: self._cuda.enqueue_survey(inputs, select_topk, variant, room))
-        return OnDevice(room.result, room.params, len(inputs) - 1)
-
-    def enqueue_fuse(self, inputs: Any, survey: Any, out: Any) -> None:
-        enqueue(lambda: self._cuda.enqueue_fuse(inputs, survey, out))
-
-
 # --- every wait is needed ----------------------------------------------------------------
-
-
-def noticed(family: Family, device: FakeDevice) -> bool:
-    """Whether the merge fails or gives other bytes: what is not there yet can look like NaN."""
-    try:
-        on_gpus(family, device, threads=2, max_gpu_memory=8 * MIB)
-    except (MergeError, ValueError):
-        # What it got wrong is not to be gone on from.
-        shutil.rmtree(partial_of(family.home / "gpu"), ignore_errors=True)
-        return True
-    return not same(family)
 
 
 @pytest.mark.usefixtures("small_slots")

@@ -22,6 +22,9 @@ from fuseo1_kernels.gpu.device import explained, open_devices, parse_devices
 from fuseo1_kernels.gpu.layout import Layout, Request, footprint
 from fuseo1_kernels.gpu.reservation import Reservation
 from fuseo1_kernels.gpu.ring import Ring, Stopped
+from fuseo1_kernels.methods import Rule
+from fuseo1_kernels.methods.linear import Linear
+from fuseo1_kernels.methods.sce import Sce
 
 BF16, FP32 = BY_NAME["bfloat16"], BY_NAME["float32"]
 
@@ -147,10 +150,13 @@ class FakeInput:
     dtype: DType
 
 
-def job(numel: int, *dtypes: DType) -> Any:
+SCE, OTHER = Sce(0.5, "fuseo1", 0), Linear((1.0,), True)
+
+
+def job(numel: int, *dtypes: DType, rule: Rule = SCE) -> Any:
     inputs = tuple(FakeInput(i, dtype) for i, dtype in enumerate(dtypes))
     return SimpleNamespace(
-        numel=numel, dtype=BF16, inputs=inputs, output_bytes=numel * 2, name=f"t{numel}"
+        numel=numel, dtype=BF16, inputs=inputs, output_bytes=numel * 2, name=f"t{numel}", rule=rule
     )
 
 
@@ -164,6 +170,8 @@ def test_chunks_hold_every_byte_once(most: int) -> None:
         Request(job(0, BF16, BF16), (0.5, 0.1)),
         Request(job(129, FP32, FP32, BF16), (), KEPT, b"p" * 80),
         Request(job(1, BF16, BF16), (0.1,), KEPT, b"q" * 80),
+        Request(job(300, BF16, BF16, rule=OTHER)),
+        Request(job(0, BF16, rule=OTHER)),
     ]
     layout = Layout(requests, 300, 80)
     footprints = [footprint(r.job, len(r.topks), 300, 80) for r in requests]
@@ -198,6 +206,14 @@ def test_chunks_hold_every_byte_once(most: int) -> None:
             if found.item is not None:
                 out[id(found.item)] += found.nbytes
     assert list(out.values()) == [r.job.output_bytes for r in requests]
+
+
+def test_a_layout_of_empty_tensors_has_a_region() -> None:
+    empty = job(0, BF16, rule=OTHER)
+    layout = Layout([Request(empty)], 300, 80)
+    assert 0 < layout.nbytes <= footprint(empty, 1, 300, 80)
+    assert not [*layout.chunks_in(256), *layout.chunks_out(256)]
+    assert [task.job for task in layout.tasks] == [empty]
 
 
 def test_nothing_in_a_layout_overlaps() -> None:

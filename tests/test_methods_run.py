@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from engine_runs import MIB, merge, spoil
-from fake_gpu import FakeDevice, install
 from interrupted import partial_of
 from models import (
     Family,
@@ -434,7 +433,7 @@ def test_survey_topk_is_for_sce(family: Family, out: Path, tmp_path: Path) -> No
     assert not (tmp_path / "cache").exists()
 
 
-# --- what is not finite, memory, GPUs ------------------------------------------------------------
+# --- what is not finite, memory ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -479,15 +478,3 @@ def test_memory_for_many_cuts(family: Family, out: Path) -> None:
         assert dry_run(as_config(family.config), None, max_memory=64 * MIB).peak_memory <= 64 * MIB
     assert said["linear"] < said["ties"] < said["breadcrumbs_ties"]
     assert said["linear"] < said["arcee_fusion"]
-
-
-def test_gpus_merge_by_sce_alone(
-    family: Family, out: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    install(monkeypatch, FakeDevice())
-    CASES["ties"].configure(family)
-    ran = run(family.config, out, "--device", "cuda")
-    assert ran.code == 1 and "GPUs merge by sce alone in this version" in ran.err
-    assert not out.exists() and not partial_of(out).exists()
-    planned = dry_run(as_config(family.config), out, device="cuda")
-    assert any("GPUs merge by sce alone" in problem for problem in planned.problems)

@@ -29,9 +29,10 @@ def interpreted(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("file", ["triton_interpreted.py", "triton_family_interpreted.py"])
-def test_in_the_interpreter(file: str) -> None:
-    ran = interpreted("-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/{file}")
+@pytest.mark.parametrize("part", ["", "_family", "_merges"])
+def test_in_the_interpreter(part: str) -> None:
+    file = f"tests/triton{part}_interpreted.py"
+    ran = interpreted("-m", "pytest", "-q", "-p", "no:cacheprovider", file)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     print(ran.stdout.splitlines()[-1])
 

@@ -18,7 +18,7 @@ class TensorRecord(NamedTuple):
     """A tensor that was merged and written: the checksum of its bytes, and what its survey said.
 
     `energy` is by target, in the merge's order, or empty where the method knows none; `passes` counts the
-    reads of the tensor by the survey that took most.
+    reads of the tensor by the survey that took most (on a GPU those of SCE's; other surveys count for one).
     """
 
     checksum: str

@@ -62,7 +62,8 @@ class Device(Protocol):
     def free_bytes(self) -> int:
         """Bytes of its memory that nothing uses."""
 
-    def allocate(self, nbytes: int) -> Memory: ...
+    def allocate(self, nbytes: int) -> Memory:
+        """Memory for the stream that is current."""
 
     def allocate_pinned(self, nbytes: int) -> HostMemory:
         """Page-locked host memory; a power of two wastes none."""

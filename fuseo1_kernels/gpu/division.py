@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..backends import GpuBackend
 from ..errors import BackendError, MergeError
@@ -15,7 +15,8 @@ from ..threads import resolve_threads
 from .cpu_help import cpu_notes
 from .device import Device, explained
 from .lane import LaneSize
-from .layout import footprint, sce_of
+from .layout import footprint
+from .needs import needed_bytes
 from .reservation import ALIGNMENT, aligned
 
 # Without --max-gpu-memory this part of the memory that is free on the GPU may be used.
@@ -59,36 +60,27 @@ def divide_gpus(
 ) -> Division:
     """Divide for this plan, with surveys for other values of select_topk in the same read.
 
-    MergeError if `max_memory` is too little, or the method is not sce.
+    MergeError if `max_memory` is too little.
     """
-    if not all(isinstance(job.rule, Sce) for job in plan.jobs):
-        raise BackendError(
-            "GPUs merge by sce alone in this version; for this method leave out --device (and --cuda, and a "
-            "backend for GPUs): the CPU merges by all of them"
-        )
     limit = (max_gpu_memory or min(map(_default_limit, devices))) // ALIGNMENT * ALIGNMENT
     surveys = 1 + len(also)
     sizes = {
         job.name: footprint(job, surveys, backend.result_bytes, backend.params_bytes)
         for job in plan.jobs
     }
-    many = {job.name for job in plan.jobs if len(job.inputs) - 1 > backend.max_targets}
-    works = {job.name: _work_bytes(job, also, backend) for job in plan.jobs if job.name not in many}
+    works, reasons = _works(plan, also, backend)
     few = [name for name in works if sizes[name] + works[name] <= limit]
     work = max((works[name] for name in few), default=0)
     fit = {name for name in few if sizes[name] + work <= limit}
     too_large = f"each needs more than {_mib(limit)} of a GPU's memory (--max-gpu-memory)"
-    too_many = f"the {backend.name} backend takes at most {backend.max_targets} targets"
-    reasons = {
-        job.name: too_many if job.name in many else too_large
-        for job in plan.jobs
-        if job.name not in fit
-    }
+    reasons |= {name: too_large for name in works if name not in fit}
     left = [job for job in plan.jobs if job.name in reasons]
     memory = _cpu_memory(left, threads, max_memory // 2, surveys) if left else None
     host = (max_memory - (memory.total if memory else 0)) // len(devices)
     region = min(limit - work, sum(sizes[name] for name in fit))
     lane = _lane(resolve_threads(threads), len(devices), host, region, work, max_memory)
+    if not all(isinstance(job.rule, Sce) for job in plan.jobs):
+        lane = replace(lane, work=0, own=work)
     return Division(lane, reasons, memory, len(devices))
 
 
@@ -123,9 +115,30 @@ def _default_limit(device: Device) -> int:
         return device.free_bytes() // _DEFAULT_SHARE
 
 
+def _works(
+    plan: Plan, also: Sequence[float], backend: GpuBackend
+) -> tuple[dict[str, int], dict[str, str]]:
+    """By tensor: bytes that its surveys (or any op) work in; or why the backend cannot merge it."""
+    works: dict[str, int] = {}
+    reasons: dict[str, str] = {}
+    for job in plan.jobs:
+        if len(job.inputs) - 1 > backend.max_targets:
+            reasons[job.name] = (
+                f"the {backend.name} backend takes at most {backend.max_targets} targets"
+            )
+            continue
+        try:
+            works[job.name] = aligned(_work_bytes(job, also, backend))
+        except BackendError as error:
+            reasons[job.name] = str(error)
+    return works, reasons
+
+
 def _work_bytes(job: Job, also: Sequence[float], backend: GpuBackend) -> int:
-    targets, topks = len(job.inputs) - 1, {sce_of(job).select_topk, *also}
-    return aligned(max(backend.workspace_bytes(targets, job.numel, topk) for topk in topks))
+    if not isinstance(job.rule, Sce):
+        return needed_bytes(job, backend)
+    targets, topks = len(job.inputs) - 1, {job.rule.select_topk, *also}
+    return max(backend.workspace_bytes(targets, job.numel, topk) for topk in topks)
 
 
 def _power_of_two(nbytes: int) -> int:

@@ -28,6 +28,7 @@ class LaneSize:
         slot: bytes that are copied at once, a power of two.
         region: bytes of the device's memory for tensors.
         work: the same for the survey that runs; one runs at a time.
+        own: the same for what ops that wait allocate by themselves, through torch; likewise.
     """
 
     workers: int
@@ -35,6 +36,7 @@ class LaneSize:
     slot: int
     region: int
     work: int
+    own: int = 0
 
     @property
     def slots_in(self) -> int:
@@ -60,10 +62,14 @@ class Lane:
             self.memory = device.allocate(size.region + size.work)
             self.work = self.memory.tensor[size.region :]
             self.copies_in, self.kernels, self.copies_out = (device.stream() for _ in range(3))
+            if size.own:
+                # torch keeps it for this stream, and what is allocated there from now on comes out of it.
+                with self.kernels.current():
+                    device.allocate(size.own)
         self.regions = Reservation(size.region)
         self.ring_in = Ring(device, size.slots_in, size.slot)
         self.ring_out = Ring(device, size.slots_out, size.slot)
-        # A survey is many kernels in the same workspace: those of two must not mix.
+        # A survey is many kernels in the same workspace: those of two must not mix. And `own` is enough for one op.
         self.enqueuing = threading.Lock()
         self._readers = ThreadPoolExecutor(size.readers, thread_name_prefix="fuseo1-gpu")
 

@@ -20,11 +20,12 @@ class Request:
     """A tensor to merge: what is known of it, and for which values of select_topk it is surveyed now.
 
     `kept` is a survey that was made before, `params` what it means for the fuse, as the device has it; None
-    and b"": the first of `topks` is the fuse's own.
+    and b"": the first of `topks` is the fuse's own. Other rules than SCE's have none of them: what their surveys
+    say comes to the host at once.
     """
 
     job: Job
-    topks: tuple[float, ...]
+    topks: tuple[float, ...] = ()
     kept: SurveyResult | None = None
     params: bytes = b""
 
@@ -105,7 +106,8 @@ class Layout:
 
     @property
     def nbytes(self) -> int:
-        return self._end
+        """At least a byte: a group may be of empty tensors alone."""
+        return max(self._end, 1)
 
     def chunks_in(self, most: int) -> Iterator[Chunk[Input | bytes]]:
         """What is copied to the device, `most` bytes at a time."""
@@ -139,20 +141,16 @@ class Layout:
         return places
 
 
-def sce_of(job: Job) -> Sce:
-    """The rule of `job`: GPUs are given no other."""
-    assert isinstance(job.rule, Sce)
-    return job.rule
-
-
 def footprint(job: Job, surveys: int, result_bytes: int, params_bytes: int) -> int:
-    """The most bytes that `job` takes of a region, with so many surveys of it at once and one that was kept."""
+    """The most bytes that `job` takes of a region, with so many surveys of it (SCE's) at once and one that was kept."""
 
     def tensor(dtype: DType) -> int:
         return aligned(job.numel * dtype.size)
 
-    each = aligned(result_bytes) + aligned(params_bytes)
-    return sum(tensor(x.dtype) for x in job.inputs) + tensor(job.dtype) + (surveys + 1) * each
+    nbytes = sum(tensor(x.dtype) for x in job.inputs) + tensor(job.dtype)
+    if isinstance(job.rule, Sce):
+        nbytes += (surveys + 1) * (aligned(result_bytes) + aligned(params_bytes))
+    return max(nbytes, ALIGNMENT)
 
 
 def _cut(segments: Sequence[_Segment[T]], most: int) -> Iterator[Chunk[T]]:

@@ -11,13 +11,15 @@ import xxhash
 from ..arrays import Array, Buffer
 from ..backends import OnDevice, Room, SurveyResult
 from ..checkpoint.journal import TensorRecord
+from ..methods.sce import Sce
 from ..plan import Input, Job
 from ..streaming import refuse_nonfinite, refuse_overflow
 from ..work import TensorReport, Work
+from .by_rule import ByRule, Found
 from .cpu_help import CpuHelp
 from .device import Event, explained
 from .lane import Lane
-from .layout import Chunk, Layout, Request, Task, footprint, sce_of
+from .layout import Chunk, Layout, Request, Task, footprint
 from .ring import Slot, Stopped
 
 # Copies from the device that a worker has under way: one arrives while the other is written.
@@ -30,14 +32,15 @@ class GpuMerger:
     """A worker of a GPU. Others work on the same one: while this reads, their kernels run and their outputs leave.
 
     Host and device keep step by events alone: kernels begin when the copies in have ended, copies out when
-    the kernels have. A slot is filled when the copy from it has ended, a region given to others when all
-    of the output is here.
+    the kernels have (by another rule than SCE's the host waits for both, ByRule). A slot is filled when the copy
+    from it has ended, a region given to others when all of the output is here.
     """
 
     def __init__(self, lane: Lane, work: Work, cpu_help: CpuHelp) -> None:
         self._lane = lane
         self._work = work
         self._cpu_help = cpu_help
+        self._by_rule = ByRule(lane, work)
         self._scratch = Buffer(lane.size.slot)
 
     @property
@@ -84,21 +87,25 @@ class GpuMerger:
         for job in jobs:
             for x in job.inputs:
                 x.source.check_unchanged(x.info.file)
-        merged = self._enqueue_kernels(layout, region, copied)
+        if all(isinstance(job.rule, Sce) for job in jobs):
+            lane.copies_out.wait(self._enqueue_kernels(layout, region, copied))
+            known = None
+        else:
+            known = self._merge_by_rule(layout, region, copied)
         reports = {}
-        for task, surveys, checksum in self._copy_out(layout, region, merged):
-            job, kept = task.job, task.request.kept
+        for job, found, checksum in self._copy_out(layout, region, known):
             if cache:
-                cache.keep(job, surveys.items())
-            survey = kept or surveys[sce_of(job).select_topk]
-            record = TensorRecord(checksum, survey.energy, survey.passes)
+                cache.keep(job, found.made.items())
+            record = TensorRecord(checksum, found.energy, found.passes)
             reports[job.name] = TensorReport(record, job.input_bytes)
         # Where anything failed it is not given back: copies may still be under way.
         lane.regions.give(region)
         return reports
 
     def _request(self, job: Job) -> Request:
-        rule = sce_of(job)
+        rule = job.rule
+        if not isinstance(rule, Sce):
+            return Request(job)
         kept, wanted = self._work.look_up(job, rule.select_topk)
         topks = tuple(topk for topk in wanted if isinstance(topk, float))
         if kept is None:
@@ -146,64 +153,75 @@ class GpuMerger:
                 self._enqueue(task, region)
             return lane.kernels.record()
 
-    def _enqueue(self, task: Task, region: int) -> None:
-        lane, job, backend = self._lane, task.job, self._lane.backend
-        memory, start = lane.memory, lane.memory.address + region
+    def _merge_by_rule(self, layout: Layout, region: int, copied: Sequence[Event]) -> list[Found]:
+        for event in copied:
+            event.synchronize()
+        return [self._by_rule.merge(task.job, *self._arrays(task, region)) for task in layout.tasks]
 
-        def part(at: int, nbytes: int) -> object:
-            return memory.tensor[region + at : region + at + nbytes]
-
+    def _arrays(self, task: Task, region: int) -> tuple[list[Array], Array]:
+        """Inputs and output of a task, on the device."""
+        memory, job = self._lane.memory, task.job
+        start = memory.address + region
         inputs = [
             Array(start + at, x.dtype, job.numel, memory.tensor)
             for at, x in zip(task.inputs, job.inputs, strict=True)
         ]
+        return inputs, Array(start + task.out, job.dtype, job.numel, memory.tensor)
+
+    def _enqueue(self, task: Task, region: int) -> None:
+        lane, backend = self._lane, self._lane.backend
+
+        def part(at: int, nbytes: int) -> object:
+            return lane.memory.tensor[region + at : region + at + nbytes]
+
+        inputs, out = self._arrays(task, region)
         rooms = [
             Room(lane.work, part(result, backend.result_bytes), part(params, backend.params_bytes))
             for result, params in zip(task.results, task.params, strict=True)
         ]
-        variant = sce_of(job).variant
+        assert isinstance(task.job.rule, Sce)
         surveys = [
-            backend.enqueue_survey(inputs, topk, variant, room)
+            backend.enqueue_survey(inputs, topk, task.job.rule.variant, room)
             for topk, room in zip(task.request.topks, rooms, strict=False)
         ]
         if task.request.kept:
             kept = rooms[task.fuse]
             surveys.append(OnDevice(kept.result, kept.params, len(inputs) - 1))
-        survey = surveys[task.fuse]
-        out = Array(start + task.out, job.dtype, job.numel, memory.tensor)
-        backend.enqueue_fuse(inputs, survey, out)
+        backend.enqueue_fuse(inputs, surveys[task.fuse], out)
 
     # --- from the device -----------------------------------------------------------------
 
     def _copy_out(
-        self, layout: Layout, region: int, merged: Event
-    ) -> list[tuple[Task, dict[float, SurveyResult], str]]:
-        """Write the outputs, if the surveys allow it; for each tensor its surveys and its checksum."""
+        self, layout: Layout, region: int, known: list[Found] | None
+    ) -> list[tuple[Job, Found, str]]:
+        """Write the outputs, if the surveys allow it; for each tensor what these said, and its checksum.
+
+        What is not `known` of the surveys comes from the device.
+        """
         results = bytearray()
         checksums = {id(task): xxhash.xxh3_128() for task in layout.tasks}
-        surveys: list[dict[float, SurveyResult]] = []
-        for chunk, slot in self._chunks_from(layout, region, merged):
+        for chunk, slot in self._chunks_from(layout, region):
             for part in chunk.parts:
                 view = slot.view[part.at : part.at + part.nbytes]
                 if part.item is None:
                     results += view
                     if len(results) == layout.results_bytes:
-                        surveys = [self._settle(task, layout, results) for task in layout.tasks]
+                        known = [self._settle(task, layout, results) for task in layout.tasks]
                     continue
                 checksums[id(part.item)].update(view)
                 self._work.destination.write(part.item.job.name, part.start, view)
                 self._work.advance(part.nbytes)
+        assert known is not None
         return [
-            (task, found, checksums[id(task)].hexdigest())
-            for task, found in zip(layout.tasks, surveys, strict=True)
+            (task.job, found, checksums[id(task)].hexdigest())
+            for task, found in zip(layout.tasks, known, strict=True)
         ]
 
     def _chunks_from(
-        self, layout: Layout, region: int, merged: Event
+        self, layout: Layout, region: int
     ) -> Iterator[tuple[Chunk[Task | None], Slot]]:
         """The chunks of results and outputs, each in a slot until the next is asked for."""
         lane = self._lane
-        lane.copies_out.wait(merged)
         waiting = deque(layout.chunks_out(lane.size.slot))
         coming: deque[tuple[Chunk[Task | None], Slot, Event]] = deque()
         while waiting or coming:
@@ -222,8 +240,8 @@ class GpuMerger:
             yield chunk, slot
             lane.ring_out.give(slot)
 
-    def _settle(self, task: Task, layout: Layout, results: bytearray) -> dict[float, SurveyResult]:
-        """What the surveys of a tensor found, and whether it may be written."""
+    def _settle(self, task: Task, layout: Layout, results: bytearray) -> Found:
+        """What the surveys of a tensor found, if it may be written."""
         backend, targets = self._lane.backend, len(task.job.inputs) - 1
         found = []
         for at in task.results:
@@ -231,8 +249,10 @@ class GpuMerger:
             raw = bytes(results[start : start + backend.result_bytes])
             found.append(backend.unpack_result(raw, targets))
         survey, written = found[task.fuse]
-        self._refuse(task.job, task.request.kept or survey, written)
-        return {topk: survey for topk, (survey, _) in zip(task.request.topks, found, strict=False)}
+        survey = task.request.kept or survey
+        self._refuse(task.job, survey, written)
+        made = zip(task.request.topks, (new for new, _ in found), strict=False)
+        return Found(dict(made), survey.energy, survey.passes)
 
     def _refuse(self, job: Job, survey: SurveyResult, written: int) -> None:
         """Refuse what must not be merged: infinities and NaN in the inputs, or made by the merge."""

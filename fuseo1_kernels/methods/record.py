@@ -102,7 +102,10 @@ class Target:
 
 
 class Rule(Protocol):
-    """A method's way with one tensor; a frozen dataclass, whose repr says all that the result depends on."""
+    """A method's way with one tensor; a frozen dataclass, whose repr says all that the result depends on.
+
+    The kinds of requests and of selections do not depend on what was learned: who plans memory finds them out before.
+    """
 
     def request(self, learned: Sequence[SurveyResult]) -> Request | None:
         """What is to be surveyed next, given what was learned so far; None: nothing more."""
