@@ -141,7 +141,7 @@ def differing(case: Case, tensors: list[torch.Tensor], merged: torch.Tensor) -> 
     ids = range(case.base, len(tensors))
     values = resolve_parameters(case.method, case.parameters, ids)
     shape, names = tensors[0].shape, tuple(map(str, ids))
-    rule = METHODS[case.method].rule(values, Target("", base.numel(), shape[1], names, case.base))
+    rule = METHODS[case.method].rule(values, Target.of_shape("", shape, names, case.base, 0))
     learned: list[Any] = []
     while (request := rule.request(learned)) is not None:
         learned.append(survey(base, targets, request=request))

@@ -314,7 +314,7 @@ class MergeConfig(_Section):
         base, method = self.base_of(part), self.method
         merged = self.merged_models(part)
         number = len(merged) - (base is not None)
-        if method.least <= number and (method.most is None or number <= method.most):
+        if method.takes(number):
             return
         rule = f"{method.name} merges {how_many(method.least, method.most)}"
         if base is not None:

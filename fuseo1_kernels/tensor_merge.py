@@ -265,7 +265,7 @@ def _order(method: Method, tensors: int, base_index: int | None) -> list[int]:
     elif method.base == "required":
         raise MergeError(f"{method.name} needs a base: give base_index")
     merged = tensors - (base_index is not None and method.base != "ignored")
-    if merged < method.least or (method.most is not None and merged > method.most):
+    if not method.takes(merged):
         raise MergeError(f"{method.name} merges {method.counts}, not {merged}")
     return order
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 from engine_runs import MIB, merge, oversized_family, spoil
+from method_cases import CASES, Case, mixed_family
 from models import Family, State, make_family, tuned, weights
 from tensors import BF16, FP16, FP32
-from test_methods_run import CASES, Case, mixed_family
 
 from fuseo1_kernels import MergeError
 from fuseo1_kernels.backends import load_gpu_backend

@@ -15,9 +15,9 @@ from engine_runs import MIB, merge, spoil
 from fake_gpu import COPIES_IN, COPIES_OUT, FakeDevice, FakeKernels, install
 from gpu_runs import SCHEDULES, checksums, noticed, on_gpus, same, use_small_slots
 from interrupted import partial_of
+from method_cases import CASES, EMBED, Case, Told, mixed_family
 from models import Family, done, make_family, run, weights
 from peak import Measured
-from test_methods_run import CASES, EMBED, Case, Told, mixed_family
 
 from fuseo1_kernels import MergeError, MergeResult, schedule
 from fuseo1_kernels.backends.requests import Divergences, Ranked

@@ -17,9 +17,9 @@ import torch
 from gpu_data import KINDS
 from gpu_family import MergesRefused
 from gpu_grid import placed, surroundings
+from method_cases import CASES, Case
 from tensors import BF16, DTYPES, FP16, FP32, assert_same_bits, learned, siblings
 from test_fuse_family import ELECTS, MIXED, MODES, WEIGHTS, selections, tensors_of
-from test_methods_run import CASES, Case
 
 from fuseo1_kernels import merge_tensors
 from fuseo1_kernels.backends import FuseParams, load_backend, load_gpu_backend

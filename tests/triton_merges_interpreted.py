@@ -10,10 +10,10 @@ import torch
 from engine_runs import merge
 from fake_gpu import FakeDevice
 from gpu_runs import on_gpus, same
+from method_cases import CASES, Case
 from models import Family, make_family, tuned
 from peak import Measured
 from tensors import BF16, FP16, FP32
-from test_methods_run import CASES, Case
 from torch.utils._python_dispatch import _disable_current_modes
 from triton.runtime.interpreter import GridExecutor
 

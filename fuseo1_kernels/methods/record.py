@@ -151,6 +151,10 @@ class Method:
     least: int = 1
     most: int | None = None
 
+    def takes(self, models: int) -> bool:
+        """Whether it merges so many, beside a base."""
+        return models >= self.least and (self.most is None or models <= self.most)
+
     @property
     def counts(self) -> str:
         """How many models it merges, in words."""
