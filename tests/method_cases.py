@@ -10,7 +10,7 @@ import torch
 from models import Family, State, base_state, make_family, tuned
 from tensors import BF16, FP16, FP32
 
-from fuseo1_kernels.backends import load_backend
+from fuseo1_kernels.backends import SurveyResult, load_backend
 from fuseo1_kernels.methods import METHODS, ByRow, Target
 from fuseo1_kernels.ops import as_array, as_arrays
 
@@ -67,7 +67,8 @@ def by_ops(rule: Any, tensors: list[torch.Tensor]) -> torch.Tensor:
             return by_ops(rule.rule, tensors)
         return torch.cat(merged).view(tensors[0].shape)
 
-    reference, inputs, learned = load_backend("reference"), as_arrays(tensors), []
+    reference, inputs = load_backend("reference"), as_arrays(tensors, least=1)
+    learned: list[SurveyResult] = []
     while (request := rule.request(learned)) is not None:
         learned.append(reference.survey(inputs, request, 1))
     dtypes = {t.dtype for t in tensors}
