@@ -29,8 +29,10 @@ CHILD = r"""
 import ctypes, dataclasses, json, mmap, os, resource, sys
 from fuseo1_kernels.arrays import DTYPES, Array
 from fuseo1_kernels.backends import load_backend
+from fuseo1_kernels.backends.requests import Magnitudes
 
 job = json.load(sys.stdin)
+request = Magnitudes(tuple(map(tuple, job["ranks"]))) if job["ranks"] else 0.5
 backend, inputs = load_backend("cpu"), []
 for path in job["paths"]:
     with open(path, "rb") as file:
@@ -47,8 +49,8 @@ def status(field):
 def survey(max_bytes, numel):
     parts = [x.part(0, numel) for x in inputs]
     if job["chunk"] == 0:
-        return backend.survey(parts, job["topk"], job["threads"], max_bytes)
-    surveyor = backend.surveyor(len(parts) - 1, numel, job["topk"], job["threads"], max_bytes)
+        return backend.survey(parts, request, job["threads"], max_bytes)
+    surveyor = backend.surveyor(len(parts) - 1, numel, request, job["threads"], max_bytes)
     surveyor.sample([])
     while not surveyor.done:
         for start in range(0, numel, job["chunk"]):
@@ -109,14 +111,23 @@ def sixty_four() -> list[torch.Tensor]:
     return [torch.full((numel,), i % 3 / 4, dtype=BF16) for i in range(65)]
 
 
-CASES: tuple[tuple[Callable[[], list[torch.Tensor]], int, tuple[int, ...]], ...] = (
-    (spread, 0, (1,)),
-    (spread, 1 << 18, (4, 5)),  # unsampled: all elements are in the bracket
-    (light, 0, (1, 4, 5)),
-    (light, 1 << 18, (4, 5)),
-    (one_tie, 0, (5,)),
-    (deceitful, 0, (4,)),
-    (sixty_four, 0, (5,)),
+Make = Callable[[], list[torch.Tensor]]
+ONE_CUT, TWO_CUTS = (N // 5,), (N * 9 // 10, N // 100)
+# (tensors, elements of a chunk, ranks of each target's |d| or none: of scores, reads)
+CASES: tuple[tuple[Make, int, tuple[int, ...], tuple[int, ...]], ...] = (
+    (spread, 0, (), (1,)),
+    (spread, 1 << 18, (), (4, 5)),  # unsampled: all elements are in the bracket
+    (light, 0, (), (1, 4, 5)),
+    (light, 1 << 18, (), (4, 5)),
+    (one_tie, 0, (), (5,)),
+    (deceitful, 0, (), (4,)),
+    (sixty_four, 0, (), (5,)),
+    (spread, 0, ONE_CUT, (1,)),
+    (spread, 0, TWO_CUTS, (1,)),
+    (spread, 1 << 18, TWO_CUTS, (4, 5)),
+    (light, 0, ONE_CUT, (1, 4, 5)),
+    (light, 1 << 18, ONE_CUT, (4, 5)),
+    (one_tie, 0, TWO_CUTS, (1, 4, 5)),
 )
 
 
@@ -125,7 +136,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any], tuple[st
     """The tensors of a case, in files: (dtype name, paths)."""
     made: dict[str, tuple[str, list[Path]]] = {}
 
-    def store(make: Callable[[], list[torch.Tensor]]) -> tuple[str, list[Path]]:
+    def store(make: Make) -> tuple[str, list[Path]]:
         if make.__name__ not in made:
             folder, tensors = tmp_path_factory.mktemp(make.__name__), make()
             paths = [folder / str(i) for i in range(len(tensors))]
@@ -141,18 +152,23 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any], tuple[st
 @pytest.mark.parametrize("threads", [1, 4])
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize(
-    ("make", "chunk", "passes"), CASES, ids=[f"{m.__name__}-{chunk}" for m, chunk, _ in CASES]
+    ("make", "chunk", "ranks", "passes"),
+    CASES,
+    ids=[f"{make.__name__}-{chunk}-{len(ranks)}" for make, chunk, ranks, _ in CASES],
 )
 def test_a_survey_stays_within_its_memory(  # type: ignore[no-untyped-def]
-    stored, make, chunk: int, passes: tuple[int, ...], isa: str, threads: int
+    stored, make, chunk: int, ranks, passes: tuple[int, ...], isa: str, threads: int
 ) -> None:
+    """One for magnitudes has so much for every cut."""
     if isa not in _cpu.available_isas():
         pytest.skip(f"this machine or build has no {isa} kernels")
     dtype, paths = stored(make)
+    cuts = [ranks] * (len(paths) - 1) if ranks else []
+    max_bytes = MAX_BYTES * max(len(cuts) * len(ranks), 1)
     slack = SLACK + threads * (STACK + SLACK_PER_THREAD)
     job = {
-        "paths": [str(p) for p in paths], "dtype": dtype, "topk": 0.5, "threads": threads, "chunk": chunk,
-        "max_bytes": MAX_BYTES, "slack": slack,
+        "paths": [str(p) for p in paths], "dtype": dtype, "ranks": cuts, "threads": threads, "chunk": chunk,
+        "max_bytes": max_bytes, "slack": slack,
     }  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-c", CHILD],
@@ -168,7 +184,7 @@ def test_a_survey_stays_within_its_memory(  # type: ignore[no-untyped-def]
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert found["peak"] <= MAX_BYTES + SLACK + threads * SLACK_PER_THREAD
+    assert found["peak"] <= max_bytes + SLACK + threads * SLACK_PER_THREAD
     assert found["bounded"].pop("passes") in passes
     assert found["free"].pop("passes") >= 1
     assert found["bounded"] == found["free"]

@@ -233,7 +233,7 @@ class CpuBackend:
         operands, targets = _operands(inputs), len(inputs) - 1
         survey = _asked(targets, inputs[0].numel, request, max_bytes)
         kept = kept_bytes(request, inputs[0].numel)
-        room = Buffer(kept) if 0 < kept <= max_bytes else None
+        room = Buffer(kept) if 0 < kept <= max_bytes // 2 else None
         if room is not None:
             survey.lend((room.address, room.nbytes))
         survey.run(operands, threads)
