@@ -27,50 +27,47 @@ void score_block(const Chunk& chunk, int64_t at, int64_t count, const fuseo1_row
   }
 }
 
-// Writes those lanes of `v` that `lanes` names, in order; may touch a whole vector. Returns the end.
-FUSEO1_INLINE uint32_t* append(uint32_t* to, Vu v, uint32_t lanes) {
+// Writes those lanes of `v` that `lanes` names, in order; may touch a whole vector.
+FUSEO1_INLINE void append(uint32_t* to, Vu v, uint32_t lanes) {
 #if defined(__AVX512F__)
   _mm512_storeu_si512(to, _mm512_maskz_compress_epi32(static_cast<Mask>(lanes), (__m512i)v));
 #else
-  if (lanes == 0) return to;
+  if (lanes == 0) return;
   alignas(64) uint32_t all[kWidth];
   store(all, v);
-  uint32_t* next = to;
-  for (uint32_t rest = lanes; rest; rest &= rest - 1) *next++ = all[__builtin_ctz(rest)];
+  for (; lanes; lanes &= lanes - 1) *to++ = all[__builtin_ctz(lanes)];
 #endif
-  return to + __builtin_popcount(lanes);
 }
 
 // Ranks a block of one target. kScores: the bracket is more than a single score, so that candidates' are kept.
 template <bool kScores>
 void rank_block(const float* d, int64_t index, Ranked* to) {
   // Scores are bits of non-negative floats: signed comparisons order them too.
-  const Vi below = (Vi)splat(to->bracket.low - 1), high = (Vi)splat(to->bracket.high);
-  const Vu one = splat(1u);
+  const Vi below = (Vi)splat(to->bracket.low - 1), beyond = (Vi)splat(to->bracket.high + 1);
   uint32_t* const record = to->candidates;
-  uint32_t* next = record + kMarkWords;
-  Vu above{};
-  alignas(64) uint64_t marks[kBlock / 64] = {};
+  uint8_t none[kBlock / 8];  // where there are no candidates there is no record
+  auto* const marks = to->bracket.low <= to->bracket.high ? reinterpret_cast<uint8_t*>(record + 3) : none;
+  uint32_t inside = 0;
+  Vu reached{};
   for (int j = 0; j < kBlock; j += kWidth) {
     const Vu v = magnitude(d + j);
-    const Mask is_above = greater((Vi)v, high);
-    above += keep(is_above, one);
-    const uint32_t lanes = lane_bits(greater((Vi)v, below)) & ~lane_bits(is_above);
-    marks[j / 64] |= static_cast<uint64_t>(lanes) << (j % 64);
-    if (kScores) next = append(next, v, lanes);
+    const Mask reaches = greater((Vi)v, below);
+    reached = add(reaches, reached, splat(1u));
+    const uint32_t lanes = lane_bits(reaches & greater(beyond, (Vi)v));
+    store_lane_bits(marks, j, lanes);
+    if (kScores) append(record + kMarkWords + inside, v, lanes);
+    inside += static_cast<uint32_t>(__builtin_popcount(lanes));
   }
-  uint32_t inside = 0;
-  for (const uint64_t word : marks) inside += static_cast<uint32_t>(__builtin_popcountll(word));
-  to->above += sum_lanes(above);
+  to->above += sum_lanes(reached) - inside;
   to->candidate_count += inside;
   if (inside == 0) return;
   record[0] = static_cast<uint32_t>(index);
   record[1] = static_cast<uint32_t>(index >> 32);
   record[2] = inside;
-  memcpy(record + 3, marks, sizeof marks);
+  uint32_t* next = record + kMarkWords;
   if (kScores) {
-    memset(next, 0, kMarkPad * sizeof *next);
-    next += -inside % kMarkPad;
+    memset(next + inside, 0, kMarkPad * sizeof *next);
+    next += (inside + kMarkPad - 1) / kMarkPad * kMarkPad;
   }
   to->candidates = next;
 }

@@ -138,14 +138,6 @@ FUSEO1_INLINE void for_each_words(uint64_t key, int64_t flat, const Use& use) {
 
 constexpr uint32_t kSign = 0x80000000u;  // turned over, words compare as signed integers do
 
-// Writes lanes' bits to where those of a block's element j are; the lower half of a byte comes before the upper.
-FUSEO1_INLINE void store_lane_bits(uint8_t* bits, int j, uint32_t lanes) {
-  static_assert(kWidth == 4 || kWidth == 8 || kWidth == 16);
-  static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__);
-  if (kWidth == 4) lanes = j % 8 ? bits[j / 8] | lanes << 4 : lanes;
-  memcpy(bits + j / 8, &lanes, kWidth == 16 ? 2 : 1);
-}
-
 // The bits of what is drawn go to `kept`, unless that is nullptr.
 inline void apply_draw(const fuseo1_select& select, int64_t flat, uint8_t* kept, float* d) {
   const Vi limit = (Vi)splat(select.limit ^ kSign);

@@ -91,6 +91,23 @@ FUSEO1_INLINE Vf keep(Mask m, Vf v) { return select(m, v, Vf{}); }
 FUSEO1_INLINE Vu keep(Mask m, Vu v) { return select(m, v, Vu{}); }
 FUSEO1_INLINE int count(Mask m) { return __builtin_popcount(lane_bits(m)); }
 
+// sum + v in the lanes of m.
+FUSEO1_INLINE Vu add(Mask m, Vu sum, Vu v) {
+#if defined(__AVX512F__)
+  return (Vu)_mm512_mask_add_epi32((__m512i)sum, m, (__m512i)sum, (__m512i)v);
+#else
+  return sum + keep(m, v);
+#endif
+}
+
+// Writes lanes' bits to where those of a block's element j are; the lower half of a byte comes before the upper.
+FUSEO1_INLINE void store_lane_bits(uint8_t* bits, int j, uint32_t lanes) {
+  static_assert(kWidth == 4 || kWidth == 8 || kWidth == 16);
+  static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__);
+  if (kWidth == 4) lanes = j % 8 ? bits[j / 8] | lanes << 4 : lanes;
+  memcpy(bits + j / 8, &lanes, kWidth == 16 ? 2 : 1);
+}
+
 // Sum and maximum over the lanes.
 #if defined(__AVX512F__)
 FUSEO1_INLINE uint32_t max_lane(Vu v) { return _mm512_reduce_max_epu32((__m512i)v); }
