@@ -14,16 +14,27 @@ ELECT_SUM: int
 ELECT_WEIGHTED: int
 ELECT_COUNT: int
 ELECT_NONE: int
-SELECT_ALL: int
-SELECT_BAND: int
-SELECT_DRAW: int
-SELECT_BITS: int
-SELECT_CLAMP: int
 
 _Cut = tuple[int, int]
-# kind, keep, drop, key, limit, address of the bits, most
-_Select = tuple[int, _Cut, _Cut, int, int, int, float]
+# address and bytes
+_Room = tuple[int, int]
+# elements of a row, address of the factors
+_Rows = tuple[int, int]
 
+class Select:
+    def __init__(self) -> None: ...
+    @staticmethod
+    def band(keep: _Cut, drop: _Cut, rows: _Rows) -> Select: ...
+    @staticmethod
+    def draw(key: int, limit: int) -> Select: ...
+    @staticmethod
+    def bits(address: int) -> Select: ...
+    @staticmethod
+    def clamp(most: float) -> Select: ...
+    @staticmethod
+    def ranked(key: int, row: int, low: float, span: float) -> Select: ...
+
+def deciding_bytes(selects: Sequence[Select], numel: int) -> int: ...
 def problem() -> str: ...
 def workspace_bytes(targets: int, numel: int, select_topk: float) -> int: ...
 def survey(
@@ -57,7 +68,7 @@ def fuse_general(
     floor_divisor: float,
     scale: float,
     base_scale: float,
-    selects: Sequence[_Select],
+    selects: Sequence[Select],
     masked: bool,
     threshold: int,
     tie_limit: int,
@@ -66,13 +77,15 @@ def fuse_general(
     out: int,
     out_dtype: int,
     written: int,
+    room: _Room,
     stream: int,
 ) -> None: ...
 def survey_norms(
     operands: _Operands,
     numel: int,
-    selects: Sequence[_Select],
+    selects: Sequence[Select],
     work: int,
+    room: _Room,
     result: int,
     stream: int,
 ) -> None: ...
@@ -85,11 +98,14 @@ def survey_magnitudes(
     operands: _Operands,
     numel: int,
     ranks: Sequence[Sequence[int]],
-    workspace: int,
-    bytes: int,
+    rows: _Rows,
+    workspace: _Room,
     cuts: int,
     result: int,
     stream: int,
+) -> None: ...
+def survey_divergences(
+    operands: _Operands, numel: int, row: int, divergences: int, result: int, stream: int
 ) -> None: ...
 def unpack_cuts(bytes: bytes) -> list[_Cut]: ...
 def merge_small(

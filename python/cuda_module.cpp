@@ -66,23 +66,59 @@ void fuse(uintptr_t params, const Operands& operands, int64_t offset, int64_t co
 }
 
 using Cut = std::pair<uint32_t, int64_t>;  // (threshold, tie_limit)
-// (kind, keep, drop, key, limit, address of the bits, most): of the fields that a kind has no use for, anything.
-using Select = std::tuple<int, Cut, Cut, uint64_t, uint32_t, uintptr_t, double>;
+using Selects = std::vector<fuseo1_select>;
+using Room = std::pair<uintptr_t, int64_t>;  // (address, bytes)
 
-std::vector<fuseo1_select> unpack(const std::vector<Select>& selects) {
-  std::vector<fuseo1_select> out;
-  for (const auto& [kind, keep, drop, key, limit, bits, most] : selects) {
-    fuseo1_select select = {};
-    select.kind = kind;
-    select.keep = {keep.first, keep.second};
-    select.drop = {drop.first, drop.second};
-    select.key = key;
-    select.limit = limit;
-    select.bits = at<const uint64_t>(bits);
-    select.most = static_cast<float>(most);
-    out.push_back(select);
-  }
+using Rows = std::pair<int64_t, uintptr_t>;  // (elements of a row, address of the factors; 0: there are none)
+
+fuseo1_row_factors unpack(const Rows& rows) { return {at<const float>(rows.second), rows.first}; }
+
+fuseo1_select select_band(const Cut& keep, const Cut& drop, const Rows& rows) {
+  fuseo1_select out = {};
+  out.kind = FUSEO1_SELECT_BAND;
+  out.keep = {keep.first, keep.second};
+  out.drop = {drop.first, drop.second};
+  out.rows = unpack(rows);
   return out;
+}
+
+fuseo1_select select_draw(uint64_t key, uint32_t limit) {
+  fuseo1_select out = {};
+  out.kind = FUSEO1_SELECT_DRAW;
+  out.key = key;
+  out.limit = limit;
+  return out;
+}
+
+fuseo1_select select_bits(uintptr_t address) {
+  fuseo1_select out = {};
+  out.kind = FUSEO1_SELECT_BITS;
+  out.bits = at<const uint64_t>(address);
+  return out;
+}
+
+fuseo1_select select_clamp(double most) {
+  fuseo1_select out = {};
+  out.kind = FUSEO1_SELECT_CLAMP;
+  out.most = static_cast<float>(most);
+  return out;
+}
+
+fuseo1_select select_ranked(uint64_t key, int64_t row, double low, double span) {
+  fuseo1_select out = {};
+  out.kind = FUSEO1_SELECT_RANKED;
+  out.key = key;
+  out.row = row;
+  out.low = low;
+  out.span = span;
+  return out;
+}
+
+int64_t deciding_bytes(const Selects& selects, int64_t numel) {
+  size_t bytes = 0;
+  check(fuseo1_cuda_deciding_bytes(selects.data(), static_cast<int32_t>(selects.size()), numel, &bytes),
+        "deciding_bytes");
+  return static_cast<int64_t>(bytes);
 }
 
 // Null where there are none.
@@ -95,10 +131,9 @@ const T* data_of(const std::vector<T>& values, const Operands& operands, const c
 
 void fuse_general(const Operands& operands, const std::vector<double>& weights, const std::vector<double>& shares,
                   int elect, double divisor, double floor_divisor, double scale, double base_scale,
-                  const std::vector<Select>& selects, bool masked, uint32_t threshold, int64_t tie_limit,
-                  int64_t offset, int64_t count, uintptr_t out, int out_dtype, uintptr_t written, uintptr_t stream) {
+                  const Selects& selects, bool masked, uint32_t threshold, int64_t tie_limit, int64_t offset,
+                  int64_t count, uintptr_t out, int out_dtype, uintptr_t written, const Room& room, uintptr_t stream) {
   const auto views = unpack(operands);
-  const auto selections = unpack(selects);
   const fuseo1_fuse_params params = {targets_of(operands),
                                      data_of(weights, operands, "weights"),
                                      data_of(shares, operands, "shares"),
@@ -107,24 +142,23 @@ void fuse_general(const Operands& operands, const std::vector<double>& weights, 
                                      floor_divisor,
                                      scale,
                                      base_scale,
-                                     data_of(selections, operands, "selects"),
+                                     data_of(selects, operands, "selects"),
                                      masked,
                                      threshold,
                                      tie_limit};
   const py::gil_scoped_release nogil;
   check(fuseo1_cuda_fuse_general(&params, views.data(), offset, count, at<void>(out), out_dtype, at<int64_t>(written),
-                                 at<void>(stream)),
+                                 at<void>(room.first), static_cast<size_t>(room.second), at<void>(stream)),
         "fuse_general");
 }
 
-void survey_norms(const Operands& operands, int64_t numel, const std::vector<Select>& selects, uintptr_t work,
+void survey_norms(const Operands& operands, int64_t numel, const Selects& selects, uintptr_t work, const Room& room,
                   uintptr_t result, uintptr_t stream) {
   const auto views = unpack(operands);
-  const auto selections = unpack(selects);
-  const auto* const taken = data_of(selections, operands, "selects");
+  const auto* const taken = data_of(selects, operands, "selects");
   const py::gil_scoped_release nogil;
-  check(fuseo1_cuda_survey_norms(views.data(), targets_of(operands), numel, taken, at<void>(work),
-                                 at<fuseo1_cuda_sums>(result), at<void>(stream)),
+  check(fuseo1_cuda_survey_norms(views.data(), targets_of(operands), numel, taken, at<void>(work), at<void>(room.first),
+                                 static_cast<size_t>(room.second), at<fuseo1_cuda_sums>(result), at<void>(stream)),
         "survey_norms");
 }
 
@@ -144,7 +178,7 @@ int64_t magnitudes_bytes(int64_t numel) {
 }
 
 void survey_magnitudes(const Operands& operands, int64_t numel, const std::vector<std::vector<int64_t>>& ranks,
-                       uintptr_t workspace, int64_t bytes, uintptr_t cuts, uintptr_t result, uintptr_t stream) {
+                       const Rows& rows, const Room& workspace, uintptr_t cuts, uintptr_t result, uintptr_t stream) {
   const auto views = unpack(operands);
   const int targets = targets_of(operands), per_target = ranks.empty() ? 0 : static_cast<int>(ranks[0].size());
   if (ranks.size() != static_cast<size_t>(targets)) throw std::invalid_argument("ranks: not for every target");
@@ -154,10 +188,20 @@ void survey_magnitudes(const Operands& operands, int64_t numel, const std::vecto
     all.insert(all.end(), of_target.begin(), of_target.end());
   }
   const py::gil_scoped_release nogil;
-  check(fuseo1_cuda_survey_magnitudes(views.data(), targets, numel, all.data(), per_target, at<void>(workspace),
-                                      static_cast<size_t>(bytes), at<fuseo1_cut>(cuts), at<fuseo1_cuda_sums>(result),
-                                      at<void>(stream)),
+  check(fuseo1_cuda_survey_magnitudes(views.data(), targets, numel, all.data(), per_target, unpack(rows),
+                                      at<void>(workspace.first), static_cast<size_t>(workspace.second),
+                                      at<fuseo1_cut>(cuts), at<fuseo1_cuda_sums>(result), at<void>(stream)),
         "survey_magnitudes");
+}
+
+void survey_divergences(const Operands& operands, int64_t numel, int64_t row, uintptr_t divergences, uintptr_t result,
+                        uintptr_t stream) {
+  const auto views = unpack(operands);
+  if (targets_of(operands) != 1) throw std::invalid_argument("survey_divergences: not one target");
+  const py::gil_scoped_release nogil;
+  check(fuseo1_cuda_survey_divergences(views.data(), numel, row, at<float>(divergences), at<fuseo1_cuda_sums>(result),
+                                       at<void>(stream)),
+        "survey_divergences");
 }
 
 void merge_small(uintptr_t tensors, int64_t count, int targets, double select_topk, bool mergekit, uintptr_t results,
@@ -262,26 +306,32 @@ PYBIND11_MODULE(_cuda, m) {
   m.attr("ELECT_WEIGHTED") = static_cast<int>(FUSEO1_ELECT_WEIGHTED);
   m.attr("ELECT_COUNT") = static_cast<int>(FUSEO1_ELECT_COUNT);
   m.attr("ELECT_NONE") = static_cast<int>(FUSEO1_ELECT_NONE);
-  m.attr("SELECT_ALL") = static_cast<int>(FUSEO1_SELECT_ALL);
-  m.attr("SELECT_BAND") = static_cast<int>(FUSEO1_SELECT_BAND);
-  m.attr("SELECT_DRAW") = static_cast<int>(FUSEO1_SELECT_DRAW);
-  m.attr("SELECT_BITS") = static_cast<int>(FUSEO1_SELECT_BITS);
-  m.attr("SELECT_CLAMP") = static_cast<int>(FUSEO1_SELECT_CLAMP);
+  // Local: the CPU's module has one of the same type.
+  py::class_<fuseo1_select>(m, "Select", py::module_local())
+      .def(py::init([] { return fuseo1_select{}; }), "Everything.")
+      .def_static("band", &select_band, py::arg("keep"), py::arg("drop"), py::arg("rows"))
+      .def_static("draw", &select_draw, py::arg("key"), py::arg("limit"))
+      .def_static("bits", &select_bits, py::arg("address"))
+      .def_static("clamp", &select_clamp, py::arg("most"))
+      .def_static("ranked", &select_ranked, py::arg("key"), py::arg("row"), py::arg("low"), py::arg("span"));
+  m.def("deciding_bytes", deciding_bytes, py::arg("selects"), py::arg("numel"));
   m.def("fuse_general", fuse_general, py::arg("operands"), py::kw_only(), py::arg("weights"), py::arg("shares"),
         py::arg("elect"), py::arg("divisor"), py::arg("floor_divisor"), py::arg("scale"), py::arg("base_scale"),
         py::arg("selects"), py::arg("masked"), py::arg("threshold"), py::arg("tie_limit"), py::arg("offset"),
-        py::arg("count"), py::arg("out"), py::arg("out_dtype"), py::arg("written"), py::arg("stream"));
+        py::arg("count"), py::arg("out"), py::arg("out_dtype"), py::arg("written"), py::arg("room"), py::arg("stream"));
   m.attr("SUMS_BYTES") = sizeof(fuseo1_cuda_sums);
   m.attr("SUMS_WORK_BYTES") = FUSEO1_CUDA_SUMS_BYTES;
   m.def("survey_norms", survey_norms, py::arg("operands"), py::arg("numel"), py::arg("selects"), py::arg("work"),
-        py::arg("result"), py::arg("stream"));
+        py::arg("room"), py::arg("result"), py::arg("stream"));
   m.def("survey_gram", survey_gram, py::arg("operands"), py::arg("numel"), py::arg("of_inputs"), py::arg("work"),
         py::arg("result"), py::arg("stream"));
   m.def("unpack_sums", unpack_sums, py::arg("bytes"), py::arg("sums"), py::arg("targets"));
   m.attr("CUT_BYTES") = sizeof(fuseo1_cut);
   m.def("magnitudes_bytes", magnitudes_bytes, py::arg("numel"));
   m.def("survey_magnitudes", survey_magnitudes, py::arg("operands"), py::arg("numel"), py::arg("ranks"),
-        py::arg("workspace"), py::arg("bytes"), py::arg("cuts"), py::arg("result"), py::arg("stream"));
+        py::arg("rows"), py::arg("workspace"), py::arg("cuts"), py::arg("result"), py::arg("stream"));
+  m.def("survey_divergences", survey_divergences, py::arg("operands"), py::arg("numel"), py::arg("row"),
+        py::arg("divergences"), py::arg("result"), py::arg("stream"));
   m.def("unpack_cuts", unpack_cuts, py::arg("bytes"));
   m.def("merge_small", merge_small, py::arg("tensors"), py::arg("count"), py::arg("targets"), py::arg("select_topk"),
         py::arg("mergekit"), py::arg("results"), py::arg("stream"));

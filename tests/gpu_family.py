@@ -25,7 +25,6 @@ from fuseo1_kernels.backends.requests import (
     Gram,
     Magnitudes,
     Norms,
-    Ranked,
     Request,
     Select,
 )
@@ -256,6 +255,8 @@ METHODS: dict[str, tuple[str, int, bool, dict[str, Any]]] = {
     "dare_ties": ("dare_ties", 3, True, {"weight": 0.6, "density": (0.3, 0.0, 1.0)}),
     "dare_linear": ("dare_linear", 2, True, {"weight": 0.6, "density": 0.4}),
     "breadcrumbs": ("breadcrumbs", 2, True, {"weight": 0.5, "density": 0.9, "gamma": 0.02}),
+    "della": ("della", 2, True, {"weight": 0.7, "density": 0.4, "epsilon": 0.2}),
+    "della, rescaled": ("della_linear", 2, True, {"weight": 0.7, "density": 0.4, "rescale": True}),
     "linear": ("linear", 3, False, {"weight": (0.2, 0.3, 1.0)}),
     "linear, of one": ("linear", 1, False, {"weight": 2.0}),
     "slerp": ("slerp", 1, True, {"t": 0.3}),
@@ -264,6 +265,7 @@ METHODS: dict[str, tuple[str, int, bool, dict[str, Any]]] = {
     "multislerp": ("multislerp", 3, True, {"weight": (0.3, 0.5, 0.1)}),
     "karcher": ("karcher", 6, False, {}),
     "nearswap": ("nearswap", 1, True, {"t": 1e-4}),
+    "arcee_fusion": ("arcee_fusion", 1, True, {}),
 }
 
 
@@ -315,13 +317,6 @@ class MergesRefused:
             gpu.fuse([one] * 18, params, one, 0, 1)
         with pytest.raises(BackendError, match="as many elements as the inputs"):
             gpu.fuse([one] * 2, replace(params, weights=(1.0,)), array(torch.zeros(5)), 0, 1)
-
-    def test_selections_that_only_the_cpu_knows(self, gpu: GpuBackend) -> None:
-        if gpu.name != "cuda":
-            pytest.skip(f"backend {gpu.name} knows all of them")
-        one, params = array(torch.zeros(4)), FuseParams((1.0,), selects=(Ranked(1, 0.4, 0.2, 4),))
-        with pytest.raises(BackendError, match="no selection of kind Ranked: use the CPU"):
-            gpu.fuse([one] * 2, params, one, 0, 1)
 
     def test_surveys_of_others_than_there_are(self, gpu: GpuBackend) -> None:
         inputs = [array(torch.zeros(4))] * 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import fuse_emulation as emulation
 import pytest
@@ -11,12 +12,15 @@ from emulated import load_emulated
 from gpu_data import tied, tuned, two_values
 from gpu_family import Merges, MergesRefused, Methods, Surveys
 from gpu_grid import Limits, SameBits, array, compare
+from gpu_rows import Ranks, Scores
 from tensors import BF16, FP16, assert_same_bits
 from test_fuse_family import bit_masks, tensors_of
+from test_ranked import OUTSIDE
 
 from fuseo1_kernels import merge_tensors, ops, tensor_merge
 from fuseo1_kernels.backends import FuseParams, load_backend, load_gpu_backend
 from fuseo1_kernels.backends.cuda import CudaBackend
+from fuseo1_kernels.backends.requests import Norms, Ranked
 from fuseo1_kernels.errors import BackendError, MergeError
 from fuseo1_kernels.methods.sce import sce_params
 
@@ -37,6 +41,30 @@ class TestOnHost(SameBits, Limits):
 
 class TestFamilyOnHost(Merges, Surveys, Methods, MergesRefused):
     pass
+
+
+class TestRowsOnHost(Ranks, Scores):
+    @pytest.mark.parametrize("select", OUTSIDE.values(), ids=OUTSIDE)
+    def test_what_is_outside_the_contract_is_refused(
+        self, select: Ranked, gpu: CudaBackend
+    ) -> None:
+        tensors = [array(torch.zeros(512)), array(torch.ones(512))]
+        with pytest.raises(ValueError, match="outside the contract"):
+            gpu.fuse(tensors, FuseParams((1.0,), selects=(select,)), tensors[0], 0, 1)
+        with pytest.raises(ValueError, match="outside the contract"):
+            gpu.survey(tensors, Norms((select,)), 1)
+
+    def test_rows_must_agree_and_chunks_hold_whole_rows(self, gpu: CudaBackend) -> None:
+        inputs, long = [array(torch.zeros(1536))] * 3, Ranked(1, 0.4, 0.2, 512)
+        params = FuseParams((1.0, 1.0), selects=(Ranked(1, 0.4, 0.2, 256), long))
+        with pytest.raises(ValueError, match="outside the contract"):
+            gpu.fuse(inputs, params, inputs[0], 0, 1)
+        with pytest.raises(ValueError, match="outside the contract"):
+            gpu.survey(inputs, Norms(params.selects), 1)
+        for offset, count in ((256, 1024), (0, 768)):
+            parts = [x.part(0, count) for x in inputs]
+            with pytest.raises(ValueError, match="outside the contract"):
+                gpu.fuse(parts, replace(params, selects=(long, long)), parts[0], offset, 1)
 
 
 @pytest.mark.parametrize(
@@ -105,9 +133,9 @@ def test_bits_select(numel: int, gpu: CudaBackend) -> None:
     kernels.fuse_general(
         [(a.address, a.dtype.abi) for a in map(array, tensors)],
         weights=params.weights, shares=(), elect=kernels.ELECT_WEIGHTED, divisor=0.0, floor_divisor=0.0, scale=1.0,
-        base_scale=1.0, selects=[(kernels.SELECT_BITS, (0, 0), (0, 0), 0, 0, w.ctypes.data, 0.0) for w in words],
+        base_scale=1.0, selects=[kernels.Select.bits(w.ctypes.data) for w in words],
         masked=False, threshold=0, tie_limit=-1, offset=1 << 20, count=numel, out=out.data_ptr(), out_dtype=0,
-        written=written.data_ptr(), stream=0,
+        written=written.data_ptr(), room=(0, 0), stream=0,
     )  # fmt: skip
     assert_same_bits(out, expected)
     assert int(written) == int((~torch.isfinite(expected)).sum())

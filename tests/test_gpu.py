@@ -13,6 +13,7 @@ import torch
 from gpu_data import tied, tuned
 from gpu_family import Merges, Methods, Surveys
 from gpu_grid import SMALL, SameBits, array, compare, on_cpu
+from gpu_rows import Ranks, Scores
 from tensors import BF16, assert_same_bits
 
 from fuseo1_kernels import merge_tensors
@@ -49,7 +50,7 @@ class TestOnGpu(SameBits):
     MANY = 500_000 if SMALL else 8_000_000
 
 
-class TestFamilyOnGpu(Merges, Surveys, Methods):
+class TestFamilyOnGpu(Merges, Surveys, Methods, Ranks, Scores):
     @pytest.fixture
     def gpu(self, gpu: GpuBackend) -> GpuBackend:
         if gpu.name == "triton":

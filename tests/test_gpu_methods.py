@@ -31,9 +31,6 @@ from fuseo1_kernels.work import Work
 #: Every method but SCE, whose merges are test_gpu_merges.py's.
 OTHERS = {name: case for name, case in CASES.items() if case.method != "sce"}
 BY_ROW = CASES["model_stock, by row"]
-#: What the CUDA kernels cannot do.
-LACKS = {"della": "selection of kind Ranked", "della_linear": "selection of kind Ranked"}
-LACKS |= {"arcee_fusion": "Divergences by rows"}
 every_method = pytest.mark.parametrize("case", OTHERS.values(), ids=OTHERS)
 
 
@@ -80,10 +77,6 @@ def test_the_cuda_kernels(case: Case, family: Family) -> None:
     kernels = Measured(load_emulated(), device)
     result = on_gpus(family, device, kernels=kernels, threads=2)
     assert same(family) and result.exact_path == expected.exact_path
-    if case.method in LACKS:
-        words = f"merged on the CPU: backend cuda has no {LACKS[case.method]}"
-        assert words in result.notes[0]
-        return
     assert result.notes == expected.notes and kernels.ops >= result.tensors
     # It is not more than needed; where nothing is surveyed, it would be if something were not finite.
     assert kernels.most == device.allocated[1] or kernels.ops == result.tensors

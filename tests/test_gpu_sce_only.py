@@ -8,17 +8,7 @@ import pytest
 
 from fuseo1_kernels.backends import GpuBackend
 from fuseo1_kernels.backends.cuda import CudaBackend
-from fuseo1_kernels.backends.cuda_surveys import native_select
-from fuseo1_kernels.backends.requests import (
-    Band,
-    Divergences,
-    Draw,
-    FuseParams,
-    Magnitudes,
-    Ranked,
-    Request,
-    RowFactors,
-)
+from fuseo1_kernels.backends.requests import Draw, FuseParams, Ranked
 from fuseo1_kernels.errors import BackendError
 
 
@@ -49,18 +39,3 @@ def gpu(request: pytest.FixtureRequest) -> GpuBackend:
 def test_other_merges_are_not_enqueued(gpu: GpuBackend, params: FuseParams) -> None:
     with pytest.raises(BackendError, match=f"backend {gpu.name} enqueues merges by sce alone"):
         gpu.pack_params(params)
-
-
-ROWS = RowFactors(1, bytes(4))
-
-
-@pytest.mark.parametrize("asked", [Divergences(1), Magnitudes(((1,),), ROWS)], ids=str)
-def test_surveys_of_rows_are_refused(gpu: GpuBackend, asked: Request) -> None:
-    words = f"backend {gpu.name} has no {type(asked).__name__} by rows: use the CPU"
-    with pytest.raises(BackendError, match=words):
-        gpu.survey([], asked, 1)
-
-
-def test_bands_of_rows_are_refused() -> None:
-    with pytest.raises(BackendError, match="backend cuda has no Band by rows: use the CPU"):
-        native_select(ModuleType("_cuda"), Band(rows=ROWS))

@@ -6,6 +6,7 @@ Nothing runs: what is looked at is PTX, and what NVIDIA's assembler, which Trito
 from __future__ import annotations
 
 import re
+import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,9 +22,10 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from fuseo1_kernels.backends import FuseParams
-from fuseo1_kernels.backends.requests import Gram, Magnitudes, Norms
+from fuseo1_kernels.backends.requests import Band, Divergences, Gram, Magnitudes, Norms, RowFactors
 from fuseo1_kernels.backends.triton import (
     backend,
+    divergences,
     energies,
     fuse,
     fuse_family,
@@ -46,17 +48,16 @@ TARGETS = {
     "hip:gfx942": GPUTarget("hip", "gfx942", 64),
 }
 CPU = torch.device("cpu")
-BF16 = ("*i16",) * 4
 MIXED = ("*i16", "*fp32", "*fp16", "*i16")
 # A kernel's parameters have the same type wherever they have the same name.
 TYPES = {
     **dict.fromkeys(["state", "stripes", "bins", "records", "histogram", "histograms"], "*i64"),
     **dict.fromkeys(["result", "tie_limit"], "*i64"),
     **dict.fromkeys(["rare_tiles", "sample", "ties"], "*i32"),
-    **dict.fromkeys(["numel", "capacity", "topk", "offset"], "i64"),
+    **dict.fromkeys(["numel", "capacity", "topk", "offset", "row"], "i64"),
     **dict.fromkeys(["runs", "stretches", "first"], "i32"),
     "exponents": "*u8",
-    "numbers": "*fp32",
+    **dict.fromkeys(["numbers", "divergences"], "*fp32"),
     **dict.fromkeys(["given", "scalars"], "*fp64"),
     **dict.fromkeys(["choices", "counts"], "*i64"),
     "out": "*i16",
@@ -77,6 +78,7 @@ SETTLE = {**SHAPE, "SLOTS": 4}
 FAMILY = {"MASKED": False, **FUSE}
 TIES = {"ELECT": 1, "KINDS": 0o111, "DIVISOR": 0}
 DARE = {"ELECT": 3, "KINDS": 0o222, "DIVISOR": 3}
+ARCEE = {"ELECT": 3, "KINDS": 0o6, "DIVISOR": 3, "TARGETS": 1}
 VARIED = {"ELECT": 2, "KINDS": 0o541, "DIVISOR": 1}
 PEFTS = {"ELECT": 0, "KINDS": 0o111, "DIVISOR": 2}
 
@@ -104,6 +106,8 @@ OTHERS = {
     ),
     "fuse_family_tiles sum": (fuse_family.fuse_family_tiles, {**FAMILY, **PEFTS, "MASKED": True}),
     "fuse_family_tiles base": (fuse_family.fuse_family_tiles, {**FAMILY, **DARE, "TARGETS": 0}),
+    "fuse_family_tiles by rows": (fuse_family.fuse_family_tiles, {**FAMILY, **ARCEE}),
+    "find_divergences": (divergences.find_divergences, ROWS),
     "add_norms tail": (sums.add_norms, {**TILES, "WHOLE": False, "KINDS": 0o152}),
     "add_gram tail": (sums.add_gram, {**TILES, "WHOLE": False, "OF_INPUTS": False}),
     "scan_tiles magnitudes": (scan.scan_tiles, {**SCAN, **MAGNITUDES, "SCORED": True}),
@@ -113,6 +117,11 @@ OTHERS = {
         selection.count_digit,
         {**SHAPE, **DIGITS, **MAGNITUDES, "DIGIT": 1},
     ),
+    "scan_tiles by rows": (scan.scan_tiles, {**SCAN, **MAGNITUDES, "SCORED": True}),
+    "scan_carefully by rows": (scan.scan_carefully, {**SCAN, **MAGNITUDES, "SCORED": True}),
+    "sample_scores by rows": (sampling.sample_scores, MAGNITUDES),
+    "count_nonzero by rows": (sums.count_nonzero, {**TILES, "TARGETS": 1, "WHOLE": False}),
+    "find_cut by rows": (selection.find_cut, MAGNITUDES),
     "scan_carefully scored": (scan.scan_carefully, {"SCORED": True, **SCAN}),
     "scan_carefully all": (scan.scan_carefully, {"SCORED": False, **SCAN}),
     "sample_scores": (sampling.sample_scores, {"TARGETS": 3, "OF": -1}),
@@ -140,10 +149,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def compiled(
-    name: str, target: GPUTarget, inputs: tuple[str, ...] = BF16, warps: int = CONFIG.warps
+    name: str, target: GPUTarget, inputs: tuple[str, ...] = (), warps: int = CONFIG.warps
 ) -> Any:
     """As a launch with 16-byte aligned pointers compiles it: with `warps` where a config says how many."""
     kernel, constants = KERNELS[name]
+    inputs = inputs or ("*i16",) * (constants.get("TARGETS", 1) + 1)
+    if name.endswith("by rows") and kernel is not fuse_family.fuse_family_tiles:
+        inputs = (*inputs, "*i64")  # arithmetic.magnitude
     warps = warps if "ROWS" in constants else 4
     signature: dict[str, Any] = {}
     aligned = {}
@@ -203,6 +215,15 @@ def test_compiles(name: str, target: GPUTarget, tmp_path: Path) -> None:
     if target.arch == 90:
         said = assembled(ptx, tmp_path)
         assert "0 bytes spill stores, 0 bytes spill loads" in said, said
+
+
+def test_polynomials_keep_their_numbers() -> None:
+    """None of them goes by way of fp32."""
+    ptx = compiled("find_divergences", TARGETS["cuda:90"]).asm["ptx"]
+    others = (divergences.LOG2_E, divergences.LN2, divergences.LN2_LOW, divergences.LEAST_SHARE)
+    polynomials = (*divergences.EXP_FACTORS.value, *divergences.LOG_FACTORS.value)
+    for number in (*polynomials, *(x.value for x in others)):
+        assert f"0d{struct.pack('>d', number).hex().upper()}" in ptx
 
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
@@ -274,8 +295,11 @@ def test_launches_compile(by: int, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = backend.TritonBackend(CONFIG)
     for select_topk in (0.5, 1.0):
         engine.enqueue_fuse(inputs, engine.enqueue_survey(inputs, select_topk, "mergekit"), out)
-    for asked in (Norms((None,) * 3), Gram(), Magnitudes(((2,),) * 3)):
+    rows = RowFactors(2500, bytes(8))
+    by_rows = Magnitudes(((2,),) * 3, rows), Norms((Band(rows=rows), None, None))
+    for asked in (Norms((None,) * 3), Gram(), Magnitudes(((2,),) * 3), *by_rows):
         engine.survey(inputs, asked, 1)
+    engine.survey(inputs[:2], Divergences(2500), 1)
     engine.fuse(inputs, FuseParams((1.0, 0.5, 0.25)), out, 0, 1)
     engine.fuse(inputs, FuseParams((1.0, 0.5, 0.25), elect="weighted"), out, 0, 1)
     assert set(launched) == {kernel.fn.__name__ for kernel, _ in KERNELS.values()}

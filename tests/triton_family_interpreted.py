@@ -17,6 +17,7 @@ import torch
 from gpu_data import KINDS
 from gpu_family import MergesRefused
 from gpu_grid import placed, surroundings
+from gpu_rows import Ranks, Scores
 from method_cases import CASES, Case
 from tensors import BF16, DTYPES, FP16, FP32, assert_same_bits, learned, siblings
 from test_fuse_family import ELECTS, MIXED, MODES, WEIGHTS, selections, tensors_of
@@ -32,7 +33,6 @@ from fuseo1_kernels.backends.requests import (
     Gram,
     Magnitudes,
     Norms,
-    Ranked,
     Request,
     Select,
 )
@@ -214,11 +214,7 @@ def test_cuts_among_many(
     compare_surveys(backend, tensors, Magnitudes(((8_000,), (1,))))
 
 
-#: Divergences of rows are the CPU's alone.
-HERE = {name: case for name, case in CASES.items() if case.method != "arcee_fusion"}
-
-
-@pytest.mark.parametrize("case", HERE.values(), ids=HERE)
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_every_method(case: Case, backend: TritonBackend) -> None:
     tensors = siblings((5, 130), case.models, (BF16, FP32, FP16))[not case.base :]
     keywords: dict[str, Any] = {
@@ -246,17 +242,14 @@ def test_methods_refuse_what_is_not_finite(backend: TritonBackend) -> None:
         merge_tensors(targets[1:], "passthrough", backend="triton")
 
 
-@pytest.mark.parametrize("kind", [gpu_data.tied, gpu_data.nonfinite], ids=lambda k: k.__name__)
-@pytest.mark.parametrize("row", [1, 7, 401, 4100])
-def test_the_larger_of_a_row_the_likelier(
-    row: int, kind: Callable[..., list[torch.Tensor]], backend: TritonBackend
-) -> None:
-    ranked = Ranked(0xDEADBEEF01234567, 0.2, 0.6, row), Ranked(7, 0.5, 0.0, row)
-    tensors = [t.to(BF16) for t in kind(4100 // row * row, 3, generator(2))]
-    compare_surveys(backend, tensors, Norms((*ranked, None)))
-    for elect, offset in (("weighted", 0), ("none", row << 30)):
-        params = FuseParams((0.3, -0.7, 0.1), elect=elect, selects=(*ranked, Clamp(0.25)))
-        compare_fused(backend, tensors, params, BF16, offset)
+class TestRows(Ranks, Scores):
+    @pytest.fixture
+    def gpu(self, backend: TritonBackend) -> TritonBackend:
+        return backend
+
+    @pytest.fixture
+    def device(self) -> torch.device:
+        return CPU
 
 
 class TestRefused(MergesRefused):

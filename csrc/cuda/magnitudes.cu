@@ -41,11 +41,12 @@ extern "C" int fuseo1_cuda_magnitudes_bytes(int64_t numel, size_t* bytes) {
 }
 
 extern "C" int fuseo1_cuda_survey_magnitudes(const fuseo1_operand* operands, int32_t targets, int64_t numel,
-                                             const int64_t* ranks, int32_t per_target, void* workspace, size_t bytes,
-                                             fuseo1_cut* cuts, fuseo1_cuda_sums* result, void* stream) {
+                                             const int64_t* ranks, int32_t per_target, fuseo1_row_factors rows,
+                                             void* workspace, size_t bytes, fuseo1_cut* cuts, fuseo1_cuda_sums* result,
+                                             void* stream) {
   OneTarget in = {};
   if (!make_inputs(operands, targets, numel, &in) || !ranks || per_target < 1 || !workspace || !cuts || !result ||
-      static_cast<int64_t>(bytes) < bytes_for(numel)) {
+      (rows.factors && (rows.row < 1 || numel % rows.row)) || static_cast<int64_t>(bytes) < bytes_for(numel)) {
     return FUSEO1_BAD_ARGUMENT;
   }
   for (int i = 0; i < targets * per_target; ++i) {
@@ -54,6 +55,7 @@ extern "C" int fuseo1_cuda_survey_magnitudes(const fuseo1_operand* operands, int
   const Workspace work(workspace, 1, numel);
   auto* const counts = reinterpret_cast<SumsWork*>(static_cast<char*>(workspace) + work.bytes);
   in.doubtful = &counts->doubtful;
+  in.rows = rows;
   int status = count_first(in, counts, result, stream);
   for (int i = 0; i < targets * per_target && !status; ++i) {
     in.target = i / per_target + 1;

@@ -4,50 +4,27 @@
 #ifndef FUSEO1_CUDA_MAGNITUDES_CUH_
 #define FUSEO1_CUDA_MAGNITUDES_CUH_
 
-#include "nonfinite.cuh"
+#include "one_target.cuh"
 #include "scan.cuh"
 #include "sums.cuh"
 
 namespace fuseo1 {
 
-// What scores of one target are loaded from.
-struct OneTarget : Inputs {
-  int32_t target;           // its operand
-  const int32_t* doubtful;  // on the device: some element's s is not finite
-};
-
-// The bits of |d| of a lane's elements; 0 where s is not finite.
-template <class In>
-__device__ __forceinline__ void load_magnitudes(const OneTarget& in, bool doubtful, int64_t at, int count,
-                                                uint32_t* scores) {
-  const typename In::Raw base = In::load(in.operands[0], at, count), x = In::load(in.operands[in.target], at, count);
-#pragma unroll
-  for (int j = 0; j < kLane; ++j) {
-    scores[j] = magnitude_bits(
-        __fsub_rn(In::widen(x, in.operands[in.target].dtype, j), In::widen(base, in.operands[0].dtype, j)));
-  }
-  if (!doubtful) return;
-  const uint32_t excluded = excluded_mask(in, at, count, nullptr);
-#pragma unroll
-  for (int j = 0; j < kLane; ++j) {
-    if (excluded >> j & 1u) scores[j] = 0;
-  }
-}
-
 // As scan.cuh calls it.
 template <int kN>
 __device__ __forceinline__ void load_scores(const OneTarget& in, int64_t at, int count, const Divisor&,
                                             uint32_t* scores) {
-  load_magnitudes<Mixed>(in, *in.doubtful, at, count, scores);
+  load_magnitudes<Mixed>(in, *in.doubtful, at, at, count, scores);
 }
 
 // The rank is one among all elements, so that a sample keeps zeros, too: as the smallest magnitude.
 __device__ __forceinline__ uint32_t sampled(const OneTarget&, uint32_t score) { return max(score, 1u); }
 
-// As begin_selection, of the k-th largest; of k that leave no zero unselected nothing is to be found.
-__device__ __forceinline__ void begin_rank(State* state, int64_t capacity, int64_t k) {
+// As begin_selection, of the k-th largest; of k that leave no zero unselected nothing is to be found. Of as many as are
+// not 0 the least score is told if it is one `by_rows`.
+__device__ __forceinline__ void begin_rank(State* state, int64_t capacity, int64_t k, bool by_rows) {
   if (threadIdx.x != 0) return;
-  const bool all = k >= static_cast<int64_t>(state->nonzero);
+  const bool all = k - by_rows >= static_cast<int64_t>(state->nonzero);
   state->passes = 1;
   state->selected = all ? 0 : k;
   state->threshold = all ? 0 : kNothing, state->tie_limit = -1;
@@ -64,7 +41,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   uint32_t nonzero = 0, above = 0;  // of a lane, as in scan
   for_each_block(in.numel, [&](int64_t at, int count) {
     uint32_t scores[kLane], inside = 0;
-    load_magnitudes<In>(in, doubtful, at, count, scores);
+    load_magnitudes<In>(in, doubtful, at, at, count, scores);
 #pragma unroll
     for (int j = 0; j < kLane; ++j) {
       nonzero += scores[j] != 0;
@@ -75,7 +52,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   });
   slots.finish(candidates, state);
   add_counts(state, nonzero, above);
-  if (is_last_cta(state)) begin_rank(state, candidates.capacity, k);
+  if (is_last_cta(state)) begin_rank(state, candidates.capacity, k, in.rows.factors);
 }
 
 // One CTA each: what the first read has counted; then a cut, of a tensor that has elements or not.

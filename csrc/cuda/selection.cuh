@@ -98,11 +98,26 @@ __device__ __forceinline__ void take_part(const fuseo1_select& select, int64_t a
   }
 }
 
+// Whether RANKED is one in a chunk of `count` elements from flat index `offset` on.
+inline bool valid_ranked(const fuseo1_select& select, int64_t offset, int64_t count) {
+  return select.row >= 1 && select.row <= INT32_MAX && select.low >= 0 && select.span >= 0 &&
+         select.low + select.span < 1 && offset % select.row == 0 && count % select.row == 0;
+}
+
 // Whether a target's selection is one (`bits` is device memory).
-inline bool valid_select(const fuseo1_select& select, int64_t count) {
-  return select.kind >= FUSEO1_SELECT_ALL && select.kind <= FUSEO1_SELECT_CLAMP &&
-         (select.kind != FUSEO1_SELECT_BITS || select.bits || !count) &&
-         (select.kind != FUSEO1_SELECT_CLAMP || select.most >= 0);
+inline bool valid_select(const fuseo1_select& select, int64_t offset, int64_t count) {
+  switch (select.kind) {
+    case FUSEO1_SELECT_BAND:
+      return !select.rows.factors || select.rows.row >= 1;
+    case FUSEO1_SELECT_BITS:
+      return select.bits || !count;
+    case FUSEO1_SELECT_CLAMP:
+      return select.most >= 0;
+    case FUSEO1_SELECT_RANKED:
+      return valid_ranked(select, offset, count);
+    default:
+      return select.kind == FUSEO1_SELECT_ALL || select.kind == FUSEO1_SELECT_DRAW;
+  }
 }
 
 // Selections by value, so that no table in memory is read.
@@ -110,11 +125,16 @@ struct Selects {
   fuseo1_select of[FUSEO1_CUDA_MAX_TARGETS];
   int32_t any;  // there are others than ALL
 
-  // False if one is outside the contract. `given` null: everything is selected.
-  bool copy(const fuseo1_select* given, int32_t targets, int64_t count) {
+  // False if one is outside the contract, for `count` elements from flat index `offset` on. `given` null: everything
+  // is selected.
+  bool copy(const fuseo1_select* given, int32_t targets, int64_t offset, int64_t count) {
+    int64_t row = 0;  // of those that are RANKED
     for (int i = 0; given && i < targets; ++i) {
-      if (!valid_select(given[i], count)) return false;
+      if (!valid_select(given[i], offset, count)) return false;
       of[i] = given[i], any |= given[i].kind != FUSEO1_SELECT_ALL;
+      if (given[i].kind != FUSEO1_SELECT_RANKED) continue;
+      if (row && row != given[i].row) return false;
+      row = given[i].row;
     }
     return true;
   }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The C ABI of the surveys of norms and inner products (include/fuseo1/cuda.h).
+#include "decide.cuh"
 #include "gram.cuh"
 #include "instances.cuh"
 #include "launch.cuh"
@@ -55,11 +56,11 @@ int gram_by_halves(const Inputs& in, int32_t of_inputs, SumsWork* work, fuseo1_c
 using namespace fuseo1;
 
 extern "C" int fuseo1_cuda_survey_norms(const fuseo1_operand* operands, int32_t targets, int64_t numel,
-                                        const fuseo1_select* selects, void* work, fuseo1_cuda_sums* result,
-                                        void* stream) {
+                                        const fuseo1_select* selects, void* work, void* room, size_t bytes,
+                                        fuseo1_cuda_sums* result, void* stream) {
   Inputs in = {};
   Selects taken = {};
-  if (!make_inputs(operands, targets, numel, &in) || !taken.copy(selects, targets, numel) || !work || !result) {
+  if (!make_inputs(operands, targets, numel, &in) || !taken.copy(selects, targets, 0, numel) || !work || !result) {
     return FUSEO1_BAD_ARGUMENT;
   }
   for (int i = 0; i < targets; ++i) {
@@ -67,6 +68,7 @@ extern "C" int fuseo1_cuda_survey_norms(const fuseo1_operand* operands, int32_t 
   }
   auto* const sums = static_cast<SumsWork*>(work);
   int status = clear(sums, sizeof *sums, in, stream);
+  if (!status) status = decide(in, 0, &taken, room, bytes, stream);
   // Of more than 8 targets the sums of all elements and of the selected ones are a launch each.
   const int kinds = targets > 8 && taken.any ? 2 : 1;
   for (int kind = 0; kind < kinds && numel && !status; ++kind) status = launch_norms(in, taken, kind, sums, stream);

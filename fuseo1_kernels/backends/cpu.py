@@ -28,6 +28,7 @@ from .requests import (
     Request,
     RowFactors,
     Select,
+    check_rows,
     kept_bytes,
 )
 
@@ -76,18 +77,9 @@ def native_select(select: Select) -> _cpu.Select:
     return _cpu.Select()
 
 
-def _check_rows(selects: Sequence[Select], numel: int) -> None:
-    """Raises BackendError unless there are factors, where there are any, for `numel` elements."""
-    for select in selects:
-        if isinstance(select, Band) and select.rows is not None and select.rows.numel < numel:
-            raise BackendError(
-                f"factors for {select.rows.numel} elements, but there are {numel} or more"
-            )
-
-
 def _native(params: FuseParams, offset: int, count: int) -> _cpu.FuseParams:
     """`params` for the kernels, and for elements [offset, offset + count)."""
-    _check_rows(params.selects, offset + count)
+    check_rows(params.selects, offset + count)
     kept = params.kept or (None,) * len(params.selects)
     return _cpu.FuseParams(
         weights=params.weights,
@@ -127,7 +119,7 @@ def _asked(targets: int, numel: int, request: Request, max_bytes: int) -> _cpu.S
         return _cpu.Survey.magnitudes(numel, request.ranks, max_bytes, *_rows(request.rows))
     if isinstance(request, Norms):
         _check_targets(len(request.selects), targets, "selections")
-        _check_rows(request.selects, numel)
+        check_rows(request.selects, numel)
         return _cpu.Survey.norms(numel, [native_select(select) for select in request.selects])
     if isinstance(request, Gram):
         return _cpu.Survey.gram(targets, numel, request.of_inputs)

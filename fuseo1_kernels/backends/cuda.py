@@ -11,15 +11,17 @@ from ..arrays import Array
 from ..errors import BackendError
 from . import SURVEY_BYTES, OnDevice, Room, SurveyResult
 from .cuda_surveys import (
-    native_select,
+    NativeSelects,
+    selects_sizes,
     sizes_of,
     stream_of,
+    survey_divergences,
     survey_gram,
     survey_magnitudes,
     survey_norms,
 )
-from .on_gpu import OnGpu, check_is_sce, check_output, device_of, refuse_rows, taken, upload
-from .requests import FuseParams, Gram, Magnitudes, Norms, Request, Select
+from .on_gpu import OnGpu, check_is_sce, check_output, device_of, taken, upload
+from .requests import Divergences, FuseParams, Gram, Magnitudes, Norms, Request, Select
 
 # Bytes of the count of outputs that are infinite or NaN.
 _WRITTEN = 8
@@ -59,18 +61,10 @@ class CudaBackend(OnGpu):
         return int(self._kernels.workspace_bytes(targets, numel, select_topk))
 
     def survey_bytes(self, targets: int, numel: int, request: Request) -> int:
-        refuse_rows(self.name, request)
-        if isinstance(request, Norms):
-            self._check_selects(request.selects)
         return taken(*sizes_of(self._kernels, numel, request))
 
     def fuse_bytes(self, targets: int, numel: int, selects: Sequence[Select]) -> int:
-        self._check_selects(selects)
-        return taken(_WRITTEN)
-
-    def _check_selects(self, selects: Sequence[Select]) -> None:
-        for select in selects:
-            native_select(self._kernels, select)
+        return taken(_WRITTEN, *selects_sizes(self._kernels, numel, selects))
 
     @property
     def description(self) -> str:
@@ -91,13 +85,14 @@ class CudaBackend(OnGpu):
         threads: int,
         max_bytes: int = SURVEY_BYTES,
     ) -> SurveyResult:
-        refuse_rows(self.name, request)
         if isinstance(request, Magnitudes):
             return survey_magnitudes(self._kernels, inputs, self._operands(inputs), request)
         if isinstance(request, Norms):
             return survey_norms(self._kernels, inputs, self._operands(inputs), request)
         if isinstance(request, Gram):
             return survey_gram(self._kernels, inputs, self._operands(inputs), request)
+        if isinstance(request, Divergences):
+            return survey_divergences(self._kernels, inputs, self._operands(inputs), request)
         return super().survey(inputs, request, threads, max_bytes)
 
     def enqueue_survey(
@@ -149,6 +144,7 @@ class CudaBackend(OnGpu):
         operands = self._operands(inputs, least=0)
         check_output(out, inputs)
         written = torch.zeros(1, dtype=torch.int64, device=device)
+        selects = NativeSelects(kernels, params.selects, offset, out.numel, device)
         elections = {
             "sum": kernels.ELECT_SUM,
             "weighted": kernels.ELECT_WEIGHTED,
@@ -165,7 +161,7 @@ class CudaBackend(OnGpu):
                 floor_divisor=params.floor_divisor,
                 scale=params.scale,
                 base_scale=params.base_scale,
-                selects=[native_select(kernels, select) for select in params.selects],
+                selects=selects.each,
                 masked=params.masked,
                 threshold=params.threshold,
                 tie_limit=params.tie_limit,
@@ -174,6 +170,7 @@ class CudaBackend(OnGpu):
                 out=out.address,
                 out_dtype=out.dtype.abi,
                 written=written.data_ptr(),
+                room=selects.room,
                 stream=stream,
             )
         return int(written)

@@ -7,38 +7,92 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import torch
 
 from ..arrays import Array
 from ..errors import BackendError
 from . import SurveyResult
-from .on_gpu import check_targets, device_of, refuse_rows
-from .requests import NOTHING, Band, Clamp, Cut, Draw, Gram, Magnitudes, Norms, Request, Select
+from .on_gpu import check_factors, check_targets, device_of, upload
+from .requests import (
+    NOTHING,
+    Band,
+    Clamp,
+    Cut,
+    Divergences,
+    Draw,
+    Gram,
+    Magnitudes,
+    Norms,
+    Ranked,
+    Request,
+    RowFactors,
+    Select,
+    check_rows,
+)
+
+if TYPE_CHECKING:
+    from .. import _cuda
 
 #: An address and a dtype's number.
 Operand = tuple[int, int]
-#: kind, keep, drop, key, limit, address of bits, most: a selection as the kernels' module takes it.
-NativeSelect = tuple[int, tuple[int, int], tuple[int, int], int, int, int, float]
-
-#: In the place of a cut for which a selection has no use.
-_NO_CUT = (0, 0)
 
 
-def native_select(kernels: ModuleType, select: Select) -> NativeSelect:
-    """One target's selection, or BackendError if the kernels do not know it."""
+class NativeRows:
+    """Rows' factors as the kernels take them, in the device's memory; None: there are none."""
+
+    def __init__(self, rows: RowFactors | None, device: torch.device) -> None:
+        self._row = rows.row if rows is not None else 1
+        self._factors = upload(rows.factors, device) if rows is not None and rows.factors else None
+
+    @property
+    def told(self) -> tuple[int, int]:
+        """A row's elements, and where the factors are: until this object is gone, and the stream beyond its use."""
+        return self._row, self._factors.data_ptr() if self._factors is not None else 0
+
+
+class NativeSelects:
+    """Targets' selections as the kernels take them, of `numel` elements from flat index `offset` on.
+
+    With the memory that they need, which torch gives to others of the same stream when this object is gone.
+    """
+
+    def __init__(
+        self,
+        kernels: ModuleType,
+        selects: Sequence[Select],
+        offset: int,
+        numel: int,
+        device: torch.device,
+    ) -> None:
+        check_rows(selects, offset + numel)
+        self._rows = [NativeRows(_rows_of(select), device) for select in selects]
+        pairs = zip(selects, self._rows, strict=True)
+        self.each = [_native_select(kernels, select, rows.told) for select, rows in pairs]
+        needed = kernels.deciding_bytes(self.each, numel)
+        self._memory = torch.empty(needed, dtype=torch.uint8, device=device)
+
+    @property
+    def room(self) -> tuple[int, int]:
+        """Address and bytes of what is for decisions."""
+        return self._memory.data_ptr(), self._memory.nbytes
+
+
+def _native_select(kernels: ModuleType, select: Select, rows: tuple[int, int]) -> _cuda.Select:
+    """`rows`: as NativeRows tells them."""
+    made: _cuda.Select = kernels.Select()
     if isinstance(select, Band):
-        refuse_rows("cuda", select)
-        return kernels.SELECT_BAND, _cut(select.keep), _cut(select.drop), 0, 0, 0, 0.0
-    if isinstance(select, Draw):
-        return kernels.SELECT_DRAW, _NO_CUT, _NO_CUT, select.key, select.limit, 0, 0.0
-    if isinstance(select, Clamp):
-        return kernels.SELECT_CLAMP, _NO_CUT, _NO_CUT, 0, 0, 0, select.most
-    if select is not None:
-        raise BackendError(
-            f"backend cuda has no selection of kind {type(select).__name__}: use the CPU for this merge"
-        )
-    return kernels.SELECT_ALL, _NO_CUT, _NO_CUT, 0, 0, 0, 0.0
+        made = kernels.Select.band(_cut(select.keep), _cut(select.drop), rows)
+    elif isinstance(select, Draw):
+        made = kernels.Select.draw(select.key, select.limit)
+    elif isinstance(select, Ranked):
+        made = kernels.Select.ranked(select.key, select.row, select.low, select.span)
+    elif isinstance(select, Clamp):
+        made = kernels.Select.clamp(select.most)
+    elif select is not None:
+        raise BackendError(f"{select!r} is no selection (fuseo1_kernels.backends.requests)")
+    return made
 
 
 def _cut(cut: Cut) -> tuple[int, int]:
@@ -46,11 +100,34 @@ def _cut(cut: Cut) -> tuple[int, int]:
 
 
 def sizes_of(kernels: ModuleType, numel: int, request: Request) -> tuple[int, ...]:
-    """Bytes on the device: those that a survey works in, then those of each answer."""
+    """Bytes on the device: those that a survey works in, those of each answer, and what it is told there."""
     if isinstance(request, Magnitudes):
         cuts = sum(map(len, request.ranks))
-        return kernels.magnitudes_bytes(numel), cuts * kernels.CUT_BYTES, kernels.SUMS_BYTES
-    return kernels.SUMS_WORK_BYTES, kernels.SUMS_BYTES
+        sizes = kernels.magnitudes_bytes(numel), cuts * kernels.CUT_BYTES, kernels.SUMS_BYTES
+        return *sizes, _factors_bytes(request.rows)
+    if isinstance(request, Divergences):
+        return 4 * (numel // max(request.row, 1)), kernels.SUMS_BYTES
+    told = selects_sizes(kernels, numel, request.selects) if isinstance(request, Norms) else ()
+    return kernels.SUMS_WORK_BYTES, kernels.SUMS_BYTES, *told
+
+
+def selects_sizes(kernels: ModuleType, numel: int, selects: Sequence[Select]) -> tuple[int, ...]:
+    """Bytes on the device of NativeSelects: of its memory, and of factors."""
+    rows = [_rows_of(select) for select in selects]
+    somewhere = 1  # factors' address: only whether there are any is looked at
+    each = [
+        _native_select(kernels, select, (r.row, somewhere) if r is not None else (1, 0))
+        for select, r in zip(selects, rows, strict=True)
+    ]
+    return kernels.deciding_bytes(each, numel), *map(_factors_bytes, rows)
+
+
+def _factors_bytes(rows: RowFactors | None) -> int:
+    return len(rows.factors) if rows is not None else 0
+
+
+def _rows_of(select: Select) -> RowFactors | None:
+    return select.rows if isinstance(select, Band) else None
 
 
 def survey_magnitudes(
@@ -59,14 +136,17 @@ def survey_magnitudes(
     """Waits for the device."""
     targets, numel = len(inputs) - 1, inputs[0].numel
     check_targets(len(request.ranks), targets, "ranks")
-    work, found, result = _room(inputs, *sizes_of(kernels, numel, request))
+    if request.rows is not None:
+        check_factors(request.rows, numel)
+    rows = NativeRows(request.rows, device_of(inputs))
+    work, found, result = _room(inputs, *sizes_of(kernels, numel, request)[:3])
     with stream_of(device_of(inputs)) as stream:
         kernels.survey_magnitudes(
             operands,
             numel,
             request.ranks,
-            work.data_ptr(),
-            work.nbytes,
+            rows.told,
+            (work.data_ptr(), work.nbytes),
             found.data_ptr(),
             result.data_ptr(),
             stream,
@@ -82,15 +162,17 @@ def survey_norms(
     kernels: ModuleType, inputs: Sequence[Array], operands: Sequence[Operand], request: Norms
 ) -> SurveyResult:
     """Waits for the device."""
-    targets = len(inputs) - 1
+    targets, numel = len(inputs) - 1, inputs[0].numel
     check_targets(len(request.selects), targets, "selections")
-    work, result = _room(inputs, *sizes_of(kernels, inputs[0].numel, request))
+    selects = NativeSelects(kernels, request.selects, 0, numel, device_of(inputs))
+    work, result = _room(inputs, *sizes_of(kernels, numel, request)[:2])
     with stream_of(device_of(inputs)) as stream:
         kernels.survey_norms(
             operands,
-            inputs[0].numel,
-            [native_select(kernels, select) for select in request.selects],
+            numel,
+            selects.each,
             work.data_ptr(),
+            selects.room,
             result.data_ptr(),
             stream,
         )
@@ -117,6 +199,21 @@ def survey_gram(
     learned, sums = _answer(kernels, result, vectors * vectors, targets)
     gram = tuple(tuple(islice(sums, vectors)) for _ in range(vectors))
     return replace(learned, gram=gram)
+
+
+def survey_divergences(
+    kernels: ModuleType, inputs: Sequence[Array], operands: Sequence[Operand], request: Divergences
+) -> SurveyResult:
+    """Waits for the device."""
+    check_targets(1, len(inputs) - 1, "divergences")
+    numel = inputs[0].numel
+    found, result = _room(inputs, *sizes_of(kernels, numel, request))
+    with stream_of(device_of(inputs)) as stream:
+        kernels.survey_divergences(
+            operands, numel, request.row, found.data_ptr(), result.data_ptr(), stream
+        )
+    learned, _ = _answer(kernels, result, 0, 1)
+    return replace(learned, divergences=found.cpu().numpy().tobytes())
 
 
 def _room(inputs: Sequence[Array], work: int, *answers: int) -> list[torch.Tensor]:

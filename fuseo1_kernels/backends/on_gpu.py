@@ -9,7 +9,7 @@ import torch
 from ..arrays import Array
 from ..errors import BackendError
 from . import SURVEY_BYTES, GpuBackend, OnDevice, Room, SurveyResult
-from .requests import Band, Divergences, FuseParams, Magnitudes, Request, Select
+from .requests import FuseParams, Request, RowFactors
 
 # torch's allocator rounds up to multiples of it.
 _UNIT = 512
@@ -73,13 +73,10 @@ def check_is_sce(backend: str, params: FuseParams) -> None:
         )
 
 
-def refuse_rows(backend: str, asked: Request | Select) -> None:
-    """Raises BackendError if `asked` is of divergences of rows, or of |d| multiplied by rows' factors."""
-    with_factors = isinstance(asked, Band | Magnitudes) and asked.rows is not None
-    if with_factors or isinstance(asked, Divergences):
-        raise BackendError(
-            f"backend {backend} has no {type(asked).__name__} by rows: use the CPU for this merge"
-        )
+def check_factors(rows: RowFactors, numel: int) -> None:
+    """Raises BackendError unless `rows` are those of a whole tensor of `numel` elements."""
+    if rows.row < 1 or rows.numel != numel:
+        raise BackendError(f"factors for {rows.numel} elements, but there are {numel}")
 
 
 def check_targets(asked: int, targets: int, what: str) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
+from ..errors import BackendError
+
 _BLOCK = 256
 
 #: No score and no magnitude reaches it: nothing is selected.
@@ -86,6 +88,15 @@ Select: TypeAlias = Band | Draw | Ranked | Clamp | None
 def step_of(selects: Sequence[Select]) -> int:
     """Chunks begin at multiples of so many elements: they are whole blocks of 256 and whole rows."""
     return math.lcm(_BLOCK, *(select.row for select in selects if isinstance(select, Ranked)))
+
+
+def check_rows(selects: Sequence[Select], numel: int) -> None:
+    """Raises BackendError unless there are factors, where there are any, for `numel` elements."""
+    for select in selects:
+        if isinstance(select, Band) and select.rows is not None and select.rows.numel < numel:
+            raise BackendError(
+                f"factors for {select.rows.numel} elements, but there are {numel} or more"
+            )
 
 
 class Kept:

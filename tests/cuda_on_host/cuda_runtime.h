@@ -75,6 +75,13 @@ inline unsigned __ballot_sync(unsigned, int predicate) {
   for (int lane = 0; lane < 32; ++lane) bits |= static_cast<unsigned>(all[lane]) << lane;
   return bits;
 }
+inline unsigned __match_any_sync(unsigned, unsigned value) {
+  const uint64_t* all = emulation::exchange(value);
+  unsigned bits = 0;
+  for (int lane = 0; lane < 32; ++lane) bits |= static_cast<unsigned>(all[lane] == value) << lane;
+  return bits;
+}
+inline void __syncwarp() { emulation::exchange(0); }
 inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
 template <class T>
 T __shfl_sync(unsigned, T value, int lane) {
@@ -103,6 +110,13 @@ T atomicAdd(T* to, T value) {
   return before;
 }
 
+template <class T>
+T atomicOr(T* to, T value) {
+  const T before = *to;
+  *to |= value;
+  return before;
+}
+
 inline uint4 __ldcs(const uint4* from) { return *from; }
 inline void __stcs(uint4* to, const uint4& value) { *to = value; }
 
@@ -121,7 +135,18 @@ inline float __fsub_rn(float a, float b) { return a - b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fdiv_rn(float a, float b) { return a / b; }
 inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
+inline long long __double_as_longlong(double value) {
+  long long bits;
+  memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+inline double __longlong_as_double(long long bits) {
+  double value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
 inline double __dadd_rn(double a, double b) { return a + b; }
+inline double __dsub_rn(double a, double b) { return a - b; }
 inline double __dmul_rn(double a, double b) { return a * b; }
 inline double __ddiv_rn(double a, double b) { return a / b; }
 inline float __double2float_rn(double a) { return static_cast<float>(a); }

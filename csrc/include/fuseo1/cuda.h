@@ -79,22 +79,35 @@ int fuseo1_cuda_survey_sce(const fuseo1_operand* operands, int32_t targets, int6
                            void* workspace, size_t bytes, fuseo1_cuda_survey* result, fuseo1_cuda_params* params,
                            void* stream);
 
+// RANKED selections, and BANDs with factors (device memory, too), are decided before they are applied, by a read more
+// of base and target, and kept in device memory, `room`, of so many bytes (0: none is needed): a bit an element and
+// such a target, and for RANKED 16 bytes an element of the rows that are sorted at the same time, 64 MiB or a row. A
+// CTA sorts a row: a tensor of few long ones is slow.
+int fuseo1_cuda_deciding_bytes(const fuseo1_select* selects, int32_t targets, int64_t numel, size_t* bytes);
+
 // Surveys of norms and inner products, as survey.h has them; `work` and `result` are device memory, `selects` (one a
 // target; null: everything) is host memory. BITS are not possible. One read; of norms with selections and more than 8
 // targets two. Inner products of more than 4 targets are found by fours, after a read that counts what is not finite.
 int fuseo1_cuda_survey_norms(const fuseo1_operand* operands, int32_t targets, int64_t numel,
-                             const fuseo1_select* selects, void* work, fuseo1_cuda_sums* result, void* stream);
+                             const fuseo1_select* selects, void* work, void* room, size_t bytes,
+                             fuseo1_cuda_sums* result, void* stream);
 int fuseo1_cuda_survey_gram(const fuseo1_operand* operands, int32_t targets, int64_t numel, int32_t of_inputs,
                             void* work, fuseo1_cuda_sums* result, void* stream);
 
-// The survey of magnitudes, as survey.h has it: `ranks` (targets * per_target) is host memory, `cuts` (as many) device
-// memory; of `result` everything but the sums is told. One read of everything, which counts what is not finite; then
-// for each rank one of the base and the target as a rule, up to 5 where many |d| are equal. `passes` tells the most of
-// these.
+// The survey of magnitudes, as survey.h has it: `ranks` (targets * per_target) is host memory, `cuts` (as many) and the
+// factors of `rows` are device memory; of `result` everything but the sums is told. One read of everything, which
+// counts what is not finite; then for each rank one of the base and the target as a rule, up to 5 where many |d| are
+// equal. `passes` tells the most of these.
 int fuseo1_cuda_magnitudes_bytes(int64_t numel, size_t* bytes);
 int fuseo1_cuda_survey_magnitudes(const fuseo1_operand* operands, int32_t targets, int64_t numel, const int64_t* ranks,
-                                  int32_t per_target, void* workspace, size_t bytes, fuseo1_cut* cuts,
-                                  fuseo1_cuda_sums* result, void* stream);
+                                  int32_t per_target, fuseo1_row_factors rows, void* workspace, size_t bytes,
+                                  fuseo1_cut* cuts, fuseo1_cuda_sums* result, void* stream);
+
+// The survey of divergences, as survey.h has it, of one target; `divergences` (one a row) and `result`, of which
+// everything but the sums is told, are device memory. A warp reads a row three times, one after the other if it is not
+// in a cache: a tensor of few long rows is slow.
+int fuseo1_cuda_survey_divergences(const fuseo1_operand* operands, int64_t numel, int64_t row, float* divergences,
+                                   fuseo1_cuda_sums* result, void* stream);
 
 // Fuses by `params` (device memory); adds to result->written if `result` is given.
 int fuseo1_cuda_fuse(const fuseo1_cuda_params* params, const fuseo1_operand* operands, int32_t targets, int64_t offset,
@@ -103,7 +116,8 @@ int fuseo1_cuda_fuse(const fuseo1_cuda_params* params, const fuseo1_operand* ope
 // Fuses by all that fuse.h knows. `params` is host memory, which is read before the call returns; `bits` of selections
 // and `written`, to which outputs that are infinite or NaN are added, are device memory. 0 targets are possible.
 int fuseo1_cuda_fuse_general(const fuseo1_fuse_params* params, const fuseo1_operand* operands, int64_t offset,
-                             int64_t count, void* out, int32_t out_dtype, int64_t* written, void* stream);
+                             int64_t count, void* out, int32_t out_dtype, int64_t* written, void* room, size_t bytes,
+                             void* stream);
 
 // Surveys and fuses `count` tensors of at most FUSEO1_CUDA_SMALL elements in one launch; `tensors` and `results` (one
 // each) are device memory.

@@ -18,6 +18,7 @@ LEAST_EXPONENT = tl.constexpr(22)
 RINT_MAGIC = tl.constexpr(8388608.0)
 RINT_MAGIC_BITS = tl.constexpr(0x4B000000)
 MOST_SQUARABLE = tl.constexpr(float.fromhex("0x1.fffffep63"))
+LARGEST = tl.constexpr(float.fromhex("0x1.fffffep127"))
 
 
 @triton.jit
@@ -107,12 +108,32 @@ def spread(d, s, N: tl.constexpr):
 
 
 @triton.jit
-def score_before(d, s, N: tl.constexpr, OF: tl.constexpr):
-    """A score before its division: the spread (OF -1), or target OF's |d|, which is not divided."""
+def by_rows(x, rows, flat):
+    """x, which is not negative, times the factor of each element's row, and at most the largest number.
+
+    rows: pointer to a row's elements and the address of the factors, int64; these are fp32, one a row, and as many
+    more as the last tile may reach beyond the end. flat: the elements' flat indices, int64.
+    """
+    factors = tl.load(rows + 1).to(tl.pointer_type(tl.float32))
+    return tl.minimum(x * tl.load(factors + flat // tl.load(rows)), LARGEST)
+
+
+@triton.jit
+def magnitude(d, inputs, flat, N: tl.constexpr):
+    """|d|; times factors of rows if `inputs` has what by_rows wants to know, after base and targets."""
+    x = tl.abs(d)
+    if len(inputs) > N + 1:
+        x = by_rows(x, inputs[N + 1], flat)
+    return x
+
+
+@triton.jit
+def score_before(d, s, inputs, flat, N: tl.constexpr, OF: tl.constexpr):
+    """A score before its division: the spread (OF -1), or target OF's `magnitude`, which is not divided."""
     if OF < 0:
         x = spread(d, s, N)
     else:
-        x = tl.abs(d[OF])
+        x = magnitude(d[OF], inputs, flat, N)
     return x
 
 
@@ -131,7 +152,9 @@ def score_bits(inputs, start, at, left, N: tl.constexpr, OF: tl.constexpr):
     """The elements' scores as int32 bits; 0 beyond the end and where s is not finite."""
     _, d = task_vectors(inputs, start, at, left, False, N)
     s = total(d, N)
-    return tl.where(is_finite(s), bits_of_score(score_before(d, s, N, OF), N, OF), 0)
+    return tl.where(
+        is_finite(s), bits_of_score(score_before(d, s, inputs, start + at, N, OF), N, OF), 0
+    )
 
 
 @triton.jit

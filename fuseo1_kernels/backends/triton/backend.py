@@ -13,8 +13,8 @@ import triton
 from ...arrays import Array
 from ...errors import BackendError
 from .. import SURVEY_BYTES, OnDevice, Room, SurveyResult
-from ..on_gpu import OnGpu, check_is_sce, check_output, device_of, refuse_rows, upload
-from ..requests import Divergences, FuseParams, Gram, Magnitudes, Norms, Request, Select
+from ..on_gpu import OnGpu, check_is_sce, check_output, device_of, upload
+from ..requests import FuseParams, Request, Select
 from . import state as places
 from .family_launches import fuse_bytes, launch_fuse_family
 from .launches import Params, launch_fuse, launch_params, launch_survey, workspace_bytes
@@ -81,8 +81,6 @@ class TritonBackend(OnGpu):
         """SCE's by enqueue_survey; others by kernels of their own."""
         if isinstance(request, int | float):
             return super().survey(inputs, request, threads, max_bytes)
-        refuse_rows(self.name, request)
-        assert not isinstance(request, Divergences)
         self.check_inputs(inputs)
         data, numel = pointers(inputs), inputs[0].numel
         config = self._tuner.fixed or family_config(len(inputs) - 1)
@@ -134,8 +132,7 @@ class TritonBackend(OnGpu):
         return workspace_bytes(targets, numel, select_topk)
 
     def survey_bytes(self, targets: int, numel: int, request: Request) -> int:
-        refuse_rows(self.name, request)
-        assert isinstance(request, Magnitudes | Norms | Gram)
+        assert not isinstance(request, int | float)
         return survey_bytes(targets, numel, request)
 
     def fuse_bytes(self, targets: int, numel: int, selects: Sequence[Select]) -> int:

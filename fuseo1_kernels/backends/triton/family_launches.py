@@ -7,8 +7,20 @@ from collections.abc import Sequence
 
 import torch
 
-from ..on_gpu import refuse_rows, taken, upload
-from ..requests import NOTHING, Band, Clamp, Cut, Draw, Elect, FuseParams, Ranked, Select
+from ..on_gpu import taken, upload
+from ..requests import (
+    NOTHING,
+    Band,
+    Clamp,
+    Cut,
+    Draw,
+    Elect,
+    FuseParams,
+    Ranked,
+    RowFactors,
+    Select,
+    check_rows,
+)
 from ..select_formulas import limits
 from .arithmetic import BLOCK
 from .fuse_family import (
@@ -29,7 +41,7 @@ from .fuse_family import (
     fuse_family_tiles,
 )
 from .launches import BITS, EXACT, tiles_of
-from .selects import BAND, CHOICE, CLAMP, DRAW, EVERY, RANKED
+from .selects import BAND, BAND_BY_ROWS, CHOICE, CLAMP, DRAW, EVERY, RANKED
 from .state import RESULT, place
 from .tuning import Config
 
@@ -114,7 +126,7 @@ def kinds_of(selects: Sequence[Select]) -> int:
     kinds = 0
     for i, select in enumerate(selects):
         if isinstance(select, Band):
-            kind = BAND
+            kind = BAND if select.rows is None else BAND_BY_ROWS
         elif isinstance(select, Draw):
             kind = DRAW
         elif isinstance(select, Ranked):
@@ -128,16 +140,21 @@ def kinds_of(selects: Sequence[Select]) -> int:
 def choices_of(
     data: tuple[torch.Tensor, ...], selects: Sequence[Select], offset: int = 0
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """[selects, 4] int64 on the device, selects.CHOICE of each; and memory that this refers to.
+    """[selects, 6] int64 on the device, selects.CHOICE of each; and memory that this refers to.
 
     data: as kernels take it, from flat index `offset` on.
     """
     packed, referred = [], []
+    check_rows(selects, offset + data[0].numel())
     for i, select in enumerate(selects):
         if isinstance(select, Ranked):
             referred.append(_limits(data[0], data[i + 1], select))
             address = referred[-1].data_ptr() - 4 * offset
-            packed.append(struct.pack("Qq16x", select.key, address))
+            packed.append(struct.pack("Qq32x", select.key, address))
+        elif isinstance(select, Band) and select.rows is not None:
+            referred.append(factors_on(data[0].device, select.rows))
+            rows = select.rows.row, referred[-1].data_ptr()
+            packed.append(struct.pack("6q", *_cut(select.keep), *_cut(select.drop), *rows))
         else:
             packed.append(_choice(select))
     return upload(b"".join(packed), data[0].device).view(torch.int64), referred
@@ -150,19 +167,28 @@ def choices_bytes(numel: int, selects: Sequence[Select]) -> int:
         if isinstance(select, Ranked):
             sizes.append(4 * (numel + _MOST_TILE))
             sorting = max(sorting, min(numel, _rows_at_once(select)) * _SORT_BYTES)
-        else:
-            _choice(select)
+        elif isinstance(select, Band):
+            sizes.append(factors_bytes(select.rows))
     return taken(*sizes, sorting)
 
 
 def _choice(select: Band | Draw | Clamp | None) -> bytes:
     if isinstance(select, Band):
-        refuse_rows("triton", select)
-        return struct.pack("4q", *_cut(select.keep), *_cut(select.drop))
+        return struct.pack("4q16x", *_cut(select.keep), *_cut(select.drop))
     if isinstance(select, Draw):
-        return struct.pack("QQ16x", select.key, select.limit)
+        return struct.pack("QQ32x", select.key, select.limit)
     most = select.most if isinstance(select, Clamp) else 0.0
-    return struct.pack("q24x", int(torch.tensor(most, dtype=torch.float32).view(torch.int32)))
+    return struct.pack("q40x", int(torch.tensor(most, dtype=torch.float32).view(torch.int32)))
+
+
+def factors_on(device: torch.device, rows: RowFactors) -> torch.Tensor:
+    """The factors, fp32, as arithmetic.by_rows wants them."""
+    return upload(rows.factors + bytes(4 * _MOST_TILE), device).view(torch.float32)
+
+
+def factors_bytes(rows: RowFactors | None) -> int:
+    """What factors_on has of the device's memory, if there are any."""
+    return len(rows.factors) + 4 * _MOST_TILE if rows is not None else 0
 
 
 def _limits(base: torch.Tensor, target: torch.Tensor, select: Ranked) -> torch.Tensor:

@@ -146,7 +146,7 @@ def fuse_family_tiles(
     inputs,  # tuple of TARGETS + 1 pointers: [numel], base first; bf16 as int16
     out,  # [numel]: int16 (bf16, fp16) or int32 (fp32) bits, written
     scalars,  # [40] fp64
-    choices,  # [TARGETS + 1, 4] int64: of each target's selection; threshold and tie limit of the mask by score
+    choices,  # [TARGETS + 1, 6] int64: of each target's selection; threshold and tie limit of the mask by score
     result,  # [64] int64: R_WRITTEN is added to
     first,  # the first program's tile
     offset,  # flat index of element 0, a multiple of 256

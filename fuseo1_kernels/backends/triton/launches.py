@@ -57,7 +57,7 @@ def launch_survey(
     if scored:
         launch_selection(data, numel, select_topk, layout, work, config)
     else:
-        _scan(data, numel, layout, work, config, scored=False, of=-1)
+        _scan(data, targets, numel, layout, work, config, scored=False, of=-1)
     shape = {"TARGETS": targets, "STRIPES": layout.stripes}
     if scored:
         add_selected[(_programs(room.work.device),)](
@@ -90,29 +90,31 @@ def launch_selection(
     work: Workspace,
     config: Config,
     of: int = -1,
+    rows: tuple[torch.Tensor, ...] = (),
 ) -> None:
-    """Find the select_topk of the scores: variances, or the magnitudes of target `of`.
+    """Find the select_topk of the scores: variances, or the magnitudes of target `of`, with `rows` multiplied by these.
 
     work.state has THRESHOLD and TIE_LIMIT; of variances energies are added, but for those of candidates.
     """
     targets, many = len(data) - 1, (_programs(work.state.device),)
+    inputs = (*data, *rows)
     topk = struct.unpack("<q", struct.pack("<d", select_topk))[0]
     sampling = (max(1, -(-layout.runs // place(RUNS_AT_ONCE))),)
     histograms = work.histograms[:3]
     if layout.runs:
         sample_scores[sampling](
-            data, work.sample, histograms, numel, layout.runs, targets, OF=of, **EXACT
+            inputs, work.sample, histograms, numel, layout.runs, targets, OF=of, **EXACT
         )
         measure_runs[sampling](work.sample, histograms, work.state, layout.runs, topk, **EXACT)
         refine_bracket[sampling](work.sample, histograms, work.state, layout.runs, topk, **EXACT)
     divided_by = targets if of < 0 else 1
     end_bracket[(1,)](histograms, work.state, layout.runs, divided_by, **EXACT)
-    _scan(data, numel, layout, work, config, scored=True, of=of)
+    _scan(inputs, targets, numel, layout, work, config, scored=True, of=of)
     shape = {"TARGETS": targets, "STRIPES": layout.stripes, "OF": of}
     tile, digits = config.rows * place(BLOCK), work.histograms[3:]
     for digit in range(3):
         count_digit[many](
-            *(data, work.stripes, work.state, digits, work.records),
+            *(inputs, work.stripes, work.state, digits, work.records),
             *(numel, layout.capacity, topk),
             DIGIT=digit,
             TILE=tile,
@@ -120,17 +122,18 @@ def launch_selection(
             **EXACT,
         )
     count_ties[many](
-        *(data, work.stripes, work.state, digits, work.records, work.ties),
+        *(inputs, work.stripes, work.state, digits, work.records, work.ties),
         *(numel, layout.capacity),
         TILE=tile,
         **shape,
         **EXACT,
     )
-    find_cut[(1,)](data, work.state, work.ties, numel, layout.stretches, targets, OF=of, **EXACT)
+    find_cut[(1,)](inputs, work.state, work.ties, numel, layout.stretches, targets, OF=of, **EXACT)
 
 
 def _scan(
-    data: tuple[torch.Tensor, ...],
+    inputs: tuple[torch.Tensor, ...],
+    targets: int,
     numel: int,
     layout: Layout,
     work: Workspace,
@@ -140,8 +143,8 @@ def _scan(
     of: int,
 ) -> None:
     arguments = (
-        *(data, work.state, work.stripes, work.bins, work.rare_tiles, work.exponents),
-        *(work.records, numel, layout.capacity, scored, len(data) - 1, layout.stripes),
+        *(inputs, work.state, work.stripes, work.bins, work.rare_tiles, work.exponents),
+        *(work.records, numel, layout.capacity, scored, targets, layout.stripes),
     )
     whole = numel // (config.rows * place(BLOCK))
     for kernel, programs in (

@@ -127,7 +127,7 @@ def take_tile(
 
 @triton.jit(do_not_specialize=["numel", "capacity"])
 def scan_tiles(
-    inputs,  # tuple of TARGETS + 1 pointers: [numel], base first; bf16 as int16
+    inputs,  # tuple of TARGETS + 1 pointers: [numel], base first; bf16 as int16; then perhaps rows (magnitude)
     state,  # [64] int64
     stripes,  # [STRIPES, 2] int64
     bins,  # [STRIPES, TARGETS, 256] int64
@@ -158,7 +158,7 @@ def scan_tiles(
     else:
         x = q[0]
         if SCORED:
-            x = score_before(d, total(d, TARGETS), TARGETS, OF)
+            x = score_before(d, total(d, TARGETS), inputs, start + at, TARGETS, OF)
         take_tile(
             q,
             x,
@@ -226,7 +226,8 @@ def scan_carefully(
         q = squares(counted(d, s, TARGETS), TARGETS)
         x = q[0]
         if SCORED:
-            x = tl.where(is_finite(s), score_before(d, s, TARGETS, OF), 0.0)
+            x = score_before(d, s, inputs, start + at, TARGETS, OF)
+            x = tl.where(is_finite(s), x, 0.0)
         take_tile(
             q,
             x,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .arithmetic import BLOCK, bits_of, float_of, is_finite
+from .arithmetic import BLOCK, bits_of, by_rows, float_of, is_finite
 from .draws import words
 
 # Kinds of selections, as in select.h. Those of a kernel's targets are one number KINDS: (KINDS >> 3 * i) & 7.
@@ -14,10 +14,12 @@ BAND = tl.constexpr(1)
 DRAW = tl.constexpr(2)
 CLAMP = tl.constexpr(4)
 RANKED = tl.constexpr(5)
+BAND_BY_ROWS = tl.constexpr(6)  # BAND with factors
 
-# Numbers of a choice, int64. BAND: keep's threshold and tie limit, drop's; DRAW: key, limit; CLAMP: most, as fp32 bits;
-# RANKED: key, address where flat index 0 would have its limit: an int32 for each element, to the end of the last tile.
-CHOICE = tl.constexpr(4)
+# Numbers of a choice, int64. BAND: keep's threshold and tie limit, drop's; with factors: what by_rows wants to know;
+# DRAW: key, limit; CLAMP: most, as fp32 bits; RANKED: key, address where flat index 0 would have its limit: an int32
+# for each element, to the end of the last tile.
+CHOICE = tl.constexpr(6)
 
 
 @triton.jit
@@ -33,11 +35,13 @@ def in_cut(bits, cut, flat, at, ROWS: tl.constexpr):
 
 @triton.jit
 def is_selected(d, choice, flat, at, KIND: tl.constexpr, ROWS: tl.constexpr):
-    """Whether elements of a tile are in a selection of kind BAND, DRAW or RANKED."""
-    if KIND == BAND:
-        magnitude = bits_of(d) & 0x7FFFFFFF
-        keep = in_cut(magnitude, choice, flat, at, ROWS)
-        drop = in_cut(magnitude, choice + 2, flat, at, ROWS)
+    """Whether elements of a tile are in a selection, of a kind that leaves some out."""
+    if KIND == BAND or KIND == BAND_BY_ROWS:
+        score = bits_of(d) & 0x7FFFFFFF
+        if KIND == BAND_BY_ROWS:
+            score = bits_of(by_rows(tl.abs(d), choice + 4, flat + at))
+        keep = in_cut(score, choice, flat, at, ROWS)
+        drop = in_cut(score, choice + 2, flat, at, ROWS)
         chosen = keep & (drop == 0)
     else:
         drawn = words(tl.load(choice), flat // BLOCK, ROWS)

@@ -14,13 +14,14 @@ from .arithmetic import (
     exponent_of,
     is_finite,
     load_wide,
+    magnitude,
     positions,
     quanta,
     task_vectors,
     total,
 )
 from .scan import count_nonfinite
-from .selects import BAND, CHOICE, DRAW, RANKED, is_selected
+from .selects import CHOICE, CLAMP, EVERY, is_selected
 
 
 @triton.jit
@@ -36,7 +37,7 @@ def finite_elements(inputs, start, at, left, d, state, TARGETS: tl.constexpr):
 @triton.jit
 def add_chosen(d, q, peaks, choice, start, at, to, KIND: tl.constexpr, ROWS: tl.constexpr):
     """add_quanta of those elements that a selection takes, if there are others."""
-    if KIND == BAND or KIND == DRAW or KIND == RANKED:
+    if KIND != EVERY and KIND != CLAMP:
         chosen = is_selected(d, choice, start, at, KIND, ROWS)
         add_quanta(tl.where(chosen, q, 0.0), peaks, to)
 
@@ -44,8 +45,8 @@ def add_chosen(d, q, peaks, choice, start, at, to, KIND: tl.constexpr, ROWS: tl.
 @triton.jit(do_not_specialize=["first", "numel"])
 def add_norms(
     inputs,  # tuple of TARGETS + 1 pointers: [numel], base first; bf16 as int16
-    choices,  # [TARGETS, 4] int64: of each target's selection
-    bins,  # [STRIPES, 2 * TARGETS, 256] int64: of all elements, of those that BAND, DRAW, RANKED select
+    choices,  # [TARGETS, 6] int64: of each target's selection
+    bins,  # [STRIPES, 2 * TARGETS, 256] int64: of all elements, of those selected where some are not
     state,  # [64] int64
     first,  # the first program's tile
     numel,
@@ -76,7 +77,7 @@ def add_norms(
 @triton.jit(do_not_specialize=["first", "numel"])
 def count_nonzero(
     inputs,
-    counts,  # [STRIPES, TARGETS] int64: d that are not 0
+    counts,  # [STRIPES, TARGETS] int64: magnitudes that are not 0
     state,  # [64] int64
     first,
     numel,
@@ -93,7 +94,7 @@ def count_nonzero(
     _, d = task_vectors(inputs, start, at, left, WHOLE, TARGETS)
     sound = finite_elements(inputs, start, at, left, d, state, TARGETS)
     for i in tl.static_range(TARGETS):
-        moved = (sound & (d[i] != 0.0)).to(tl.int32)
+        moved = (sound & (magnitude(d[i], inputs, start + at, TARGETS) != 0.0)).to(tl.int32)
         number = tl.sum(tl.sum(moved, axis=1), axis=0)
         to = counts + (tile % STRIPES) * TARGETS + i
         tl.atomic_add(to, number.to(tl.int64), mask=number != 0, sem="relaxed")
