@@ -61,7 +61,7 @@ def survey(
         raise MergeError(f"select_topk: must be a number in [0, 1], not {select_topk!r}")
     inputs = as_arrays([base, *targets])
     wanted = float(select_topk) if request is None else request
-    return engine_for(inputs, backend).survey(inputs, wanted, resolve_threads(threads))
+    return engine_for(inputs, backend).survey(inputs, wanted, resolve_threads(threads)).lasting
 
 
 def fuse(

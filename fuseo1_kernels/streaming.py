@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -48,26 +49,31 @@ _MOST_RUNS = 2048
 # What a survey needs whatever the tensor: histograms, exponent sums, candidates of a small tensor. One for
 # magnitudes needs it for every cut.
 _SURVEY_FLOOR = 4 << 20
-# What a survey keeps, at most, of an element of each input; and what decides on rows, of an element of one.
+# What a survey keeps, at most, of an element of each input; and what decides on rows, of an element of one, and at the
+# least (survey.h).
 _RECORD = 16
 _ROW_RECORD = 32
+_LEAST_DECIDING = 96 << 10
 
 
 @dataclass(frozen=True)
 class Memory:
     """A worker's memory in bytes: for what is read, for one chunk of output, for what surveys keep.
 
-    `floor` is what one survey needs of its part, at the least, besides the room that it is lent.
+    `floor` is what one survey needs of its part, at the least, besides the room that it is lent; `deciding` is for what
+    decides on rows, in `threads` threads at most.
     """
 
     read: int
     output: int
     survey: int
     floor: int = _SURVEY_FLOOR
+    deciding: int = 0
+    threads: int = sys.maxsize
 
     @property
     def total(self) -> int:
-        return self.read + self.output + self.survey
+        return self.read + self.output + self.survey + self.deciding
 
 
 def plan_memory(jobs: Sequence[Job], max_bytes: int, threads: int) -> Memory:
@@ -76,25 +82,36 @@ def plan_memory(jobs: Sequence[Job], max_bytes: int, threads: int) -> Memory:
     Most is for the survey, as far as any of `jobs` needs it: of the largest tensors it must hold a part in
     a hundred, or they are read several times.
     """
-    output = min(_CHUNK * 4, max_bytes // 4)
-    read = min(_READ_BY_THREAD * threads, max_bytes // 4)
-    # Where rows must be whole, a chunk may have to be larger.
     by_rows = [job for job in jobs if _longest_row(job)]
+    each = max((_deciding(job, 1) for job in by_rows), default=0)
+    floor = max(map(_survey_floor, jobs), default=_SURVEY_FLOOR)
+    left = max_bytes - each
+    share = max(min(left // 4, (left - floor) // 2), left // 8)
+    output, read = min(_CHUNK * 4, share), min(_READ_BY_THREAD * threads, share)
+    # Where rows must be whole, a chunk may have to be larger.
     output = max([output, *(_step(job) * job.dtype.size for job in by_rows)])
     read = max([read, *(_least_read(job) for job in by_rows)])
-    floor = max(map(_survey_floor, jobs), default=_SURVEY_FLOOR)
+    left -= output + read
+    if each:
+        threads = max(1, min(threads, 1 + (left - floor) // each))
+    deciding = max((_deciding(job, threads) for job in by_rows), default=0)
     most = floor + max(map(_survey_records, jobs), default=0)
-    return Memory(read, output, min(max_bytes - read - output, most), floor)
+    return Memory(read, output, min(left - (deciding - each), most), floor, deciding, threads)
 
 
 def memory_floor(job: Job, surveys: int = 1) -> int:
     """The least bytes with which `job` can be merged, with so many surveys of it at once."""
     least = 4 * _LEAST_CHUNK * (job.element_bytes + 4) + surveys * _survey_floor(job)
-    if not (row := _longest_row(job)):
+    if not _longest_row(job):
         return least
-    # What decides on rows keeps of each element some words, and of each unit of work a bit a target.
-    deciding = _ROW_RECORD * row + _step(job) // 8 * len(job.inputs)
-    return least + _step(job) * job.dtype.size + _least_read(job) + deciding
+    return least + _step(job) * job.dtype.size + _least_read(job) + _deciding(job, 1)
+
+
+def _deciding(job: Job, threads: int) -> int:
+    """What decides on rows keeps of each element some words, and of each unit of work a bit a target."""
+    step = max(_step(job), 1)
+    each = max(_ROW_RECORD * _longest_row(job), _LEAST_DECIDING) + step // 8 * len(job.inputs)
+    return each * min(threads, -(-job.numel // step))
 
 
 def _selects(rule: Rule) -> Sequence[Select]:
@@ -149,7 +166,7 @@ class TensorMerger:
     ) -> None:
         self._backend = backend
         self._work = work
-        self._threads = threads
+        self._granted, self._most_threads = threads, memory.threads
         at_once = work.surveys_at_once
         share = memory.survey // at_once
         self._survey_bytes = max(min(share, memory.floor), share // 8)
@@ -161,6 +178,9 @@ class TensorMerger:
                 f"{memory.total >> 20} MiB of memory for a worker cannot be had ({error.strerror}); "
                 "lower --max-memory or --threads"
             ) from error
+
+    def _threads(self) -> int:
+        return min(self._granted(), self._most_threads)
 
     @property
     def scratch(self) -> memoryview:

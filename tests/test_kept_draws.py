@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from tensors import BF16, assert_same_bits
+from tensors import BF16, assert_same_bits, bits
 
 from fuseo1_kernels.arrays import Array, Buffer
-from fuseo1_kernels.backends import load_backend
+from fuseo1_kernels.backends import FileRange, load_backend
 from fuseo1_kernels.backends.requests import (
     NONE,
     Band,
@@ -24,6 +26,7 @@ from fuseo1_kernels.backends.requests import (
     Ranked,
     Select,
     kept_bytes,
+    step_of,
 )
 from fuseo1_kernels.backends.select_formulas import selected
 from fuseo1_kernels.memory import merge_tensors
@@ -117,6 +120,38 @@ def test_as_far_as_memory_goes(cpu: str, numel: int) -> None:
         for kept, select in zip(found.kept, asked.selects, strict=False):
             if kept is not None:
                 assert torch.equal(told(kept, numel), selected(select, torch.ones(numel), 0))
+
+
+@pytest.mark.parametrize("row", [100, 256, 5120])
+def test_what_is_not_kept_is_decided_beside_what_is(cpu: str, row: int, tmp_path: Path) -> None:
+    """Several units of work; of two targets by rank and one that is drawn only the first is kept."""
+    numel = row * 256
+    chosen = (Ranked(7, 0.3, 0.4, row), Ranked(8, 0.1, 0.5, row), Draw(9, 1 << 31))
+    inputs, engine = as_arrays(tensors := made(numel)[:4]), load_backend(cpu)
+    lent = Buffer(kept_bytes(Norms(chosen[:1]), numel))
+    surveyor = engine.surveyor(3, numel, Norms(chosen), 2, 4 << 20, lent)
+    surveyor.sample([])
+    surveyor.update(inputs, 0)
+    surveyor.end_pass()
+    kept = surveyor.result().kept
+    assert [k is not None for k in kept] == [True, False, False]
+    params = FuseParams((0.3, 0.4, 0.5), elect="weighted", selects=chosen)
+    right = fused(inputs, params, "reference", numel)
+    params = replace(params, kept=kept)
+    step = step_of(chosen)
+    for chunk in (numel, step * 3):
+        assert_same_bits(fused(inputs, params, cpu, chunk), right)
+    files = []
+    for i, tensor in enumerate(tensors):
+        (tmp_path / str(i)).write_bytes(bits(tensor).numpy().tobytes())
+        files.append(FileRange(os.open(tmp_path / str(i), os.O_RDONLY), 0, inputs[i].dtype))
+    try:
+        out, scratch = torch.empty_like(right), Buffer(4 * (step * 2 + 64))
+        engine.fuse_files(files, params, as_array(out), 0, 2, scratch)
+        assert_same_bits(out, right)
+    finally:
+        for file in files:
+            os.close(file.fd)
 
 
 def test_surveys_keep_within_their_memory(cpu: str) -> None:

@@ -6,6 +6,7 @@ import errno
 import os
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ from fuseo1_kernels.backends import load_backend
 from fuseo1_kernels.checkpoint.header import TensorInfo
 from fuseo1_kernels.checkpoint.source import Source, open_source
 from fuseo1_kernels.errors import CheckpointError
+from fuseo1_kernels.methods import METHODS, Target
 from fuseo1_kernels.methods.sce import Sce
+from fuseo1_kernels.methods.values import resolve_parameters
 from fuseo1_kernels.plan import Input, Job
-from fuseo1_kernels.streaming import Memory, TensorMerger, _pieces, plan_memory
+from fuseo1_kernels.streaming import Memory, TensorMerger, _pieces, memory_floor, plan_memory
 from fuseo1_kernels.work import Work
 
 MIB = 1 << 20
@@ -308,6 +311,18 @@ def test_what_is_planned_stays_within_the_budget(budget: int, threads: int, huge
         planned = plan_memory([job, small], budget, threads)
         assert planned.total <= budget
         assert planned.survey >= budget // 2 or planned.survey > 16 * 3 * job.numel
+        # Rows that must be whole are decided in memory of their own, in as many threads as it suffices for.
+        rule = METHODS["della"].rule(
+            resolve_parameters("della", {"weight": 1.0, "density": 0.5}, [1, 2]),
+            Target.of_shape("w", x.info.shape, ["1", "2"], True, 0),
+        )
+        job = replace(job, rule=rule)
+        assert memory_floor(job) < budget or budget == 8 * MIB
+        if memory_floor(job) < budget:
+            planned = plan_memory([job, small], budget, threads)
+            assert planned.total <= budget and planned.survey >= planned.floor
+            assert 1 <= planned.threads <= threads
+            assert planned.deciding >= planned.threads * 32 * x.info.shape[-1]
         # Reading and output know no tensor; a survey of a small one needs no more than its floor.
         assert plan_memory([small], budget, threads).total < (9 + 2 * threads) * MIB
 

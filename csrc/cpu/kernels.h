@@ -65,6 +65,9 @@ struct MagnitudeKernels {
   // every ranking's bracket splits its target's elements; returns where it stopped, as Kernels::scan
   int64_t (*scan)(const Chunk&, int64_t begin, int64_t end, const fuseo1_row_factors*, Ranked* const* rankings,
                   int count, int64_t* nonfinite);
+  // equal[g] and above[g]: how many of a record's scores equal, and exceed, to[g], which is not 0
+  void (*compare)(const uint32_t* scores, int64_t count, const uint32_t* to, int guesses, int64_t* equal,
+                  int64_t* above);
 };
 
 using SumBins = int64_t[kExponents];  // a sum's terms by their quantum's exponent

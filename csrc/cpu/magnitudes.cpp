@@ -94,8 +94,23 @@ int64_t scan_run(const Chunk& chunk, int64_t begin, int64_t end, const fuseo1_ro
   return end;
 }
 
+void compare_scores(const uint32_t* scores, int64_t count, const uint32_t* to, int guesses, int64_t* equal_to,
+                    int64_t* above) {
+  static_assert(kMarkPad % kWidth == 0);
+  for (int g = 0; g < guesses; ++g) {
+    const Vi limit = (Vi)splat(to[g]);
+    int are_equal = 0, are_above = 0;
+    for (int64_t j = 0; j < count; j += kWidth) {
+      const Vi v = load<Vi>(scores + j);
+      are_equal += fuseo1::count(equal(v, limit));
+      are_above += fuseo1::count(greater(v, limit));
+    }
+    equal_to[g] = are_equal, above[g] = are_above;
+  }
+}
+
 }  // namespace
 
-extern const MagnitudeKernels FUSEO1_JOIN(magnitudes_, FUSEO1_ISA) = {score_block, scan_run};
+extern const MagnitudeKernels FUSEO1_JOIN(magnitudes_, FUSEO1_ISA) = {score_block, scan_run, compare_scores};
 
 }  // namespace fuseo1

@@ -4,6 +4,7 @@
 #include <mutex>
 #include <utility>
 
+#include "dispatch.h"
 #include "parallel.h"
 
 namespace fuseo1 {
@@ -40,21 +41,11 @@ class Histogram {
   std::vector<int64_t> counts_;
 };
 
-// How many of a block's `n` candidates have the score, which is not 0.
-int64_t count_equal(const uint32_t* scores, int64_t n, uint32_t to) {
-  uint32_t equal = 0;
-  for (int64_t j = 0; j < n; j += kMarkPad) {
-    for (int c = 0; c < kMarkPad; ++c) equal += scores[j + c] == to;
-  }
+// How many of a block's `n` candidates have the score, which is not 0; `single`: all have.
+int64_t count_equal(const uint32_t* scores, int64_t n, bool single, uint32_t to) {
+  int64_t equal = n, above;
+  if (!single) kernels().magnitudes.compare(scores, n, &to, 1, &equal, &above);
   return equal;
-}
-
-int64_t count_above(const uint32_t* scores, int64_t n, uint32_t limit) {
-  int32_t above = 0;  // as signed integers, which SSE2 compares
-  for (int64_t j = 0; j < n; j += kMarkPad) {
-    for (int c = 0; c < kMarkPad; ++c) above += static_cast<int32_t>(scores[j + c]) > static_cast<int32_t>(limit);
-  }
-  return above;
 }
 
 // Candidates with one score, by block, and how many have a higher one.
@@ -68,19 +59,21 @@ struct Ties {
 std::vector<Ties> count_ties(const Lists& lists, const std::vector<uint32_t>& scores, bool single, int64_t blocks) {
   std::vector<Ties> found;
   for (const uint32_t score : scores) found.push_back({score, 0, 0, {lists.size(), kBlockBins, 0, blocks - 1}});
+  const auto compare = kernels().magnitudes.compare;
+  const int guesses = static_cast<int>(scores.size());
   std::mutex adding;
   in_parallel(static_cast<int64_t>(lists.size()), [&](int64_t i) {
     int64_t above[kGuesses] = {}, equal[kGuesses] = {};
     lists[i]->for_each(single, [&](int64_t block, int64_t n, const uint32_t*, const uint32_t* of_block) {
-      for (size_t g = 0; g < found.size(); ++g) {
-        const int64_t here = single ? n : count_equal(of_block, n, found[g].score);
-        above[g] += single ? 0 : count_above(of_block, n, found[g].score);
-        equal[g] += here;
-        found[g].by_block.add(i, block / kBlock, here);
+      int64_t equal_here[kGuesses] = {n}, above_here[kGuesses] = {};  // if it is one score
+      if (!single) compare(of_block, n, scores.data(), guesses, equal_here, above_here);
+      for (int g = 0; g < guesses; ++g) {
+        above[g] += above_here[g], equal[g] += equal_here[g];
+        found[g].by_block.add(i, block / kBlock, equal_here[g]);
       }
     });
     const std::lock_guard<std::mutex> lock(adding);
-    for (size_t g = 0; g < found.size(); ++g) found[g].above += above[g], found[g].equal += equal[g];
+    for (int g = 0; g < guesses; ++g) found[g].above += above[g], found[g].equal += equal[g];
   });
   return found;
 }
@@ -143,7 +136,7 @@ Cut select_marks(const Lists& lists, int64_t wanted, Bracket range, uint32_t lik
     for (const Marks* list : lists) {
       list->for_each_between(first * kBlock, last * kBlock, single,
                              [&](int64_t block, int64_t n, const uint32_t*, const uint32_t* scores) {
-                               by_block.add(0, block / kBlock, single ? n : count_equal(scores, n, ties.score));
+                               by_block.add(0, block / kBlock, count_equal(scores, n, single, ties.score));
                              });
     }
     by_block.reach(&wanted, &first, &last);

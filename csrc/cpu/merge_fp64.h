@@ -13,7 +13,7 @@ namespace {
 // How targets' t are told apart from those that do not survive.
 template <int kElect>
 struct Election {
-  Vd s{};
+  Vd s = splat(-0.0);  // to which the first is added for nothing
   Mask64 finite = inverse(Mask64{});
   Vdu flip{};
 

@@ -112,6 +112,7 @@ class RankedSelects {
         operands[i] = {static_cast<const char*>(chunk.operands[i].data) + at * element_size(dtype), dtype};
       }
       for (int i = 0; i < chunk.targets; ++i) {
+        if (selects_[i].kind == FUSEO1_SELECT_BITS) selects[i].bits = selects_[i].bits + at / 64;
         if (selects_[i].kind != FUSEO1_SELECT_RANKED) continue;
         const fuseo1_operand pair[] = {operands[0], operands[i + 1]};
         uint64_t* const bits = kept && kept[i] ? kept[i] + (chunk.offset + at) / 64 : room.bits(i);

@@ -84,8 +84,13 @@ struct BlockCut {
     }
   }
 
-  // In the lanes at `j` of the block values beyond this are in the cut.
+  // Whether ties are cut in this block.
+  bool splits() const { return ties % kBlock != 0; }
+
+  // In the lanes at `j` of the block values beyond this are in the cut. kSplits false: it does not split.
+  template <bool kSplits = true>
   FUSEO1_INLINE Vi limit(int j) const {
+    if (!kSplits) return (Vi)splat(threshold - (ties ? 1 : 0));
     const Mask early = greater((Vi)splat(static_cast<uint32_t>(ties - j)), load<Vi>(kLanes));
     return (Vi)(splat(threshold) - keep(early, splat(uint32_t{1})));
   }
@@ -96,15 +101,25 @@ FUSEO1_INLINE fuseo1_cut below_infinity(const fuseo1_cut& cut) {
   return cut.threshold < kInfBits ? cut : fuseo1_cut{kInfBits - 1, -1};
 }
 
-inline void apply_band(const fuseo1_select& select, int64_t flat, float* d) {
-  const BlockCut kept(below_infinity(select.keep), flat), dropped(select.drop, flat);
+// `kept` has what is not finite.
+template <bool kSplits, bool kDrops>
+void keep_band(const BlockCut& kept, const BlockCut& dropped, float* d) {
   for (int j = 0; j < kBlock; j += kWidth) {
     const Vf x = load<Vf>(d + j);
-    store(d + j, keep(greater((Vi)magnitude(x), kept.limit(j)), x));
+    const Vi m = (Vi)magnitude(x);
+    Mask selected = greater(m, kept.limit<kSplits>(j));
+    if (kDrops) selected &= greater(dropped.limit<kSplits>(j) + 1, m) | greater(m, (Vi)splat(kInfBits - 1));
+    store(d + j, keep(selected, x));
   }
-  if (select.drop.threshold >= kInfBits) return;
-  for (int j = 0; j < kBlock; j += kWidth) {
-    keep_selected(d + j, greater(dropped.limit(j) + 1, (Vi)magnitude(load<Vf>(d + j))));
+}
+
+inline void apply_band(const fuseo1_select& select, int64_t flat, float* d) {
+  const BlockCut kept(below_infinity(select.keep), flat), dropped(select.drop, flat);
+  const bool splits = kept.splits() || dropped.splits();
+  if (select.drop.threshold < kInfBits) {
+    splits ? keep_band<true, true>(kept, dropped, d) : keep_band<false, true>(kept, dropped, d);
+  } else {
+    splits ? keep_band<true, false>(kept, dropped, d) : keep_band<false, false>(kept, dropped, d);
   }
 }
 

@@ -156,6 +156,15 @@ def _answer(survey: _cpu.Survey, request: Request, room: Buffer | None) -> Surve
     return replace(learned, gram=gram)
 
 
+def _room_to_keep(request: Request, numel: int, most: int) -> Buffer | None:
+    """Memory for what chance decides, if that is no more than `most` bytes, and to be had."""
+    nbytes = kept_bytes(request, numel)
+    try:
+        return Buffer(nbytes) if 0 < nbytes <= most else None
+    except OSError:
+        return None
+
+
 class CpuSurveyor:
     """Streams one tensor through the native survey."""
 
@@ -224,8 +233,7 @@ class CpuBackend:
     ) -> SurveyResult:
         operands, targets = _operands(inputs), len(inputs) - 1
         survey = _asked(targets, inputs[0].numel, request, max_bytes)
-        kept = kept_bytes(request, inputs[0].numel)
-        room = Buffer(kept) if 0 < kept <= max_bytes // 2 else None
+        room = _room_to_keep(request, inputs[0].numel, max_bytes // 2)
         if room is not None:
             survey.lend((room.address, room.nbytes))
         survey.run(operands, threads)

@@ -99,17 +99,15 @@ def check_rows(selects: Sequence[Select], numel: int) -> None:
             )
 
 
+@dataclass(frozen=True)
 class Kept:
     """What chance has decided of one target: bit f, from `address` on, is set if its selection has element f.
 
     `owner` keeps the memory, unless it was lent: then another survey may write there.
     """
 
-    def __init__(self, address: int, owner: Any = None) -> None:
-        self.address, self.owner = address, owner
-
-    def __deepcopy__(self, _memo: object) -> Kept:
-        return self  # dataclasses.asdict copies what it finds; memory it shall not
+    address: int
+    owner: Any = None
 
 
 #: How the sign of an element is elected: of the sum of d (SCE), of w * d, by counting heads, or not at all.

@@ -207,7 +207,7 @@ def _row(
         Parameter("lambda", "float", 1.0),
         Parameter("normalize", "bool", normalize),
         Parameter("rescale", "bool", rescale),
-        Parameter("int8_mask", "bool", False),  # there are no masks to store
+        Parameter("int8_mask", "bool", False),  # masks are stored as bits, if at all
     )
 
 

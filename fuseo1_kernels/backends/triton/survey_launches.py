@@ -52,7 +52,7 @@ def survey_bytes(targets: int, numel: int, request: Magnitudes | Norms | Gram | 
         rows = factors_bytes(request.rows), _TABLE
         return taken(counts, state, max(memory, 8 * targets), *rows)
     if isinstance(request, Divergences):
-        return taken(4 * (numel // request.row), state)
+        return taken(4 * (numel // max(request.row, 1)), state)
     vectors = targets + (isinstance(request, Gram) and request.of_inputs)
     sums = vectors * (vectors + 1) // 2 if isinstance(request, Gram) else 2 * targets
     chosen = choices_bytes(numel, request.selects) if isinstance(request, Norms) else 0
