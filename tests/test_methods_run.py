@@ -27,7 +27,8 @@ from models import (
 )
 
 from fuseo1_kernels import MergeError, merge_checkpoints, schedule, streaming
-from fuseo1_kernels.backends import BACKENDS
+from fuseo1_kernels.backends import BACKENDS, FuseParams
+from fuseo1_kernels.backends.cpu import CpuBackend
 from fuseo1_kernels.dry_run import dry_run
 from fuseo1_kernels.methods import METHODS
 from fuseo1_kernels.prepare import as_config
@@ -187,6 +188,27 @@ def test_a_base_that_lends_its_config(tmp_path: Path) -> None:
 
 
 # --- seeds, resumption, verification -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2, 3])
+@pytest.mark.parametrize("method", ["dare_ties", "della"])
+def test_random_masks_are_kept_as_far_as_memory_goes(
+    method: str, kept: int, family: Family, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = Case(method, 3, own={"density": (0.3, 0.5, 0.6)}, shared={"weight": 0.6})
+    case.configure(family)
+    room = streaming.kept_bytes
+    monkeypatch.setattr(streaming, "kept_bytes", lambda *asked: room(*asked) * kept // 3)
+    found, fuse = set(), CpuBackend.fuse_files
+
+    def watched(backend: CpuBackend, files: Any, params: FuseParams, *rest: Any) -> int:
+        found.add(sum(k is not None for k in params.kept))
+        return fuse(backend, files, params, *rest)
+
+    monkeypatch.setattr(CpuBackend, "fuse_files", watched)
+    merge_checkpoints(family.config, out, backend="cpu", threads=1)
+    assert_same_state(read_model(out), case.expected(family))
+    assert kept in found
 
 
 def test_seeds(family: Family, out: Path) -> None:
