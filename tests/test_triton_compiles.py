@@ -5,10 +5,12 @@ Nothing runs: what is looked at is PTX, and what NVIDIA's assembler, which Trito
 
 from __future__ import annotations
 
+import multiprocessing
 import re
 import struct
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -142,10 +144,25 @@ KERNELS = {**STREAMING, **OF_FAMILY, **OTHERS}
 
 @pytest.fixture(scope="module", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A cache that begins empty: what is tested is that things compile."""
+    """A cache that begins empty: what is tested is that things compile.
+
+    Another process fills it from the other end meanwhile, as compiling takes minutes.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
+        helper = multiprocessing.get_context("fork").Process(target=compile_backwards, daemon=True)
+        helper.start()
         yield
+        helper.terminate()
+        helper.join()
+
+
+def compile_backwards() -> None:
+    """What fails, fails in the tests too."""
+    for name in reversed(KERNELS):
+        for target in reversed(TARGETS.values()):
+            with suppress(Exception):
+                compiled(name, target)
 
 
 def compiled(
