@@ -6,6 +6,8 @@ import importlib
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -29,10 +31,25 @@ def interpreted(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("part", ["", "_family", "_merges"])
-def test_in_the_interpreter(part: str) -> None:
-    file = f"tests/triton{part}_interpreted.py"
-    ran = interpreted("-m", "pytest", "-q", "-p", "no:cacheprovider", file)
+PARTS = ("", "_family", "_merges")
+
+
+@pytest.fixture(scope="module")
+def runs() -> Iterator[dict[str, Future[subprocess.CompletedProcess[str]]]]:
+    """A run of each part, two at a time: they take minutes."""
+    with ThreadPoolExecutor(2) as pool:
+        asked = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
+        yield {
+            part: pool.submit(interpreted, *asked, f"tests/triton{part}_interpreted.py")
+            for part in PARTS
+        }
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_in_the_interpreter(
+    part: str, runs: dict[str, Future[subprocess.CompletedProcess[str]]]
+) -> None:
+    ran = runs[part].result()
     assert ran.returncode == 0, ran.stdout + ran.stderr
     print(ran.stdout.splitlines()[-1])
 
