@@ -16,6 +16,8 @@ from .errors import ConfigError
 # A config is a few mappings deep; only the overrides of a tokenizer's configuration may be long.
 _MAX_DEPTH = 50
 _MAX_NODES = 100_000
+# Line breaks to YAML 1.1. PyYAML writes them as they are unless told to escape them, and reads "\x85" as "\n".
+_ODD_BREAKS = frozenset("\x85\u2028\u2029")
 
 
 def read_yaml(text: str, name: str) -> Any:
@@ -122,6 +124,8 @@ def _represent_list(dumper: _Dumper, data: list[Any]) -> yaml.Node:
 
 def _represent_text(dumper: _Dumper, data: str) -> yaml.Node:
     style = "|" if "\n" in data else None
+    if not _ODD_BREAKS.isdisjoint(data):
+        style = '"'
     return dumper.represent_scalar("tag:yaml.org,2002:str", data, style=style)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from config_files import FUSEO1, SLICES, config, data
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fuseo1_kernels import methods
@@ -20,6 +20,7 @@ from fuseo1_kernels.config import (
     SliceSource,
     load_config,
 )
+from fuseo1_kernels.strict_yaml import dump_yaml, read_yaml
 
 # --- what it understands -------------------------------------------------------------------------
 
@@ -252,6 +253,17 @@ def test_to_yaml_reads_back(merge: MergeConfig) -> None:
     assert load_config("again.yaml", merge.to_yaml()) == merge
 
 
+LAYOUT = " \n\r\t\x85\u2028\u2029\ufeff:#-|>'\"\\a"  # what YAML gives a meaning, and a letter
+
+
+@given(st.text() | st.text(LAYOUT))
+@example("\x85")  # was written as it is, and read as "\n"
+@example("a\n\x85")
+def test_any_text_reads_back(text: str) -> None:
+    data = {text: {"value": text, "list": [text], "more": [{text: None}]}}
+    assert read_yaml(dump_yaml(data), "it") == data
+
+
 def test_to_yaml_is_what_one_would_write() -> None:
     assert config().to_yaml() == FUSEO1.lstrip()
     filters = [{"filter": "mlp", "value": [0.1, 0.9]}, {"value": 1.0}]
@@ -271,5 +283,5 @@ def test_docs_name_every_key_and_parameter_and_their_example_holds() -> None:
     assert {key for section in sections for key in section.model_fields} - {"model"} <= last
     for name, method in methods.METHODS.items():
         assert f"`{name}`" in text and method.parameters.keys() <= rows
-    for example in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL):
-        assert load_config("docs/config.md", example).model_names()
+    for part in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL):
+        assert load_config("docs/config.md", part).model_names()
