@@ -19,6 +19,7 @@
 #include "fuseo1/fuse.h"
 #include "fuseo1/survey.h"
 #include "parallel.h"
+#include "selects.h"
 
 namespace py = pybind11;
 
@@ -252,49 +253,14 @@ class Survey {
   size_t cuts_ = 0, sums_ = 0, rows_ = 0;  // how many of them it learns
 };
 
-using Cut = std::pair<uint32_t, int64_t>;  // (threshold, tie_limit)
-
 // `factors` must outlive the selection.
-fuseo1_select select_band(const Cut& keep, const Cut& drop, int64_t row, const py::bytes& factors) {
-  fuseo1_select out = {};
-  out.kind = FUSEO1_SELECT_BAND;
-  out.keep = {keep.first, keep.second};
-  out.drop = {drop.first, drop.second};
-  out.rows = row_factors(row, std::string_view(factors));
-  return out;
+fuseo1_select band_of(const Cut& keep, const Cut& drop, int64_t row, const py::bytes& factors) {
+  return select_band(keep, drop, row_factors(row, std::string_view(factors)));
 }
 
-fuseo1_select select_draw(uint64_t key, uint32_t limit) {
-  fuseo1_select out = {};
-  out.kind = FUSEO1_SELECT_DRAW;
-  out.key = key;
-  out.limit = limit;
-  return out;
-}
-
-fuseo1_select select_bits(uintptr_t address) {
-  fuseo1_select out = {};
-  out.kind = FUSEO1_SELECT_BITS;
-  out.bits = reinterpret_cast<const uint64_t*>(address);
-  return out;
-}
-
-fuseo1_select select_clamp(double most) {
+fuseo1_select clamp_at(double most) {
   const fuseo1::DefaultFloatingPoint guard;
-  fuseo1_select out = {};
-  out.kind = FUSEO1_SELECT_CLAMP;
-  out.most = static_cast<float>(most);
-  return out;
-}
-
-fuseo1_select select_ranked(uint64_t key, int64_t row, double low, double span) {
-  fuseo1_select out = {};
-  out.kind = FUSEO1_SELECT_RANKED;
-  out.key = key;
-  out.row = row;
-  out.low = low;
-  out.span = span;
-  return out;
+  return select_clamp(static_cast<float>(most));
 }
 
 // What fuse applies. shares and selects may be empty.
@@ -396,14 +362,10 @@ PYBIND11_MODULE(_cpu, m) {
   });
   m.attr("SURVEY_SAMPLE") = static_cast<int>(FUSEO1_SURVEY_SAMPLE);
   m.attr("SURVEY_DONE") = static_cast<int>(FUSEO1_SURVEY_DONE);
-  py::class_<fuseo1_select>(m, "Select")
-      .def(py::init([] { return fuseo1_select{}; }), "Everything.")
-      .def_static("band", &select_band, py::arg("keep"), py::arg("drop"), py::arg("row") = 1,
+  define_selects(m)
+      .def_static("band", &band_of, py::arg("keep"), py::arg("drop"), py::arg("row") = 1,
                   py::arg("factors") = py::bytes())
-      .def_static("draw", &select_draw, py::arg("key"), py::arg("limit"))
-      .def_static("bits", &select_bits, py::arg("address"))
-      .def_static("clamp", &select_clamp, py::arg("most"))
-      .def_static("ranked", &select_ranked, py::arg("key"), py::arg("row"), py::arg("low"), py::arg("span"));
+      .def_static("clamp", &clamp_at, py::arg("most"));
   py::class_<Survey>(m, "Survey")
       .def(py::init<int, int64_t, double, int64_t>(), py::arg("targets"), py::arg("numel"), py::arg("select_topk"),
            py::arg("max_bytes"))

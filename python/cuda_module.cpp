@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "fuseo1/cuda.h"
+#include "selects.h"
 
 namespace py = pybind11;
 
@@ -65,7 +66,6 @@ void fuse(uintptr_t params, const Operands& operands, int64_t offset, int64_t co
         "fuse");
 }
 
-using Cut = std::pair<uint32_t, int64_t>;  // (threshold, tie_limit)
 using Selects = std::vector<fuseo1_select>;
 using Room = std::pair<uintptr_t, int64_t>;  // (address, bytes)
 
@@ -73,46 +73,11 @@ using Rows = std::pair<int64_t, uintptr_t>;  // (elements of a row, address of t
 
 fuseo1_row_factors unpack(const Rows& rows) { return {at<const float>(rows.second), rows.first}; }
 
-fuseo1_select select_band(const Cut& keep, const Cut& drop, const Rows& rows) {
-  fuseo1_select out = {};
-  out.kind = FUSEO1_SELECT_BAND;
-  out.keep = {keep.first, keep.second};
-  out.drop = {drop.first, drop.second};
-  out.rows = unpack(rows);
-  return out;
+fuseo1_select band_of(const Cut& keep, const Cut& drop, const Rows& rows) {
+  return select_band(keep, drop, unpack(rows));
 }
 
-fuseo1_select select_draw(uint64_t key, uint32_t limit) {
-  fuseo1_select out = {};
-  out.kind = FUSEO1_SELECT_DRAW;
-  out.key = key;
-  out.limit = limit;
-  return out;
-}
-
-fuseo1_select select_bits(uintptr_t address) {
-  fuseo1_select out = {};
-  out.kind = FUSEO1_SELECT_BITS;
-  out.bits = at<const uint64_t>(address);
-  return out;
-}
-
-fuseo1_select select_clamp(double most) {
-  fuseo1_select out = {};
-  out.kind = FUSEO1_SELECT_CLAMP;
-  out.most = static_cast<float>(most);
-  return out;
-}
-
-fuseo1_select select_ranked(uint64_t key, int64_t row, double low, double span) {
-  fuseo1_select out = {};
-  out.kind = FUSEO1_SELECT_RANKED;
-  out.key = key;
-  out.row = row;
-  out.low = low;
-  out.span = span;
-  return out;
-}
+fuseo1_select clamp_at(double most) { return select_clamp(static_cast<float>(most)); }
 
 int64_t deciding_bytes(const Selects& selects, int64_t numel) {
   size_t bytes = 0;
@@ -306,14 +271,9 @@ PYBIND11_MODULE(_cuda, m) {
   m.attr("ELECT_WEIGHTED") = static_cast<int>(FUSEO1_ELECT_WEIGHTED);
   m.attr("ELECT_COUNT") = static_cast<int>(FUSEO1_ELECT_COUNT);
   m.attr("ELECT_NONE") = static_cast<int>(FUSEO1_ELECT_NONE);
-  // Local: the CPU's module has one of the same type.
-  py::class_<fuseo1_select>(m, "Select", py::module_local())
-      .def(py::init([] { return fuseo1_select{}; }), "Everything.")
-      .def_static("band", &select_band, py::arg("keep"), py::arg("drop"), py::arg("rows"))
-      .def_static("draw", &select_draw, py::arg("key"), py::arg("limit"))
-      .def_static("bits", &select_bits, py::arg("address"))
-      .def_static("clamp", &select_clamp, py::arg("most"))
-      .def_static("ranked", &select_ranked, py::arg("key"), py::arg("row"), py::arg("low"), py::arg("span"));
+  define_selects(m)
+      .def_static("band", &band_of, py::arg("keep"), py::arg("drop"), py::arg("rows"))
+      .def_static("clamp", &clamp_at, py::arg("most"));
   m.def("deciding_bytes", deciding_bytes, py::arg("selects"), py::arg("numel"));
   m.def("fuse_general", fuse_general, py::arg("operands"), py::kw_only(), py::arg("weights"), py::arg("shares"),
         py::arg("elect"), py::arg("divisor"), py::arg("floor_divisor"), py::arg("scale"), py::arg("base_scale"),

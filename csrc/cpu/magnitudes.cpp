@@ -27,18 +27,6 @@ void score_block(const Chunk& chunk, int64_t at, int64_t count, const fuseo1_row
   }
 }
 
-// Writes those lanes of `v` that `lanes` names, in order; may touch a whole vector.
-FUSEO1_INLINE void append(uint32_t* to, Vu v, uint32_t lanes) {
-#if defined(__AVX512F__)
-  _mm512_storeu_si512(to, _mm512_maskz_compress_epi32(static_cast<Mask>(lanes), (__m512i)v));
-#else
-  if (lanes == 0) return;
-  alignas(64) uint32_t all[kWidth];
-  store(all, v);
-  for (; lanes; lanes &= lanes - 1) *to++ = all[__builtin_ctz(lanes)];
-#endif
-}
-
 // Ranks a block of one target. kScores: the bracket is more than a single score, so that candidates' are kept.
 template <bool kScores>
 void rank_block(const float* d, int64_t index, Ranked* to) {
@@ -55,7 +43,7 @@ void rank_block(const float* d, int64_t index, Ranked* to) {
     reached = add(reaches, reached, splat(1u));
     const uint32_t lanes = lane_bits(reaches & greater(beyond, (Vi)v));
     store_lane_bits(marks, j, lanes);
-    if (kScores) append(record + kMarkWords + inside, v, lanes);
+    if (kScores) pack(lanes, v, record + kMarkWords + inside);
     inside += static_cast<uint32_t>(__builtin_popcount(lanes));
   }
   to->above += sum_lanes(reached) - inside;

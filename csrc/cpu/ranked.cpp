@@ -29,20 +29,6 @@ void load_magnitudes(const Chunk& pair, int64_t at, int64_t count, uint32_t* to)
   memset(to, 0, kBlock * sizeof *to);
 }
 
-// Stores the chosen lanes of v one after the other; writes a vector at most. Returns how many they are.
-FUSEO1_INLINE int pack(uint32_t lanes, Vu v, uint32_t* to) {
-#if defined(__AVX512F__)
-  store(to, (Vu)_mm512_maskz_compress_epi32(static_cast<Mask>(lanes), (__m512i)v));
-  return __builtin_popcount(lanes);
-#else
-  alignas(64) uint32_t lane[kWidth];
-  store(lane, v);
-  int n = 0;
-  for (; lanes; lanes &= lanes - 1) to[n++] = lane[__builtin_ctz(lanes)];
-  return n;
-#endif
-}
-
 // The indices of a vector's elements of which the first is `first`.
 FUSEO1_INLINE Vu indices(int64_t first) { return splat(static_cast<uint32_t>(first)) + (Vu)load<Vi>(kLanes); }
 

@@ -100,6 +100,21 @@ FUSEO1_INLINE Vu add(Mask m, Vu sum, Vu v) {
 #endif
 }
 
+// Stores the chosen lanes of v one after the other; writes a vector at most. Returns how many they are.
+FUSEO1_INLINE int pack(uint32_t lanes, Vu v, uint32_t* to) {
+#if defined(__AVX512F__)
+  store(to, (Vu)_mm512_maskz_compress_epi32(static_cast<Mask>(lanes), (__m512i)v));
+  return __builtin_popcount(lanes);
+#else
+  if (lanes == 0) return 0;
+  alignas(64) uint32_t lane[kWidth];
+  store(lane, v);
+  int n = 0;
+  for (; lanes; lanes &= lanes - 1) to[n++] = lane[__builtin_ctz(lanes)];
+  return n;
+#endif
+}
+
 // Writes lanes' bits to where those of a block's element j are; the lower half of a byte comes before the upper.
 FUSEO1_INLINE void store_lane_bits(uint8_t* bits, int j, uint32_t lanes) {
   static_assert(kWidth == 4 || kWidth == 8 || kWidth == 16);
