@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import xxhash
 
@@ -33,6 +34,8 @@ from .errors import CheckpointError, MergeError
 from .methods import Rule
 from .plan import Input, Job
 from .work import TensorReport, Work
+
+T = TypeVar("T")
 
 # Elements merged between two looks at whether to stop; their output is written in one call.
 _CHUNK = 1 << 20
@@ -299,9 +302,7 @@ class TensorMerger:
 
     def _refuse_inputs(self, job: Job, files: Sequence[FileRange]) -> None:
         """Raise MergeError, naming the model, if an input that was not surveyed is not finite."""
-        if len(files) == 1:  # a survey wants a target
-            job, files = replace(job, inputs=job.inputs * 2), [*files, *files]
-        norms = Norms((None,) * (len(files) - 1))
+        job, files, norms = to_blame(job, files)
         surveys, _ = self._survey(job, files, [norms], tell=False)
         refuse_nonfinite(job, surveys[norms])
 
@@ -333,6 +334,16 @@ def _explained(job: Job) -> Iterator[None]:
         yield
     except InputUnreadable as error:
         raise unreadable(job.inputs[error.input].info, error.number) from None
+
+
+def to_blame(job: Job, inputs: Sequence[T]) -> tuple[Job, Sequence[T], Norms]:
+    """The job, the inputs and the request of a survey that tells whose elements are not finite, if none was asked for.
+
+    It wants a target: a single input is taken twice.
+    """
+    if len(inputs) == 1:
+        job, inputs = replace(job, inputs=job.inputs * 2), [*inputs, *inputs]
+    return job, inputs, Norms((None,) * (len(inputs) - 1))
 
 
 def refuse_nonfinite(job: Job, survey: SurveyResult) -> None:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import NamedTuple
 
 from ..arrays import Array
 from ..backends import GpuBackend, Request, SurveyResult
 from ..plan import Job
-from ..streaming import refuse_nonfinite, refuse_overflow
+from ..streaming import refuse_nonfinite, refuse_overflow, to_blame
 from ..work import Work
 from .lane import Lane
-from .needs import blame
 from .ring import Stopped
 
 _Surveys = dict[Request, SurveyResult]
@@ -82,9 +80,8 @@ class ByRule:
 
     def _refuse_inputs(self, job: Job, inputs: Sequence[Array]) -> None:
         """Raise MergeError, naming the model, if an input that was not surveyed is not finite."""
-        if len(inputs) == 1:
-            job, inputs = replace(job, inputs=job.inputs * 2), [*inputs, *inputs]
-        refuse_nonfinite(job, self._survey(inputs, blame(job)))
+        job, inputs, norms = to_blame(job, inputs)
+        refuse_nonfinite(job, self._survey(inputs, norms))
 
     @contextmanager
     def _turn(self) -> Iterator[GpuBackend]:

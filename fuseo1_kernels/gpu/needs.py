@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..backends import NOTHING, GpuBackend, Select, SurveyResult
-from ..backends.requests import ALL, Divergences, Gram, Magnitudes, Norms, Request
+from ..backends.requests import ALL, Divergences, Gram, Magnitudes, Request
 from ..methods import ByRow, Rule
 from ..plan import Job
+from ..streaming import to_blame
 
 
 def needed_bytes(job: Job, backend: GpuBackend) -> int:
@@ -19,14 +20,9 @@ def needed_bytes(job: Job, backend: GpuBackend) -> int:
     whole, targets = job.rule, len(job.inputs) - 1
     rule, numel = (whole.rule, whole.row) if isinstance(whole, ByRow) else (whole, job.numel)
     requests, selects = rehearse(rule, numel, targets)
-    at_least_one = max(targets, 1)  # as in `blame`
-    surveys = [backend.survey_bytes(at_least_one, numel, r) for r in requests or [blame(job)]]
+    _, asked, norms = to_blame(job, job.inputs)
+    surveys = [backend.survey_bytes(len(asked) - 1, numel, r) for r in requests or [norms]]
     return max(*surveys, backend.fuse_bytes(targets, numel, selects))
-
-
-def blame(job: Job) -> Norms:
-    """A survey that tells whose elements are not finite, where none was asked for; one input is taken twice."""
-    return Norms((None,) * max(len(job.inputs) - 1, 1))
 
 
 def rehearse(rule: Rule, numel: int, targets: int) -> tuple[list[Request], Sequence[Select]]:
