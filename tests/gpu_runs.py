@@ -80,6 +80,18 @@ def same(family: Family) -> bool:
     return weights(family.home / "gpu") == weights(family.home / "cpu")
 
 
+def refusals(family: Family) -> list[str]:
+    """What the CPU and a GPU say of a merge that neither makes; of its output nothing is left."""
+    said = []
+    for device in ("cpu", "cuda"):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(MergeError) as caught:
+            install(patch, FakeDevice())
+            merge(family, "refused", device=device)
+        assert not list(family.home.glob("refused*"))
+        said.append(str(caught.value))
+    return said
+
+
 def checksums(model: Path) -> list[Any]:
     """What the checksum file says of the weights: the small files have the directory's name."""
     said = json.loads((model / "fuseo1_checksums.json").read_text())

@@ -86,20 +86,27 @@ def test_the_result_has_pefts_dtype(name: str, weights: torch.dtype) -> None:
     assert integration.counts().merged == {name: 1}
 
 
-def test_a_lora_model_in_bf16_by_svd() -> None:
+def with_adapters(adapters: str, modules: list[str], layers: int) -> Any:
+    """A small Qwen2 with adapters of random numbers, each named by a letter."""
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=64,
         hidden_size=32,
         intermediate_size=48,
-        num_hidden_layers=1,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
     )
-    lora = LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False)
-    model = get_peft_model(Qwen2ForCausalLM(config).bfloat16(), lora, adapter_name="a")
-    model.add_adapter("b", lora)
-    model.bfloat16()
+    lora = LoraConfig(r=4, target_modules=modules, init_lora_weights=False)
+    first, *others = adapters
+    model = get_peft_model(Qwen2ForCausalLM(config), lora, adapter_name=first)
+    for name in others:
+        model.add_adapter(name, lora)
+    return model
+
+
+def test_a_lora_model_in_bf16_by_svd() -> None:
+    model = with_adapters("ab", ["q_proj"], layers=1).bfloat16()
     with torch.no_grad():
         model.add_weighted_adapter(
             ["a", "b"], [1.0, 0.5], "both", combination_type="ties_svd", density=0.5
@@ -157,19 +164,7 @@ def test_mistakes_are_pefts() -> None:
 )
 def test_a_lora_model(combination: str) -> None:
     """add_weighted_adapter on a small Qwen2 with three adapters."""
-    torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
-    lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-    model = get_peft_model(Qwen2ForCausalLM(config), lora, adapter_name="a")
-    for name in "bc":
-        model.add_adapter(name, lora)
+    model = with_adapters("abc", ["q_proj", "v_proj"], layers=2)
     arguments = {} if combination == "linear" else {"density": 0.5}
 
     def add(name: str) -> dict[str, torch.Tensor]:
