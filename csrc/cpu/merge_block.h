@@ -16,20 +16,12 @@ class Merge {
   Merge(const fuseo1_fuse_params& params, bool to_odd) : params_(params), rounded_(params), to_odd_(to_odd) {
     const bool signs =
         __builtin_signbit(params.scale) || __builtin_signbit(params.divisor) || __builtin_signbit(params.floor_divisor);
-    const int targets = signs ? 0 : params.targets;
-    switch (params.elect) {
-      case FUSEO1_ELECT_SUM:
-        FUSEO1_UNROLL_TARGETS(targets, (fp32_ = merge_fp32<kTargets>))
-        break;
-      case FUSEO1_ELECT_WEIGHTED:
-        FUSEO1_UNROLL_TARGETS(targets, (fp64_ = merge_fp64<FUSEO1_ELECT_WEIGHTED, kTargets>))
-        break;
-      case FUSEO1_ELECT_COUNT:
-        FUSEO1_UNROLL_TARGETS(targets, (fp64_ = merge_fp64<FUSEO1_ELECT_COUNT, kTargets>))
-        break;
-      default:
-        FUSEO1_UNROLL_TARGETS(targets, (fp64_ = merge_fp64<FUSEO1_ELECT_NONE, kTargets>))
+    const int targets = signs || (params.masked && params.elect != FUSEO1_ELECT_SUM) ? 0 : params.targets;
+    if (params.elect == FUSEO1_ELECT_SUM) {
+      FUSEO1_UNROLL_TARGETS(targets, (fp32_ = merge_fp32<kTargets>))
+      return;
     }
+    fp64_ = params.divisor != 0.0 ? fp64<true>(params.elect, targets) : fp64<false>(params.elect, targets);
   }
 
   // A block of which d are z; `chosen` nullptr: every element is selected by its score.
@@ -38,11 +30,25 @@ class Merge {
   }
 
  private:
+  using Fp64 = void(const fuseo1_fuse_params&, bool, const Block&, const Mask*, float*);
+
+  template <bool kFixed>
+  static Fp64* fp64(int elect, int targets) {
+    switch (elect) {
+      case FUSEO1_ELECT_WEIGHTED:
+        FUSEO1_UNROLL_TARGETS(targets, return (merge_fp64<FUSEO1_ELECT_WEIGHTED, kTargets, kFixed>))
+      case FUSEO1_ELECT_COUNT:
+        FUSEO1_UNROLL_TARGETS(targets, return (merge_fp64<FUSEO1_ELECT_COUNT, kTargets, kFixed>))
+      default:
+        FUSEO1_UNROLL_TARGETS(targets, return (merge_fp64<FUSEO1_ELECT_NONE, kTargets, kFixed>))
+    }
+  }
+
   const fuseo1_fuse_params& params_;
   Fp32Numbers rounded_;
   bool to_odd_;
   void (*fp32_)(const Fp32Numbers&, bool, const Block&, const Mask*, float*) = nullptr;
-  void (*fp64_)(const fuseo1_fuse_params&, bool, const Block&, const Mask*, float*) = nullptr;
+  Fp64* fp64_ = nullptr;
 };
 
 }  // namespace

@@ -26,33 +26,42 @@ struct Election {
       s += t;
     }
   }
-  // Turning the signs over where s < 0 makes "has the elected sign" read "> 0".
+  // Turning the signs over where s < 0 makes "has the elected sign" read "> 0". The sign of s is that of s < 0 but for
+  // -0.0, which is what t that are all -0.0 add up to, none of which survives.
   void close() {
     if (kElect != FUSEO1_ELECT_COUNT) finite = is_finite(s);
-    flip = bits(select(greater_equal(s, Vd{}), Vd{}, splat(-0.0)));
+    flip = bits(s) & (uint64_t{1} << 63);
   }
   Mask64 survives(Vd t) const {
     return kElect == FUSEO1_ELECT_NONE ? inverse(equal(t, Vd{})) : greater(from_bits(bits(t) ^ flip), Vd{});
   }
 };
 
-// The block's d are z; `chosen` nullptr: every element is selected by its score. The result is rounded to odd if it is
-// to be rounded on, else to nearest.
+// The block's d are z; `chosen` nullptr: every element is selected by its score. Only the instance for any number of
+// targets asks what was chosen. The result is rounded to odd if it is to be rounded on, else to nearest.
 //
 // Where nobody survives delta is -0.0. A sum of nothing, -0.0, stays that whatever it is divided and multiplied by,
 // unless that is negative; the instance for any number of targets minds that too.
-template <int kElect, int kTargets>
+//
+// kFixed: the divisor is params.divisor. It is a template's argument because GCC 12 would ask in the loop.
+template <int kElect, int kTargets, bool kFixed>
 void merge_fp64(const fuseo1_fuse_params& params, bool to_odd, const Block& block, const Mask* chosen, float* merged) {
-  constexpr bool kMindSigns = kTargets == 0;
+  constexpr bool kAny = kTargets == 0;
   const int n = kTargets ? kTargets : params.targets;
-  const double *weights = params.weights, *shares = params.shares ? params.shares : params.weights;
-  const bool fixed = params.divisor != 0.0, floored = params.floor_divisor != 0.0;
-  const bool divides = !fixed || params.divisor != 1.0;
-  const Vd divisor = splat(params.divisor), floor = splat(params.floor_divisor);
+  Vd weights[kAny ? FUSEO1_MAX_TARGETS : kTargets], shares[kAny ? FUSEO1_MAX_TARGETS : kTargets];
+  for (int i = 0; i < n; ++i) weights[i] = splat(params.weights[i]);
+  for (int i = 0; i < n; ++i) shares[i] = splat((params.shares ? params.shares : params.weights)[i]);
+  const bool divides = params.divisor != 1.0;
+  const Vd divisor = splat(params.divisor);
+  // A sum of shares is divided by if it, or without a floor its magnitude, is at least this; else by `instead`.
+  const bool floored = params.floor_divisor != 0.0;
+  const Vd least = splat(floored ? params.floor_divisor : kLeastDivisor);
+  const Vd instead = splat(floored ? params.floor_divisor : 1.0);
+  const Vdu without = floored ? Vdu{} : bits(splat(-0.0));
   const Vd scale = splat(params.scale), base_scale = splat(params.base_scale);
   const Vd nothing = splat(-0.0);  // x + -0.0 is x, for -0.0 too
   for (int j = 0; j < kBlock; j += kWidth64) {
-    const auto weighed = [&](int i) { return splat(weights[i]) * load_wide(block.d[i] + j); };
+    const auto weighed = [&](int i) { return weights[i] * load_wide(block.d[i] + j); };
     Election<kElect> election;
     for (int i = 0; i < n; ++i) election.vote(weighed(i));
     election.close();
@@ -61,18 +70,18 @@ void merge_fp64(const fuseo1_fuse_params& params, bool to_odd, const Block& bloc
     for (int i = 0; i < n; ++i) {
       const Vd t = weighed(i);
       Mask64 survives = election.survives(t);
-      if (chosen) survives &= half(chosen[j / kWidth], j % kWidth / kWidth64);
+      if (kAny && chosen) survives &= half(chosen[j / kWidth], j % kWidth / kWidth64);
       num = add(survives, num, t);
-      if (!fixed) den = add(survives, den, splat(shares[i]));
-      if (kMindSigns) any |= survives;
+      if (!kFixed) den = add(survives, den, shares[i]);
+      if (kAny) any |= survives;
     }
-    if (divides) {
-      num /= fixed     ? divisor
-             : floored ? select(greater(den, floor), den, floor)
-                       : select(greater(splat(kLeastDivisor), absolute(den)), splat(1.0), den);
+    if (!kFixed) {
+      num /= select(greater_equal(from_bits(bits(den) & ~without), least), den, instead);
+    } else if (divides) {
+      num /= divisor;
     }
     Vd delta = scale * num;
-    if (kMindSigns) delta = select(any, delta, nothing);
+    if (kAny) delta = select(any, delta, nothing);
     const Vd sum = select(election.finite, base_scale * load_wide(block.base + j) + delta, splat(__builtin_nan("")));
     store(merged + j, to_odd ? narrow_to_odd(sum) : narrow(sum));
   }
