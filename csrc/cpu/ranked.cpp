@@ -35,17 +35,17 @@ FUSEO1_INLINE Vu indices(int64_t first) { return splat(static_cast<uint32_t>(fir
 // Sets the bits of the elements of whole blocks that are selected whatever their rank, and gathers those that need it;
 // returns how many. `flat` is the first's flat index.
 int64_t decide_by_words(const RankRule& rule, int64_t flat, int64_t blocks, const RankRoom& room, uint64_t* bits) {
-  const Vi lowest = (Vi)splat(rule.limits[rule.row - 1] ^ kSign), highest = (Vi)splat(rule.limits[0] ^ kSign);
+  const Vu lowest = splat(rule.limits[rule.row - 1]), highest = splat(rule.limits[0]);
   int64_t open = 0;
   alignas(64) uint32_t words[kBlock];
   for (int64_t block = 0; block < blocks; ++block) {
     for_each_words(rule.key, flat + block * kBlock, [&](int j, Vu made) { store(words + j, made); });
     for (int j = 0; j < kBlock; j += kWidth) {
       const Vu word = load<Vu>(words + j);
-      const Vi ordered = (Vi)(word ^ kSign), m = load<Vi>(room.magnitudes + block * kBlock + j);
+      const Vi m = load<Vi>(room.magnitudes + block * kBlock + j);
       const Mask some = greater(m, Vi{});
-      const uint32_t sure = lane_bits(some & (greater(lowest, ordered) | greater(m, (Vi)splat(kInfBits - 1))));
-      const uint32_t possible = lane_bits(some & greater(highest, ordered));
+      const uint32_t sure = lane_bits(some & (less(word, lowest) | greater(m, (Vi)splat(kInfBits - 1))));
+      const uint32_t possible = lane_bits(some & less(word, highest));
       const int64_t first = block * kBlock + j;
       bits[first / 64] |= uint64_t{sure} << (first % 64);
       pack(possible & ~sure, word, room.words + open);

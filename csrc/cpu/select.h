@@ -37,27 +37,41 @@ FUSEO1_INLINE Vl multiply(Vl v, uint32_t by) {
 #endif
 }
 
+// The lower halves of a's lanes and b's, in turn.
+FUSEO1_INLINE Vu interleave(Vl a, Vl b) {
+#if defined(__AVX512F__)
+  return (Vu)_mm512_mask_shuffle_epi32((__m512i)a, 0xaaaa, (__m512i)b, _MM_PERM_CCAA);
+#else
+  return (Vu)((a & 0xffffffffu) | (b << 32));
+#endif
+}
+
 // Seven rounds of the counters (low halves of lo[], hi, 0, 0), two vectors of them at once; their words to `words`,
-// whose lanes are in turn of lo[0] and of lo[1].
+// whose lanes are in turn of lo[0] and of lo[1]. Of the first two rounds half is the same in all lanes.
 FUSEO1_INLINE void philox(const Vl lo[2], uint32_t hi, uint64_t key, Vu words[4]) {
   uint32_t k0 = static_cast<uint32_t>(key), k1 = static_cast<uint32_t>(key >> 32);
+  const uint64_t same = uint64_t{hi ^ k0} * kPhiloxMultiplier[0];
   Vl x[2][4];
   for (int v = 0; v < 2; ++v) {
-    x[v][0] = lo[v];
-    x[v][1] = splat(uint64_t{hi});
-    x[v][2] = x[v][3] = Vl{};
+    const Vl p = multiply(lo[v], kPhiloxMultiplier[0]);
+    const Vl q = multiply((p >> 32) ^ splat(uint64_t{k1}), kPhiloxMultiplier[1]);
+    x[v][0] = (q >> 32) ^ splat(uint64_t{k0 + kPhiloxWeyl[0]});
+    x[v][1] = q;
+    x[v][2] = p ^ splat((same >> 32) ^ (k1 + kPhiloxWeyl[1]));
+    x[v][3] = splat(same);
   }
-#pragma GCC unroll 7
-  for (int round = 0; round < kPhiloxRounds; ++round, k0 += kPhiloxWeyl[0], k1 += kPhiloxWeyl[1]) {
+#pragma GCC unroll 5
+  for (int round = 2; round < kPhiloxRounds; ++round) {
+    const uint64_t by0 = k0 + round * kPhiloxWeyl[0], by1 = k1 + round * kPhiloxWeyl[1];
     for (int v = 0; v < 2; ++v) {
       const Vl p = multiply(x[v][0], kPhiloxMultiplier[0]), q = multiply(x[v][2], kPhiloxMultiplier[1]);
-      x[v][0] = (q >> 32) ^ x[v][1] ^ splat(uint64_t{k0});
+      x[v][0] = (q >> 32) ^ x[v][1] ^ splat(by0);
       x[v][1] = q;
-      x[v][2] = (p >> 32) ^ x[v][3] ^ splat(uint64_t{k1});
+      x[v][2] = (p >> 32) ^ x[v][3] ^ splat(by1);
       x[v][3] = p;
     }
   }
-  for (int j = 0; j < 4; ++j) words[j] = (Vu)((x[0][j] & 0xffffffffu) | (x[1][j] << 32));
+  for (int j = 0; j < 4; ++j) words[j] = interleave(x[0][j], x[1][j]);
 }
 
 // --- the selections ---
@@ -69,7 +83,7 @@ FUSEO1_INLINE Vu magnitude(Vf d) { return bits(d) & 0x7fffffffu; }
 // d where it is selected or not finite, else 0.
 FUSEO1_INLINE void keep_selected(float* d, Mask selected) {
   const Vf x = load<Vf>(d);
-  store(d, select(greater((Vi)magnitude(x), (Vi)splat(kInfBits - 1)), x, keep(selected, x)));
+  store(d, keep(selected | is_nonfinite(x), x));
 }
 
 // A cut, as a block sees it: in it are values above `threshold`, and of the first `ties` elements those equal to it.
@@ -151,29 +165,20 @@ FUSEO1_INLINE void for_each_words(uint64_t key, int64_t flat, const Use& use) {
   }
 }
 
-constexpr uint32_t kSign = 0x80000000u;  // turned over, words compare as signed integers do
-
 // The bits of what is drawn go to `kept`, unless that is nullptr.
 inline void apply_draw(const fuseo1_select& select, int64_t flat, uint8_t* kept, float* d) {
-  const Vi limit = (Vi)splat(select.limit ^ kSign);
+  const Vu limit = splat(select.limit);
   for_each_words(select.key, flat, [&](int j, Vu words) {
-    const Mask drawn = greater(limit, (Vi)(words ^ kSign));
+    const Mask drawn = less(words, limit);
     keep_selected(d + j, drawn);
     if (kept) store_lane_bits(kept, j, lane_bits(drawn));
   });
 }
 
-// Reads no word of which no element of the chunk is told.
+// Reads nothing of which no element of the chunk is told.
 inline void apply_bits(const fuseo1_select& select, int64_t at, int64_t count, float* d) {
-  for (int j = 0; j < count; j += kWidth) {
-    const auto told = static_cast<uint32_t>(select.bits[(at + j) / 64] >> ((at + j) % 64));
-#if defined(__AVX512F__)
-    keep_selected(d + j, static_cast<Mask>(told));
-#else
-    const Vu lane = splat(uint32_t{1}) << (Vu)load<Vi>(kLanes);
-    keep_selected(d + j, equal((Vi)(splat(told) & lane), (Vi)lane));
-#endif
-  }
+  const uint8_t* told = reinterpret_cast<const uint8_t*>(select.bits) + at / 8;
+  for (int j = 0; j < count; j += kWidth) keep_selected(d + j, load_lane_bits(told, j));
 }
 
 inline void apply_clamp(const fuseo1_select& select, float* d) {

@@ -60,6 +60,8 @@ FUSEO1_INLINE Mask equal(Vf a, Vf b) { return _mm512_cmp_ps_mask((__m512)a, (__m
 FUSEO1_INLINE Mask not_equal(Vf a, Vf b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_NEQ_OQ); }
 FUSEO1_INLINE Mask greater(Vi a, Vi b) { return _mm512_cmpgt_epi32_mask((__m512i)a, (__m512i)b); }
 FUSEO1_INLINE Mask equal(Vi a, Vi b) { return _mm512_cmpeq_epi32_mask((__m512i)a, (__m512i)b); }
+FUSEO1_INLINE Mask less(Vu a, Vu b) { return _mm512_cmplt_epu32_mask((__m512i)a, (__m512i)b); }
+FUSEO1_INLINE Mask is_nonfinite(Vf v) { return _mm512_fpclass_ps_mask((__m512)v, 0x99); }  // NaN, infinities
 FUSEO1_INLINE Vf select(Mask m, Vf a, Vf b) { return (Vf)_mm512_mask_blend_ps(m, (__m512)b, (__m512)a); }
 FUSEO1_INLINE Vu select(Mask m, Vu a, Vu b) { return (Vu)_mm512_mask_blend_epi32(m, (__m512i)b, (__m512i)a); }
 FUSEO1_INLINE uint32_t lane_bits(Mask m) { return m; }
@@ -71,6 +73,8 @@ FUSEO1_INLINE Mask equal(Vf a, Vf b) { return a == b; }
 FUSEO1_INLINE Mask not_equal(Vf a, Vf b) { return (a < b) | (a > b); }
 FUSEO1_INLINE Mask greater(Vi a, Vi b) { return a > b; }
 FUSEO1_INLINE Mask equal(Vi a, Vi b) { return a == b; }
+FUSEO1_INLINE Mask less(Vu a, Vu b) { return a < b; }
+FUSEO1_INLINE Mask is_nonfinite(Vf v) { return (Vi)((Vu)v & 0x7fffffffu) > (Vi)(kInfBits - 1 - Vu{}); }
 FUSEO1_INLINE Vu select(Mask m, Vu a, Vu b) { return m ? a : b; }
 FUSEO1_INLINE Vf select(Mask m, Vf a, Vf b) { return m ? a : b; }
 // One bit a lane.
@@ -121,6 +125,19 @@ FUSEO1_INLINE void store_lane_bits(uint8_t* bits, int j, uint32_t lanes) {
   static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__);
   if (kWidth == 4) lanes = j % 8 ? bits[j / 8] | lanes << 4 : lanes;
   memcpy(bits + j / 8, &lanes, kWidth == 16 ? 2 : 1);
+}
+// The lanes whose bits those are; others' bits may follow.
+FUSEO1_INLINE Mask load_lane_bits(const uint8_t* bits, int j) {
+#if defined(__AVX512F__)
+  Mask lanes;
+  memcpy(&lanes, bits + j / 8, sizeof lanes);
+  return lanes;
+#else
+  alignas(64) static constexpr uint32_t kLane[] = {1, 2, 4, 8, 16, 32, 64, 128};
+  const Vu lane = load<Vu>(kLane);
+  const uint32_t told = kWidth == 4 ? bits[j / 8] >> j % 8 : bits[j / 8];
+  return equal((Vi)(splat(told) & lane), (Vi)lane);
+#endif
 }
 
 // Sum and maximum over the lanes.
