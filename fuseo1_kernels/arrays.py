@@ -43,6 +43,10 @@ class Array:
     numel: int
     owner: Any = None
 
+    @property
+    def nbytes(self) -> int:
+        return self.numel * self.dtype.size
+
     def part(self, start: int, count: int) -> Array:
         """Elements [start, start + count)."""
         if not 0 <= start <= start + count <= self.numel:

@@ -55,6 +55,7 @@ class TensorMerge:
     nonfinite: str
     surveys: ResidentSurveys | None
     _inputs: list[Array]
+    _is_new: bool  # the result: until it is written, surveys may use its memory
     _known: SurveyResult | None = None
     # Waits for what was enqueued: the survey, and how many outputs are not finite.
     _found: Callable[[], tuple[SurveyResult, int]] | None = None
@@ -108,6 +109,7 @@ class TensorMerge:
             nonfinite,
             surveys,
             inputs,
+            out is None,
         )
 
     @property
@@ -153,7 +155,7 @@ class TensorMerge:
         """Learn, then fuse; returns how many elements are infinity or NaN."""
         learned: list[SurveyResult] = []
         while (request := self.rule.request(learned)) is not None:
-            learned.append(self._survey(inputs, request))
+            learned.append(self._survey(inputs, request, out if self._is_new else None))
         return self.engine.fuse(inputs, self.rule.params(learned), out, 0, self.threads)
 
     def started(self, found: Callable[[], tuple[SurveyResult, int]]) -> None:
@@ -203,12 +205,12 @@ class TensorMerge:
         enqueue_into(engine, self._inputs, pending, self.result)
         return pending
 
-    def _survey(self, inputs: list[Array], request: Request) -> SurveyResult:
+    def _survey(self, inputs: list[Array], request: Request, lent: Array | None) -> SurveyResult:
         """What a survey says, now or, of whole tensors, before; what it found may be refused."""
         whole = inputs is self._inputs
         survey = self._find(request) if whole else None
         if survey is None:
-            survey = self.engine.survey(inputs, request, self.threads)
+            survey = self.engine.survey(inputs, request, self.threads, lent=lent)
             if whole:
                 self._keep(request, survey)
         self._refuse(survey)

@@ -74,6 +74,22 @@ def test_out(backend: str) -> None:
             assert_same_bits(t, b)
 
 
+@pytest.mark.parametrize("method", ["sce", "ties"])
+def test_a_refused_merge_leaves_out_as_it_was(backend: str, method: str) -> None:
+    """A survey may use the memory of a result that is new, but not of one that is somebody's."""
+    parameters = {"sce": {"select_topk": 0.3}, "ties": {"density": 0.3, "weight": 1.0}}[method]
+    tensors = siblings((300, 700), 3)
+    tensors[2][250, 3] = torch.inf
+    out = torch.full((300, 700), 7.0, dtype=BF16)
+    message = error(
+        lambda: merge_tensors(
+            tensors, method, base_index=0, parameters=parameters, out=out, backend=backend
+        )
+    )
+    assert "tensor 2 has 1" in message
+    assert (out == 7).all()
+
+
 def test_misuse_is_explained(backend: str) -> None:
     tensors = siblings((4, 5), 2)
     base, *_ = tensors

@@ -57,9 +57,9 @@ def surveyed(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     seen: list[float] = []
     whole, streamed = CpuBackend.survey, CpuBackend.surveyor
 
-    def survey(self, inputs, select_topk, *rest):  # type: ignore[no-untyped-def]
+    def survey(self, inputs, select_topk, *rest, **lent):  # type: ignore[no-untyped-def]
         seen.append(select_topk)
-        return whole(self, inputs, select_topk, *rest)
+        return whole(self, inputs, select_topk, *rest, **lent)
 
     def surveyor(self, targets, numel, select_topk, *rest):  # type: ignore[no-untyped-def]
         seen.append(select_topk)

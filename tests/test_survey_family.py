@@ -398,6 +398,16 @@ def test_lent_memory_that_is_too_small(cpu: str, nbytes: int) -> None:
     assert bytes(room.view[nbytes:]) == b"\x5a" * 4096
 
 
+def test_lent_memory_first_then_its_own(cpu: str) -> None:
+    """Neither suffices alone for candidates that all elements are."""
+    tensors, request = spread(140_011, 3, FP32), Magnitudes(((60_000,),) * 3)
+    for own, lent, passes in ((2 << 20, 0, 3), (0, 600_000, 3), (2 << 20, 600_000, 1)):
+        surveyor = load_backend("cpu").surveyor(3, 140_011, request, 2, own, Buffer(lent))
+        result = stream(surveyor, tensors, 4352, False, 0)
+        assert learned(result) == learned(expected(tensors, request))
+        assert result.passes == passes
+
+
 @pytest.fixture
 def files(tmp_path: Path) -> Iterator[Callable[[Sequence[torch.Tensor]], list[FileRange]]]:
     opened: list[int] = []

@@ -210,6 +210,15 @@ def test_lent_memory_that_is_too_small(cpu: str, nbytes: int) -> None:
     assert bytes(room.view[nbytes:]) == b"\x5a" * 4096
 
 
+def test_lent_memory_first_then_its_own(cpu: str) -> None:
+    """Neither suffices alone for candidates that all elements are."""
+    for own, lent, passes in ((4 << 20, 0, 4), (0, 2 << 20, 4), (4 << 20, 2 << 20, 1)):
+        surveyor = load_backend(cpu).surveyor(3, N, 0.3, 2, own, Buffer(lent))
+        result = stream(surveyor, spread(), 4352, sampled=False)
+        assert learned(result) == learned(expected(spread(), 0.3))
+        assert result.passes == passes
+
+
 @pytest.mark.parametrize("sampled_are", ["low", "high", "zero"])
 def test_data_that_deceive_the_sample(cpu: str, sampled_are: str) -> None:
     base, *targets = spread()

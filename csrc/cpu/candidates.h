@@ -42,22 +42,23 @@ struct Loan {
   int64_t bytes = 0;
 };
 
+// Slabs in one memory, then in another.
 class SlabPool {
  public:
-  explicit SlabPool(int64_t slabs)
-      : own_(static_cast<size_t>(slabs * kSlabBytes)), memory_{own_.start(), slabs * kSlabBytes} {}
-  explicit SlabPool(Loan memory, int64_t slab_bytes = kSlabBytes) : own_(0), memory_(memory), slab_bytes_(slab_bytes) {}
+  SlabPool(Loan first, Loan second, int64_t slab_bytes)
+      : first_(first), second_(second), slab_bytes_(slab_bytes), in_first_(first.bytes / slab_bytes) {}
 
   void* take() {  // nullptr: none is left
-    const int64_t at = taken_.fetch_add(slab_bytes_, std::memory_order_relaxed);
-    return at + slab_bytes_ <= memory_.bytes ? memory_.start + at : nullptr;
+    const int64_t slab = taken_.fetch_add(1, std::memory_order_relaxed);
+    if (slab < in_first_) return first_.start + slab * slab_bytes_;
+    const int64_t at = (slab - in_first_) * slab_bytes_;
+    return at + slab_bytes_ <= second_.bytes ? second_.start + at : nullptr;
   }
   int64_t slab_bytes() const { return slab_bytes_; }
 
  private:
-  Room own_;
-  Loan memory_;
-  int64_t slab_bytes_ = kSlabBytes;
+  Loan first_, second_;
+  int64_t slab_bytes_, in_first_;
   std::atomic<int64_t> taken_{0};
 };
 

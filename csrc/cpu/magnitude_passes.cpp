@@ -98,7 +98,7 @@ class Magnitudes final : public fuseo1_survey {
   void enter(int next);
   void place_brackets(int threads);
   void begin_pass(int most_threads);
-  void share_slabs(Loan memory);
+  void share_slabs(Loan lent, Loan own);
   void add_share();
   void scan(const Chunk& chunk, Share& share, int64_t begin, int64_t end);
   void score(const Chunk& chunk, Share& share, int64_t begin, int64_t end);
@@ -116,7 +116,7 @@ class Magnitudes final : public fuseo1_survey {
   fuseo1_row_factors rows_ = {};
   std::vector<Pages<uint32_t>> samples_;        // by target
   Loan loan_;                                   // for the slabs of SCAN
-  std::unique_ptr<Room> own_;                   // where nothing is lent
+  std::unique_ptr<Room> own_;                   // for those that it does not suffice for
   int threads_ = 0;                             // of the pass, at most; 0: it has not begun
   std::vector<std::unique_ptr<Share>> shares_;  // by thread
   int64_t nonfinite_[FUSEO1_MAX_TARGETS + 2] = {};
@@ -182,26 +182,25 @@ void Magnitudes::begin_pass(int most_threads) {
   if (lent) most = std::min(most, loan_.bytes / least);
   threads_ = static_cast<int>(std::max<int64_t>(std::min(most, left / per_thread), 1));
 
-  if (lent) {
-    share_slabs(loan_);
-  } else if (phase == FUSEO1_SURVEY_SCAN || phase == FUSEO1_SURVEY_ENERGY) {
-    int64_t bytes = (threads_ + 1) * slab_each;
-    if (phase == FUSEO1_SURVEY_SCAN) {
-      const int64_t all = slab_each * (mark_slabs(numel) + threads_);
-      bytes = std::clamp<int64_t>(left - threads_ * (per_thread - least), 0, all);
-    }
-    own_.reset(new Room(static_cast<size_t>(bytes)));
-    share_slabs({own_->start(), bytes});
+  if (phase != FUSEO1_SURVEY_SCAN && phase != FUSEO1_SURVEY_ENERGY) return;
+  int64_t bytes = (threads_ + 1) * slab_each;
+  if (phase == FUSEO1_SURVEY_SCAN) {
+    const int64_t all = slab_each * (mark_slabs(numel) + threads_);
+    bytes = std::clamp<int64_t>(left - threads_ * (per_thread - (lent ? 0 : least)), 0, all);
   }
+  own_.reset(new Room(static_cast<size_t>(bytes)));
+  share_slabs(lent ? loan_ : Loan{}, {own_->start(), bytes});
 }
 
-// Splits the memory evenly: a part with too many candidates leaves the others theirs.
-void Magnitudes::share_slabs(Loan memory) {
-  const int64_t each = memory.bytes / std::max<int64_t>(sought(), 1) / kMarkSlabBytes * kMarkSlabBytes;
+// Splits memory evenly: a part with too many candidates leaves the others theirs.
+void Magnitudes::share_slabs(Loan lent, Loan own) {
+  const auto each = [&](Loan all) { return all.bytes / sought() / kMarkSlabBytes * kMarkSlabBytes; };
+  int64_t place = 0;
   for (Part& part : parts_) {
     if (!part.sought) continue;
-    part.slabs.reset(new SlabPool({memory.start, each}, kMarkSlabBytes));
-    memory.start += each;
+    const auto share = [&](Loan all) { return Loan{all.start + place * each(all), each(all)}; };
+    part.slabs.reset(new SlabPool(share(lent), share(own), kMarkSlabBytes));
+    ++place;
   }
 }
 

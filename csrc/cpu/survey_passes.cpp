@@ -57,6 +57,7 @@ class TopK final : public fuseo1_survey {
   Loan loan_;                                   // for the slabs of SCAN
   int threads_ = 0;                             // of the pass, at most; 0: it has not begun
   std::vector<std::unique_ptr<Share>> shares_;  // by thread
+  std::unique_ptr<Room> own_;                   // for those that it does not suffice for
   std::unique_ptr<SlabPool> slabs_;
   std::atomic<bool> overflowed_{false};  // more candidates than slabs
   Pages<uint32_t> sample_;
@@ -70,6 +71,7 @@ void TopK::enter(int next) {
   threads_ = 0;
   shares_.clear();
   slabs_.reset();
+  own_.reset();
   overflowed_ = false;
   stretch_ties_ = {};
   if (next == FUSEO1_SURVEY_TIES) stretch_ties_.resize(static_cast<size_t>(stretches(numel, targets)));
@@ -87,14 +89,13 @@ void TopK::begin_pass(int most_threads) {
     most = std::min(most, loan_.bytes / (kLeastSlabs * kSlabBytes));
   }
   threads_ = static_cast<int>(std::max<int64_t>(std::min(most, left / cost.per_thread), 1));
-  if (lent) {
-    slabs_.reset(new SlabPool(loan_));
-  } else if (phase == FUSEO1_SURVEY_SCAN) {
-    const int64_t for_slabs = left - threads_ * (cost.per_thread - kLeastSlabs * kSlabBytes);
-    slabs_.reset(new SlabPool(std::clamp<int64_t>(for_slabs / kSlabBytes, 0, slabs_for(numel, targets, threads_))));
-  } else if (kept) {
-    slabs_.reset(new SlabPool(slabs_for(kept, targets, threads_)));
+  int64_t own = kept ? slabs_for(kept, targets, threads_) : 0;
+  if (phase == FUSEO1_SURVEY_SCAN) {
+    const int64_t for_slabs = left - threads_ * (cost.per_thread - (lent ? 0 : kLeastSlabs * kSlabBytes));
+    own = std::clamp<int64_t>(for_slabs / kSlabBytes, 0, slabs_for(numel, targets, threads_));
   }
+  own_.reset(new Room(static_cast<size_t>(own * kSlabBytes)));
+  slabs_.reset(new SlabPool(lent ? loan_ : Loan{}, {own_->start(), own * kSlabBytes}, kSlabBytes));
 }
 
 void TopK::scan(const Chunk& chunk, Share& share, int64_t begin, int64_t end, Bracket within) {

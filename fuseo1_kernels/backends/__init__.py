@@ -133,7 +133,9 @@ class Ops(Protocol):
         request: Request,
         threads: int,
         max_bytes: int = SURVEY_BYTES,
-    ) -> SurveyResult: ...
+        lent: Array | None = None,
+    ) -> SurveyResult:
+        """`lent`: memory that it may overwrite, besides the `max_bytes` of its own."""
 
     def fuse(
         self, inputs: Sequence[Array], params: FuseParams, out: Array, offset: int, threads: int

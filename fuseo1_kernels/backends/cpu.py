@@ -230,12 +230,15 @@ class CpuBackend:
         request: Request,
         threads: int,
         max_bytes: int = SURVEY_BYTES,
+        lent: Array | None = None,
     ) -> SurveyResult:
         operands, targets = _operands(inputs), len(inputs) - 1
         survey = _asked(targets, inputs[0].numel, request, max_bytes)
         room = _room_to_keep(request, inputs[0].numel, max_bytes // 2)
         if room is not None:
             survey.lend((room.address, room.nbytes))
+        elif lent is not None and not isinstance(request, Norms):
+            survey.lend((lent.address, lent.nbytes))
         survey.run(operands, threads)
         return _answer(survey, request, room)
 

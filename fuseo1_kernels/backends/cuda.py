@@ -84,6 +84,7 @@ class CudaBackend(OnGpu):
         request: Request,
         threads: int,
         max_bytes: int = SURVEY_BYTES,
+        lent: Array | None = None,
     ) -> SurveyResult:
         if isinstance(request, Magnitudes):
             return survey_magnitudes(self._kernels, inputs, self._operands(inputs), request)
@@ -93,7 +94,7 @@ class CudaBackend(OnGpu):
             return survey_gram(self._kernels, inputs, self._operands(inputs), request)
         if isinstance(request, Divergences):
             return survey_divergences(self._kernels, inputs, self._operands(inputs), request)
-        return super().survey(inputs, request, threads, max_bytes)
+        return super().survey(inputs, request, threads)
 
     def enqueue_survey(
         self, inputs: Sequence[Array], select_topk: float, variant: str, room: Room | None = None

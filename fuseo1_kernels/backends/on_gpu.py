@@ -24,8 +24,9 @@ class OnGpu(GpuBackend):
         request: Request,
         threads: int,
         max_bytes: int = SURVEY_BYTES,
+        lent: Array | None = None,
     ) -> SurveyResult:
-        """SCE's; others are the backends' own. `threads` and `max_bytes` are the CPU's concern."""
+        """SCE's; others are the backends' own. What follows the request is the CPU's concern."""
         assert isinstance(request, int | float)
         return self.result(self.enqueue_survey(inputs, request, "fuseo1"))[0]
 

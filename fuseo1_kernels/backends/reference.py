@@ -43,6 +43,7 @@ class ReferenceBackend:
         request: Request,
         threads: int,
         max_bytes: int = SURVEY_BYTES,
+        lent: Array | None = None,
     ) -> SurveyResult:
         return survey_whole([_tensor(x) for x in inputs], request)
 

@@ -118,7 +118,7 @@ int fuseo1_survey_sums_of(const fuseo1_survey*, double* sums);
 int fuseo1_survey_divergences_of(const fuseo1_survey*, float* divergences);
 
 // Lends memory, besides max_bytes, before anything is fed; one survey after the other can use it, where the system
-// would have to clear fresh pages for each. SCAN has its slabs there, instead of in memory of its own: it must outlive
+// would have to clear fresh pages for each. SCAN has its slabs there before it takes memory of its own: it must outlive
 // the survey. Norms keep there what DRAW and RANKED select of a target, as far as it suffices: 32 bytes a block and
 // target (memory is aligned to 8). fuse that is told these BITS instead need not decide anew, which takes longer than
 // the rest of it.

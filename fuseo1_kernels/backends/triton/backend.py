@@ -77,10 +77,11 @@ class TritonBackend(OnGpu):
         request: Request,
         threads: int,
         max_bytes: int = SURVEY_BYTES,
+        lent: Array | None = None,
     ) -> SurveyResult:
         """SCE's by enqueue_survey; others by kernels of their own."""
         if isinstance(request, int | float):
-            return super().survey(inputs, request, threads, max_bytes)
+            return super().survey(inputs, request, threads)
         self.check_inputs(inputs)
         data, numel = pointers(inputs), inputs[0].numel
         config = self._tuner.fixed or family_config(len(inputs) - 1)
