@@ -165,14 +165,15 @@ FUSEO1_INLINE void for_each_words(uint64_t key, int64_t flat, const Use& use) {
   }
 }
 
-// The bits of what is drawn go to `kept`, unless that is nullptr.
-inline void apply_draw(const fuseo1_select& select, int64_t flat, uint8_t* kept, float* d) {
+// Calls use(j, which of the elements from j on are drawn).
+template <class Use>
+FUSEO1_INLINE void for_each_drawn(const fuseo1_select& select, int64_t flat, const Use& use) {
   const Vu limit = splat(select.limit);
-  for_each_words(select.key, flat, [&](int j, Vu words) {
-    const Mask drawn = less(words, limit);
-    keep_selected(d + j, drawn);
-    if (kept) store_lane_bits(kept, j, lane_bits(drawn));
-  });
+  for_each_words(select.key, flat, [&](int j, Vu words) { use(j, less(words, limit)); });
+}
+
+inline void apply_draw(const fuseo1_select& select, int64_t flat, float* d) {
+  for_each_drawn(select, flat, [&](int j, Mask drawn) { keep_selected(d + j, drawn); });
 }
 
 // Reads nothing of which no element of the chunk is told.
@@ -198,7 +199,7 @@ inline void apply_select(const fuseo1_select& select, int64_t flat, int64_t at, 
     case FUSEO1_SELECT_BAND:
       return select.rows.factors ? apply_scored_band(select, flat, count, d) : apply_band(select, flat, d);
     case FUSEO1_SELECT_DRAW:
-      return apply_draw(select, flat, nullptr, d);
+      return apply_draw(select, flat, d);
     case FUSEO1_SELECT_BITS:
       return apply_bits(select, at, count, d);
     case FUSEO1_SELECT_CLAMP:
