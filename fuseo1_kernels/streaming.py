@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import TypeVar
+from dataclasses import dataclass
 
 import xxhash
 
@@ -28,14 +27,13 @@ from .backends.requests import (
     kept_bytes,
     step_of,
 )
+from .blame import refuse_nonfinite, refuse_overflow, to_blame
 from .checkpoint.journal import TensorRecord
 from .checkpoint.source import unreadable
-from .errors import CheckpointError, MergeError
+from .errors import MergeError
 from .methods import Rule
 from .plan import Input, Job
 from .work import TensorReport, Work
-
-T = TypeVar("T")
 
 # Elements merged between two looks at whether to stop; their output is written in one call.
 _CHUNK = 1 << 20
@@ -334,38 +332,3 @@ def _explained(job: Job) -> Iterator[None]:
         yield
     except InputUnreadable as error:
         raise unreadable(job.inputs[error.input].info, error.number) from None
-
-
-def to_blame(job: Job, inputs: Sequence[T]) -> tuple[Job, Sequence[T], Norms]:
-    """The job, the inputs and the request of a survey that tells whose elements are not finite, if none was asked for.
-
-    It wants a target: a single input is taken twice.
-    """
-    if len(inputs) == 1:
-        job, inputs = replace(job, inputs=job.inputs * 2), [*inputs, *inputs]
-    return job, inputs, Norms((None,) * (len(inputs) - 1))
-
-
-def refuse_nonfinite(job: Job, survey: SurveyResult) -> None:
-    """Raise MergeError, naming model and tensor, if the survey found an element that must not be merged."""
-    *by_model, overflows = survey.nonfinite
-    for x, count in zip(job.inputs, by_model, strict=True):
-        if count:
-            raise CheckpointError(
-                f"model {x.source.name}, tensor {x.info.name}: {count} NaN or infinite elements; mend the "
-                "checkpoint, or go on with --nonfinite propagate, which makes those elements NaN"
-            )
-    if overflows:
-        raise MergeError(
-            f"tensor {job.name}: at {overflows} elements the difference to model {job.inputs[0].source.name} "
-            "overflows fp32"
-        )
-
-
-def refuse_overflow(job: Job, count: int) -> None:
-    """Raise MergeError, naming the tensor, if so many merged elements are infinite or NaN."""
-    if count:
-        raise MergeError(
-            f"tensor {job.name}: {count} merged elements overflow {job.dtype.name}; choose a wider "
-            "dtype in the config"
-        )

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from ..arrays import Array
 from ..backends import GpuBackend, Request, SurveyResult
+from ..blame import refuse_nonfinite, refuse_overflow, to_blame
 from ..plan import Job
-from ..streaming import refuse_nonfinite, refuse_overflow, to_blame
 from ..work import Work
 from .lane import Lane
 from .ring import Stopped

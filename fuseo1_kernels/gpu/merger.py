@@ -10,10 +10,10 @@ import xxhash
 
 from ..arrays import Array, Buffer
 from ..backends import OnDevice, Room, SurveyResult
+from ..blame import refuse_nonfinite, refuse_overflow
 from ..checkpoint.journal import TensorRecord
 from ..methods.sce import Sce
 from ..plan import Input, Job
-from ..streaming import refuse_nonfinite, refuse_overflow
 from ..work import TensorReport, Work
 from .by_rule import ByRule, Found
 from .cpu_help import CpuHelp

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from ..backends import NOTHING, GpuBackend, Select, SurveyResult
 from ..backends.requests import ALL, Divergences, Gram, Magnitudes, Request
+from ..blame import to_blame
 from ..methods import ByRow, Rule
 from ..plan import Job
-from ..streaming import to_blame
 
 
 def needed_bytes(job: Job, backend: GpuBackend) -> int:
