@@ -46,10 +46,16 @@ class Slerp:
 
 @dataclass(frozen=True)
 class NuSlerp:
-    """The rule, between two task vectors, or two models where there is no base."""
+    """The rule, between two task vectors, or two models where there is no base.
+
+    Attributes:
+        single: they have one element each, and are parallel, though the sums of fp32's are rounded: of opposed ones the
+            arc would be anything.
+    """
 
     t: float
     has_base: bool
+    single: bool
 
     def request(self, learned: Sequence[SurveyResult]) -> Gram | None:
         return None if learned else Gram(of_inputs=not self.has_base)
@@ -59,6 +65,7 @@ class NuSlerp:
         lengths = [max(math.sqrt(x), _LEAST_NUSLERP_LENGTH) for x in (aa, bb)]
         cosine = as_cosine(ab / (lengths[0] * lengths[1]))
         parallel = 1 - cosine * cosine <= _LEAST_NUSLERP_SINE**2
+        parallel |= self.single and min(lengths) > _LEAST_NUSLERP_LENGTH
         if not self.has_base:
             return _line(self.t) if parallel else combination(arc(self.t, math.acos(cosine)))
         shares = (1 - self.t, self.t) if parallel else arc(self.t, math.acos(cosine))
@@ -81,8 +88,14 @@ def _nuslerp(values: Values, target: Target) -> Rule:
         )
     first, second = values["weight"]
     total = first + second
-    whole = NuSlerp(0.5 if abs(total) < _LEAST_WEIGHT else second / total, target.has_base)
-    return whole if values["nuslerp_flatten"] else ByRow(whole, target.row)
+    t = 0.5 if abs(total) < _LEAST_WEIGHT else second / total
+
+    def vectors(numel: int) -> NuSlerp:
+        return NuSlerp(t, target.has_base, numel == 1)
+
+    if values["nuslerp_flatten"]:
+        return vectors(target.numel)
+    return ByRow(vectors(target.row), target.row)
 
 
 SLERP = method(
