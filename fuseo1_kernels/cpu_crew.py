@@ -79,7 +79,7 @@ def divide(
 ) -> tuple[int, Memory]:
     """(workers, memory of each) for this plan, `surveys` of a tensor at once; MergeError if it is too small."""
     threads = resolve_threads(threads)
-    needed = max((memory_floor(job, surveys) for job in plan.jobs), default=0)
+    needed = memory_floor(plan.jobs, surveys)
     if needed > max_memory:
         raise MergeError(
             f"--max-memory {max_memory >> 20} MiB is too little for these models; "

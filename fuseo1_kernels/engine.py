@@ -59,8 +59,8 @@ class MergeResult:
     Attributes:
         out_dir: where the merged model lies.
         tensors, parameters: how many it has.
-        bytes_read, bytes_written: of tensor data, by this run; what is surveyed and fused is read twice (for a GPU
-            once), the second time, if there is memory for it, from the page cache.
+        bytes_read, bytes_written: of tensor data, by this run; what is surveyed and fused is read twice (for a GPU,
+            or by columns, once), the second time, if there is memory for it, from the page cache.
         seconds: wall time, from opening the models to the rename that publishes the result.
         shards: names of the weight files.
         energy_share: by target, its part of all selected energy; empty where the method knows no energies.

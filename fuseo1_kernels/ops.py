@@ -217,6 +217,19 @@ def dense(out: torch.Tensor) -> Iterator[Array]:
     out.copy_(dense)
 
 
+def columns_of(tensor: torch.Tensor, rows: int) -> Array:
+    """A copy of a tensor of so many rows, its columns one after the other."""
+    return as_array(tensor.detach().reshape(rows, -1).t().contiguous())
+
+
+@contextmanager
+def dense_columns(out: torch.Tensor, rows: int) -> Iterator[Array]:
+    """Memory for the columns of `out`, one after the other, that is copied to it."""
+    columns = torch.empty((out.numel() // rows, rows), dtype=out.dtype, device=out.device)
+    yield as_array(columns)
+    out.copy_(columns.t().view(out.shape))
+
+
 def as_array(tensor: torch.Tensor) -> Array:
     """A view of a contiguous tensor."""
     return Array(tensor.data_ptr(), BY_NAME[_NAMES[tensor.dtype]], tensor.numel(), tensor)

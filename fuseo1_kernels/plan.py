@@ -15,7 +15,7 @@ from .checkpoint.shards import OutputTensor, Shard, plan_shards
 from .checkpoint.source import Source
 from .config import MergeConfig, OutputSlice
 from .errors import ConfigError
-from .methods import ByRow, Rule, Target
+from .methods import ByColumn, ByRow, Rule, Target
 from .settings import Setting, idle_filters
 
 # Numbered as Python writes numbers: layers.00 is not a second layers.0.
@@ -65,7 +65,8 @@ class Job:
         return prod(self.shape)
 
     def parts(self) -> Iterator[tuple[int, Job]]:
-        """What is merged by itself, and the flat index at which it begins: every row, or all of it."""
+        """What is merged by itself, and the flat index at which it begins: every row, or all of it. Not for columns."""
+        assert not isinstance(self.rule, ByColumn)
         if not isinstance(self.rule, ByRow):
             yield 0, self
             return

@@ -28,10 +28,11 @@ from .backends.requests import (
     step_of,
 )
 from .blame import refuse_nonfinite, refuse_overflow, to_blame
+from .by_columns import ColumnMemory, ColumnMerger
 from .checkpoint.journal import TensorRecord
 from .checkpoint.source import unreadable
 from .errors import MergeError
-from .methods import Rule
+from .methods import ByColumn, Rule
 from .plan import Input, Job
 from .work import TensorReport, Work
 
@@ -85,23 +86,34 @@ def plan_memory(jobs: Sequence[Job], max_bytes: int, threads: int) -> Memory:
     """
     by_rows = [job for job in jobs if _longest_row(job)]
     each = max((_deciding(job, 1) for job in by_rows), default=0)
-    floor = max(map(_survey_floor, jobs), default=_SURVEY_FLOOR)
-    left = max_bytes - each
+    columns = ColumnMemory.of(jobs)
+    floor = max([_SURVEY_FLOOR, columns.copying, *map(_survey_floor, jobs)])
+    left = max_bytes - each - columns.output - columns.least
     share = max(min(left // 4, (left - floor) // 2), left // 8)
     output, read = min(_CHUNK * 4, share), min(_READ_BY_THREAD * threads, share)
     # Where rows must be whole, a chunk may have to be larger.
-    output = max([output, *(_step(job) * job.dtype.size for job in by_rows)])
-    read = max([read, *(_least_read(job) for job in by_rows)])
-    left -= output + read
+    output = max([output, columns.output, *(_step(job) * job.dtype.size for job in by_rows)])
+    read = max([read, columns.least, *(_least_read(job) for job in by_rows)])
+    left = max_bytes - each - output - read
     if each:
         threads = max(1, min(threads, 1 + (left - floor) // each))
     deciding = max((_deciding(job, threads) for job in by_rows), default=0)
-    most = floor + max(map(_survey_records, jobs), default=0)
-    return Memory(read, output, min(left - (deciding - each), most), floor, deciding, threads)
+    left -= deciding - each
+    survey = min(left, floor + max(map(_survey_records, jobs), default=0))
+    # Wider slabs are fewer reads.
+    read += max(0, min(left - survey, columns.most - read))
+    return Memory(read, output, survey, floor, deciding, threads)
 
 
-def memory_floor(job: Job, surveys: int = 1) -> int:
-    """The least bytes with which `job` can be merged, with so many surveys of it at once."""
+def memory_floor(jobs: Sequence[Job], surveys: int = 1) -> int:
+    """The least bytes with which `jobs` can be merged, one at a time, with so many surveys of it at once."""
+    columns = ColumnMemory.of(jobs)
+    least = max((_floor(job, surveys) for job in jobs), default=0)
+    return least + columns.output + columns.least + columns.copying
+
+
+def _floor(job: Job, surveys: int) -> int:
+    """What `job` needs of that, unless it is for columns."""
     least = 4 * _LEAST_CHUNK * (job.element_bytes + 4) + surveys * _survey_floor(job)
     if not _longest_row(job):
         return least
@@ -179,6 +191,9 @@ class TensorMerger:
                 f"{memory.total >> 20} MiB of memory for a worker cannot be had ({error.strerror}); "
                 "lower --max-memory or --threads"
             ) from error
+        self._columns = ColumnMerger(
+            backend, work, self._in, self._out, self._threads, self._survey_bytes
+        )
 
     def _threads(self) -> int:
         return min(self._granted(), self._most_threads)
@@ -202,6 +217,8 @@ class TensorMerger:
         not: of them the system is told what to read next, and drops what was read.
         """
         self._checksum = xxhash.xxh3_128()
+        if isinstance(job.rule, ByColumn):
+            return self._merge_columns(job, job.rule)
         energy: tuple[float, ...] = ()
         passes = bytes_read = 0
         for self._start, part in job.parts():
@@ -219,6 +236,15 @@ class TensorMerger:
             bytes_read += part.input_bytes * (reads + 1)
         record = TensorRecord(self._checksum.hexdigest(), energy, passes)
         return TensorReport(record, bytes_read)
+
+    def _merge_columns(self, job: Job, rule: ByColumn) -> TensorReport:
+        passes = self._columns.merge(job, rule)
+        self._start = 0
+        for start, count in _pieces(job.numel, _CHUNK, 1):
+            self._work.go_on()
+            self._write(job, start, count, at=start)
+        record = TensorRecord(self._checksum.hexdigest(), (), passes)
+        return TensorReport(record, job.input_bytes)
 
     def _learn(
         self, job: Job, files: Sequence[FileRange]
@@ -274,8 +300,7 @@ class TensorMerger:
         """(start, count) of the chunks of a tensor, in order."""
         ahead = _READ_AHEAD // job.element_bytes
         for start, count in _pieces(job.numel, most, step_of(_selects(job.rule))):
-            if self._work.stop.is_set():
-                raise MergeError("the merge was stopped")
+            self._work.go_on()
             wanted = (start + ahead, count) if start else (0, ahead + count)
             _will_need(self._direct, *wanted)
             yield start, count
@@ -304,11 +329,12 @@ class TensorMerger:
         surveys, _ = self._survey(job, files, [norms], tell=False)
         refuse_nonfinite(job, surveys[norms])
 
-    def _write(self, job: Job, start: int, count: int) -> None:
-        """Write elements [start, start + count) of the part from the output buffer."""
-        merged = self._out.view[: count * job.dtype.size]
+    def _write(self, job: Job, start: int, count: int, at: int = 0) -> None:
+        """Write elements [start, start + count) of the part, which are in the output buffer from element `at` on."""
+        size = job.dtype.size
+        merged = self._out.view[at * size : (at + count) * size]
         self._checksum.update(merged)
-        self._work.destination.write(job.name, (self._start + start) * job.dtype.size, merged)
+        self._work.destination.write(job.name, (self._start + start) * size, merged)
         self._work.advance(merged.nbytes)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -20,14 +21,16 @@ from .backends import (
 )
 from .backends.requests import Norms, Request
 from .errors import MergeError
-from .methods import NONFINITE, ByRow, Method, Rule, Target
+from .methods import NONFINITE, ByColumn, ByRow, Method, Rule, Target
 from .methods.sce import Sce
 from .methods.values import check_seed, resolve_method, resolve_parameters
 from .ops import (
     as_array,
     as_arrays,
     check_dtypes,
+    columns_of,
     dense,
+    dense_columns,
     engine_for,
     enqueue_into,
     output_for,
@@ -129,8 +132,8 @@ class TensorMerge:
                 self._refuse(self._known)
             self.started(partial(self.engine.result, self._enqueue(self.engine, self.rule)))
             return
-        with dense(self.result) as out:
-            bad = sum(self._merge(inputs, part) for inputs, part in self._parts(out))
+        with self._laid_out() as (inputs, out):
+            bad = sum(self._merge(*part) for part in self._parts(inputs, out))
         if bad and self.nonfinite == "error":
             self._refuse_inputs()
         self._refuse_overflow(bad)
@@ -142,14 +145,28 @@ class TensorMerge:
         found = self.engine.survey(inputs, Norms((None,) * (len(inputs) - 1)), self.threads)
         _refuse_nonfinite(found.nonfinite[alone:], self.names)
 
-    def _parts(self, out: Array) -> Iterator[tuple[list[Array], Array]]:
-        """Inputs and output of what is merged by itself: every row, or all."""
-        if not isinstance(self.rule, ByRow):
-            yield self._inputs, out
+    @contextmanager
+    def _laid_out(self) -> Iterator[tuple[list[Array], Array]]:
+        """Inputs and output, of which what is merged by itself lies together."""
+        if isinstance(self.rule, ByColumn):
+            rows = self.rule.rows
+            with dense_columns(self.result, rows) as out:
+                yield [columns_of(tensor, rows) for tensor in self.tensors], out
+        else:
+            with dense(self.result) as out:
+                yield self._inputs, out
+
+    def _parts(self, inputs: list[Array], out: Array) -> Iterator[tuple[list[Array], Array]]:
+        """Inputs and output of what is merged by itself: every row, every column, or all."""
+        if isinstance(self.rule, ByRow):
+            length = self.rule.row
+        elif isinstance(self.rule, ByColumn):
+            length = self.rule.rows
+        else:
+            yield inputs, out
             return
-        row = self.rule.row
-        for start in range(0, out.numel, max(row, 1)):
-            yield [x.part(start, row) for x in self._inputs], out.part(start, row)
+        for start in range(0, out.numel, max(length, 1)):
+            yield [x.part(start, length) for x in inputs], out.part(start, length)
 
     def _merge(self, inputs: list[Array], out: Array) -> int:
         """Learn, then fuse; returns how many elements are infinity or NaN."""

@@ -27,7 +27,7 @@ from .errors import CheckpointError
 from .feed import absent_inputs, forget
 from .plan import Job, counted, make_plan
 from .prepare import as_config, open_sources, refuse_problems
-from .streaming import TensorMerger
+from .streaming import TensorMerger, memory_floor
 from .threads import resolve_threads
 from .work import Work
 
@@ -224,7 +224,8 @@ def _recompute(
         if problems:
             return problems, []
         comparison = _Comparison(model)
-        _, memory = divide(plan, 1, DEFAULT_MAX_MEMORY)
+        # The merge itself may have been allowed more.
+        _, memory = divide(plan, 1, max(DEFAULT_MAX_MEMORY, memory_floor(plan.jobs)))
         total = sum(job.input_bytes + job.output_bytes for job in jobs)
         nonfinite = str(options.get("nonfinite", "error"))
         advance = _start(progress, f"merging {counted(len(jobs), 'tensor')} again", total)

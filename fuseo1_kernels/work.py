@@ -9,6 +9,7 @@ from typing import Protocol
 
 from .backends import Request, SurveyResult
 from .checkpoint.journal import TensorRecord
+from .errors import MergeError
 from .plan import Input, Job, Plan
 from .survey_cache import SurveyCache
 
@@ -49,6 +50,11 @@ class Work:
     def surveys_at_once(self) -> int:
         """The most surveys of one tensor that are made in the same read."""
         return self.surveys.at_once if self.surveys else 1
+
+    def go_on(self) -> None:
+        """Raise MergeError if the merge is to end."""
+        if self.stop.is_set():
+            raise MergeError("the merge was stopped")
 
     def look_up(self, job: Job, request: Request) -> tuple[SurveyResult | None, list[Request]]:
         """The survey of `job` that is kept, if one is, and what to survey now, `request` first."""

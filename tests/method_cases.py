@@ -11,7 +11,7 @@ from models import Family, State, base_state, make_family, tuned
 from tensors import BF16, FP16, FP32
 
 from fuseo1_kernels.backends import SurveyResult, load_backend
-from fuseo1_kernels.methods import METHODS, ByRow, Target
+from fuseo1_kernels.methods import METHODS, ByColumn, ByRow, Target
 from fuseo1_kernels.ops import as_array, as_arrays
 
 EMBED = "model.embed_tokens.weight"
@@ -60,6 +60,10 @@ class Case:
 
 
 def by_ops(rule: Any, tensors: list[torch.Tensor]) -> torch.Tensor:
+    if isinstance(rule, ByColumn):
+        columns = zip(*(t.reshape(rule.rows, -1).t().contiguous() for t in tensors), strict=True)
+        merged = [by_ops(rule.rule, list(column)) for column in columns]
+        return torch.stack(merged, dim=1).view(tensors[0].shape)
     if isinstance(rule, ByRow):
         rows = zip(*(t.reshape(-1, rule.row) for t in tensors), strict=True)
         merged = [by_ops(rule.rule, list(row)) for row in rows]
@@ -111,6 +115,19 @@ CASES = {
     "nuslerp, no base": Case("nuslerp", 2, base=False, own={"weight": (0.3, 0.5)}),
     "nuslerp, by row": Case(
         "nuslerp", 2, own={"weight": (0.3, 0.5)}, shared={"nuslerp_flatten": False}
+    ),
+    "nuslerp, by column": Case(
+        "nuslerp",
+        2,
+        own={"weight": (0.3, 0.5)},
+        shared={"nuslerp_flatten": False, "nuslerp_row_wise": True},
+    ),
+    "nuslerp, by column, no base": Case(
+        "nuslerp",
+        2,
+        base=False,
+        own={"weight": (0.3, 0.5)},
+        shared={"nuslerp_flatten": False, "nuslerp_row_wise": True},
     ),
     "multislerp": Case("multislerp", 3, own={"weight": (0.3, 0.5, 0.1)}),
     "multislerp, no base": Case("multislerp", 3, base=False, own={"weight": (0.3, 0.5, 0.1)}),

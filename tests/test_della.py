@@ -161,7 +161,7 @@ def test_the_rule_says_what_the_result_depends_on() -> None:
     """Rows and epsilons are part of its repr, which journals keep."""
 
     def rule(row: int, epsilon: float) -> str:
-        target = Target("w", 1000, row, ("a",), True)
+        target = Target("w", 1000, 1000 // row, row, ("a",), True)
         values = {"weight": (1.0,), "density": (0.5,), "epsilon": (epsilon,), "lambda": 1.0}
         return repr(METHODS["della"].rule({**values, "normalize": True, "rescale": True}, target))
 

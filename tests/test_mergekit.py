@@ -150,6 +150,17 @@ def test_parameters_reach_the_methods(reference: None, method: str) -> None:
     assert kernels.counts().merged == {method: 1}
 
 
+def test_columns_are_merged_by_the_kernels(reference: None) -> None:
+    parameters = {"weight": [0.25, 0.5], "nuslerp_row_wise": True, "nuslerp_flatten": False}
+    inputs = tensors(3)
+    merged = merge_methods.merge_tensors(inputs, "nuslerp", base_index=0, parameters=parameters)
+    direct = fuseo1_kernels.merge_tensors(
+        inputs, "nuslerp", base_index=0, parameters=parameters, backend="reference"
+    )
+    assert_same_bits(merged, direct)
+    assert kernels.counts().merged == {"nuslerp": 1} and not kernels.counts().left
+
+
 @pytest.mark.parametrize("method", ["linear", "slerp"])
 def test_tensors_of_a_batch_have_coefficients_of_their_own(reference: None, method: str) -> None:
     rows = [tensors(2), [t + 1 for t in tensors(2)]]

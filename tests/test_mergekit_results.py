@@ -14,6 +14,8 @@ from tensors import siblings
 
 from fuseo1_kernels import merge_tensors
 
+BY_COLUMN = {"nuslerp_flatten": False, "nuslerp_row_wise": True}
+
 #: method, tensors, whether the first is the base, parameters
 CASES: list[tuple[str, int, bool, dict[str, Any]]] = [
     ("task_arithmetic", 4, True, {"weight": [0.5, 0.3, -0.2]}),
@@ -34,6 +36,7 @@ CASES: list[tuple[str, int, bool, dict[str, Any]]] = [
     ("nuslerp", 2, False, {"weight": [1.0, 2.0]}),
     ("nuslerp", 3, True, {"weight": [1.0, 2.0], "nuslerp_flatten": False}),
     ("nuslerp", 2, False, {"weight": [1.0, 2.0], "nuslerp_flatten": False}),
+    *[("nuslerp", 2 + base, base, {"weight": [1.0, 2.0], **BY_COLUMN}) for base in (True, False)],
     ("multislerp", 4, True, {"weight": [1.0, 2.0, 3.0]}),
     ("multislerp", 4, False, {"weight": [1.0, 2.0, 3.0, 4.0]}),
     ("multislerp", 4, True, {"weight": [1.0, 2.0, 3.0], "normalize_weights": False}),
@@ -76,3 +79,46 @@ def test_rows_are_merged_as_tensors_of_their_own(backend: str, method: str, colu
         parts = [t[i] for t in tensors]
         alone = merge_tensors(parts, method, base_index=0, parameters=own, backend=backend)
         assert torch.equal(row, alone)
+
+
+def compare_vectors(backend: str, tensors: list[torch.Tensor], row_wise: bool) -> None:
+    """NuSLERP of columns, which mergekit calls rows, or of rows: to fp32's rounding."""
+    parameters = {"weight": [1.0, 2.0], **BY_COLUMN, "nuslerp_row_wise": row_wise}
+    base = {"base_index": 0} if len(tensors) == 3 else {}
+    wide = [t.double() for t in tensors]
+    expected = api.merge_tensors(wide, "nuslerp", parameters=parameters, **base)
+    merged = merge_tensors(tensors, "nuslerp", parameters=parameters, backend=backend, **base)
+    assert merged.shape == tensors[0].shape
+    assert float((merged.double() - expected).abs().max()) < 2.0**-22 * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("row_wise", [True, False])
+@pytest.mark.parametrize("has_base", [True, False])
+@pytest.mark.parametrize(
+    "shape", [(37,), (1, 9), (9, 1), (3, 5, 7), (1, 5, 7), (5, 7, 1), (2, 3, 4, 5)], ids=str
+)
+def test_vectors_of_any_shape(
+    backend: str, shape: tuple[int, ...], has_base: bool, row_wise: bool
+) -> None:
+    """Columns run along the first dimension, whatever the others are, rows along the last."""
+    g = torch.Generator().manual_seed(3)
+    # None are opposed: fp32 does not tell which way the arc goes then.
+    targets = [torch.rand(shape, generator=g) for _ in range(2)]
+    compare_vectors(backend, [torch.rand(shape, generator=g) - 1] * has_base + targets, row_wise)
+
+
+@pytest.mark.parametrize("has_base", [True, False])
+@pytest.mark.parametrize(
+    ("shape", "row_wise"),
+    [((), True), ((1,), False), ((1, 99), True), ((99, 1), False), ((1, 5, 7), True)],
+)
+def test_vectors_of_one_element(
+    backend: str, shape: tuple[int, ...], row_wise: bool, has_base: bool
+) -> None:
+    """They are parallel, opposed ones too, unless one is shorter than what mergekit divides by."""
+    g = torch.Generator().manual_seed(5)
+    tensors = [torch.randn(shape, generator=g) for _ in range(2)]
+    compare_vectors(backend, [torch.zeros(shape)] * has_base + tensors, row_wise)
+    compare_vectors(
+        backend, [torch.zeros(shape)] * has_base + [tensors[0], tensors[1] * 3e-8], row_wise
+    )

@@ -29,7 +29,7 @@ MERGED = (
 )
 REASONS = (
     "nothing to compute|gradients are recorded|float64|not a method of the kernels"
-    "|.*weights.* sum to 0.*|.*epsilon.*|.*columns would be merged.*"
+    "|.*weights.* sum to 0.*|.*epsilon.*"
 )
 
 #: How many pass without the kernels where there is no GPU; with one some run that are skipped there.

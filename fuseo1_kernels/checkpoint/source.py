@@ -74,18 +74,8 @@ class Source:
         check_range(info, start, view)
         if view.nbytes == 0:
             return
-        fd, begin = self._open(info.file).sequential, info.offset + start
         with view.cast("B") as data:
-            done = 0
-            # One call moves at most 2,147,479,552 bytes, and may move fewer.
-            while done < data.nbytes:
-                try:
-                    count = os.preadv(fd, [data[done:]], begin + done)
-                except OSError as error:
-                    raise unreadable(info, error.errno or 0) from error
-                if count == 0:
-                    raise unreadable(info, 0)
-                done += count
+            read_all(self._open(info.file).sequential, info.offset + start, info, data)
 
     def place(self, info: TensorInfo) -> tuple[int, int]:
         """Return the open file and the byte in it at which the tensor begins, for reads by others."""
@@ -179,6 +169,20 @@ def _open_for_reading(file: Path, opened: ExitStack) -> int:
         raise CheckpointError(f"{file}: cannot be opened ({error.strerror})") from error
     opened.callback(os.close, fd)
     return fd
+
+
+def read_all(fd: int, begin: int, info: TensorInfo, data: memoryview) -> None:
+    """Fill `data` from byte `begin` of an open file on, which is of the tensor `info`. Raises CheckpointError."""
+    done = 0
+    # One call moves at most 2,147,479,552 bytes, and may move fewer.
+    while done < data.nbytes:
+        try:
+            count = os.preadv(fd, [data[done:]], begin + done)
+        except OSError as error:
+            raise unreadable(info, error.errno or 0) from error
+        if count == 0:
+            raise unreadable(info, 0)
+        done += count
 
 
 def unreadable(info: TensorInfo, number: int) -> CheckpointError:

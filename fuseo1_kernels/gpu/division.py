@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from ..backends import GpuBackend
 from ..errors import BackendError, MergeError
+from ..methods import ByColumn
 from ..methods.sce import Sce
 from ..plan import Job, Plan, counted
 from ..streaming import Memory, memory_floor, plan_memory
@@ -101,7 +102,7 @@ def _lane(threads: int, gpus: int, host: int, region: int, work: int, max_memory
 
 
 def _cpu_memory(jobs: Sequence[Job], threads: int | None, max_memory: int, surveys: int) -> Memory:
-    needed = max(memory_floor(job, surveys) for job in jobs)
+    needed = memory_floor(jobs, surveys)
     if needed > max_memory:
         raise MergeError(
             "--max-memory is too little for the tensors that are merged on the CPU; "
@@ -122,6 +123,9 @@ def _works(
     works: dict[str, int] = {}
     reasons: dict[str, str] = {}
     for job in plan.jobs:
+        if isinstance(job.rule, ByColumn):
+            reasons[job.name] = "nothing is merged by columns on a GPU"
+            continue
         if len(job.inputs) - 1 > backend.max_targets:
             reasons[job.name] = (
                 f"the {backend.name} backend takes at most {backend.max_targets} targets"

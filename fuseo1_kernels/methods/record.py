@@ -80,6 +80,7 @@ class Target:
     Attributes:
         name: keys its random masks, with `models` and `seed`.
         numel: how many elements it has.
+        rows: how long its first dimension is.
         row: how many of them follow one another in its last dimension.
         models: the models beside the base, in order; a method that ignores the base takes the first for it.
         has_base: whether there is a base beside them.
@@ -87,6 +88,7 @@ class Target:
 
     name: str
     numel: int
+    rows: int
     row: int
     models: tuple[str, ...]
     has_base: bool
@@ -97,8 +99,8 @@ class Target:
         cls, name: str, shape: Sequence[int], models: Sequence[str], has_base: bool, seed: int
     ) -> Target:
         """A tensor of that shape; one without dimensions is a row of one element."""
-        row = shape[-1] if shape else 1
-        return cls(name, math.prod(shape), row, tuple(models), has_base, seed)
+        rows, row = (shape[0], shape[-1]) if shape else (1, 1)
+        return cls(name, math.prod(shape), rows, row, tuple(models), has_base, seed)
 
 
 class Rule(Protocol):
@@ -126,6 +128,33 @@ class ByRow:
 
     def params(self, learned: Sequence[SurveyResult]) -> FuseParams:
         return self.rule.params(learned)
+
+
+@dataclass(frozen=True)
+class ByColumn:
+    """Every column is merged by itself, as if it were a tensor, by the same rule.
+
+    Column k is the `rows` elements k, k + columns, k + 2 columns, ...: all along the first dimension, however many
+    dimensions there are. A rule of one column, or of columns of one element, is another: `by_column`.
+    """
+
+    rule: Rule
+    rows: int
+    columns: int
+
+    def request(self, learned: Sequence[SurveyResult]) -> Request | None:
+        return self.rule.request(learned)
+
+    def params(self, learned: Sequence[SurveyResult]) -> FuseParams:
+        return self.rule.params(learned)
+
+
+def by_column(rule: Rule, target: Target) -> Rule:
+    """The rule that merges every column of `target` by `rule`; of nothing, and of one dimension, it is `rule`."""
+    columns = target.numel // max(target.rows, 1)
+    if columns <= 1:
+        return rule
+    return ByRow(rule, 1) if target.rows == 1 else ByColumn(rule, target.rows, columns)
 
 
 #: A method's parameters for one tensor: of a per-model one a value for each model, in order.

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 
 from ..backends import FuseParams, SurveyResult
 from ..backends.requests import Gram
-from ..errors import ConfigError
-from .record import ByRow, Parameter, Rule, Target, Values, combination, method
+from .record import ByRow, Parameter, Rule, Target, Values, by_column, combination, method
 from .sphere import arc, as_cosine
 
 _NEARLY_PARALLEL = 0.9995
@@ -81,11 +80,6 @@ def _slerp(values: Values, _target: Target) -> Slerp:
 
 
 def _nuslerp(values: Values, target: Target) -> Rule:
-    if values["nuslerp_row_wise"] and not values["nuslerp_flatten"] and target.row < target.numel:
-        raise ConfigError(
-            "nuslerp: with nuslerp_row_wise: true and nuslerp_flatten: false columns would be merged, which is not "
-            "in fuseo1-kernels; leave nuslerp_row_wise out to merge rows, or nuslerp_flatten to merge whole tensors"
-        )
     first, second = values["weight"]
     total = first + second
     t = 0.5 if abs(total) < _LEAST_WEIGHT else second / total
@@ -95,6 +89,8 @@ def _nuslerp(values: Values, target: Target) -> Rule:
 
     if values["nuslerp_flatten"]:
         return vectors(target.numel)
+    if values["nuslerp_row_wise"]:  # what is called so is columns
+        return by_column(vectors(target.rows), target)
     return ByRow(vectors(target.row), target.row)
 
 

@@ -1,0 +1,182 @@
+"""Tensors of which every column is merged by itself: read in slabs of columns, each once, and put together in memory.
+
+A column's elements lie a row apart in the file, and are read many columns at a time. Slabs are turned so that a column
+lies together, and merged by the ops in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from .arrays import Array, Buffer, DType
+from .backends import Backend, Request, SurveyResult
+from .blame import refuse_nonfinite, refuse_overflow, to_blame
+from .checkpoint.source import read_all
+from .methods import ByColumn, Rule
+from .plan import Input, Job
+from .work import Work
+
+# Of a row so many elements at a time: fewer would be reads of less than 512 bytes, ...
+_LEAST_COLUMNS = 256
+# ... more than a page's gain nothing.
+_MOST_COLUMNS = 2048
+# The inputs of a slab begin at multiples of a cache line.
+_LINE = 64
+# Python's formats of elements, by their size: nothing is computed with them.
+_FORMATS: dict[int, Literal["H", "I"]] = {2: "H", 4: "I"}
+
+
+@dataclass(frozen=True)
+class ColumnMemory:
+    """Bytes that jobs need to be merged by columns: for a whole output; for a slab, at the least and at the most.
+
+    `copying` is what Python copies a column by. It is held when no survey is.
+    """
+
+    output: int = 0
+    least: int = 0
+    most: int = 0
+    copying: int = 0
+
+    @classmethod
+    def of(cls, jobs: Sequence[Job]) -> ColumnMemory:
+        """For each of `jobs`, and those that are not merged by columns need none."""
+        shapes = [(job, job.rule) for job in jobs if isinstance(job.rule, ByColumn)]
+        return cls(
+            max((job.output_bytes for job, _ in shapes), default=0),
+            max((_slab_bytes(job, rule, _LEAST_COLUMNS) for job, rule in shapes), default=0),
+            max((_slab_bytes(job, rule, _MOST_COLUMNS) for job, rule in shapes), default=0),
+            max((max(rule.rows, rule.columns) * _largest(job) for job, rule in shapes), default=0),
+        )
+
+
+def _largest(job: Job) -> int:
+    """Bytes of the largest element that is turned."""
+    return max(job.dtype.size, *(x.dtype.size for x in job.inputs))
+
+
+def _column_bytes(job: Job, rule: ByColumn) -> int:
+    """A column of all inputs, and once more of one of them, as it was read, or of the output."""
+    return rule.rows * (job.element_bytes + _largest(job))
+
+
+def _slab_bytes(job: Job, rule: ByColumn, columns: int) -> int:
+    """Bytes of a slab of so many columns, if there are so many."""
+    return min(columns, rule.columns) * _column_bytes(job, rule) + _LINE * len(job.inputs)
+
+
+class _Block(NamedTuple):
+    """Elements in a buffer: for the ops, as numbers without meaning, and as bytes."""
+
+    array: Array
+    elements: memoryview
+    view: memoryview
+
+    @classmethod
+    def of(cls, buffer: Buffer, dtype: DType, numel: int, offset: int = 0) -> _Block:
+        view = buffer.view[offset : offset + numel * dtype.size]
+        return cls(buffer.array(dtype, numel, offset), view.cast(_FORMATS[dtype.size]), view)
+
+
+class ColumnMerger:
+    """Merges a worker's tensors by columns, to its buffer for output, by way of its buffer for input."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        work: Work,
+        room: Buffer,
+        out: Buffer,
+        threads: Callable[[], int],
+        survey_bytes: int,
+    ) -> None:
+        self._backend = backend
+        self._work = work
+        self._room, self._out = room, out
+        self._threads, self._survey_bytes = threads, survey_bytes
+
+    def merge(self, job: Job, rule: ByColumn) -> int:
+        """Merge `job` to the buffer, all of it; the most passes of a survey. MergeError, naming tensor and model."""
+        passes = 0
+        whole = _Block.of(self._out, job.dtype, job.numel)
+        for first, width in _slabs(rule.columns, self._width(job, rule)):
+            inputs, at = self._read_slab(job, rule, first, width)
+            merged = _Block.of(self._room, job.dtype, rule.rows * width, at)
+            for start in range(0, rule.rows * width, rule.rows):
+                self._work.go_on()
+                column = [x.part(start, rule.rows) for x in inputs]
+                learned = self._merge(job, rule.rule, column, merged.array.part(start, rule.rows))
+                passes = max([passes, *(survey.passes for survey in learned)])
+            for row in range(rule.rows):
+                start = row * rule.columns + first
+                whole.elements[start : start + width] = merged.elements[row :: rule.rows]
+        for x in job.inputs:
+            x.source.check_unchanged(x.info.file)
+        return passes
+
+    def _width(self, job: Job, rule: ByColumn) -> int:
+        """How many columns a slab has."""
+        room = self._room.nbytes - _LINE * len(job.inputs)
+        return min(rule.columns, room // _column_bytes(job, rule))
+
+    def _read_slab(
+        self, job: Job, rule: ByColumn, first: int, width: int
+    ) -> tuple[list[Array], int]:
+        """Columns [first, first + width) of the inputs, one column after the other, and where memory is free again."""
+        numel = rule.rows * width
+        at, places = 0, []
+        for x in job.inputs:
+            places.append(at)
+            at += -(-numel * x.dtype.size // _LINE) * _LINE
+        inputs = []
+        for x, place in zip(job.inputs, places, strict=True):
+            by_row = _Block.of(self._room, x.dtype, numel, at)
+            self._read(x, rule, first, by_row.view)
+            by_column = _Block.of(self._room, x.dtype, numel, place)
+            for column in range(width):
+                start = column * rule.rows
+                by_column.elements[start : start + rule.rows] = by_row.elements[column::width]
+            inputs.append(by_column.array)
+        self._work.advance(numel * job.element_bytes)
+        return inputs, at
+
+    def _read(self, x: Input, rule: ByColumn, first: int, view: memoryview) -> None:
+        """Fill `view` with columns from `first` on, row by row; where these are all, at once."""
+        fd, begin = x.source.place(x.info)
+        row = rule.columns * x.dtype.size
+        piece = view.nbytes // rule.rows
+        if piece == row:
+            row = piece = view.nbytes
+        for number in range(view.nbytes // piece):
+            self._work.go_on()
+            start = begin + number * row + first * x.dtype.size
+            read_all(fd, start, x.info, view[number * piece : (number + 1) * piece])
+
+    def _merge(
+        self, job: Job, rule: Rule, inputs: Sequence[Array], out: Array
+    ) -> list[SurveyResult]:
+        """Merge a column; what was learned of it."""
+        learned: list[SurveyResult] = []
+        while (request := rule.request(learned)) is not None:
+            survey = self._survey(inputs, request)
+            if self._work.nonfinite == "error":
+                refuse_nonfinite(job, survey)
+            learned.append(survey)
+        bad = self._backend.fuse(inputs, rule.params(learned), out, 0, self._threads())
+        if bad and self._work.nonfinite == "error":
+            if not learned:
+                blamed, inputs, norms = to_blame(job, inputs)
+                refuse_nonfinite(blamed, self._survey(inputs, norms))
+            refuse_overflow(job, bad)
+        return learned
+
+    def _survey(self, inputs: Sequence[Array], request: Request) -> SurveyResult:
+        return self._backend.survey(inputs, request, self._threads(), self._survey_bytes)
+
+
+def _slabs(columns: int, width: int) -> Iterator[tuple[int, int]]:
+    """(first column, how many) of each slab."""
+    for first in range(0, columns, width):
+        yield first, min(width, columns - first)
