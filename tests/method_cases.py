@@ -36,6 +36,11 @@ class Case:
             found[name] = self.own.get(name, (value,) * self.models) if spec.per_model else value
         return found
 
+    @property
+    def by_column(self) -> bool:
+        """Whether a GPU leaves its matrices to the CPU."""
+        return bool(self.shared.get("nuslerp_row_wise"))
+
     def configure(self, family: Family) -> None:
         listed = []
         for i in range(self.models):

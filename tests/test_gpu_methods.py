@@ -16,7 +16,7 @@ from fake_gpu import COPIES_IN, COPIES_OUT, FakeDevice, FakeKernels, install
 from gpu_runs import SCHEDULES, checksums, noticed, on_gpus, refusals, same, use_small_slots
 from interrupted import partial_of
 from method_cases import CASES, EMBED, Case, Told, mixed_family
-from models import Family, done, make_family, run, weights
+from models import Family, State, done, make_family, run, weights
 from peak import Measured
 
 from fuseo1_kernels import MergeError, MergeResult, schedule
@@ -28,8 +28,8 @@ from fuseo1_kernels.gpu.merger import GpuMerger
 from fuseo1_kernels.gpu.reservation import Reservation
 from fuseo1_kernels.work import Work
 
-#: Every method but SCE, whose merges are test_gpu_merges.py's.
-OTHERS = {name: case for name, case in CASES.items() if case.method != "sce"}
+#: Every method but SCE, whose merges are test_gpu_merges.py's; but not by columns, which are the CPU's.
+OTHERS = {name: case for name, case in CASES.items() if case.method != "sce" and not case.by_column}
 BY_ROW = CASES["model_stock, by row"]
 every_method = pytest.mark.parametrize("case", OTHERS.values(), ids=OTHERS)
 
@@ -194,6 +194,39 @@ def test_what_a_backend_lacks_is_merged_by_the_cpu(
     assert same(family) and note.endswith(words) and device.surveys == 0
     install(monkeypatch, FakeDevice(), kernels=kernels)
     assert f"note: {note}\n" in done(family.config, "--dry-run", "--cuda").out
+
+
+def by_column(states: list[State]) -> list[str]:
+    """Names of the tensors that have columns."""
+    return [name for name, t in states[0].items() if t.ndim > 1 and t.numel()]
+
+
+@pytest.mark.parametrize("name", ["nuslerp, by column", "nuslerp, by column, no base"])
+def test_columns_are_merged_by_the_cpu(
+    name: str, family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rest is the GPU's, to the same bytes."""
+    on_cpu(CASES[name], family)
+    device, left = FakeDevice(), len(by_column(family.states))
+    result = on_gpus(family, device, threads=3, max_gpu_memory=5 * MIB)
+    assert same(family) and checksums(family.home / "gpu") == checksums(family.home / "cpu")
+    assert device.surveys == device.fuses == result.tensors - left > 0
+    note = f"{left} tensors merged on the CPU: nothing is merged by columns on a GPU"
+    assert result.notes == (note,)
+    install(monkeypatch, FakeDevice())
+    assert f"note: {note}\n" in done(family.config, "--dry-run", "--cuda").out
+
+
+def test_columns_alone(tmp_path: Path) -> None:
+    """Nothing is left to the GPU. Memory is the CPU's half."""
+    base = {name: torch.rand(3000, 700) - 2 for name in ("a", "b")}
+    family = make_family(tmp_path, [base, *({n: t + i for n, t in base.items()} for i in (1, 2))])
+    on_cpu(CASES["nuslerp, by column"], family)
+    device = FakeDevice()
+    result = on_gpus(family, device, max_memory=80 * MIB)
+    assert same(family) and device.fuses == 0 and result.notes[0].startswith("2 tensors merged on")
+    with pytest.raises(MergeError, match="too little for the tensors that are merged on the CPU"):
+        on_gpus(family, FakeDevice(), max_memory=30 * MIB, resume=False)
 
 
 # --- what the CPU engine guarantees too --------------------------------------------------

@@ -236,7 +236,9 @@ def test_seeds_that_are_none(seed: Any, family: Family, out: Path) -> None:
         dry_run(as_config(family.config), out, random_seed=seed)
 
 
-@pytest.mark.parametrize("name", ["ties, rescaled", "karcher", "passthrough", "dare_linear"])
+@pytest.mark.parametrize(
+    "name", ["ties, rescaled", "karcher", "passthrough", "dare_linear", "nuslerp, by column"]
+)
 def test_verified_and_found_again(name: str, family: Family, out: Path) -> None:
     CASES[name].configure(family)
     merge_checkpoints(family.config, out, backend="reference")
