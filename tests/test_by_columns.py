@@ -82,7 +82,7 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Slabs of few columns, whatever the memory."""
     monkeypatch.setattr(
-        by_columns.ColumnMerger, "_width", lambda self, job, rule: min(5, rule.columns)
+        by_columns.ColumnMerger, "_width", lambda self, job, rule: min(7, rule.columns)
     )
 
 
