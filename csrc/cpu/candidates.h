@@ -22,7 +22,7 @@ constexpr int64_t kSlabBytes = 256 << 10;
 struct Slab {
   Slab* next;
   const uint32_t* end;
-  int64_t lowest, highest;  // flat indices of the first and of the last block in it, as far as somebody has looked
+  MarkCounts marks;  // of Marks, as far as somebody has looked
 
   uint32_t* begin() { return reinterpret_cast<uint32_t*>(this + 1); }
 };

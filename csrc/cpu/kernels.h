@@ -55,6 +55,13 @@ constexpr int kMarkWords = 3 + kBlock / 32;
 constexpr int kMarkPad = 16;
 constexpr int kMarkRoom = kMarkWords + kBlock + kMarkPad;  // words that a block may touch
 
+// The blocks of some records, and how many scores in them equal, and exceed, each of some guesses.
+constexpr int kGuesses = 3;
+struct MarkCounts {
+  int64_t lowest, highest;  // flat indices of the first and of the last block
+  int64_t equal[kGuesses], above[kGuesses];
+};
+
 // begin and end count elements from the chunk's first; begin is a multiple of kBlock, and so is end unless it is the
 // tensor's.
 struct MagnitudeKernels {
@@ -65,9 +72,8 @@ struct MagnitudeKernels {
   // every ranking's bracket splits its target's elements; returns where it stopped, as Kernels::scan
   int64_t (*scan)(const Chunk&, int64_t begin, int64_t end, const fuseo1_row_factors*, Ranked* const* rankings,
                   int count, int64_t* nonfinite);
-  // equal[g] and above[g]: how many of a record's scores equal, and exceed, to[g], which is not 0
-  void (*compare)(const uint32_t* scores, int64_t count, const uint32_t* to, int guesses, int64_t* equal,
-                  int64_t* above);
+  // what the records from begin to end, which have scores, say of the guesses, none of which is 0
+  void (*compare)(const uint32_t* begin, const uint32_t* end, const uint32_t* guesses, MarkCounts*);
 };
 
 using SumBins = int64_t[kExponents];  // a sum's terms by their quantum's exponent

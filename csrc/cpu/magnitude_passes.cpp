@@ -215,6 +215,7 @@ void Magnitudes::add_share() {
     Ranked& ranked = share->parts[r].ranked;
     ranked.target = parts_[r].target;
     ranked.bracket = phase == FUSEO1_SURVEY_SCAN ? ranking.bracket : Bracket{ranking.threshold, ranking.threshold};
+    share->parts[r].marks.expect(ranked.bracket, parts_[r].likeliest);
     if (parts_[r].sought) share->parts[r].histogram.resize(static_cast<size_t>(bins));
   }
   shares_.push_back(std::move(share));
@@ -303,7 +304,7 @@ int64_t Magnitudes::candidates(size_t r) const {
 Cut Magnitudes::select(size_t r, int64_t wanted, Bracket within) {
   std::vector<Marks*> lists;
   for (const auto& share : shares_) lists.push_back(&share->parts[r].marks);
-  return select_marks(lists, wanted, within, parts_[r].likeliest, numel);
+  return select_marks(lists, wanted, within, numel);
 }
 
 const Pages<int64_t>& Magnitudes::merged_histogram(size_t r) {

@@ -82,19 +82,29 @@ int64_t scan_run(const Chunk& chunk, int64_t begin, int64_t end, const fuseo1_ro
   return end;
 }
 
-void compare_scores(const uint32_t* scores, int64_t count, const uint32_t* to, int guesses, int64_t* equal_to,
-                    int64_t* above) {
+void compare_scores(const uint32_t* begin, const uint32_t* end, const uint32_t* guesses, MarkCounts* to) {
   static_assert(kMarkPad % kWidth == 0);
-  for (int g = 0; g < guesses; ++g) {
-    const Vi limit = (Vi)splat(to[g]);
-    int are_equal = 0, are_above = 0;
-    for (int64_t j = 0; j < count; j += kWidth) {
-      const Vi v = load<Vi>(scores + j);
-      are_equal += fuseo1::count(equal(v, limit));
-      are_above += fuseo1::count(greater(v, limit));
+  Vi limits[kGuesses];
+  for (int g = 0; g < kGuesses; ++g) limits[g] = (Vi)splat(guesses[g]);
+  Vu are_equal[kGuesses] = {}, are_above[kGuesses] = {};
+  int64_t lowest = INT64_MAX, highest = -1;
+  for (const uint32_t* r = begin; r != end;) {
+    const int64_t block = static_cast<int64_t>(r[1]) << 32 | r[0];
+    lowest = block < lowest ? block : lowest, highest = block > highest ? block : highest;
+    const uint32_t count = r[2];
+    r += kMarkWords;
+    for (uint32_t j = 0; j < count; j += kMarkPad, r += kMarkPad) {
+      for (int k = 0; k < kMarkPad; k += kWidth) {
+        const Vi v = load<Vi>(r + k);
+        for (int g = 0; g < kGuesses; ++g) {
+          are_equal[g] = add(equal(v, limits[g]), are_equal[g], splat(1u));
+          are_above[g] = add(greater(v, limits[g]), are_above[g], splat(1u));
+        }
+      }
     }
-    equal_to[g] = are_equal, above[g] = are_above;
   }
+  to->lowest = lowest, to->highest = highest;
+  for (int g = 0; g < kGuesses; ++g) to->equal[g] = sum_lanes(are_equal[g]), to->above[g] = sum_lanes(are_above[g]);
 }
 
 }  // namespace

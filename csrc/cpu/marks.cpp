@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "marks.h"
 
-#include <mutex>
 #include <utility>
 
 #include "dispatch.h"
@@ -11,7 +10,6 @@ namespace fuseo1 {
 namespace {
 
 constexpr int64_t kScoreBins = 4096, kBlockBins = 1024;  // histograms that stay in the L1 cache while they are filled
-constexpr size_t kGuesses = 3;
 
 using Lists = std::vector<Marks*>;
 
@@ -41,41 +39,22 @@ class Histogram {
   std::vector<int64_t> counts_;
 };
 
-// How many of a block's `n` candidates have the score, which is not 0; `single`: all have.
-int64_t count_equal(const uint32_t* scores, int64_t n, bool single, uint32_t to) {
-  int64_t equal = n, above;
-  if (!single) kernels().magnitudes.compare(scores, n, &to, 1, &equal, &above);
-  return equal;
+// Of all slabs; their blocks are of no account.
+MarkCounts counts_of(const Lists& lists) {
+  MarkCounts all = {};
+  for (const Marks* list : lists) {
+    list->for_each_slab([&](const MarkCounts& slab) {
+      for (int g = 0; g < kGuesses; ++g) all.equal[g] += slab.equal[g], all.above[g] += slab.above[g];
+    });
+  }
+  return all;
 }
 
-// Candidates with one score, by block, and how many have a higher one.
-struct Ties {
-  uint32_t score;
-  int64_t above, equal;
-  Histogram by_block;
-};
-
-// Of each of up to kGuesses scores, in one walk.
-std::vector<Ties> count_ties(const Lists& lists, const std::vector<uint32_t>& scores, bool single, int64_t blocks) {
-  std::vector<Ties> found;
-  for (const uint32_t score : scores) found.push_back({score, 0, 0, {lists.size(), kBlockBins, 0, blocks - 1}});
-  const auto compare = kernels().magnitudes.compare;
-  const int guesses = static_cast<int>(scores.size());
-  std::mutex adding;
-  in_parallel(static_cast<int64_t>(lists.size()), [&](int64_t i) {
-    int64_t above[kGuesses] = {}, equal[kGuesses] = {};
-    lists[i]->for_each(single, [&](int64_t block, int64_t n, const uint32_t*, const uint32_t* of_block) {
-      int64_t equal_here[kGuesses] = {n}, above_here[kGuesses] = {};  // if it is one score
-      if (!single) compare(of_block, n, scores.data(), guesses, equal_here, above_here);
-      for (int g = 0; g < guesses; ++g) {
-        above[g] += above_here[g], equal[g] += equal_here[g];
-        found[g].by_block.add(i, block / kBlock, equal_here[g]);
-      }
-    });
-    const std::lock_guard<std::mutex> lock(adding);
-    for (int g = 0; g < guesses; ++g) found[g].above += above[g], found[g].equal += equal[g];
-  });
-  return found;
+// The guess that is the last of the `wanted` highest scores; kGuesses: none is.
+int right_guess(const MarkCounts& counts, int64_t wanted) {
+  int g = 0;
+  while (g < kGuesses && !(counts.above[g] < wanted && wanted <= counts.above[g] + counts.equal[g])) ++g;
+  return g;
 }
 
 // The last of the `wanted` highest scores.
@@ -84,7 +63,8 @@ uint32_t find_threshold(const Lists& lists, int64_t wanted, Bracket range) {
   while (low < high) {
     Histogram by_score(lists.size(), kScoreBins, low, high);
     in_parallel(static_cast<int64_t>(lists.size()), [&](int64_t i) {
-      lists[i]->for_each(false, [&](int64_t, int64_t n, const uint32_t*, const uint32_t* scores) {
+      const auto all = [](const MarkCounts&) { return true; };
+      lists[i]->for_each(all, [&](int64_t, int64_t n, const uint32_t*, const uint32_t* scores) {
         for (int64_t j = 0; j < n; ++j) {
           const int64_t key = -static_cast<int64_t>(scores[j]);
           if (low <= key && key <= high) by_score.add(i, key, 1);
@@ -96,58 +76,112 @@ uint32_t find_threshold(const Lists& lists, int64_t wanted, Bracket range) {
   return static_cast<uint32_t>(-low);
 }
 
-// The index of the `nth` (from 1) of a block's candidates that have the score.
-int64_t nth_tie(int64_t block, const uint32_t* marks, const uint32_t* scores, bool single, uint32_t score,
-                int64_t nth) {
-  for (int64_t j = 0;; ++j) {
-    if (!(marks[j / 32] >> (j % 32) & 1)) continue;
-    if ((single || *scores++ == score) && --nth == 0) return block + j;
+// A block's candidates.
+struct OfBlock {
+  int64_t at, count;
+  const uint32_t *marks, *scores;
+  bool single;
+
+  int64_t ties(uint32_t score) const { return single ? count : std::count(scores, scores + count, score); }
+  // The index of the `nth` (from 1) of those that have the score.
+  int64_t tie(uint32_t score, int64_t nth) const {
+    const uint32_t* s = scores;
+    for (int64_t j = 0;; ++j) {
+      if (!(marks[j / 32] >> (j % 32) & 1)) continue;
+      if ((single || *s++ == score) && --nth == 0) return at + j;
+    }
+  }
+};
+
+// The index of the `nth` (from 1) of the lists' candidates that have the score, which is a guess of theirs.
+int64_t find_tie(const Lists& lists, int guess, uint32_t score, int64_t nth, int64_t numel) {
+  // In blocks. Slabs are counted where they begin, too early, and where they end, too late, whatever order chunks came
+  // in: the block that is sought lies in between.
+  int64_t first = 0, last = (numel - 1) / kBlock;
+  Histogram by_first(1, kBlockBins, first, last), by_last(1, kBlockBins, first, last);
+  for (const Marks* list : lists) {
+    list->for_each_slab([&](const MarkCounts& slab) {
+      by_first.add(0, slab.lowest / kBlock, slab.equal[guess]);
+      by_last.add(0, slab.highest / kBlock, slab.equal[guess]);
+    });
+  }
+  int64_t rank = nth, beyond = last, before;
+  by_first.reach(&rank, &first, &beyond);
+  rank = nth;
+  by_last.reach(&rank, &before, &last);
+
+  for (;;) {
+    rank = nth;
+    Histogram by_block(1, kBlockBins, first, last);
+    OfBlock there = {};  // if it is one
+    const auto overlaps = [&](const MarkCounts& slab) {
+      return slab.highest / kBlock >= first && slab.lowest / kBlock <= last;
+    };
+    for (const Marks* list : lists) {
+      list->for_each_slab([&](const MarkCounts& slab) {
+        if (slab.highest / kBlock < first) rank -= slab.equal[guess];
+      });
+      list->for_each(overlaps, [&](int64_t at, int64_t n, const uint32_t* marks, const uint32_t* scores) {
+        const int64_t block = at / kBlock;
+        if (block > last) return;
+        const OfBlock here = {at, n, marks, scores, list->single()};
+        if (block < first) {
+          rank -= here.ties(score);
+        } else {
+          by_block.add(0, block, here.ties(score));
+          there = here;
+        }
+      });
+    }
+    if (first == last) return there.tie(score, rank);
+    by_block.reach(&rank, &first, &last);
   }
 }
 
 }  // namespace
 
-int64_t mark_selection_bytes(int64_t lists) {
-  return lists * (kScoreBins + (kGuesses + 1) * kBlockBins) * static_cast<int64_t>(sizeof(int64_t));
+void Marks::expect(Bracket bracket, uint32_t likeliest) {
+  single_ = bracket.low == bracket.high;
+  guesses_[0] = bracket.high;
+  guesses_[1] = std::clamp(likeliest, bracket.low, std::max(bracket.low, bracket.high));
+  guesses_[2] = bracket.low;
 }
 
-Cut select_marks(const Lists& lists, int64_t wanted, Bracket range, uint32_t likeliest, int64_t numel) {
-  const bool single = range.low == range.high;
-  const int64_t blocks = (numel + kBlock - 1) / kBlock;
-  // Likely scores are tried first, among masses of equals also those where the bracket ends: counting one score is
-  // fast, where a histogram would have to wait for every increment of one bin.
-  std::vector<uint32_t> guesses = {range.low};
-  if (!single) guesses = {range.high, std::clamp(likeliest, range.low, range.high), range.low};
-  std::vector<Ties> counted = count_ties(lists, guesses, single, blocks);
-  const auto ends_there = [=](const Ties& ties) { return ties.above < wanted && wanted <= ties.above + ties.equal; };
-  auto found = std::find_if(counted.begin(), counted.end(), ends_there);
-  if (found == counted.end()) {
-    counted = count_ties(lists, {find_threshold(lists, wanted, range)}, single, blocks);
-    found = counted.begin();
-  }
-  Ties& ties = *found;
+void Marks::guess(uint32_t score) {
+  std::fill(guesses_, guesses_ + kGuesses, score);
+  for (Slab* slab = first_; slab; slab = slab->next) compare(slab);
+}
 
-  wanted -= ties.above;
-  Cut cut = {ties.score, -1, wanted < ties.equal};
-  int64_t first = 0, last = blocks - 1;
-  ties.by_block.reach(&wanted, &first, &last);
-  while (first < last) {
-    Histogram by_block(1, kBlockBins, first, last);
-    for (const Marks* list : lists) {
-      list->for_each_between(first * kBlock, last * kBlock, single,
-                             [&](int64_t block, int64_t n, const uint32_t*, const uint32_t* scores) {
-                               by_block.add(0, block / kBlock, count_equal(scores, n, single, ties.score));
-                             });
-    }
-    by_block.reach(&wanted, &first, &last);
+void Marks::compare(Slab* slab) const {
+  MarkCounts& counts = slab->marks;
+  if (!single_) {
+    kernels().magnitudes.compare(slab->begin(), slab->end, guesses_, &counts);
+    return;
   }
-  for (const Marks* list : lists) {
-    list->for_each_between(first * kBlock, first * kBlock, single,
-                           [&](int64_t block, int64_t, const uint32_t* marks, const uint32_t* scores) {
-                             cut.last_tie = nth_tie(block, marks, scores, single, ties.score, wanted);
-                           });
+  counts = {INT64_MAX, -1, {}, {}};
+  for_each_in(slab, [&](int64_t at, int64_t n, const uint32_t*, const uint32_t*) {
+    counts.lowest = std::min(counts.lowest, at), counts.highest = std::max(counts.highest, at);
+    counts.equal[0] += n;
+  });
+}
+
+int64_t mark_selection_bytes(int64_t lists) {
+  return (lists * kScoreBins + 3 * kBlockBins) * static_cast<int64_t>(sizeof(int64_t));
+}
+
+Cut select_marks(const Lists& lists, int64_t wanted, Bracket range, int64_t numel) {
+  for (Marks* list : lists) list->finish();
+  MarkCounts counts = counts_of(lists);
+  int guess = right_guess(counts, wanted);
+  if (guess == kGuesses) {
+    const uint32_t threshold = find_threshold(lists, wanted, range);
+    in_parallel(static_cast<int64_t>(lists.size()), [&](int64_t i) { lists[i]->guess(threshold); });
+    counts = counts_of(lists);
+    guess = 0;
   }
-  return cut;
+  const uint32_t score = lists[0]->guessed(guess);
+  const int64_t rank = wanted - counts.above[guess];
+  return {score, find_tie(lists, guess, score, rank, numel), rank < counts.equal[guess]};
 }
 
 }  // namespace fuseo1

@@ -26,46 +26,64 @@ inline int64_t mark_slabs(int64_t numel) {
   return (numel + kBlock - 1) / kBlock * (kMarkWords + kBlock) / kFilled + 1;
 }
 
-// One thread's candidates of one ranking, as records (see Ranked).
+// One thread's candidates of one ranking, as records (see Ranked), compared with guesses at the cut. A slab is while
+// the processor's caches hold it, when it has been filled.
 class Marks : public SlabList {
  public:
-  // work(index of the block, how many, their bits, their scores) for every block that has some; `single`: the bracket
-  // is one score, and none are kept.
+  // Before the first slab: candidates lie in `bracket`; `likeliest` is a guess at the cut, any score. Guessed are also
+  // the bracket's ends, which may be the scores of masses.
+  void expect(Bracket bracket, uint32_t likeliest);
+  bool add_slab(SlabPool* pool, Filling* filling) {
+    Slab* const full = last_;
+    if (!SlabList::add_slab(pool, filling)) return false;
+    if (full) compare(full);
+    return true;
+  }
+  // After the last: its records are compared, too.
+  void finish() {
+    if (last_) compare(last_);
+  }
+  // All are compared anew, with this score alone.
+  void guess(uint32_t score);
+
+  uint32_t guessed(int guess) const { return guesses_[guess]; }
+  bool single() const { return single_; }
+
+  // work(counts) for every slab that has records.
   template <class Work>
-  void for_each(bool single, const Work& work) {
-    for (Slab* slab = first_; slab; slab = slab->next) {
-      slab->lowest = INT64_MAX, slab->highest = -1;
-      for_each_in(slab, single, [&](int64_t block, int64_t count, const uint32_t* marks, const uint32_t* scores) {
-        slab->lowest = std::min(slab->lowest, block), slab->highest = std::max(slab->highest, block);
-        work(block, count, marks, scores);
-      });
+  void for_each_slab(const Work& work) const {
+    for (const Slab* slab = first_; slab; slab = slab->next) {
+      if (slab->marks.highest >= 0) work(slab->marks);
     }
   }
-  // The same for the blocks from index `low` to `high` alone, once for_each has been through all.
-  template <class Work>
-  void for_each_between(int64_t low, int64_t high, bool single, const Work& work) const {
+  // work(flat index of the block, how many, their bits, their scores, unless they are single) for every block that has
+  // some, in slabs for whose counts `wanted` is true.
+  template <class Wanted, class Work>
+  void for_each(const Wanted& wanted, const Work& work) const {
     for (Slab* slab = first_; slab; slab = slab->next) {
-      if (slab->highest < low || slab->lowest > high) continue;
-      for_each_in(slab, single, [&](int64_t block, int64_t count, const uint32_t* marks, const uint32_t* scores) {
-        if (low <= block && block <= high) work(block, count, marks, scores);
-      });
+      if (wanted(slab->marks)) for_each_in(slab, work);
     }
   }
 
  private:
+  void compare(Slab* slab) const;
+
   template <class Work>
-  static void for_each_in(Slab* slab, bool single, const Work& work) {
+  void for_each_in(Slab* slab, const Work& work) const {
     for (const uint32_t* r = slab->begin(); r != slab->end;) {
       const int64_t count = r[2];
       work(static_cast<int64_t>(r[1]) << 32 | r[0], count, r + 3, r + kMarkWords);
-      r += kMarkWords + (single ? 0 : (count + kMarkPad - 1) / kMarkPad * kMarkPad);
+      r += kMarkWords + (single_ ? 0 : (count + kMarkPad - 1) / kMarkPad * kMarkPad);
     }
   }
+
+  bool single_ = false;  // the bracket is one score, and none are kept
+  uint32_t guesses_[kGuesses] = {};
 };
 
-// The cut after the `wanted` largest of the lists' candidates; ties go to the lowest index. `likeliest` is a guess at
-// its threshold, any score. The other arguments are as for select_candidates; takes mark_selection_bytes(lists).
-Cut select_marks(const std::vector<Marks*>& lists, int64_t wanted, Bracket range, uint32_t likeliest, int64_t numel);
+// The cut after the `wanted` largest of the lists' candidates; ties go to the lowest index. The other arguments are as
+// for select_candidates; takes mark_selection_bytes(lists).
+Cut select_marks(const std::vector<Marks*>& lists, int64_t wanted, Bracket range, int64_t numel);
 int64_t mark_selection_bytes(int64_t lists);
 
 }  // namespace fuseo1
