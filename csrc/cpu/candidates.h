@@ -18,13 +18,15 @@ namespace fuseo1 {
 // number of targets three times over: the room lost at its end, less than a block's, stays small beside it.
 constexpr int64_t kSlabBytes = 256 << 10;
 
-// The head of a slab; the records follow it.
+// The head of a slab, which is filled from its front, and for Marks from its back, too.
 struct Slab {
   Slab* next;
-  const uint32_t* end;
-  MarkCounts marks;  // of Marks, as far as somebody has looked
+  const uint32_t *end, *back;  // what is free
+  int64_t lowest, highest;     // of Marks, once compared: blocks, and scores beside guesses
+  GuessCounts scores;
 
   uint32_t* begin() { return reinterpret_cast<uint32_t*>(this + 1); }
+  const uint32_t* begin() const { return reinterpret_cast<const uint32_t*>(this + 1); }
 };
 constexpr int64_t kSlabWords = (kSlabBytes - static_cast<int64_t>(sizeof(Slab))) / 4;
 static_assert(kSlabWords >= 3 * kBlock * candidate_words(FUSEO1_MAX_TARGETS));
@@ -65,11 +67,11 @@ class SlabPool {
 // What one thread puts into slabs, records of words.
 class SlabList {
  public:
-  // Lets `filling` fill a new slab; false if there is none. filled_to() says where the records end.
+  // Lets `filling` fill a new slab; false if there is none. filled() says what is free of it.
   bool add_slab(SlabPool* pool, Filling* filling) {
     void* memory = pool->take();
     if (!memory) return false;
-    filled_to(filling->candidates);
+    filled(*filling);
     Slab* slab = new (memory) Slab{};
     (last_ ? last_->next : first_) = slab;
     last_ = slab;
@@ -77,8 +79,8 @@ class SlabList {
     filling->candidates_end = reinterpret_cast<uint32_t*>(static_cast<char*>(memory) + pool->slab_bytes());
     return true;
   }
-  void filled_to(const uint32_t* end) {
-    if (last_) last_->end = end;
+  void filled(const Filling& filling) {
+    if (last_) last_->end = filling.candidates, last_->back = filling.candidates_end;
   }
 
  protected:

@@ -42,23 +42,22 @@ struct Totals : Filling {
 };
 constexpr int candidate_words(int targets) { return 3 + targets + (targets + 3) / 4; }
 
-// One thread's share of a scan that ranks a target's |d|. The candidates of a block are one record: kMarkWords words
-// (low and high half of the block's flat index, how many, a bit for each element), then, unless the bracket is a single
-// score, their scores in order and zeros up to a multiple of kMarkPad.
+// One thread's share of a scan that ranks a target's |d|. A block with candidates has a record of kMarkWords words,
+// whose place is before those of the blocks before: its number times 512 and how many they are, in 64 bits, and a bit
+// for each element. Their scores, in order, follow those of the blocks before, unless the bracket is a single score.
 struct Ranked : Filling {
   int32_t target;
   Bracket bracket;
   int64_t above = 0;
   int64_t candidate_count = 0;
 };
-constexpr int kMarkWords = 3 + kBlock / 32;
-constexpr int kMarkPad = 16;
+constexpr int kMarkWords = 2 + kBlock / 32;
+constexpr int kMarkPad = 16;                               // words after the scores that are touched, too
 constexpr int kMarkRoom = kMarkWords + kBlock + kMarkPad;  // words that a block may touch
 
-// The blocks of some records, and how many scores in them equal, and exceed, each of some guesses.
+// How many scores equal, and exceed, each of some guesses.
 constexpr int kGuesses = 3;
-struct MarkCounts {
-  int64_t lowest, highest;  // flat indices of the first and of the last block
+struct GuessCounts {
   int64_t equal[kGuesses], above[kGuesses];
 };
 
@@ -72,8 +71,8 @@ struct MagnitudeKernels {
   // every ranking's bracket splits its target's elements; returns where it stopped, as Kernels::scan
   int64_t (*scan)(const Chunk&, int64_t begin, int64_t end, const fuseo1_row_factors*, Ranked* const* rankings,
                   int count, int64_t* nonfinite);
-  // what the records from begin to end, which have scores, say of the guesses, none of which is 0
-  void (*compare)(const uint32_t* begin, const uint32_t* end, const uint32_t* guesses, MarkCounts*);
+  // `count` is a multiple of kMarkPad; no guess is 0
+  GuessCounts (*compare)(const uint32_t* scores, int64_t count, const uint32_t* guesses);
 };
 
 using SumBins = int64_t[kExponents];  // a sum's terms by their quantum's exponent

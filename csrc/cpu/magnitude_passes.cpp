@@ -238,7 +238,7 @@ void Magnitudes::scan(const Chunk& chunk, Share& share, int64_t begin, int64_t e
     begin = kernels().magnitudes.scan(chunk, begin, end, rows(), share.active.data(),
                                       static_cast<int>(share.active.size()), share.nonfinite);
   }
-  for (PartShare& mine : share.parts) mine.marks.filled_to(mine.ranked.candidates);
+  for (PartShare& mine : share.parts) mine.marks.filled(mine.ranked);
 }
 
 void Magnitudes::score(const Chunk& chunk, Share& share, int64_t begin, int64_t end) {

@@ -32,32 +32,34 @@ template <bool kScores>
 void rank_block(const float* d, int64_t index, Ranked* to) {
   // Scores are bits of non-negative floats: signed comparisons order them too.
   const Vi below = (Vi)splat(to->bracket.low - 1), beyond = (Vi)splat(to->bracket.high + 1);
-  uint32_t* const record = to->candidates;
-  uint8_t none[kBlock / 8];  // where there are no candidates there is no record
-  auto* const marks = to->bracket.low <= to->bracket.high ? reinterpret_cast<uint8_t*>(record + 3) : none;
+  uint32_t* const scores = to->candidates;
+  uint64_t bits[kBlock / 64];
   uint32_t inside = 0;
   Vu reached{};
-  for (int j = 0; j < kBlock; j += kWidth) {
-    const Vu v = magnitude(d + j);
-    const Mask reaches = greater((Vi)v, below);
-    reached = add(reaches, reached, splat(1u));
-    const uint32_t lanes = lane_bits(reaches & greater(beyond, (Vi)v));
-    store_lane_bits(marks, j, lanes);
-    if (kScores) pack(lanes, v, record + kMarkWords + inside);
-    inside += static_cast<uint32_t>(__builtin_popcount(lanes));
+  for (int w = 0; w < kBlock / 64; ++w) {
+    Vu v[64 / kWidth];
+    Mask is_inside[64 / kWidth];
+    for (int i = 0; i < 64 / kWidth; ++i) {
+      v[i] = magnitude(d + w * 64 + i * kWidth);
+      const Mask reaches = greater((Vi)v[i], below);
+      reached = add(reaches, reached, splat(1u));
+      is_inside[i] = reaches & greater(beyond, (Vi)v[i]);
+    }
+    bits[w] = join(is_inside);
+    for (int i = 0; kScores && i < 64 / kWidth; ++i) {
+      const uint64_t before = bits[w] & ((uint64_t{1} << (i * kWidth)) - 1);
+      pack(lane_bits(is_inside[i]), v[i], scores + inside + __builtin_popcountll(before));
+    }
+    inside += static_cast<uint32_t>(__builtin_popcountll(bits[w]));
   }
   to->above += sum_lanes(reached) - inside;
-  to->candidate_count += inside;
   if (inside == 0) return;
-  record[0] = static_cast<uint32_t>(index);
-  record[1] = static_cast<uint32_t>(index >> 32);
-  record[2] = inside;
-  uint32_t* next = record + kMarkWords;
-  if (kScores) {
-    memset(next + inside, 0, kMarkPad * sizeof *next);
-    next += (inside + kMarkPad - 1) / kMarkPad * kMarkPad;
-  }
-  to->candidates = next;
+  const uint64_t head = static_cast<uint64_t>(index / kBlock) << 9 | inside;
+  uint32_t* const record = to->candidates_end -= kMarkWords;
+  memcpy(record, &head, sizeof head);
+  memcpy(record + 2, bits, sizeof bits);
+  to->candidates += kScores ? inside : 0;
+  to->candidate_count += inside;
 }
 
 int64_t scan_run(const Chunk& chunk, int64_t begin, int64_t end, const fuseo1_row_factors* rows,
@@ -82,29 +84,24 @@ int64_t scan_run(const Chunk& chunk, int64_t begin, int64_t end, const fuseo1_ro
   return end;
 }
 
-void compare_scores(const uint32_t* begin, const uint32_t* end, const uint32_t* guesses, MarkCounts* to) {
+GuessCounts compare_scores(const uint32_t* scores, int64_t count, const uint32_t* guesses) {
   static_assert(kMarkPad % kWidth == 0);
   Vi limits[kGuesses];
   for (int g = 0; g < kGuesses; ++g) limits[g] = (Vi)splat(guesses[g]);
   Vu are_equal[kGuesses] = {}, are_above[kGuesses] = {};
-  int64_t lowest = INT64_MAX, highest = -1;
-  for (const uint32_t* r = begin; r != end;) {
-    const int64_t block = static_cast<int64_t>(r[1]) << 32 | r[0];
-    lowest = block < lowest ? block : lowest, highest = block > highest ? block : highest;
-    const uint32_t count = r[2];
-    r += kMarkWords;
-    for (uint32_t j = 0; j < count; j += kMarkPad, r += kMarkPad) {
-      for (int k = 0; k < kMarkPad; k += kWidth) {
-        const Vi v = load<Vi>(r + k);
-        for (int g = 0; g < kGuesses; ++g) {
-          are_equal[g] = add(equal(v, limits[g]), are_equal[g], splat(1u));
-          are_above[g] = add(greater(v, limits[g]), are_above[g], splat(1u));
-        }
-      }
+  for (int64_t j = 0; j < count; j += kWidth) {
+    const Vi v = load<Vi>(scores + j);
+    for (int g = 0; g < kGuesses; ++g) {
+      are_equal[g] = add(equal(v, limits[g]), are_equal[g], splat(1u));
+      are_above[g] = add(greater(v, limits[g]), are_above[g], splat(1u));
     }
   }
-  to->lowest = lowest, to->highest = highest;
-  for (int g = 0; g < kGuesses; ++g) to->equal[g] = sum_lanes(are_equal[g]), to->above[g] = sum_lanes(are_above[g]);
+  GuessCounts found;
+  for (int g = 0; g < kGuesses; ++g) {
+    found.equal[g] = sum_lanes(are_equal[g]);
+    found.above[g] = sum_lanes(are_above[g]);
+  }
+  return found;
 }
 
 }  // namespace

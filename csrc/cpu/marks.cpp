@@ -39,19 +39,19 @@ class Histogram {
   std::vector<int64_t> counts_;
 };
 
-// Of all slabs; their blocks are of no account.
-MarkCounts counts_of(const Lists& lists) {
-  MarkCounts all = {};
+// Of all slabs.
+GuessCounts counts_of(const Lists& lists) {
+  GuessCounts all = {};
   for (const Marks* list : lists) {
-    list->for_each_slab([&](const MarkCounts& slab) {
-      for (int g = 0; g < kGuesses; ++g) all.equal[g] += slab.equal[g], all.above[g] += slab.above[g];
+    list->for_each_slab([&](const Slab& slab) {
+      for (int g = 0; g < kGuesses; ++g) all.equal[g] += slab.scores.equal[g], all.above[g] += slab.scores.above[g];
     });
   }
   return all;
 }
 
 // The guess that is the last of the `wanted` highest scores; kGuesses: none is.
-int right_guess(const MarkCounts& counts, int64_t wanted) {
+int right_guess(const GuessCounts& counts, int64_t wanted) {
   int g = 0;
   while (g < kGuesses && !(counts.above[g] < wanted && wanted <= counts.above[g] + counts.equal[g])) ++g;
   return g;
@@ -63,10 +63,9 @@ uint32_t find_threshold(const Lists& lists, int64_t wanted, Bracket range) {
   while (low < high) {
     Histogram by_score(lists.size(), kScoreBins, low, high);
     in_parallel(static_cast<int64_t>(lists.size()), [&](int64_t i) {
-      const auto all = [](const MarkCounts&) { return true; };
-      lists[i]->for_each(all, [&](int64_t, int64_t n, const uint32_t*, const uint32_t* scores) {
-        for (int64_t j = 0; j < n; ++j) {
-          const int64_t key = -static_cast<int64_t>(scores[j]);
+      lists[i]->for_each_slab([&](const Slab& slab) {
+        for (const uint32_t* score = slab.begin(); score != slab.end; ++score) {
+          const int64_t key = -static_cast<int64_t>(*score);
           if (low <= key && key <= high) by_score.add(i, key, 1);
         }
       });
@@ -78,31 +77,31 @@ uint32_t find_threshold(const Lists& lists, int64_t wanted, Bracket range) {
 
 // A block's candidates.
 struct OfBlock {
-  int64_t at, count;
+  int64_t block, count;
   const uint32_t *marks, *scores;
   bool single;
 
   int64_t ties(uint32_t score) const { return single ? count : std::count(scores, scores + count, score); }
-  // The index of the `nth` (from 1) of those that have the score.
+  // The flat index of the `nth` (from 1) of those that have the score.
   int64_t tie(uint32_t score, int64_t nth) const {
     const uint32_t* s = scores;
     for (int64_t j = 0;; ++j) {
       if (!(marks[j / 32] >> (j % 32) & 1)) continue;
-      if ((single || *s++ == score) && --nth == 0) return at + j;
+      if ((single || *s++ == score) && --nth == 0) return block * kBlock + j;
     }
   }
 };
 
 // The index of the `nth` (from 1) of the lists' candidates that have the score, which is a guess of theirs.
 int64_t find_tie(const Lists& lists, int guess, uint32_t score, int64_t nth, int64_t numel) {
-  // In blocks. Slabs are counted where they begin, too early, and where they end, too late, whatever order chunks came
-  // in: the block that is sought lies in between.
+  // Blocks. Slabs are counted where they begin, too early, and where they end, too late, whatever order chunks came in:
+  // the block that is sought lies in between.
   int64_t first = 0, last = (numel - 1) / kBlock;
   Histogram by_first(1, kBlockBins, first, last), by_last(1, kBlockBins, first, last);
   for (const Marks* list : lists) {
-    list->for_each_slab([&](const MarkCounts& slab) {
-      by_first.add(0, slab.lowest / kBlock, slab.equal[guess]);
-      by_last.add(0, slab.highest / kBlock, slab.equal[guess]);
+    list->for_each_slab([&](const Slab& slab) {
+      by_first.add(0, slab.lowest, slab.scores.equal[guess]);
+      by_last.add(0, slab.highest, slab.scores.equal[guess]);
     });
   }
   int64_t rank = nth, beyond = last, before;
@@ -114,23 +113,19 @@ int64_t find_tie(const Lists& lists, int guess, uint32_t score, int64_t nth, int
     rank = nth;
     Histogram by_block(1, kBlockBins, first, last);
     OfBlock there = {};  // if it is one
-    const auto overlaps = [&](const MarkCounts& slab) {
-      return slab.highest / kBlock >= first && slab.lowest / kBlock <= last;
-    };
     for (const Marks* list : lists) {
-      list->for_each_slab([&](const MarkCounts& slab) {
-        if (slab.highest / kBlock < first) rank -= slab.equal[guess];
-      });
-      list->for_each(overlaps, [&](int64_t at, int64_t n, const uint32_t* marks, const uint32_t* scores) {
-        const int64_t block = at / kBlock;
-        if (block > last) return;
-        const OfBlock here = {at, n, marks, scores, list->single()};
-        if (block < first) {
-          rank -= here.ties(score);
-        } else {
-          by_block.add(0, block, here.ties(score));
-          there = here;
-        }
+      list->for_each_slab([&](const Slab& slab) {
+        if (slab.highest < first) rank -= slab.scores.equal[guess];
+        if (slab.highest < first || slab.lowest > last) return;
+        list->for_each_in(slab, [&](int64_t block, int64_t n, const uint32_t* marks, const uint32_t* scores) {
+          const OfBlock here = {block, n, marks, scores, list->single()};
+          if (block < first) {
+            rank -= here.ties(score);
+          } else if (block <= last) {
+            by_block.add(0, block, here.ties(score));
+            there = here;
+          }
+        });
       });
     }
     if (first == last) return there.tie(score, rank);
@@ -153,16 +148,20 @@ void Marks::guess(uint32_t score) {
 }
 
 void Marks::compare(Slab* slab) const {
-  MarkCounts& counts = slab->marks;
-  if (!single_) {
-    kernels().magnitudes.compare(slab->begin(), slab->end, guesses_, &counts);
+  slab->lowest = INT64_MAX, slab->highest = -1;
+  int64_t all = 0;
+  for_each_in(*slab, [&](int64_t block, int64_t n, const uint32_t*, const uint32_t*) {
+    slab->lowest = std::min(slab->lowest, block), slab->highest = std::max(slab->highest, block);
+    all += n;
+  });
+  if (single_) {
+    slab->scores = {};
+    slab->scores.equal[0] = all;
     return;
   }
-  counts = {INT64_MAX, -1, {}, {}};
-  for_each_in(slab, [&](int64_t at, int64_t n, const uint32_t*, const uint32_t*) {
-    counts.lowest = std::min(counts.lowest, at), counts.highest = std::max(counts.highest, at);
-    counts.equal[0] += n;
-  });
+  // There is always so much room (kMarkRoom); no guess is 0.
+  memset(slab->begin() + all, 0, kMarkPad * sizeof(uint32_t));
+  slab->scores = kernels().magnitudes.compare(slab->begin(), (all + kMarkPad - 1) / kMarkPad * kMarkPad, guesses_);
 }
 
 int64_t mark_selection_bytes(int64_t lists) {
@@ -171,7 +170,7 @@ int64_t mark_selection_bytes(int64_t lists) {
 
 Cut select_marks(const Lists& lists, int64_t wanted, Bracket range, int64_t numel) {
   for (Marks* list : lists) list->finish();
-  MarkCounts counts = counts_of(lists);
+  GuessCounts counts = counts_of(lists);
   int guess = right_guess(counts, wanted);
   if (guess == kGuesses) {
     const uint32_t threshold = find_threshold(lists, wanted, range);

@@ -5,6 +5,7 @@
 #define FUSEO1_CPU_MARKS_H_
 
 #include <stdint.h>
+#include <string.h>
 
 #include <algorithm>
 #include <vector>
@@ -49,33 +50,30 @@ class Marks : public SlabList {
   uint32_t guessed(int guess) const { return guesses_[guess]; }
   bool single() const { return single_; }
 
-  // work(counts) for every slab that has records.
+  // work(slab) for every one that has records.
   template <class Work>
   void for_each_slab(const Work& work) const {
     for (const Slab* slab = first_; slab; slab = slab->next) {
-      if (slab->marks.highest >= 0) work(slab->marks);
+      if (slab->highest >= 0) work(*slab);
     }
   }
-  // work(flat index of the block, how many, their bits, their scores, unless they are single) for every block that has
-  // some, in slabs for whose counts `wanted` is true.
-  template <class Wanted, class Work>
-  void for_each(const Wanted& wanted, const Work& work) const {
-    for (Slab* slab = first_; slab; slab = slab->next) {
-      if (wanted(slab->marks)) for_each_in(slab, work);
+  // work(number of the block, how many, their bits, their scores, unless they are single) for every block of a slab.
+  template <class Work>
+  void for_each_in(const Slab& slab, const Work& work) const {
+    const uint32_t* scores = slab.begin();
+    const uint32_t* record = reinterpret_cast<const uint32_t*>(reinterpret_cast<const char*>(&slab) + kMarkSlabBytes);
+    while (record != slab.back) {
+      record -= kMarkWords;
+      uint64_t head;
+      memcpy(&head, record, sizeof head);
+      const int64_t count = head % 512;
+      work(static_cast<int64_t>(head / 512), count, record + 2, scores);
+      scores += single_ ? 0 : count;
     }
   }
 
  private:
   void compare(Slab* slab) const;
-
-  template <class Work>
-  void for_each_in(Slab* slab, const Work& work) const {
-    for (const uint32_t* r = slab->begin(); r != slab->end;) {
-      const int64_t count = r[2];
-      work(static_cast<int64_t>(r[1]) << 32 | r[0], count, r + 3, r + kMarkWords);
-      r += kMarkWords + (single_ ? 0 : (count + kMarkPad - 1) / kMarkPad * kMarkPad);
-    }
-  }
 
   bool single_ = false;  // the bracket is one score, and none are kept
   uint32_t guesses_[kGuesses] = {};

@@ -104,6 +104,17 @@ FUSEO1_INLINE Vu add(Mask m, Vu sum, Vu v) {
 #endif
 }
 
+// One bit a lane of as many masks as have 64.
+FUSEO1_INLINE uint64_t join(const Mask m[64 / kWidth]) {
+#if defined(__AVX512F__)
+  return _mm512_kunpackd(_mm512_kunpackw(m[3], m[2]), _mm512_kunpackw(m[1], m[0]));
+#else
+  uint64_t lanes = 0;
+  for (int i = 0; i < 64 / kWidth; ++i) lanes |= uint64_t{lane_bits(m[i])} << (i * kWidth);
+  return lanes;
+#endif
+}
+
 // Stores the chosen lanes of v one after the other; writes a vector at most. Returns how many they are.
 FUSEO1_INLINE int pack(uint32_t lanes, Vu v, uint32_t* to) {
 #if defined(__AVX512F__)
@@ -119,15 +130,9 @@ FUSEO1_INLINE int pack(uint32_t lanes, Vu v, uint32_t* to) {
 #endif
 }
 
-// Writes lanes' bits to where those of a block's element j are; the lower half of a byte comes before the upper.
-FUSEO1_INLINE void store_lane_bits(uint8_t* bits, int j, uint32_t lanes) {
-  static_assert(kWidth == 4 || kWidth == 8 || kWidth == 16);
-  static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__);
-  if (kWidth == 4) lanes = j % 8 ? bits[j / 8] | lanes << 4 : lanes;
-  memcpy(bits + j / 8, &lanes, kWidth == 16 ? 2 : 1);
-}
-// The lanes whose bits those are; others' bits may follow.
+// The lanes of a block's elements from j on, by the block's bits.
 FUSEO1_INLINE Mask load_lane_bits(const uint8_t* bits, int j) {
+  static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__);
 #if defined(__AVX512F__)
   Mask lanes;
   memcpy(&lanes, bits + j / 8, sizeof lanes);

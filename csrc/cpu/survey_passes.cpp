@@ -103,7 +103,7 @@ void TopK::scan(const Chunk& chunk, Share& share, int64_t begin, int64_t end, Br
   while (!overflowed_ && (begin = kernels().scan(chunk, begin, end, within, &share.totals)) < end) {
     if (!share.candidates.add_slab(slabs_.get(), &share.totals)) overflowed_ = true;
   }
-  share.candidates.filled_to(share.totals.candidates);
+  share.candidates.filled(share.totals);
 }
 
 // The selection is known: everything above the threshold, and the ties before the cut's stretch. Those in it become
