@@ -47,6 +47,8 @@ struct Election {
 template <int kElect, int kTargets, bool kFixed>
 void merge_fp64(const fuseo1_fuse_params& params, bool to_odd, const Block& block, const Mask* chosen, float* merged) {
   constexpr bool kAny = kTargets == 0;
+  // What survives has been summed: whatever is not 0.
+  constexpr bool kAllVotes = kElect == FUSEO1_ELECT_NONE && kFixed && !kAny;
   const int n = kTargets ? kTargets : params.targets;
   Vd weights[kAny ? FUSEO1_MAX_TARGETS : kTargets], shares[kAny ? FUSEO1_MAX_TARGETS : kTargets];
   for (int i = 0; i < n; ++i) weights[i] = splat(params.weights[i]);
@@ -67,7 +69,12 @@ void merge_fp64(const fuseo1_fuse_params& params, bool to_odd, const Block& bloc
     election.close();
     Vd num = nothing, den{};
     Mask64 any{};
-    for (int i = 0; i < n; ++i) {
+    if (kAllVotes) {
+      Vdu votes{};
+      for (int i = 0; i < n; ++i) votes |= bits(weighed(i));
+      num = select(equal(from_bits(votes), Vd{}), nothing, election.s);
+    }
+    for (int i = 0; i < n && !kAllVotes; ++i) {
       const Vd t = weighed(i);
       Mask64 survives = election.survives(t);
       if (kAny && chosen) survives &= half(chosen[j / kWidth], j % kWidth / kWidth64);
