@@ -48,8 +48,13 @@ class ColumnMemory:
             max((job.output_bytes for job, _ in shapes), default=0),
             max((_slab_bytes(job, rule, _LEAST_COLUMNS) for job, rule in shapes), default=0),
             max((_slab_bytes(job, rule, _MOST_COLUMNS) for job, rule in shapes), default=0),
-            max((max(rule.rows, rule.columns) * _largest(job) for job, rule in shapes), default=0),
+            max((_longest(rule) * _largest(job) for job, rule in shapes), default=0),
         )
+
+
+def _longest(rule: ByColumn) -> int:
+    """Elements that Python copies at once: a column, or a row of a slab."""
+    return max(rule.rows, min(rule.columns, _MOST_COLUMNS))
 
 
 def _largest(job: Job) -> int:
@@ -119,7 +124,7 @@ class ColumnMerger:
     def _width(self, job: Job, rule: ByColumn) -> int:
         """How many columns a slab has."""
         room = self._room.nbytes - _LINE * len(job.inputs)
-        return min(rule.columns, room // _column_bytes(job, rule))
+        return min(rule.columns, _MOST_COLUMNS, room // _column_bytes(job, rule))
 
     def _read_slab(
         self, job: Job, rule: ByColumn, first: int, width: int

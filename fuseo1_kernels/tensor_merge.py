@@ -172,7 +172,7 @@ class TensorMerge:
         """Learn, then fuse; returns how many elements are infinity or NaN."""
         learned: list[SurveyResult] = []
         while (request := self.rule.request(learned)) is not None:
-            learned.append(self._survey(inputs, request, out if self._is_new else None))
+            learned.append(self._survey(inputs, request, out))
         return self.engine.fuse(inputs, self.rule.params(learned), out, 0, self.threads)
 
     def started(self, found: Callable[[], tuple[SurveyResult, int]]) -> None:
@@ -222,11 +222,12 @@ class TensorMerge:
         enqueue_into(engine, self._inputs, pending, self.result)
         return pending
 
-    def _survey(self, inputs: list[Array], request: Request, lent: Array | None) -> SurveyResult:
+    def _survey(self, inputs: list[Array], request: Request, out: Array) -> SurveyResult:
         """What a survey says, now or, of whole tensors, before; what it found may be refused."""
         whole = inputs is self._inputs
         survey = self._find(request) if whole else None
         if survey is None:
+            lent = out if whole and self._is_new else None
             survey = self.engine.survey(inputs, request, self.threads, lent=lent)
             if whole:
                 self._keep(request, survey)

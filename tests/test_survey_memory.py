@@ -188,3 +188,47 @@ def test_a_survey_stays_within_its_memory(  # type: ignore[no-untyped-def]
     assert found["bounded"].pop("passes") in passes
     assert found["free"].pop("passes") >= 1
     assert found["bounded"] == found["free"]
+
+
+# What is lent suffices for the candidates that all elements are; as much again is not to be had.
+LENT = r"""
+import array, ctypes, resource, sys
+from fuseo1_kernels import _cpu
+
+n = 1 << 20
+x = [array.array("f", (k * step % 1009 for k in range(n))) for step in (0, 7919, 104729)]
+room = ctypes.create_string_buffer(48 << 20)
+operands = [(numbers.buffer_info()[0], 2) for numbers in x]
+magnitudes = sys.argv[1] == "magnitudes"
+
+def found(lent):
+    ranks = [[n // 2], [n // 3]]
+    survey = _cpu.Survey.magnitudes(n, ranks, 1 << 40) if magnitudes else _cpu.Survey(2, n, 0.5, 1 << 40)
+    if lent:
+        survey.lend((ctypes.addressof(room), len(room)))
+    survey.end_pass()  # unsampled
+    while survey.phase != _cpu.SURVEY_DONE:
+        survey.update(operands, 0, n, 1)
+        survey.end_pass()
+    result = survey.result()
+    assert result["passes"] == 1, result
+    return result, survey.cuts() if magnitudes else ()
+
+free = found(lent=False)
+with open("/proc/self/status") as lines:
+    data = next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmData:"))
+resource.setrlimit(resource.RLIMIT_DATA, (data + (4 << 20), resource.RLIM_INFINITY))
+assert found(lent=True) == free, "with memory lent"
+try:
+    found(lent=False)
+except MemoryError:
+    sys.exit(0)
+sys.exit("the limit made no difference")
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux's /proc")
+@pytest.mark.parametrize("kind", ["scores", "magnitudes"])
+def test_with_memory_lent_none_of_its_own_is_needed(kind: str) -> None:
+    done = subprocess.run([sys.executable, "-c", LENT, kind], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -162,7 +162,8 @@ void Magnitudes::begin_pass(int most_threads) {
   int64_t once = 0, per_thread = kStackBytes + share;
   switch (phase) {
     case FUSEO1_SURVEY_SCAN:
-      per_thread += mark_selection_bytes(1) + (lent ? 0 : least);
+      once = mark_selection_bytes(0);
+      per_thread += mark_selection_bytes(1) - once + (lent ? 0 : least);
       break;
     case FUSEO1_SURVEY_HIGH:
       per_thread += parts * kHighBins * 8;
@@ -174,22 +175,22 @@ void Magnitudes::begin_pass(int most_threads) {
       once = parts * segments() * 4;
       break;
     default:
-      once = slab_each;
-      per_thread += mark_selection_bytes(1) + slab_each;
+      once = mark_selection_bytes(0) + slab_each;
+      per_thread += mark_selection_bytes(1) - mark_selection_bytes(0) + slab_each;
   }
   const int64_t left = max_bytes_ - kSurveyBytes - once;
   int64_t most = std::min<int64_t>(most_threads, segments());
   if (lent) most = std::min(most, loan_.bytes / least);
   threads_ = static_cast<int>(std::max<int64_t>(std::min(most, left / per_thread), 1));
 
-  if (phase != FUSEO1_SURVEY_SCAN && phase != FUSEO1_SURVEY_ENERGY) return;
+  if ((phase != FUSEO1_SURVEY_SCAN && phase != FUSEO1_SURVEY_ENERGY) || !sought()) return;
   int64_t bytes = (threads_ + 1) * slab_each;
   if (phase == FUSEO1_SURVEY_SCAN) {
-    const int64_t all = slab_each * (mark_slabs(numel) + threads_);
-    bytes = std::clamp<int64_t>(left - threads_ * (per_thread - (lent ? 0 : least)), 0, all);
+    const int64_t all = slab_each * (mark_slabs(numel) + threads_) - (lent ? loan_.bytes : 0);
+    bytes = std::clamp<int64_t>(left - threads_ * (per_thread - (lent ? 0 : least)), 0, std::max<int64_t>(all, 0));
   }
-  own_.reset(new Room(static_cast<size_t>(bytes)));
-  share_slabs(lent ? loan_ : Loan{}, {own_->start(), bytes});
+  own_.reset(new Room(static_cast<size_t>(bytes), !lent));
+  share_slabs(lent ? loan_ : Loan{}, {own_->start(), own_->bytes()});
 }
 
 // Splits memory evenly: a part with too many candidates leaves the others theirs.

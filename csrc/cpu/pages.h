@@ -5,6 +5,7 @@
 #define FUSEO1_CPU_PAGES_H_
 
 #include <stddef.h>
+#include <stdint.h>
 #include <sys/mman.h>
 
 #include <new>
@@ -47,7 +48,16 @@ using Pages = std::vector<T, PageAllocator<T, true>>;
 // Memory that is filled as far as needed. In huge pages: small ones, faulted in one by one, cost as much as the survey.
 class Room {
  public:
-  explicit Room(size_t bytes) : bytes_(bytes), start_(bytes ? PageAllocator<char, false>().allocate(bytes) : nullptr) {
+  // `needed` false: it has no bytes where the system refuses.
+  explicit Room(size_t bytes, bool needed = true) {
+    if (bytes == 0) return;
+    try {
+      start_ = PageAllocator<char, false>().allocate(bytes);
+    } catch (const std::bad_alloc&) {
+      if (needed) throw;
+      return;
+    }
+    bytes_ = bytes;
 #if defined(MADV_HUGEPAGE)
     madvise(start_, bytes, MADV_HUGEPAGE);
 #endif
@@ -59,11 +69,11 @@ class Room {
   Room& operator=(const Room&) = delete;
 
   char* start() const { return start_; }
-  size_t bytes() const { return bytes_; }
+  int64_t bytes() const { return static_cast<int64_t>(bytes_); }
 
  private:
-  size_t bytes_;
-  char* start_;
+  size_t bytes_ = 0;
+  char* start_ = nullptr;
 };
 
 }  // namespace fuseo1

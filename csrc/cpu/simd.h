@@ -148,7 +148,14 @@ FUSEO1_INLINE Mask load_lane_bits(const uint8_t* bits, int j) {
 // Sum and maximum over the lanes.
 #if defined(__AVX512F__)
 FUSEO1_INLINE uint32_t max_lane(Vu v) { return _mm512_reduce_max_epu32((__m512i)v); }
-FUSEO1_INLINE uint32_t sum_lanes(Vu v) { return static_cast<uint32_t>(_mm512_reduce_add_epi32((__m512i)v)); }
+// _mm512_reduce_add_epi32 ends in an addition of signed numbers, which must not overflow.
+FUSEO1_INLINE uint32_t sum_lanes(Vu v) {
+  using Vo = uint32_t __attribute__((vector_size(32)));
+  using Vq = uint32_t __attribute__((vector_size(16)));
+  const Vo o = (Vo)_mm512_castsi512_si256((__m512i)v) + (Vo)_mm512_extracti64x4_epi64((__m512i)v, 1);
+  const Vq q = (Vq)_mm256_castsi256_si128((__m256i)o) + (Vq)_mm256_extracti128_si256((__m256i)o, 1);
+  return (q[0] + q[1]) + (q[2] + q[3]);
+}
 #else
 using Vq = uint32_t __attribute__((vector_size(16)));
 #if defined(__AVX2__)

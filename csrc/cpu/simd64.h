@@ -91,8 +91,6 @@ FUSEO1_INLINE Mask64 half(Mask m, int upper) {
 }
 #endif
 
-FUSEO1_INLINE Vd absolute(Vd v) { return from_bits(bits(v) & ~(uint64_t{1} << 63)); }
-
 FUSEO1_INLINE Mask64 is_finite(Vd v) {
 #if defined(__AVX512DQ__)
   return inverse(_mm512_fpclass_pd_mask((__m512d)v, 0x99));  // NaN, infinities

@@ -92,10 +92,11 @@ void TopK::begin_pass(int most_threads) {
   int64_t own = kept ? slabs_for(kept, targets, threads_) : 0;
   if (phase == FUSEO1_SURVEY_SCAN) {
     const int64_t for_slabs = left - threads_ * (cost.per_thread - (lent ? 0 : kLeastSlabs * kSlabBytes));
-    own = std::clamp<int64_t>(for_slabs / kSlabBytes, 0, slabs_for(numel, targets, threads_));
+    const int64_t all = slabs_for(numel, targets, threads_) - (lent ? loan_.bytes / kSlabBytes : 0);
+    own = std::clamp<int64_t>(for_slabs / kSlabBytes, 0, std::max<int64_t>(all, 0));
   }
-  own_.reset(new Room(static_cast<size_t>(own * kSlabBytes)));
-  slabs_.reset(new SlabPool(lent ? loan_ : Loan{}, {own_->start(), own * kSlabBytes}, kSlabBytes));
+  own_.reset(new Room(static_cast<size_t>(own * kSlabBytes), !lent));
+  slabs_.reset(new SlabPool(lent ? loan_ : Loan{}, {own_->start(), own_->bytes()}, kSlabBytes));
 }
 
 void TopK::scan(const Chunk& chunk, Share& share, int64_t begin, int64_t end, Bracket within) {
