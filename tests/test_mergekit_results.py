@@ -122,3 +122,42 @@ def test_vectors_of_one_element(
     compare_vectors(
         backend, [torch.zeros(shape)] * has_base + [tensors[0], tensors[1] * 3e-8], row_wise
     )
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        (0.192, 1.264, -1.29),
+        (1.5, 2.5, -3.5),
+        (1.0, -2.0),
+        (-0.7, 0.3, -0.9, 1.1),
+        (-0.3, 0.7, 0.9, -1.1, -0.2),
+    ],
+)
+def test_models_of_one_element_may_be_opposed(backend: str, values: tuple[float, ...]) -> None:
+    """They are so exactly, and have no direction along the sphere from there."""
+    tensors = [torch.tensor([x]) for x in values]
+    for method, given in (("karcher", tensors), ("model_stock", [torch.zeros(1), *tensors])):
+        base = {} if method == "karcher" else {"base_index": 0}
+        expected = api.merge_tensors([t.double() for t in given], method, **base)
+        merged = merge_tensors(given, method, backend=backend, **base)
+        assert float(merged) == pytest.approx(float(expected), rel=1e-6)
+
+
+@pytest.mark.parametrize("noise", [0.03, 0.1, 0.5])
+def test_models_may_be_nearly_opposed(backend: str, noise: float) -> None:
+    """Two degrees off and more, fp32 knows well enough which way the arc goes."""
+    g = torch.Generator().manual_seed(3)
+    x = torch.randn(64, 64, generator=g)
+    tensors = [f * x + noise * torch.randn(64, 64, generator=g) for f in (1, -2, -3)]
+    cases: list[tuple[str, int, dict[str, Any]]] = [
+        ("karcher", 3, {}),
+        ("nuslerp", 2, {"weight": [1.0, 2.0]}),
+        ("multislerp", 2, {"weight": 1.0}),
+    ]
+    for method, models, parameters in cases:
+        given = tensors[:models]
+        expected = api.merge_tensors([t.double() for t in given], method, parameters=parameters)
+        merged = merge_tensors(given, method, parameters=parameters, backend=backend)
+        most = float(expected.abs().max())
+        assert float((merged.double() - expected).abs().max()) < 1e-5 * most

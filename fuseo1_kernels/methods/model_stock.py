@@ -3,7 +3,8 @@
     out = b + t * mean of d_i,  t = N cos / (1 + (N - 1) cos),  cos: the mean over all pairs of task vectors
 
 With filter_wise every row has a t of its own. At a pole of t, where opposing task vectors cancel, nothing is added.
-Products of lengths below 1e-6 count as that, as in mergekit 0.1.5.
+Products of lengths below 1e-6 count as that, as in mergekit 0.1.5, and poles below 1e-6 (N - 1): so often cos's
+rounding counts there.
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ class ModelStock:
             lengths = math.sqrt(gram[i][i]) * math.sqrt(gram[j][j])
             cosines.append(as_cosine(gram[i][j] / max(lengths, _LEAST)))
         cosine = math.fsum(cosines) / len(cosines)
-        pole = 1 + (self.targets - 1) * cosine
-        t = 0.0 if abs(pole) < _LEAST else self.targets * cosine / pole
+        others = self.targets - 1
+        pole = 1 + others * cosine
+        t = 0.0 if abs(pole) < _LEAST * others else self.targets * cosine / pole
         return FuseParams((1.0,) * self.targets, elect="none", divisor=float(self.targets), scale=t)
 
 

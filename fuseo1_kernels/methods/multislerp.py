@@ -1,7 +1,7 @@
 """Multi-SLERP: a weighted mean of several models, or task vectors, on the sphere, by one step in a tangent space.
 
 Source: https://goddard.blog/posts/multislerp-wow-what-a-cool-idea; `eps` is added to lengths
-as in mergekit 0.1.5.
+as in mergekit 0.1.5. Directions that cancel up to the rounding of their inner products have no mean (sphere.py).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ..backends import FuseParams, SurveyResult
 from ..backends.requests import Gram
 from ..errors import ConfigError, MergeError
 from .record import LEAST_TOTAL, Parameter, Target, Values, combination, method, of
-from .sphere import GramMatrix, axis, inner, norm, plus, times, weighted
+from .sphere import ROUNDING, GramMatrix, axis, inner, norm, plus, times, uncancelled, weighted
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class MultiSlerp:
         units = [times(_inverse(lengths[i] + self.eps), axis(i, n)) for i in range(n)]
         mean = weighted(self.weights, units)
         length = norm(mean, gram)
-        if length <= self.eps:
+        if length <= max(self.eps, ROUNDING * uncancelled(mean, gram)):
             # Two, as in mergekit; and where all are 0, as what no fine-tune has touched, there is nothing to weigh.
             if n == 2 or not any(lengths):
                 return list(self.weights)

@@ -3,8 +3,9 @@
     slerp:   out = c_0 b + c_1 x,  c = sin((1-t) angle) / sin(angle), sin(t angle) / sin(angle)
     nuslerp: the same of two targets, or of their task vectors, t being the second's share of the weights
 
-Both are straight lines where the two are nearly parallel. Source: https://en.wikipedia.org/wiki/Slerp; what counts as
-parallel, and shorter lengths than which as 0, as in mergekit 0.1.5.
+Both are straight lines where the two are nearly parallel, or opposed. Source: https://en.wikipedia.org/wiki/Slerp; what
+counts as that, and shorter lengths than which as 0, as in mergekit 0.1.5; but nuslerp's are opposed as soon as rounding
+hides which way the arc goes (sphere.py).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from ..backends import FuseParams, SurveyResult
 from ..backends.requests import Gram
 from .record import ByRow, Parameter, Rule, Target, Values, by_column, combination, method
-from .sphere import arc, as_cosine
+from .sphere import ROUNDING, arc, as_cosine
 
 _NEARLY_PARALLEL = 0.9995
 _LEAST_SLERP_LENGTH = 1e-8
@@ -48,8 +49,7 @@ class NuSlerp:
     """The rule, between two task vectors, or two models where there is no base.
 
     Attributes:
-        single: they have one element each, and are parallel, though the sums of fp32's are rounded: of opposed ones the
-            arc would be anything.
+        single: they have one element each, and are parallel, though the sums of fp32's are rounded.
     """
 
     t: float
@@ -63,7 +63,7 @@ class NuSlerp:
         (aa, ab), (_, bb) = learned[0].gram
         lengths = [max(math.sqrt(x), _LEAST_NUSLERP_LENGTH) for x in (aa, bb)]
         cosine = as_cosine(ab / (lengths[0] * lengths[1]))
-        parallel = 1 - cosine * cosine <= _LEAST_NUSLERP_SINE**2
+        parallel = 1 - cosine * cosine <= (_LEAST_NUSLERP_SINE if cosine > 0 else ROUNDING) ** 2
         parallel |= self.single and min(lengths) > _LEAST_NUSLERP_LENGTH
         if not self.has_base:
             return _line(self.t) if parallel else combination(arc(self.t, math.acos(cosine)))

@@ -1,6 +1,8 @@
 """Vectors as combinations of others of which only the inner products are known: what spherical methods compute with.
 
-A combination is a list of coefficients; gram[i][j] is the inner product of vectors i and j, in fp64.
+A combination is a list of coefficients; gram[i][j] is the inner product of vectors i and j, in fp64. It is a sum of
+products that were rounded to fp32. So where a combination's parts cancel, all but a share s of their lengths, its
+length is known to about 2^-24 / s^2, and where s is below 2^-10 it is mere rounding.
 """
 
 from __future__ import annotations
@@ -9,6 +11,9 @@ import math
 from collections.abc import Sequence
 
 GramMatrix = Sequence[Sequence[float]]
+
+#: Of parts that leave no more than this share of their lengths nothing is known.
+ROUNDING = 2.0**-10
 
 
 def inner(a: Sequence[float], b: Sequence[float], gram: GramMatrix) -> float:
@@ -21,6 +26,11 @@ def inner(a: Sequence[float], b: Sequence[float], gram: GramMatrix) -> float:
 def norm(a: Sequence[float], gram: GramMatrix) -> float:
     """The length of a combination."""
     return math.sqrt(max(inner(a, a, gram), 0.0))
+
+
+def uncancelled(a: Sequence[float], gram: GramMatrix) -> float:
+    """The length of a combination if all its parts were parallel."""
+    return math.fsum(abs(x) * math.sqrt(gram[i][i]) for i, x in enumerate(a))
 
 
 def axis(i: int, n: int) -> list[float]:
