@@ -1,4 +1,7 @@
-"""Every method beside mergekit 0.1.5 in float64: what differs is fp32's rounding of inputs and outputs, and no more."""
+"""Every method beside mergekit 0.1.5: the same parameters and defaults, and in float64 the same results.
+
+What differs is fp32's rounding of inputs and outputs, and no more.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,11 @@ import torch
 
 pytest.importorskip("mergekit", reason="mergekit is not installed (the extra `test` has it)")
 
-from mergekit.merge_methods import api
+from mergekit.merge_methods import api, registered_methods
 from tensors import siblings
 
 from fuseo1_kernels import merge_tensors
+from fuseo1_kernels.methods import METHODS
 
 BY_COLUMN = {"nuslerp_flatten": False, "nuslerp_row_wise": True}
 
@@ -48,6 +52,39 @@ CASES: list[tuple[str, int, bool, dict[str, Any]]] = [
     ("passthrough", 1, False, {"scale": 1.5}),
     ("sce", 4, True, {"select_topk": 0.3}),
 ]
+
+
+#: Methods of mergekit's that a config is refused with, by their names (docs/config.md).
+NOT_OURS = {"ram", "ramplus_tl"}
+#: Parameters that mergekit does not have, and why we do.
+ONLY_OURS = {("sce", "variant")}  # mergekit has one rule for SCE, today's
+#: Of mergekit's scopes both that give each model a value: with the base's among them or without.
+PER_MODEL = {"input": True, "non_base": True, "shared": False}
+KINDS = {float: "float", float | None: "float", int: "int", bool: "bool"}
+
+
+def test_parameters_and_defaults_are_mergekits() -> None:
+    specs = {m.spec.name: m.spec for m in registered_methods()}
+    assert len(METHODS) == 18 and specs.keys() - METHODS.keys() == NOT_OURS
+    for name, method in METHODS.items():
+        expected = {
+            p.name: (
+                KINDS[p.value_type],
+                PER_MODEL[p.scope.value],
+                p.required,
+                # True is equal to 1, but another default.
+                repr(None if p.required else p.default),
+            )
+            for p in specs[name].parameters
+        }
+        found = {
+            p.name: (p.kind, p.per_model, p.required, repr(p.default))
+            for p in method.parameters.values()
+        }
+        ours = {(name, parameter) for parameter in found.keys() - expected.keys()}
+        assert ours == {pair for pair in ONLY_OURS if pair[0] == name}
+        assert expected == {parameter: found[parameter] for parameter in expected}, name
+        assert method.base == specs[name].contract.base.value
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}-{case[1]}-{case[3]}")
