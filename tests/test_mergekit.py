@@ -384,6 +384,26 @@ def test_the_command_merges_as_mergekit_yaml_does(tmp_path: Path) -> None:
     assert not (family.out / "README.md").exists()
 
 
+def test_the_commands_random_seed_decides_the_masks(tmp_path: Path) -> None:
+    family = make_family(tmp_path)
+    half = {"weight": 1.0, "density": 0.5}
+    family.configure(merge_method="dare_linear", parameters=half, dtype="bfloat16")
+
+    def merged(seed: int, earlier: int) -> dict[str, Any]:
+        out = tmp_path / f"{seed}-{earlier}"
+        with torch.random.fork_rng(devices=[]), pytest.raises(SystemExit) as stop:
+            torch.manual_seed(earlier)
+            argv = [str(family.config), str(out), "--random-seed", str(seed), "--quiet"]
+            command.main(argv)
+        assert stop.value.code == 0
+        return read_model(out)
+
+    first, other = merged(5, 1), merged(6, 1)
+    assert_same_state(merged(5, 2), first)
+    assert kernels.counts().merged == {"dare_linear": 3 * len(first)}
+    assert any(not torch.equal(other[name], first[name]) for name in first)
+
+
 def test_the_command_has_mergekits_options(capsys: pytest.CaptureFixture[str]) -> None:
     for argv, code in ((["--help"], 0), (["config.yaml", "out", "--no-such-option"], 2)):
         with pytest.raises(SystemExit) as stop:
