@@ -1,4 +1,4 @@
-"""The merged model is one that transformers loads and that generates."""
+"""The merged model is one that transformers loads and that generates; merged modules are too."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ from models import (
 )
 from tensors import BF16, FP32, assert_same_bits
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+from fuseo1_kernels import merge_state_dicts, merge_tensors
 
 
 def load(path: Path, **options: Any) -> Any:
@@ -80,6 +82,35 @@ def test_output_dtype(family: Family) -> None:
     assert model.dtype is FP32
     expected = {n: merged(family.states, n, out_dtype=FP32) for n in family.states[0]}
     assert_same_state(weights_of(model), expected)
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [("sce", {"select_topk": 0.5}), ("ties", {"weight": 1.0, "density": 0.5}), ("karcher", {})],
+)
+def test_modules_with_tied_weights(method: str, parameters: dict[str, Any]) -> None:
+    """A module's state has a tied tensor under both of its names: they come out the same, and are tied when loaded."""
+    config = Qwen2Config(**model_config(tie_word_embeddings=True, num_hidden_layers=2))
+    modules = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        modules.append(Qwen2ForCausalLM(config).to(BF16).eval())
+    embed, head = "model.embed_tokens.weight", "lm_head.weight"
+    assert modules[0].lm_head.weight is modules[0].model.embed_tokens.weight
+    base = None if method == "karcher" else 0
+    state = merge_state_dicts(modules, method, base=base, parameters=parameters)
+    assert list(state) == list(modules[0].state_dict())
+    for name, tensor in state.items():
+        inputs = [weights_of(m)[name] for m in modules]
+        expected = merge_tensors(
+            inputs, method, base_index=base, parameters=parameters, backend="reference"
+        )
+        assert_same_bits(tensor, expected, name)
+    assert_same_bits(state[embed], state[head])
+    modules[1].load_state_dict(state)
+    assert modules[1].lm_head.weight is modules[1].model.embed_tokens.weight
+    assert_same_state(weights_of(modules[1]), state)
+    assert modules[1](torch.arange(VOCAB).view(1, -1)[:, :9]).logits.isfinite().all()
 
 
 def test_models_that_transformers_saved(tmp_path: Path) -> None:
