@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# On a machine with a GPU, torch, triton, nvcc, pybind11, cmake, ninja and pytest, and no network: builds in place, runs
-# the GPU tests, also under compute-sanitizer, and the benches; bench/gpu_stages.py says how. In 8 minutes. Whole merges
-# need more packages (CONTRIBUTING.md): without them that stage is not run, and says so.
+# On a machine with a GPU, torch, numpy, triton, nvcc, compute-sanitizer, pybind11, cmake, ninja and pytest, and no
+# network: builds in place, runs the GPU tests, also under compute-sanitizer, and the benches, in 8 minutes;
+# bench/gpu_stages.py says how. Whole merges need more packages: without them those stages are not run, and the last
+# line says so. The exit status is 1 if a stage failed or had no time left, else 0.
 #
 #   bench/gpu.sh [--quick] [--results DIR]
 #

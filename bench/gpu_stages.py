@@ -2,7 +2,9 @@
 
     bench/gpu.sh [--quick]
 
-A stage that fails is reported, and the next one runs all the same. The exit status is 0 if all passed.
+A stage that fails is reported, and the next one runs all the same. The exit status is 1 if one failed or there was no
+time for it, else 0: then all passed but those that the last line names, which were not run because packages are
+missing that a bare GPU machine need not have (CONTRIBUTING.md).
 """
 
 from __future__ import annotations
@@ -34,13 +36,12 @@ LEAST = 5.0
 #: What a command may take to end when it is asked to.
 GRACE = 5.0
 TOOLS = ("nvcc", "cmake", "ninja", "compute-sanitizer", "nvidia-smi")
-MODULES = ("torch", "numpy", "pybind11", "pytest", "hypothesis")
+MODULES = ("torch", "numpy", "triton", "pybind11", "pytest")
 #: What whole merges and their bench import besides; most are installed under these names.
 MERGE_MODULES = (
     *("pydantic", "yaml", "xxhash", "huggingface_hub", "tqdm"),
     *("safetensors", "tokenizers", "psutil"),
 )
-_PACKAGES = {"yaml": "PyYAML"}
 _RESULTS = {True: "passed", False: "FAILED", None: "NOT RUN"}
 
 
@@ -141,7 +142,8 @@ def run_all(
         limit = min(job.limit, deadline - time.monotonic() - kept)
         lacking = absent(job.modules)
         if lacking:
-            stages.append(Stage(job.name, None, 0.0, f"not run: {how_to_bring(lacking)}"))
+            note = f"not run: missing here: {' '.join(lacking)}; CONTRIBUTING.md: how to bring them"
+            stages.append(Stage(job.name, None, 0.0, note))
         elif limit < LEAST:
             stages.append(Stage(job.name, None, 0.0, "not run: no time was left"))
         else:
@@ -162,18 +164,23 @@ def absent(modules: Sequence[str]) -> list[str]:
     return [m for m in modules if importlib.util.find_spec(m) is None]
 
 
-def how_to_bring(modules: Sequence[str]) -> str:
-    """What is missing, and the commands that bring it: one where there is a network, one here."""
-    names = " ".join(_PACKAGES.get(m, m) for m in modules)
-    version = ".".join(map(str, sys.version_info[:2]))
-    glibcs = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
-    platforms = " ".join(f"--platform {glibc}" for glibc in glibcs)
-    return (
-        f"missing here: {names}. Where there is a network: python3 -m pip download --only-binary=:all:"
-        f" --python-version {version} --implementation cp {platforms} -c constraints.txt -d .whl {names}."
-        " Here, before bench/gpu.sh: python3 -m pip install --no-index --no-deps --no-compile --target /tmp/site"
-        " .whl/*.whl && export PYTHONPATH=/tmp/site (CONTRIBUTING.md says more)"
-    )
+def outcome(jobs: Sequence[Job], stages: Sequence[Stage]) -> tuple[int, str]:
+    """The exit status, and a line that names what failed and what was not run."""
+    failed, timeless, lacking = [], [], []
+    for job, stage in zip(jobs, stages, strict=True):
+        if stage.passed is False:
+            failed.append(stage.name)
+        elif stage.passed is None:
+            (lacking if absent(job.modules) else timeless).append(stage.name)
+    told = [f"{sum(stage.passed is True for stage in stages)} of {len(stages)} stages passed"]
+    for names, words in (
+        (failed, "FAILED"),
+        (timeless, "NOT RUN, no time was left"),
+        (lacking, "NOT RUN, packages are missing"),
+    ):
+        if names:
+            told.append(f"{words}: {', '.join(names)}")
+    return int(bool(failed or timeless)), "; ".join(told)
 
 
 def jobs(architecture: str, quick: bool, results: Path) -> list[Job]:
@@ -277,11 +284,14 @@ def main() -> int:
         publish(where, described, stages, found, merges)
         return markdown(described, stages, found, merges)
 
-    stages = run_all(jobs(wanted, options.quick, work), SECONDS, WORK / "gpu-logs", report)
+    made = jobs(wanted, options.quick, work)
+    stages = run_all(made, SECONDS, WORK / "gpu-logs", report)
     print(report(stages))
     for folder in where:
         _keep_logs(folder / f"{slug(machine['gpu'])}.log", stages)
-    return 0 if all(stage.passed for stage in stages) else 1
+    status, told = outcome(made, stages)
+    print(f"bench/gpu.sh: {told}")
+    return status
 
 
 def _keep_logs(path: Path, stages: Sequence[Stage]) -> None:

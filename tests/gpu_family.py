@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import random
 from collections.abc import Iterator, Sequence
@@ -10,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from fuse_cases import ELECTS, MODES, WEIGHTS, selections, tensors_of
 from gpu_data import KINDS, constant, halves, nonfinite, overflowing, tied, tuned, two_values
 from gpu_grid import SMALL, placed, sampled_by_cuda, surroundings
 from tensors import BF16, DTYPES, FP16, FP32, assert_same_bits, learned, siblings
-from test_fuse_family import ELECTS, MODES, WEIGHTS, selections, tensors_of
 
 from fuseo1_kernels import merge_tensors, ops, tensor_merge
 from fuseo1_kernels.backends import FuseParams, GpuBackend, load_backend
@@ -29,6 +30,7 @@ from fuseo1_kernels.backends.requests import (
     Select,
 )
 from fuseo1_kernels.errors import BackendError, MergeError
+from fuseo1_kernels.methods import task_arithmetic
 from fuseo1_kernels.ops import as_array as array
 
 #: Elements beyond an aligned address at which tensors begin.
@@ -271,6 +273,17 @@ METHODS: dict[str, tuple[str, int, bool, dict[str, Any]]] = {
 
 class Methods:
     """Whole merges by a backend, the fixture `gpu`, of tensors on the fixture `device`."""
+
+    @pytest.fixture(autouse=True)
+    def keys(self) -> Iterator[None]:
+        """Keys of random masks that are made without xxhash, which GPU machines need not have."""
+
+        def key(*parts: object) -> int:
+            return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little")
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(task_arithmetic, "draw_key", key)
+            yield
 
     @pytest.mark.parametrize("case", METHODS)
     def test_every_method(

@@ -9,12 +9,12 @@ import fuse_emulation as emulation
 import pytest
 import torch
 from emulated import load_emulated
+from fuse_cases import bit_masks, tensors_of
 from gpu_data import tied, tuned, two_values
 from gpu_family import Merges, MergesRefused, Methods, Surveys
 from gpu_grid import Limits, SameBits, array, compare
 from gpu_rows import Ranks, Scores
 from tensors import BF16, FP16, assert_same_bits
-from test_fuse_family import bit_masks, tensors_of
 from test_ranked import OUTSIDE
 
 from fuseo1_kernels import merge_tensors, ops, tensor_merge

@@ -14,13 +14,13 @@ from typing import Any
 import gpu_data
 import pytest
 import torch
+from fuse_cases import ELECTS, MIXED, MODES, WEIGHTS, selections, tensors_of
 from gpu_data import KINDS
 from gpu_family import MergesRefused
 from gpu_grid import placed, surroundings
 from gpu_rows import Ranks, Scores
 from method_cases import CASES, Case
 from tensors import BF16, DTYPES, FP16, FP32, assert_same_bits, learned, siblings
-from test_fuse_family import ELECTS, MIXED, MODES, WEIGHTS, selections, tensors_of
 
 from fuseo1_kernels import merge_tensors
 from fuseo1_kernels.backends import FuseParams, load_backend, load_gpu_backend

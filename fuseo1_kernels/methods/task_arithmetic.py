@@ -15,8 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import xxhash
-
 from ..backends import FuseParams, SurveyResult
 from ..backends.requests import NONE, Band, Draw, Magnitudes, Norms, Ranked, Request, Select
 from ..errors import ConfigError
@@ -116,6 +114,8 @@ def _rescaling(every: float, kept: float) -> float:
 
 def draw_key(seed: int, tensor: str, model: str) -> int:
     """The key of a model's random masks in a tensor."""
+    import xxhash  # merges that draw nothing do without it
+
     return xxhash.xxh3_64_intdigest(f"{seed}\0{tensor}\0{model}".encode())
 
 
