@@ -33,8 +33,11 @@ using namespace fuseo1;
 extern "C" const char* fuseo1_cuda_last_error(void) { return last_error; }
 
 extern "C" const char* fuseo1_cuda_problem(void) {
-  int devices = 0, held = 0;
-  cudaError_t error = cudaGetDeviceCount(&devices);
+  int driver = 0, devices = 0, held = 0;
+  cudaError_t error = cudaDriverGetVersion(&driver);
+  // The runtime calls one that is missing too old.
+  if (error == cudaSuccess && driver == 0) return "there is no NVIDIA driver here";
+  if (error == cudaSuccess) error = cudaGetDeviceCount(&devices);
   if (error == cudaSuccess && devices == 0) error = cudaErrorNoDevice;
   // Asking about a kernel tells whether there is code for the device.
   if (error == cudaSuccess) {

@@ -55,6 +55,7 @@ typedef void* cudaStream_t;
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount };
 const char* cudaGetErrorString(cudaError_t);
 const char* cudaGetErrorName(cudaError_t);
+cudaError_t cudaDriverGetVersion(int*);
 cudaError_t cudaGetDevice(int*);
 cudaError_t cudaGetDeviceCount(int*);
 cudaError_t cudaDeviceGetAttribute(int*, cudaDeviceAttr, int);
