@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import subprocess
 import sysconfig
@@ -20,9 +21,24 @@ _SOURCES = ["python/cuda_module.cpp", "tests/cuda_on_host/emulation.cpp"]
 _FLAGS = ["-std=c++17", "-O2", "-ffp-contract=off", "-frounding-math", "-fPIC", "-shared"]
 
 
-@cache
 def load_emulated() -> CudaBackend:
     """The CUDA backend whose device is the host; its tensors are the CPU's."""
+    return CudaBackend(_built()[0])
+
+
+def fail_call(number: int) -> None:
+    """Let the call of the runtime, or launch, of this number from now on fail, the first being 1; 0: none."""
+    _built()[1].emulation_fail(ctypes.c_int64(number))
+
+
+def calls() -> int:
+    """How many there have been since."""
+    return int(_built()[1].emulation_calls())
+
+
+@cache
+def _built() -> tuple[ModuleType, ctypes.CDLL]:
+    """The extension module, and the same library for its stand-in's own functions."""
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     with TemporaryDirectory() as folder:
         module = Path(folder) / f"_cuda{suffix}"
@@ -40,7 +56,7 @@ def load_emulated() -> CudaBackend:
         assert [process.wait() for process in compiling] == [0] * len(sources)
         objects = [f"{folder}/{source.stem}.o" for source in sources]
         subprocess.run(["g++", "-shared", *objects, "-o", str(module)], check=True)
-        return CudaBackend(_load(module))
+        return _load(module), ctypes.CDLL(str(module))
 
 
 def _load(path: Path) -> ModuleType:

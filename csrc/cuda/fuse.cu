@@ -13,17 +13,17 @@ thread_local char last_error[256];
 
 }  // namespace
 
-int check(cudaError_t error, const char* what, int64_t numel, int32_t targets) {
+int check(cudaError_t error, const char* what, int64_t count, int32_t targets, const char* unit) {
   if (error == cudaSuccess) return FUSEO1_OK;
-  snprintf(last_error, sizeof last_error, "%s on %lld elements, %d targets: %s (%s)", what,
-           static_cast<long long>(numel), targets, cudaGetErrorString(error), cudaGetErrorName(error));
+  snprintf(last_error, sizeof last_error, "%s on %lld %s, %d targets: %s (%s)", what, static_cast<long long>(count),
+           unit, targets, cudaGetErrorString(error), cudaGetErrorName(error));
   return error == cudaErrorMemoryAllocation ? FUSEO1_OUT_OF_MEMORY : FUSEO1_DEVICE_FAILED;
 }
 
-int multiprocessors() {
-  int device = 0, count = 0;
-  if (cudaGetDevice(&device) != cudaSuccess) return 0;
-  return cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) == cudaSuccess ? count : 0;
+cudaError_t multiprocessors(int* count) {
+  int device = 0;
+  const cudaError_t error = cudaGetDevice(&device);
+  return error == cudaSuccess ? cudaDeviceGetAttribute(count, cudaDevAttrMultiProcessorCount, device) : error;
 }
 
 }  // namespace fuseo1

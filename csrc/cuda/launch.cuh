@@ -11,10 +11,10 @@
 namespace fuseo1 {
 
 // Notes what failed for fuseo1_cuda_last_error; returns the status of the C ABI. `what` names the kernel or call.
-int check(cudaError_t error, const char* what, int64_t numel, int32_t targets);
+int check(cudaError_t error, const char* what, int64_t count, int32_t targets, const char* unit = "elements");
 
-// Multiprocessors of the current device; 0 if there is none.
-int multiprocessors();
+// Multiprocessors of the current device.
+cudaError_t multiprocessors(int* count);
 
 // The operands as kernels take them, in an empty *in; false if they are outside the contract, or fewer targets than
 // `least`.
@@ -33,10 +33,11 @@ inline bool make_inputs(const fuseo1_operand* operands, int32_t targets, int64_t
 template <class... Parameters, class... Arguments>
 int launch(const char* what, const Inputs& in, void (*kernel)(Parameters...), int64_t warps, void* stream,
            Arguments... arguments) {
-  int held = 0;
+  int held = 0, count = 0;
   cudaError_t error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&held, kernel, kThreads, 0);
+  if (error == cudaSuccess) error = multiprocessors(&count);
   if (error == cudaSuccess) {
-    const int64_t most = std::max<int64_t>(static_cast<int64_t>(held) * multiprocessors(), 1);
+    const int64_t most = std::max<int64_t>(static_cast<int64_t>(held) * count, 1);
     const int64_t wanted = (warps + kWarps - 1) / kWarps;
     const auto ctas = static_cast<unsigned>(std::min(std::max<int64_t>(wanted, 1), most));
     error =

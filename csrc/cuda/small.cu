@@ -19,6 +19,6 @@ extern "C" int fuseo1_cuda_merge_small(const fuseo1_cuda_tensor* tensors, int64_
     constexpr int kN = decltype(instance)::kTargets;
     return check(launch_kernel(merge_small<kN>, static_cast<unsigned>(count), kThreads,
                                static_cast<cudaStream_t>(stream), tensors, targets, how, results),
-                 "merge_small", count, targets);
+                 "merge_small", count, targets, "tensors");
   });
 }

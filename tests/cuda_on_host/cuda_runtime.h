@@ -40,6 +40,8 @@ void cta_barrier();
 const uint64_t* exchange(uint64_t mine);
 // Runs a kernel on a grid.
 void run(unsigned ctas, unsigned threads, void (*body)(void*), void* context);
+// Counts a call of the runtime or a launch, and tells whether it is the one that is to fail.
+bool fails();
 
 }  // namespace emulation
 
@@ -50,7 +52,12 @@ void run(unsigned ctas, unsigned threads, void (*body)(void*), void* context);
 
 // --- the runtime's API, as far as it is used ---
 
-enum cudaError_t { cudaSuccess = 0, cudaErrorMemoryAllocation = 2, cudaErrorNoDevice = 100 };
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorMemoryAllocation = 2,
+  cudaErrorNoDevice = 100,
+  cudaErrorLaunchFailure = 719,
+};
 typedef void* cudaStream_t;
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount };
 const char* cudaGetErrorString(cudaError_t);
@@ -62,6 +69,7 @@ cudaError_t cudaDeviceGetAttribute(int*, cudaDeviceAttr, int);
 cudaError_t cudaMemsetAsync(void*, int, size_t, cudaStream_t);
 template <class Kernel>
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* held, Kernel, int, size_t) {
+  if (emulation::fails()) return cudaErrorLaunchFailure;
   *held = 1;
   return cudaSuccess;
 }

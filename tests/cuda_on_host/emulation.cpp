@@ -117,27 +117,43 @@ void run(unsigned ctas, unsigned threads, void (*body)(void*), void* context) {
   }
 }
 
+namespace {
+
+int64_t calls, failing;
+
+}  // namespace
+
+bool fails() { return ++calls == failing; }
+
 }  // namespace emulation
 
-const char* cudaGetErrorString(cudaError_t) { return "an error of the stand-in"; }
-const char* cudaGetErrorName(cudaError_t) { return "none"; }
-cudaError_t cudaDriverGetVersion(int* version) {
-  *version = 13000;
+// For tests: of the calls from now on the one of this number fails, the first being 1; 0: none.
+extern "C" void emulation_fail(int64_t call) { emulation::calls = 0, emulation::failing = call; }
+// How many there have been since.
+extern "C" int64_t emulation_calls(void) { return emulation::calls; }
+
+namespace {
+
+cudaError_t store(int* to, int value) {
+  if (emulation::fails()) return cudaErrorLaunchFailure;
+  *to = value;
   return cudaSuccess;
 }
-cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
-  return cudaSuccess;
+
+}  // namespace
+
+const char* cudaGetErrorString(cudaError_t) { return "the stand-in was told to fail"; }
+const char* cudaGetErrorName(cudaError_t error) {
+  return error == cudaErrorLaunchFailure ? "cudaErrorLaunchFailure" : "another";
 }
-cudaError_t cudaGetDeviceCount(int* count) {
-  *count = 1;
-  return cudaSuccess;
-}
+cudaError_t cudaDriverGetVersion(int* version) { return store(version, 13000); }
+cudaError_t cudaGetDevice(int* device) { return store(device, 0); }
+cudaError_t cudaGetDeviceCount(int* count) { return store(count, 1); }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
-  *value = 3;  // multiprocessors: several CTAs, and few
-  return cudaSuccess;
+  return store(value, 3);  // multiprocessors: several CTAs, and few
 }
 cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
+  if (emulation::fails()) return cudaErrorLaunchFailure;
   memset(to, value, bytes);
   return cudaSuccess;
 }

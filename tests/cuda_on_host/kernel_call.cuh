@@ -12,6 +12,7 @@ namespace fuseo1 {
 template <class... Parameters>
 cudaError_t launch_kernel(void (*kernel)(Parameters...), unsigned ctas, unsigned threads, cudaStream_t,
                           Parameters... arguments) {
+  if (emulation::fails()) return cudaErrorLaunchFailure;
   struct Call {
     void (*kernel)(Parameters...);
     std::tuple<Parameters...> arguments;
