@@ -78,9 +78,9 @@ void fuseo1_survey_destroy(fuseo1_survey*);
 // Magnitudes (TIES, breadcrumbs): for target i the cuts after its ranks[i * per_target ..] largest |d_i|, ties by
 // lowest f. Zeros are never selected: of k >= count_nonzero(d_i) a cut says threshold 0, tie_limit -1. For k == 0 it
 // says threshold 0x7fffffff, tie_limit -1; and tie_limit is numel - 1 when every tie is selected. All targets in one
-// read, as a rule; max_bytes bounds all of them together, and the least is as above for each cut. Slabs have 32 KiB, and
-// hold 40 bytes a block with candidates and 4 for each of these. With factors (of at least 0, of whole rows; they are
-// copied) these multiply |d| as in BAND (select.h), and only of k > count_nonzero a cut says threshold 0.
+// read, as a rule; max_bytes bounds all of them together, and the least is as above for each cut. Slabs have 32 KiB,
+// and hold 40 bytes a block with candidates and 4 for each of these. With factors (of at least 0, of whole rows; they
+// are copied) these multiply |d| as in BAND (select.h), and only of k > count_nonzero a cut says threshold 0.
 //
 // Norms (rescaling): per target the sums of |d_i| over all elements and over those of its selection (select.h; nullptr:
 // all; CLAMP selects all, unclamped). q_i = |d_i| in the formulas of energies. BITS are not possible. One read; with
@@ -119,9 +119,9 @@ int fuseo1_survey_divergences_of(const fuseo1_survey*, float* divergences);
 
 // Lends memory, besides max_bytes, before anything is fed; one survey after the other can use it, where the system
 // would have to clear fresh pages for each. Memory is aligned to 8 and outlives the survey. SCAN has its slabs there
-// before it takes memory of its own. Norms keep there what DRAW and RANKED select of a target, as far as it suffices: 32
-// bytes a block and target. fuse that is told these BITS instead need not decide anew, which takes longer than the rest
-// of it.
+// before it takes memory of its own. Norms keep there what DRAW and RANKED select of a target, as far as it suffices:
+// 32 bytes a block and target. fuse that is told these BITS instead need not decide anew, which takes longer than the
+// rest of it.
 void fuseo1_survey_lend(fuseo1_survey*, void* memory, int64_t bytes);
 // What was kept of target `target` (0 is the first), when DONE: bit f of the tensor's element f; nullptr: nothing.
 int fuseo1_survey_kept_of(const fuseo1_survey*, int32_t target, const uint64_t** bits);
