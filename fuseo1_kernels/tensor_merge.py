@@ -21,7 +21,7 @@ from .backends import (
 )
 from .backends.requests import Norms, Request
 from .errors import MergeError
-from .methods import NONFINITE, ByColumn, ByRow, Method, Rule, Target
+from .methods import NONFINITE, ByColumn, ByVector, Method, Rule, Target
 from .methods.sce import Sce
 from .methods.values import check_seed, resolve_method, resolve_parameters
 from .ops import (
@@ -158,13 +158,10 @@ class TensorMerge:
 
     def _parts(self, inputs: list[Array], out: Array) -> Iterator[tuple[list[Array], Array]]:
         """Inputs and output of what is merged by itself: every row, every column, or all."""
-        if isinstance(self.rule, ByRow):
-            length = self.rule.row
-        elif isinstance(self.rule, ByColumn):
-            length = self.rule.rows
-        else:
+        if not isinstance(self.rule, ByVector):
             yield inputs, out
             return
+        length = self.rule.length
         for start in range(0, out.numel, max(length, 1)):
             yield [x.part(start, length) for x in inputs], out.part(start, length)
 

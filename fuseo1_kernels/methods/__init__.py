@@ -8,7 +8,7 @@ from .linear import LINEAR, PASSTHROUGH
 from .model_stock import MODEL_STOCK
 from .multislerp import MULTISLERP
 from .nearswap import NEARSWAP
-from .record import ByColumn, ByRow, Method, Parameter, Rule, Scalar, Target, Values
+from .record import ByColumn, ByRow, ByVector, Method, Parameter, Rule, Scalar, Target, Values
 from .sce import SCE
 from .slerp import NUSLERP, SLERP
 from .task_arithmetic import TASK_ARITHMETIC
@@ -19,6 +19,7 @@ __all__ = [
     "NOT_YET",
     "ByColumn",
     "ByRow",
+    "ByVector",
     "Method",
     "Parameter",
     "Rule",

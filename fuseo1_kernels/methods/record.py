@@ -7,6 +7,7 @@ rule asks of the one and tells the other.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -117,11 +118,15 @@ class Rule(Protocol):
 
 
 @dataclass(frozen=True)
-class ByRow:
-    """Every row of `row` elements is merged by itself, as if it were a tensor, by the same rule."""
+class ByVector(ABC):
+    """Vectors of a tensor are merged each by itself, as if it were a tensor, by the same rule."""
 
     rule: Rule
-    row: int
+
+    @property
+    @abstractmethod
+    def length(self) -> int:
+        """Elements of a vector."""
 
     def request(self, learned: Sequence[SurveyResult]) -> Request | None:
         return self.rule.request(learned)
@@ -131,22 +136,30 @@ class ByRow:
 
 
 @dataclass(frozen=True)
-class ByColumn:
-    """Every column is merged by itself, as if it were a tensor, by the same rule.
+class ByRow(ByVector):
+    """Every row of `row` elements is merged by itself."""
+
+    row: int
+
+    @property
+    def length(self) -> int:
+        return self.row
+
+
+@dataclass(frozen=True)
+class ByColumn(ByVector):
+    """Every column is merged by itself.
 
     Column k is the `rows` elements k, k + columns, k + 2 columns, ...: all along the first dimension, however many
     dimensions there are. A rule of one column, or of columns of one element, is another: `by_column`.
     """
 
-    rule: Rule
     rows: int
     columns: int
 
-    def request(self, learned: Sequence[SurveyResult]) -> Request | None:
-        return self.rule.request(learned)
-
-    def params(self, learned: Sequence[SurveyResult]) -> FuseParams:
-        return self.rule.params(learned)
+    @property
+    def length(self) -> int:
+        return self.rows
 
 
 def by_column(rule: Rule, target: Target) -> Rule:
