@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import itertools
-import os
-import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
 from hard_scores import PATTERNS, pattern
 from hypothesis import given
 from hypothesis import strategies as st
+from survey_cases import (
+    LEAST,
+    PLENTY,
+    SIZES,
+    Answers,
+    Make,
+    answers_to,
+    check,
+    expected,
+    made,
+    some_selects,
+    spread,
+    ties,
+    whole,
+)
 from survey_oracle import (
-    Widened,
-    cut_after,
     exponents_of,
-    gram_matrix,
-    norm_pair,
     products,
     quanta_bound,
     selected,
@@ -30,7 +38,6 @@ from tensors import (
     DTYPES,
     FP16,
     FP32,
-    bits,
     denormals_flushed,
     instruction_set,
     learned,
@@ -38,121 +45,15 @@ from tensors import (
 )
 
 from fuseo1_kernels import _cpu
-from fuseo1_kernels.arrays import Buffer
-from fuseo1_kernels.backends import FileRange, Surveyor, SurveyResult, load_backend
+from fuseo1_kernels.backends import load_backend
 from fuseo1_kernels.backends.requests import (
-    NOTHING,
-    Band,
-    Clamp,
     Cut,
-    Draw,
     Gram,
     Magnitudes,
     Norms,
-    Request,
-    Select,
 )
 from fuseo1_kernels.errors import BackendError
 from fuseo1_kernels.ops import as_arrays
-
-Make = Callable[..., list[torch.Tensor]]
-
-SIZES = (0, 1, 255, 256, 257, 4097, 70_000, 300_000)
-LEAST, PLENTY = 0, 128 << 20
-
-
-def spread(
-    numel: int, targets: int, dtypes: torch.dtype | Sequence[torch.dtype]
-) -> list[torch.Tensor]:
-    return siblings(numel, targets, dtypes)
-
-
-def ties(
-    numel: int, targets: int, dtypes: torch.dtype | Sequence[torch.dtype]
-) -> list[torch.Tensor]:
-    """Seven values, zeros among them, NaN, infinities, and differences that overflow."""
-    g = torch.Generator().manual_seed(numel + targets)
-    dealt = itertools.cycle([dtypes] if isinstance(dtypes, torch.dtype) else dtypes)
-    kinds = [next(dealt) for _ in range(targets + 1)]
-    tensors = [torch.randint(-3, 4, (numel,), generator=g).to(kind) for kind in kinds]
-    for i, t in enumerate(tensors):
-        t[i * 101 :: 3001] = (torch.nan, torch.inf, -torch.inf)[i % 3]
-    tensors[0][77::5003], tensors[1][77::5003] = -3e38, 3e38
-    return tensors
-
-
-def ranks_of(numel: int, targets: int, seed: int = 0) -> tuple[tuple[int, int], ...]:
-    choose = random.Random(numel * 65 + targets + seed)
-    of = (0, 1, numel // 5, numel // 2, numel - numel // 10, numel)
-    return tuple((choose.choice(of), choose.choice(of)) for _ in range(targets))
-
-
-def some_selects(d: Sequence[torch.Tensor]) -> tuple[Select, ...]:
-    """Every kind in turn."""
-
-    def kind(i: int, x: torch.Tensor) -> Select:
-        band = Band(cut_after(x, x.numel() // 3), cut_after(x, x.numel() // 50))
-        return (band, Draw(0x0123456789ABCDEF + i, 0x60000000), Clamp(1e-3), None)[i % 4]
-
-    return tuple(kind(i, x) for i, x in enumerate(d))
-
-
-def expected(
-    tensors: Sequence[torch.Tensor], request: Request, exact: Widened | None = None
-) -> SurveyResult:
-    exact = exact or widen(tensors)
-    found = SurveyResult(-1, -1, NOTHING, -1, 1, (), exact.nonfinite)
-    fields = {**vars(found)}
-    if isinstance(request, Magnitudes):
-        fields["cuts"] = tuple(
-            tuple(cut_after(x, rank) for rank in ranks)
-            for x, ranks in zip(exact.d, request.ranks, strict=True)
-        )
-    elif isinstance(request, Norms):
-        fields["norms"] = tuple(
-            norm_pair(x, select) for x, select in zip(exact.d, request.selects, strict=True)
-        )
-    elif isinstance(request, Gram):
-        fields["gram"] = gram_matrix(exact.inputs if request.of_inputs else exact.d)
-    return SurveyResult(**fields)
-
-
-def requests_of(tensors: Sequence[torch.Tensor], exact: Widened) -> list[Request]:
-    targets = len(tensors) - 1
-    return [
-        Magnitudes(ranks_of(tensors[0].numel(), targets)),
-        Norms(some_selects(exact.d)),
-        Gram(),
-        Gram(of_inputs=True),
-    ]
-
-
-def whole(
-    tensors: Sequence[torch.Tensor], request: Request, threads: int = 2, max_bytes: int = PLENTY
-) -> SurveyResult:
-    return load_backend("cpu").survey(as_arrays(tensors), request, threads, max_bytes)
-
-
-Answers = list[tuple[Request, SurveyResult]]
-
-
-def answers_to(tensors: Sequence[torch.Tensor]) -> Answers:
-    exact = widen(tensors)
-    return [(r, expected(tensors, r, exact)) for r in requests_of(tensors, exact)]
-
-
-@cache
-def made(
-    make: Make, numel: int, targets: int, *dtypes: torch.dtype
-) -> tuple[list[torch.Tensor], Answers]:
-    tensors = make(numel, targets, dtypes)
-    return tensors, answers_to(tensors)
-
-
-def check(tensors: Sequence[torch.Tensor], answers: Answers) -> None:
-    for request, answer in answers:
-        assert learned(whole(tensors, request)) == learned(answer), request
-
 
 # --- sizes, dtypes, targets, instruction sets ---
 
@@ -345,98 +246,6 @@ def test_a_block_of_the_largest_terms(cpu: str) -> None:
         tensors = [torch.zeros(512), most.repeat(512), sign * torch.ones(512)]
         check(tensors, answers_to(tensors))
         assert whole(tensors, Gram()).gram[0][1] == sign * 1024.0
-
-
-# --- chunks and files ---
-
-
-def stream(
-    surveyor: Surveyor, tensors: Sequence[torch.Tensor], size: int, sampled: bool, seed: int
-) -> SurveyResult:
-    starts, length = surveyor.sample_runs()
-    runs = [torch.cat([t[s : s + length] for s in starts]) for t in tensors] if starts else []
-    surveyor.sample(as_arrays(runs) if sampled and runs else [])
-    inputs, numel = as_arrays(tensors), tensors[0].numel()
-    while not surveyor.done:
-        offsets = list(range(0, numel, size))
-        random.Random(seed).shuffle(offsets)
-        for at in offsets:
-            surveyor.update([a.part(at, min(size, numel - at)) for a in inputs], at)
-        surveyor.end_pass()
-    return surveyor.result()
-
-
-@pytest.mark.parametrize("sampled", [True, False], ids=["sampled", "unsampled"])
-@pytest.mark.parametrize("make", [spread, ties], ids=lambda make: make.__name__)
-def test_chunks_in_any_order(cpu: str, make: Make, sampled: bool) -> None:
-    tensors, answers = made(make, 140_011, 3, BF16, FP16)
-    for request, answer in answers:
-        for size, max_bytes in itertools.product((4352, 65536, 1 << 20), (LEAST, PLENTY)):
-            surveyor = load_backend("cpu").surveyor(3, 140_011, request, 2, max_bytes)
-            assert learned(stream(surveyor, tensors, size, sampled, size)) == learned(answer)
-
-
-def test_candidates_in_lent_memory(cpu: str) -> None:
-    room = Buffer(8 << 20)
-    request = Magnitudes(((60_000, 100),) * 3)
-    for make in (spread, ties, spread):
-        tensors = make(140_011, 3, FP32)
-        surveyor = load_backend("cpu").surveyor(3, 140_011, request, 2, 1 << 20, room)
-        result = stream(surveyor, tensors, 4352, True, 0)
-        assert learned(result) == learned(expected(tensors, request)) and result.passes == 1
-    assert any(room.view)
-
-
-@pytest.mark.parametrize("nbytes", [0, 1, 300_000, 700_000])
-def test_lent_memory_that_is_too_small(cpu: str, nbytes: int) -> None:
-    room = Buffer(nbytes + 4096)
-    room.view[nbytes:] = b"\x5a" * 4096
-    room.nbytes = nbytes
-    tensors, request = spread(140_011, 3, FP32), Magnitudes(((60_000,),) * 3)
-    surveyor = load_backend("cpu").surveyor(3, 140_011, request, 2, LEAST, room)
-    assert learned(stream(surveyor, tensors, 4352, False, 0)) == learned(expected(tensors, request))
-    assert bytes(room.view[nbytes:]) == b"\x5a" * 4096
-
-
-def test_lent_memory_first_then_its_own(cpu: str) -> None:
-    """Neither suffices alone for candidates that all elements are."""
-    tensors, request = spread(140_011, 3, FP32), Magnitudes(((60_000,),) * 3)
-    for own, lent, passes in ((2 << 20, 0, 3), (0, 600_000, 3), (2 << 20, 600_000, 1)):
-        surveyor = load_backend("cpu").surveyor(3, 140_011, request, 2, own, Buffer(lent))
-        result = stream(surveyor, tensors, 4352, False, 0)
-        assert learned(result) == learned(expected(tensors, request))
-        assert result.passes == passes
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> Iterator[Callable[[Sequence[torch.Tensor]], list[FileRange]]]:
-    opened: list[int] = []
-
-    def store(tensors: Sequence[torch.Tensor]) -> list[FileRange]:
-        ranges = []
-        for i, (tensor, array) in enumerate(zip(tensors, as_arrays(tensors), strict=True)):
-            path = tmp_path / str(i)
-            path.write_bytes(b"\0" * 8 + bits(tensor).numpy().tobytes())
-            opened.append(os.open(path, os.O_RDONLY))
-            ranges.append(FileRange(opened[-1], 8, array.dtype))
-        return ranges
-
-    yield store
-    for fd in opened:
-        os.close(fd)
-
-
-def test_files(cpu: str, files: Callable[[Sequence[torch.Tensor]], list[FileRange]]) -> None:
-    tensors, answers = made(ties, 300_000, 3, BF16, FP32)
-    ranges, scratch = files(tensors), Buffer(1 << 20)
-    for (request, answer), max_bytes in itertools.product(answers, (LEAST, PLENTY)):
-        surveyor = load_backend("cpu").surveyor(3, 300_000, request, 2, max_bytes)
-        surveyor.sample_files(ranges, 100, scratch)
-        while not surveyor.done:
-            for at in (0, 131_072):
-                surveyor.update_files(ranges, at, (131_072, 168_928)[at > 0], scratch)
-            surveyor.end_pass()
-        assert learned(surveyor.result()) == learned(answer)
 
 
 # --- misuse ---
