@@ -44,6 +44,6 @@ class CMakeBuild(build_ext):
 
 # CMake builds fuseo1_kernels._cuda beside it, where there is nvcc.
 setup(
-    ext_modules=[Extension("fuseo1_kernels._cpu", sources=[])],
+    ext_modules=[Extension("fuseo1_kernels.backends._cpu", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
 )

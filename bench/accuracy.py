@@ -23,7 +23,7 @@ from machine import describe
 from report import SELECT_TOPK, parser, peer_merge_tensors, publish, table
 from siblings import siblings
 
-from fuseo1_kernels.memory import merge_tensors
+from fuseo1_kernels.in_memory.merge import merge_tensors
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 

@@ -24,10 +24,11 @@ from machine import commit, cpu_model, utc_now, versions
 from report import median, parser
 
 from fuseo1_kernels import merge_tensors
-from fuseo1_kernels.arrays import Array
-from fuseo1_kernels.backends import GPU_BACKENDS, GpuBackend, load_gpu_backend
+from fuseo1_kernels.backends.arrays import Array
+from fuseo1_kernels.backends.interface import GpuBackend
+from fuseo1_kernels.backends.registry import GPU_BACKENDS, load_gpu_backend
 from fuseo1_kernels.errors import BackendError
-from fuseo1_kernels.ops import as_array
+from fuseo1_kernels.in_memory.ops import as_array
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 SMALL, MANY = 5120, 256

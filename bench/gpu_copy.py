@@ -17,7 +17,7 @@ from pathlib import Path
 import page_cache
 from plain_copy import Copy, buffer
 
-from fuseo1_kernels.gpu.device import Device, Event
+from fuseo1_kernels.engine.gpu.device import Device, Event
 
 _PIECES = (1 << 20, 8 << 20, 32 << 20)
 

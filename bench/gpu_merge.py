@@ -29,7 +29,8 @@ from merges import TARGETS, Merges
 from processes import MERGE
 from report import SELECT_TOPK, WORK, median, parser
 
-from fuseo1_kernels.gpu.device import Device, open_devices
+from fuseo1_kernels.engine.gpu.device import Device
+from fuseo1_kernels.engine.gpu.pool import open_devices
 
 #: A turn that may take as long as this one took, by this factor, is begun.
 _SAFETY = 1.2

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from fuseo1_kernels.arrays import advise_huge_pages
-from fuseo1_kernels.threads import resolve_threads
+from fuseo1_kernels.backends.arrays import advise_huge_pages
+from fuseo1_kernels.system import resolve_threads
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
 _PACKAGES = (
@@ -50,7 +50,9 @@ class Memcpy:
 
     def seconds(self, repeats: int) -> list[float]:
         """Return the time of each of `repeats` copies, after one that is not counted."""
-        from fuseo1_kernels import _cpu  # not above: bench/gpu.sh reports a build that failed, too
+        from fuseo1_kernels.backends import (
+            _cpu,  # not above: bench/gpu.sh reports a build that failed, too
+        )
 
         taken = []
         for _ in range(repeats + 1):
@@ -65,7 +67,7 @@ class Memcpy:
 
 def describe() -> dict[str, Any]:
     """Return the machine, the software and this process's command line."""
-    from fuseo1_kernels import _cpu
+    from fuseo1_kernels.backends import _cpu
 
     return {
         "date": utc_now(),

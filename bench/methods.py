@@ -27,11 +27,12 @@ from report import median, parser, peer_merge_tensors, publish, table, timed
 from siblings import siblings
 
 from fuseo1_kernels import FuseParams, survey
-from fuseo1_kernels.backends.requests import Clamp
-from fuseo1_kernels.backends.select_formulas import selected
-from fuseo1_kernels.memory import merge_tensors
-from fuseo1_kernels.methods import METHODS, Target
-from fuseo1_kernels.methods.values import resolve_parameters
+from fuseo1_kernels.backends.contract import Clamp
+from fuseo1_kernels.backends.reference.select import selected
+from fuseo1_kernels.in_memory.merge import merge_tensors
+from fuseo1_kernels.methods import METHODS
+from fuseo1_kernels.methods.parameters import resolve_parameters
+from fuseo1_kernels.methods.rule import Target
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 

@@ -20,9 +20,9 @@ from machine import Memcpy, describe
 from report import SELECT_TOPK, median, parser, peer_merge_tensors, publish, table, timed
 from siblings import siblings
 
-from fuseo1_kernels.memory import merge_tensors
+from fuseo1_kernels.in_memory.merge import merge_tensors
+from fuseo1_kernels.in_memory.ops import fuse, survey
 from fuseo1_kernels.methods.sce import sce_params
-from fuseo1_kernels.ops import fuse, survey
 
 RMS = (1e-3, 1e-4)
 VARIANTS = ("fuseo1", "mergekit")

@@ -13,10 +13,10 @@ import torch
 from report import SELECT_TOPK
 from siblings import siblings
 
-from fuseo1_kernels import _cpu
-from fuseo1_kernels.backends import load_backend
+from fuseo1_kernels.backends import _cpu
+from fuseo1_kernels.backends.registry import load_backend
+from fuseo1_kernels.in_memory.ops import fuse, survey
 from fuseo1_kernels.methods.sce import sce_params
-from fuseo1_kernels.ops import fuse, survey
 
 SHAPE = (1024, 1024)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)

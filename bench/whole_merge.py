@@ -30,7 +30,7 @@ from plain_copy import Copy, Pieces, copies_table, plain_copy, try_pieces
 from processes import MERGE, OFTEN, Run, run
 from report import SELECT_TOPK, WORK, median, parser, publish, table
 
-from fuseo1_kernels.engine import DEFAULT_MAX_MEMORY
+from fuseo1_kernels.engine.options import DEFAULT_MAX_MEMORY
 
 #: What --max-memory does not promise: Python, its modules, the plan.
 PYTHON_BYTES = 80_000_000

@@ -9,38 +9,38 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from .version import __version__
 
 _HOMES = {
-    "FuseParams": "backends",
+    "FuseParams": "backends.contract",
     "MergeError": "errors",
-    "MergeResult": "engine",
-    "ResidentSurveys": "resident",
-    "SurveyResult": "backends",
-    "VerifyResult": "verification",
-    "fuse": "ops",
-    "merge_checkpoints": "engine",
-    "merge_state_dicts": "memory",
-    "merge_tensors": "memory",
-    "survey": "ops",
-    "verify_model": "verification",
+    "MergeResult": "engine.result",
+    "ResidentSurveys": "in_memory.survey_cache",
+    "SurveyResult": "backends.contract",
+    "VerifyResult": "engine.verify",
+    "fuse": "in_memory.ops",
+    "merge_checkpoints": "engine.merge",
+    "merge_state_dicts": "in_memory.merge",
+    "merge_tensors": "in_memory.merge",
+    "survey": "in_memory.ops",
+    "verify_model": "engine.verify",
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]
 
 if TYPE_CHECKING:
-    from .backends import FuseParams as FuseParams
-    from .backends import SurveyResult as SurveyResult
-    from .engine import MergeResult as MergeResult
-    from .engine import merge_checkpoints as merge_checkpoints
+    from .backends.contract import FuseParams as FuseParams
+    from .backends.contract import SurveyResult as SurveyResult
+    from .engine.merge import merge_checkpoints as merge_checkpoints
+    from .engine.result import MergeResult as MergeResult
+    from .engine.verify import VerifyResult as VerifyResult
+    from .engine.verify import verify_model as verify_model
     from .errors import MergeError as MergeError
-    from .memory import merge_state_dicts as merge_state_dicts
-    from .memory import merge_tensors as merge_tensors
-    from .ops import fuse as fuse
-    from .ops import survey as survey
-    from .resident import ResidentSurveys as ResidentSurveys
-    from .verification import VerifyResult as VerifyResult
-    from .verification import verify_model as verify_model
+    from .in_memory.merge import merge_state_dicts as merge_state_dicts
+    from .in_memory.merge import merge_tensors as merge_tensors
+    from .in_memory.ops import fuse as fuse
+    from .in_memory.ops import survey as survey
+    from .in_memory.survey_cache import ResidentSurveys as ResidentSurveys
 
 
 def __getattr__(name: str) -> Any:

@@ -6,8 +6,8 @@ import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
-from . import __version__
-from .backends import backend_states
+from .backends.registry import backend_states
+from .version import __version__
 
 _PACKAGES = ("torch", "numpy", "huggingface_hub", "pydantic")
 

@@ -31,3 +31,13 @@ def did_you_mean(word: object, valid: Iterable[str]) -> str:
     if near:
         return f"; did you mean {by_lower[near[0]]!r}?"
     return f"; there are: {', '.join(by_lower.values())}"
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: 1 file, 2 files."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def printable(name: str) -> str:
+    """A tensor's name as a message shows it: as it is, unless it would break the line or worse."""
+    return name if name.isprintable() else repr(name)

@@ -27,12 +27,11 @@ from collections.abc import Sequence
 
 import torch
 
-from .backends import FuseParams, can_enqueue
+from .backends.contract import FuseParams
+from .backends.interface import can_enqueue
 from .errors import MergeError
-from .memory import merge_tensors
-from .methods.sce import sce_params
-from .methods.values import resolve_parameters
-from .ops import (
+from .in_memory.merge import merge_tensors
+from .in_memory.ops import (
     as_arrays,
     check_inputs,
     check_out_dtype,
@@ -42,7 +41,9 @@ from .ops import (
     output_for,
     promoted,
 )
-from .threads import resolve_threads
+from .methods.parameters import resolve_parameters
+from .methods.sce import sce_params
+from .system import resolve_threads
 
 Tensors = Sequence[torch.Tensor]
 

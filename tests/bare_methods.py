@@ -6,8 +6,8 @@ import pytest
 import torch
 from gpu_family import Methods
 
-from fuseo1_kernels.backends import load_backend
 from fuseo1_kernels.backends.cpu import CpuBackend
+from fuseo1_kernels.backends.registry import load_backend
 
 
 class TestOnCpu(Methods):

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from fuseo1_kernels.config import MergeConfig, parse_config
+from fuseo1_kernels.config.load import parse_config
+from fuseo1_kernels.config.schema import MergeConfig
 from fuseo1_kernels.errors import ConfigError
 
 FUSEO1 = """

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from tensors import ISAS, instruction_set
 
-from fuseo1_kernels import _cpu
+from fuseo1_kernels.backends import _cpu
 
 if TYPE_CHECKING:
     from forked import Forks

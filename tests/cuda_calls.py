@@ -10,14 +10,13 @@ import torch
 from fuse_cases import tensors_of
 from tensors import BF16, FP32
 
-from fuseo1_kernels.arrays import Array
-from fuseo1_kernels.backends import FuseParams
-from fuseo1_kernels.backends.cuda import CudaBackend
-from fuseo1_kernels.backends.requests import (
+from fuseo1_kernels.backends.arrays import Array
+from fuseo1_kernels.backends.contract import (
     Band,
     Cut,
     Divergences,
     Draw,
+    FuseParams,
     Gram,
     Magnitudes,
     Norms,
@@ -25,7 +24,8 @@ from fuseo1_kernels.backends.requests import (
     Request,
     RowFactors,
 )
-from fuseo1_kernels.ops import as_array
+from fuseo1_kernels.backends.cuda.backend import CudaBackend
+from fuseo1_kernels.in_memory.ops import as_array
 
 NUMEL, TARGETS = 520, 3
 TENSORS = [as_array(t) for t in tensors_of(NUMEL, TARGETS, (BF16, FP32))]

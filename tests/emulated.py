@@ -13,7 +13,7 @@ from types import ModuleType
 
 import pybind11
 
-from fuseo1_kernels.backends.cuda import CudaBackend
+from fuseo1_kernels.backends.cuda.backend import CudaBackend
 
 _ROOT = Path(__file__).resolve().parent.parent
 _INCLUDES = ["tests/cuda_on_host", "csrc/include", "csrc/common", "csrc/cuda"]

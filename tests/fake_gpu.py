@@ -19,19 +19,12 @@ from typing import Any, TypeVar
 import pytest
 import torch
 
-from fuseo1_kernels.arrays import Array
-from fuseo1_kernels.backends import (
-    NOTHING,
-    FuseParams,
-    OnDevice,
-    Request,
-    Room,
-    Select,
-    SurveyResult,
-    load_backend,
-)
+from fuseo1_kernels.backends.arrays import Array
+from fuseo1_kernels.backends.contract import NOTHING, FuseParams, Request, Select, SurveyResult
+from fuseo1_kernels.backends.interface import OnDevice, Room
+from fuseo1_kernels.backends.registry import load_backend
+from fuseo1_kernels.engine.gpu import pool as crew
 from fuseo1_kernels.errors import BackendError
-from fuseo1_kernels.gpu import crew
 from fuseo1_kernels.methods.sce import sce_params
 
 #: The streams of a lane, in the order in which it makes them.

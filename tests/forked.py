@@ -21,7 +21,7 @@ from typing import Any
 IMPORTED = (
     "sabotage",
     "fuseo1_kernels.merge",
-    "fuseo1_kernels.engine",
+    "fuseo1_kernels.engine.merge",
     "fuseo1_kernels.backends.cpu",
 )
 

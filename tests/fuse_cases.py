@@ -10,7 +10,15 @@ import numpy as np
 import torch
 from tensors import BF16, FP16, FP32, siblings
 
-from fuseo1_kernels.backends.requests import NONE, Band, Clamp, Cut, Draw, Elect, Select
+from fuseo1_kernels.backends.contract import (
+    NONE,
+    Band,
+    Clamp,
+    Cut,
+    Draw,
+    Elect,
+    Select,
+)
 
 ELECTS: tuple[Elect, ...] = ("sum", "weighted", "count", "none")
 MIXED = (BF16, FP32, FP16)

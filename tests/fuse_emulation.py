@@ -16,8 +16,7 @@ import oracle
 import torch
 from tensors import FP32, QUIET_NAN
 
-from fuseo1_kernels.backends import FuseParams
-from fuseo1_kernels.backends.requests import Band, Clamp, Cut, Draw, Select
+from fuseo1_kernels.backends.contract import Band, Clamp, Cut, Draw, FuseParams, Select
 
 F32: TypeAlias = npt.NDArray[np.float32]
 Reals: TypeAlias = npt.NDArray[np.float32] | npt.NDArray[np.float64]

@@ -16,22 +16,25 @@ from gpu_data import KINDS, constant, halves, nonfinite, overflowing, tied, tune
 from gpu_grid import SMALL, placed, sampled_by_cuda, surroundings
 from tensors import BF16, DTYPES, FP16, FP32, assert_same_bits, learned, siblings
 
-from fuseo1_kernels import merge_tensors, ops, tensor_merge
-from fuseo1_kernels.backends import FuseParams, GpuBackend, load_backend
-from fuseo1_kernels.backends.requests import (
+from fuseo1_kernels import merge_tensors
+from fuseo1_kernels.backends.contract import (
     NONE,
     Band,
     Cut,
     Draw,
+    FuseParams,
     Gram,
     Magnitudes,
     Norms,
     Request,
     Select,
 )
+from fuseo1_kernels.backends.interface import GpuBackend
+from fuseo1_kernels.backends.registry import load_backend
 from fuseo1_kernels.errors import BackendError, MergeError
+from fuseo1_kernels.in_memory import ops, tensor_merge
+from fuseo1_kernels.in_memory.ops import as_array as array
 from fuseo1_kernels.methods import task_arithmetic
-from fuseo1_kernels.ops import as_array as array
 
 #: Elements beyond an aligned address at which tensors begin.
 PLACES = (0, 0, 1, 3, 8)

@@ -11,11 +11,13 @@ import torch
 from gpu_data import KINDS, constant, halves, tied, tuned, two_values
 from tensors import BF16, DTYPES, FP16, FP32, assert_same_bits
 
-from fuseo1_kernels.backends import FuseParams, GpuBackend, SurveyResult, load_backend
+from fuseo1_kernels.backends.contract import FuseParams, SurveyResult
+from fuseo1_kernels.backends.interface import GpuBackend
+from fuseo1_kernels.backends.registry import load_backend
 from fuseo1_kernels.errors import BackendError
+from fuseo1_kernels.in_memory.ops import as_array as array
 from fuseo1_kernels.methods.sce import sce_params
-from fuseo1_kernels.ops import as_array as array
-from fuseo1_kernels.threads import resolve_threads
+from fuseo1_kernels.system import resolve_threads
 
 TOPKS = (1.0, 0.9, 0.5, 0.1, 0.001, 0.0)
 VARIANTS = ("fuseo1", "mergekit")

@@ -14,22 +14,23 @@ from gpu_family import PLACES, compare_fuse, compare_survey, weights_of
 from gpu_grid import SMALL, placed
 from tensors import BF16, DTYPES, FP16, FP32, siblings
 
-from fuseo1_kernels.backends import FuseParams, GpuBackend
-from fuseo1_kernels.backends.requests import (
+from fuseo1_kernels.backends.contract import (
     ALL,
     NONE,
     Band,
     Clamp,
     Cut,
     Divergences,
+    FuseParams,
     Magnitudes,
     Norms,
     Ranked,
     RowFactors,
     Select,
 )
+from fuseo1_kernels.backends.interface import GpuBackend
 from fuseo1_kernels.errors import BackendError
-from fuseo1_kernels.ops import as_array
+from fuseo1_kernels.in_memory.ops import as_array
 
 KEY = 0xDEADBEEF01234567
 #: Of tensors, rows of the last dimension.

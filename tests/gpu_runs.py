@@ -16,8 +16,9 @@ from interrupted import partial_of
 from models import Family, State, make_family, tuned, weights
 from tensors import BF16, FP16, FP32
 
-from fuseo1_kernels import MergeError, MergeResult, schedule
-from fuseo1_kernels.gpu import division
+from fuseo1_kernels import MergeError, MergeResult
+from fuseo1_kernels.engine import schedule
+from fuseo1_kernels.engine.gpu import memory as division
 
 KIB = 1024
 

@@ -8,7 +8,7 @@ import torch
 from tensors import BF16, FP16, FP32, siblings
 
 from fuseo1_kernels import fuse, survey
-from fuseo1_kernels.backends import FuseParams, SurveyResult
+from fuseo1_kernels.backends.contract import FuseParams, SurveyResult
 
 MIXED = (BF16, FP32, FP16)
 

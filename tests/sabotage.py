@@ -110,9 +110,9 @@ def kill_after(tensors: int) -> None:
 
 def announce(fifo: str) -> None:
     """Tell the reader of `fifo` that the merge begins, and signals are answered."""
-    from fuseo1_kernels import prepare
+    from fuseo1_kernels.config import load
 
-    _first(prepare, "as_config", fifo)
+    _first(load, "as_config", fifo)
 
 
 def announce_end(fifo: str) -> None:
@@ -134,7 +134,7 @@ def _first(holder: Any, name: str, fifo: str) -> None:
 
 def one_by_one() -> None:
     """Have every tensor of a small model noted in the journal on its own."""
-    from fuseo1_kernels import schedule
+    from fuseo1_kernels.engine import schedule
 
     schedule._BATCH = 1
 
@@ -190,7 +190,7 @@ def fake_gpus(number: int, latency: float = 0.0) -> None:
     from fake_gpu import FakeDevice, install
 
     from fuseo1_kernels.checkpoint.source import Source
-    from fuseo1_kernels.gpu import division
+    from fuseo1_kernels.engine.gpu import memory as division
 
     install(pytest.MonkeyPatch(), *(FakeDevice(i) for i in range(number)))
     division._SLOT = 256 << 10
@@ -219,7 +219,7 @@ def change(file: str, how: str, at: int) -> None:
 
 def change_early(file: str, how: str) -> None:
     """Do something to the model file `file` before any tensor is read, when all headers were."""
-    from fuseo1_kernels import engine
+    from fuseo1_kernels.engine import merge as engine
 
     real = engine.fingerprint
 

@@ -20,8 +20,7 @@ from tensors import (
     siblings,
 )
 
-from fuseo1_kernels.backends import SurveyResult, load_backend
-from fuseo1_kernels.backends.requests import (
+from fuseo1_kernels.backends.contract import (
     NOTHING,
     Band,
     Clamp,
@@ -31,8 +30,10 @@ from fuseo1_kernels.backends.requests import (
     Norms,
     Request,
     Select,
+    SurveyResult,
 )
-from fuseo1_kernels.ops import as_arrays
+from fuseo1_kernels.backends.registry import load_backend
+from fuseo1_kernels.in_memory.ops import as_arrays
 
 Make = Callable[..., list[torch.Tensor]]
 

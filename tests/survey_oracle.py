@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fuseo1_kernels.backends.requests import NOTHING, Band, Cut, Draw, Select
+from fuseo1_kernels.backends.contract import NOTHING, Band, Cut, Draw, Select
 
 BLOCK = 256
 LARGEST = float.fromhex("0x1.fffffep63")  # the largest fp32 whose square is finite

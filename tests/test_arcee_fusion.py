@@ -23,10 +23,10 @@ from tensors import (
     siblings,
 )
 
-from fuseo1_kernels import _cpu, merge_tensors
-from fuseo1_kernels.arrays import Buffer
-from fuseo1_kernels.backends import FileRange, SurveyResult, load_backend
-from fuseo1_kernels.backends.requests import (
+from fuseo1_kernels import merge_tensors
+from fuseo1_kernels.backends import _cpu
+from fuseo1_kernels.backends.arrays import Buffer
+from fuseo1_kernels.backends.contract import (
     NONE,
     Band,
     Cut,
@@ -36,10 +36,13 @@ from fuseo1_kernels.backends.requests import (
     Norms,
     Request,
     RowFactors,
+    SurveyResult,
 )
+from fuseo1_kernels.backends.interface import FileRange
+from fuseo1_kernels.backends.registry import load_backend
 from fuseo1_kernels.errors import BackendError
+from fuseo1_kernels.in_memory.ops import as_array, as_arrays
 from fuseo1_kernels.methods.arcee_fusion import ArceeFusion, _reaching
-from fuseo1_kernels.ops import as_array, as_arrays
 
 ROWS = (
     (64, 48),

@@ -28,21 +28,25 @@ from tensors import BF16, FP16, FP32, assert_same_bits, siblings
 from test_imports import HEAVY, imported
 from test_streaming import Collected, limited
 
-from fuseo1_kernels import MergeError, by_columns, merge_state_dicts, merge_tensors, verification
-from fuseo1_kernels.backends import BACKENDS, load_backend
+from fuseo1_kernels import MergeError, merge_state_dicts, merge_tensors
 from fuseo1_kernels.backends.cpu import CpuBackend
-from fuseo1_kernels.by_columns import ColumnMemory
-from fuseo1_kernels.checkpoint.source import open_source
-from fuseo1_kernels.dry_run import dry_run
+from fuseo1_kernels.backends.registry import BACKENDS, load_backend
+from fuseo1_kernels.checkpoint.loader import open_source
+from fuseo1_kernels.config.load import as_config
+from fuseo1_kernels.engine import verify as verification
+from fuseo1_kernels.engine.cpu import columns as by_columns
+from fuseo1_kernels.engine.cpu.memory import ColumnMemory, Memory, memory_floor, plan_memory
+from fuseo1_kernels.engine.cpu.worker import TensorMerger
+from fuseo1_kernels.engine.dry_run import dry_run
+from fuseo1_kernels.engine.verify import verify_model
+from fuseo1_kernels.engine.worker import Work
 from fuseo1_kernels.errors import CheckpointError
-from fuseo1_kernels.methods import METHODS, ByColumn, ByRow, Target
+from fuseo1_kernels.methods import METHODS
 from fuseo1_kernels.methods.linear import Linear
+from fuseo1_kernels.methods.rule import ByColumn, ByRow, Target
 from fuseo1_kernels.methods.slerp import NuSlerp
-from fuseo1_kernels.plan import Input, Job, make_plan
-from fuseo1_kernels.prepare import as_config
-from fuseo1_kernels.streaming import Memory, TensorMerger, memory_floor, plan_memory
-from fuseo1_kernels.verification import verify_model
-from fuseo1_kernels.work import Work
+from fuseo1_kernels.plan.job import Input, Job
+from fuseo1_kernels.plan.plan import make_plan
 
 COLUMNS = CASES["nuslerp, by column"]
 WAY = {"nuslerp_flatten": False, "nuslerp_row_wise": True}
@@ -234,7 +238,8 @@ def test_whole_merges(backend: str, family: Family, tmp_path: Path, narrow: None
 
 def test_pieces_of_the_output(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     expected, _, whole = merge_within(family, "matrix", MIB)
-    monkeypatch.setattr("fuseo1_kernels.streaming._CHUNK", 1000)
+    for module in ("worker", "memory"):
+        monkeypatch.setattr(f"fuseo1_kernels.engine.cpu.{module}.CHUNK", 1000)
     found, _, report = merge_within(family, "matrix", MIB)
     assert found == expected and report == whole
 
@@ -282,7 +287,7 @@ def test_gone_on_with(family: Family, tmp_path: Path, monkeypatch: pytest.Monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(TensorMerger, "_write", fail)
-        patch.setattr("fuseo1_kernels.schedule._BATCH", 1)
+        patch.setattr("fuseo1_kernels.engine.schedule._BATCH", 1)
         with pytest.raises(MergeError, match="no more"):
             merge(family, "again", threads=1)
     assert merge(family, "again").resumed >= 2
@@ -372,7 +377,8 @@ def test_a_merge_of_columns_stops_at_once(
             stops[0].set()
         return whole(*arguments, **options)
 
-    monkeypatch.setattr("fuseo1_kernels.streaming._CHUNK", 1000)
+    for module in ("worker", "memory"):
+        monkeypatch.setattr(f"fuseo1_kernels.engine.cpu.{module}.CHUNK", 1000)
     monkeypatch.setattr(by_columns.ColumnMerger, "__init__", noting)
     monkeypatch.setattr(owner, name, stopping)
     with pytest.raises(MergeError, match="the merge was stopped"):

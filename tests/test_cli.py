@@ -32,10 +32,12 @@ from models import (
 from test_recipes import PUBLISHED
 
 import fuseo1_kernels
-from fuseo1_kernels import __version__, prepare
+from fuseo1_kernels.cli.arguments import make_parser, parse_size
+from fuseo1_kernels.cli.progress import per_second
+from fuseo1_kernels.config.load import as_config
+from fuseo1_kernels.engine.options import check_sizes
 from fuseo1_kernels.errors import ConfigError
-from fuseo1_kernels.merge import make_parser, parse_size
-from fuseo1_kernels.progress import per_second
+from fuseo1_kernels.version import __version__
 
 
 @pytest.fixture
@@ -191,8 +193,8 @@ def test_backend(family: Family) -> None:
 def test_kernels_that_are_not_built(family: Family) -> None:
     """Python in a clone whose package was installed elsewhere: one line says so, --quiet or not."""
     code = (
-        "import sys; sys.modules['fuseo1_kernels._cpu'] = None\n"
-        "from fuseo1_kernels.merge import main\nsys.exit(main())\n"
+        "import sys; sys.modules['fuseo1_kernels.backends._cpu'] = None\n"
+        "from fuseo1_kernels.cli.merge import main\nsys.exit(main())\n"
     )
     ran = spawn("-c", code, family.config, family.out, "--quiet")
     package = Path(fuseo1_kernels.__file__).parent
@@ -227,7 +229,7 @@ def test_an_interruption_names_out(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(prepare, "as_config", interrupt)
+    monkeypatch.setattr("fuseo1_kernels.config.load.as_config", interrupt)
     said = run(family.config, *(["--dry-run"] if dry else [family.out]))
     untouched = "" if dry else f"; nothing was written to {family.out}"
     assert (said.code, said.err) == (130, f"fuseo1-merge: interrupted{untouched}\n")
@@ -239,18 +241,18 @@ def test_a_directory_of_a_recipes_name_does_not_hide_the_recipe(
     name = "FuseO1-DeepSeekR1-QwQ-32B-Preview"
     (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path)
-    assert prepare.as_config(name).base_model == "Qwen/Qwen2.5-32B"
+    assert as_config(name).base_model == "Qwen/Qwen2.5-32B"
 
 
 @pytest.mark.parametrize("size", ["2GiB", 2e9, None, True])
 def test_sizes_that_are_no_number_of_bytes(size: object) -> None:
     with pytest.raises(ConfigError) as caught:
-        prepare.check_sizes(max_memory=size)
+        check_sizes(max_memory=size)
     assert str(caught.value) == (
         f"max_memory: {size!r} is not a number of bytes; write for example 5 * 10**9 or 512 << 20"
     )
     with pytest.raises(ConfigError, match="shard_size: 0: a size must be positive"):
-        prepare.check_sizes(max_memory=1, shard_size=0)
+        check_sizes(max_memory=1, shard_size=0)
 
 
 @pytest.mark.parametrize(

@@ -181,7 +181,7 @@ def test_many_threads(family: Family) -> None:
     code = (
         "import resource, sys\n"
         "resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))\n"
-        "from fuseo1_kernels.merge import main\n"
+        "from fuseo1_kernels.cli.merge import main\n"
         "sys.exit(main())\n"
     )
     ran = spawn("-c", code, family.config, family.out, "--quiet", "--threads", "1000000")

@@ -14,15 +14,16 @@ import torch
 from models import Family, assert_same_state, make_family, read_model, tuned, weights
 from tensors import BF16
 
-from fuseo1_kernels import engine, merge_checkpoints, streaming
+from fuseo1_kernels import merge_checkpoints
 from fuseo1_kernels.backends.cpu import CpuBackend
 from fuseo1_kernels.checkpoint.header import TensorInfo
+from fuseo1_kernels.checkpoint.loader import open_source
 from fuseo1_kernels.checkpoint.page_cache import is_cached
-from fuseo1_kernels.checkpoint.source import Source, open_source
-from fuseo1_kernels.feed import Feed, Portion
-from fuseo1_kernels.plan import Input, Job
-from fuseo1_kernels.streaming import TensorMerger
-from fuseo1_kernels.work import TensorReport
+from fuseo1_kernels.checkpoint.source import Source
+from fuseo1_kernels.engine.cpu.worker import TensorMerger
+from fuseo1_kernels.engine.read_ahead import Feed, Portion
+from fuseo1_kernels.engine.worker import TensorReport
+from fuseo1_kernels.plan.job import Input, Job
 
 MIB = 1 << 20
 # The page cache's largest folio: what shares one with the header stays.
@@ -139,7 +140,7 @@ def test_warm_models_stay_warm(
 ) -> None:
     """Whatever memory there is: nothing needs to be brought."""
     if room == "none":
-        monkeypatch.setattr(engine, "free_memory", lambda: 0)
+        monkeypatch.setattr("fuseo1_kernels.engine.run.free_memory", lambda: 0)
     for model in models(family):
         warm(model)
     assert merge(family) == expected
@@ -153,7 +154,7 @@ def test_each_model_stays_as_it_was(
 ) -> None:
     """One that something else has use for stays in the page cache; what was brought beside it goes."""
     if room == "none":
-        monkeypatch.setattr(engine, "free_memory", lambda: 0)
+        monkeypatch.setattr("fuseo1_kernels.engine.run.free_memory", lambda: 0)
     warm(family.base)
     chill(family.target(1))
     warm(family.target(2))
@@ -173,7 +174,7 @@ def test_cold_models_without_room(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Every tensor goes the direct way; the bytes are the same, and it stays out of the page cache too."""
-    monkeypatch.setattr(engine, "free_memory", lambda: 0)
+    monkeypatch.setattr("fuseo1_kernels.engine.run.free_memory", lambda: 0)
     for model in models(family):
         chill(model)
     assert merge(family, backend=backend, threads=threads) == expected
@@ -194,8 +195,9 @@ def test_a_direct_unit_of_several_tensors(
     }
     family = make_family(tmp_path, [base, tuned(base, 1), tuned(base, 2)])
     family.configure(parameters={"select_topk": select_topk})
-    monkeypatch.setattr(engine, "free_memory", lambda: 0)
-    monkeypatch.setattr(streaming, "_CHUNK", 4096)
+    monkeypatch.setattr("fuseo1_kernels.engine.run.free_memory", lambda: 0)
+    for module in ("worker", "memory"):
+        monkeypatch.setattr(f"fuseo1_kernels.engine.cpu.{module}.CHUNK", 4096)
     for model in models(family):
         chill(model)
     dropped: dict[tuple[str, str], int] = {}

@@ -13,14 +13,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fuseo1_kernels import methods
-from fuseo1_kernels.config import (
-    InputModel,
-    MergeConfig,
-    OutputSlice,
-    SliceSource,
-    load_config,
-)
-from fuseo1_kernels.strict_yaml import dump_yaml, read_yaml
+from fuseo1_kernels.config.load import load_config
+from fuseo1_kernels.config.schema import InputModel, MergeConfig, OutputSlice, SliceSource
+from fuseo1_kernels.config.yaml_text import dump_yaml, read_yaml
 
 # --- what it understands -------------------------------------------------------------------------
 

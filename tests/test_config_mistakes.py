@@ -11,7 +11,7 @@ import pytest
 from config_files import FUSEO1, SLICES, config, data, refusal
 
 from fuseo1_kernels import methods
-from fuseo1_kernels.config import load_config, parse_config
+from fuseo1_kernels.config.load import load_config, parse_config
 from fuseo1_kernels.errors import ConfigError, MergeError
 
 # --- mistakes: the file and its YAML -------------------------------------------------------------

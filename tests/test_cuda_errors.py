@@ -9,7 +9,7 @@ import pytest
 from cuda_calls import OPS, OUT, TENSORS
 from emulated import calls, fail_call, load_emulated
 
-from fuseo1_kernels.backends.cuda import CudaBackend
+from fuseo1_kernels.backends.cuda.backend import CudaBackend
 
 
 @pytest.fixture

@@ -17,11 +17,12 @@ from gpu_rows import Ranks, Scores
 from tensors import BF16, FP16, assert_same_bits
 from test_ranked import OUTSIDE
 
-from fuseo1_kernels import merge_tensors, ops, tensor_merge
-from fuseo1_kernels.backends import FuseParams, load_backend, load_gpu_backend
-from fuseo1_kernels.backends.cuda import CudaBackend
-from fuseo1_kernels.backends.requests import Norms, Ranked
+from fuseo1_kernels import merge_tensors
+from fuseo1_kernels.backends.contract import FuseParams, Norms, Ranked
+from fuseo1_kernels.backends.cuda.backend import CudaBackend
+from fuseo1_kernels.backends.registry import load_backend, load_gpu_backend
 from fuseo1_kernels.errors import BackendError, MergeError
+from fuseo1_kernels.in_memory import ops, tensor_merge
 from fuseo1_kernels.methods.sce import sce_params
 
 

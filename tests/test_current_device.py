@@ -17,10 +17,9 @@ from cuda_calls import OPS, OUT, TENSORS
 from emulated import fail_call, load_emulated
 from torch.overrides import TorchFunctionMode
 
-from fuseo1_kernels.arrays import Array
-from fuseo1_kernels.backends import FuseParams
-from fuseo1_kernels.backends.cuda import CudaBackend
-from fuseo1_kernels.backends.requests import Norms
+from fuseo1_kernels.backends.arrays import Array
+from fuseo1_kernels.backends.contract import FuseParams, Norms
+from fuseo1_kernels.backends.cuda.backend import CudaBackend
 
 THERE = torch.device("cuda", 1)
 

@@ -15,9 +15,10 @@ import torch
 from tensors import BF16, FP32, assert_same_bits, bits, siblings
 
 from fuseo1_kernels import merge_tensors
-from fuseo1_kernels.backends.philox import words
+from fuseo1_kernels.backends.reference.philox import words
 from fuseo1_kernels.errors import ConfigError, MergeError
-from fuseo1_kernels.methods import METHODS, Target
+from fuseo1_kernels.methods import METHODS
+from fuseo1_kernels.methods.rule import Target
 from fuseo1_kernels.methods.task_arithmetic import draw_key
 
 WEIGHTS = (0.318309886, 0.577215665, 0.414213562)

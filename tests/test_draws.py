@@ -12,10 +12,10 @@ import pytest
 import torch
 from tensors import BF16, FP32
 
-from fuseo1_kernels.backends import load_backend
-from fuseo1_kernels.backends.philox import philox, words
-from fuseo1_kernels.backends.requests import Clamp, Draw, FuseParams, Norms
-from fuseo1_kernels.ops import as_array, as_arrays
+from fuseo1_kernels.backends.contract import Clamp, Draw, FuseParams, Norms
+from fuseo1_kernels.backends.reference.philox import philox, words
+from fuseo1_kernels.backends.registry import load_backend
+from fuseo1_kernels.in_memory.ops import as_array, as_arrays
 
 SIGMAS = 5.0
 N = 1 << 18

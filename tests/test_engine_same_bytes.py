@@ -10,7 +10,7 @@ from engine_runs import MIB, merge, oversized_family
 from models import Family, assert_same_state, make_family, read_model, spawn, weights
 from tensors import ISAS
 
-from fuseo1_kernels import _cpu, engine
+from fuseo1_kernels.backends import _cpu
 from fuseo1_kernels.checkpoint.source import Source
 
 
@@ -53,7 +53,7 @@ def test_any_memory(
 ) -> None:
     monkeypatch.setattr(Source, "is_cached", lambda self, info: way == "cached")
     if way == "direct":
-        monkeypatch.setattr(engine, "free_memory", lambda: 0)
+        monkeypatch.setattr("fuseo1_kernels.engine.run.free_memory", lambda: 0)
     large.configure(parameters={"select_topk": select_topk, "variant": variant})
     expected = large.expected(select_topk=select_topk, variant=variant)
     first = None
@@ -87,14 +87,14 @@ def test_memory_is_bounded(cached: bool, large: Family) -> None:
     large.configure(parameters={"select_topk": 0.1})
     code = (
         "import re, sys, threading, time\n"
-        "from fuseo1_kernels.merge import main\n"
-        "from fuseo1_kernels import engine\n"
+        "from fuseo1_kernels.cli.merge import main\n"
+        "from fuseo1_kernels.engine import merge as engine\n"
         "from fuseo1_kernels.checkpoint.source import Source\n"
         f"Source.is_cached = lambda self, info: {cached}\n"
         "def anonymous():\n"
         "    text = open('/proc/self/status').read()\n"
         "    return sum(map(int, re.findall(r'Rss(?:Anon|Shmem):\\s+(\\d+)', text))) * 1024\n"
-        "before, peak, run = anonymous(), [0], engine._run\n"
+        "before, peak, run = anonymous(), [0], engine.run_plan\n"
         "def watch():\n"
         "    while True:\n"
         "        peak[0] = max(peak[0], anonymous())\n"
@@ -104,7 +104,7 @@ def test_memory_is_bounded(cached: bool, large: Family) -> None:
         "    before = anonymous()\n"
         "    threading.Thread(target=watch, daemon=True).start()\n"
         "    return run(*args)\n"
-        "engine._run = watched\n"
+        "engine.run_plan = watched\n"
         "assert main(sys.argv[1:]) == 0\n"
         "print(peak[0] - before)\n"
     )

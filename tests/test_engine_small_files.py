@@ -57,7 +57,7 @@ def test_model_card(family: Family) -> None:
         assert str(path) in card
     recipe = card.split("```yaml\n")[1].split("```")[0]
     assert recipe == (family.out / "mergekit_config.yml").read_text()
-    from fuseo1_kernels import __version__
+    from fuseo1_kernels.version import __version__
 
     assert f"fuseo1-kernels {__version__}" in card
     assert "float32" in card

@@ -7,8 +7,7 @@ import pytest
 import torch
 from tensors import BF16, DTYPES, FP32, QUIET_NAN, assert_same_bits, bits, siblings
 
-from fuseo1_kernels.backends import load_backend
-from fuseo1_kernels.backends.requests import (
+from fuseo1_kernels.backends.contract import (
     NONE,
     Band,
     Clamp,
@@ -17,7 +16,8 @@ from fuseo1_kernels.backends.requests import (
     FuseParams,
     Select,
 )
-from fuseo1_kernels.ops import as_array, as_arrays
+from fuseo1_kernels.backends.registry import load_backend
+from fuseo1_kernels.in_memory.ops import as_array, as_arrays
 
 ELECTS: tuple[Elect, ...] = ("sum", "weighted", "count", "none")
 

@@ -13,9 +13,7 @@ import torch
 from tensors import BF16, FP32, bits, siblings
 
 from fuseo1_kernels import fuse
-from fuseo1_kernels.backends import load_backend
-from fuseo1_kernels.backends.philox import words
-from fuseo1_kernels.backends.requests import (
+from fuseo1_kernels.backends.contract import (
     Band,
     Clamp,
     Draw,
@@ -24,7 +22,9 @@ from fuseo1_kernels.backends.requests import (
     Magnitudes,
     Select,
 )
-from fuseo1_kernels.ops import as_arrays
+from fuseo1_kernels.backends.reference.philox import words
+from fuseo1_kernels.backends.registry import load_backend
+from fuseo1_kernels.in_memory.ops import as_arrays
 
 N = 3
 NUMEL = 1024 * 1024

@@ -8,9 +8,8 @@ import pytest
 import torch
 from tensors import BF16, FP32, siblings
 
-from fuseo1_kernels.arrays import Array
-from fuseo1_kernels.backends import Surveyor, SurveyResult, load_backend
-from fuseo1_kernels.backends.requests import (
+from fuseo1_kernels.backends.arrays import Array
+from fuseo1_kernels.backends.contract import (
     ALL,
     NONE,
     NOTHING,
@@ -20,8 +19,11 @@ from fuseo1_kernels.backends.requests import (
     Magnitudes,
     Norms,
     Request,
+    SurveyResult,
 )
-from fuseo1_kernels.ops import as_arrays
+from fuseo1_kernels.backends.interface import Surveyor
+from fuseo1_kernels.backends.registry import load_backend
+from fuseo1_kernels.in_memory.ops import as_arrays
 
 N = 70_001
 

@@ -31,8 +31,8 @@ from interrupted import (
 from models import Family, environment, make_family, merge_json, run
 from mounts import in_mount
 
-from fuseo1_kernels import schedule
 from fuseo1_kernels.checkpoint.source import Source
+from fuseo1_kernels.engine import schedule
 
 ONE_THREAD = (*CHUNKED, "--threads", "1")
 #: Every read by a kernel is an `os.preadv`, and what is merged has the same bytes.
@@ -353,7 +353,8 @@ def test_what_was_not_synced_is_not_believed(
 STEPS = """
 import json, os, shutil, subprocess, sys
 from pathlib import Path
-from fuseo1_kernels import merge, schedule
+from fuseo1_kernels import merge
+from fuseo1_kernels.engine import schedule
 from fuseo1_kernels.checkpoint.journal import Journal
 
 place, config, outside, how, after = Path(sys.argv[1]), sys.argv[2], *sys.argv[3:5], int(sys.argv[5])

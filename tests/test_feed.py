@@ -12,14 +12,14 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from fuseo1_kernels import feed
-from fuseo1_kernels.arrays import BY_CODE
+from fuseo1_kernels.backends.arrays import BY_CODE
 from fuseo1_kernels.checkpoint.header import TensorInfo
+from fuseo1_kernels.engine import read_ahead as feed
+from fuseo1_kernels.engine.read_ahead import Feed, Portion
+from fuseo1_kernels.engine.schedule import Unit
 from fuseo1_kernels.errors import CheckpointError
-from fuseo1_kernels.feed import Feed, Portion
 from fuseo1_kernels.methods.sce import Sce
-from fuseo1_kernels.plan import Input, Job
-from fuseo1_kernels.schedule import Unit
+from fuseo1_kernels.plan.job import Input, Job
 
 # Any wait that takes longer is a deadlock.
 TIMEOUT = 30

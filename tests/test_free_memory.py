@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fuseo1_kernels import free_memory as module
-from fuseo1_kernels.free_memory import free_memory
+from fuseo1_kernels import system as module
+from fuseo1_kernels.system import free_memory
 
 
 @pytest.fixture

@@ -18,12 +18,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tensors import BF16, DTYPES, FP16, FP32, ISAS, assert_same_bits, instruction_set, siblings
 
-from fuseo1_kernels import _cpu
-from fuseo1_kernels.arrays import Array, Buffer
-from fuseo1_kernels.backends import FileRange, FuseParams, load_backend
+from fuseo1_kernels.backends import _cpu
+from fuseo1_kernels.backends.arrays import Array, Buffer
+from fuseo1_kernels.backends.contract import (
+    NONE,
+    Band,
+    Clamp,
+    Cut,
+    Draw,
+    Elect,
+    FuseParams,
+    Select,
+)
 from fuseo1_kernels.backends.cpu import CpuBackend
-from fuseo1_kernels.backends.requests import NONE, Band, Clamp, Cut, Draw, Elect, Select
-from fuseo1_kernels.ops import as_array
+from fuseo1_kernels.backends.interface import FileRange
+from fuseo1_kernels.backends.registry import load_backend
+from fuseo1_kernels.in_memory.ops import as_array
 
 SIZES = (0, 1, 255, 256, 257, 4097, 70_000)
 

@@ -56,12 +56,13 @@ from mutations import (
 )
 
 from fuseo1_kernels.checkpoint.header import DTYPE_BYTES, read_header
-from fuseo1_kernels.checkpoint.source import open_source
-from fuseo1_kernels.config import MergeConfig, load_config, parse_config
-from fuseo1_kernels.dry_run import dry_run
+from fuseo1_kernels.checkpoint.loader import open_source
+from fuseo1_kernels.config.load import load_config, parse_config
+from fuseo1_kernels.config.schema import MergeConfig
+from fuseo1_kernels.engine.dry_run import dry_run
 from fuseo1_kernels.errors import CheckpointError, ConfigError, MergeError
 from fuseo1_kernels.methods.sce import VARIANTS, Sce
-from fuseo1_kernels.plan import make_plan
+from fuseo1_kernels.plan.plan import make_plan
 
 SECONDS = float(os.environ.get("FUSEO1_FUZZ_SECONDS", "0"))
 FIRST_SEED = os.environ.get("FUSEO1_FUZZ_SEED")

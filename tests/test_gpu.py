@@ -17,9 +17,10 @@ from gpu_rows import Ranks, Scores
 from tensors import BF16, assert_same_bits
 
 from fuseo1_kernels import merge_tensors
-from fuseo1_kernels.backends import GPU_BACKENDS, GpuBackend, load_gpu_backend
+from fuseo1_kernels.backends.interface import GpuBackend
+from fuseo1_kernels.backends.registry import GPU_BACKENDS, load_gpu_backend
 from fuseo1_kernels.errors import BackendError, MergeError
-from fuseo1_kernels.free_memory import free_memory
+from fuseo1_kernels.system import free_memory
 
 NEEDED = os.environ.get("FUSEO1_NEED_GPU") == "1"
 

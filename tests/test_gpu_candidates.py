@@ -14,7 +14,7 @@ from tensors import BF16
 NUMEL = 5120 * 27_648
 DRAWN = 1 << 22
 
-# csrc/cuda/survey.cu, select.cuh
+# csrc/cuda/survey_sce.cu, threshold.cuh
 SAMPLED = 1 << 20
 BLOCK, STRETCH, WORD = 256, 65_536, 8
 

@@ -13,10 +13,10 @@ from models import Family, State, make_family, tuned, weights
 from tensors import BF16, FP16, FP32
 
 from fuseo1_kernels import MergeError
-from fuseo1_kernels.backends import load_gpu_backend
+from fuseo1_kernels.backends.registry import load_gpu_backend
+from fuseo1_kernels.engine.gpu import memory as division
+from fuseo1_kernels.engine.gpu.pool import open_devices
 from fuseo1_kernels.errors import BackendError
-from fuseo1_kernels.gpu import division
-from fuseo1_kernels.gpu.device import open_devices
 
 
 def _reason() -> str:

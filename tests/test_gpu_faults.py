@@ -21,11 +21,12 @@ from interrupted import CHUNKED, Place, journaled, large_family, partial_of, und
 from models import Family, done, environment, make_family, merge_json, run, tuned, weights
 from sabotage import CHANGES
 
-from fuseo1_kernels import engine, schedule
 from fuseo1_kernels.checkpoint.sink import Sink
+from fuseo1_kernels.engine import merge as engine
+from fuseo1_kernels.engine import schedule
+from fuseo1_kernels.engine.gpu import memory as division
+from fuseo1_kernels.engine.gpu.context import Lane
 from fuseo1_kernels.errors import OutputError
-from fuseo1_kernels.gpu import division
-from fuseo1_kernels.gpu.lane import Lane
 
 ON_GPU = ("--json", "--quiet", "--threads", "2", "--device", "cuda:0")
 SEED = 20261122

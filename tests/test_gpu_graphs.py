@@ -16,7 +16,7 @@ from fuseo1_kernels import ResidentSurveys, merge_tensors
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"),
     pytest.mark.skipif(
-        importlib.util.find_spec("fuseo1_kernels._cuda") is None,
+        importlib.util.find_spec("fuseo1_kernels.backends._cuda") is None,
         reason="built without the CUDA kernels",
     ),
 ]

@@ -12,7 +12,7 @@ from gpu_runs import KIB, mixed_family, on_gpus, same, use_small_slots
 from models import Family, make_family, tuned
 
 from fuseo1_kernels import MergeError
-from fuseo1_kernels.gpu import division
+from fuseo1_kernels.engine.gpu import memory as division
 
 
 @pytest.fixture(scope="module")

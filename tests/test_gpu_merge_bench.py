@@ -25,7 +25,7 @@ from gpu_report import markdown
 from plain_copy import Copy
 from processes import MERGE, Run
 
-from fuseo1_kernels.merge import main
+from fuseo1_kernels.cli.merge import main
 
 MIB = 1 << 20
 

@@ -27,10 +27,10 @@ from models import Family, done, make_family, merge_json, run, tuned, weights
 from tensors import BF16
 
 from fuseo1_kernels import MergeError
-from fuseo1_kernels.gpu import division
-from fuseo1_kernels.gpu.layout import Layout
-from fuseo1_kernels.gpu.merger import GpuMerger
-from fuseo1_kernels.gpu.reservation import Reservation
+from fuseo1_kernels.engine.gpu import memory as division
+from fuseo1_kernels.engine.gpu.layout import Layout
+from fuseo1_kernels.engine.gpu.regions import Reservation
+from fuseo1_kernels.engine.gpu.worker import GpuMerger
 
 
 @pytest.fixture(scope="module")
@@ -241,7 +241,6 @@ def test_inputs_that_must_not_stay_in_the_page_cache(
     torch_bin: bool, mixed: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Read ahead, and, where there is no room for that, by the readers of a GPU themselves."""
-    from fuseo1_kernels import engine
     from fuseo1_kernels.checkpoint.source import Source
 
     monkeypatch.setattr(Source, "is_cached", lambda self, info: False)
@@ -259,7 +258,7 @@ def test_inputs_that_must_not_stay_in_the_page_cache(
     assert not dropped
     on_gpus(family, FakeDevice())
     assert same(family) and not dropped
-    monkeypatch.setattr(engine, "free_memory", lambda: 0)
+    monkeypatch.setattr("fuseo1_kernels.engine.run.free_memory", lambda: 0)
     on_gpus(family, FakeDevice())
     assert same(family) and dropped == {n for n, t in mixed.states[0].items() if t.numel()}
 

@@ -19,14 +19,15 @@ from method_cases import CASES, EMBED, Case, Told, mixed_family
 from models import Family, State, done, make_family, run, weights
 from peak import Measured
 
-from fuseo1_kernels import MergeError, MergeResult, schedule
-from fuseo1_kernels.backends.requests import Divergences, Ranked
-from fuseo1_kernels.gpu.by_rule import ByRule
-from fuseo1_kernels.gpu.lane import Lane
-from fuseo1_kernels.gpu.layout import Layout
-from fuseo1_kernels.gpu.merger import GpuMerger
-from fuseo1_kernels.gpu.reservation import Reservation
-from fuseo1_kernels.work import Work
+from fuseo1_kernels import MergeError, MergeResult
+from fuseo1_kernels.backends.contract import Divergences, Ranked
+from fuseo1_kernels.engine import schedule
+from fuseo1_kernels.engine.gpu.blocking import ByRule
+from fuseo1_kernels.engine.gpu.context import Lane
+from fuseo1_kernels.engine.gpu.layout import Layout
+from fuseo1_kernels.engine.gpu.regions import Reservation
+from fuseo1_kernels.engine.gpu.worker import GpuMerger
+from fuseo1_kernels.engine.worker import Work
 
 #: Every method but SCE, whose merges are test_gpu_merges.py's; but not by columns, which are the CPU's.
 OTHERS = {name: case for name, case in CASES.items() if case.method != "sce" and not case.by_column}

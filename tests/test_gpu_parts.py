@@ -15,15 +15,17 @@ import pytest
 from fake_gpu import FakeDevice
 
 from fuseo1_kernels import MergeError
-from fuseo1_kernels.arrays import BY_NAME, DType
-from fuseo1_kernels.backends import SurveyResult
+from fuseo1_kernels.backends.arrays import BY_NAME, DType
+from fuseo1_kernels.backends.contract import SurveyResult
+from fuseo1_kernels.engine.devices import parse_devices
+from fuseo1_kernels.engine.gpu.device import explained
+from fuseo1_kernels.engine.gpu.layout import Layout, Request, footprint
+from fuseo1_kernels.engine.gpu.pool import open_devices
+from fuseo1_kernels.engine.gpu.regions import Reservation
+from fuseo1_kernels.engine.gpu.staging import Ring, Stopped
 from fuseo1_kernels.errors import BackendError, ConfigError
-from fuseo1_kernels.gpu.device import explained, open_devices, parse_devices
-from fuseo1_kernels.gpu.layout import Layout, Request, footprint
-from fuseo1_kernels.gpu.reservation import Reservation
-from fuseo1_kernels.gpu.ring import Ring, Stopped
-from fuseo1_kernels.methods import Rule
 from fuseo1_kernels.methods.linear import Linear
+from fuseo1_kernels.methods.rule import Rule
 from fuseo1_kernels.methods.sce import Sce
 
 BF16, FP32 = BY_NAME["bfloat16"], BY_NAME["float32"]
@@ -290,7 +292,7 @@ def test_an_error_of_the_models_stays_what_it_is() -> None:
 def test_torch_is_imported_for_a_gpu_alone() -> None:
     from models import spawn
 
-    code = "import sys\nfrom fuseo1_kernels import engine\nfrom fuseo1_kernels.gpu import crew, device\n"
-    code += "device.parse_devices('cuda:1')\nprint('torch' in sys.modules)"
+    code = "import sys\nfrom fuseo1_kernels.engine import devices, merge\nfrom fuseo1_kernels.engine.gpu import pool\n"
+    code += "devices.parse_devices('cuda:1')\nprint('torch' in sys.modules)"
     assert spawn("-c", code).out == "False\n"
     assert "torch" in sys.modules

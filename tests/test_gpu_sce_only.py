@@ -6,9 +6,9 @@ from types import ModuleType
 
 import pytest
 
-from fuseo1_kernels.backends import GpuBackend
-from fuseo1_kernels.backends.cuda import CudaBackend
-from fuseo1_kernels.backends.requests import Draw, FuseParams, Ranked
+from fuseo1_kernels.backends.contract import Draw, FuseParams, Ranked
+from fuseo1_kernels.backends.cuda.backend import CudaBackend
+from fuseo1_kernels.backends.interface import GpuBackend
 from fuseo1_kernels.errors import BackendError
 
 

@@ -13,7 +13,7 @@ from checkpoint_files import TWO, cached_model, safetensors_file, single_model
 from huggingface_hub import constants
 
 from fuseo1_kernels.checkpoint.hub import resolve, split_hub_id
-from fuseo1_kernels.checkpoint.source import open_source
+from fuseo1_kernels.checkpoint.loader import open_source
 from fuseo1_kernels.errors import CheckpointError
 
 CONFIG = {"config.json": b'{"num_hidden_layers": 2}'}

@@ -102,7 +102,7 @@ def test_the_package_imports_no_framework() -> None:
 
 def test_the_cpu_backend_imports_no_torch() -> None:
     done = python(
-        "import sys\nfrom fuseo1_kernels.backends import load_backend\nload_backend('cpu')\n"
+        "import sys\nfrom fuseo1_kernels.backends.registry import load_backend\nload_backend('cpu')\n"
         "print('torch' in sys.modules)"
     )
     assert (done.returncode, done.stdout.strip()) == (0, "False"), done.stderr
@@ -118,7 +118,7 @@ def test_an_unknown_public_name_is_an_attribute_error() -> None:
 # --- which kernels -----------------------------------------------------------------------
 
 _LOAD = (
-    "from fuseo1_kernels.backends import load_backend\nfrom fuseo1_kernels import _cpu\n"
+    "from fuseo1_kernels.backends.registry import load_backend\nfrom fuseo1_kernels.backends import _cpu\n"
     "b = load_backend('auto')\nprint(_cpu.isa(), '|', b.description)"
 )
 

@@ -11,9 +11,8 @@ import pytest
 import torch
 from tensors import BF16, assert_same_bits, bits
 
-from fuseo1_kernels.arrays import Array, Buffer
-from fuseo1_kernels.backends import FileRange, load_backend
-from fuseo1_kernels.backends.requests import (
+from fuseo1_kernels.backends.arrays import Array, Buffer
+from fuseo1_kernels.backends.contract import (
     NONE,
     Band,
     Clamp,
@@ -28,10 +27,12 @@ from fuseo1_kernels.backends.requests import (
     kept_bytes,
     step_of,
 )
-from fuseo1_kernels.backends.select_formulas import selected
-from fuseo1_kernels.memory import merge_tensors
-from fuseo1_kernels.ops import as_array, as_arrays
-from fuseo1_kernels.resident import ResidentSurveys
+from fuseo1_kernels.backends.interface import FileRange
+from fuseo1_kernels.backends.reference.select import selected
+from fuseo1_kernels.backends.registry import load_backend
+from fuseo1_kernels.in_memory.merge import merge_tensors
+from fuseo1_kernels.in_memory.ops import as_array, as_arrays
+from fuseo1_kernels.in_memory.survey_cache import ResidentSurveys
 
 SIZES = (1, 4, 255, 256, 257, 511, 8192, 70_001)
 

@@ -46,12 +46,12 @@ def _cuobjdump() -> str | None:
 @pytest.fixture(scope="module")
 def dumped() -> tuple[str, str]:
     """(machine code, resource usage), of the newest architecture in the module."""
-    if importlib.util.find_spec("fuseo1_kernels._cuda") is None:
+    if importlib.util.find_spec("fuseo1_kernels.backends._cuda") is None:
         pytest.skip("the CUDA part is not built here")
     tool = _cuobjdump()
     if tool is None:
         pytest.skip("no cuobjdump here: it comes with CUDA, and with triton")
-    from fuseo1_kernels import _cuda
+    from fuseo1_kernels.backends import _cuda
 
     def dump(*options: str) -> str:
         command = [tool, *options, str(_cuda.__file__)]

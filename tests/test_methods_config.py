@@ -10,11 +10,14 @@ import pytest
 from checkpoint_files import safetensors_file, write_json
 from config_files import config, refusal
 
-from fuseo1_kernels.checkpoint.source import Source, open_source
-from fuseo1_kernels.config import MergeConfig, parse_config
+from fuseo1_kernels.checkpoint.loader import open_source
+from fuseo1_kernels.checkpoint.source import Source
+from fuseo1_kernels.config.load import parse_config
+from fuseo1_kernels.config.schema import MergeConfig
 from fuseo1_kernels.errors import ConfigError
 from fuseo1_kernels.methods import METHODS, NOT_YET
-from fuseo1_kernels.plan import Job, Plan, make_plan
+from fuseo1_kernels.plan.job import Job
+from fuseo1_kernels.plan.plan import Plan, make_plan
 
 WITH_BASE = [name for name, method in METHODS.items() if method.base == "required"]
 BASE_OR_NOT = [name for name, method in METHODS.items() if method.base == "optional"]

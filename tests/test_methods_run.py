@@ -26,13 +26,17 @@ from models import (
     weights,
 )
 
-from fuseo1_kernels import MergeError, merge_checkpoints, schedule, streaming
-from fuseo1_kernels.backends import BACKENDS, FuseParams
+from fuseo1_kernels import MergeError, merge_checkpoints
+from fuseo1_kernels.backends import contract
+from fuseo1_kernels.backends.contract import FuseParams
 from fuseo1_kernels.backends.cpu import CpuBackend
-from fuseo1_kernels.dry_run import dry_run
+from fuseo1_kernels.backends.registry import BACKENDS
+from fuseo1_kernels.config.load import as_config
+from fuseo1_kernels.engine import schedule
+from fuseo1_kernels.engine.cpu import worker as streaming
+from fuseo1_kernels.engine.dry_run import dry_run
+from fuseo1_kernels.engine.verify import verify_model
 from fuseo1_kernels.methods import METHODS
-from fuseo1_kernels.prepare import as_config
-from fuseo1_kernels.verification import verify_model
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +63,8 @@ def test_what_the_ops_make_of_it(
     assert_same_state(read_model(out), expected)
     assert result.notes == ()
     assert (case.method == "sce") == bool(result.energy_share)
-    monkeypatch.setattr(streaming, "_CHUNK", 1 << 16)
+    for module in ("worker", "memory"):
+        monkeypatch.setattr(f"fuseo1_kernels.engine.cpu.{module}.CHUNK", 1 << 16)
     for threads, memory in ((1, 30 * MIB), (3, 100 * MIB)):
         merge_checkpoints(
             family.config,
@@ -197,8 +202,10 @@ def test_random_masks_are_kept_as_far_as_memory_goes(
 ) -> None:
     case = Case(method, 3, own={"density": (0.3, 0.5, 0.6)}, shared={"weight": 0.6})
     case.configure(family)
-    room = streaming.kept_bytes
-    monkeypatch.setattr(streaming, "kept_bytes", lambda *asked: room(*asked) * kept // 3)
+    room = contract.kept_bytes
+    monkeypatch.setattr(
+        "fuseo1_kernels.engine.cpu.memory.kept_bytes", lambda *asked: room(*asked) * kept // 3
+    )
     found, fuse = set(), CpuBackend.fuse_files
 
     def watched(backend: CpuBackend, files: Any, params: FuseParams, *rest: Any) -> int:

@@ -23,7 +23,7 @@ def _has_driver() -> bool:
 
 pytestmark = [
     pytest.mark.skipif(
-        importlib.util.find_spec("fuseo1_kernels._cuda") is None,
+        importlib.util.find_spec("fuseo1_kernels.backends._cuda") is None,
         reason="the CUDA part is not built here",
     ),
     pytest.mark.skipif(_has_driver(), reason="this machine has an NVIDIA driver"),
@@ -39,7 +39,7 @@ def test_the_module_is_imported_and_says_what_is_missing() -> None:
     """It links no driver, and torch, which might bring one, is not there yet."""
     ran = spawn(
         "-c",
-        "import sys\nfrom fuseo1_kernels import _cuda\nassert 'torch' not in sys.modules\n"
+        "import sys\nfrom fuseo1_kernels.backends import _cuda\nassert 'torch' not in sys.modules\n"
         "print(_cuda.problem())\nprint(_cuda.ARCHITECTURES)",
     )
     assert ran.code == 0, ran.err
@@ -49,14 +49,14 @@ def test_the_module_is_imported_and_says_what_is_missing() -> None:
 
 def test_what_needs_no_device_works() -> None:
     """Whoever plans memory asks for sizes wherever the plan is made."""
-    from fuseo1_kernels import _cuda
+    from fuseo1_kernels.backends import _cuda
 
     assert _cuda.workspace_bytes(3, 1 << 20, 0.5) > 1 << 18
     assert _cuda.magnitudes_bytes(1 << 20) > 0
 
 
 def test_the_backend_is_absent_for_that_reason() -> None:
-    from fuseo1_kernels.backends import load_gpu_backend
+    from fuseo1_kernels.backends.registry import load_gpu_backend
     from fuseo1_kernels.errors import BackendError
 
     with pytest.raises(BackendError) as refused:

@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fuseo1_kernels import merge_tensors
-from fuseo1_kernels.backends import load_backend
+from fuseo1_kernels.backends.registry import load_backend
 from fuseo1_kernels.errors import MergeError
-from fuseo1_kernels.methods import METHODS, Target
-from fuseo1_kernels.ops import as_arrays
+from fuseo1_kernels.in_memory.ops import as_arrays
+from fuseo1_kernels.methods import METHODS
+from fuseo1_kernels.methods.rule import Target
 
 NOISE = [0.0, 1e-7, 1e-6, 1e-4]
 NUMBERS = st.floats(2**-6, 2**6, width=32) | st.floats(-(2**6), -(2**-6), width=32)

@@ -26,9 +26,10 @@ from tensors import (
 )
 
 from fuseo1_kernels import fuse, survey
-from fuseo1_kernels.backends import NOTHING, FuseParams, load_backend
+from fuseo1_kernels.backends.contract import NOTHING, FuseParams
+from fuseo1_kernels.backends.registry import load_backend
 from fuseo1_kernels.errors import MergeError
-from fuseo1_kernels.ops import as_arrays
+from fuseo1_kernels.in_memory.ops import as_arrays
 
 TOPKS = (0.0, 0.1, 0.5, 1.0)
 

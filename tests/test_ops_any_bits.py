@@ -20,8 +20,9 @@ from tensors import (
     learned,
 )
 
-from fuseo1_kernels import _cpu, fuse, survey
-from fuseo1_kernels.backends import FuseParams
+from fuseo1_kernels import fuse, survey
+from fuseo1_kernels.backends import _cpu
+from fuseo1_kernels.backends.contract import FuseParams
 
 _WIDTH = {BF16: 16, FP16: 16, FP32: 32}
 _EDGES = {

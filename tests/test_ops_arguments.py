@@ -11,7 +11,7 @@ from op_results import MIXED, fused, params_for, surveyed
 from tensors import BF16, FP32, assert_same_bits, learned, siblings
 
 from fuseo1_kernels import fuse, survey
-from fuseo1_kernels.backends import FuseParams
+from fuseo1_kernels.backends.contract import FuseParams
 
 
 def test_inputs_need_not_be_contiguous_and_stay_untouched(backend: str) -> None:

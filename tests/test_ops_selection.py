@@ -13,7 +13,7 @@ from op_results import params_for
 from tensors import BF16, FP32, assert_same_bits, learned, siblings
 
 from fuseo1_kernels import fuse, survey
-from fuseo1_kernels.backends import FuseParams
+from fuseo1_kernels.backends.contract import FuseParams
 
 SOME_TOPKS = (1e-5, 0.1, 0.35, 0.5, 0.999, 1.0)
 

@@ -87,7 +87,7 @@ def test_a_limit_on_the_size_of_files(family: Family) -> None:
     code = (
         "import resource, sys\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
-        "from fuseo1_kernels.merge import main\n"
+        "from fuseo1_kernels.cli.merge import main\n"
         "sys.exit(main())\n"
     )
     ran = spawn("-c", code, family.config, family.out)

@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 from checkpoint_files import Tensors, safetensors_file, write_json
 
-from fuseo1_kernels.checkpoint.source import Source, open_source
-from fuseo1_kernels.config import MergeConfig, parse_config
-from fuseo1_kernels.plan import Job, Plan, make_plan
+from fuseo1_kernels.checkpoint.loader import open_source
+from fuseo1_kernels.checkpoint.source import Source
+from fuseo1_kernels.config.load import parse_config
+from fuseo1_kernels.config.schema import MergeConfig
+from fuseo1_kernels.plan.job import Job
+from fuseo1_kernels.plan.plan import Plan, make_plan
 
 SIZES = {"BF16": 2, "F16": 2, "F32": 4, "I64": 8, "F64": 8}
 

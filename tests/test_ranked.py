@@ -14,14 +14,23 @@ import torch
 from fuse_emulation import words as emulated_words
 from tensors import BF16, FP16, FP32, bits, denormals_flushed
 
-from fuseo1_kernels import _cpu
-from fuseo1_kernels.arrays import Buffer
-from fuseo1_kernels.backends import FileRange, SurveyResult, load_backend
+from fuseo1_kernels.backends import _cpu
+from fuseo1_kernels.backends.arrays import Buffer
+from fuseo1_kernels.backends.contract import (
+    Draw,
+    FuseParams,
+    Norms,
+    Ranked,
+    Select,
+    SurveyResult,
+    step_of,
+)
 from fuseo1_kernels.backends.cpu import native_select
-from fuseo1_kernels.backends.philox import words
-from fuseo1_kernels.backends.requests import Draw, FuseParams, Norms, Ranked, Select, step_of
+from fuseo1_kernels.backends.interface import FileRange
+from fuseo1_kernels.backends.reference.philox import words
+from fuseo1_kernels.backends.registry import load_backend
 from fuseo1_kernels.errors import BackendError
-from fuseo1_kernels.ops import as_array, as_arrays
+from fuseo1_kernels.in_memory.ops import as_array, as_arrays
 
 KEY = 0x243F6A8885A308D3
 ROWS = (1, 2, 3, 31, 255, 256, 257, 1000, 4097, 5120)

@@ -21,10 +21,11 @@ from interrupted import (
 )
 from models import Family, merge_json, run
 
-from fuseo1_kernels import engine, feed, schedule
 from fuseo1_kernels.checkpoint.header import TensorInfo
 from fuseo1_kernels.checkpoint.source import Source
-from fuseo1_kernels.feed import READERS, Feed
+from fuseo1_kernels.engine import read_ahead as feed
+from fuseo1_kernels.engine import schedule
+from fuseo1_kernels.engine.read_ahead import READERS, Feed
 
 # Any wait that takes longer is a deadlock.
 TIMEOUT = 30
@@ -185,7 +186,7 @@ def test_a_merge_that_fails_wakes_readers_that_wait_for_room(
         assert waits.wait(TIMEOUT)
         return place(self, info)
 
-    monkeypatch.setattr(engine, "free_memory", lambda: 2 * w)
+    monkeypatch.setattr("fuseo1_kernels.engine.run.free_memory", lambda: 2 * w)
     monkeypatch.setattr(Feed, "_has_room", has_room)
     monkeypatch.setattr(Source, "place", waiting_place)
     w_fails(family, *CHUNKED)

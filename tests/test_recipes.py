@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from fuseo1_kernels.config import load_config
-from fuseo1_kernels.recipes import find_recipe, list_recipes, nearest_recipe
+from fuseo1_kernels.config.load import load_config
+from fuseo1_kernels.config.recipes import find_recipe, list_recipes, nearest_recipe
 
 R1 = "deepseek-ai/DeepSeek-R1-Distill-Qwen-32B"
 QWQ = "Qwen/QwQ-32B-Preview"

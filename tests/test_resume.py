@@ -220,7 +220,7 @@ def test_another_merge_is_not_continued(name: str, family: Family) -> None:
 
 
 def test_another_version_is_not_continued(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fuseo1_kernels.fingerprint.__version__", "99.0")
+    monkeypatch.setattr("fuseo1_kernels.plan.fingerprint.__version__", "99.0")
     refused = run(family.config, family.out, *ARGV)
     assert refused.code == 1 and "begun by fuseo1-kernels" in refused.err
 

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from models import base_state, make_family, tuned
 from test_feed import Disk, Model, job
 
-from fuseo1_kernels import schedule
-from fuseo1_kernels.checkpoint.source import open_source
+from fuseo1_kernels.checkpoint.loader import open_source
+from fuseo1_kernels.engine import schedule
+from fuseo1_kernels.engine.schedule import Unit, make_units
 from fuseo1_kernels.methods.sce import Sce
-from fuseo1_kernels.plan import Input, Job
-from fuseo1_kernels.schedule import Unit, make_units
+from fuseo1_kernels.plan.job import Input, Job
 
 MIB = 1 << 20
 

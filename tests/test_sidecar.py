@@ -10,8 +10,9 @@ import pytest
 import yaml
 from checkpoint_files import single_model, write_json
 
+from fuseo1_kernels.checkpoint.loader import open_source
 from fuseo1_kernels.checkpoint.sidecar import check_same_vocabulary, model_card, sidecar_files
-from fuseo1_kernels.checkpoint.source import Source, open_source
+from fuseo1_kernels.checkpoint.source import Source
 from fuseo1_kernels.errors import CheckpointError, ConfigError
 
 TOKENIZER = {

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 
 from fuseo1_kernels.checkpoint import page_cache, partial
 from fuseo1_kernels.checkpoint.header import read_header
+from fuseo1_kernels.checkpoint.loader import open_source
 from fuseo1_kernels.checkpoint.out_dir import check_out_dir
 from fuseo1_kernels.checkpoint.shards import OutputTensor, Shard, index_json, plan_shards
 from fuseo1_kernels.checkpoint.sink import Sink
-from fuseo1_kernels.checkpoint.source import open_source
 from fuseo1_kernels.errors import OutputError
 
 TENSORS = (

@@ -22,8 +22,9 @@ from checkpoint_files import (
 )
 
 from fuseo1_kernels.checkpoint.json_file import dump_object
+from fuseo1_kernels.checkpoint.loader import open_source
 from fuseo1_kernels.checkpoint.page_cache import drop, is_cached
-from fuseo1_kernels.checkpoint.source import Source, open_source
+from fuseo1_kernels.checkpoint.source import Source
 from fuseo1_kernels.errors import CheckpointError
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
@@ -377,7 +378,7 @@ def test_safetensors_need_no_torch(tmp_path: Path) -> None:
 
     code = (
         "import sys, fuseo1_kernels.checkpoint.sidecar, fuseo1_kernels.checkpoint.sink\n"
-        "from fuseo1_kernels.checkpoint.source import open_source\n"
+        "from fuseo1_kernels.checkpoint.loader import open_source\n"
         f"open_source({json.dumps(str(single_model(tmp_path)))})\n"
         "assert not {'torch', 'transformers', 'huggingface_hub'} & set(sys.modules)"
     )

@@ -15,18 +15,23 @@ import torch
 from models import Family, make_family, merged, spawn, tuned, weights
 from tensors import BF16
 
-from fuseo1_kernels import _cpu, merge_checkpoints, streaming
-from fuseo1_kernels.arrays import Buffer
-from fuseo1_kernels.backends import load_backend
+from fuseo1_kernels import merge_checkpoints
+from fuseo1_kernels.backends import _cpu
+from fuseo1_kernels.backends.arrays import Buffer
+from fuseo1_kernels.backends.registry import load_backend
 from fuseo1_kernels.checkpoint.header import TensorInfo
-from fuseo1_kernels.checkpoint.source import Source, open_source
+from fuseo1_kernels.checkpoint.loader import open_source
+from fuseo1_kernels.checkpoint.source import Source
+from fuseo1_kernels.engine.cpu import worker as streaming
+from fuseo1_kernels.engine.cpu.memory import Memory, memory_floor, plan_memory
+from fuseo1_kernels.engine.cpu.worker import TensorMerger, _pieces
+from fuseo1_kernels.engine.worker import Work
 from fuseo1_kernels.errors import CheckpointError
-from fuseo1_kernels.methods import METHODS, Target
+from fuseo1_kernels.methods import METHODS
+from fuseo1_kernels.methods.parameters import resolve_parameters
+from fuseo1_kernels.methods.rule import Target
 from fuseo1_kernels.methods.sce import Sce
-from fuseo1_kernels.methods.values import resolve_parameters
-from fuseo1_kernels.plan import Input, Job
-from fuseo1_kernels.streaming import Memory, TensorMerger, _pieces, memory_floor, plan_memory
-from fuseo1_kernels.work import Work
+from fuseo1_kernels.plan.job import Input, Job
 
 MIB = 1 << 20
 SHAPE = 311, 223  # 69,353 elements: 271 blocks of 256 and a bit, a segment of 65,536 and a bit
@@ -85,7 +90,8 @@ def test_chunked_is_whole(
         family.states, "w", parameters={"select_topk": select_topk, "variant": "mergekit"}
     )
     raw = expected.view(torch.uint8).numpy().tobytes()
-    monkeypatch.setattr(streaming, "_CHUNK", chunk)
+    for module in ("worker", "memory"):
+        monkeypatch.setattr(f"fuseo1_kernels.engine.cpu.{module}.CHUNK", chunk)
     monkeypatch.setattr(streaming, "_READ_AHEAD", 100_000)
     # All of it at once; pieces of a few elements, and output of fewer than a chunk.
     for memory in (Memory(MIB, MIB, MIB), Memory(300_000, 20_001, MIB), Memory(4096, 2048, MIB)):
@@ -100,7 +106,8 @@ def test_what_a_direct_tensor_tells_the_system(
 ) -> None:
     """In every pass: all of it is asked for once, as far ahead as it may be, and dropped chunk by chunk."""
     ahead = 12_800  # elements, of four models and two bytes each
-    monkeypatch.setattr(streaming, "_CHUNK", 4096)
+    for module in ("worker", "memory"):
+        monkeypatch.setattr(f"fuseo1_kernels.engine.cpu.{module}.CHUNK", 4096)
     monkeypatch.setattr(streaming, "_READ_AHEAD", ahead * 8)
     told: list[tuple[object, ...]] = []
     sample, pieces, explained = TensorMerger._sample, streaming._pieces, streaming._explained
@@ -240,20 +247,20 @@ def test_pieces(numel: int, most: int, unit: int) -> None:
 # Everything private and writable counts against RLIMIT_DATA, touched or not, thread stacks too.
 LIMITED = (
     "import re, resource, sys\n"
-    "from fuseo1_kernels import engine\n"
+    "from fuseo1_kernels.engine import merge as engine\n"
     "from fuseo1_kernels.checkpoint.source import Source\n"
-    "from fuseo1_kernels.merge import main\n"
-    "run, allowed, way = engine._run, int(sys.argv.pop(1)), sys.argv.pop(1)\n"
+    "from fuseo1_kernels.cli.merge import main\n"
+    "run, allowed, way = engine.run_plan, int(sys.argv.pop(1)), sys.argv.pop(1)\n"
     "if way != 'cached':\n"
     "    Source.is_cached = lambda self, info: False\n"
     "if way == 'direct':\n"
-    "    engine.free_memory = lambda: 0\n"
+    "    from fuseo1_kernels.engine import run as running\n    running.free_memory = lambda: 0\n"
     "def limited(*args):\n"
     "    text = open('/proc/self/status').read()\n"
     "    used = int(re.search(r'VmData:\\s+(\\d+)', text)[1]) * 1024\n"
     "    resource.setrlimit(resource.RLIMIT_DATA, (used + allowed, used + allowed))\n"
     "    return run(*args)\n"
-    "engine._run = limited\n"
+    "engine.run_plan = limited\n"
     "sys.exit(main())\n"
 )
 BUDGET = 16 * MIB

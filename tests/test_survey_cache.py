@@ -12,21 +12,16 @@ import torch
 from models import Family, base_state, done, make_family, merge_json, run, tuned, weights
 from tensors import BF16
 
-from fuseo1_kernels import (
-    MergeResult,
-    ResidentSurveys,
-    engine,
-    merge_checkpoints,
-    merge_state_dicts,
-)
-from fuseo1_kernels.backends import SurveyResult
+from fuseo1_kernels import MergeResult, ResidentSurveys, merge_checkpoints, merge_state_dicts
+from fuseo1_kernels.backends.contract import SurveyResult
 from fuseo1_kernels.backends.cpu import CpuBackend
+from fuseo1_kernels.checkpoint.loader import open_source
 from fuseo1_kernels.checkpoint.records import encode_record
-from fuseo1_kernels.checkpoint.source import Source, open_source
+from fuseo1_kernels.checkpoint.source import Source
+from fuseo1_kernels.engine.survey_cache import SurveyCache
 from fuseo1_kernels.errors import MergeError
 from fuseo1_kernels.methods.sce import Sce
-from fuseo1_kernels.plan import Input, Job
-from fuseo1_kernels.survey_cache import SurveyCache
+from fuseo1_kernels.plan.job import Input, Job
 
 MIB = 1 << 20
 
@@ -82,7 +77,7 @@ def test_another_variant_reads_less(
 ) -> None:
     monkeypatch.setattr(Source, "is_cached", lambda self, info: way == "cached")
     if way == "direct":
-        monkeypatch.setattr(engine, "free_memory", lambda: 0)
+        monkeypatch.setattr("fuseo1_kernels.engine.run.free_memory", lambda: 0)
     cache, size = tmp_path / "new" / "cache", 2 * sum(t.numel() for t in family.states[0].values())
     first = merge(family, "out", select_topk, "fuseo1", survey_cache=cache)
     # Three models, by survey and fuse; an exact path needs more.

@@ -44,16 +44,11 @@ from tensors import (
     siblings,
 )
 
-from fuseo1_kernels import _cpu
-from fuseo1_kernels.backends import load_backend
-from fuseo1_kernels.backends.requests import (
-    Cut,
-    Gram,
-    Magnitudes,
-    Norms,
-)
+from fuseo1_kernels.backends import _cpu
+from fuseo1_kernels.backends.contract import Cut, Gram, Magnitudes, Norms
+from fuseo1_kernels.backends.registry import load_backend
 from fuseo1_kernels.errors import BackendError
-from fuseo1_kernels.ops import as_arrays
+from fuseo1_kernels.in_memory.ops import as_arrays
 
 # --- sizes, dtypes, targets, instruction sets ---
 

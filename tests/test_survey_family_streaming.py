@@ -27,12 +27,11 @@ from tensors import (
     learned,
 )
 
-from fuseo1_kernels.arrays import Buffer
-from fuseo1_kernels.backends import FileRange, Surveyor, SurveyResult, load_backend
-from fuseo1_kernels.backends.requests import (
-    Magnitudes,
-)
-from fuseo1_kernels.ops import as_arrays
+from fuseo1_kernels.backends.arrays import Buffer
+from fuseo1_kernels.backends.contract import Magnitudes, SurveyResult
+from fuseo1_kernels.backends.interface import FileRange, Surveyor
+from fuseo1_kernels.backends.registry import load_backend
+from fuseo1_kernels.in_memory.ops import as_arrays
 
 
 def stream(

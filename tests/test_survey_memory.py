@@ -15,7 +15,7 @@ import pytest
 import torch
 from tensors import BF16, FP32, ISAS, bits, siblings
 
-from fuseo1_kernels import _cpu
+from fuseo1_kernels.backends import _cpu
 
 N = 2_000_003
 MAX_BYTES = 4 << 20
@@ -27,9 +27,10 @@ SLACK, SLACK_PER_THREAD = 256 << 10, 128 << 10
 # files in memory, all pages present before anything is measured.
 CHILD = r"""
 import ctypes, dataclasses, json, mmap, os, resource, sys
-from fuseo1_kernels.arrays import DTYPES, Array
-from fuseo1_kernels.backends import load_backend
-from fuseo1_kernels.backends.requests import Magnitudes
+from fuseo1_kernels.backends.arrays import DTYPES
+from fuseo1_kernels.backends.arrays import Array
+from fuseo1_kernels.backends.registry import load_backend
+from fuseo1_kernels.backends.contract import Magnitudes
 
 job = json.load(sys.stdin)
 request = Magnitudes(tuple(map(tuple, job["ranks"]))) if job["ranks"] else 0.5
@@ -193,7 +194,7 @@ def test_a_survey_stays_within_its_memory(  # type: ignore[no-untyped-def]
 # What is lent suffices for the candidates that all elements are; as much again is not to be had.
 LENT = r"""
 import array, ctypes, resource, sys
-from fuseo1_kernels import _cpu
+from fuseo1_kernels.backends import _cpu
 
 n = 1 << 20
 x = [array.array("f", (k * step % 1009 for k in range(n))) for step in (0, 7919, 104729)]

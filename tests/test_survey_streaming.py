@@ -10,12 +10,15 @@ import pytest
 import torch
 from tensors import BF16, FP16, FP32, learned, siblings
 
-from fuseo1_kernels import _cpu, survey
-from fuseo1_kernels.arrays import Array, Buffer
-from fuseo1_kernels.backends import Surveyor, SurveyResult, load_backend
+from fuseo1_kernels import survey
+from fuseo1_kernels.backends import _cpu
+from fuseo1_kernels.backends.arrays import Array, Buffer
+from fuseo1_kernels.backends.contract import SurveyResult
 from fuseo1_kernels.backends.cpu import CpuBackend
+from fuseo1_kernels.backends.interface import Surveyor
+from fuseo1_kernels.backends.registry import load_backend
 from fuseo1_kernels.errors import BackendError
-from fuseo1_kernels.ops import as_arrays
+from fuseo1_kernels.in_memory.ops import as_arrays
 
 N = 140_011  # more than two segments of 65,536, odd
 CHUNKS = (256, 4096, 4352, 65536, 1 << 20)

@@ -15,7 +15,8 @@ import torch
 from checkpoint_files import TWO, single_model, write_json
 
 from fuseo1_kernels.checkpoint.header import DTYPE_BYTES
-from fuseo1_kernels.checkpoint.source import Source, open_source
+from fuseo1_kernels.checkpoint.loader import open_source
+from fuseo1_kernels.checkpoint.source import Source
 from fuseo1_kernels.checkpoint.torch_bin import DTYPE_NAMES
 from fuseo1_kernels.errors import CheckpointError
 
@@ -197,7 +198,7 @@ def test_a_file_cut_after_it_was_opened(already_open: bool, tmp_path: Path) -> N
     file = saved(tmp_path, {"a": torch.ones(4), "b": torch.ones(2**20)})
     code = (
         "import os, sys\n"
-        "from fuseo1_kernels.checkpoint.source import open_source\n"
+        "from fuseo1_kernels.checkpoint.loader import open_source\n"
         "from fuseo1_kernels.errors import CheckpointError\n"
         "file, already_open = sys.argv[1:]\n"
         "source = open_source(os.path.dirname(file))\n"

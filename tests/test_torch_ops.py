@@ -14,9 +14,10 @@ from tensors import BF16, DTYPES, FP16, FP32, assert_same_bits, siblings
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fuseo1_kernels
-from fuseo1_kernels import merge_tensors, tensor_merge, torch_ops
-from fuseo1_kernels.backends import FuseParams
+from fuseo1_kernels import merge_tensors, torch_ops
+from fuseo1_kernels.backends.contract import FuseParams
 from fuseo1_kernels.errors import ConfigError, MergeError
+from fuseo1_kernels.in_memory import tensor_merge
 from fuseo1_kernels.methods.sce import sce_params
 
 OPS = torch.ops.fuseo1

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fuseo1_kernels import backends, survey
+from fuseo1_kernels import survey
+from fuseo1_kernels.backends import registry
 from fuseo1_kernels.errors import BackendError
 
 HERE = Path(__file__).resolve().parent
@@ -67,15 +68,15 @@ def test_tensors_on_the_cpu_are_refused() -> None:
 @without_gpu
 def test_no_gpu() -> None:
     with pytest.raises(BackendError, match="backend triton cannot run here: torch finds no GPU"):
-        backends.load_gpu_backend("triton")
+        registry.load_gpu_backend("triton")
 
 
 def test_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)
-    backends.load_gpu_backend.cache_clear()
+    registry.load_gpu_backend.cache_clear()
     with pytest.raises(BackendError, match=r"`pip install fuseo1-kernels\[triton\]`"):
-        backends.load_gpu_backend("triton")
-    backends.load_gpu_backend.cache_clear()
+        registry.load_gpu_backend("triton")
+    registry.load_gpu_backend.cache_clear()
 
 
 def test_auto_prefers_cuda_and_warns(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,18 +92,18 @@ def test_auto_prefers_cuda_and_warns(monkeypatch: pytest.MonkeyPatch) -> None:
         return Stub(name)
 
     broken: set[str] = set()
-    monkeypatch.setattr(backends, "_load", load)
-    backends.load_gpu_backend.cache_clear()
-    assert backends.load_gpu_backend("auto").name == "cuda"
+    monkeypatch.setattr(registry, "_load", load)
+    registry.load_gpu_backend.cache_clear()
+    assert registry.load_gpu_backend("auto").name == "cuda"
     broken.add("cuda")
-    backends.load_gpu_backend.cache_clear()
+    registry.load_gpu_backend.cache_clear()
     with pytest.warns(UserWarning, match="cuda cannot run here: it is broken; triton is used"):
-        assert backends.load_gpu_backend("auto").name == "triton"
+        assert registry.load_gpu_backend("auto").name == "triton"
     broken.add("triton")
-    backends.load_gpu_backend.cache_clear()
+    registry.load_gpu_backend.cache_clear()
     with pytest.raises(BackendError, match=r"cuda cannot run.*; backend triton cannot run"):
-        backends.load_gpu_backend("auto")
-    backends.load_gpu_backend.cache_clear()
+        registry.load_gpu_backend("auto")
+    registry.load_gpu_backend.cache_clear()
 
 
 def test_the_package_does_not_shadow_triton() -> None:

@@ -23,19 +23,32 @@ from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from fuseo1_kernels.backends import FuseParams
-from fuseo1_kernels.backends.requests import Band, Divergences, Gram, Magnitudes, Norms, RowFactors
+from fuseo1_kernels.backends.contract import (
+    Band,
+    Divergences,
+    FuseParams,
+    Gram,
+    Magnitudes,
+    Norms,
+    RowFactors,
+)
 from fuseo1_kernels.backends.triton import (
     backend,
     divergences,
     energies,
-    fuse,
-    fuse_family,
     sampling,
     scan,
-    selection,
     settle,
     sums,
+)
+from fuseo1_kernels.backends.triton import (
+    fuse_general as fuse_family,
+)
+from fuseo1_kernels.backends.triton import (
+    fuse_sce as fuse,
+)
+from fuseo1_kernels.backends.triton import (
+    threshold as selection,
 )
 from fuseo1_kernels.backends.triton.tuning import SPACE, Config, family_config
 

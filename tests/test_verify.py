@@ -262,7 +262,7 @@ def test_counts_that_are_none(count: str, capsys: pytest.CaptureFixture[str]) ->
 
 def test_as_a_module_without_torch(made: Family) -> None:
     """Checksums need no torch; only the reference backend does."""
-    code = "import sys; sys.modules['torch'] = None\nfrom fuseo1_kernels.verify import main\n"
+    code = "import sys; sys.modules['torch'] = None\nfrom fuseo1_kernels.cli.verify import main\n"
     ran = spawn("-c", code + "sys.exit(main())", made.out)
     assert ran.code == 0, ran.err
     assert "all as written" in ran.out

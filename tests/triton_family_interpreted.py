@@ -23,22 +23,23 @@ from method_cases import CASES, Case
 from tensors import BF16, DTYPES, FP16, FP32, assert_same_bits, learned, siblings
 
 from fuseo1_kernels import merge_tensors
-from fuseo1_kernels.backends import FuseParams, load_backend, load_gpu_backend
-from fuseo1_kernels.backends.requests import (
+from fuseo1_kernels.backends.contract import (
     Band,
     Clamp,
     Cut,
     Draw,
     Elect,
+    FuseParams,
     Gram,
     Magnitudes,
     Norms,
     Request,
     Select,
 )
+from fuseo1_kernels.backends.registry import load_backend, load_gpu_backend
 from fuseo1_kernels.backends.triton.backend import TritonBackend
 from fuseo1_kernels.errors import MergeError
-from fuseo1_kernels.ops import as_array
+from fuseo1_kernels.in_memory.ops import as_array
 
 # The interpreter computes with numpy, which warns where the contract has infinities and NaN.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")

@@ -18,12 +18,14 @@ from gpu_data import KINDS
 from gpu_grid import TOPKS, Limits, array, compare, on_cpu, placed
 from tensors import BF16, DTYPES, FP16, FP32, assert_same_bits, bits
 
-from fuseo1_kernels import merge_tensors, ops, torch_ops  # noqa: F401 (registers them)
-from fuseo1_kernels.arrays import BY_NAME, Array
-from fuseo1_kernels.backends import OnDevice, Room, load_backend, load_gpu_backend
+from fuseo1_kernels import merge_tensors, torch_ops  # noqa: F401 (registers them)
+from fuseo1_kernels.backends.arrays import BY_NAME, Array
+from fuseo1_kernels.backends.interface import OnDevice, Room
+from fuseo1_kernels.backends.registry import load_backend, load_gpu_backend
 from fuseo1_kernels.backends.triton.backend import TritonBackend
 from fuseo1_kernels.backends.triton.tuning import Config
 from fuseo1_kernels.errors import MergeError
+from fuseo1_kernels.in_memory import ops
 from fuseo1_kernels.methods.sce import sce_params
 
 # The interpreter computes with numpy, which warns where the contract has infinities and NaN.

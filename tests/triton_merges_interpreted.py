@@ -17,7 +17,7 @@ from tensors import BF16, FP16, FP32
 from torch.utils._python_dispatch import _disable_current_modes
 from triton.runtime.interpreter import GridExecutor
 
-from fuseo1_kernels.backends import load_gpu_backend
+from fuseo1_kernels.backends.registry import load_gpu_backend
 
 # The interpreter computes with numpy, which warns where the contract has infinities and NaN.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")

@@ -6,7 +6,7 @@
 #include <unistd.h>
 
 #include "ranked_selects.h"
-#include "survey_base.h"
+#include "survey/base.h"
 
 namespace fuseo1 {
 namespace {

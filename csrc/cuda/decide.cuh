@@ -4,7 +4,7 @@
 #ifndef FUSEO1_CUDA_DECIDE_CUH_
 #define FUSEO1_CUDA_DECIDE_CUH_
 
-#include "selection.cuh"
+#include "select.cuh"
 
 namespace fuseo1 {
 

@@ -5,7 +5,7 @@
 
 #include "instances.cuh"
 #include "launch.cuh"
-#include "selection.cuh"
+#include "select.cuh"
 
 namespace fuseo1 {
 

@@ -4,7 +4,7 @@
 #ifndef FUSEO1_CUDA_RANKED_CUH_
 #define FUSEO1_CUDA_RANKED_CUH_
 
-#include "selection.cuh"
+#include "select.cuh"
 #include "state.cuh"
 
 namespace fuseo1 {

@@ -1,203 +1,144 @@
 // SPDX-License-Identifier: Apache-2.0
-// From the sample to the bracket, and from the candidates to the threshold. All of it decided on the device, by the
-// last CTA of each launch.
+// Which elements of a target take part (include/fuseo1/select.h): a bit for each of a lane's eight.
 #ifndef FUSEO1_CUDA_SELECT_CUH_
 #define FUSEO1_CUDA_SELECT_CUH_
 
-#include "energy.cuh"
+#include "block.cuh"
 
 namespace fuseo1 {
 
-constexpr double kBracketDeviations = 4.0;  // each side
-
-__device__ __forceinline__ void clear_histograms(State* state) {
-  __syncthreads();
-  for (int d = threadIdx.x; d < 2 * kDigits; d += blockDim.x) (&state->histogram[0][0])[d] = 0;
-  __syncthreads();
-}
-
-// --- the bracket; each of these is called by all threads of the last CTA ---
-
-// The level around which the sample's runs are compared: the lower edge of the digit in which the threshold seems to
-// lie.
-__device__ __forceinline__ void begin_bracket(State* state, double select_topk) {
-  const auto present = static_cast<int64_t>(state->present);
-  if (present == 0) return;
-  int64_t wanted = min(static_cast<int64_t>(select_topk * static_cast<double>(present)), present - 1) + 1;
-  const int digit = reach_from_top(state->histogram[0], &wanted);
-  if (threadIdx.x == 0) state->level = static_cast<uint32_t>(digit) << digit_shift(0);
-}
-
-// A run's elements are neighbours, often of one row and so of one scale: the runs are what is drawn, and what each has
-// above the level beyond its share is what varies (csrc/cpu/sampling.h).
-__device__ __forceinline__ void place_bracket(State* state, double select_topk) {
-  const auto present = static_cast<int64_t>(state->present);
-  const double m = static_cast<double>(present), rank = select_topk * m;
-  const double share = static_cast<double>(state->runs_a) / m;
-  const double varies = static_cast<double>(state->runs_aa) - 2 * share * static_cast<double>(state->runs_ap) +
-                        share * share * static_cast<double>(state->runs_pp);
-  const double deviation = fmax(sqrt(rank * (1 - select_topk)), sqrt(fmax(varies, 0.0)));
-  const double margin = 16 + kBracketDeviations * deviation;
-  for (int side = 0; side < 2; ++side) {
-    const double at = side ? rank + margin : rank - margin;
-    const bool open = present == 0 || at < 0 || at >= m;
-    int64_t wanted = open ? 0 : static_cast<int64_t>(at) + 1;
-    const int digit = open ? -1 : reach_from_top(state->histogram[0], &wanted);
-    if (threadIdx.x == 0) state->prefix[side] = static_cast<uint32_t>(digit), state->rank[side] = wanted - 1;
+// Words of Philox4x32-7 of the counter (low word, high word, 0, 0).
+__device__ __forceinline__ void philox(uint64_t counter, uint64_t key, uint32_t* words) {
+  constexpr int kRounds = 7;
+  uint32_t x0 = static_cast<uint32_t>(counter), x1 = static_cast<uint32_t>(counter >> 32), x2 = 0, x3 = 0;
+  uint32_t k0 = static_cast<uint32_t>(key), k1 = static_cast<uint32_t>(key >> 32);
+#pragma unroll
+  for (int round = 0; round < kRounds; ++round) {
+    const uint64_t p = uint64_t{x0} * 0xd2511f53u, q = uint64_t{x2} * 0xcd9e8d57u;
+    x0 = static_cast<uint32_t>(q >> 32) ^ x1 ^ k0, x1 = static_cast<uint32_t>(q);
+    x2 = static_cast<uint32_t>(p >> 32) ^ x3 ^ k1, x3 = static_cast<uint32_t>(p);
+    k0 += 0x9e3779b9u, k1 += 0xbb67ae85u;
   }
-  clear_histograms(state);
+  words[0] = x0, words[1] = x1, words[2] = x2, words[3] = x3;
 }
 
-__device__ __forceinline__ void end_bracket(State* state) {
-  uint32_t bounds[2] = {kInfBits, 1};
-  for (int side = 0; side < 2; ++side) {
-    if (state->prefix[side] == 0xffffffffu) continue;
-    int64_t wanted = state->rank[side] + 1;
-    const Digit<uint32_t> digit(1, state->prefix[side]);
-    const uint32_t edge = digit.append(reach_from_top(state->histogram[side], &wanted)) << digit.shift;
-    bounds[side] = side ? max(edge, 1u) : edge | ((1u << digit.shift) - 1);
+// DRAW, for the lane whose first element has flat index `flat`; called by all lanes. A lane works out two of the
+// block's 64 counters, its own number and 32 more, whose words belong to elements of other lanes: ballots bring the
+// answers there. Word j of both counters is told of elements 64 j .. 64 j + 63, which are eight lanes'. Out of line:
+// the code is long, and wanted for every target.
+__device__ inline __noinline__ uint32_t drawn_mask(uint64_t key, uint32_t limit, int64_t flat) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const uint64_t counter = static_cast<uint64_t>(flat) / kBlock * (kBlock / 4) + static_cast<uint64_t>(lane);
+  uint32_t words[2][4], mine = 0;
+  philox(counter, key, words[0]);
+  philox(counter + kWarp, key, words[1]);
+#pragma unroll
+  for (int part = 0; part < 8; ++part) {
+    const uint32_t ballot = __ballot_sync(kAllLanes, words[part % 2][part / 2] < limit);
+    if (lane / 4 == part) mine = ballot;
   }
-  if (threadIdx.x == 0) state->high = bounds[0], state->low = bounds[1];
-  clear_histograms(state);
+  return mine >> (8 * (lane % 4)) & 0xffu;
 }
 
-static __global__ void __launch_bounds__(kThreads, 1)
-    measure_runs(State* state, const uint32_t* sample, int64_t runs, double select_topk) {
-  __shared__ uint32_t sums[4];  // of a CTA: at most a few thousand runs
-  if (threadIdx.x < 4) sums[threadIdx.x] = 0;
-  __syncthreads();
-  for_each(runs, [&](int64_t run) {
-    uint32_t a = 0, p = 0;
+__device__ __forceinline__ uint32_t magnitude_bits(float d) { return __float_as_uint(d) & 0x7fffffffu; }
+
+// A cut, as a lane sees it whose first element has flat index `flat`: of its first `ties` elements those at the
+// threshold are in it.
+struct LaneCut {
+  int32_t threshold, ties;
+
+  __device__ __forceinline__ LaneCut(const fuseo1_cut& cut, int64_t flat)
+      : threshold(static_cast<int32_t>(cut.threshold)),
+        ties(cut.tie_limit < flat ? 0 : static_cast<int32_t>(min(cut.tie_limit - flat, int64_t{kLane - 1})) + 1) {}
+  __device__ __forceinline__ bool has(float d, int j) const {
+    return static_cast<int32_t>(magnitude_bits(d)) > threshold - (j < ties ? 1 : 0);
+  }
+};
+
+__device__ __forceinline__ uint32_t band_mask(const fuseo1_select& select, int64_t flat, const float* d) {
+  const LaneCut keep(select.keep, flat), drop(select.drop, flat);
+  uint32_t selected = 0;
+#pragma unroll
+  for (int j = 0; j < kLane; ++j) {
+    selected |= static_cast<uint32_t>(keep.has(d[j], j) && !drop.has(d[j], j)) << j;
+  }
+  return selected;
+}
+
+// The selected ones of d, a lane's eight elements of one target from `at` on, of which `count` exist; `flat` is the
+// first one's index in the tensor. Called by all lanes.
+__device__ __forceinline__ uint32_t selected_of(const fuseo1_select& select, int64_t at, int64_t flat, int count,
+                                                const float* d) {
+  switch (select.kind) {
+    case FUSEO1_SELECT_BAND:
+      return band_mask(select, flat, d);
+    case FUSEO1_SELECT_DRAW:
+      return drawn_mask(select.key, select.limit, flat);
+    case FUSEO1_SELECT_BITS:
+      return count > 0 ? static_cast<uint32_t>(select.bits[at / 64] >> (at % 64)) & 0xffu : 0u;
+    default:
+      return 0xffu;
+  }
+}
+
+// Leaves of d what takes part: z. What is not finite always does.
+__device__ __forceinline__ void take_part(const fuseo1_select& select, int64_t at, int64_t flat, int count, float* d) {
+  if (select.kind == FUSEO1_SELECT_ALL) return;
+  if (select.kind == FUSEO1_SELECT_CLAMP) {
+#pragma unroll
     for (int j = 0; j < kLane; ++j) {
-      a += sample[run * kLane + j] > state->level;
-      p += sample[run * kLane + j] != 0;
+      if (isfinite(d[j]) && fabsf(d[j]) > select.most) d[j] = copysignf(select.most, d[j]);
     }
-    atomicAdd(&sums[0], a * a), atomicAdd(&sums[1], a * p), atomicAdd(&sums[2], p * p);
-    atomicAdd(&sums[3], a);
-  });
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    atomicAdd(&state->runs_aa, static_cast<Count>(sums[0]));
-    atomicAdd(&state->runs_ap, static_cast<Count>(sums[1]));
-    atomicAdd(&state->runs_pp, static_cast<Count>(sums[2]));
-    atomicAdd(&state->runs_a, static_cast<Count>(sums[3]));
+    return;
   }
-  if (is_last_cta(state)) place_bracket(state, select_topk);
-}
-
-static __global__ void __launch_bounds__(kThreads, 1)
-    refine_bracket(State* state, const uint32_t* sample, int64_t scores) {
-  __shared__ Histogram histograms[2];
-  histograms[0].clear(), histograms[1].clear();
-  __syncthreads();
-  for_each(scores, [&](int64_t i) {
-    if (sample[i] == 0) return;
-    for (int side = 0; side < 2; ++side) histograms[side].add(Digit<uint32_t>(1, state->prefix[side]), sample[i]);
-  });
-  __syncthreads();
-  histograms[0].flush(state->histogram[0]), histograms[1].flush(state->histogram[1]);
-  if (is_last_cta(state)) end_bracket(state);
-}
-
-// --- the threshold; again by the last CTA ---
-
-// What the scan has found decides where the last selected one is sought; one thread.
-__device__ __forceinline__ void seek_last(State* state, int64_t capacity) {
-  state->wanted = state->selected - static_cast<int64_t>(state->above);
-  state->missed = state->wanted < 1 || state->wanted > static_cast<int64_t>(state->candidates);
-  state->failed = state->missed || static_cast<int64_t>(state->slots) > capacity;
-  if (state->missed) state->wanted = state->selected, state->low = 1, state->high = kInfBits;
-}
-
-__device__ __forceinline__ void begin_selection(State* state, int64_t capacity, double select_topk) {
-  if (threadIdx.x != 0) return;
-  state->passes = 1;
-  state->selected = static_cast<int64_t>(floor(select_topk * static_cast<double>(state->nonzero)));
-  state->threshold = kNothing, state->tie_limit = -1;
-  if (state->selected == 0) return;
-  seek_last(state, capacity);
-}
-
-// Takes the digit in which the last selected one lies.
-template <class Word>
-__device__ __forceinline__ void end_digit(State* state, const Digit<Word>& digit) {
-  int64_t wanted = state->wanted;
-  const int reached = reach_from_top(state->histogram[0], &wanted);
-  if (threadIdx.x == 0) {
-    state->found = digit.append(reached);
-    state->wanted = wanted;
-    state->ties = state->histogram[0][reached];
+  const uint32_t selected = selected_of(select, at, flat, count, d);
+#pragma unroll
+  for (int j = 0; j < kLane; ++j) {
+    if (!(selected >> j & 1u) && isfinite(d[j])) d[j] = 0.0f;
   }
-  clear_histograms(state);
 }
 
-// The threshold is known, and how many ties at it are wanted.
-__device__ __forceinline__ void end_threshold(State* state, uint32_t threshold, int64_t numel) {
-  state->threshold = threshold;
-  state->cut = state->wanted < static_cast<int64_t>(state->ties);
-  if (!state->cut) state->tie_limit = numel - 1;
+// Whether RANKED is one in a chunk of `count` elements from flat index `offset` on.
+inline bool valid_ranked(const fuseo1_select& select, int64_t offset, int64_t count) {
+  return select.row >= 1 && select.row <= INT32_MAX && select.low >= 0 && select.span >= 0 &&
+         select.low + select.span < 1 && offset % select.row == 0 && count % select.row == 0;
 }
 
-__device__ __forceinline__ int64_t filled(const State* state, const Candidates& candidates) {
-  return min(static_cast<int64_t>(state->slots), candidates.capacity);
+// Whether a target's selection is one (`bits` is device memory).
+inline bool valid_select(const fuseo1_select& select, int64_t offset, int64_t count) {
+  switch (select.kind) {
+    case FUSEO1_SELECT_BAND:
+      return !select.rows.factors || select.rows.row >= 1;
+    case FUSEO1_SELECT_BITS:
+      return select.bits || !count;
+    case FUSEO1_SELECT_CLAMP:
+      return select.most >= 0;
+    case FUSEO1_SELECT_RANKED:
+      return valid_ranked(select, offset, count);
+    default:
+      return select.kind == FUSEO1_SELECT_ALL || select.kind == FUSEO1_SELECT_DRAW;
+  }
 }
 
-// One digit of the last selected candidate: of its score, then, if not all of its ties are selected, of its place.
-static __global__ void __launch_bounds__(kThreads, 1)
-    count_candidates(State* state, Candidates candidates, int index, int64_t numel) {
-  if (state->failed || state->selected == 0 || (index >= kScoreDigits && !state->cut)) return;
-  __shared__ Histogram histogram;
-  histogram.clear();
-  __syncthreads();
-  const Digit<uint64_t> digit(index, state->found, candidates.place_bits);
-  for_each(filled(state, candidates), [&](int64_t c) {
-    const uint64_t word = candidates.words[c];
-    if (word != 0) histogram.add(digit, word);
-  });
-  __syncthreads();
-  histogram.flush(state->histogram[0]);
-  if (!is_last_cta(state)) return;
-  end_digit(state, digit);
-  if (threadIdx.x != 0) return;
-  if (index == kScoreDigits - 1) end_threshold(state, static_cast<uint32_t>(state->found), numel);
-  if (digit.shift == 0) state->tie_limit = numel - 1 - static_cast<int64_t>(place_of(state->found, candidates));
-}
+// Selections by value, so that no table in memory is read.
+struct Selects {
+  fuseo1_select of[FUSEO1_CUDA_MAX_TARGETS];
+  int32_t any;  // there are others than ALL
 
-// The energies of the selected candidates.
-template <int kN>
-__global__ void __launch_bounds__(kThreads, 1)
-    finish_candidates(const __grid_constant__ Inputs in, State* state, Candidates candidates) {
-  if (state->failed || state->selected == 0) return;
-  __shared__ Sums<kN> sums;
-  sums.clear();
-  __syncthreads();
-  // The least word that is selected: where ties are cut all of its digits were found, else those of its score.
-  const uint64_t last = state->cut ? state->found : state->found << candidates.place_bits;
-  for_each(filled(state, candidates), [&](int64_t c) {
-    const uint64_t word = candidates.words[c];
-    if (word < last) return;
-    const int64_t at = in.numel - 1 - static_cast<int64_t>(place_of(word, candidates));
-    const uint8_t* const exponents = candidates.exponents + at / kBlock * in.targets;
-    const float base = load_one(in.operands[0], at);
-    // All loads come before the first atomic, past which none could be moved.
-    float d[kN];
-    uint32_t of_block[kN];
-#pragma unroll
-    for (int i = 0; i < kN; ++i) {
-      if (i >= in.targets) continue;
-      d[i] = clamp_square(__fsub_rn(load_one(in.operands[i + 1], at), base));
-      of_block[i] = exponents[i];
+  // False if one is outside the contract, for `count` elements from flat index `offset` on. `given` null: everything
+  // is selected.
+  bool copy(const fuseo1_select* given, int32_t targets, int64_t offset, int64_t count) {
+    int64_t row = 0;  // of those that are RANKED
+    for (int i = 0; given && i < targets; ++i) {
+      if (!valid_select(given[i], offset, count)) return false;
+      of[i] = given[i], any |= given[i].kind != FUSEO1_SELECT_ALL;
+      if (given[i].kind != FUSEO1_SELECT_RANKED) continue;
+      if (row && row != given[i].row) return false;
+      row = given[i].row;
     }
-#pragma unroll
-    for (int i = 0; i < kN; ++i) {
-      if (i >= in.targets) continue;
-      const uint32_t quantum = quantum_of(__fmul_rn(d[i], d[i]), __uint_as_float(scale_bits(of_block[i])));
-      if (quantum) atomicAdd(&sums.bins[i][of_block[i]], static_cast<Count>(quantum));
-    }
-  });
-  __syncthreads();
-  sums.flush(&state->energy[0]);
-}
+    return true;
+  }
+};
 
 }  // namespace fuseo1
 #endif  // FUSEO1_CUDA_SELECT_CUH_

@@ -4,7 +4,7 @@
 #define FUSEO1_CUDA_SMALL_CUH_
 
 #include "energy.cuh"
-#include "fuse.cuh"
+#include "fuse_sce.cuh"
 #include "ties.cuh"
 #include "weights.cuh"
 

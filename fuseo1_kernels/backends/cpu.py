@@ -8,18 +8,19 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 
-from .. import _cpu
-from ..arrays import Array, Buffer
 from ..errors import BackendError
-from . import SURVEY_BYTES, FileRange, FuseParams, InputUnreadable, SurveyResult
-from .requests import (
+from . import _cpu
+from .arrays import Array, Buffer
+from .contract import (
     NOTHING,
+    SURVEY_BYTES,
     Band,
     Clamp,
     Cut,
     Divergences,
     Draw,
     Elect,
+    FuseParams,
     Gram,
     Kept,
     Magnitudes,
@@ -28,9 +29,11 @@ from .requests import (
     Request,
     RowFactors,
     Select,
+    SurveyResult,
     check_rows,
     kept_bytes,
 )
+from .interface import FileRange, InputUnreadable
 
 _ELECT: dict[Elect, int] = {
     "sum": _cpu.ELECT_SUM,

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from ..errors import MergeError
-from ..memory import merge_tensors
+from ..in_memory.merge import merge_tensors
 from ..methods import METHODS
 from .tally import NOTHING_TO_COMPUTE, Counts, LeftToTool, Tally
 

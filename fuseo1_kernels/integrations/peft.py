@@ -17,11 +17,10 @@ from typing import Any
 
 import torch
 
-from ..backends import FuseParams
-from ..backends.requests import NONE, Band, Draw, Magnitudes, Select
+from ..backends.contract import NONE, Band, Draw, FuseParams, Magnitudes, Select
 from ..errors import MergeError
+from ..in_memory.ops import fuse, survey
 from ..methods.task_arithmetic import draw_key
-from ..ops import fuse, survey
 from .tally import Counts, LeftToTool, Tally
 
 _HOME = "peft.utils.merge_utils"

@@ -5,10 +5,11 @@ from __future__ import annotations
 from .arcee_fusion import ARCEE_FUSION
 from .karcher import KARCHER
 from .linear import LINEAR, PASSTHROUGH
+from .method import Method, Parameter, Scalar, Values
 from .model_stock import MODEL_STOCK
 from .multislerp import MULTISLERP
 from .nearswap import NEARSWAP
-from .record import ByColumn, ByRow, ByVector, Method, Parameter, Rule, Scalar, Target, Values
+from .rule import ByColumn, ByRow, ByVector, Rule, Target
 from .sce import SCE
 from .slerp import NUSLERP, SLERP
 from .task_arithmetic import TASK_ARITHMETIC

@@ -14,9 +14,19 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..backends import Cut, FuseParams, SurveyResult
-from ..backends.requests import NONE, Band, Divergences, Magnitudes, Request, RowFactors
-from .record import Target, Values, method
+from ..backends.contract import (
+    NONE,
+    Band,
+    Cut,
+    Divergences,
+    FuseParams,
+    Magnitudes,
+    Request,
+    RowFactors,
+    SurveyResult,
+)
+from .method import Values, method
+from .rule import Target
 
 _LARGEST = float.fromhex("0x1.fffffep127")
 # Elements that reach a threshold are selected wherever they are.

@@ -16,9 +16,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..backends import FuseParams, SurveyResult
-from ..backends.requests import Gram
-from .record import Parameter, Target, Values, combination, method
+from ..backends.contract import FuseParams, Gram, SurveyResult
+from .method import Parameter, Values, method
+from .rule import Target, combination
 from .sphere import (
     ROUNDING,
     GramMatrix,

@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..backends import FuseParams, SurveyResult
+from ..backends.contract import FuseParams, SurveyResult
 from ..errors import ConfigError
-from .record import LEAST_TOTAL, Parameter, Target, Values, combination, method, of
+from .method import Parameter, Values, method
+from .rule import LEAST_TOTAL, Target, combination, of
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from ..backends import FuseParams, SurveyResult
-from ..backends.requests import Gram
-from .record import ByRow, Parameter, Rule, Target, Values, method
+from ..backends.contract import FuseParams, Gram, SurveyResult
+from .method import Parameter, Values, method
+from .rule import ByRow, Rule, Target
 from .sphere import as_cosine
 
 _LEAST = 1e-6

@@ -10,11 +10,21 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..backends import FuseParams, SurveyResult
-from ..backends.requests import Gram
+from ..backends.contract import FuseParams, Gram, SurveyResult
 from ..errors import ConfigError, MergeError
-from .record import LEAST_TOTAL, Parameter, Target, Values, combination, method, of
-from .sphere import ROUNDING, GramMatrix, axis, inner, norm, plus, times, uncancelled, weighted
+from .method import Parameter, Values, method
+from .rule import LEAST_TOTAL, Target, combination, of
+from .sphere import (
+    ROUNDING,
+    GramMatrix,
+    axis,
+    inner,
+    norm,
+    plus,
+    times,
+    uncancelled,
+    weighted,
+)
 
 
 @dataclass(frozen=True)

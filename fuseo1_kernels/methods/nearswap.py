@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..backends import FuseParams, SurveyResult
-from ..backends.requests import Clamp
-from .record import Parameter, Target, Values, method
+from ..backends.contract import Clamp, FuseParams, SurveyResult
+from .method import Parameter, Values, method
+from .rule import Target
 
 
 @dataclass(frozen=True)

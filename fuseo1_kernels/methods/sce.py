@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..backends import FuseParams, SurveyResult
-from .record import Parameter, Target, Values, method
+from ..backends.contract import FuseParams, SurveyResult
+from .method import Parameter, Values, method
+from .rule import Target
 
 VARIANTS = ("fuseo1", "mergekit")
 

@@ -14,9 +14,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..backends import FuseParams, SurveyResult
-from ..backends.requests import Gram
-from .record import ByRow, Parameter, Rule, Target, Values, by_column, combination, method
+from ..backends.contract import FuseParams, Gram, SurveyResult
+from .method import Parameter, Values, method
+from .rule import ByRow, Rule, Target, by_column, combination
 from .sphere import ROUNDING, arc, as_cosine
 
 _NEARLY_PARALLEL = 0.9995

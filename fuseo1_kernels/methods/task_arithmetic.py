@@ -15,10 +15,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ..backends import FuseParams, SurveyResult
-from ..backends.requests import NONE, Band, Draw, Magnitudes, Norms, Ranked, Request, Select
+from ..backends.contract import (
+    NONE,
+    Band,
+    Draw,
+    FuseParams,
+    Magnitudes,
+    Norms,
+    Ranked,
+    Request,
+    Select,
+    SurveyResult,
+)
 from ..errors import ConfigError
-from .record import LEAST_TOTAL, Method, Parameter, Target, Values, method
+from .method import Method, Parameter, Values, method
+from .rule import LEAST_TOTAL, Target
 
 Sparsify = Literal["nothing", "small", "small and large", "random", "random by rank"]
 

@@ -10,16 +10,16 @@ from typing import Any
 import torch
 import triton
 
-from ...arrays import Array
 from ...errors import BackendError
-from .. import SURVEY_BYTES, OnDevice, Room, SurveyResult
-from ..on_gpu import OnGpu, check_is_sce, check_output, device_of, upload
-from ..requests import FuseParams, Request, Select
+from ..arrays import Array
+from ..contract import SURVEY_BYTES, FuseParams, Request, Select, SurveyResult
+from ..gpu_base import OnGpu, check_is_sce, check_output, device_of, upload
+from ..interface import OnDevice, Room
 from . import state as places
-from .family_launches import fuse_bytes, launch_fuse_family
-from .launches import Params, launch_fuse, launch_params, launch_survey, workspace_bytes
+from .launch_fuse import fuse_bytes, launch_fuse_family
+from .launch_sce import Params, launch_fuse, launch_params, launch_survey, workspace_bytes
+from .launch_surveys import survey_bytes, survey_family
 from .state import MOST_TARGETS, PARAMS_BYTES, RESULT, place
-from .survey_launches import survey_bytes, survey_family
 from .tuning import FOR_INTERPRETER, Config, Tuner, family_config
 from .workspace import needs_scores
 

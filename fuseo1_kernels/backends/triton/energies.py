@@ -20,8 +20,8 @@ from .arithmetic import (
     total,
 )
 from .scan import load_bound
-from .selection import RARE_ROWS, candidate_tiles, load_candidates
 from .state import AT_HIGH, AT_LOW, FAILED, SELECTED, TIE_LIMIT
+from .threshold import RARE_ROWS, candidate_tiles, load_candidates
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""The sample that brackets a survey's threshold: csrc/cpu/sampling.h in Triton, over a grid.
+"""The sample that brackets a survey's threshold: csrc/cpu/survey/sampling.h in Triton, over a grid.
 
 No kernel waits for another: what a launch counted is read by every program of the next one, which works out for
 itself what follows.

@@ -22,7 +22,16 @@ from .arithmetic import (
     task_vectors,
     total,
 )
-from .state import HIGH, LEAST, LOW, NONFINITE, RARE, S_COUNTS, S_FOUND, STRIPE
+from .state import (
+    HIGH,
+    LEAST,
+    LOW,
+    NONFINITE,
+    RARE,
+    S_COUNTS,
+    S_FOUND,
+    STRIPE,
+)
 
 
 @triton.jit

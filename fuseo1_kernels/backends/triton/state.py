@@ -6,7 +6,7 @@ from typing import Any
 
 import triton.language as tl
 
-from .. import requests
+from .. import contract as requests
 
 # --- state: [64] int64 ---
 RARE = tl.constexpr(0)  # tiles left to the careful kernel

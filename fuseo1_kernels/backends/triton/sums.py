@@ -21,7 +21,7 @@ from .arithmetic import (
     total,
 )
 from .scan import count_nonfinite
-from .selects import CHOICE, CLAMP, EVERY, is_selected
+from .select import CHOICE, CLAMP, EVERY, is_selected
 
 
 @triton.jit

@@ -8,8 +8,8 @@ import torch
 
 from .arithmetic import BLOCK
 from .sampling import DIGITS, RUN
-from .selection import CANDIDATES, STRETCH
 from .state import STATE, STRIPE, place
+from .threshold import CANDIDATES, STRETCH
 from .tuning import LEAST_ROWS
 
 _FLOOR = 2 << 20

@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+// What fuse computes in fp64: every election but SCE's (include/fuseo1/fuse.h).
+// Included only by the per-ISA sources; internal linkage throughout (see simd.h).
+#ifndef FUSEO1_CPU_KERNELS_MERGE_FP64_H_
+#define FUSEO1_CPU_KERNELS_MERGE_FP64_H_
+
+#include "block.h"
+#include "simd64.h"
+
+namespace fuseo1 {
+namespace {
+
+// How targets' t are told apart from those that do not survive.
+template <int kElect>
+struct Election {
+  Vd s = splat(-0.0);  // to which the first is added for nothing
+  Mask64 finite = inverse(Mask64{});
+  Vdu flip{};
+
+  void vote(Vd t) {
+    if (kElect == FUSEO1_ELECT_COUNT) {
+      const Vd one = from_bits(bits(splat(1.0)) | (bits(t) & (uint64_t{1} << 63)));
+      s += select(equal(t, Vd{}), Vd{}, one);
+      finite &= is_finite(t);
+    } else {
+      s += t;
+    }
+  }
+  // Turning the signs over where s < 0 makes "has the elected sign" read "> 0". The sign of s is that of s < 0 but for
+  // -0.0, which is what t that are all -0.0 add up to, none of which survives.
+  void close() {
+    if (kElect != FUSEO1_ELECT_COUNT) finite = is_finite(s);
+    flip = bits(s) & (uint64_t{1} << 63);
+  }
+  Mask64 survives(Vd t) const {
+    return kElect == FUSEO1_ELECT_NONE ? inverse(equal(t, Vd{})) : greater(from_bits(bits(t) ^ flip), Vd{});
+  }
+};
+
+// The block's d are z; `chosen` nullptr: every element is selected by its score. Only the instance for any number of
+// targets asks what was chosen. The result is rounded to odd if it is to be rounded on, else to nearest.
+//
+// Where nobody survives delta is -0.0. A sum of nothing, -0.0, stays that whatever it is divided and multiplied by,
+// unless that is negative; the instance for any number of targets minds that too.
+//
+// kFixed: the divisor is params.divisor. It is a template's argument because GCC 12 would ask in the loop.
+template <int kElect, int kTargets, bool kFixed>
+void merge_fp64(const fuseo1_fuse_params& params, bool to_odd, const Block& block, const Mask* chosen, float* merged) {
+  constexpr bool kAny = kTargets == 0;
+  // What survives has been summed: whatever is not 0.
+  constexpr bool kAllVotes = kElect == FUSEO1_ELECT_NONE && kFixed && !kAny;
+  const int n = kTargets ? kTargets : params.targets;
+  Vd weights[kAny ? FUSEO1_MAX_TARGETS : kTargets], shares[kAny ? FUSEO1_MAX_TARGETS : kTargets];
+  for (int i = 0; i < n; ++i) weights[i] = splat(params.weights[i]);
+  for (int i = 0; i < n; ++i) shares[i] = splat((params.shares ? params.shares : params.weights)[i]);
+  const bool divides = params.divisor != 1.0;
+  const Vd divisor = splat(params.divisor);
+  // A sum of shares is divided by if it, or without a floor its magnitude, is at least this; else by `instead`.
+  const bool floored = params.floor_divisor != 0.0;
+  const Vd least = splat(floored ? params.floor_divisor : kLeastDivisor);
+  const Vd instead = splat(floored ? params.floor_divisor : 1.0);
+  const Vdu without = floored ? Vdu{} : bits(splat(-0.0));
+  const Vd scale = splat(params.scale), base_scale = splat(params.base_scale);
+  const Vd nothing = splat(-0.0);  // x + -0.0 is x, for -0.0 too
+  for (int j = 0; j < kBlock; j += kWidth64) {
+    const auto weighed = [&](int i) { return weights[i] * load_wide(block.d[i] + j); };
+    Election<kElect> election;
+    for (int i = 0; i < n; ++i) election.vote(weighed(i));
+    election.close();
+    Vd num = nothing, den{};
+    Mask64 any{};
+    if (kAllVotes) {
+      Vdu votes{};
+      for (int i = 0; i < n; ++i) votes |= bits(weighed(i));
+      num = select(equal(from_bits(votes), Vd{}), nothing, election.s);
+    }
+    for (int i = 0; i < n && !kAllVotes; ++i) {
+      const Vd t = weighed(i);
+      Mask64 survives = election.survives(t);
+      if (kAny && chosen) survives &= half(chosen[j / kWidth], j % kWidth / kWidth64);
+      num = add(survives, num, t);
+      if (!kFixed) den = add(survives, den, shares[i]);
+      if (kAny) any |= survives;
+    }
+    if (!kFixed) {
+      num /= select(greater_equal(from_bits(bits(den) & ~without), least), den, instead);
+    } else if (divides) {
+      num /= divisor;
+    }
+    Vd delta = scale * num;
+    if (kAny) delta = select(any, delta, nothing);
+    const Vd sum = select(election.finite, base_scale * load_wide(block.base + j) + delta, splat(__builtin_nan("")));
+    store(merged + j, to_odd ? narrow_to_odd(sum) : narrow(sum));
+  }
+}
+
+}  // namespace
+}  // namespace fuseo1
+#endif  // FUSEO1_CPU_KERNELS_MERGE_FP64_H_

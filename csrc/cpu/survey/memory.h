@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+// What SCE's survey keeps in memory, and what that costs: max_bytes is a promise.
+#ifndef FUSEO1_CPU_SURVEY_MEMORY_H_
+#define FUSEO1_CPU_SURVEY_MEMORY_H_
+
+#include <stdint.h>
+
+#include "candidates.h"
+#include "fuseo1/survey.h"
+#include "kernels/table.h"
+#include "pages.h"
+#include "parallel.h"
+#include "ranking.h"
+
+namespace fuseo1 {
+
+constexpr int64_t kPiece = 4096;  // elements whose scores are taken at a time: they stay in the L1 cache
+
+// One thread's share of a pass; kept from chunk to chunk.
+struct Share {
+  Share(int targets, int64_t bins) : candidates(targets), histogram(static_cast<size_t>(bins)) {}
+  Totals totals;
+  Candidates candidates;
+  Pages<int64_t> histogram;
+  int64_t zeros = 0;
+  uint32_t scores[kPiece];
+};
+
+// In every pass: the survey itself and small change; and for a thread its share and its stack, on which a block of 64
+// targets lies widened.
+constexpr int64_t kFixedBytes = 256 << 10;
+constexpr int64_t kThreadBytes = static_cast<int64_t>(sizeof(Share)) + (128 << 10);
+constexpr int64_t kLeastSlabs = 2;  // a thread of a scan: fewer threads are better than none that gets far
+
+// Ties are counted by stretches of this many elements, and those of one stretch kept as candidates: both take about as
+// much memory.
+inline int64_t tie_stretch(int64_t numel, int targets) {
+  int64_t stretch = kBlock;
+  while (stretch < kSegment && numel / stretch > 2 * stretch * candidate_words(targets)) stretch *= 2;
+  return stretch;
+}
+inline int64_t stretches(int64_t numel, int targets) {
+  const int64_t stretch = tie_stretch(numel, targets);
+  return (numel + stretch - 1) / stretch;
+}
+
+// What a pass takes beyond kFixedBytes, whatever its threads and for each of them; `kept`: how many candidates an
+// ENERGY pass must be able to keep.
+struct Cost {
+  int64_t once, per_thread;
+};
+inline Cost cost_of(int phase, int64_t numel, int targets, int64_t kept) {
+  const int64_t selection = selection_bytes(0), selecting_thread = kThreadBytes + selection_bytes(1) - selection;
+  switch (phase) {
+    case FUSEO1_SURVEY_SCAN:
+      return {selection, selecting_thread + kLeastSlabs * kSlabBytes};
+    case FUSEO1_SURVEY_HIGH:
+      return {0, kThreadBytes + kHighBins * 8};
+    case FUSEO1_SURVEY_LOW:
+      return {0, kThreadBytes + kLowBins * 8};
+    case FUSEO1_SURVEY_TIES:
+      return {stretches(numel, targets) * 4, kThreadBytes};
+    default:
+      if (!kept) return {0, kThreadBytes};
+      return {selection + slabs_for(kept, targets, 0) * kSlabBytes, selecting_thread + kSlabBytes};
+  }
+}
+
+}  // namespace fuseo1
+#endif  // FUSEO1_CPU_SURVEY_MEMORY_H_

@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+// fuse's C ABI on the GPU (include/fuseo1/cuda.h), and what went wrong last.
+#include <stdio.h>
+
+#include "fuse_sce.cuh"
+#include "instances.cuh"
+#include "launch.cuh"
+
+namespace fuseo1 {
+namespace {
+
+thread_local char last_error[256];
+
+}  // namespace
+
+int check(cudaError_t error, const char* what, int64_t count, int32_t targets, const char* unit) {
+  if (error == cudaSuccess) return FUSEO1_OK;
+  snprintf(last_error, sizeof last_error, "%s on %lld %s, %d targets: %s (%s)", what, static_cast<long long>(count),
+           unit, targets, cudaGetErrorString(error), cudaGetErrorName(error));
+  return error == cudaErrorMemoryAllocation ? FUSEO1_OUT_OF_MEMORY : FUSEO1_DEVICE_FAILED;
+}
+
+cudaError_t multiprocessors(int* count) {
+  int device = 0;
+  const cudaError_t error = cudaGetDevice(&device);
+  return error == cudaSuccess ? cudaDeviceGetAttribute(count, cudaDevAttrMultiProcessorCount, device) : error;
+}
+
+}  // namespace fuseo1
+
+using namespace fuseo1;
+
+extern "C" const char* fuseo1_cuda_last_error(void) { return last_error; }
+
+extern "C" const char* fuseo1_cuda_problem(void) {
+  int driver = 0, devices = 0, held = 0;
+  cudaError_t error = cudaDriverGetVersion(&driver);
+  // The runtime calls one that is missing too old.
+  if (error == cudaSuccess && driver == 0) return "there is no NVIDIA driver here";
+  if (error == cudaSuccess) error = cudaGetDeviceCount(&devices);
+  if (error == cudaSuccess && devices == 0) error = cudaErrorNoDevice;
+  // Asking about a kernel tells whether there is code for the device.
+  if (error == cudaSuccess) {
+    error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&held, fuse<1, AllBf16>, kThreads, 0);
+  }
+  return error == cudaSuccess ? "" : cudaGetErrorString(error);
+}
+
+extern "C" int fuseo1_cuda_fuse(const fuseo1_cuda_params* params, const fuseo1_operand* operands, int32_t targets,
+                                int64_t offset, int64_t count, void* out, int32_t out_dtype, fuseo1_cuda_survey* result,
+                                void* stream) {
+  Inputs in = {};
+  Output to = {};
+  if (!params || !make_inputs(operands, targets, count, &in) || !make_output(out, out_dtype, offset, count, &to)) {
+    return FUSEO1_BAD_ARGUMENT;
+  }
+  if (count == 0) return FUSEO1_OK;
+  return with_instance(in, [&](auto instance) {
+    using Chosen = decltype(instance);
+    return launch("fuse", in, fuse<Chosen::kTargets, typename Chosen::Elements>, blocks_of(in), stream, in, params,
+                  offset, to, result);
+  });
+}

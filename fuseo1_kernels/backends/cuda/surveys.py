@@ -1,0 +1,243 @@
+"""The CUDA kernels' surveys beyond SCE's (csrc/include/fuseo1/cuda.h): how they are asked, and what they answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import islice
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import torch
+
+from ...errors import BackendError
+from ..arrays import Array
+from ..contract import (
+    NOTHING,
+    Band,
+    Clamp,
+    Cut,
+    Divergences,
+    Draw,
+    Gram,
+    Magnitudes,
+    Norms,
+    Ranked,
+    Request,
+    RowFactors,
+    Select,
+    SurveyResult,
+    check_rows,
+)
+from ..gpu_base import check_factors, check_targets, device_of, upload
+
+if TYPE_CHECKING:
+    from .. import _cuda
+
+#: An address and a dtype's number.
+Operand = tuple[int, int]
+
+
+class NativeRows:
+    """Rows' factors as the kernels take them, in the device's memory; None: there are none."""
+
+    def __init__(self, rows: RowFactors | None, device: torch.device) -> None:
+        self._row = rows.row if rows is not None else 1
+        self._factors = upload(rows.factors, device) if rows is not None and rows.factors else None
+
+    @property
+    def told(self) -> tuple[int, int]:
+        """A row's elements, and where the factors are: until this object is gone, and the stream beyond its use."""
+        return self._row, self._factors.data_ptr() if self._factors is not None else 0
+
+
+class NativeSelects:
+    """Targets' selections as the kernels take them, of `numel` elements from flat index `offset` on.
+
+    With the memory that they need, which torch gives to others of the same stream when this object is gone.
+    """
+
+    def __init__(
+        self,
+        kernels: ModuleType,
+        selects: Sequence[Select],
+        offset: int,
+        numel: int,
+        device: torch.device,
+    ) -> None:
+        check_rows(selects, offset + numel)
+        self._rows = [NativeRows(_rows_of(select), device) for select in selects]
+        pairs = zip(selects, self._rows, strict=True)
+        self.each = [_native_select(kernels, select, rows.told) for select, rows in pairs]
+        needed = kernels.deciding_bytes(self.each, numel)
+        self._memory = torch.empty(needed, dtype=torch.uint8, device=device)
+
+    @property
+    def room(self) -> tuple[int, int]:
+        """Address and bytes of what is for decisions."""
+        return self._memory.data_ptr(), self._memory.nbytes
+
+
+def _native_select(kernels: ModuleType, select: Select, rows: tuple[int, int]) -> _cuda.Select:
+    """`rows`: as NativeRows tells them."""
+    made: _cuda.Select = kernels.Select()
+    if isinstance(select, Band):
+        made = kernels.Select.band(_cut(select.keep), _cut(select.drop), rows)
+    elif isinstance(select, Draw):
+        made = kernels.Select.draw(select.key, select.limit)
+    elif isinstance(select, Ranked):
+        made = kernels.Select.ranked(select.key, select.row, select.low, select.span)
+    elif isinstance(select, Clamp):
+        made = kernels.Select.clamp(select.most)
+    elif select is not None:
+        raise BackendError(f"{select!r} is no selection (fuseo1_kernels.backends.requests)")
+    return made
+
+
+def _cut(cut: Cut) -> tuple[int, int]:
+    return cut.threshold, cut.tie_limit
+
+
+def sizes_of(kernels: ModuleType, numel: int, request: Request) -> tuple[int, ...]:
+    """Bytes on the device: those that a survey works in, those of each answer, and what it is told there."""
+    if isinstance(request, Magnitudes):
+        cuts = sum(map(len, request.ranks))
+        sizes = kernels.magnitudes_bytes(numel), cuts * kernels.CUT_BYTES, kernels.SUMS_BYTES
+        return *sizes, _factors_bytes(request.rows)
+    if isinstance(request, Divergences):
+        return 4 * (numel // max(request.row, 1)), kernels.SUMS_BYTES
+    told = selects_sizes(kernels, numel, request.selects) if isinstance(request, Norms) else ()
+    return kernels.SUMS_WORK_BYTES, kernels.SUMS_BYTES, *told
+
+
+def selects_sizes(kernels: ModuleType, numel: int, selects: Sequence[Select]) -> tuple[int, ...]:
+    """Bytes on the device of NativeSelects: of its memory, and of factors."""
+    rows = [_rows_of(select) for select in selects]
+    somewhere = 1  # factors' address: only whether there are any is looked at
+    each = [
+        _native_select(kernels, select, (r.row, somewhere) if r is not None else (1, 0))
+        for select, r in zip(selects, rows, strict=True)
+    ]
+    return kernels.deciding_bytes(each, numel), *map(_factors_bytes, rows)
+
+
+def _factors_bytes(rows: RowFactors | None) -> int:
+    return len(rows.factors) if rows is not None else 0
+
+
+def _rows_of(select: Select) -> RowFactors | None:
+    return select.rows if isinstance(select, Band) else None
+
+
+def survey_magnitudes(
+    kernels: ModuleType, inputs: Sequence[Array], operands: Sequence[Operand], request: Magnitudes
+) -> SurveyResult:
+    """Waits for the device."""
+    targets, numel = len(inputs) - 1, inputs[0].numel
+    check_targets(len(request.ranks), targets, "ranks")
+    if request.rows is not None:
+        check_factors(request.rows, numel)
+    rows = NativeRows(request.rows, device_of(inputs))
+    work, found, result = _room(inputs, *sizes_of(kernels, numel, request)[:3])
+    with stream_of(device_of(inputs)) as stream:
+        kernels.survey_magnitudes(
+            operands,
+            numel,
+            request.ranks,
+            rows.told,
+            (work.data_ptr(), work.nbytes),
+            found.data_ptr(),
+            result.data_ptr(),
+            stream,
+        )
+    learned, _ = _answer(kernels, result, 0, targets)
+    all_cuts = iter([Cut(*cut) for cut in kernels.unpack_cuts(found.cpu().numpy().tobytes())])
+    return replace(
+        learned, cuts=tuple(tuple(islice(all_cuts, len(ranks))) for ranks in request.ranks)
+    )
+
+
+def survey_norms(
+    kernels: ModuleType, inputs: Sequence[Array], operands: Sequence[Operand], request: Norms
+) -> SurveyResult:
+    """Waits for the device."""
+    targets, numel = len(inputs) - 1, inputs[0].numel
+    check_targets(len(request.selects), targets, "selections")
+    selects = NativeSelects(kernels, request.selects, 0, numel, device_of(inputs))
+    work, result = _room(inputs, *sizes_of(kernels, numel, request)[:2])
+    with stream_of(device_of(inputs)) as stream:
+        kernels.survey_norms(
+            operands,
+            numel,
+            selects.each,
+            work.data_ptr(),
+            selects.room,
+            result.data_ptr(),
+            stream,
+        )
+    learned, sums = _answer(kernels, result, 2 * targets, targets)
+    return replace(learned, norms=tuple(zip(sums, sums, strict=True)))
+
+
+def survey_gram(
+    kernels: ModuleType, inputs: Sequence[Array], operands: Sequence[Operand], request: Gram
+) -> SurveyResult:
+    """Waits for the device."""
+    targets = len(inputs) - 1
+    vectors = targets + request.of_inputs
+    work, result = _room(inputs, *sizes_of(kernels, inputs[0].numel, request))
+    with stream_of(device_of(inputs)) as stream:
+        kernels.survey_gram(
+            operands,
+            inputs[0].numel,
+            request.of_inputs,
+            work.data_ptr(),
+            result.data_ptr(),
+            stream,
+        )
+    learned, sums = _answer(kernels, result, vectors * vectors, targets)
+    gram = tuple(tuple(islice(sums, vectors)) for _ in range(vectors))
+    return replace(learned, gram=gram)
+
+
+def survey_divergences(
+    kernels: ModuleType, inputs: Sequence[Array], operands: Sequence[Operand], request: Divergences
+) -> SurveyResult:
+    """Waits for the device."""
+    check_targets(1, len(inputs) - 1, "divergences")
+    numel = inputs[0].numel
+    found, result = _room(inputs, *sizes_of(kernels, numel, request))
+    with stream_of(device_of(inputs)) as stream:
+        kernels.survey_divergences(
+            operands, numel, request.row, found.data_ptr(), result.data_ptr(), stream
+        )
+    learned, _ = _answer(kernels, result, 0, 1)
+    return replace(learned, divergences=found.cpu().numpy().tobytes())
+
+
+def _room(inputs: Sequence[Array], work: int, *answers: int) -> list[torch.Tensor]:
+    """Memory of the inputs' device: `work` bytes to work in, and zeros for what is learned."""
+    device = device_of(inputs)
+    return [
+        torch.empty(work, dtype=torch.uint8, device=device),
+        *(torch.zeros(n, dtype=torch.uint8, device=device) for n in answers),
+    ]
+
+
+def _answer(
+    kernels: ModuleType, result: torch.Tensor, sums: int, targets: int
+) -> tuple[SurveyResult, Iterator[float]]:
+    """What every such survey learns, and its sums, when the device is done."""
+    found, nonfinite, passes = kernels.unpack_sums(result.cpu().numpy().tobytes(), sums, targets)
+    return SurveyResult(-1, -1, NOTHING, -1, passes, (), tuple(nonfinite)), iter(found)
+
+
+@contextmanager
+def stream_of(device: torch.device) -> Iterator[int]:
+    """Make `device` the current one, and yield its current stream; 0 for the host (tests)."""
+    if device.type != "cuda":
+        yield 0
+        return
+    with torch.cuda.device(device):
+        yield torch.cuda.current_stream(device).cuda_stream

@@ -1,0 +1,5 @@
+"""The reference backend: survey and fuse in torch, one line a formula, readable and slow."""
+
+from __future__ import annotations
+
+from .backend import load as load

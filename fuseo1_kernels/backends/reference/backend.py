@@ -1,0 +1,171 @@
+"""The reference backend: the arithmetic contract in torch. Slow; for reading and for tests.
+
+The formulas are in survey_formulas.py, fuse_formulas.py, select_formulas.py and philox.py.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from ...errors import BackendError
+from ..arrays import Array, Buffer
+from ..contract import SURVEY_BYTES, FuseParams, Request, SurveyResult, step_of
+from ..interface import FileRange, InputUnreadable
+from .fuse import fuse_chunk
+from .surveys import survey_whole
+
+_BLOCK = 256
+_TORCH = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+def _tensor(array: Array) -> torch.Tensor:
+    dtype = _TORCH[array.dtype.name]
+    if array.numel == 0:
+        return torch.empty(0, dtype=dtype)
+    memory = (ctypes.c_char * (array.numel * array.dtype.size)).from_address(array.address)
+    return torch.frombuffer(memory, dtype=dtype)
+
+
+class ReferenceBackend:
+    name = "reference"
+
+    @property
+    def description(self) -> str:
+        return f"torch {torch.__version__}, one thread of formulas"
+
+    def survey(
+        self,
+        inputs: Sequence[Array],
+        request: Request,
+        threads: int,
+        max_bytes: int = SURVEY_BYTES,
+        lent: Array | None = None,
+    ) -> SurveyResult:
+        return survey_whole([_tensor(x) for x in inputs], request)
+
+    def surveyor(
+        self,
+        targets: int,
+        numel: int,
+        request: Request,
+        threads: int,
+        max_bytes: int,
+        room: Buffer | None = None,
+    ) -> WholeSurveyor:
+        return WholeSurveyor(self, targets, numel, request)
+
+    def fuse(
+        self, inputs: Sequence[Array], params: FuseParams, out: Array, offset: int, threads: int
+    ) -> int:
+        merged = fuse_chunk([_tensor(x) for x in inputs], params, offset, _TORCH[out.dtype.name])
+        _tensor(out).copy_(merged)
+        return int((~torch.isfinite(merged)).sum())
+
+    def fuse_files(
+        self,
+        files: Sequence[FileRange],
+        params: FuseParams,
+        out: Array,
+        offset: int,
+        threads: int,
+        scratch: Buffer,
+    ) -> int:
+        bad = 0
+        for start, inputs in _pieces(files, offset, out.numel, scratch, step_of(params.selects)):
+            part = out.part(start - offset, inputs[0].numel)
+            bad += self.fuse(inputs, params, part, start, threads)
+        return bad
+
+
+def _pieces(
+    files: Sequence[FileRange], offset: int, count: int, scratch: Buffer, least: int = _BLOCK
+) -> Iterator[tuple[int, list[Array]]]:
+    """(start, inputs) of pieces of [offset, offset + count) that fit into `scratch`, read one by one.
+
+    All are multiples of `least` elements, unless they all fit at once.
+    """
+    room = scratch.nbytes // sum(f.dtype.size for f in files)
+    step = max(count, 1) if count <= room else room // least * least
+    if step == 0:
+        raise BackendError(f"pieces of {least} elements do not fit into {scratch.nbytes} bytes")
+    for start in range(offset, offset + count, step):
+        n = min(step, offset + count - start)
+        inputs, at = [], 0
+        for number, f in enumerate(files):
+            size = f.dtype.size
+            inputs.append(scratch.array(f.dtype, n, at))
+            end = at + n * size
+            while at < end:
+                place = f.offset + (start + n) * size - (end - at)
+                try:
+                    got = os.preadv(f.fd, [scratch.view[at:end]], place)
+                except OSError as error:
+                    raise InputUnreadable(number, error.errno or 0) from None
+                if got == 0:
+                    raise InputUnreadable(number, 0)
+                at += got
+        yield start, inputs
+
+
+class WholeSurveyor:
+    """Gathers the chunks of a tensor and surveys it whole: simple, at the price of memory."""
+
+    def __init__(
+        self, backend: ReferenceBackend, targets: int, numel: int, request: Request
+    ) -> None:
+        self._backend = backend
+        self._numel = numel
+        self._request = request
+        self._parts: list[list[tuple[int, torch.Tensor]]] = [[] for _ in range(targets + 1)]
+        self._result: SurveyResult | None = None
+
+    @property
+    def done(self) -> bool:
+        return self._result is not None
+
+    def sample_runs(self, most_runs: int | None = None) -> tuple[Sequence[int], int]:
+        return (), 0
+
+    def sample(self, inputs: Sequence[Array]) -> None:
+        """A whole tensor needs no sample."""
+
+    def update(self, inputs: Sequence[Array], offset: int) -> None:
+        for parts, chunk in zip(self._parts, inputs, strict=True):
+            parts.append((offset, _tensor(chunk).clone()))
+
+    def sample_files(self, files: Sequence[FileRange], most_runs: int, scratch: Buffer) -> None:
+        """A whole tensor needs no sample."""
+
+    def update_files(
+        self, files: Sequence[FileRange], offset: int, count: int, scratch: Buffer
+    ) -> None:
+        for start, inputs in _pieces(files, offset, count, scratch):
+            self.update(inputs, start)
+
+    def end_pass(self) -> None:
+        nothing = torch.empty(0)  # an empty tensor has no chunks
+        whole = [
+            torch.cat([t for _, t in sorted(p, key=lambda part: part[0])]) if p else nothing
+            for p in self._parts
+        ]
+        names = {t: n for n, t in _TORCH.items()}
+        arrays = [_array(t, names[t.dtype]) for t in whole]
+        self._result = self._backend.survey(arrays, self._request, 1)
+
+    def result(self) -> SurveyResult:
+        assert self._result is not None
+        return self._result
+
+
+def _array(tensor: torch.Tensor, dtype_name: str) -> Array:
+    from ..arrays import BY_NAME
+
+    return Array(tensor.data_ptr(), BY_NAME[dtype_name], tensor.numel(), tensor)
+
+
+def load() -> ReferenceBackend:
+    return ReferenceBackend()

@@ -1,0 +1,121 @@
+"""fuse in torch, one line a formula: csrc/include/fuseo1/fuse.h states them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+
+from ..contract import Clamp, Cut, Elect, FuseParams, Select
+from .select import in_cut, selected
+from .surveys import task_vectors, total, variance_bits
+
+#: Sums of shares in fp64 that are nearer to 0 are taken for it.
+_LEAST_DIVISOR = 2.0**-27
+
+#: By dtype: integers of its size, and the quiet NaN.
+_NAN = {
+    torch.bfloat16: (torch.int16, 0x7FC0),
+    torch.float16: (torch.int16, 0x7E00),
+    torch.float32: (torch.int32, 0x7FC00000),
+}
+
+
+def fuse_chunk(
+    inputs: Sequence[torch.Tensor], params: FuseParams, offset: int, dtype: torch.dtype
+) -> torch.Tensor:
+    """Merge the chunk at flat index `offset`: flat base and targets; every NaN of the result is the quiet one."""
+    wide = [x.float() for x in inputs]
+    d = task_vectors(wide)
+    base = _number(params, params.base_scale) * wide[0].to(_real(params))
+    delta, nan = _delta(d, params, offset) if d else (_nothing(base), base.isnan())
+    merged = _add_and_round(base, delta, dtype)
+    integers, quiet_nan = _NAN[dtype]
+    return merged.view(integers).masked_fill(nan | merged.isnan(), quiet_nan).view(dtype)
+
+
+def _delta(
+    d: Sequence[torch.Tensor], params: FuseParams, offset: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What is added to the base, and where the result is NaN whatever that is."""
+    selects = params.selects or (None,) * len(d)
+    number = partial(_number, params)
+    z = [_part(x, select, offset).to(_real(params)) for x, select in zip(d, selects, strict=True)]
+    t = [number(w) * x for w, x in zip(params.weights, z, strict=True)]
+    survives, nan = _elect(params.elect, z, t)
+    if params.masked:
+        kept = in_cut(variance_bits(d), Cut(params.threshold, params.tie_limit), offset)
+        survives = [alive & kept for alive in survives]
+    num, den = _nothing(t[0]), torch.zeros_like(t[0])
+    for share, x, alive in zip(params.shares or params.weights, t, survives, strict=True):
+        num = num + torch.where(alive, x, _nothing(num))
+        den = den + torch.where(alive, number(share), torch.zeros_like(den))
+    delta = number(params.scale) * (num / _divisor(den, params))
+    return torch.where(torch.stack(survives).any(dim=0), delta, _nothing(delta)), nan
+
+
+def _part(d: torch.Tensor, select: Select, offset: int) -> torch.Tensor:
+    """z: what takes part of one task vector. What is not finite always does, as it is."""
+    if isinstance(select, Clamp):
+        z = torch.minimum(torch.maximum(d, -_fp32(select.most)), _fp32(select.most))
+    else:
+        z = torch.where(selected(select, d, offset), d, torch.zeros_like(d))
+    return torch.where(torch.isfinite(d), z, d)
+
+
+def _elect(
+    elect: Elect, z: Sequence[torch.Tensor], t: Sequence[torch.Tensor]
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Which targets survive, and where the votes are not finite."""
+    if elect == "none":
+        return [x != 0 for x in t], ~torch.isfinite(total(t))
+    votes = z if elect == "sum" else t
+    s = total([torch.sign(x) for x in t] if elect == "count" else votes)
+    survives = [torch.where(s >= 0, x > 0, x < 0) for x in votes]
+    if elect == "count":
+        return survives, ~torch.stack([torch.isfinite(x) for x in t]).all(dim=0)
+    return survives, ~torch.isfinite(s)
+
+
+def _divisor(den: torch.Tensor, params: FuseParams) -> torch.Tensor:
+    divisor = _number(params, params.divisor or 0.0)
+    floor = _number(params, params.floor_divisor)
+    if divisor != 0:
+        return divisor
+    nothing = den == 0 if params.elect == "sum" else den.abs() < _LEAST_DIVISOR
+    return torch.where(nothing, torch.ones_like(den), den) if floor == 0 else den.maximum(floor)
+
+
+def _add_and_round(b: torch.Tensor, delta: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """b + delta, rounded once: to a narrower dtype by way of an fp32 sum that is rounded to odd."""
+    s = b + delta
+    if s.dtype == torch.float64:
+        s, error = s.float(), s - s.float()
+    else:
+        part = s - b
+        error = (b - (s - part)) + (delta - part)  # what s lacks, exactly (TwoSum)
+    if dtype == torch.float32:
+        return s
+    bits = s.view(torch.int32)
+    outward = torch.where((error < 0) == s.signbit(), 1, -1).to(torch.int32)
+    to_odd = (bits & 1 == 0) & ((error > 0) | (error < 0))
+    return torch.where(to_odd, bits + outward, bits).view(torch.float32).to(dtype)
+
+
+def _nothing(like: torch.Tensor) -> torch.Tensor:
+    """The sum of nothing: b + -0.0 is b, for -0.0 too."""
+    return torch.full_like(like, -0.0)
+
+
+def _fp32(number: float) -> torch.Tensor:
+    return torch.tensor(number, dtype=torch.float32)
+
+
+def _real(params: FuseParams) -> torch.dtype:
+    """What the arithmetic is done in."""
+    return torch.float32 if params.elect == "sum" else torch.float64
+
+
+def _number(params: FuseParams, number: float) -> torch.Tensor:
+    return torch.tensor(number, dtype=_real(params))

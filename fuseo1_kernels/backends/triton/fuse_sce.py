@@ -1,0 +1,124 @@
+"""The fuse op (csrc/include/fuseo1/fuse.h): one read, one write."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from ..arrays import BY_NAME
+from .arithmetic import (
+    BLOCK,
+    bits_of,
+    float_of,
+    positions,
+    spread,
+    task_vectors,
+    total,
+)
+from .state import P_AT_HIGH, P_AT_LOW, P_FLOOR, P_WEIGHTS, R_WRITTEN
+
+# What the output is.
+TO_BF16 = tl.constexpr(BY_NAME["bfloat16"].abi)
+TO_FP16 = tl.constexpr(BY_NAME["float16"].abi)
+
+
+@triton.jit
+def round_from(bits, outward, OUT: tl.constexpr):
+    """An fp32's bits to bits of the output's dtype (its own below; above them zeros), rounded once.
+
+    outward: > 0 where the exact number, of which this is the nearest fp32, is farther from 0; < 0: nearer to it. That
+    decides where the fp32 is a tie of bf16; for fp16 it makes the fp32 one rounded to odd, which rounds on correctly.
+    """
+    if OUT == TO_BF16:
+        even = (bits >> 16) & 1
+        up = tl.where(outward > 0.0, 1, tl.where(outward < 0.0, 0, even))
+        rounded = ((bits + 0x7FFF + up) >> 16) & 0xFFFF
+    elif OUT == TO_FP16:
+        step = tl.where(outward > 0.0, 1, tl.where(outward < 0.0, -1, 0))
+        odd = float_of(tl.where(bits & 1 == 0, bits + step, bits))
+        rounded = odd.to(tl.float16).to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
+    else:
+        rounded = bits
+    return rounded
+
+
+@triton.jit
+def round_sum(b, delta, OUT: tl.constexpr):
+    """b + delta of fp32: their sum in fp32, and rounded once, as round_from has it. TwoSum tells what the sum lacks."""
+    s = b + delta
+    bits = bits_of(s)
+    part = s - b
+    error = (b - (s - part)) + (delta - part)
+    return s, round_from(bits, float_of(bits_of(error) ^ (bits & -0x80000000)), OUT)
+
+
+@triton.jit
+def store_rounded(
+    out, start, at, left, bits, is_number, result, WHOLE: tl.constexpr, OUT: tl.constexpr
+):
+    """Writes a tile of results, as round_from has them; NaN is the quiet one. Counts what is not finite."""
+    nan: tl.constexpr = 0x7FC0 if OUT == TO_BF16 else 0x7E00 if OUT == TO_FP16 else 0x7FC00000
+    infinite: tl.constexpr = 0x7F80 if OUT == TO_BF16 else 0x7C00 if OUT == TO_FP16 else 0x7F800000
+    bits = tl.where(is_number, bits, nan)
+    if OUT == TO_BF16 or OUT == TO_FP16:
+        magnitude = bits & 0x7FFF
+        stored = bits.to(tl.int16)
+    else:
+        magnitude = bits & 0x7FFFFFFF
+        stored = bits
+    if WHOLE:
+        tl.store(out + start + at, stored)
+    else:
+        tl.store(out + start + at, stored, mask=at < left)
+    if tl.max(tl.max(magnitude, axis=1), axis=0) >= infinite:
+        bad = tl.sum(tl.sum((magnitude >= infinite).to(tl.int32), axis=1), axis=0)
+        tl.atomic_add(result + R_WRITTEN, bad.to(tl.int64), sem="relaxed")
+
+
+@triton.jit(do_not_specialize=["first", "offset", "numel"])
+def fuse_tiles(
+    inputs,  # tuple of TARGETS + 1 pointers: [numel], base first; bf16 as int16
+    out,  # [numel]: int16 (bf16, fp16) or int32 (fp32) bits, written
+    numbers,  # [24] fp32
+    tie_limit,  # [1] int64
+    result,  # [64] int64: R_WRITTEN is added to
+    first,  # the first program's tile
+    offset,  # flat index of element 0
+    numel,
+    WHOLE: tl.constexpr,  # all tiles are
+    MASKED: tl.constexpr,
+    FLOORED: tl.constexpr,  # there may be a least divisor
+    OUT: tl.constexpr,
+    TARGETS: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """A program takes one tile."""
+    start = (tl.program_id(0) + first).to(tl.int64) * (ROWS * BLOCK)
+    at = positions(ROWS)
+    left = tl.minimum(numel - start, ROWS * BLOCK).to(tl.int32)
+    b, d = task_vectors(inputs, start, at, left, WHOLE, TARGETS)
+    s = total(d, TARGETS)
+    # Turning the signs over where s < 0 makes "has the elected sign" read "> 0".
+    flip = tl.where(s >= 0.0, 0, -0x80000000)
+    # -0.0, by its bits (as a number some versions of Triton lose its sign): b + -0.0 is b, for -0.0 too.
+    nothing = float_of(tl.full([ROWS, BLOCK], -0x80000000, tl.int32))
+    num = nothing
+    den = tl.zeros([ROWS, BLOCK], tl.float32)
+    if MASKED:
+        x = spread(d, s, TARGETS)
+        most = tl.load(tie_limit) - offset - start
+        tie = at <= tl.minimum(tl.maximum(most, -1), ROWS * BLOCK).to(tl.int32)
+        selected = (x > tl.load(numbers + P_AT_HIGH)) | ((x >= tl.load(numbers + P_AT_LOW)) & tie)
+    for i in tl.static_range(TARGETS):
+        weight = tl.load(numbers + P_WEIGHTS + i)
+        survives = float_of(bits_of(d[i]) ^ flip) > 0.0
+        if MASKED:
+            survives = survives & selected
+        num = num + tl.where(survives, weight * d[i], nothing)
+        den = den + tl.where(survives, weight, 0.0)
+    if FLOORED:
+        den = tl.maximum(den, tl.load(numbers + P_FLOOR))
+    divisor = tl.where(den == 0.0, 1.0, den)
+    # s - s is 0, or NaN where s is not finite.
+    merged, bits = round_sum(b, tl.div_rn(num, divisor + (s - s)), OUT)
+    store_rounded(out, start, at, left, bits, merged == merged, result, WHOLE, OUT)

@@ -1,0 +1,224 @@
+"""What is launched for merges other than SCE's, and their numbers as kernels take them."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+
+import torch
+
+from ..contract import (
+    NOTHING,
+    Band,
+    Clamp,
+    Cut,
+    Draw,
+    Elect,
+    FuseParams,
+    Ranked,
+    RowFactors,
+    Select,
+    check_rows,
+)
+from ..gpu_base import taken, upload
+from ..reference.select import limits
+from .arithmetic import BLOCK
+from .fuse_general import (
+    BY_FLOOR,
+    BY_NUMBER,
+    BY_ONE,
+    BY_SHARES,
+    COUNT,
+    NONE,
+    S_BASE_SCALE,
+    S_DIVISOR,
+    S_SCALE,
+    S_SHARES,
+    S_WEIGHTS,
+    SCALARS,
+    SUM,
+    WEIGHTED,
+    fuse_family_tiles,
+)
+from .launch_sce import BITS, EXACT, tiles_of
+from .select import (
+    BAND,
+    BAND_BY_ROWS,
+    CHOICE,
+    CLAMP,
+    DRAW,
+    EVERY,
+    RANKED,
+)
+from .state import RESULT, place
+from .tuning import Config
+
+# Elements whose rows are sorted at once, and bytes that torch takes for each of them, at most; and the elements of the
+# largest tile.
+_SORTED = 1 << 22
+_SORT_BYTES = 80
+_MOST_TILE = 16 * place(BLOCK)
+_CHOICE_BYTES = 8 * place(CHOICE)
+
+_ELECT: dict[Elect, int] = {
+    "sum": place(SUM),
+    "weighted": place(WEIGHTED),
+    "count": place(COUNT),
+    "none": place(NONE),
+}
+
+
+def launch_fuse_family(
+    data: tuple[torch.Tensor, ...],
+    out: torch.Tensor,
+    dtype: int,
+    params: FuseParams,
+    offset: int,
+    config: Config,
+) -> torch.Tensor:
+    """Fuse `data` by `params` to `out`, of arrays.DType.abi `dtype`. Returns a result: how many are not finite."""
+    numel, targets, device = out.numel(), len(data) - 1, out.device
+    result = torch.zeros(RESULT, dtype=torch.int64, device=device)
+    selects = params.selects or (None,) * targets
+    by_score = Band(Cut(params.threshold, params.tie_limit))
+    divisor, packed = scalars_of(params)
+    scalars = upload(packed, device).view(torch.float64)
+    choices, _limits = choices_of(data, [*selects, by_score], offset)
+    for first, tiles, whole in tiles_of(numel, config):
+        fuse_family_tiles[(tiles,)](
+            *(data, out.view(BITS[out.dtype]), scalars, choices, result),
+            *(first, offset, numel),
+            WHOLE=whole,
+            ELECT=_ELECT[params.elect],
+            KINDS=kinds_of(selects),
+            DIVISOR=divisor,
+            MASKED=params.masked,
+            OUT=dtype,
+            TARGETS=targets,
+            ROWS=config.rows,
+            num_warps=config.warps,
+            **EXACT,
+        )
+    return result
+
+
+def fuse_bytes(numel: int, selects: Sequence[Select]) -> int:
+    """The most that launch_fuse_family has of the device's memory at once."""
+    by_score = Band()
+    return taken(8 * RESULT, 8 * SCALARS) + choices_bytes(numel, [*selects, by_score])
+
+
+def scalars_of(params: FuseParams) -> tuple[int, bytes]:
+    """(what is divided by, the scalars), each rounded to what the arithmetic is done in."""
+    dtype = torch.float32 if params.elect == "sum" else torch.float64
+
+    def real(x: float) -> float:
+        return float(torch.tensor(x, dtype=dtype))
+
+    divisor, floor = real(params.divisor or 0.0), real(params.floor_divisor)
+    kind = BY_ONE if divisor == 1 else BY_NUMBER if divisor else BY_FLOOR if floor else BY_SHARES
+    scalars = [0.0] * SCALARS
+    for start, values in (
+        (S_WEIGHTS, params.weights),
+        (S_SHARES, params.shares or params.weights),
+        (S_DIVISOR, (divisor or floor,)),
+        (S_SCALE, (params.scale,)),
+        (S_BASE_SCALE, (params.base_scale,)),
+    ):
+        scalars[place(start) : place(start) + len(values)] = map(real, values)
+    return place(kind), struct.pack(f"{SCALARS}d", *scalars)
+
+
+def kinds_of(selects: Sequence[Select]) -> int:
+    """The selections' kinds as one number (selects.py)."""
+    kinds = 0
+    for i, select in enumerate(selects):
+        if isinstance(select, Band):
+            kind = BAND if select.rows is None else BAND_BY_ROWS
+        elif isinstance(select, Draw):
+            kind = DRAW
+        elif isinstance(select, Ranked):
+            kind = RANKED
+        else:
+            kind = CLAMP if isinstance(select, Clamp) else EVERY
+        kinds |= place(kind) << 3 * i
+    return kinds
+
+
+def choices_of(
+    data: tuple[torch.Tensor, ...], selects: Sequence[Select], offset: int = 0
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """[selects, 6] int64 on the device, selects.CHOICE of each; and memory that this refers to.
+
+    data: as kernels take it, from flat index `offset` on.
+    """
+    packed, referred = [], []
+    check_rows(selects, offset + data[0].numel())
+    for i, select in enumerate(selects):
+        if isinstance(select, Ranked):
+            referred.append(_limits(data[0], data[i + 1], select))
+            address = referred[-1].data_ptr() - 4 * offset
+            packed.append(struct.pack("Qq32x", select.key, address))
+        elif isinstance(select, Band) and select.rows is not None:
+            referred.append(factors_on(data[0].device, select.rows))
+            rows = select.rows.row, referred[-1].data_ptr()
+            packed.append(struct.pack("6q", *_cut(select.keep), *_cut(select.drop), *rows))
+        else:
+            packed.append(_choice(select))
+    return upload(b"".join(packed), data[0].device).view(torch.int64), referred
+
+
+def choices_bytes(numel: int, selects: Sequence[Select]) -> int:
+    """The most that choices_of has of the device's memory at once."""
+    sizes, sorting = [_CHOICE_BYTES * len(selects)], 0
+    for select in selects:
+        if isinstance(select, Ranked):
+            sizes.append(4 * (numel + _MOST_TILE))
+            sorting = max(sorting, min(numel, _rows_at_once(select)) * _SORT_BYTES)
+        elif isinstance(select, Band):
+            sizes.append(factors_bytes(select.rows))
+    return taken(*sizes, sorting)
+
+
+def _choice(select: Band | Draw | Clamp | None) -> bytes:
+    if isinstance(select, Band):
+        return struct.pack("4q16x", *_cut(select.keep), *_cut(select.drop))
+    if isinstance(select, Draw):
+        return struct.pack("QQ32x", select.key, select.limit)
+    most = select.most if isinstance(select, Clamp) else 0.0
+    return struct.pack("q40x", int(torch.tensor(most, dtype=torch.float32).view(torch.int32)))
+
+
+def factors_on(device: torch.device, rows: RowFactors) -> torch.Tensor:
+    """The factors, fp32, as arithmetic.by_rows wants them."""
+    return upload(rows.factors + bytes(4 * _MOST_TILE), device).view(torch.float32)
+
+
+def factors_bytes(rows: RowFactors | None) -> int:
+    """What factors_on has of the device's memory, if there are any."""
+    return len(rows.factors) + 4 * _MOST_TILE if rows is not None else 0
+
+
+def _limits(base: torch.Tensor, target: torch.Tensor, select: Ranked) -> torch.Tensor:
+    """The elements' limits, [numel and more] int32 on the device: torch sorts their rows, some at a time."""
+    numel = base.numel()
+    found = torch.empty(numel + _MOST_TILE, dtype=torch.int32, device=base.device)
+    step = _rows_at_once(select)
+    for start in range(0, numel, step):
+        d = _wide(target[start : start + step]) - _wide(base[start : start + step])
+        found[start : start + d.numel()] = limits(select, d).to(torch.int32)
+    return found
+
+
+def _rows_at_once(select: Ranked) -> int:
+    """The elements of the rows that are sorted at once."""
+    return max(1, _SORTED // select.row) * select.row
+
+
+def _wide(x: torch.Tensor) -> torch.Tensor:
+    return (x.view(torch.bfloat16) if x.dtype == torch.int16 else x).float()
+
+
+def _cut(cut: Cut) -> tuple[int, int]:
+    """As int32: above NOTHING there are only NaN, which take part anyway."""
+    return min(cut.threshold, NOTHING), cut.tie_limit

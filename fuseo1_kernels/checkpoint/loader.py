@@ -1,0 +1,51 @@
+"""Opens a model: a local directory or a hub id, safetensors or torch files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..errors import CheckpointError
+from .header import Header, read_header
+from .hub import resolve
+from .json_file import read_object
+from .layout import CONFIG, FORMATS, check_shard, find_weights
+from .source import Source, collect_shards
+
+
+def open_source(
+    model: str, *, download_progress: bool = True, weights: bool = True, download: bool = True
+) -> Source:
+    """Open a directory, else a hub id (`org/name` or `org/name@revision`), downloaded if need be.
+
+    Weights are looked for in the order model.safetensors, its index with shards, pytorch_model.bin,
+    its index. Every header is read and checked; no tensor data is. With `weights=False` only the
+    small files are wanted, and `tensors` is empty; with `download=False` the hub's cache must hold
+    the model. Raises CheckpointError.
+    """
+    path = Path(model)
+    try:
+        path = resolve(model, download_progress, weights=weights, download=download)
+        return _open(model, path) if weights else Source(model, path, {}, {}, {})
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _open(model: str, path: Path) -> Source:
+    weights = find_weights(path)
+    if weights is None:
+        names = ", ".join(name for names in FORMATS for name in names)
+        raise CheckpointError(f"{path}: holds no weights: looked for {names}")
+    config = read_object(path / CONFIG) if (path / CONFIG).exists() else {}
+    if weights.weight_map is None:
+        files = [path / file for file in weights.files]
+    else:
+        files = [check_shard(path, file) for file in weights.files]
+    if weights.torch_bin:
+        from .torch_bin import open_torch_bin
+
+        return open_torch_bin(model, path, config, files, weights.weight_map)
+    headers: list[Header] = [read_header(file) for file in files]
+    held = [header.tensors for header in headers]
+    tensors = collect_shards(files, held, weights.weight_map, path)
+    identities = {header.file: header.identity for header in headers}
+    return Source(model, path, tensors, config, identities)

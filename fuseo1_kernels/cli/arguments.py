@@ -1,0 +1,173 @@
+"""The arguments of `python -m fuseo1_kernels.merge`."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+from ..backends.registry import BACKENDS, GPU_BACKENDS
+from ..methods import NONFINITE
+from ..version import __version__
+
+if TYPE_CHECKING:
+    pass
+
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9, "T": 10**12}
+
+
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*(?:([KMGT])(i?)B?|(B)?)", re.IGNORECASE)
+
+
+def parse_size(text: str) -> int:
+    """Bytes from "5GB", "512MiB", "2G", or mergekit's "5B" (billions) and plain numbers."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write for example 5GB or 512MiB")
+    number, unit, binary, billions = match.groups()
+    factor = _UNITS[(unit or billions or "").upper()]
+    if binary:
+        factor = 1024 ** ("KMGT".index(unit.upper()) + 1)
+    size = int(Decimal(number) * factor)
+    if size < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: a size must be positive")
+    return size
+
+
+def _threads(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of threads, 1 or more")
+    return int(text)
+
+
+def _fractions(text: str) -> tuple[float, ...]:
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = (math.nan,)
+    if not all(0 <= value <= 1 for value in values):
+        raise argparse.ArgumentTypeError(f"{text!r} are not numbers from 0 to 1, such as 0.1,0.5")
+    return values
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="fuseo1-merge",
+        description="Merge Hugging Face checkpoints. The output appears whole or not at all.",
+    )
+    add = parser.add_argument
+    add(
+        "config",
+        nargs="?",
+        metavar="CONFIG|RECIPE",
+        help="a YAML file in mergekit's vocabulary, or a recipe's name",
+    )
+    add(
+        "out",
+        nargs="?",
+        metavar="OUT",
+        help="directory of the merged model; optional with --dry-run",
+    )
+    add("--list-recipes", action="store_true", help="list the recipes that come with the package")
+    add(
+        "--dry-run",
+        action="store_true",
+        help="plan from headers alone: sizes, memory, everything that would fail",
+    )
+    add(
+        "--backend",
+        default=None,
+        choices=("auto", *BACKENDS, *GPU_BACKENDS),
+        help="default: auto, the fastest that runs on the device",
+    )
+    add(
+        "--device",
+        metavar="DEVICE",
+        help="cpu, cuda, cuda:1, or several GPUs: cuda:0,cuda:1 (default: cpu, unless --backend is for GPUs;"
+        " merges on GPUs have not run on a real one yet)",
+    )
+    add("--cuda", action="store_true", help="the same as --device cuda, as mergekit-yaml has it")
+    add(
+        "--threads",
+        "-j",
+        "--num-threads",
+        type=_threads,
+        help="default: all cores; never changes the result",
+    )
+    add(
+        "--max-memory",
+        type=parse_size,
+        metavar="SIZE",
+        help="most for buffers and survey state (default 2GiB)",
+    )
+    add(
+        "--max-gpu-memory",
+        type=parse_size,
+        metavar="SIZE",
+        help="most of each GPU's memory (default: a quarter of what is free); larger tensors are merged"
+        " on the CPU",
+    )
+    add(
+        "--shard-size",
+        "--out-shard-size",
+        type=parse_size,
+        metavar="SIZE",
+        help="most bytes in one output file (default 5GB)",
+    )
+    add(
+        "--overwrite",
+        action="store_true",
+        help="replace a model that stands at OUT, once the new one is whole",
+    )
+    add(
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="go on where an earlier run of this merge stopped (default: yes)",
+    )
+    add(
+        "--survey-cache",
+        metavar="DIR",
+        help="keep surveys there: later merges of the same models read less",
+    )
+    add(
+        "--survey-topk",
+        type=_fractions,
+        default=(),
+        metavar="A,B,...",
+        help="values of select_topk to survey for later merges, in the same read",
+    )
+    add(
+        "--crop-embeddings",
+        action="store_true",
+        help="cut embeddings of different vocabulary sizes to the smallest",
+    )
+    add(
+        "--copy-tokenizer",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="copy tokenizer files (default: yes)",
+    )
+    add(
+        "--nonfinite",
+        choices=NONFINITE,
+        default="error",
+        help="what NaN or infinite weights do (default: error)",
+    )
+    add(
+        "--random-seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="what the random masks of dare_... and della... are drawn from (default 0)",
+    )
+    add(
+        "--json", action="store_true", help="print the result as one JSON object on standard output"
+    )
+    add("--quiet", "-q", action="store_true", help="no progress and no summary")
+    add("--version", action="version", version=f"fuseo1-kernels {__version__}")
+    return parser

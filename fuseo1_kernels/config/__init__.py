@@ -1,0 +1,1 @@
+"""The config: a YAML file in mergekit's vocabulary, parsed and validated."""

@@ -1,0 +1,101 @@
+"""Loads a config from a file, a recipe's name or a mapping, and words its errors."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import (
+    ValidationError,
+)
+from pydantic_core import ErrorDetails
+
+from ..errors import ConfigError
+from ..methods import METHODS
+from .recipes import find_recipe, nearest_recipe
+from .schema import MergeConfig
+from .yaml_text import read_yaml, shown
+
+
+def load_config(source: str | os.PathLike[str], text: str | None = None) -> MergeConfig:
+    """Return the config in the YAML file `source`; `text`, if given, is the YAML itself.
+
+    ConfigError names `source` and says what is wrong: the file, the YAML (with its line), or a key.
+    """
+    name = os.fspath(source)
+    if text is None:
+        try:
+            text = Path(name).read_text(encoding="utf-8")
+        except IsADirectoryError as error:
+            raise ConfigError(
+                f"{name}: is a directory; give a YAML file or a recipe's name"
+            ) from error
+        except OSError as error:
+            raise ConfigError(f"{name}: cannot be read: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise ConfigError(
+                f"{name}: is not a YAML file: its bytes are not UTF-8 text"
+            ) from error
+    return parse_config(read_yaml(text, name), name)
+
+
+def parse_config(data: Mapping[str, Any], name: str = "config") -> MergeConfig:
+    """Return the config in `data`, the mapping that YAML gave; `name` stands in front of errors."""
+    if not isinstance(data, Mapping):
+        raise ConfigError(
+            f"{name}: must be a mapping of keys such as merge_method, not {shown(data)}"
+        )
+    try:
+        return MergeConfig.model_validate(dict(data))
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from error
+    except ValidationError as error:
+        problems = [_problem(detail) for detail in error.errors()]
+        raise ConfigError(f"{name}: " + "\n  ".join(problems)) from error
+
+
+def _problem(detail: ErrorDetails) -> str:
+    """Return one of pydantic's errors in the words of a config: the key's path and what to do."""
+    path = "".join(
+        f"[{key}]" if isinstance(key, int) else f".{key if key.isprintable() else shown(key)}"
+        for key in detail["loc"]
+    )
+    kind, key = detail["type"], str(detail["loc"][-1]) if detail["loc"] else ""
+    if kind == "value_error":
+        text = str(detail["ctx"]["error"])
+    elif kind == "missing":
+        text = _REQUIRED.get(key, "is required")
+    elif kind in _MUST_BE:
+        text = f"must be {_MUST_BE[kind]}, not {shown(detail['input'])}"
+    else:
+        text = detail["msg"]
+    return f"{path.lstrip('.')}: {text}" if path else text
+
+
+_REQUIRED = {
+    "merge_method": f"is required: {', '.join(METHODS)}",
+    "layer_range": "is required: [first, end), such as [0, 24]",
+}
+
+
+_MUST_BE = {"string_type": "text", "list_type": "a list", "dict_type": "a mapping"}
+
+
+def as_config(config: str | os.PathLike[str] | Mapping[str, Any] | MergeConfig) -> MergeConfig:
+    """The validated config, whatever form it came in."""
+    if isinstance(config, MergeConfig):
+        return config
+    if isinstance(config, Mapping):
+        return parse_config(config)
+    name = os.fspath(config)
+    text = find_recipe(name)
+    # A directory of a recipe's name is most likely what the recipe made.
+    if text is not None and (os.path.isdir(name) or not os.path.exists(name)):
+        return load_config(name, text)
+    if os.path.exists(name):
+        return load_config(name)
+    near = nearest_recipe(name)
+    hint = f"did you mean the recipe {near}?" if near else "--list-recipes lists the recipes"
+    raise ConfigError(f"{name}: neither a file nor a recipe; {hint}")

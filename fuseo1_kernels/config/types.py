@@ -1,0 +1,108 @@
+"""What single keys of a config may hold, as pydantic types.
+
+Each check raises ValueError without naming the key: pydantic knows it, `config.py` joins the two.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, PlainSerializer, PlainValidator
+
+from .parameter_values import Setting, parse_setting, setting_as_data
+from .yaml_text import shown
+
+# More than any model has, and few enough to count through.
+_MAX_LAYERS = 10_000
+
+DType = Literal["bfloat16", "float16", "float32"]
+
+_DTYPES: dict[Any, str] = {
+    "bf16": "bfloat16",
+    "bfloat16": "bfloat16",
+    "fp16": "float16",
+    "float16": "float16",
+    "fp32": "float32",
+    "float32": "float32",
+}
+_MERGEKIT_TEMPLATES = ("alpaca", "chatml", "exaone", "llama3", "mistral")
+
+
+def _model_name(name: str) -> str:
+    if not name.strip() or not name.isprintable():
+        raise ValueError("must be a directory or a hub id such as org/name")
+    if "+" in name:
+        raise ValueError(
+            f"mergekit reads {name!r} as model+lora; fuseo1-kernels does not merge adapters yet "
+            "(merge the adapter into its model first, or rename the directory)"
+        )
+    return name
+
+
+def _dtype(value: Any) -> str | None:
+    if value is None:
+        return None
+    name = value.removeprefix("torch.") if isinstance(value, str) else ""
+    if name in _DTYPES:
+        return _DTYPES[name]
+    if name in ("float64", "int64"):
+        raise ValueError(f"mergekit has {name}; not in fuseo1-kernels yet")
+    raise ValueError(f"must be bfloat16, float16 or float32, not {shown(value)}")
+
+
+def _layer_range(value: Any) -> tuple[int, int]:
+    if isinstance(value, (list, tuple)) and len(value) == 2:
+        first, end = value
+        if type(first) is int and type(end) is int and 0 <= first < end <= _MAX_LAYERS:
+            return first, end
+    raise ValueError(
+        f"must be two whole numbers [first, end) with 0 <= first < end <= {_MAX_LAYERS}, not {shown(value)}"
+    )
+
+
+def _tokenizer_source(value: Any) -> Any:
+    if value == "union":
+        raise ValueError(
+            "mergekit has 'union'; not in fuseo1-kernels yet (give 'base' or a model's name)"
+        )
+    return value
+
+
+def _chat_template(value: str) -> str:
+    if value in _MERGEKIT_TEMPLATES:
+        raise ValueError(
+            f"mergekit has a built-in template {value!r}; fuseo1-kernels has none: "
+            "give the Jinja text itself, or 'auto'"
+        )
+    if value != "auto" and "{" not in value:
+        raise ValueError(f"must be 'auto' or the text of a Jinja template, not {shown(value)}")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"is not valid Unicode ({error})") from error
+    return value
+
+
+def _overrides(value: dict[str, Any]) -> dict[str, Any]:
+    try:
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode("utf-8")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"must fit into tokenizer_config.json: {error}") from error
+    return value
+
+
+def _none_to_empty(value: Any) -> Any:
+    return {} if value is None else value
+
+
+ModelName = Annotated[str, AfterValidator(_model_name)]
+OutputDType = Annotated[DType | None, BeforeValidator(_dtype)]
+LayerRange = Annotated[tuple[int, int], BeforeValidator(_layer_range)]
+TokenizerSource = Annotated[ModelName | None, BeforeValidator(_tokenizer_source)]
+ChatTemplate = Annotated[str, AfterValidator(_chat_template)]
+Overrides = Annotated[dict[str, Any], BeforeValidator(_none_to_empty), AfterValidator(_overrides)]
+Parameters = Annotated[
+    dict[str, Annotated[Setting, PlainValidator(parse_setting), PlainSerializer(setting_as_data)]],
+    BeforeValidator(_none_to_empty),
+]

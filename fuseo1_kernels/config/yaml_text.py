@@ -1,0 +1,133 @@
+"""YAML in and out: safe, and strict where a slip of the pen would go unnoticed.
+
+YAML lets a mapping name one key twice and PyYAML silently keeps the last; here that is an error. So
+is text that means more than a person would write: aliases of aliases of aliases, absurd nesting.
+"""
+
+from __future__ import annotations
+
+from reprlib import repr as short
+from typing import Any
+
+import yaml
+
+from ..errors import ConfigError
+
+# A config is a few mappings deep; only the overrides of a tokenizer's configuration may be long.
+_MAX_DEPTH = 50
+_MAX_NODES = 100_000
+# Line breaks to YAML 1.1. PyYAML writes them as they are unless told to escape them, and reads "\x85" as "\n".
+_ODD_BREAKS = frozenset("\x85\u2028\u2029")
+
+
+def read_yaml(text: str, name: str) -> Any:
+    """Return the data in the YAML `text`; ConfigError names `name`, the line and the column."""
+    try:
+        return _Loader(text).get_single_data()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise ConfigError(f"{name}: {place}{error.problem or error.context}") from error
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        # Control characters, or an escape such as "\UFFFFFFFF".
+        raise ConfigError(f"{name}: is not YAML: {str(error).splitlines()[0]}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{name}: is not a config: it is nested too deeply") from error
+
+
+def shown(value: Any) -> str:
+    """Return `value` as an error message shows it: short, and in YAML's words."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, dict):
+        return "a mapping"
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no whole number of more than 4,300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def dump_yaml(data: Any) -> str:
+    """Return plain data as YAML in its own order, flat lists on one line, long text in blocks."""
+    text = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    return str(text)
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, which makes plain data only, with the check for repeated keys."""
+
+    def compose_mapping_node(self, anchor: dict[Any, Any]) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        first: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            identity, line = (key.tag, key.value), key.start_mark.line + 1
+            if identity in first:
+                problem = (
+                    f"the key {key.value!r} stands here again (first in line {first[identity]})"
+                )
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            first[identity] = line
+        return node
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None:
+            self._measure(node, {})
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ArithmeticError, AttributeError, LookupError, ValueError) as error:
+            # PyYAML trusts what a scalar looks like, and its tag: 2024-13-45, `!!bool x`, `!!int ''`.
+            problem = f"{short(node.value)} is no {node.tag.rpartition(':')[2]}; put text in quotes"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from error
+
+    def _measure(self, node: yaml.Node, known: dict[yaml.Node, tuple[int, int]]) -> tuple[int, int]:
+        """Return how many nodes `node` has with every alias written out, and how deep they lie."""
+        if node in known:
+            return known[node]
+        known[node] = (0, _MAX_DEPTH)  # met again while it is measured, it contains itself
+        parts = node.value if isinstance(node, yaml.CollectionNode) else []
+        if isinstance(node, yaml.MappingNode):
+            parts = [part for pair in parts for part in pair]
+        sizes = [self._measure(part, known) for part in parts]
+        count = 1 + sum(size for size, _ in sizes)
+        depth = 1 + max((depth for _, depth in sizes), default=0)
+        if depth > _MAX_DEPTH:
+            problem = "is not a config: it is nested too deeply"
+        elif count > _MAX_NODES:
+            problem = f"is not a config: it has more than {_MAX_NODES} values"
+        else:
+            known[node] = (count, depth)
+            return count, depth
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+
+
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's safe dumper, writing as a person would: indented lists, and no `&id001`."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
+        super().increase_indent(flow, indentless=False)
+
+
+def _represent_list(dumper: _Dumper, data: list[Any]) -> yaml.Node:
+    flat = not any(isinstance(entry, (dict, list)) for entry in data)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=flat)
+
+
+def _represent_text(dumper: _Dumper, data: str) -> yaml.Node:
+    style = "|" if "\n" in data else None
+    if not _ODD_BREAKS.isdisjoint(data):
+        style = '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+
+_Dumper.add_representer(list, _represent_list)
+_Dumper.add_representer(str, _represent_text)

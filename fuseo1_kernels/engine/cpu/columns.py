@@ -1,0 +1,138 @@
+"""Tensors of which every column is merged by itself: read in slabs of columns, each once, and put together in memory.
+
+A column's elements lie a row apart in the file, and are read many columns at a time. Slabs are turned so that a column
+lies together, and merged by the ops in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, NamedTuple
+
+from ...backends.arrays import Array, Buffer, DType
+from ...backends.contract import Request, SurveyResult
+from ...backends.interface import Backend
+from ...checkpoint.source import read_all
+from ...methods.rule import ByColumn, Rule
+from ...plan.job import Input, Job
+from ..nonfinite import refuse_nonfinite, refuse_overflow, to_blame
+from ..worker import Work
+from .memory import LINE, MOST_COLUMNS, column_bytes
+
+# Python's formats of elements, by their size: nothing is computed with them.
+_FORMATS: dict[int, Literal["H", "I"]] = {2: "H", 4: "I"}
+
+
+class _Block(NamedTuple):
+    """Elements in a buffer: for the ops, as numbers without meaning, and as bytes."""
+
+    array: Array
+    elements: memoryview
+    view: memoryview
+
+    @classmethod
+    def of(cls, buffer: Buffer, dtype: DType, numel: int, offset: int = 0) -> _Block:
+        view = buffer.view[offset : offset + numel * dtype.size]
+        return cls(buffer.array(dtype, numel, offset), view.cast(_FORMATS[dtype.size]), view)
+
+
+class ColumnMerger:
+    """Merges a worker's tensors by columns, to its buffer for output, by way of its buffer for input."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        work: Work,
+        room: Buffer,
+        out: Buffer,
+        threads: Callable[[], int],
+        survey_bytes: int,
+    ) -> None:
+        self._backend = backend
+        self._work = work
+        self._room, self._out = room, out
+        self._threads, self._survey_bytes = threads, survey_bytes
+
+    def merge(self, job: Job, rule: ByColumn) -> int:
+        """Merge `job` to the buffer, all of it; the most passes of a survey. MergeError, naming tensor and model."""
+        passes = 0
+        whole = _Block.of(self._out, job.dtype, job.numel)
+        for first, width in _slabs(rule.columns, self._width(job, rule)):
+            inputs, at = self._read_slab(job, rule, first, width)
+            merged = _Block.of(self._room, job.dtype, rule.rows * width, at)
+            for start in range(0, rule.rows * width, rule.rows):
+                self._work.go_on()
+                column = [x.part(start, rule.rows) for x in inputs]
+                learned = self._merge(job, rule.rule, column, merged.array.part(start, rule.rows))
+                passes = max([passes, *(survey.passes for survey in learned)])
+            for row in range(rule.rows):
+                start = row * rule.columns + first
+                whole.elements[start : start + width] = merged.elements[row :: rule.rows]
+        for x in job.inputs:
+            x.source.check_unchanged(x.info.file)
+        return passes
+
+    def _width(self, job: Job, rule: ByColumn) -> int:
+        """How many columns a slab has."""
+        room = self._room.nbytes - LINE * len(job.inputs)
+        return min(rule.columns, MOST_COLUMNS, room // column_bytes(job, rule))
+
+    def _read_slab(
+        self, job: Job, rule: ByColumn, first: int, width: int
+    ) -> tuple[list[Array], int]:
+        """Columns [first, first + width) of the inputs, one column after the other, and where memory is free again."""
+        numel = rule.rows * width
+        at, places = 0, []
+        for x in job.inputs:
+            places.append(at)
+            at += -(-numel * x.dtype.size // LINE) * LINE
+        inputs = []
+        for x, place in zip(job.inputs, places, strict=True):
+            by_row = _Block.of(self._room, x.dtype, numel, at)
+            self._read(x, rule, first, by_row.view)
+            by_column = _Block.of(self._room, x.dtype, numel, place)
+            for column in range(width):
+                start = column * rule.rows
+                by_column.elements[start : start + rule.rows] = by_row.elements[column::width]
+            inputs.append(by_column.array)
+        self._work.advance(numel * job.element_bytes)
+        return inputs, at
+
+    def _read(self, x: Input, rule: ByColumn, first: int, view: memoryview) -> None:
+        """Fill `view` with columns from `first` on, row by row; where these are all, at once."""
+        fd, begin = x.source.place(x.info)
+        row = rule.columns * x.dtype.size
+        piece = view.nbytes // rule.rows
+        if piece == row:
+            row = piece = view.nbytes
+        for number in range(view.nbytes // piece):
+            self._work.go_on()
+            start = begin + number * row + first * x.dtype.size
+            read_all(fd, start, x.info, view[number * piece : (number + 1) * piece])
+
+    def _merge(
+        self, job: Job, rule: Rule, inputs: Sequence[Array], out: Array
+    ) -> list[SurveyResult]:
+        """Merge a column; what was learned of it."""
+        learned: list[SurveyResult] = []
+        while (request := rule.request(learned)) is not None:
+            survey = self._survey(inputs, request)
+            if self._work.nonfinite == "error":
+                refuse_nonfinite(job, survey)
+            learned.append(survey)
+        bad = self._backend.fuse(inputs, rule.params(learned), out, 0, self._threads())
+        if bad and self._work.nonfinite == "error":
+            if not learned:
+                blamed, inputs, norms = to_blame(job, inputs)
+                refuse_nonfinite(blamed, self._survey(inputs, norms))
+            refuse_overflow(job, bad)
+        return learned
+
+    def _survey(self, inputs: Sequence[Array], request: Request) -> SurveyResult:
+        return self._backend.survey(inputs, request, self._threads(), self._survey_bytes)
+
+
+def _slabs(columns: int, width: int) -> Iterator[tuple[int, int]]:
+    """(first column, how many) of each slab."""
+    for first in range(0, columns, width):
+        yield first, min(width, columns - first)

@@ -1,0 +1,219 @@
+"""One tensor from its files through survey and fuse to its file, within a worker's share of memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import xxhash
+
+from ...backends.arrays import Buffer
+from ...backends.contract import (
+    Request,
+    SurveyResult,
+    step_of,
+)
+from ...backends.interface import Backend, FileRange, InputUnreadable, Surveyor
+from ...checkpoint.journal import TensorRecord
+from ...checkpoint.source import unreadable
+from ...errors import MergeError
+from ...methods.rule import ByColumn
+from ...plan.job import Input, Job
+from ..nonfinite import refuse_nonfinite, refuse_overflow, to_blame
+from ..worker import TensorReport, Work
+from .columns import ColumnMerger
+from .memory import CHUNK, Memory, first_selects
+
+# Bytes of a tensor that the system reads in the background while those before are merged, when no one else has.
+_READ_AHEAD = 64 << 20
+# Runs of a sample: each is a read of its own.
+_MOST_RUNS = 2048
+
+
+class TensorMerger:
+    """A worker: merges one tensor at a time in buffers of its own. `threads` is asked before every kernel call."""
+
+    def __init__(
+        self, backend: Backend, memory: Memory, work: Work, *, threads: Callable[[], int]
+    ) -> None:
+        self._backend = backend
+        self._work = work
+        self._granted, self._most_threads = threads, memory.threads
+        at_once = work.surveys_at_once
+        share = memory.survey // at_once
+        self._survey_bytes = max(min(share, memory.floor), share // 8)
+        try:
+            self._out, self._in = Buffer(memory.output), Buffer(memory.read)
+            self._rooms = [Buffer(share - self._survey_bytes) for _ in range(at_once)]
+        except OSError as error:
+            raise MergeError(
+                f"{memory.total >> 20} MiB of memory for a worker cannot be had ({error.strerror}); "
+                "lower --max-memory or --threads"
+            ) from error
+        self._columns = ColumnMerger(
+            backend, work, self._in, self._out, self._threads, self._survey_bytes
+        )
+
+    def _threads(self) -> int:
+        return min(self._granted(), self._most_threads)
+
+    @property
+    def scratch(self) -> memoryview:
+        """The buffer for output: free between tensors."""
+        return self._out.view
+
+    def merge_all(
+        self, jobs: Sequence[Job], direct: Callable[[Job], Sequence[Input]]
+    ) -> dict[str, TensorReport]:
+        """`merge` of each, with those inputs that `direct` says of it; reports by name."""
+        return {job.name: self.merge(job, direct(job)) for job in jobs}
+
+    def merge(self, job: Job, direct: Sequence[Input] = ()) -> TensorReport:
+        """Merge `job` and write the result; raises MergeError, naming tensor and model.
+
+        Its inputs lie in the system's page cache, and are read there twice: into a core's own cache, where
+        reading all of them to memory first would send them through memory once more. Those in `direct` do
+        not: of them the system is told what to read next, and drops what was read.
+        """
+        self._checksum = xxhash.xxh3_128()
+        if isinstance(job.rule, ByColumn):
+            return self._merge_columns(job, job.rule)
+        energy: tuple[float, ...] = ()
+        passes = bytes_read = 0
+        for self._start, part in job.parts():
+            pairs = zip(job.inputs, part.inputs, strict=True)
+            self._direct = [here for x, here in pairs if x in direct]
+            files = [FileRange(*x.source.place(x.info), x.dtype) for x in part.inputs]
+            learned, made, reads = self._learn(part, files)
+            self._fuse(part, files, learned, tell=reads == 0)
+            for x in part.inputs:
+                x.source.check_unchanged(x.info.file)
+            if self._work.surveys and part is job:
+                self._work.surveys.keep(job, made)
+            energy = learned[0].energy if learned else ()
+            passes = max([passes, *(survey.passes for survey in learned)])
+            bytes_read += part.input_bytes * (reads + 1)
+        record = TensorRecord(self._checksum.hexdigest(), energy, passes)
+        return TensorReport(record, bytes_read)
+
+    def _merge_columns(self, job: Job, rule: ByColumn) -> TensorReport:
+        passes = self._columns.merge(job, rule)
+        self._start = 0
+        for start, count in _pieces(job.numel, CHUNK, 1):
+            self._work.go_on()
+            self._write(job, start, count, at=start)
+        record = TensorRecord(self._checksum.hexdigest(), (), passes)
+        return TensorReport(record, job.input_bytes)
+
+    def _learn(
+        self, job: Job, files: Sequence[FileRange]
+    ) -> tuple[list[SurveyResult], list[tuple[Request, SurveyResult]], int]:
+        """What the rule asks for, survey after survey; those that are new; how often the tensor was read for them."""
+        learned: list[SurveyResult] = []
+        made: list[tuple[Request, SurveyResult]] = []
+        reads = 0
+        while (request := job.rule.request(learned)) is not None:
+            survey, wanted = self._work.look_up(job, request)
+            surveys, passes = self._survey(job, files, wanted, tell=reads == 0)
+            reads += passes
+            made += surveys.items()
+            survey = survey or surveys[request]
+            if self._work.nonfinite == "error":
+                refuse_nonfinite(job, survey)
+            learned.append(survey)
+        return learned, made, reads
+
+    def _survey(
+        self, job: Job, files: Sequence[FileRange], wanted: Sequence[Request], tell: bool
+    ) -> tuple[dict[Request, SurveyResult], int]:
+        """A survey for every request, and how often the tensor was read for them."""
+        shape = len(job.inputs) - 1, job.numel
+        surveyors = {
+            r: self._backend.surveyor(*shape, r, self._threads(), self._survey_bytes, room)
+            for r, room in zip(wanted, self._rooms, strict=False)
+        }
+        for surveyor in surveyors.values():
+            self._sample(job, files, surveyor)
+        passes = 0
+        while working := [s for s in surveyors.values() if not s.done]:
+            for start, count in self._chunks(job, CHUNK):
+                for surveyor in working:
+                    with _explained(job):
+                        surveyor.update_files(files, start, count, self._in)
+                if tell and passes == 0:
+                    self._work.advance(count * job.element_bytes)
+            for surveyor in working:
+                surveyor.end_pass()
+            passes += 1
+        return {r: surveyor.result() for r, surveyor in surveyors.items()}, passes
+
+    def _sample(self, job: Job, files: Sequence[FileRange], surveyor: Surveyor) -> None:
+        if self._direct:
+            starts, length = surveyor.sample_runs(_MOST_RUNS)
+            for start in starts:
+                _will_need(self._direct, start, length)
+        with _explained(job):
+            surveyor.sample_files(files, _MOST_RUNS, self._in)
+
+    def _chunks(self, job: Job, most: int) -> Iterator[tuple[int, int]]:
+        """(start, count) of the chunks of a tensor, in order."""
+        ahead = _READ_AHEAD // job.element_bytes
+        for start, count in _pieces(job.numel, most, step_of(first_selects(job.rule))):
+            self._work.go_on()
+            wanted = (start + ahead, count) if start else (0, ahead + count)
+            _will_need(self._direct, *wanted)
+            yield start, count
+            for x in self._direct:
+                x.source.drop(x.info, start * x.dtype.size, count * x.dtype.size)
+
+    def _fuse(
+        self, job: Job, files: Sequence[FileRange], learned: Sequence[SurveyResult], tell: bool
+    ) -> None:
+        params = job.rule.params(learned)
+        for start, count in self._chunks(job, min(CHUNK, self._out.nbytes // job.dtype.size)):
+            out = self._out.array(job.dtype, count)
+            with _explained(job):
+                bad = self._backend.fuse_files(files, params, out, start, self._threads(), self._in)
+            if tell:
+                self._work.advance(count * job.element_bytes)
+            if bad and self._work.nonfinite == "error":
+                if not learned:
+                    self._refuse_inputs(job, files)
+                refuse_overflow(job, bad)
+            self._write(job, start, count)
+
+    def _refuse_inputs(self, job: Job, files: Sequence[FileRange]) -> None:
+        """Raise MergeError, naming the model, if an input that was not surveyed is not finite."""
+        job, files, norms = to_blame(job, files)
+        surveys, _ = self._survey(job, files, [norms], tell=False)
+        refuse_nonfinite(job, surveys[norms])
+
+    def _write(self, job: Job, start: int, count: int, at: int = 0) -> None:
+        """Write elements [start, start + count) of the part, which are in the output buffer from element `at` on."""
+        size = job.dtype.size
+        merged = self._out.view[at * size : (at + count) * size]
+        self._checksum.update(merged)
+        self._work.destination.write(job.name, (self._start + start) * size, merged)
+        self._work.advance(merged.nbytes)
+
+
+def _pieces(numel: int, most: int, unit: int) -> Iterator[tuple[int, int]]:
+    """(start, count) of pieces that begin at multiples of `unit`: of at most `most` elements, if that is no less."""
+    step = max(most // unit * unit, unit)
+    for start in range(0, numel, step):
+        yield start, min(step, numel - start)
+
+
+def _will_need(inputs: Sequence[Input], start: int, count: int) -> None:
+    """Have the system read elements [start, start + count), as far as there are, in the background."""
+    for x in inputs:
+        x.source.will_need(x.info, start * x.dtype.size, count * x.dtype.size)
+
+
+@contextmanager
+def _explained(job: Job) -> Iterator[None]:
+    """A backend knows an unreadable input by its number alone."""
+    try:
+        yield
+    except InputUnreadable as error:
+        raise unreadable(job.inputs[error.input].info, error.number) from None

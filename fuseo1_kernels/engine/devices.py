@@ -1,0 +1,47 @@
+"""What does the arithmetic of a merge of files: a backend on the CPU, or GPUs."""
+
+from __future__ import annotations
+
+import re
+
+from ..backends.registry import BACKENDS, GPU_BACKENDS, load_backend
+from ..errors import BackendError, ConfigError
+from .cpu.pool import OnCpu
+from .options import check_sizes
+from .worker import Arithmetic
+
+_NAME = re.compile(r"cuda(?::(0|[1-9]\d{0,3}))?")
+
+
+def choose_arithmetic(backend: str, device: str | None, max_gpu_memory: int | None) -> Arithmetic:
+    """What does the arithmetic: a backend on the CPU, or GPUs; MergeError if it is not here."""
+    on_gpu = backend in GPU_BACKENDS
+    name = device or ("cuda" if on_gpu else "cpu")
+    numbers = parse_devices(name)
+    if (numbers is None and on_gpu) or (numbers is not None and backend in BACKENDS):
+        raise BackendError(f"backend {backend} does not run on device {name}; drop one of them")
+    if max_gpu_memory is not None:
+        check_sizes(max_gpu_memory=max_gpu_memory)
+    if numbers is None:
+        if max_gpu_memory is not None:
+            raise ConfigError("max_gpu_memory is for a merge on GPUs: give device, such as cuda")
+        return OnCpu(load_backend(backend))
+    from .gpu.pool import open_gpus  # a merge on the CPU starts without it
+
+    return open_gpus(backend, numbers, max_gpu_memory)
+
+
+def parse_devices(names: str) -> tuple[int, ...] | None:
+    """The numbers of the GPUs that "cuda", "cuda:1" or "cuda:0,cuda:1" names; None for "cpu".
+
+    Raises ConfigError.
+    """
+    if names == "cpu":
+        return None
+    matches = [_NAME.fullmatch(name.strip()) for name in names.split(",")]
+    numbers = tuple(int(match[1] or 0) for match in matches if match)
+    if len(numbers) != len(matches):
+        raise ConfigError(f"device {names!r}: write cpu, cuda, cuda:0 or cuda:0,cuda:1")
+    if len(set(numbers)) != len(numbers):
+        raise ConfigError(f"device {names!r} names a GPU twice")
+    return numbers

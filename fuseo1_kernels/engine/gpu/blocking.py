@@ -1,0 +1,93 @@
+"""A tensor in a GPU's memory, merged by any rule: survey after survey, then the fuse, by the ops that wait."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from ...backends.arrays import Array
+from ...backends.contract import Request, SurveyResult
+from ...backends.interface import GpuBackend
+from ...plan.job import Job
+from ..nonfinite import refuse_nonfinite, refuse_overflow, to_blame
+from ..worker import Work
+from .context import Lane
+from .staging import Stopped
+
+_Surveys = dict[Request, SurveyResult]
+
+
+class Found(NamedTuple):
+    """What was learned of a tensor: the surveys that were made of it now, and what the journal says of all."""
+
+    made: _Surveys
+    energy: tuple[float, ...]
+    passes: int
+
+
+class ByRule:
+    """Merges on a lane by the backend's ops that wait. They end on the host, so that nothing need wait for the kernels.
+
+    An op has the kernels' stream, and the memory for what it allocates (`LaneSize.own`), for itself. Between two ops
+    others have their turn: nobody waits for what a rule makes of its surveys.
+    """
+
+    def __init__(self, lane: Lane, work: Work) -> None:
+        self._lane = lane
+        self._work = work
+
+    def merge(self, job: Job, inputs: Sequence[Array], out: Array) -> Found:
+        """Merge what is on the device; MergeError where the result must not be written."""
+        made: _Surveys = {}
+        passes = 0
+        for start, part in job.parts():
+            arrays = [x.part(start, part.numel) for x in inputs]
+            learned, new = self._learn(part, arrays)
+            self._fuse(part, arrays, learned, out.part(start, part.numel))
+            if part is job:
+                made = new
+            # Most of these surveys read a tensor more than once: here that is no sign of the exact path.
+            passes = max([passes, *(min(survey.passes, 1) for survey in learned)])
+        return Found(made, (), passes)
+
+    def _learn(self, job: Job, inputs: Sequence[Array]) -> tuple[list[SurveyResult], _Surveys]:
+        """What the rule asks for, and those surveys that are new."""
+        learned: list[SurveyResult] = []
+        made: _Surveys = {}
+        while (request := job.rule.request(learned)) is not None:
+            survey, _ = self._work.look_up(job, request)
+            if survey is None:
+                survey = made[request] = self._survey(inputs, request)
+            if self._work.nonfinite == "error":
+                refuse_nonfinite(job, survey)
+            learned.append(survey)
+        return learned, made
+
+    def _survey(self, inputs: Sequence[Array], request: Request) -> SurveyResult:
+        with self._turn() as backend:
+            return backend.survey(inputs, request, 1)
+
+    def _fuse(
+        self, job: Job, inputs: Sequence[Array], learned: Sequence[SurveyResult], out: Array
+    ) -> None:
+        params = job.rule.params(learned)
+        with self._turn() as backend:
+            bad = backend.fuse(inputs, params, out, 0, 1)
+        if bad and self._work.nonfinite == "error":
+            if not learned:
+                self._refuse_inputs(job, inputs)
+            refuse_overflow(job, bad)
+
+    def _refuse_inputs(self, job: Job, inputs: Sequence[Array]) -> None:
+        """Raise MergeError, naming the model, if an input that was not surveyed is not finite."""
+        job, inputs, norms = to_blame(job, inputs)
+        refuse_nonfinite(job, self._survey(inputs, norms))
+
+    @contextmanager
+    def _turn(self) -> Iterator[GpuBackend]:
+        """The backend, with the stream of the kernels to itself."""
+        if self._work.stop.is_set():
+            raise Stopped
+        with self._lane.enqueuing, self._lane.kernels.current():
+            yield self._lane.backend

@@ -1,0 +1,262 @@
+"""A worker that has tensors merged by a GPU: from their files to its memory, and from there to their file."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import xxhash
+
+from ...backends.arrays import Array, Buffer
+from ...backends.contract import SurveyResult
+from ...backends.interface import OnDevice, Room
+from ...checkpoint.journal import TensorRecord
+from ...methods.sce import Sce
+from ...plan.job import Input, Job
+from ..nonfinite import refuse_nonfinite, refuse_overflow
+from ..worker import TensorReport, Work
+from .blocking import ByRule, Found
+from .context import Lane
+from .cpu_fallback import CpuHelp
+from .device import Event, explained
+from .layout import Chunk, Layout, Request, Task, footprint
+from .staging import Slot, Stopped
+
+# Copies from the device that a worker has under way: one arrives while the other is written.
+_COPIES_OUT = 2
+# Small tensors are merged in groups that leave room for others.
+_GROUP_SHARE = 8
+
+
+class GpuMerger:
+    """A worker of a GPU. Others work on the same one: while this reads, their kernels run and their outputs leave.
+
+    Host and device keep step by events alone: kernels begin when the copies in have ended, copies out when
+    the kernels have (by another rule than SCE's the host waits for both, ByRule). A slot is filled when the copy
+    from it has ended, a region given to others when all of the output is here.
+    """
+
+    def __init__(self, lane: Lane, work: Work, cpu_help: CpuHelp) -> None:
+        self._lane = lane
+        self._work = work
+        self._cpu_help = cpu_help
+        self._by_rule = ByRule(lane, work)
+        self._scratch = Buffer(lane.size.slot)
+
+    @property
+    def scratch(self) -> memoryview:
+        """Room to read into, free between tensors."""
+        return self._scratch.view
+
+    def merge_all(
+        self, jobs: Sequence[Job], direct: Callable[[Job], Sequence[Input]]
+    ) -> dict[str, TensorReport]:
+        """As TensorMerger.merge_all. Each tensor is read once."""
+        reports = {
+            job.name: self._cpu_help.merge(job, direct(job))
+            for job in jobs
+            if job.name in self._cpu_help
+        }
+        for group in self._groups([job for job in jobs if job.name not in self._cpu_help]):
+            with explained(self._lane.device):
+                reports |= self._merge(group, [x for job in group for x in direct(job)])
+        return reports
+
+    def _groups(self, jobs: Sequence[Job]) -> Iterator[list[Job]]:
+        backend, most = self._lane.backend, self._lane.size.region // _GROUP_SHARE
+        group: list[Job] = []
+        held = 0
+        for job in jobs:
+            needed = footprint(
+                job, self._work.surveys_at_once, backend.result_bytes, backend.params_bytes
+            )
+            if group and held + needed > most:
+                yield group
+                group, held = [], 0
+            group.append(job)
+            held += needed
+        if group:
+            yield group
+
+    def _merge(self, jobs: Sequence[Job], direct: Sequence[Input]) -> dict[str, TensorReport]:
+        lane, cache = self._lane, self._work.surveys
+        requests = [self._request(job) for job in jobs]
+        layout = Layout(requests, lane.backend.result_bytes, lane.backend.params_bytes)
+        region = lane.regions.take(layout.nbytes)
+        copied = self._copy_in(layout, region, direct)
+        for job in jobs:
+            for x in job.inputs:
+                x.source.check_unchanged(x.info.file)
+        if all(isinstance(job.rule, Sce) for job in jobs):
+            lane.copies_out.wait(self._enqueue_kernels(layout, region, copied))
+            known = None
+        else:
+            known = self._merge_by_rule(layout, region, copied)
+        reports = {}
+        for job, found, checksum in self._copy_out(layout, region, known):
+            if cache:
+                cache.keep(job, found.made.items())
+            record = TensorRecord(checksum, found.energy, found.passes)
+            reports[job.name] = TensorReport(record, job.input_bytes)
+        # Where anything failed it is not given back: copies may still be under way.
+        lane.regions.give(region)
+        return reports
+
+    def _request(self, job: Job) -> Request:
+        rule = job.rule
+        if not isinstance(rule, Sce):
+            return Request(job)
+        kept, wanted = self._work.look_up(job, rule.select_topk)
+        topks = tuple(topk for topk in wanted if isinstance(topk, float))
+        if kept is None:
+            return Request(job, topks)
+        self._refuse(job, kept, 0)
+        return Request(job, topks, kept, self._lane.backend.pack_params(rule.params([kept])))
+
+    # --- to the device -------------------------------------------------------------------
+
+    def _copy_in(self, layout: Layout, region: int, direct: Sequence[Input]) -> list[Event]:
+        """Have the group read and copied to its region; what the kernels must wait for."""
+        lane = self._lane
+        chunks = layout.chunks_in(lane.size.slot)
+        reads = [lane.submit(partial(self._read, chunk, region, direct)) for chunk in chunks]
+        return [read.result() for read in reads]
+
+    def _read(self, chunk: Chunk[Input | bytes], region: int, direct: Sequence[Input]) -> Event:
+        lane = self._lane
+        slot = lane.ring_in.take()
+        for part in chunk.parts:
+            if self._work.stop.is_set():
+                raise Stopped
+            view, x = slot.view[part.at : part.at + part.nbytes], part.item
+            if isinstance(x, bytes):
+                view[:] = x[part.start : part.start + part.nbytes]
+                continue
+            x.source.read_into(x.info, part.start, view)
+            if x in direct:
+                x.source.drop(x.info, part.start, part.nbytes)
+            self._work.advance(part.nbytes)
+        slot.copied = copied = lane.copies_in.copy(
+            lane.memory, region + chunk.start, slot.memory, 0, chunk.nbytes
+        )
+        lane.ring_in.give(slot)
+        return copied
+
+    # --- on the device -------------------------------------------------------------------
+
+    def _enqueue_kernels(self, layout: Layout, region: int, copied: Sequence[Event]) -> Event:
+        lane = self._lane
+        with lane.enqueuing, lane.kernels.current():
+            for event in copied:
+                lane.kernels.wait(event)
+            for task in layout.tasks:
+                self._enqueue(task, region)
+            return lane.kernels.record()
+
+    def _merge_by_rule(self, layout: Layout, region: int, copied: Sequence[Event]) -> list[Found]:
+        for event in copied:
+            event.synchronize()
+        return [self._by_rule.merge(task.job, *self._arrays(task, region)) for task in layout.tasks]
+
+    def _arrays(self, task: Task, region: int) -> tuple[list[Array], Array]:
+        """Inputs and output of a task, on the device."""
+        memory, job = self._lane.memory, task.job
+        start = memory.address + region
+        inputs = [
+            Array(start + at, x.dtype, job.numel, memory.tensor)
+            for at, x in zip(task.inputs, job.inputs, strict=True)
+        ]
+        return inputs, Array(start + task.out, job.dtype, job.numel, memory.tensor)
+
+    def _enqueue(self, task: Task, region: int) -> None:
+        lane, backend = self._lane, self._lane.backend
+
+        def part(at: int, nbytes: int) -> object:
+            return lane.memory.tensor[region + at : region + at + nbytes]
+
+        inputs, out = self._arrays(task, region)
+        rooms = [
+            Room(lane.work, part(result, backend.result_bytes), part(params, backend.params_bytes))
+            for result, params in zip(task.results, task.params, strict=True)
+        ]
+        assert isinstance(task.job.rule, Sce)
+        surveys = [
+            backend.enqueue_survey(inputs, topk, task.job.rule.variant, room)
+            for topk, room in zip(task.request.topks, rooms, strict=False)
+        ]
+        if task.request.kept:
+            kept = rooms[task.fuse]
+            surveys.append(OnDevice(kept.result, kept.params, len(inputs) - 1))
+        backend.enqueue_fuse(inputs, surveys[task.fuse], out)
+
+    # --- from the device -----------------------------------------------------------------
+
+    def _copy_out(
+        self, layout: Layout, region: int, known: list[Found] | None
+    ) -> list[tuple[Job, Found, str]]:
+        """Write the outputs, if the surveys allow it; for each tensor what these said, and its checksum.
+
+        What is not `known` of the surveys comes from the device.
+        """
+        results = bytearray()
+        checksums = {id(task): xxhash.xxh3_128() for task in layout.tasks}
+        for chunk, slot in self._chunks_from(layout, region):
+            for part in chunk.parts:
+                view = slot.view[part.at : part.at + part.nbytes]
+                if part.item is None:
+                    results += view
+                    if len(results) == layout.results_bytes:
+                        known = [self._settle(task, layout, results) for task in layout.tasks]
+                    continue
+                checksums[id(part.item)].update(view)
+                self._work.destination.write(part.item.job.name, part.start, view)
+                self._work.advance(part.nbytes)
+        assert known is not None
+        return [
+            (task.job, found, checksums[id(task)].hexdigest())
+            for task, found in zip(layout.tasks, known, strict=True)
+        ]
+
+    def _chunks_from(
+        self, layout: Layout, region: int
+    ) -> Iterator[tuple[Chunk[Task | None], Slot]]:
+        """The chunks of results and outputs, each in a slot until the next is asked for."""
+        lane = self._lane
+        waiting = deque(layout.chunks_out(lane.size.slot))
+        coming: deque[tuple[Chunk[Task | None], Slot, Event]] = deque()
+        while waiting or coming:
+            while waiting and len(coming) < _COPIES_OUT:
+                # Who has one does not wait for another: all could wait for each other.
+                slot = lane.ring_out.take_if_free() if coming else lane.ring_out.take()
+                if slot is None:
+                    break
+                chunk = waiting.popleft()
+                copied = lane.copies_out.copy(
+                    slot.memory, 0, lane.memory, region + chunk.start, chunk.nbytes
+                )
+                coming.append((chunk, slot, copied))
+            chunk, slot, copied = coming.popleft()
+            copied.synchronize()
+            yield chunk, slot
+            lane.ring_out.give(slot)
+
+    def _settle(self, task: Task, layout: Layout, results: bytearray) -> Found:
+        """What the surveys of a tensor found, if it may be written."""
+        backend, targets = self._lane.backend, len(task.job.inputs) - 1
+        found = []
+        for at in task.results:
+            start = at - layout.results_start
+            raw = bytes(results[start : start + backend.result_bytes])
+            found.append(backend.unpack_result(raw, targets))
+        survey, written = found[task.fuse]
+        survey = task.request.kept or survey
+        self._refuse(task.job, survey, written)
+        made = zip(task.request.topks, (new for new, _ in found), strict=False)
+        return Found(dict(made), survey.energy, survey.passes)
+
+    def _refuse(self, job: Job, survey: SurveyResult, written: int) -> None:
+        """Refuse what must not be merged: infinities and NaN in the inputs, or made by the merge."""
+        if self._work.nonfinite == "error":
+            refuse_nonfinite(job, survey)
+            refuse_overflow(job, written)

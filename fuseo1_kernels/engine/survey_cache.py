@@ -1,0 +1,120 @@
+"""Surveys kept on disk, so that a later merge of the same tensors need not survey them again."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from ..backends.contract import Cut, Request, SurveyResult
+from ..checkpoint.records import decode_records, encode_record
+from ..errors import OutputError
+from ..plan.fingerprint import digest
+from ..plan.job import Job
+from ..version import __version__
+
+_FILE = "surveys"
+
+
+class SurveyCache:
+    """Surveys by what they depend on: the input files' identities, the tensors' places, what was asked.
+
+    The file only grows; damaged or torn lines are as if they were not there. Two merges may use one cache
+    at the same time. `find` and `keep` may be called from any thread.
+    """
+
+    def __init__(self, directory: Path, also: Sequence[float] = ()) -> None:
+        """Open or make the cache; `also` are values of select_topk to survey besides a merge's own.
+
+        Raises OutputError.
+        """
+        self.also = tuple(map(float, also))
+        self._file = directory / _FILE
+        self._lock = threading.Lock()
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            self._fd = os.open(
+                self._file, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666
+            )
+            data = self._file.read_bytes()
+            if data and not data.endswith(b"\n"):  # a line was cut short; the next starts afresh
+                os.write(self._fd, b"\n")
+        except OSError as error:
+            raise OutputError(
+                f"{directory}: cannot hold a survey cache ({error.strerror})"
+            ) from error
+        self._surveys: dict[str, SurveyResult] = {}
+        self.problems: list[str] = []
+        for record in decode_records(data):
+            with suppress(KeyError, TypeError):  # of another version
+                self._surveys[record["key"]] = _survey(record["survey"])
+
+    @property
+    def at_once(self) -> int:
+        """The most surveys of one tensor that a merge makes in the same read."""
+        return 1 + len(self.also)
+
+    def look_up(self, job: Job, request: Request) -> tuple[SurveyResult | None, list[Request]]:
+        """What is kept for `job` (it took no pass now), and what to survey now, `request` first.
+
+        In one look: another worker may keep a survey of the same tensors at any time.
+        """
+        there = {r: self._surveys.get(_key(job, r)) for r in (request, *self.also)}
+        kept = there[request]
+        missing = [r for r, survey in there.items() if survey is None]
+        return None if kept is None else replace(kept, passes=0), missing
+
+    def keep(self, job: Job, surveys: Iterable[tuple[Request, SurveyResult]]) -> None:
+        """Keep what surveys of `job`'s tensors said to requests; a disk that refuses is among `problems`."""
+        new = {_key(job, request): survey.lasting for request, survey in surveys}
+        lines = [encode_record({"key": k, "survey": _fields(s)}) for k, s in new.items()]
+        with self._lock:
+            self._surveys.update(new)
+            if self.problems:
+                return
+            try:
+                # One write, so that lines of two merges do not mix.
+                os.write(self._fd, b"".join(lines))
+            except OSError as error:
+                reason = f"cannot be written ({error.strerror}); surveys were not kept"
+                self.problems.append(f"{self._file}: {reason}")
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._fd)
+
+    def __enter__(self) -> SurveyCache:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+
+def _key(job: Job, request: Request) -> str:
+    inputs = [
+        [
+            os.path.realpath(x.info.file),
+            x.source.files[x.info.file],
+            x.info.offset,
+            x.info.dtype,
+        ]
+        for x in job.inputs
+    ]
+    return digest([__version__, repr(request), job.numel, inputs])
+
+
+def _fields(survey: SurveyResult) -> dict[str, Any]:
+    fields = asdict(survey) | {"divergences": survey.divergences.hex()}
+    return {name: value for name, value in fields.items() if name != "kept"}
+
+
+def _survey(fields: dict[str, Any]) -> SurveyResult:
+    fields |= {name: tuple(fields[name]) for name in ("energy", "nonfinite")}
+    fields |= {name: tuple(map(tuple, fields[name])) for name in ("norms", "gram")}
+    fields["cuts"] = tuple(tuple(Cut(**cut) for cut in cuts) for cuts in fields["cuts"])
+    fields["divergences"] = bytes.fromhex(fields["divergences"])
+    return SurveyResult(**fields)

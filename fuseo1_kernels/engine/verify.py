@@ -1,0 +1,276 @@
+"""Checks a merged model: its bytes against the recorded checksums, and tensors against a second computation."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from ..backends.arrays import Buffer
+from ..backends.registry import load_backend
+from ..checkpoint import checksums
+from ..checkpoint.header import TensorInfo
+from ..checkpoint.layout import find_weights
+from ..checkpoint.loader import open_source
+from ..checkpoint.source import Source
+from ..config.load import as_config
+from ..errors import CheckpointError, counted
+from ..plan.job import Job
+from ..plan.models import open_sources
+from ..plan.plan import make_plan, refuse_problems
+from ..system import resolve_threads
+from .cpu.memory import divide, memory_floor
+from .cpu.worker import TensorMerger
+from .options import DEFAULT_MAX_MEMORY, DEFAULT_SHARD_SIZE
+from .read_ahead import absent_inputs, forget
+from .result import Progress
+from .worker import Work
+
+#: The config of a merge, as it is put beside its result.
+CONFIG = "mergekit_config.yml"
+
+_PIECE = 4 << 20
+
+
+@dataclass(frozen=True)
+class VerifyResult:
+    """What was checked of a merged model.
+
+    Attributes:
+        directory: the model.
+        files, tensors: how many were compared with their checksums.
+        recomputed: names of the tensors that were merged again by the reference backend.
+        problems: what is not as it was written, or not as it should have been; none: all is well.
+        seconds: wall time.
+    """
+
+    directory: str
+    files: int
+    tensors: int
+    recomputed: tuple[str, ...]
+    problems: tuple[str, ...]
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def verify_model(
+    directory: str | os.PathLike[str],
+    *,
+    recompute: int | None = 0,
+    seed: int = 0,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> VerifyResult:
+    """Check the merged model in `directory` against the checksums recorded beside it.
+
+    Args:
+        directory: a model that `merge_checkpoints` made.
+        recompute: how many tensors, chosen by `seed`, to merge again with the reference backend from
+            their sources (which the config beside the model names), and to compare bit by bit; None: all.
+        threads: default: all cores this process may use.
+        progress: is told how far it is.
+
+    Raises:
+        MergeError: it cannot be checked: no checksums, or no sources to recompute from.
+    """
+    started = time.perf_counter()
+    path = Path(directory)
+    recorded = checksums.read_checksums(path)
+    problems = list(_check_files(path, recorded))
+    recomputed: list[str] = []
+    checked = 0
+    # Only files of their recorded sizes and headers say where their tensors lie.
+    if not problems:
+        with open_source(str(path)) as model:
+            names = list(recorded["tensors"])
+            if missing := set(names) ^ set(model.tensors):
+                raise CheckpointError(
+                    f"{path / checksums.FILE}: damaged: lists other tensors than the shards hold, "
+                    f"for example {min(missing)!r}"
+                )
+            total = sum(info.nbytes for info in model.tensors.values())
+            advance = _start(progress, f"verifying {counted(len(names), 'tensor')}", total)
+            try:
+                problems += _check_tensors(model, recorded["tensors"], threads, advance)
+                checked = len(names)
+            finally:
+                if progress:
+                    progress.close()
+            if recompute is None or recompute > 0:
+                wrong, recomputed = _recompute(
+                    path, model, recorded["options"], recompute, seed, threads, progress
+                )
+                problems += wrong
+    return VerifyResult(
+        directory=str(directory),
+        files=len(recorded["files"]) + len(recorded["shards"]),
+        tensors=checked,
+        recomputed=tuple(recomputed),
+        problems=tuple(problems),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _check_files(path: Path, recorded: Mapping[str, Any]) -> Iterator[str]:
+    """Problems of the small files and of the shards' sizes and headers."""
+    for part in ("files", "shards"):
+        for name, entry in recorded[part].items():
+            file = path / name
+            if not {"size", "checksum" if part == "files" else "header"} <= entry.keys():
+                raise CheckpointError(f"{path / checksums.FILE}: damaged: its entry of {name!r}")
+            if Path(name).name != name or not file.is_file():
+                yield f"{file}: is missing"
+            elif file.stat().st_size != entry["size"]:
+                yield f"{file}: has {file.stat().st_size} bytes, was written with {entry['size']}"
+            elif part == "files":
+                if checksums.describe_file(_read(file, 0)) != entry:
+                    yield f"{file}: differs from what was written"
+            elif xxhash.xxh3_128_hexdigest(_read_header(file)) != entry["header"]:
+                yield f"{file}: its header differs from what was written"
+    weights = find_weights(path)
+    unknown = set(weights.files if weights else ()) - recorded["shards"].keys()
+    for name in sorted(unknown):
+        yield f"{path / name}: is used as weights, but was not written by the merge"
+
+
+def _read_header(file: Path) -> bytes:
+    prefix = _read(file, 8)
+    return prefix + _read(file, 8 + int.from_bytes(prefix, "little"))[8:]
+
+
+def _read(file: Path, nbytes: int) -> bytes:
+    """The first `nbytes` bytes, 0: all."""
+    try:
+        with open(file, "rb") as stream:
+            return stream.read(nbytes or -1)
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from error
+
+
+def _check_tensors(
+    model: Source,
+    recorded: Mapping[str, Any],
+    threads: int | None,
+    advance: Callable[[int], None],
+) -> list[str]:
+    """Problems of the tensors' bytes."""
+    buffers = threading.local()
+
+    def check(info: TensorInfo) -> str | None:
+        if not hasattr(buffers, "piece"):
+            buffers.piece = Buffer(_PIECE)
+        digest, cached = xxhash.xxh3_128(), model.is_cached(info)
+        for start in range(0, info.nbytes, _PIECE):
+            view = buffers.piece.view[: min(_PIECE, info.nbytes - start)]
+            model.read_into(info, start, view)
+            digest.update(view)
+            advance(view.nbytes)
+        if cached is False:
+            model.forget(info)
+        if digest.hexdigest() == recorded[info.name].get("checksum"):
+            return None
+        return f"{info.file}: tensor {info.name!r} differs from what was written"
+
+    with ThreadPoolExecutor(resolve_threads(threads)) as pool:
+        return [problem for problem in pool.map(check, model.tensors.values()) if problem]
+
+
+class _Comparison:
+    """Takes merged bytes as a sink does, and notes which tensors of the model differ from them."""
+
+    def __init__(self, model: Source) -> None:
+        self._model = model
+        self.differing: set[str] = set()
+
+    def write(self, name: str, start: int, view: memoryview) -> None:
+        there = Buffer(view.nbytes)
+        self._model.read_into(self._model.tensors[name], start, there.view)
+        if there.view != view:
+            self.differing.add(name)
+
+
+def _recompute(
+    path: Path,
+    model: Source,
+    options: Mapping[str, Any],
+    count: int | None,
+    seed: int,
+    threads: int | None,
+    progress: Progress | None,
+) -> tuple[list[str], list[str]]:
+    """(problems, names): tensors merged again by the reference backend."""
+    with ExitStack() as stack:
+        config = as_config(path / CONFIG)
+        sources = open_sources(config, stack, progress=False, download=False)
+        plan = make_plan(
+            config,
+            sources,
+            shard_size=DEFAULT_SHARD_SIZE,
+            crop_embeddings=bool(options.get("crop_embeddings")),
+            random_seed=_recorded_seed(path, options),
+        )
+        refuse_problems(plan)
+        jobs = list(plan.jobs)
+        if count is not None and count < len(jobs):
+            jobs = random.Random(seed).sample(jobs, count)
+        problems = [p for job in jobs if (p := _unlike(job, model)) is not None]
+        if problems:
+            return problems, []
+        comparison = _Comparison(model)
+        # The merge itself may have been allowed more.
+        _, memory = divide(plan, 1, max(DEFAULT_MAX_MEMORY, memory_floor(plan.jobs)))
+        total = sum(job.input_bytes + job.output_bytes for job in jobs)
+        nonfinite = str(options.get("nonfinite", "error"))
+        advance = _start(progress, f"merging {counted(len(jobs), 'tensor')} again", total)
+        merger = TensorMerger(
+            load_backend("reference"),
+            memory,
+            Work(comparison, nonfinite, advance, threading.Event()),
+            threads=lambda: resolve_threads(threads),
+        )
+        try:
+            for job in jobs:
+                absent = absent_inputs(job)
+                merger.merge(job)
+                forget(absent)
+        finally:
+            if progress:
+                progress.close()
+    names = [job.name for job in jobs]
+    return [
+        f"{model.tensors[name].file}: tensor {name!r} is not what its sources give"
+        for name in names
+        if name in comparison.differing
+    ], names
+
+
+def _recorded_seed(path: Path, options: Mapping[str, Any]) -> int:
+    seed = options.get("random_seed", 0)
+    if not isinstance(seed, int):
+        raise CheckpointError(f"{path / checksums.FILE}: damaged: its random_seed is {seed!r}")
+    return seed
+
+
+def _unlike(job: Job, model: Source) -> str | None:
+    info = model.tensors.get(job.name)
+    if info is not None and (info.dtype, info.shape) == (job.dtype.code, job.shape):
+        return None
+    return f"{model.path}: tensor {job.name!r} has another shape or dtype than its sources give"
+
+
+def _start(progress: Progress | None, title: str, total_bytes: int) -> Callable[[int], None]:
+    if progress is None:
+        return lambda nbytes: None
+    progress.start(title, total_bytes)
+    return progress.advance

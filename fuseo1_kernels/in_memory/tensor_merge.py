@@ -1,0 +1,294 @@
+"""One merge of tensors in memory: checked, started, finished. On a GPU to start it waits for nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import torch
+
+from ..backends.arrays import Array
+from ..backends.contract import Norms, Request, SurveyResult
+from ..backends.interface import GpuBackend, OnDevice, Ops, can_enqueue, can_enqueue_small
+from ..errors import MergeError
+from ..methods import NONFINITE
+from ..methods.method import Method
+from ..methods.parameters import check_seed, resolve_method, resolve_parameters
+from ..methods.rule import ByColumn, ByVector, Rule, Target
+from ..methods.sce import Sce
+from ..system import resolve_threads
+from .ops import (
+    as_array,
+    as_arrays,
+    check_dtypes,
+    columns_of,
+    dense,
+    dense_columns,
+    engine_for,
+    enqueue_into,
+    output_for,
+    promoted,
+)
+from .survey_cache import ResidentSurveys
+
+
+@dataclass
+class TensorMerge:
+    """A merge of `tensors`, base first, to `result`: `check` makes it, then `start` and `finish` it, in this order.
+
+    Attributes:
+        names: what errors call the tensors.
+        rule: the method's.
+    """
+
+    tensors: list[torch.Tensor]
+    names: list[str]
+    result: torch.Tensor
+    rule: Rule
+    engine: Ops
+    threads: int
+    nonfinite: str
+    surveys: ResidentSurveys | None
+    _inputs: list[Array]
+    _is_new: bool  # the result: until it is written, surveys may use its memory
+    _known: SurveyResult | None = None
+    # Waits for what was enqueued: the survey, and how many outputs are not finite.
+    _found: Callable[[], tuple[SurveyResult, int]] | None = None
+
+    @classmethod
+    def check(
+        cls,
+        tensors: Sequence[torch.Tensor],
+        method: str,
+        *,
+        base_index: int | None,
+        parameters: Mapping[str, Any] | None,
+        ids: Sequence[Hashable] | None,
+        dtype: torch.dtype | None,
+        out_dtype: torch.dtype | None,
+        backend: str,
+        threads: int | None,
+        nonfinite: str,
+        surveys: ResidentSurveys | None,
+        random_seed: int = 0,
+        name: str = "",
+        out: torch.Tensor | None = None,
+    ) -> TensorMerge:
+        """The arguments are those of merge_tensors. Raises MergeError."""
+        record = resolve_method(method)
+        check_dtypes(dtype=dtype, out_dtype=out_dtype)
+        if nonfinite not in NONFINITE:
+            raise MergeError(f"nonfinite: must be one of {', '.join(NONFINITE)}, not {nonfinite!r}")
+        if ids is not None and len(ids) != len(tensors):
+            raise MergeError(f"{len(ids)} ids for {len(tensors)} tensors")
+        if ids is not None and len(set(map(str, ids))) < len(ids):
+            raise MergeError(f"ids must differ, as text too: {list(ids)!r}")
+        check_seed(random_seed)
+        order = _order(record, len(tensors), base_index)
+        names = [f"tensor {i}" if ids is None else f"model {ids[i]!r}" for i in order]
+        ordered = [tensors[i] for i in order]
+        has_base = base_index is not None and record.base != "ignored"
+        merged = [i if ids is None else ids[i] for i in order[has_base:]]
+        values = resolve_parameters(method, parameters, merged)
+        inputs = as_arrays(ordered, names, least=1)
+        wanted = out_dtype or dtype or (promoted(tensors) if out is None else out.dtype)
+        result = output_for(ordered, wanted, out)
+        target = Target.of_shape(name, result.shape, [*map(str, merged)], has_base, random_seed)
+        return cls(
+            ordered,
+            names,
+            result,
+            record.rule(values, target),
+            engine_for(inputs, backend),
+            resolve_threads(threads),
+            nonfinite,
+            surveys,
+            inputs,
+            out is None,
+        )
+
+    @property
+    def is_small(self) -> bool:
+        """Whether others can be merged in the same launch."""
+        if not can_enqueue_small(self.engine) or self.surveys is not None:
+            return False
+        if not isinstance(self.rule, Sce):
+            return False
+        return 0 < self.result.numel() <= self.engine.most_small and self.result.is_contiguous()
+
+    def start(self) -> None:
+        """Merge, or (SCE, on a GPU) enqueue the merge on the current stream. Raises MergeError."""
+        if can_enqueue(self.engine) and isinstance(self.rule, Sce):
+            self._known = self._find(self.rule.select_topk)
+            if self._known is not None:
+                self._refuse(self._known)
+            self.started(partial(self.engine.result, self._enqueue(self.engine, self.rule)))
+            return
+        with self._laid_out() as (inputs, out):
+            bad = sum(self._merge(*part) for part in self._parts(inputs, out))
+        if bad and self.nonfinite == "error":
+            self._refuse_inputs()
+        self._refuse_overflow(bad)
+
+    def _refuse_inputs(self) -> None:
+        """Whose fault it is that the result is not finite may not have been asked before."""
+        alone = len(self._inputs) == 1  # a survey wants a target
+        inputs = self._inputs * 2 if alone else self._inputs
+        found = self.engine.survey(inputs, Norms((None,) * (len(inputs) - 1)), self.threads)
+        _refuse_nonfinite(found.nonfinite[alone:], self.names)
+
+    @contextmanager
+    def _laid_out(self) -> Iterator[tuple[list[Array], Array]]:
+        """Inputs and output, of which what is merged by itself lies together."""
+        if isinstance(self.rule, ByColumn):
+            rows = self.rule.rows
+            with dense_columns(self.result, rows) as out:
+                yield [columns_of(tensor, rows) for tensor in self.tensors], out
+        else:
+            with dense(self.result) as out:
+                yield self._inputs, out
+
+    def _parts(self, inputs: list[Array], out: Array) -> Iterator[tuple[list[Array], Array]]:
+        """Inputs and output of what is merged by itself: every row, every column, or all."""
+        if not isinstance(self.rule, ByVector):
+            yield inputs, out
+            return
+        length = self.rule.length
+        for start in range(0, out.numel, max(length, 1)):
+            yield [x.part(start, length) for x in inputs], out.part(start, length)
+
+    def _merge(self, inputs: list[Array], out: Array) -> int:
+        """Learn, then fuse; returns how many elements are infinity or NaN."""
+        learned: list[SurveyResult] = []
+        while (request := self.rule.request(learned)) is not None:
+            learned.append(self._survey(inputs, request, out))
+        return self.engine.fuse(inputs, self.rule.params(learned), out, 0, self.threads)
+
+    def started(self, found: Callable[[], tuple[SurveyResult, int]]) -> None:
+        """It was enqueued; `found` waits. Copies of what was not contiguous go back to the stream's memory."""
+        self._inputs, self._found = [], found
+
+    def finish(self) -> None:
+        """Wait for a GPU, if anything is to be learned of it. Raises MergeError."""
+        if self._found is None:
+            return
+        if self.nonfinite == "propagate" and (self.surveys is None or self._known is not None):
+            return
+        survey, written = self._found()
+        if self._known is None:
+            self._keep(self._sce.select_topk, survey)
+            self._refuse(survey)
+        self._refuse_overflow(written)
+
+    @property
+    def _sce(self) -> Sce:
+        assert isinstance(self.rule, Sce)
+        return self.rule
+
+    @property
+    def kind(self) -> tuple[Ops, torch.device, int, float, str]:
+        """What merges in one launch have in common."""
+        rule = self._sce
+        return (
+            self.engine,
+            self.result.device,
+            len(self._inputs),
+            rule.select_topk,
+            rule.variant,
+        )
+
+    @property
+    def operands(self) -> tuple[list[Array], Array]:
+        """Inputs and output, where `is_small`."""
+        return self._inputs, as_array(self.result)
+
+    def _enqueue(self, engine: GpuBackend, rule: Sce) -> OnDevice:
+        """The whole merge, by a survey of its own if none is known."""
+        if self._known is None:
+            pending = engine.enqueue_survey(self._inputs, rule.select_topk, rule.variant)
+        else:
+            pending = engine.place(self._inputs, rule.params([self._known]))
+        enqueue_into(engine, self._inputs, pending, self.result)
+        return pending
+
+    def _survey(self, inputs: list[Array], request: Request, out: Array) -> SurveyResult:
+        """What a survey says, now or, of whole tensors, before; what it found may be refused."""
+        whole = inputs is self._inputs
+        survey = self._find(request) if whole else None
+        if survey is None:
+            lent = out if whole and self._is_new else None
+            survey = self.engine.survey(inputs, request, self.threads, lent=lent)
+            if whole:
+                self._keep(request, survey)
+        self._refuse(survey)
+        return survey
+
+    def _find(self, request: Request) -> SurveyResult | None:
+        return self.surveys.find(self.tensors, request) if self.surveys is not None else None
+
+    def _keep(self, request: Request, survey: SurveyResult) -> None:
+        if self.surveys is not None:
+            self.surveys.keep(self.tensors, request, survey)
+
+    def _refuse(self, survey: SurveyResult) -> None:
+        if self.nonfinite == "error":
+            _refuse_nonfinite(survey.nonfinite, self.names)
+
+    def _refuse_overflow(self, written: int) -> None:
+        if written and self.nonfinite == "error":
+            raise MergeError(
+                f"{written} merged elements overflow {str(self.result.dtype).removeprefix('torch.')}; "
+                'choose a wider out_dtype, or nonfinite="propagate"'
+            )
+
+
+def start_together(merges: Sequence[TensorMerge]) -> None:
+    """Start merges that are small, in as few launches as can be, on the current streams of their GPUs."""
+    kinds: dict[object, list[TensorMerge]] = {}
+    for merge in merges:
+        kinds.setdefault(merge.kind, []).append(merge)
+    for alike in kinds.values():
+        engine, _, _, topk, variant = alike[0].kind
+        assert can_enqueue_small(engine)
+        inputs, outs = zip(*(merge.operands for merge in alike), strict=True)
+        # Whoever is the first to be finished waits for all.
+        results = cache(partial(engine.results, engine.enqueue_small(inputs, outs, topk, variant)))
+        for number, merge in enumerate(alike):
+            merge.started(partial(_result, results, number))
+
+
+def _result(
+    results: Callable[[], list[tuple[SurveyResult, int]]], number: int
+) -> tuple[SurveyResult, int]:
+    return results()[number]
+
+
+def _order(method: Method, tensors: int, base_index: int | None) -> list[int]:
+    """The indices of the tensors as they are merged, the base first. Raises MergeError."""
+    order = list(range(tensors))
+    if base_index is not None:
+        if not -tensors <= base_index < tensors:
+            raise MergeError(f"base_index {base_index}, but there are {tensors} tensors")
+        if method.base != "ignored":
+            order.insert(0, order.pop(base_index))
+    elif method.base == "required":
+        raise MergeError(f"{method.name} needs a base: give base_index")
+    merged = tensors - (base_index is not None and method.base != "ignored")
+    if not method.takes(merged):
+        raise MergeError(f"{method.name} merges {method.counts}, not {merged}")
+    return order
+
+
+def _refuse_nonfinite(counts: Sequence[int], names: Sequence[str]) -> None:
+    *by_model, overflows = counts
+    bad = [f"{name} has {n}" for name, n in zip(names, by_model, strict=True) if n]
+    if bad:
+        raise MergeError(
+            f"NaN or infinite elements: {', '.join(bad)}; "
+            'mend the checkpoint, or pass nonfinite="propagate" to go on'
+        )
+    if overflows:
+        raise MergeError(f"at {overflows} elements the task vectors overflow fp32")

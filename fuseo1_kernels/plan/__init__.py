@@ -1,0 +1,1 @@
+"""The plan: what is merged into which output tensor, known before any weight is read."""

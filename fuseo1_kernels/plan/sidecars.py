@@ -1,0 +1,54 @@
+"""Makes the small files beside the weights."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+
+from ..checkpoint.shards import index_json
+from ..checkpoint.sidecar import check_same_vocabulary, model_card, sidecar_files
+from ..checkpoint.source import Source
+from ..config.schema import MergeConfig
+from ..version import __version__
+from .plan import Plan
+
+
+def make_sidecars(
+    config: MergeConfig,
+    plan: Plan,
+    sources: Mapping[str, Source],
+    lender: Source | None,
+    title: str,
+    copy_tokenizer: bool,
+) -> dict[str, bytes]:
+    """The small files beside the weights: made before any weight is read, so that a mistake shows early."""
+    base = sources[config.config_model]
+    if lender is not None and config.tokenizer_source is not None:
+        check_same_vocabulary(lender, [s for s in sources.values() if s is not lender])
+    overrides = config.tokenizer_files.overrides if config.tokenizer_files else {}
+    files = sidecar_files(
+        base=base,
+        tokenizer=lender,
+        tokenizer_overrides=overrides,
+        chat_template=config.chat_template,
+        sources=list(sources.values()),
+        out_dtype=plan.dtype_name,
+        num_layers=plan.num_layers,
+        vocab_size=plan.vocab_size,
+        copy_tokenizer=copy_tokenizer,
+    )
+    files["README.md"] = model_card(
+        name=title,
+        recipe_yaml=config.to_yaml(),
+        base=config.base_of(),
+        targets=config.target_names(),
+        method=config.merge_method,
+        dtype=plan.dtype_name,
+        versions={"fuseo1-kernels": __version__, "Python": platform.python_version()},
+    )
+    # mergekit's name for it, which tools on the hub look for.
+    files["mergekit_config.yml"] = config.to_yaml().encode()
+    index = index_json(plan.shards)
+    if index is not None:
+        files["model.safetensors.index.json"] = index
+    return files
