@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from gpu_case import Case, Work, on_device
+from gpu_case import Case, MergeContext, on_device
 from gpu_report import Figure, Findings, folders, gpu_name, markdown, publish
 from machine import commit, cpu_model, utc_now, versions
 from report import median, parser
@@ -42,7 +42,7 @@ def small_launches(gpu: Any, many: int, repeats: int) -> dict[str, float]:
     case = Case((SMALL * many,))
     taken = {}
     for count in (1, many):
-        works: list[Work] = []
+        works: list[MergeContext] = []
         for tensors, out in zip(case.sets, case.outs, strict=True):
             parts = list(zip(*(t.split(SMALL) for t in tensors), strict=True))[:count]
             inputs = [[as_array(t) for t in part] for part in parts]
@@ -52,7 +52,9 @@ def small_launches(gpu: Any, many: int, repeats: int) -> dict[str, float]:
     return taken
 
 
-def small_launch(gpu: Any, inputs: Sequence[Sequence[Array]], outs: Sequence[Array]) -> Work:
+def small_launch(
+    gpu: Any, inputs: Sequence[Sequence[Array]], outs: Sequence[Array]
+) -> MergeContext:
     """Return the launch by itself, its table of tensors made before."""
     table = gpu.enqueue_small(inputs, outs, 0.5, "mergekit")
 
@@ -90,7 +92,7 @@ def peer(found: Findings, wanted: bool) -> Callable[..., Any] | None:
     return api and api.merge_tensors  # type: ignore[no-any-return]
 
 
-def measure(found: Findings, options: argparse.Namespace, publish_so_far: Work) -> None:
+def measure(found: Findings, options: argparse.Namespace, publish_so_far: MergeContext) -> None:
     """Fill `found`, and publish it after every case: what comes next may not end in time."""
     shape, repeats = found.shape, 3 if options.quick else 30
     running, merge = backends(found.notes), peer(found, not options.no_peer)

@@ -19,14 +19,14 @@ from fuseo1_kernels.in_memory.ops import as_array
 L2 = 60 << 20  # of an H200; sets of tensors are to exceed it several times
 DEVICE = "cuda"
 
-Work = Callable[[], object]
+MergeContext = Callable[[], object]
 
 
 def nbytes(tensors: Sequence[torch.Tensor]) -> int:
     return sum(t.nbytes for t in tensors)
 
 
-def on_device(works: Sequence[Work], repeats: int) -> tuple[list[float], float]:
+def on_device(works: Sequence[MergeContext], repeats: int) -> tuple[list[float], float]:
     """Return the seconds that each of `repeats` calls takes on the device, and a call's on the host.
 
     The calls take turns among `works`.
@@ -90,7 +90,7 @@ class Case:
 
     def calls(
         self, gpu: GpuBackend, select_topk: float, variant: str
-    ) -> dict[str, tuple[int, list[Work]]]:
+    ) -> dict[str, tuple[int, list[MergeContext]]]:
         """Return our calls: the bytes that each must move, and one for every set."""
         read, written = nbytes(self.sets[0]), self.outs[0].nbytes
         inputs = [[as_array(t) for t in tensors] for tensors in self.sets]

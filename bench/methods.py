@@ -32,7 +32,7 @@ from fuseo1_kernels.backends.reference.select import selected
 from fuseo1_kernels.in_memory.merge import merge_tensors
 from fuseo1_kernels.methods import METHODS
 from fuseo1_kernels.methods.parameters import resolve_parameters
-from fuseo1_kernels.methods.rule import Target
+from fuseo1_kernels.methods.rule import TensorSpec
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 
@@ -142,7 +142,7 @@ def differing(case: Case, tensors: list[torch.Tensor], merged: torch.Tensor) -> 
     ids = range(case.base, len(tensors))
     values = resolve_parameters(case.method, case.parameters, ids)
     shape, names = tensors[0].shape, tuple(map(str, ids))
-    rule = METHODS[case.method].rule(values, Target.of_shape("", shape, names, case.base, 0))
+    rule = METHODS[case.method].rule(values, TensorSpec.of_shape("", shape, names, case.base, 0))
     learned: list[Any] = []
     while (request := rule.request(learned)) is not None:
         learned.append(survey(base, targets, request=request))

@@ -27,7 +27,7 @@ from fuseo1_kernels.methods.sce import sce_params
 RMS = (1e-3, 1e-4)
 VARIANTS = ("fuseo1", "mergekit")
 
-Work = Callable[[], Any]
+MergeContext = Callable[[], Any]
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,15 @@ def nbytes(*tensors: torch.Tensor) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
-def our_calls(tensors: list[torch.Tensor], select_topk: float) -> dict[str, tuple[Work, int]]:
+def our_calls(
+    tensors: list[torch.Tensor], select_topk: float
+) -> dict[str, tuple[MergeContext, int]]:
     """Return our calls by name, each with the bytes that it must move at the least."""
     base, *targets = tensors
     out = torch.zeros_like(base)
     read, written = nbytes(*tensors), nbytes(out)
     surveyed = survey(base, targets, select_topk=select_topk)
-    calls: dict[str, tuple[Work, int]] = {}
+    calls: dict[str, tuple[MergeContext, int]] = {}
     for variant in VARIANTS:
         parameters = {"select_topk": select_topk, "variant": variant}
         merge = partial(merge_tensors, tensors, "sce", base_index=0, parameters=parameters)
@@ -76,7 +78,11 @@ def our_calls(tensors: list[torch.Tensor], select_topk: float) -> dict[str, tupl
 
 
 def take_turns(
-    calls: Mapping[str, Work], peer: Work | None, memcpy: Memcpy, rounds: int, repeats: int
+    calls: Mapping[str, MergeContext],
+    peer: MergeContext | None,
+    memcpy: Memcpy,
+    rounds: int,
+    repeats: int,
 ) -> dict[str, list[float]]:
     """Return the seconds of every call, of "mergekit" and of "memcpy", which goes between all others."""
     taken: dict[str, list[float]] = defaultdict(list)

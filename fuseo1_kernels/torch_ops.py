@@ -33,9 +33,9 @@ from .errors import MergeError
 from .in_memory.merge import merge_tensors
 from .in_memory.ops import (
     as_arrays,
+    backend_for,
     check_inputs,
     check_out_dtype,
-    engine_for,
     enqueue_into,
     fuse_into,
     output_for,
@@ -62,12 +62,12 @@ def survey(
     """Read base and targets once; returns (survey, params), `params` for SCE in that variant."""
     _resolve(select_topk, variant)
     inputs = as_arrays([base, *targets])
-    engine = engine_for(inputs, "auto")
-    if can_enqueue(engine):
-        on_device = engine.enqueue_survey(inputs, select_topk, variant)
-        learned, params = engine.numbers(on_device)
+    backend = backend_for(inputs, "auto")
+    if can_enqueue(backend):
+        on_device = backend.enqueue_survey(inputs, select_topk, variant)
+        learned, params = backend.numbers(on_device)
         return learned, params
-    found = engine.survey(inputs, select_topk, resolve_threads(None))
+    found = backend.survey(inputs, select_topk, resolve_threads(None))
     sce = sce_params(found, base.numel(), select_topk, variant)
     counts = (found.nonzero, found.selected, found.threshold, found.tie_limit)
     weights = torch.tensor((*sce.weights, sce.floor_divisor), dtype=torch.float32)
@@ -105,11 +105,11 @@ def fuse(
     inputs = as_arrays(tensors)
     _check_params(params, base, targets)
     out = output_for(tensors, out_dtype or base.dtype, None)
-    engine = engine_for(inputs, "auto")
-    if can_enqueue(engine):
-        enqueue_into(engine, inputs, engine.from_numbers(params), out)
+    backend = backend_for(inputs, "auto")
+    if can_enqueue(backend):
+        enqueue_into(backend, inputs, backend.from_numbers(params), out)
     else:
-        fuse_into(engine, inputs, _fuse_params(params), out, resolve_threads(None))
+        fuse_into(backend, inputs, _fuse_params(params), out, resolve_threads(None))
     return out
 
 

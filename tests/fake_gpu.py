@@ -27,7 +27,7 @@ from fuseo1_kernels.engine.gpu import pool as crew
 from fuseo1_kernels.errors import BackendError
 from fuseo1_kernels.methods.sce import sce_params
 
-#: The streams of a lane, in the order in which it makes them.
+#: The streams of a GPU, in the order in which its context makes them.
 COPIES_IN, KERNELS, COPIES_OUT = range(3)
 
 _POISON = 0xA5
@@ -175,7 +175,7 @@ class FakeDevice:
             self.waits += 1
             if self.lost_at is not None and self.waits >= self.lost_at:
                 raise RuntimeError("CUDA error: unspecified launch failure\nmore lines of it")
-            # At its end a lane waits for its streams, rather than for copies.
+            # At its end a context waits for its streams, rather than for copies.
             if event.behind_copy and (event.stream.number,) in self.deaf:
                 return
             event.stream.run_to(event.position)

@@ -306,7 +306,7 @@ class Methods:
         expected = merge_tensors(made, method, **keywords)
         if device.type == "cpu":  # the emulated kernels', which the CPU's tensors are not given to
             for module in (ops, tensor_merge):
-                monkeypatch.setattr(module, "engine_for", lambda inputs, backend: gpu)
+                monkeypatch.setattr(module, "backend_for", lambda inputs, backend: gpu)
         else:
             keywords["backend"] = gpu.name
         there = [t.to(device) for t in made]

@@ -14,7 +14,7 @@ from fuseo1_kernels.backends.contract import SurveyResult
 from fuseo1_kernels.backends.registry import load_backend
 from fuseo1_kernels.in_memory.ops import as_array, as_arrays
 from fuseo1_kernels.methods import METHODS
-from fuseo1_kernels.methods.rule import ByColumn, ByRow, Target
+from fuseo1_kernels.methods.rule import ByColumn, ByRow, TensorSpec
 
 EMBED = "model.embed_tokens.weight"
 
@@ -60,7 +60,7 @@ class Case:
         found = {}
         for name in states[0]:
             tensors = [state[name].contiguous() for state in states]
-            target = Target.of_shape(name, tensors[0].shape, names, self.base, seed)
+            target = TensorSpec.of_shape(name, tensors[0].shape, names, self.base, seed)
             rule = METHODS[self.method].rule(self.values, target)
             found[name] = by_ops(rule, tensors)
         return found

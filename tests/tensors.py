@@ -63,7 +63,7 @@ def siblings(
 ) -> list[torch.Tensor]:
     """A base like a trained weight and light fine-tunes of it; dtypes are dealt round, the base's first.
 
-    Target i's task vector has an rms of i * `rms`, or of `rms` alike if not `growing`.
+    TensorSpec i's task vector has an rms of i * `rms`, or of `rms` alike if not `growing`.
     """
     g = torch.Generator().manual_seed(seed)
     shape = (shape,) if isinstance(shape, int) else tuple(shape)

@@ -35,15 +35,15 @@ from fuseo1_kernels.checkpoint.loader import open_source
 from fuseo1_kernels.config.load import as_config
 from fuseo1_kernels.engine import verify as verification
 from fuseo1_kernels.engine.cpu import columns as by_columns
-from fuseo1_kernels.engine.cpu.memory import ColumnMemory, Memory, memory_floor, plan_memory
-from fuseo1_kernels.engine.cpu.worker import TensorMerger
+from fuseo1_kernels.engine.cpu.memory import ColumnMemory, WorkerMemory, memory_floor, plan_memory
+from fuseo1_kernels.engine.cpu.worker import CpuWorker
 from fuseo1_kernels.engine.dry_run import dry_run
 from fuseo1_kernels.engine.verify import verify_model
-from fuseo1_kernels.engine.worker import Work
+from fuseo1_kernels.engine.worker import MergeContext
 from fuseo1_kernels.errors import CheckpointError
 from fuseo1_kernels.methods import METHODS
 from fuseo1_kernels.methods.linear import Linear
-from fuseo1_kernels.methods.rule import ByColumn, ByRow, Target
+from fuseo1_kernels.methods.rule import ByColumn, ByRow, TensorSpec
 from fuseo1_kernels.methods.slerp import NuSlerp
 from fuseo1_kernels.plan.job import Input, Job
 from fuseo1_kernels.plan.plan import make_plan
@@ -97,7 +97,7 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_a_column(name: str) -> None:
     shape = SHAPES[name]
     values = {**COLUMNS.values, "weight": (1.0, 1.0)}
-    rule = METHODS["nuslerp"].rule(values, Target.of_shape("w", shape, "ab", True, 0))
+    rule = METHODS["nuslerp"].rule(values, TensorSpec.of_shape("w", shape, "ab", True, 0))
     if name in ("matrix", "tall", "wide", "three", "four"):
         columns = torch.Size(shape[1:]).numel()
         assert rule == ByColumn(NuSlerp(0.5, True, False), shape[0], columns)
@@ -178,14 +178,14 @@ def merge_within(
         inputs = tuple(Input(source, source.tensors[name]) for source in sources)
         shape = inputs[0].info.shape
         rule = options.pop("rule", None) or METHODS["nuslerp"].rule(
-            COLUMNS.values, Target.of_shape(name, shape, "ab", True, 0)
+            COLUMNS.values, TensorSpec.of_shape(name, shape, "ab", True, 0)
         )
         job = Job(name, shape, options.pop("dtype", inputs[-1].dtype), inputs, rule)
         found = Collected(job.output_bytes)
         stop = threading.Event()
-        work = Work(found, options.pop("nonfinite", "error"), lambda _: None, stop)
-        memory = Memory(read, job.output_bytes, MIB)
-        merger = TensorMerger(load_backend(backend), memory, work, threads=lambda: 2)
+        work = MergeContext(found, options.pop("nonfinite", "error"), lambda _: None, stop)
+        memory = WorkerMemory(read, job.output_bytes, MIB)
+        merger = CpuWorker(load_backend(backend), memory, work, threads=lambda: 2)
         report = merger.merge(job)
         assert found.written == job.output_bytes
         return bytes(found.data), job, report
@@ -277,16 +277,16 @@ def test_embeddings_that_are_cropped(tmp_path: Path, narrow: None) -> None:
 def test_gone_on_with(family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     COLUMNS.configure(family)
     written: list[str] = []
-    write = TensorMerger._write
+    write = CpuWorker._write
 
-    def fail(self: TensorMerger, job: Job, *rest: Any, **at: int) -> None:
+    def fail(self: CpuWorker, job: Job, *rest: Any, **at: int) -> None:
         if len(written) == 3:
             raise MergeError("no more")
         written.append(job.name)
         write(self, job, *rest, **at)
 
     with monkeypatch.context() as patch:
-        patch.setattr(TensorMerger, "_write", fail)
+        patch.setattr(CpuWorker, "_write", fail)
         patch.setattr("fuseo1_kernels.engine.schedule._BATCH", 1)
         with pytest.raises(MergeError, match="no more"):
             merge(family, "again", threads=1)
@@ -356,7 +356,7 @@ def test_a_file_that_changes_between_slabs(
 
 
 @pytest.mark.parametrize(
-    ("owner", "name"), [(CpuBackend, "survey"), (by_columns, "read_all"), (TensorMerger, "_write")]
+    ("owner", "name"), [(CpuBackend, "survey"), (by_columns, "read_all"), (CpuWorker, "_write")]
 )
 def test_a_merge_of_columns_stops_at_once(
     owner: Any, name: str, family: Family, narrow: None, monkeypatch: pytest.MonkeyPatch
@@ -366,7 +366,7 @@ def test_a_merge_of_columns_stops_at_once(
     make: Any = by_columns.ColumnMerger.__init__
     whole, calls = getattr(owner, name), 0
 
-    def noting(self: Any, backend: Any, work: Work, *rest: Any) -> None:
+    def noting(self: Any, backend: Any, work: MergeContext, *rest: Any) -> None:
         stops.append(work.stop)
         make(self, backend, work, *rest)
 

@@ -20,8 +20,8 @@ from fuseo1_kernels.checkpoint.header import TensorInfo
 from fuseo1_kernels.checkpoint.loader import open_source
 from fuseo1_kernels.checkpoint.page_cache import is_cached
 from fuseo1_kernels.checkpoint.source import Source
-from fuseo1_kernels.engine.cpu.worker import TensorMerger
-from fuseo1_kernels.engine.read_ahead import Feed, Portion
+from fuseo1_kernels.engine.cpu.worker import CpuWorker
+from fuseo1_kernels.engine.read_ahead import ReadAhead, UnitReads
 from fuseo1_kernels.engine.worker import TensorReport
 from fuseo1_kernels.plan.job import Input, Job
 
@@ -96,19 +96,19 @@ def none_cached(model: Path) -> bool:
 def ways(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
     """Names of the tensors that a merge reads ahead, and of those that it reads the direct way."""
     seen: dict[str, set[str]] = {"ahead": set(), "direct": set()}
-    read_ahead, merge = Source.read_ahead, TensorMerger.merge
+    read_ahead, merge = Source.read_ahead, CpuWorker.merge
 
     def noted(self: Source, info: TensorInfo, start: int, nbytes: int) -> None:
         seen["ahead"].add(info.name)
         read_ahead(self, info, start, nbytes)
 
-    def merged(self: TensorMerger, job: Job, direct: Sequence[Input] = ()) -> TensorReport:
+    def merged(self: CpuWorker, job: Job, direct: Sequence[Input] = ()) -> TensorReport:
         if direct:
             seen["direct"].add(job.name)
         return merge(self, job, direct)
 
     monkeypatch.setattr(Source, "read_ahead", noted)
-    monkeypatch.setattr(TensorMerger, "merge", merged)
+    monkeypatch.setattr(CpuWorker, "merge", merged)
     return seen
 
 
@@ -222,15 +222,15 @@ def test_the_last_worker_has_all_threads(family: Family, monkeypatch: pytest.Mon
     first, begun, ended = LARGE[0], threading.Event(), threading.Event()
     given: dict[str, list[int]] = {name: [] for name in family.states[0]}
     current = threading.local()
-    fuse_files, take, merge_one = CpuBackend.fuse_files, Feed.take, TensorMerger.merge
+    fuse_files, take, merge_one = CpuBackend.fuse_files, ReadAhead.take, CpuWorker.merge
 
-    def taken(self: Feed) -> Portion | None:
+    def taken(self: ReadAhead) -> UnitReads | None:
         portion = take(self)
         if portion is None:
             ended.set()
         return portion
 
-    def merged(self: TensorMerger, job: Job, direct: Sequence[Input] = ()) -> TensorReport:
+    def merged(self: CpuWorker, job: Job, direct: Sequence[Input] = ()) -> TensorReport:
         current.name = job.name
         return merge_one(self, job, direct)
 
@@ -242,8 +242,8 @@ def test_the_last_worker_has_all_threads(family: Family, monkeypatch: pytest.Mon
         assert (ended if current.name == first else begun).wait(30)
         return fuse_files(self, files, params, out, offset, threads, scratch)
 
-    monkeypatch.setattr(Feed, "take", taken)
-    monkeypatch.setattr(TensorMerger, "merge", merged)
+    monkeypatch.setattr(ReadAhead, "take", taken)
+    monkeypatch.setattr(CpuWorker, "merge", merged)
     monkeypatch.setattr(CpuBackend, "fuse_files", fuse)
     merge(family, threads=2)
     assert given.pop(first) == [1, 2]

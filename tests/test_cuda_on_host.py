@@ -85,7 +85,7 @@ def test_through_the_public_functions(gpu: CudaBackend, monkeypatch: pytest.Monk
     keywords = {"base_index": 0, "parameters": {"select_topk": 0.3, "variant": "mergekit"}}
     expected = merge_tensors(tensors, "sce", **keywords)
     for module in (ops, tensor_merge):
-        monkeypatch.setattr(module, "engine_for", lambda inputs, backend: gpu)
+        monkeypatch.setattr(module, "backend_for", lambda inputs, backend: gpu)
     assert torch.equal(merge_tensors(tensors, "sce", **keywords), expected)
     out = torch.empty(257, 100, dtype=BF16).T
     assert merge_tensors(tensors, "sce", out=out, **keywords) is out

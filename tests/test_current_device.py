@@ -144,8 +144,8 @@ def test_triton_launches_where_the_inputs_are(
     noted("launch_params", params)
     noted("launch_survey", survey)
     noted("launch_fuse", None)
-    noted("survey_family", None)
-    noted("launch_fuse_family", numbers)
+    noted("survey_general", None)
+    noted("launch_fuse_general", numbers)
     gpu = backend.TritonBackend()
     with OnHost() as memory:
         gpu.enqueue_survey(there, 0.3, "fuseo1")
@@ -153,7 +153,7 @@ def test_triton_launches_where_the_inputs_are(
         gpu.survey(there, Norms((None,) * 3), 1)
         gpu.fuse(there, FuseParams((1.0,) * 3, elect="none"), out, 0, 1)
     assert {name for name, _ in seen} == {
-        *("launch_params", "launch_survey", "launch_fuse", "survey_family", "launch_fuse_family")
+        *("launch_params", "launch_survey", "launch_fuse", "survey_general", "launch_fuse_general")
     }
     assert {current for _, current in seen} == {1} and devices.current == 0
     assert memory.asked == {THERE}

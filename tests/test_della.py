@@ -18,7 +18,7 @@ from fuseo1_kernels import merge_tensors
 from fuseo1_kernels.backends.reference.philox import words
 from fuseo1_kernels.errors import ConfigError, MergeError
 from fuseo1_kernels.methods import METHODS
-from fuseo1_kernels.methods.rule import Target
+from fuseo1_kernels.methods.rule import TensorSpec
 from fuseo1_kernels.methods.task_arithmetic import draw_key
 
 WEIGHTS = (0.318309886, 0.577215665, 0.414213562)
@@ -162,7 +162,7 @@ def test_the_rule_says_what_the_result_depends_on() -> None:
     """Rows and epsilons are part of its repr, which journals keep."""
 
     def rule(row: int, epsilon: float) -> str:
-        target = Target("w", 1000, 1000 // row, row, ("a",), True)
+        target = TensorSpec("w", 1000, 1000 // row, row, ("a",), True)
         values = {"weight": (1.0,), "density": (0.5,), "epsilon": (epsilon,), "lambda": 1.0}
         return repr(METHODS["della"].rule({**values, "normalize": True, "rescale": True}, target))
 

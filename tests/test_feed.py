@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from fuseo1_kernels.backends.arrays import BY_CODE
 from fuseo1_kernels.checkpoint.header import TensorInfo
 from fuseo1_kernels.engine import read_ahead as feed
-from fuseo1_kernels.engine.read_ahead import Feed, Portion
+from fuseo1_kernels.engine.read_ahead import ReadAhead, UnitReads
 from fuseo1_kernels.engine.schedule import Unit
 from fuseo1_kernels.errors import CheckpointError
 from fuseo1_kernels.methods.sce import Sce
@@ -107,9 +107,9 @@ class Waits(threading.Condition):
 
 def made(
     units: Sequence[Unit], workers: int, room: int, skipped: Container[str] = (), waiting: int = 1
-) -> tuple[Feed, Waits]:
+) -> tuple[ReadAhead, Waits]:
     """A feed, and what tells when so many threads wait for it."""
-    found = Feed(units, workers, room, skipped)
+    found = ReadAhead(units, workers, room, skipped)
     found._changed = waits = Waits(waiting)
     return found, waits
 
@@ -136,7 +136,7 @@ def at_work(*threads: Callable[[], object]) -> Iterator[list[object]]:
     assert errors == []
 
 
-def take_all(found: Feed) -> list[Portion]:
+def take_all(found: ReadAhead) -> list[UnitReads]:
     """A worker's work."""
     taken = []
     while portion := found.take():
@@ -145,7 +145,7 @@ def take_all(found: Feed) -> list[Portion]:
     return taken
 
 
-def names(portion: Portion | None) -> list[str]:
+def names(portion: UnitReads | None) -> list[str]:
     assert portion is not None
     return [job.name for job in portion.jobs]
 
@@ -224,8 +224,8 @@ def test_workers_and_readers_that_there_is_work_for(disk: Disk) -> None:
     assert len(take_all(found)) == 3
     assert found.working == 1  # who keeps working has all threads
     assert found.take() is None and found.working == 0
-    assert Feed(units([Model(disk, "m")], 2), 2, PLENTY).readers == 1
-    assert Feed(units([Model(disk, "m", ["t0"])], 2), 2, PLENTY).readers == 0
+    assert ReadAhead(units([Model(disk, "m")], 2), 2, PLENTY).readers == 1
+    assert ReadAhead(units([Model(disk, "m", ["t0"])], 2), 2, PLENTY).readers == 0
 
 
 # --- what is there already ---------------------------------------------------------------
@@ -327,7 +327,7 @@ def test_what_there_is_no_room_for_is_direct(disk: Disk) -> None:
         rest = take_all(found)
     assert [portion.direct for portion in rest] == [False, False]
     assert disk.told("read") == ["base/t1", "target/t1"]
-    assert Feed(units(models, 2, 2), 1, room=0).readers == 0
+    assert ReadAhead(units(models, 2, 2), 1, room=0).readers == 0
 
 
 @settings(
@@ -419,7 +419,7 @@ def test_a_reader_survives_what_cannot_be_read(error: Exception, disk: Disk) -> 
 
 def test_what_was_brought_for_nothing_is_forgotten(disk: Disk) -> None:
     """After a failure: what was read for units that no worker finished."""
-    found = Feed(units([Model(disk, "a"), Model(disk, "b", ["t1"])], 2, 4, 6), 1, PLENTY)
+    found = ReadAhead(units([Model(disk, "a"), Model(disk, "b", ["t1"])], 2, 4, 6), 1, PLENTY)
     found.read()
     first = found.take()
     assert first is not None
@@ -435,11 +435,11 @@ def test_where_nobody_knows_what_is_cached_nothing_is_forgotten(disk: Disk) -> N
     """It is read ahead, which costs little where it is cached, and left to whoever had it there."""
     model = Model(disk, "m")
     model.is_cached = lambda info: None  # type: ignore[method-assign]
-    found = Feed(units([model], 2), 1, PLENTY)
+    found = ReadAhead(units([model], 2), 1, PLENTY)
     found.read()
     portion = found.take()
     assert portion is not None and not portion.direct
     found.done(portion)
     found.forget_rest()
     assert disk.log == [("read", "m/t0")]
-    assert Feed(units([model], 2), 1, 0).take().direct_inputs(portion.jobs[0]) == []
+    assert ReadAhead(units([model], 2), 1, 0).take().direct_inputs(portion.jobs[0]) == []

@@ -207,7 +207,9 @@ def test_the_benches_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """All of bench/gpu.py, on the host: the kernels emulated, times made up."""
     backend = load_emulated()
 
-    def on_device(works: Sequence[gpu_case.Work], repeats: int) -> tuple[list[float], float]:
+    def on_device(
+        works: Sequence[gpu_case.MergeContext], repeats: int
+    ) -> tuple[list[float], float]:
         for work in works:
             work()
         return [1e-3] * repeats, 1e-5

@@ -25,7 +25,7 @@ from fuseo1_kernels.checkpoint.sink import Sink
 from fuseo1_kernels.engine import merge as engine
 from fuseo1_kernels.engine import schedule
 from fuseo1_kernels.engine.gpu import memory as division
-from fuseo1_kernels.engine.gpu.context import Lane
+from fuseo1_kernels.engine.gpu.context import GpuContext
 from fuseo1_kernels.errors import OutputError
 
 ON_GPU = ("--json", "--quiet", "--threads", "2", "--device", "cuda:0")
@@ -304,13 +304,13 @@ def test_workers_have_ended_when_files_are_closed(
     device.lost_at = 40
     install(monkeypatch, device)
     ended = []
-    close = Lane.close
+    close = GpuContext.close
 
-    def closed(self: Lane) -> None:
+    def closed(self: GpuContext) -> None:
         close(self)
         ended.append([t for t in threading.enumerate() if t.name.startswith("fuseo1")])
 
-    monkeypatch.setattr(Lane, "close", closed)
+    monkeypatch.setattr(GpuContext, "close", closed)
     source_close, order = engine.Sink.close, []
     monkeypatch.setattr(
         engine.Sink, "close", lambda self: (order.append(len(ended)), source_close(self))[1]

@@ -105,6 +105,9 @@ def test_too_little_memory_is_said(mixed: Family) -> None:
 
 
 def test_every_gpu_has_a_reader() -> None:
-    lanes = [division._lane(t, g, 1 << 30, 1, 1, 1) for t, g in ((1, 1), (1, 4), (16, 4), (64, 1))]
-    assert [lane.readers for lane in lanes] == [1, 1, 4, 8]
-    assert [lane.workers for lane in lanes] == [2, 2, 5, 6]
+    sizes = [
+        division._context_size(t, g, 1 << 30, 1, 1, 1)
+        for t, g in ((1, 1), (1, 4), (16, 4), (64, 1))
+    ]
+    assert [size.readers for size in sizes] == [1, 1, 4, 8]
+    assert [size.workers for size in sizes] == [2, 2, 5, 6]

@@ -29,8 +29,8 @@ from tensors import BF16
 from fuseo1_kernels import MergeError
 from fuseo1_kernels.engine.gpu import memory as division
 from fuseo1_kernels.engine.gpu.layout import Layout
-from fuseo1_kernels.engine.gpu.regions import Reservation
-from fuseo1_kernels.engine.gpu.worker import GpuMerger
+from fuseo1_kernels.engine.gpu.regions import Regions
+from fuseo1_kernels.engine.gpu.worker import GpuWorker
 
 
 @pytest.fixture(scope="module")
@@ -127,18 +127,18 @@ def test_a_region_that_is_given_to_others_too_early_is_noticed(
     mixed: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before the kernels ran, which the copies for another tensor do not wait for."""
-    enqueue_kernels = GpuMerger._enqueue_kernels
+    enqueue_kernels = GpuWorker._enqueue_kernels
 
-    def hasty(self: GpuMerger, layout: Layout, region: int, copied: Any) -> Any:
+    def hasty(self: GpuWorker, layout: Layout, region: int, copied: Any) -> Any:
         merged = enqueue_kernels(self, layout, region, copied)
-        self._lane.regions.give(region)
+        self._gpu.regions.give(region)
         time.sleep(0.02)  # others come to it, and this one is late with its own copies
         return merged
 
-    give = Reservation.give
-    monkeypatch.setattr(GpuMerger, "_enqueue_kernels", hasty)
+    give = Regions.give
+    monkeypatch.setattr(GpuWorker, "_enqueue_kernels", hasty)
     monkeypatch.setattr(
-        Reservation, "give", lambda self, start: give(self, start) if start in self._taken else None
+        Regions, "give", lambda self, start: give(self, start) if start in self._taken else None
     )
     assert noticed(mixed, FakeDevice(eager=[COPIES_IN]))
 

@@ -22,12 +22,12 @@ from peak import Measured
 from fuseo1_kernels import MergeError, MergeResult
 from fuseo1_kernels.backends.contract import Divergences, Ranked
 from fuseo1_kernels.engine import schedule
-from fuseo1_kernels.engine.gpu.blocking import ByRule
-from fuseo1_kernels.engine.gpu.context import Lane
+from fuseo1_kernels.engine.gpu.blocking import BlockingMerger
+from fuseo1_kernels.engine.gpu.context import GpuContext
 from fuseo1_kernels.engine.gpu.layout import Layout
-from fuseo1_kernels.engine.gpu.regions import Reservation
-from fuseo1_kernels.engine.gpu.worker import GpuMerger
-from fuseo1_kernels.engine.worker import Work
+from fuseo1_kernels.engine.gpu.regions import Regions
+from fuseo1_kernels.engine.gpu.worker import GpuWorker
+from fuseo1_kernels.engine.worker import MergeContext
 
 #: Every method but SCE, whose merges are test_gpu_merges.py's; but not by columns, which are the CPU's.
 OTHERS = {name: case for name, case in CASES.items() if case.method != "sce" and not case.by_column}
@@ -125,9 +125,9 @@ def test_a_wait_for_copies_that_is_left_out_is_noticed(deaf: int, merged: Family
 def test_ops_that_do_not_wait_for_copies_are_noticed(
     merged: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = GpuMerger._merge_by_rule
+    whole = GpuWorker._merge_by_rule
     monkeypatch.setattr(
-        GpuMerger, "_merge_by_rule", lambda self, layout, region, _: whole(self, layout, region, ())
+        GpuWorker, "_merge_by_rule", lambda self, layout, region, _: whole(self, layout, region, ())
     )
     assert noticed(merged, FakeDevice())
 
@@ -136,13 +136,13 @@ def test_ops_that_do_not_take_turns_are_noticed(
     merged: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The memory that they allocate is counted once."""
-    make = Lane.__init__
+    make = GpuContext.__init__
 
-    def careless(self: Lane, *arguments: Any) -> None:
+    def careless(self: GpuContext, *arguments: Any) -> None:
         make(self, *arguments)
         self.enqueuing = nullcontext()  # type: ignore[assignment]
 
-    monkeypatch.setattr(Lane, "__init__", careless)
+    monkeypatch.setattr(GpuContext, "__init__", careless)
     assert noticed(merged, FakeDevice())
 
 
@@ -150,17 +150,17 @@ def test_a_region_that_is_given_to_others_too_early_is_noticed(
     merged: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before the outputs were copied, for which the copies of another tensor do not wait."""
-    whole, give = GpuMerger._merge_by_rule, Reservation.give
+    whole, give = GpuWorker._merge_by_rule, Regions.give
 
-    def hasty(self: GpuMerger, layout: Layout, region: int, copied: Any) -> Any:
+    def hasty(self: GpuWorker, layout: Layout, region: int, copied: Any) -> Any:
         found = whole(self, layout, region, copied)
-        self._lane.regions.give(region)
+        self._gpu.regions.give(region)
         time.sleep(0.02)  # others come to it
         return found
 
-    monkeypatch.setattr(GpuMerger, "_merge_by_rule", hasty)
+    monkeypatch.setattr(GpuWorker, "_merge_by_rule", hasty)
     monkeypatch.setattr(
-        Reservation, "give", lambda self, start: give(self, start) if start in self._taken else None
+        Regions, "give", lambda self, start: give(self, start) if start in self._taken else None
     )
     monkeypatch.setattr(schedule, "_BATCH", 1)
     assert noticed(merged, FakeDevice(eager=[COPIES_IN]))
@@ -312,18 +312,18 @@ def test_a_merge_of_many_rows_stops_at_once(
 ) -> None:
     """The embedding has 523, and comes first; another worker may be about to have its turn."""
     BY_ROW.configure(family)
-    make, fuse, stops = ByRule.__init__, FakeKernels.fuse, set()
+    make, fuse, stops = BlockingMerger.__init__, FakeKernels.fuse, set()
 
-    def noting(self: ByRule, lane: Lane, work: Work) -> None:
-        make(self, lane, work)
-        stops.add(work.stop)
+    def noting(self: BlockingMerger, gpu: GpuContext, context: MergeContext) -> None:
+        make(self, gpu, context)
+        stops.add(context.stop)
 
     def stopping(self: FakeKernels, *arguments: Any) -> int:
         if device.fuses == 10:
             stops.pop().set()
         return fuse(self, *arguments)
 
-    monkeypatch.setattr(ByRule, "__init__", noting)
+    monkeypatch.setattr(BlockingMerger, "__init__", noting)
     monkeypatch.setattr(FakeKernels, "fuse", stopping)
     [device] = install(monkeypatch, FakeDevice())
     with pytest.raises(MergeError, match="the merge was stopped"):
@@ -334,7 +334,7 @@ def test_a_merge_of_many_rows_stops_at_once(
 
 def test_sce_waits_for_nothing(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     CASES["sce"].configure(family)
-    monkeypatch.setattr(GpuMerger, "_merge_by_rule", None)
+    monkeypatch.setattr(GpuWorker, "_merge_by_rule", None)
     monkeypatch.setattr(FakeKernels, "survey", None)
     merge(family, "cpu", overwrite=True, resume=False)
     device = FakeDevice()

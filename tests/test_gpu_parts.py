@@ -19,10 +19,10 @@ from fuseo1_kernels.backends.arrays import BY_NAME, DType
 from fuseo1_kernels.backends.contract import SurveyResult
 from fuseo1_kernels.engine.devices import parse_devices
 from fuseo1_kernels.engine.gpu.device import explained
-from fuseo1_kernels.engine.gpu.layout import Layout, Request, footprint
+from fuseo1_kernels.engine.gpu.layout import Layout, TensorRequest, footprint
 from fuseo1_kernels.engine.gpu.pool import open_devices
-from fuseo1_kernels.engine.gpu.regions import Reservation
-from fuseo1_kernels.engine.gpu.staging import Ring, Stopped
+from fuseo1_kernels.engine.gpu.regions import Regions
+from fuseo1_kernels.engine.gpu.staging import StagingRing, Stopped
 from fuseo1_kernels.errors import BackendError, ConfigError
 from fuseo1_kernels.methods.linear import Linear
 from fuseo1_kernels.methods.rule import Rule
@@ -35,7 +35,7 @@ BF16, FP32 = BY_NAME["bfloat16"], BY_NAME["float32"]
 
 
 def test_regions_do_not_overlap_and_are_all_used() -> None:
-    reservation, draw = Reservation(1 << 16), random.Random(1)
+    reservation, draw = Regions(1 << 16), random.Random(1)
     held: dict[int, int] = {}
     for _ in range(2000):
         nbytes = draw.choice([1, 255, 256, 257, 5000])
@@ -68,7 +68,7 @@ def in_thread(function: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]
 
 
 def test_a_large_region_is_not_passed_by() -> None:
-    reservation = Reservation(1024)
+    reservation = Regions(1024)
     first, second = reservation.take(512), reservation.take(256)
     large, got_large = in_thread(lambda: reservation.take(1000))
     large.join(0.05)
@@ -85,7 +85,7 @@ def test_a_large_region_is_not_passed_by() -> None:
 
 
 def test_who_waits_gives_up_when_all_is_closed() -> None:
-    reservation, ring = Reservation(256), Ring(FakeDevice(), 1, 256)
+    reservation, ring = Regions(256), StagingRing(FakeDevice(), 1, 256)
     reservation.take(256)
     ring.take()
     waiting = [in_thread(lambda: reservation.take(1)), in_thread(ring.take)]
@@ -101,7 +101,7 @@ def test_who_waits_gives_up_when_all_is_closed() -> None:
 @pytest.mark.parametrize("nbytes", [0, 257])
 def test_regions_that_cannot_be(nbytes: int) -> None:
     with pytest.raises(ValueError, match=f"{nbytes} bytes of 256"):
-        Reservation(256).take(nbytes)
+        Regions(256).take(nbytes)
 
 
 # --- slots -------------------------------------------------------------------------------
@@ -109,7 +109,7 @@ def test_regions_that_cannot_be(nbytes: int) -> None:
 
 def test_slots_are_made_when_they_are_needed_and_no_more() -> None:
     device = FakeDevice()
-    ring = Ring(device, 2, 512)
+    ring = StagingRing(device, 2, 512)
     assert device.pinned == []
     first, second = ring.take(), ring.take()
     assert device.pinned == [512, 512]
@@ -128,12 +128,12 @@ def test_a_device_that_failed_before_says_so(monkeypatch: pytest.MonkeyPatch) ->
     for what in ("allocate_pinned", "free_bytes"):
         monkeypatch.setattr(device, what, lost)
     with pytest.raises(RuntimeError, match="illegal memory access"):
-        Ring(device, 2, 512).take()
+        StagingRing(device, 2, 512).take()
 
 
 def test_a_slot_is_taken_when_the_copy_from_it_has_ended() -> None:
     device = FakeDevice()
-    ring, stream, memory = Ring(device, 1, 256), device.stream(), device.allocate(256)
+    ring, stream, memory = StagingRing(device, 1, 256), device.stream(), device.allocate(256)
     slot = ring.take()
     slot.view[:] = bytes(256)
     slot.copied = stream.copy(memory, 0, slot.memory, 0, 256)
@@ -168,12 +168,12 @@ KEPT = SurveyResult(0, 0, 0, -1, 0, (1.0,), (0, 0, 0))
 @pytest.mark.parametrize("most", [256, 512, 4096, 1 << 20])
 def test_chunks_hold_every_byte_once(most: int) -> None:
     requests = [
-        Request(job(1000, BF16, FP32), (0.5,)),
-        Request(job(0, BF16, BF16), (0.5, 0.1)),
-        Request(job(129, FP32, FP32, BF16), (), KEPT, b"p" * 80),
-        Request(job(1, BF16, BF16), (0.1,), KEPT, b"q" * 80),
-        Request(job(300, BF16, BF16, rule=OTHER)),
-        Request(job(0, BF16, rule=OTHER)),
+        TensorRequest(job(1000, BF16, FP32), (0.5,)),
+        TensorRequest(job(0, BF16, BF16), (0.5, 0.1)),
+        TensorRequest(job(129, FP32, FP32, BF16), (), KEPT, b"p" * 80),
+        TensorRequest(job(1, BF16, BF16), (0.1,), KEPT, b"q" * 80),
+        TensorRequest(job(300, BF16, BF16, rule=OTHER)),
+        TensorRequest(job(0, BF16, rule=OTHER)),
     ]
     layout = Layout(requests, 300, 80)
     footprints = [footprint(r.job, len(r.topks), 300, 80) for r in requests]
@@ -212,7 +212,7 @@ def test_chunks_hold_every_byte_once(most: int) -> None:
 
 def test_a_layout_of_empty_tensors_has_a_region() -> None:
     empty = job(0, BF16, rule=OTHER)
-    layout = Layout([Request(empty)], 300, 80)
+    layout = Layout([TensorRequest(empty)], 300, 80)
     assert 0 < layout.nbytes <= footprint(empty, 1, 300, 80)
     assert not [*layout.chunks_in(256), *layout.chunks_out(256)]
     assert [task.job for task in layout.tasks] == [empty]
@@ -220,8 +220,8 @@ def test_a_layout_of_empty_tensors_has_a_region() -> None:
 
 def test_nothing_in_a_layout_overlaps() -> None:
     requests = [
-        Request(job(1000, BF16, FP32), (0.5, 0.1)),
-        Request(job(129, FP32, FP32, BF16), (), KEPT, b"p" * 80),
+        TensorRequest(job(1000, BF16, FP32), (0.5, 0.1)),
+        TensorRequest(job(129, FP32, FP32, BF16), (), KEPT, b"p" * 80),
     ]
     layout = Layout(requests, 300, 80)
     places = []

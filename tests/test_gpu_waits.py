@@ -44,7 +44,7 @@ class Waits(CudaBackend):
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> Iterator[Waits]:
     counting = Waits(load_emulated())
-    monkeypatch.setattr(tensor_merge, "engine_for", lambda inputs, backend: counting)
+    monkeypatch.setattr(tensor_merge, "backend_for", lambda inputs, backend: counting)
     yield counting
 
 
@@ -56,7 +56,7 @@ def merge(tensors: list[torch.Tensor], nonfinite: str, **options: object) -> tor
 def expected(tensors: list[torch.Tensor], **options: object) -> torch.Tensor:
     """The CPU's merge: `waits` replaces the backend where it is looked up."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tensor_merge, "engine_for", lambda inputs, backend: load_backend("cpu"))
+        patch.setattr(tensor_merge, "backend_for", lambda inputs, backend: load_backend("cpu"))
         return merge(tensors, "propagate", **options)
 
 
@@ -156,7 +156,7 @@ def test_state_dicts_merge_small_tensors_together(nonfinite: str, count: int, wa
         waits.count == count
     )  # the launch, "empty" and "large": all of them when everything is enqueued
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tensor_merge, "engine_for", lambda inputs, backend: load_backend("cpu"))
+        patch.setattr(tensor_merge, "backend_for", lambda inputs, backend: load_backend("cpu"))
         on_cpu = merge_states(models, nonfinite=nonfinite)
     assert list(merged) == list(on_cpu)
     for name, tensor in merged.items():

@@ -261,7 +261,7 @@ def test_verified_and_found_again(name: str, family: Family, out: Path) -> None:
 
 def test_gone_on_with(family: Family, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A seed that changes nothing is not in the way; one that does, or another parameter, is."""
-    write, written = streaming.TensorMerger._write, []
+    write, written = streaming.CpuWorker._write, []
 
     def fail(self: Any, job: Any, *rest: Any) -> None:
         if len(written) > 5:
@@ -272,7 +272,7 @@ def test_gone_on_with(family: Family, out: Path, monkeypatch: pytest.MonkeyPatch
     def cut_short(**options: Any) -> None:
         written.clear()
         with monkeypatch.context() as patch:
-            patch.setattr(streaming.TensorMerger, "_write", fail)
+            patch.setattr(streaming.CpuWorker, "_write", fail)
             patch.setattr(schedule, "_BATCH", 1)
             with pytest.raises(MergeError, match="no more"):
                 merge_checkpoints(family.config, out, backend="reference", threads=1, **options)

@@ -14,7 +14,7 @@ from fuseo1_kernels.backends.registry import load_backend
 from fuseo1_kernels.errors import MergeError
 from fuseo1_kernels.in_memory.ops import as_arrays
 from fuseo1_kernels.methods import METHODS
-from fuseo1_kernels.methods.rule import Target
+from fuseo1_kernels.methods.rule import TensorSpec
 
 NOISE = [0.0, 1e-7, 1e-6, 1e-4]
 NUMBERS = st.floats(2**-6, 2**6, width=32) | st.floats(-(2**6), -(2**-6), width=32)
@@ -76,7 +76,7 @@ def test_karcher_has_the_mean_length(data: st.DataObject, numel: int, models: in
 
     values = {name: p.default for name, p in METHODS["karcher"].parameters.items()}
     names = [str(i) for i in range(models)]
-    rule = METHODS["karcher"].rule(values, Target.of_shape("w", (numel,), names, False, 0))
+    rule = METHODS["karcher"].rule(values, TensorSpec.of_shape("w", (numel,), names, False, 0))
     request = rule.request([])
     assert request is not None
     learned = load_backend("reference").survey(as_arrays(tensors, least=1), request, 1)

@@ -25,7 +25,7 @@ from fuseo1_kernels.checkpoint.header import TensorInfo
 from fuseo1_kernels.checkpoint.source import Source
 from fuseo1_kernels.engine import read_ahead as feed
 from fuseo1_kernels.engine import schedule
-from fuseo1_kernels.engine.read_ahead import READERS, Feed
+from fuseo1_kernels.engine.read_ahead import READERS, ReadAhead
 
 # Any wait that takes longer is a deadlock.
 TIMEOUT = 30
@@ -138,7 +138,7 @@ def test_a_merge_that_fails_awaits_no_more_than_a_readers_step(
     monkeypatch.setattr(feed, "_STEP", 4096)
     hangs, closed = threading.Event(), threading.Event()
     late: list[int] = []
-    place, close = Source.place, Feed.close
+    place, close = Source.place, ReadAhead.close
 
     def sendfile(out: int, fd: int, offset: int, count: int) -> int:
         if closed.is_set():
@@ -153,7 +153,7 @@ def test_a_merge_that_fails_awaits_no_more_than_a_readers_step(
             assert hangs.wait(TIMEOUT)
         return place(self, info)
 
-    def noted_close(self: Feed) -> None:
+    def noted_close(self: ReadAhead) -> None:
         close(self)
         closed.set()
 
@@ -162,7 +162,7 @@ def test_a_merge_that_fails_awaits_no_more_than_a_readers_step(
     begin = file.stat().st_size - family.states[0]["model.w.weight"].nbytes
     monkeypatch.setattr(os, "sendfile", sendfile)
     monkeypatch.setattr(Source, "place", waiting_place)
-    monkeypatch.setattr(Feed, "close", noted_close)
+    monkeypatch.setattr(ReadAhead, "close", noted_close)
     w_fails(family, *CHUNKED, "--threads", threads, "--max-memory", memory)
     assert hangs.is_set() and closed.is_set()
     # One reader hung; the other may have been on its way into a last step.
@@ -173,10 +173,10 @@ def test_a_merge_that_fails_wakes_readers_that_wait_for_room(
     family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     w = sum(state["model.w.weight"].nbytes for state in family.states)
-    waits, real = threading.Event(), Feed._has_room
+    waits, real = threading.Event(), ReadAhead._has_room
     place = Source.place
 
-    def has_room(self: Feed, portion: feed.Portion) -> bool:
+    def has_room(self: ReadAhead, portion: feed.UnitReads) -> bool:
         found = real(self, portion)
         if not found:
             waits.set()
@@ -187,6 +187,6 @@ def test_a_merge_that_fails_wakes_readers_that_wait_for_room(
         return place(self, info)
 
     monkeypatch.setattr("fuseo1_kernels.engine.run.free_memory", lambda: 2 * w)
-    monkeypatch.setattr(Feed, "_has_room", has_room)
+    monkeypatch.setattr(ReadAhead, "_has_room", has_room)
     monkeypatch.setattr(Source, "place", waiting_place)
     w_fails(family, *CHUNKED)

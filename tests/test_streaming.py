@@ -23,13 +23,13 @@ from fuseo1_kernels.checkpoint.header import TensorInfo
 from fuseo1_kernels.checkpoint.loader import open_source
 from fuseo1_kernels.checkpoint.source import Source
 from fuseo1_kernels.engine.cpu import worker as streaming
-from fuseo1_kernels.engine.cpu.memory import Memory, memory_floor, plan_memory
-from fuseo1_kernels.engine.cpu.worker import TensorMerger, _pieces
-from fuseo1_kernels.engine.worker import Work
+from fuseo1_kernels.engine.cpu.memory import WorkerMemory, memory_floor, plan_memory
+from fuseo1_kernels.engine.cpu.worker import CpuWorker, _pieces
+from fuseo1_kernels.engine.worker import MergeContext
 from fuseo1_kernels.errors import CheckpointError
 from fuseo1_kernels.methods import METHODS
 from fuseo1_kernels.methods.parameters import resolve_parameters
-from fuseo1_kernels.methods.rule import Target
+from fuseo1_kernels.methods.rule import TensorSpec
 from fuseo1_kernels.methods.sce import Sce
 from fuseo1_kernels.plan.job import Input, Job
 
@@ -58,7 +58,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
 
 
 def merge_with(
-    family: Family, memory: Memory, select_topk: float, backend: str, direct: bool = False
+    family: Family, memory: WorkerMemory, select_topk: float, backend: str, direct: bool = False
 ) -> bytes:
     """Merge the one tensor within `memory`; it is read once for the fuse and once a pass of the survey."""
     models = [family.base, *(family.target(i) for i in (1, 2, 3))]
@@ -68,8 +68,8 @@ def merge_with(
         "w", SHAPE, inputs[0].dtype, inputs, Sce(select_topk, "mergekit", SHAPE[0] * SHAPE[1])
     )
     found = Collected(job.output_bytes)
-    work = Work(found, "error", lambda _: None, threading.Event())
-    merger = TensorMerger(load_backend(backend), memory, work, threads=lambda: 2)
+    work = MergeContext(found, "error", lambda _: None, threading.Event())
+    merger = CpuWorker(load_backend(backend), memory, work, threads=lambda: 2)
     report = merger.merge(job, inputs if direct else ())
     assert found.written == job.output_bytes
     assert report.record.passes >= 1
@@ -94,7 +94,11 @@ def test_chunked_is_whole(
         monkeypatch.setattr(f"fuseo1_kernels.engine.cpu.{module}.CHUNK", chunk)
     monkeypatch.setattr(streaming, "_READ_AHEAD", 100_000)
     # All of it at once; pieces of a few elements, and output of fewer than a chunk.
-    for memory in (Memory(MIB, MIB, MIB), Memory(300_000, 20_001, MIB), Memory(4096, 2048, MIB)):
+    for memory in (
+        WorkerMemory(MIB, MIB, MIB),
+        WorkerMemory(300_000, 20_001, MIB),
+        WorkerMemory(4096, 2048, MIB),
+    ):
         for direct in (False, True):
             assert merge_with(family, memory, select_topk, backend, direct) == raw
 
@@ -110,7 +114,7 @@ def test_what_a_direct_tensor_tells_the_system(
         monkeypatch.setattr(f"fuseo1_kernels.engine.cpu.{module}.CHUNK", 4096)
     monkeypatch.setattr(streaming, "_READ_AHEAD", ahead * 8)
     told: list[tuple[object, ...]] = []
-    sample, pieces, explained = TensorMerger._sample, streaming._pieces, streaming._explained
+    sample, pieces, explained = CpuWorker._sample, streaming._pieces, streaming._explained
 
     def will_need(self: Source, info: TensorInfo, start: int, nbytes: int) -> None:
         if (nbytes := min(nbytes, info.nbytes - start)) > 0:
@@ -134,11 +138,11 @@ def test_what_a_direct_tensor_tells_the_system(
 
     monkeypatch.setattr(Source, "will_need", will_need)
     monkeypatch.setattr(Source, "drop", drop)
-    monkeypatch.setattr(TensorMerger, "_sample", sampled)
+    monkeypatch.setattr(CpuWorker, "_sample", sampled)
     monkeypatch.setattr(streaming, "_explained", begun)
     monkeypatch.setattr(streaming, "_pieces", noted)
     chunks: list[tuple[int, int]] = []
-    memory = Memory(300_000, 20_001, MIB)
+    memory = WorkerMemory(300_000, 20_001, MIB)
     merge_with(family, memory, select_topk, backend)
     assert told == [("merge",)] * len(chunks)
     chunks.clear()
@@ -166,10 +170,10 @@ def test_a_sample_of_a_direct_tensor_is_asked_for(
         will_need(self, info, start, nbytes)
 
     monkeypatch.setattr(Source, "will_need", noted)
-    monkeypatch.setattr(TensorMerger, "_chunks", lambda self, job, most: iter([(0, job.numel)]))
+    monkeypatch.setattr(CpuWorker, "_chunks", lambda self, job, most: iter([(0, job.numel)]))
     survey = _cpu.Survey(3, SHAPE[0] * SHAPE[1], 0.5, MIB)
     starts, length = survey.sample_runs()
-    whole = Memory(MIB, MIB, MIB)
+    whole = WorkerMemory(MIB, MIB, MIB)
     merge_with(family, whole, 0.5, "cpu", direct=True)
     assert len(starts) > 0
     assert asked == [(start * 2, length * 2) for start in starts for _ in range(4)]
@@ -202,7 +206,7 @@ def test_a_file_that_changes_between_survey_and_fuse(
     monkeypatch.setattr(engine, "fuse_files", fuse)
     words = "shrank while tensor 'w' was read" if damage == "shrinks" else "the file changed since"
     with pytest.raises(CheckpointError, match=f"{file}: .*{words}"):
-        merge_with(family, Memory(MIB, MIB, MIB), 0.5, backend, direct)
+        merge_with(family, WorkerMemory(MIB, MIB, MIB), 0.5, backend, direct)
 
 
 def test_a_file_that_cannot_be_read() -> None:
@@ -323,7 +327,7 @@ def test_what_is_planned_stays_within_the_budget(budget: int, threads: int, huge
         # Rows that must be whole are decided in memory of their own, in as many threads as it suffices for.
         rule = METHODS["della"].rule(
             resolve_parameters("della", {"weight": 1.0, "density": 0.5}, [1, 2]),
-            Target.of_shape("w", x.info.shape, ["1", "2"], True, 0),
+            TensorSpec.of_shape("w", x.info.shape, ["1", "2"], True, 0),
         )
         job = replace(job, rule=rule)
         assert memory_floor([job]) < budget or budget == 8 * MIB

@@ -65,7 +65,7 @@ def chunks(
 
 
 def take_sample(surveyor: Surveyor, tensors: list[torch.Tensor]) -> int:
-    """Feed the runs that the surveyor asks for; how many it asked for."""
+    """ReadAhead the runs that the surveyor asks for; how many it asked for."""
     starts, length = surveyor.sample_runs()
     if not starts:
         surveyor.sample([])

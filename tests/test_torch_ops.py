@@ -121,7 +121,7 @@ def test_on_an_emulated_gpu(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         merged = OPS.merge_sce(base, targets, topk, variant, FP16)
         with monkeypatch.context() as patch:
             for module in (tensor_merge, torch_ops):
-                patch.setattr(module, "engine_for", lambda inputs, backend: load_emulated())
+                patch.setattr(module, "backend_for", lambda inputs, backend: load_emulated())
             on_device = OPS.survey(base, targets, topk, variant)
             assert torch.equal(on_device[0], learned) and torch.equal(on_device[1], params)
             assert_same_bits(OPS.fuse(base, targets, params, FP16), merged)

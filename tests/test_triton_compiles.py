@@ -50,7 +50,7 @@ from fuseo1_kernels.backends.triton import (
 from fuseo1_kernels.backends.triton import (
     threshold as selection,
 )
-from fuseo1_kernels.backends.triton.tuning import SPACE, Config, family_config
+from fuseo1_kernels.backends.triton.tuning import SPACE, Config, general_config
 
 pytestmark = pytest.mark.skipif(
     bool(triton.knobs.runtime.interpret), reason="the interpreter compiles nothing"
@@ -104,10 +104,10 @@ STREAMING = {
     "fuse_tiles": (fuse.fuse_tiles, {**FUSE, **PLAIN}),
     "fuse_tiles masked": (fuse.fuse_tiles, {**FUSE, **MASKED}),
 }
-#: Those beyond SCE's, whose config is family_config's.
+#: Those beyond SCE's, whose config is general_config's.
 OF_FAMILY = {
-    "fuse_family_tiles ties": (fuse_family.fuse_family_tiles, {**FAMILY, **TIES}),
-    "fuse_family_tiles dare": (fuse_family.fuse_family_tiles, {**FAMILY, **DARE}),
+    "fuse_general_tiles ties": (fuse_family.fuse_general_tiles, {**FAMILY, **TIES}),
+    "fuse_general_tiles dare": (fuse_family.fuse_general_tiles, {**FAMILY, **DARE}),
     "add_norms": (sums.add_norms, {**TILES, "WHOLE": True, "KINDS": 0o021}),
     "count_nonzero": (sums.count_nonzero, {**TILES, "WHOLE": True}),
     "add_gram": (sums.add_gram, {**TILES, "WHOLE": True, "OF_INPUTS": True}),
@@ -115,13 +115,13 @@ OF_FAMILY = {
 OTHERS = {
     "fuse_tiles fp16": (fuse.fuse_tiles, {**FUSE, **PLAIN, "OUT": 1}),
     "fuse_tiles tail": (fuse.fuse_tiles, {**FUSE, **MASKED, "WHOLE": False}),
-    "fuse_family_tiles tail": (
-        fuse_family.fuse_family_tiles,
+    "fuse_general_tiles tail": (
+        fuse_family.fuse_general_tiles,
         {**FAMILY, **VARIED, "WHOLE": False, "MASKED": True, "OUT": 1},
     ),
-    "fuse_family_tiles sum": (fuse_family.fuse_family_tiles, {**FAMILY, **PEFTS, "MASKED": True}),
-    "fuse_family_tiles base": (fuse_family.fuse_family_tiles, {**FAMILY, **DARE, "TARGETS": 0}),
-    "fuse_family_tiles by rows": (fuse_family.fuse_family_tiles, {**FAMILY, **ARCEE}),
+    "fuse_general_tiles sum": (fuse_family.fuse_general_tiles, {**FAMILY, **PEFTS, "MASKED": True}),
+    "fuse_general_tiles base": (fuse_family.fuse_general_tiles, {**FAMILY, **DARE, "TARGETS": 0}),
+    "fuse_general_tiles by rows": (fuse_family.fuse_general_tiles, {**FAMILY, **ARCEE}),
     "find_divergences": (divergences.find_divergences, ROWS),
     "add_norms tail": (sums.add_norms, {**TILES, "WHOLE": False, "KINDS": 0o152}),
     "add_gram tail": (sums.add_gram, {**TILES, "WHOLE": False, "OF_INPUTS": False}),
@@ -184,7 +184,7 @@ def compiled(
     """As a launch with 16-byte aligned pointers compiles it: with `warps` where a config says how many."""
     kernel, constants = KERNELS[name]
     inputs = inputs or ("*i16",) * (constants.get("TARGETS", 1) + 1)
-    if name.endswith("by rows") and kernel is not fuse_family.fuse_family_tiles:
+    if name.endswith("by rows") and kernel is not fuse_family.fuse_general_tiles:
         inputs = (*inputs, "*i64")  # arithmetic.magnitude
     warps = warps if "ROWS" in constants else 4
     signature: dict[str, Any] = {}
@@ -290,7 +290,7 @@ def test_the_familys_configs_spill_nothing(
         elif targets > 3:
             continue  # 136 products of 16 inputs: seconds to compile
         kernels[name] = kernel, {**constants, **of_all}
-    no_spills(kernels, family_config(targets), tmp_path, monkeypatch)
+    no_spills(kernels, general_config(targets), tmp_path, monkeypatch)
 
 
 class _Hopper:

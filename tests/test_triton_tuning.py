@@ -127,5 +127,5 @@ def test_configs_that_there_are_not(rows: int, warps: int) -> None:
 
 
 def test_the_family_is_tuned_by_its_targets_alone() -> None:
-    assert tuning.family_config(8) == Config(4, 4)
-    assert tuning.family_config(9) == Config(2, 4)
+    assert tuning.general_config(8) == Config(4, 4)
+    assert tuning.general_config(9) == Config(2, 4)

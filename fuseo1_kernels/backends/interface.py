@@ -34,7 +34,7 @@ class InputUnreadable(Exception):
 
 
 class Surveyor(Protocol):
-    """A survey of a tensor that comes in chunks. Feed it while it is not `done`, pass after pass."""
+    """A survey of a tensor that comes in chunks. ReadAhead it while it is not `done`, pass after pass."""
 
     @property
     def done(self) -> bool: ...

@@ -6,14 +6,14 @@ import re
 
 from ..backends.registry import BACKENDS, GPU_BACKENDS, load_backend
 from ..errors import BackendError, ConfigError
-from .cpu.pool import OnCpu
+from .cpu.pool import CpuExecutor
 from .options import check_sizes
-from .worker import Arithmetic
+from .worker import Executor
 
 _NAME = re.compile(r"cuda(?::(0|[1-9]\d{0,3}))?")
 
 
-def choose_arithmetic(backend: str, device: str | None, max_gpu_memory: int | None) -> Arithmetic:
+def choose_executor(backend: str, device: str | None, max_gpu_memory: int | None) -> Executor:
     """What does the arithmetic: a backend on the CPU, or GPUs; MergeError if it is not here."""
     on_gpu = backend in GPU_BACKENDS
     name = device or ("cuda" if on_gpu else "cpu")
@@ -25,7 +25,7 @@ def choose_arithmetic(backend: str, device: str | None, max_gpu_memory: int | No
     if numbers is None:
         if max_gpu_memory is not None:
             raise ConfigError("max_gpu_memory is for a merge on GPUs: give device, such as cuda")
-        return OnCpu(load_backend(backend))
+        return CpuExecutor(load_backend(backend))
     from .gpu.pool import open_gpus  # a merge on the CPU starts without it
 
     return open_gpus(backend, numbers, max_gpu_memory)

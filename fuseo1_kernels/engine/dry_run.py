@@ -19,10 +19,10 @@ from ..plan.fingerprint import digest, fingerprint
 from ..plan.models import directories, open_lender, open_sources
 from ..plan.plan import make_plan
 from ..plan.sidecars import make_sidecars
-from .cpu.pool import OnCpu
-from .devices import choose_arithmetic
+from .cpu.pool import CpuExecutor
+from .devices import choose_executor
 from .options import DEFAULT_MAX_MEMORY, DEFAULT_SHARD_SIZE, check_sizes
-from .worker import Arithmetic
+from .worker import Executor
 
 
 @dataclass(frozen=True)
@@ -87,13 +87,13 @@ def dry_run(
             random_seed=random_seed,
         )
         problems += plan.problems
-        arithmetic: Arithmetic | None = None
+        executor: Executor | None = None
         notes = list(plan.notes)
         with collected():
-            arithmetic = choose_arithmetic(backend, device, max_gpu_memory)
+            executor = choose_executor(backend, device, max_gpu_memory)
         with collected():
             # What is not here is a problem already; the memory is then that of the CPU.
-            memory, more = (arithmetic or OnCpu).host_memory(plan, threads, max_memory)
+            memory, more = (executor or CpuExecutor).host_memory(plan, threads, max_memory)
             notes += more
         lender, sidecars = None, {}
         title = "" if out_dir is None else os.path.basename(os.path.realpath(out_dir))

@@ -22,7 +22,7 @@ from ..plan.models import directories, open_lender, open_sources
 from ..plan.plan import Plan, make_plan, refuse_problems
 from ..plan.sidecars import make_sidecars
 from ..version import __version__
-from .devices import choose_arithmetic
+from .devices import choose_executor
 from .options import DEFAULT_MAX_MEMORY, DEFAULT_SHARD_SIZE, check_sizes
 from .result import MergeResult, Progress, energy_share
 from .run import Merged, run_plan
@@ -81,7 +81,7 @@ def merge_checkpoints(
     started = time.perf_counter()
     parsed = as_config(config)
     check_sizes(max_memory=max_memory, shard_size=shard_size)
-    arithmetic = choose_arithmetic(backend, device, max_gpu_memory)
+    executor = choose_executor(backend, device, max_gpu_memory)
     if nonfinite not in NONFINITE:
         raise MergeError(f"nonfinite: must be {' or '.join(NONFINITE)}, not {nonfinite!r}")
     if survey_topk and parsed.merge_method != "sce":
@@ -118,7 +118,7 @@ def merge_checkpoints(
             sink = stack.enter_context(
                 Sink(out, plan.shards, identity, overwrite=overwrite, inputs=inputs, resume=resume)
             )
-            done = run_plan(plan, sink, arithmetic, threads, max_memory, nonfinite, cache, progress)
+            done = run_plan(plan, sink, executor, threads, max_memory, nonfinite, cache, progress)
             notes += done.notes + (cache.problems if cache else [])
             sidecars[checksums.FILE] = checksums.make_checksums(
                 made_by=f"fuseo1-kernels {__version__}",
@@ -149,7 +149,7 @@ def merge_checkpoints(
         energy_share=energy_share(plan, done.records),
         exact_path=sum(record.passes > 1 for record in done.records.values()),
         resumed=len(done.resumed),
-        backend=f"{arithmetic.name}: {arithmetic.description}",
+        backend=f"{executor.name}: {executor.description}",
         notes=tuple(notes),
     )
 

@@ -30,7 +30,7 @@ def forget(inputs: Sequence[Input]) -> None:
         x.source.forget(x.info)
 
 
-class Portion:
+class UnitReads:
     """A unit, and what of its inputs is to be brought into the page cache and taken out again.
 
     `direct` says that it is more than there is room for: the worker reads, and drops, piece by piece.
@@ -64,7 +64,7 @@ class Portion:
         return bool(self.absent) and not self.direct
 
 
-class Feed:
+class ReadAhead:
     """Hands units to workers in order, each when its inputs are in the page cache.
 
     Every tensor is read twice, for survey and fuse. The page cache holds it in between, rather than memory
@@ -77,11 +77,11 @@ class Feed:
         self, units: Sequence[Unit], workers: int, room: int, skipped: Container[str] = ()
     ) -> None:
         # Asked before anything is read: later the answer would be about what was read ahead.
-        self._untaken = deque(Portion(unit, room, skipped) for unit in units)
-        self._unread = deque(portion for portion in self._untaken if portion.fed)
+        self._untaken = deque(UnitReads(unit, room, skipped) for unit in units)
+        self._unread = deque(unit for unit in self._untaken if unit.fed)
         self._room = room
         # Those that readers have begun and no worker is done with.
-        self._begun: set[Portion] = set()
+        self._begun: set[UnitReads] = set()
         self._ahead = self._held = 0
         self._working = workers
         self._closed = False
@@ -90,46 +90,46 @@ class Feed:
     @property
     def readers(self) -> int:
         """How many readers there is work for."""
-        return min(READERS, sum(len(portion.unread) for portion in self._unread))
+        return min(READERS, sum(len(unit.unread) for unit in self._unread))
 
     @property
     def working(self) -> int:
         """How many workers have not seen the end yet."""
         return self._working
 
-    def take(self) -> Portion | None:
+    def take(self) -> UnitReads | None:
         """Wait for the next unit; None: there are no more, and the worker is done."""
         with self._changed:
             if not self._untaken or self._closed:
                 self._working -= 1
                 return None
-            portion = self._untaken.popleft()
-            portion.taken = True
-            if portion.begun:
-                self._ahead -= portion.input_bytes
+            unit = self._untaken.popleft()
+            unit.taken = True
+            if unit.begun:
+                self._ahead -= unit.input_bytes
                 self._changed.notify_all()
-            self._changed.wait_for(lambda: portion.pending == 0 or self._closed)
-            return portion
+            self._changed.wait_for(lambda: unit.pending == 0 or self._closed)
+            return unit
 
-    def done(self, portion: Portion) -> None:
+    def done(self, unit: UnitReads) -> None:
         """Take what was brought for a unit out of the page cache again."""
-        forget(portion.to_forget)
-        if portion.fed:
+        forget(unit.to_forget)
+        if unit.fed:
             with self._changed:
-                self._begun.discard(portion)
-                self._held -= portion.input_bytes
+                self._begun.discard(unit)
+                self._held -= unit.input_bytes
                 self._changed.notify_all()
 
     def read(self) -> None:
         """Read ahead until there is no more, or `close` is called."""
         while (next_inputs := self._next_inputs()) is not None:
-            portion, inputs = next_inputs
+            unit, inputs = next_inputs
             try:
                 for x in inputs:
                     self._bring(x)
             finally:
                 with self._changed:
-                    portion.pending -= 1
+                    unit.pending -= 1
                     self._changed.notify_all()
 
     def close(self) -> None:
@@ -143,7 +143,7 @@ class Feed:
         while self._begun:
             forget(self._begun.pop().to_forget)
 
-    def _next_inputs(self) -> tuple[Portion, list[Input]] | None:
+    def _next_inputs(self) -> tuple[UnitReads, list[Input]] | None:
         """What one model has of the next unit, when there is room for the unit."""
         with self._changed:
             self._changed.wait_for(
@@ -151,23 +151,23 @@ class Feed:
             )
             if self._closed or not self._unread:
                 return None
-            portion = self._unread[0]
-            if not portion.begun:
-                portion.begun = True
-                self._begun.add(portion)
-                self._held += portion.input_bytes
-                self._ahead += 0 if portion.taken else portion.input_bytes
-            inputs = portion.unread.popleft()
-            if not portion.unread:
+            unit = self._unread[0]
+            if not unit.begun:
+                unit.begun = True
+                self._begun.add(unit)
+                self._held += unit.input_bytes
+                self._ahead += 0 if unit.taken else unit.input_bytes
+            inputs = unit.unread.popleft()
+            if not unit.unread:
                 self._unread.popleft()
-            return portion, inputs
+            return unit, inputs
 
-    def _has_room(self, portion: Portion) -> bool:
-        if portion.begun:
+    def _has_room(self, unit: UnitReads) -> bool:
+        if unit.begun:
             return True
-        ahead = self._ahead + portion.input_bytes
-        return self._held + portion.input_bytes <= self._room and (
-            portion.taken or self._ahead == 0 or ahead <= READ_AHEAD
+        ahead = self._ahead + unit.input_bytes
+        return self._held + unit.input_bytes <= self._room and (
+            unit.taken or self._ahead == 0 or ahead <= READ_AHEAD
         )
 
     def _bring(self, x: Input) -> None:

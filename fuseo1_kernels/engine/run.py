@@ -1,4 +1,4 @@
-"""Runs a plan: workers take tensors in order until all are in the sink."""
+"""Runs a plan: pool take tensors in order until all are in the sink."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ..checkpoint.sink import Sink
 from ..errors import MergeError
 from ..plan.plan import Plan
 from ..system import free_memory
-from .read_ahead import Feed
+from .read_ahead import ReadAhead
 from .result import Progress
 from .schedule import make_units
 from .survey_cache import SurveyCache
-from .worker import Arithmetic, Work
+from .worker import Executor, MergeContext
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Merged:
 def run_plan(
     plan: Plan,
     sink: Sink,
-    arithmetic: Arithmetic,
+    executor: Executor,
     threads: int | None,
     max_memory: int,
     nonfinite: str,
@@ -42,29 +42,29 @@ def run_plan(
     """Merge all tensors that are not in the sink already."""
     done, lock, stop = Merged(), threading.Lock(), threading.Event()
     advance = progress.advance if progress else _ignore
-    shared = Work(sink, nonfinite, advance, stop, cache)
-    crew = arithmetic.crew(plan, threads, max_memory, shared)
-    units = make_units(plan.jobs, crew.workers)
-    feed = Feed(units, crew.workers, free_memory() // 2, skipped=sink.recorded)
+    context = MergeContext(sink, nonfinite, advance, stop, cache)
+    pool = executor.pool(plan, threads, max_memory, context)
+    units = make_units(plan.jobs, pool.size)
+    read_ahead = ReadAhead(units, pool.size, free_memory() // 2, skipped=sink.recorded)
     if progress:
         total = plan.input_bytes + sum(job.output_bytes for job in plan.jobs)
         progress.start(f"merging {len(plan.jobs)} tensors", total)
 
     def work(number: int) -> None:
-        merger = crew.merger(number, lambda: feed.working)
-        while (portion := feed.take()) and not stop.is_set():
+        worker = pool.worker(number, lambda: read_ahead.working)
+        while (unit := read_ahead.take()) and not stop.is_set():
             left = []
-            for job in portion.jobs:
+            for job in unit.jobs:
                 record = sink.recorded.get(job.name)
-                if record is None or not sink.holds(job.name, merger.scratch):
+                if record is None or not sink.holds(job.name, worker.scratch):
                     left.append(job)
                     continue
                 advance(job.input_bytes + job.output_bytes)
                 with lock:
                     done.records[job.name] = record
                     done.resumed.add(job.name)
-            reports = merger.merge_all(left, portion.direct_inputs)
-            feed.done(portion)
+            reports = worker.merge_all(left, unit.direct_inputs)
+            read_ahead.done(unit)
             if reports:
                 merged = {name: report.record for name, report in reports.items()}
                 sink.complete(merged)
@@ -72,30 +72,30 @@ def run_plan(
                     done.records.update(merged)
                     done.bytes_read += sum(report.bytes_read for report in reports.values())
 
-    pool = ThreadPoolExecutor(crew.workers + feed.readers, thread_name_prefix="fuseo1")
+    runners = ThreadPoolExecutor(pool.size + read_ahead.readers, thread_name_prefix="fuseo1")
     try:
         try:
-            for _ in range(feed.readers):
-                pool.submit(feed.read)
-            futures = [pool.submit(work, number) for number in range(crew.workers)]
+            for _ in range(read_ahead.readers):
+                runners.submit(read_ahead.read)
+            futures = [runners.submit(work, number) for number in range(pool.size)]
             ended, _ = wait(futures, return_when=FIRST_EXCEPTION)
-        except RuntimeError as error:  # of submit; those of the workers are in their futures
+        except RuntimeError as error:  # of submit; those of the pool are in their futures
             raise MergeError(f"{error}; lower --threads") from error
         finally:
             # A second Ctrl-C must not close the files under a worker: their numbers may be others' by then.
             with held_signals(redeliver=True):
                 stop.set()
-                feed.close()
-                crew.stop()
-                pool.shutdown()
-                crew.close()
+                read_ahead.close()
+                pool.stop()
+                runners.shutdown()
+                pool.close()
         # The first failure is the cause; the others may be its echo.
         for future in sorted(ended, key=lambda f: f.exception() is None):
             future.result()
-        done.notes += crew.notes
+        done.notes += pool.notes
         return done
     finally:
-        feed.forget_rest()
+        read_ahead.forget_rest()
         if progress:
             progress.close()
 

@@ -28,12 +28,12 @@ from ..plan.job import Job
 from ..plan.models import open_sources
 from ..plan.plan import make_plan, refuse_problems
 from ..system import resolve_threads
-from .cpu.memory import divide, memory_floor
-from .cpu.worker import TensorMerger
+from .cpu.memory import divide_memory, memory_floor
+from .cpu.worker import CpuWorker
 from .options import DEFAULT_MAX_MEMORY, DEFAULT_SHARD_SIZE
 from .read_ahead import absent_inputs, forget
 from .result import Progress
-from .worker import Work
+from .worker import MergeContext
 
 #: The config of a merge, as it is put beside its result.
 CONFIG = "mergekit_config.yml"
@@ -229,20 +229,20 @@ def _recompute(
             return problems, []
         comparison = _Comparison(model)
         # The merge itself may have been allowed more.
-        _, memory = divide(plan, 1, max(DEFAULT_MAX_MEMORY, memory_floor(plan.jobs)))
+        _, memory = divide_memory(plan, 1, max(DEFAULT_MAX_MEMORY, memory_floor(plan.jobs)))
         total = sum(job.input_bytes + job.output_bytes for job in jobs)
         nonfinite = str(options.get("nonfinite", "error"))
         advance = _start(progress, f"merging {counted(len(jobs), 'tensor')} again", total)
-        merger = TensorMerger(
+        worker = CpuWorker(
             load_backend("reference"),
             memory,
-            Work(comparison, nonfinite, advance, threading.Event()),
+            MergeContext(comparison, nonfinite, advance, threading.Event()),
             threads=lambda: resolve_threads(threads),
         )
         try:
             for job in jobs:
                 absent = absent_inputs(job)
-                merger.merge(job)
+                worker.merge(job)
                 forget(absent)
         finally:
             if progress:

@@ -30,7 +30,7 @@ class TensorReport:
 
 
 @dataclass(frozen=True)
-class Work:
+class MergeContext:
     """Where merged bytes go, and how.
 
     Attributes:
@@ -62,7 +62,7 @@ class Work:
         return self.surveys.look_up(job, request) if self.surveys else (None, [request])
 
 
-class Merger(Protocol):
+class Worker(Protocol):
     """One worker."""
 
     @property
@@ -78,17 +78,17 @@ class Merger(Protocol):
         """
 
 
-class Crew(Protocol):
+class WorkerPool(Protocol):
     """All workers of a merge."""
 
     @property
-    def workers(self) -> int: ...
+    def size(self) -> int: ...
 
-    def merger(self, number: int, working: Callable[[], int]) -> Merger:
+    def worker(self, number: int, working: Callable[[], int]) -> Worker:
         """Worker `number`, made in its own thread; `working` says how many have work left."""
 
     def stop(self) -> None:
-        """Have workers that wait for one another give up; `Work.stop` is set."""
+        """Have workers that wait for one another give up; `MergeContext.stop` is set."""
 
     def close(self) -> None:
         """Give everything back, when all workers have ended."""
@@ -98,7 +98,7 @@ class Crew(Protocol):
         """What is worth knowing of the work that was done."""
 
 
-class Arithmetic(Protocol):
+class Executor(Protocol):
     """Where a merge's arithmetic is done."""
 
     @property
@@ -107,7 +107,9 @@ class Arithmetic(Protocol):
     @property
     def description(self) -> str: ...
 
-    def crew(self, plan: Plan, threads: int | None, max_memory: int, work: Work) -> Crew:
+    def pool(
+        self, plan: Plan, threads: int | None, max_memory: int, context: MergeContext
+    ) -> WorkerPool:
         """All workers for `plan`. MergeError if there is too little memory."""
 
     def host_memory(

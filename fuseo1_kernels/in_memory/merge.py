@@ -13,7 +13,7 @@ import torch
 
 from ..errors import ConfigError, MergeError
 from .survey_cache import ResidentSurveys
-from .tensor_merge import TensorMerge, start_together
+from .tensor_merge import InMemoryMerge, start_together
 
 StateDict = Mapping[str, torch.Tensor]
 
@@ -71,7 +71,7 @@ def merge_tensors(
 
     Source: the method's, METHODS[method].reference.
     """
-    merge = TensorMerge.check(
+    merge = InMemoryMerge.check(
         tensors,
         method,
         base_index=base_index,
@@ -140,7 +140,7 @@ def merge_state_dicts(
             raise MergeError(f"model {key!r} has tensors that not all models have: {extra}")
 
     merged: dict[str, torch.Tensor] = {}
-    begun: dict[str, TensorMerge] = {}
+    begun: dict[str, InMemoryMerge] = {}
     base_index = None if base is None else list(states).index(base)
     for name in names:
         if name not in everywhere:
@@ -155,7 +155,7 @@ def merge_state_dicts(
             merged[name] = first.clone()
             continue
         with _named(name):
-            begun[name] = merge = TensorMerge.check(
+            begun[name] = merge = InMemoryMerge.check(
                 tensors,
                 method,
                 base_index=base_index,

@@ -53,7 +53,7 @@ def survey(
         raise MergeError(f"select_topk: must be a number in [0, 1], not {select_topk!r}")
     inputs = as_arrays([base, *targets])
     wanted = float(select_topk) if request is None else request
-    return engine_for(inputs, backend).survey(inputs, wanted, resolve_threads(threads)).lasting
+    return backend_for(inputs, backend).survey(inputs, wanted, resolve_threads(threads)).lasting
 
 
 def fuse(
@@ -90,11 +90,11 @@ def fuse(
     check_dtypes(out_dtype=out_dtype)
     wanted = out_dtype or (base.dtype if out is None else out.dtype)
     result = output_for([base, *targets], wanted, out)
-    fuse_into(engine_for(inputs, backend), inputs, params, result, resolve_threads(threads))
+    fuse_into(backend_for(inputs, backend), inputs, params, result, resolve_threads(threads))
     return result if out is None else out
 
 
-def engine_for(inputs: Sequence[Array], backend: str) -> Ops:
+def backend_for(inputs: Sequence[Array], backend: str) -> Ops:
     """The backend of that name for the memory in which `inputs` lie."""
     on_gpu = inputs[0].owner.device.type == "cuda"
     interpreted = backend == "triton" and os.environ.get("TRITON_INTERPRET") == "1"

@@ -17,17 +17,17 @@ from ..errors import MergeError
 from ..methods import NONFINITE
 from ..methods.method import Method
 from ..methods.parameters import check_seed, resolve_method, resolve_parameters
-from ..methods.rule import ByColumn, ByVector, Rule, Target
+from ..methods.rule import ByColumn, ByVector, Rule, TensorSpec
 from ..methods.sce import Sce
 from ..system import resolve_threads
 from .ops import (
     as_array,
     as_arrays,
+    backend_for,
     check_dtypes,
     columns_of,
     dense,
     dense_columns,
-    engine_for,
     enqueue_into,
     output_for,
     promoted,
@@ -36,7 +36,7 @@ from .survey_cache import ResidentSurveys
 
 
 @dataclass
-class TensorMerge:
+class InMemoryMerge:
     """A merge of `tensors`, base first, to `result`: `check` makes it, then `start` and `finish` it, in this order.
 
     Attributes:
@@ -48,7 +48,7 @@ class TensorMerge:
     names: list[str]
     result: torch.Tensor
     rule: Rule
-    engine: Ops
+    backend: Ops
     threads: int
     nonfinite: str
     surveys: ResidentSurveys | None
@@ -76,7 +76,7 @@ class TensorMerge:
         random_seed: int = 0,
         name: str = "",
         out: torch.Tensor | None = None,
-    ) -> TensorMerge:
+    ) -> InMemoryMerge:
         """The arguments are those of merge_tensors. Raises MergeError."""
         record = resolve_method(method)
         check_dtypes(dtype=dtype, out_dtype=out_dtype)
@@ -96,13 +96,13 @@ class TensorMerge:
         inputs = as_arrays(ordered, names, least=1)
         wanted = out_dtype or dtype or (promoted(tensors) if out is None else out.dtype)
         result = output_for(ordered, wanted, out)
-        target = Target.of_shape(name, result.shape, [*map(str, merged)], has_base, random_seed)
+        target = TensorSpec.of_shape(name, result.shape, [*map(str, merged)], has_base, random_seed)
         return cls(
             ordered,
             names,
             result,
             record.rule(values, target),
-            engine_for(inputs, backend),
+            backend_for(inputs, backend),
             resolve_threads(threads),
             nonfinite,
             surveys,
@@ -113,19 +113,19 @@ class TensorMerge:
     @property
     def is_small(self) -> bool:
         """Whether others can be merged in the same launch."""
-        if not can_enqueue_small(self.engine) or self.surveys is not None:
+        if not can_enqueue_small(self.backend) or self.surveys is not None:
             return False
         if not isinstance(self.rule, Sce):
             return False
-        return 0 < self.result.numel() <= self.engine.most_small and self.result.is_contiguous()
+        return 0 < self.result.numel() <= self.backend.most_small and self.result.is_contiguous()
 
     def start(self) -> None:
         """Merge, or (SCE, on a GPU) enqueue the merge on the current stream. Raises MergeError."""
-        if can_enqueue(self.engine) and isinstance(self.rule, Sce):
+        if can_enqueue(self.backend) and isinstance(self.rule, Sce):
             self._known = self._find(self.rule.select_topk)
             if self._known is not None:
                 self._refuse(self._known)
-            self.started(partial(self.engine.result, self._enqueue(self.engine, self.rule)))
+            self.started(partial(self.backend.result, self._enqueue(self.backend, self.rule)))
             return
         with self._laid_out() as (inputs, out):
             bad = sum(self._merge(*part) for part in self._parts(inputs, out))
@@ -137,7 +137,7 @@ class TensorMerge:
         """Whose fault it is that the result is not finite may not have been asked before."""
         alone = len(self._inputs) == 1  # a survey wants a target
         inputs = self._inputs * 2 if alone else self._inputs
-        found = self.engine.survey(inputs, Norms((None,) * (len(inputs) - 1)), self.threads)
+        found = self.backend.survey(inputs, Norms((None,) * (len(inputs) - 1)), self.threads)
         _refuse_nonfinite(found.nonfinite[alone:], self.names)
 
     @contextmanager
@@ -165,7 +165,7 @@ class TensorMerge:
         learned: list[SurveyResult] = []
         while (request := self.rule.request(learned)) is not None:
             learned.append(self._survey(inputs, request, out))
-        return self.engine.fuse(inputs, self.rule.params(learned), out, 0, self.threads)
+        return self.backend.fuse(inputs, self.rule.params(learned), out, 0, self.threads)
 
     def started(self, found: Callable[[], tuple[SurveyResult, int]]) -> None:
         """It was enqueued; `found` waits. Copies of what was not contiguous go back to the stream's memory."""
@@ -193,7 +193,7 @@ class TensorMerge:
         """What merges in one launch have in common."""
         rule = self._sce
         return (
-            self.engine,
+            self.backend,
             self.result.device,
             len(self._inputs),
             rule.select_topk,
@@ -205,13 +205,13 @@ class TensorMerge:
         """Inputs and output, where `is_small`."""
         return self._inputs, as_array(self.result)
 
-    def _enqueue(self, engine: GpuBackend, rule: Sce) -> OnDevice:
+    def _enqueue(self, backend: GpuBackend, rule: Sce) -> OnDevice:
         """The whole merge, by a survey of its own if none is known."""
         if self._known is None:
-            pending = engine.enqueue_survey(self._inputs, rule.select_topk, rule.variant)
+            pending = backend.enqueue_survey(self._inputs, rule.select_topk, rule.variant)
         else:
-            pending = engine.place(self._inputs, rule.params([self._known]))
-        enqueue_into(engine, self._inputs, pending, self.result)
+            pending = backend.place(self._inputs, rule.params([self._known]))
+        enqueue_into(backend, self._inputs, pending, self.result)
         return pending
 
     def _survey(self, inputs: list[Array], request: Request, out: Array) -> SurveyResult:
@@ -220,7 +220,7 @@ class TensorMerge:
         survey = self._find(request) if whole else None
         if survey is None:
             lent = out if whole and self._is_new else None
-            survey = self.engine.survey(inputs, request, self.threads, lent=lent)
+            survey = self.backend.survey(inputs, request, self.threads, lent=lent)
             if whole:
                 self._keep(request, survey)
         self._refuse(survey)
@@ -245,17 +245,19 @@ class TensorMerge:
             )
 
 
-def start_together(merges: Sequence[TensorMerge]) -> None:
+def start_together(merges: Sequence[InMemoryMerge]) -> None:
     """Start merges that are small, in as few launches as can be, on the current streams of their GPUs."""
-    kinds: dict[object, list[TensorMerge]] = {}
+    kinds: dict[object, list[InMemoryMerge]] = {}
     for merge in merges:
         kinds.setdefault(merge.kind, []).append(merge)
     for alike in kinds.values():
-        engine, _, _, topk, variant = alike[0].kind
-        assert can_enqueue_small(engine)
+        backend, _, _, topk, variant = alike[0].kind
+        assert can_enqueue_small(backend)
         inputs, outs = zip(*(merge.operands for merge in alike), strict=True)
         # Whoever is the first to be finished waits for all.
-        results = cache(partial(engine.results, engine.enqueue_small(inputs, outs, topk, variant)))
+        results = cache(
+            partial(backend.results, backend.enqueue_small(inputs, outs, topk, variant))
+        )
         for number, merge in enumerate(alike):
             merge.started(partial(_result, results, number))
 

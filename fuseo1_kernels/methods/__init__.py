@@ -9,7 +9,7 @@ from .method import Method, Parameter, Scalar, Values
 from .model_stock import MODEL_STOCK
 from .multislerp import MULTISLERP
 from .nearswap import NEARSWAP
-from .rule import ByColumn, ByRow, ByVector, Rule, Target
+from .rule import ByColumn, ByRow, ByVector, Rule, TensorSpec
 from .sce import SCE
 from .slerp import NUSLERP, SLERP
 from .task_arithmetic import TASK_ARITHMETIC
@@ -25,7 +25,7 @@ __all__ = [
     "Parameter",
     "Rule",
     "Scalar",
-    "Target",
+    "TensorSpec",
     "Values",
 ]
 

@@ -26,7 +26,7 @@ from ..backends.contract import (
     SurveyResult,
 )
 from .method import Values, method
-from .rule import Target
+from .rule import TensorSpec
 
 _LARGEST = float.fromhex("0x1.fffffep127")
 # Elements that reach a threshold are selected wherever they are.
@@ -75,7 +75,7 @@ def _reaching(least: float) -> Cut:
     return Cut(bits + (_number(bits) < least), _ANYWHERE)
 
 
-def _rule(_values: Values, target: Target) -> ArceeFusion:
+def _rule(_values: Values, target: TensorSpec) -> ArceeFusion:
     return ArceeFusion(target.numel, target.row)
 
 

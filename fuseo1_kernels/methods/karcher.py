@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from ..backends.contract import FuseParams, Gram, SurveyResult
 from .method import Parameter, Values, method
-from .rule import Target, combination
+from .rule import TensorSpec, combination
 from .sphere import (
     ROUNDING,
     GramMatrix,
@@ -83,7 +83,7 @@ class Karcher:
         return times(math.fsum(lengths) / n, mean)
 
 
-def _rule(values: Values, target: Target) -> Karcher:
+def _rule(values: Values, target: TensorSpec) -> Karcher:
     # 2^-24 / (1/16)^2: a length is known to 2e-5 then; of more elements the roundings are independent and average out.
     least_left = max(ROUNDING, 2.0**-4 / max(target.numel, 1) ** 0.25)
     return Karcher(len(target.models), least_left, values["max_iter"], values["tol"])

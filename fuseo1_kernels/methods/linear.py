@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ..backends.contract import FuseParams, SurveyResult
 from ..errors import ConfigError
 from .method import Parameter, Values, method
-from .rule import LEAST_TOTAL, Target, combination, of
+from .rule import LEAST_TOTAL, TensorSpec, combination, of
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Linear:
         return FuseParams(self.weights[1:], elect="none", divisor=math.fsum(self.weights))
 
 
-def _linear(values: Values, target: Target) -> Linear:
+def _linear(values: Values, target: TensorSpec) -> Linear:
     if values["normalize"] and abs(math.fsum(values["weight"])) < LEAST_TOTAL:
         raise ConfigError(
             f"linear: the weights{of(target.name)} sum to 0; change them, or set normalize: false"
@@ -36,7 +36,7 @@ def _linear(values: Values, target: Target) -> Linear:
     return Linear(values["weight"], values["normalize"])
 
 
-def _passthrough(values: Values, _target: Target) -> Linear:
+def _passthrough(values: Values, _target: TensorSpec) -> Linear:
     (scale,) = values["scale"]
     return Linear((1.0 if scale is None else scale,), False)
 

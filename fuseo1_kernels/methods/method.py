@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..errors import ConfigError
-from .rule import Rule, Target
+from .rule import Rule, TensorSpec
 
 Scalar = bool | float | str
 
@@ -90,7 +90,7 @@ class Method:
     name: str
     reference: str
     parameters: dict[str, Parameter]
-    rule: Callable[[Values, Target], Rule]
+    rule: Callable[[Values, TensorSpec], Rule]
     base: Literal["required", "optional", "ignored"] = "required"
     least: int = 1
     most: int | None = None
@@ -112,7 +112,7 @@ class Method:
 def method(
     name: str,
     reference: str,
-    rule: Callable[[Values, Target], Rule],
+    rule: Callable[[Values, TensorSpec], Rule],
     *parameters: Parameter,
     base: Literal["required", "optional", "ignored"] = "required",
     least: int = 1,

@@ -16,7 +16,7 @@ from itertools import combinations
 
 from ..backends.contract import FuseParams, Gram, SurveyResult
 from .method import Parameter, Values, method
-from .rule import ByRow, Rule, Target
+from .rule import ByRow, Rule, TensorSpec
 from .sphere import as_cosine
 
 _LEAST = 1e-6
@@ -44,7 +44,7 @@ class ModelStock:
         return FuseParams((1.0,) * self.targets, elect="none", divisor=float(self.targets), scale=t)
 
 
-def _rule(values: Values, target: Target) -> Rule:
+def _rule(values: Values, target: TensorSpec) -> Rule:
     whole = ModelStock(len(target.models))
     return ByRow(whole, target.row) if values["filter_wise"] else whole
 

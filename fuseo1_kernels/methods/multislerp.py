@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ..backends.contract import FuseParams, Gram, SurveyResult
 from ..errors import ConfigError, MergeError
 from .method import Parameter, Values, method
-from .rule import LEAST_TOTAL, Target, combination, of
+from .rule import LEAST_TOTAL, TensorSpec, combination, of
 from .sphere import (
     ROUNDING,
     GramMatrix,
@@ -74,7 +74,7 @@ def _inverse(length: float) -> float:
     return 1 / length if length else 0.0
 
 
-def _rule(values: Values, target: Target) -> MultiSlerp:
+def _rule(values: Values, target: TensorSpec) -> MultiSlerp:
     weights = values["weight"]
     if values["normalize_weights"]:
         total = math.fsum(weights)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ..backends.contract import Clamp, FuseParams, SurveyResult
 from .method import Parameter, Values, method
-from .rule import Target
+from .rule import TensorSpec
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class NearSwap:
         return FuseParams((1.0,), elect="none", divisor=1.0, selects=(Clamp(self.t),))
 
 
-def _rule(values: Values, _target: Target) -> NearSwap:
+def _rule(values: Values, _target: TensorSpec) -> NearSwap:
     return NearSwap(values["t"])
 
 

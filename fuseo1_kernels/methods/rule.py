@@ -12,7 +12,7 @@ from ..backends.contract import FuseParams, Request, SurveyResult
 
 
 @dataclass(frozen=True)
-class Target:
+class TensorSpec:
     """A tensor that is to be merged, as far as a rule needs to know it.
 
     Attributes:
@@ -35,7 +35,7 @@ class Target:
     @classmethod
     def of_shape(
         cls, name: str, shape: Sequence[int], models: Sequence[str], has_base: bool, seed: int
-    ) -> Target:
+    ) -> TensorSpec:
         """A tensor of that shape; one without dimensions is a row of one element."""
         rows, row = (shape[0], shape[-1]) if shape else (1, 1)
         return cls(name, math.prod(shape), rows, row, tuple(models), has_base, seed)
@@ -99,7 +99,7 @@ class ByColumn(ByVector):
         return self.rows
 
 
-def by_column(rule: Rule, target: Target) -> Rule:
+def by_column(rule: Rule, target: TensorSpec) -> Rule:
     """The rule that merges every column of `target` by `rule`; of nothing, and of one dimension, it is `rule`."""
     columns = target.numel // max(target.rows, 1)
     if columns <= 1:

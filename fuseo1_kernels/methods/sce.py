@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..backends.contract import FuseParams, SurveyResult
 from .method import Parameter, Values, method
-from .rule import Target
+from .rule import TensorSpec
 
 VARIANTS = ("fuseo1", "mergekit")
 
@@ -57,7 +57,7 @@ def sce_params(survey: SurveyResult, numel: int, select_topk: float, variant: st
     )
 
 
-def _rule(values: Values, target: Target) -> Sce:
+def _rule(values: Values, target: TensorSpec) -> Sce:
     return Sce(values["select_topk"], values["variant"], target.numel)
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from ..backends.contract import FuseParams, Gram, SurveyResult
 from .method import Parameter, Values, method
-from .rule import ByRow, Rule, Target, by_column, combination
+from .rule import ByRow, Rule, TensorSpec, by_column, combination
 from .sphere import ROUNDING, arc, as_cosine
 
 _NEARLY_PARALLEL = 0.9995
@@ -75,11 +75,11 @@ def _line(t: float) -> FuseParams:
     return FuseParams((t,), elect="none", divisor=1.0)
 
 
-def _slerp(values: Values, _target: Target) -> Slerp:
+def _slerp(values: Values, _target: TensorSpec) -> Slerp:
     return Slerp(values["t"])
 
 
-def _nuslerp(values: Values, target: Target) -> Rule:
+def _nuslerp(values: Values, target: TensorSpec) -> Rule:
     first, second = values["weight"]
     total = first + second
     t = 0.5 if abs(total) < _LEAST_WEIGHT else second / total

@@ -29,7 +29,7 @@ from ..backends.contract import (
 )
 from ..errors import ConfigError
 from .method import Method, Parameter, Values, method
-from .rule import LEAST_TOTAL, Target
+from .rule import LEAST_TOTAL, TensorSpec
 
 Sparsify = Literal["nothing", "small", "small and large", "random", "random by rank"]
 
@@ -142,7 +142,9 @@ def _kept_and_dropped(numel: int, density: float, gamma: float | None) -> tuple[
     return numel - small, numel - small - kept
 
 
-def _check_chances(densities: Sequence[float], epsilons: Sequence[float], target: Target) -> None:
+def _check_chances(
+    densities: Sequence[float], epsilons: Sequence[float], target: TensorSpec
+) -> None:
     """Chances are chances. Raises ConfigError."""
     for model, density, epsilon in zip(target.models, densities, epsilons, strict=True):
         # The last is how chances are computed (select.h).
@@ -164,7 +166,7 @@ def _row(
     normalize: bool = False,
     rescale: bool = False,
 ) -> Method:
-    def rule(values: Values, target: Target) -> TaskArithmetic:
+    def rule(values: Values, target: TensorSpec) -> TaskArithmetic:
         densities = values["density"]
         ranks: tuple[tuple[int, int], ...] = ()
         keys: tuple[int, ...] = ()

@@ -14,7 +14,7 @@ from ..checkpoint.shards import OutputTensor, Shard, plan_shards
 from ..checkpoint.source import Source
 from ..config.schema import MergeConfig
 from ..errors import CheckpointError, ConfigError, printable
-from ..methods.rule import Target
+from ..methods.rule import TensorSpec
 from .job import Input, Job
 from .notes import filter_notes, model_notes
 from .placements import Placement, place_slices, place_whole_models
@@ -133,7 +133,7 @@ def _job(
     wanted = config.output_dtype
     base = config.base_of(placement.out_slice)
     models = [model for model, _ in placement.parts if model != base]
-    target = Target.of_shape(placement.name, shape, models, base is not None, random_seed)
+    target = TensorSpec.of_shape(placement.name, shape, models, base is not None, random_seed)
     return Job(
         name=placement.name,
         shape=shape,

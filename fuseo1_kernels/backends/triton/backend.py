@@ -16,11 +16,11 @@ from ..contract import SURVEY_BYTES, FuseParams, Request, Select, SurveyResult
 from ..gpu_base import OnGpu, check_is_sce, check_output, device_of, upload
 from ..interface import OnDevice, Room
 from . import state as places
-from .launch_fuse import fuse_bytes, launch_fuse_family
+from .launch_fuse import fuse_bytes, launch_fuse_general
 from .launch_sce import Params, launch_fuse, launch_params, launch_survey, workspace_bytes
-from .launch_surveys import survey_bytes, survey_family
+from .launch_surveys import survey_bytes, survey_general
 from .state import MOST_TARGETS, PARAMS_BYTES, RESULT, place
-from .tuning import FOR_INTERPRETER, Config, Tuner, family_config
+from .tuning import FOR_INTERPRETER, Config, Tuner, general_config
 from .workspace import needs_scores
 
 #: Whether the kernels run in Triton's interpreter, on the CPU's tensors: TRITON_INTERPRET=1 at their import.
@@ -84,9 +84,9 @@ class TritonBackend(OnGpu):
             return super().survey(inputs, request, threads)
         self.check_inputs(inputs)
         data, numel = pointers(inputs), inputs[0].numel
-        config = self._tuner.fixed or family_config(len(inputs) - 1)
+        config = self._tuner.fixed or general_config(len(inputs) - 1)
         with _current(_device(inputs)):
-            return survey_family(data, numel, request, config)
+            return survey_general(data, numel, request, config)
 
     def place(self, inputs: Sequence[Array], params: FuseParams) -> OnDevice:
         """Copy `params` to the inputs' device without waiting for it."""
@@ -190,9 +190,9 @@ class TritonBackend(OnGpu):
         if out.numel == 0:
             return 0
         data, to = pointers(inputs), tensor_of(out)
-        config = self._tuner.fixed or family_config(len(inputs) - 1)
+        config = self._tuner.fixed or general_config(len(inputs) - 1)
         with _current(_device(inputs)):
-            result = launch_fuse_family(data, to, out.dtype.abi, params, offset, config)
+            result = launch_fuse_general(data, to, out.dtype.abi, params, offset, config)
         return int(result[place(places.R_WRITTEN)])
 
     def unpack_result(self, raw: bytes, targets: int) -> tuple[SurveyResult, int]:

@@ -142,7 +142,7 @@ def round_fp64(x, OUT: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["first", "offset", "numel"])
-def fuse_family_tiles(
+def fuse_general_tiles(
     inputs,  # tuple of TARGETS + 1 pointers: [numel], base first; bf16 as int16
     out,  # [numel]: int16 (bf16, fp16) or int32 (fp32) bits, written
     scalars,  # [40] fp64

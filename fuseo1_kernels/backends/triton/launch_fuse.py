@@ -38,7 +38,7 @@ from .fuse_general import (
     SCALARS,
     SUM,
     WEIGHTED,
-    fuse_family_tiles,
+    fuse_general_tiles,
 )
 from .launch_sce import BITS, EXACT, tiles_of
 from .select import (
@@ -68,7 +68,7 @@ _ELECT: dict[Elect, int] = {
 }
 
 
-def launch_fuse_family(
+def launch_fuse_general(
     data: tuple[torch.Tensor, ...],
     out: torch.Tensor,
     dtype: int,
@@ -85,7 +85,7 @@ def launch_fuse_family(
     scalars = upload(packed, device).view(torch.float64)
     choices, _limits = choices_of(data, [*selects, by_score], offset)
     for first, tiles, whole in tiles_of(numel, config):
-        fuse_family_tiles[(tiles,)](
+        fuse_general_tiles[(tiles,)](
             *(data, out.view(BITS[out.dtype]), scalars, choices, result),
             *(first, offset, numel),
             WHOLE=whole,
@@ -103,7 +103,7 @@ def launch_fuse_family(
 
 
 def fuse_bytes(numel: int, selects: Sequence[Select]) -> int:
-    """The most that launch_fuse_family has of the device's memory at once."""
+    """The most that launch_fuse_general has of the device's memory at once."""
     by_score = Band()
     return taken(8 * RESULT, 8 * SCALARS) + choices_bytes(numel, [*selects, by_score])
 

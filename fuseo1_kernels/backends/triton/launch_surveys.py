@@ -45,7 +45,7 @@ Data = tuple[torch.Tensor, ...]
 _TABLE = 16
 
 
-def survey_family(
+def survey_general(
     data: Data, numel: int, request: Magnitudes | Norms | Gram | Divergences, config: Config
 ) -> SurveyResult:
     """What `request` asks of `data`: flat tensors of `numel` elements, base first; bf16 as int16."""
@@ -62,7 +62,7 @@ def survey_family(
 
 
 def survey_bytes(targets: int, numel: int, request: Magnitudes | Norms | Gram | Divergences) -> int:
-    """The most that survey_family has of the device's memory at once."""
+    """The most that survey_general has of the device's memory at once."""
     stripes, state, size = stripes_of(numel), 8 * STATE, 8 * place(BLOCK)
     if isinstance(request, Magnitudes):
         counts, memory = 8 * stripes * targets, Layout(targets, numel, True).nbytes

@@ -44,7 +44,7 @@ _LEAST_TUNED = 1 << 24
 _ROUNDS = 5
 
 
-def family_config(targets: int) -> Config:
+def general_config(targets: int) -> Config:
     """For merges other than SCE's, whose kernels are compiled for each kind of parameters: nothing is tried out.
 
     Their fp64 takes twice the registers: a lane has half as many elements, or a quarter.

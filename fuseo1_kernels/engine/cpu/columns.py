@@ -16,7 +16,7 @@ from ...checkpoint.source import read_all
 from ...methods.rule import ByColumn, Rule
 from ...plan.job import Input, Job
 from ..nonfinite import refuse_nonfinite, refuse_overflow, to_blame
-from ..worker import Work
+from ..worker import MergeContext
 from .memory import LINE, MOST_COLUMNS, column_bytes
 
 # Python's formats of elements, by their size: nothing is computed with them.
@@ -42,14 +42,14 @@ class ColumnMerger:
     def __init__(
         self,
         backend: Backend,
-        work: Work,
+        context: MergeContext,
         room: Buffer,
         out: Buffer,
         threads: Callable[[], int],
         survey_bytes: int,
     ) -> None:
         self._backend = backend
-        self._work = work
+        self._context = context
         self._room, self._out = room, out
         self._threads, self._survey_bytes = threads, survey_bytes
 
@@ -61,7 +61,7 @@ class ColumnMerger:
             inputs, at = self._read_slab(job, rule, first, width)
             merged = _Block.of(self._room, job.dtype, rule.rows * width, at)
             for start in range(0, rule.rows * width, rule.rows):
-                self._work.go_on()
+                self._context.go_on()
                 column = [x.part(start, rule.rows) for x in inputs]
                 learned = self._merge(job, rule.rule, column, merged.array.part(start, rule.rows))
                 passes = max([passes, *(survey.passes for survey in learned)])
@@ -95,7 +95,7 @@ class ColumnMerger:
                 start = column * rule.rows
                 by_column.elements[start : start + rule.rows] = by_row.elements[column::width]
             inputs.append(by_column.array)
-        self._work.advance(numel * job.element_bytes)
+        self._context.advance(numel * job.element_bytes)
         return inputs, at
 
     def _read(self, x: Input, rule: ByColumn, first: int, view: memoryview) -> None:
@@ -106,7 +106,7 @@ class ColumnMerger:
         if piece == row:
             row = piece = view.nbytes
         for number in range(view.nbytes // piece):
-            self._work.go_on()
+            self._context.go_on()
             start = begin + number * row + first * x.dtype.size
             read_all(fd, start, x.info, view[number * piece : (number + 1) * piece])
 
@@ -117,11 +117,11 @@ class ColumnMerger:
         learned: list[SurveyResult] = []
         while (request := rule.request(learned)) is not None:
             survey = self._survey(inputs, request)
-            if self._work.nonfinite == "error":
+            if self._context.nonfinite == "error":
                 refuse_nonfinite(job, survey)
             learned.append(survey)
         bad = self._backend.fuse(inputs, rule.params(learned), out, 0, self._threads())
-        if bad and self._work.nonfinite == "error":
+        if bad and self._context.nonfinite == "error":
             if not learned:
                 blamed, inputs, norms = to_blame(job, inputs)
                 refuse_nonfinite(blamed, self._survey(inputs, norms))

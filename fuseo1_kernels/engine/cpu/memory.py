@@ -89,9 +89,9 @@ _MEMORY_SHARE = 16
 _ENOUGH_MEMORY = 256 << 20
 
 
-def divide(
+def divide_memory(
     plan: Plan, threads: int | None, max_memory: int, surveys: int = 1
-) -> tuple[int, Memory]:
+) -> tuple[int, WorkerMemory]:
     """(workers, memory of each) for this plan, `surveys` of a tensor at once; MergeError if it is too small."""
     threads = resolve_threads(threads)
     needed = memory_floor(plan.jobs, surveys)
@@ -140,7 +140,7 @@ _LEAST_DECIDING = 96 << 10
 
 
 @dataclass(frozen=True)
-class Memory:
+class WorkerMemory:
     """A worker's memory in bytes: for what is read, for one chunk of output, for what surveys keep.
 
     `floor` is what one survey needs of its part, at the least, besides the room that it is lent; `deciding` is for what
@@ -159,7 +159,7 @@ class Memory:
         return self.read + self.output + self.survey + self.deciding
 
 
-def plan_memory(jobs: Sequence[Job], max_bytes: int, threads: int) -> Memory:
+def plan_memory(jobs: Sequence[Job], max_bytes: int, threads: int) -> WorkerMemory:
     """The memory of a worker that has up to `threads` threads: at most `max_bytes`.
 
     Most is for the survey, as far as any of `jobs` needs it: of the largest tensors it must hold a part in
@@ -183,7 +183,7 @@ def plan_memory(jobs: Sequence[Job], max_bytes: int, threads: int) -> Memory:
     survey = min(left, floor + max(map(_survey_records, jobs), default=0))
     # Wider slabs are fewer reads.
     read += max(0, min(left - survey, columns.most - read))
-    return Memory(read, output, survey, floor, deciding, threads)
+    return WorkerMemory(read, output, survey, floor, deciding, threads)
 
 
 def memory_floor(jobs: Sequence[Job], surveys: int = 1) -> int:

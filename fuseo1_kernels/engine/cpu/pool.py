@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from ...backends.interface import Backend
 from ...plan.plan import Plan
 from ...system import resolve_threads
-from ..worker import Work
-from .memory import divide
-from .worker import TensorMerger
+from ..worker import MergeContext
+from .memory import divide_memory
+from .worker import CpuWorker
 
 
 @dataclass(frozen=True)
-class OnCpu:
+class CpuExecutor:
     """The arithmetic done by a backend on the CPU."""
 
     backend: Backend
@@ -27,32 +27,39 @@ class OnCpu:
     def description(self) -> str:
         return self.backend.description
 
-    def crew(self, plan: Plan, threads: int | None, max_memory: int, work: Work) -> CpuCrew:
-        return CpuCrew(self.backend, plan, threads, max_memory, work)
+    def pool(
+        self, plan: Plan, threads: int | None, max_memory: int, context: MergeContext
+    ) -> CpuPool:
+        return CpuPool(self.backend, plan, threads, max_memory, context)
 
     @staticmethod
     def host_memory(plan: Plan, threads: int | None, max_memory: int) -> tuple[int, list[str]]:
-        workers, memory = divide(plan, threads, max_memory)
+        workers, memory = divide_memory(plan, threads, max_memory)
         return workers * memory.total, []
 
 
-class CpuCrew:
+class CpuPool:
     """One worker a core, as far as memory goes. MergeError if `max_memory` is too little."""
 
     def __init__(
-        self, backend: Backend, plan: Plan, threads: int | None, max_memory: int, work: Work
+        self,
+        backend: Backend,
+        plan: Plan,
+        threads: int | None,
+        max_memory: int,
+        context: MergeContext,
     ) -> None:
-        surveys = work.surveys_at_once
-        self.workers, self._memory = divide(plan, threads, max_memory, surveys)
+        surveys = context.surveys_at_once
+        self.size, self._memory = divide_memory(plan, threads, max_memory, surveys)
         self._threads = resolve_threads(threads)
         self._backend = backend
-        self._work = work
+        self._context = context
 
-    def merger(self, _number: int, working: Callable[[], int]) -> TensorMerger:
-        return TensorMerger(
+    def worker(self, _number: int, working: Callable[[], int]) -> CpuWorker:
+        return CpuWorker(
             self._backend,
             self._memory,
-            self._work,
+            self._context,
             threads=lambda: max(1, self._threads // max(1, working())),
         )
 

@@ -20,9 +20,9 @@ from ...errors import MergeError
 from ...methods.rule import ByColumn
 from ...plan.job import Input, Job
 from ..nonfinite import refuse_nonfinite, refuse_overflow, to_blame
-from ..worker import TensorReport, Work
+from ..worker import MergeContext, TensorReport
 from .columns import ColumnMerger
-from .memory import CHUNK, Memory, first_selects
+from .memory import CHUNK, WorkerMemory, first_selects
 
 # Bytes of a tensor that the system reads in the background while those before are merged, when no one else has.
 _READ_AHEAD = 64 << 20
@@ -30,16 +30,21 @@ _READ_AHEAD = 64 << 20
 _MOST_RUNS = 2048
 
 
-class TensorMerger:
+class CpuWorker:
     """A worker: merges one tensor at a time in buffers of its own. `threads` is asked before every kernel call."""
 
     def __init__(
-        self, backend: Backend, memory: Memory, work: Work, *, threads: Callable[[], int]
+        self,
+        backend: Backend,
+        memory: WorkerMemory,
+        context: MergeContext,
+        *,
+        threads: Callable[[], int],
     ) -> None:
         self._backend = backend
-        self._work = work
+        self._context = context
         self._granted, self._most_threads = threads, memory.threads
-        at_once = work.surveys_at_once
+        at_once = context.surveys_at_once
         share = memory.survey // at_once
         self._survey_bytes = max(min(share, memory.floor), share // 8)
         try:
@@ -51,7 +56,7 @@ class TensorMerger:
                 "lower --max-memory or --threads"
             ) from error
         self._columns = ColumnMerger(
-            backend, work, self._in, self._out, self._threads, self._survey_bytes
+            backend, context, self._in, self._out, self._threads, self._survey_bytes
         )
 
     def _threads(self) -> int:
@@ -88,8 +93,8 @@ class TensorMerger:
             self._fuse(part, files, learned, tell=reads == 0)
             for x in part.inputs:
                 x.source.check_unchanged(x.info.file)
-            if self._work.surveys and part is job:
-                self._work.surveys.keep(job, made)
+            if self._context.surveys and part is job:
+                self._context.surveys.keep(job, made)
             energy = learned[0].energy if learned else ()
             passes = max([passes, *(survey.passes for survey in learned)])
             bytes_read += part.input_bytes * (reads + 1)
@@ -100,7 +105,7 @@ class TensorMerger:
         passes = self._columns.merge(job, rule)
         self._start = 0
         for start, count in _pieces(job.numel, CHUNK, 1):
-            self._work.go_on()
+            self._context.go_on()
             self._write(job, start, count, at=start)
         record = TensorRecord(self._checksum.hexdigest(), (), passes)
         return TensorReport(record, job.input_bytes)
@@ -113,12 +118,12 @@ class TensorMerger:
         made: list[tuple[Request, SurveyResult]] = []
         reads = 0
         while (request := job.rule.request(learned)) is not None:
-            survey, wanted = self._work.look_up(job, request)
+            survey, wanted = self._context.look_up(job, request)
             surveys, passes = self._survey(job, files, wanted, tell=reads == 0)
             reads += passes
             made += surveys.items()
             survey = survey or surveys[request]
-            if self._work.nonfinite == "error":
+            if self._context.nonfinite == "error":
                 refuse_nonfinite(job, survey)
             learned.append(survey)
         return learned, made, reads
@@ -141,7 +146,7 @@ class TensorMerger:
                     with _explained(job):
                         surveyor.update_files(files, start, count, self._in)
                 if tell and passes == 0:
-                    self._work.advance(count * job.element_bytes)
+                    self._context.advance(count * job.element_bytes)
             for surveyor in working:
                 surveyor.end_pass()
             passes += 1
@@ -159,7 +164,7 @@ class TensorMerger:
         """(start, count) of the chunks of a tensor, in order."""
         ahead = _READ_AHEAD // job.element_bytes
         for start, count in _pieces(job.numel, most, step_of(first_selects(job.rule))):
-            self._work.go_on()
+            self._context.go_on()
             wanted = (start + ahead, count) if start else (0, ahead + count)
             _will_need(self._direct, *wanted)
             yield start, count
@@ -175,8 +180,8 @@ class TensorMerger:
             with _explained(job):
                 bad = self._backend.fuse_files(files, params, out, start, self._threads(), self._in)
             if tell:
-                self._work.advance(count * job.element_bytes)
-            if bad and self._work.nonfinite == "error":
+                self._context.advance(count * job.element_bytes)
+            if bad and self._context.nonfinite == "error":
                 if not learned:
                     self._refuse_inputs(job, files)
                 refuse_overflow(job, bad)
@@ -193,8 +198,8 @@ class TensorMerger:
         size = job.dtype.size
         merged = self._out.view[at * size : (at + count) * size]
         self._checksum.update(merged)
-        self._work.destination.write(job.name, (self._start + start) * size, merged)
-        self._work.advance(merged.nbytes)
+        self._context.destination.write(job.name, (self._start + start) * size, merged)
+        self._context.advance(merged.nbytes)
 
 
 def _pieces(numel: int, most: int, unit: int) -> Iterator[tuple[int, int]]:

@@ -11,8 +11,8 @@ from ...backends.contract import Request, SurveyResult
 from ...backends.interface import GpuBackend
 from ...plan.job import Job
 from ..nonfinite import refuse_nonfinite, refuse_overflow, to_blame
-from ..worker import Work
-from .context import Lane
+from ..worker import MergeContext
+from .context import GpuContext
 from .staging import Stopped
 
 _Surveys = dict[Request, SurveyResult]
@@ -26,16 +26,16 @@ class Found(NamedTuple):
     passes: int
 
 
-class ByRule:
-    """Merges on a lane by the backend's ops that wait. They end on the host, so that nothing need wait for the kernels.
+class BlockingMerger:
+    """Merges on a gpu by the backend's ops that wait. They end on the host, so that nothing need wait for the kernels.
 
-    An op has the kernels' stream, and the memory for what it allocates (`LaneSize.own`), for itself. Between two ops
+    An op has the kernels' stream, and the memory for what it allocates (`ContextSize.own`), for itself. Between two ops
     others have their turn: nobody waits for what a rule makes of its surveys.
     """
 
-    def __init__(self, lane: Lane, work: Work) -> None:
-        self._lane = lane
-        self._work = work
+    def __init__(self, gpu: GpuContext, context: MergeContext) -> None:
+        self._gpu = gpu
+        self._context = context
 
     def merge(self, job: Job, inputs: Sequence[Array], out: Array) -> Found:
         """Merge what is on the device; MergeError where the result must not be written."""
@@ -56,10 +56,10 @@ class ByRule:
         learned: list[SurveyResult] = []
         made: _Surveys = {}
         while (request := job.rule.request(learned)) is not None:
-            survey, _ = self._work.look_up(job, request)
+            survey, _ = self._context.look_up(job, request)
             if survey is None:
                 survey = made[request] = self._survey(inputs, request)
-            if self._work.nonfinite == "error":
+            if self._context.nonfinite == "error":
                 refuse_nonfinite(job, survey)
             learned.append(survey)
         return learned, made
@@ -74,7 +74,7 @@ class ByRule:
         params = job.rule.params(learned)
         with self._turn() as backend:
             bad = backend.fuse(inputs, params, out, 0, 1)
-        if bad and self._work.nonfinite == "error":
+        if bad and self._context.nonfinite == "error":
             if not learned:
                 self._refuse_inputs(job, inputs)
             refuse_overflow(job, bad)
@@ -87,7 +87,7 @@ class ByRule:
     @contextmanager
     def _turn(self) -> Iterator[GpuBackend]:
         """The backend, with the stream of the kernels to itself."""
-        if self._work.stop.is_set():
+        if self._context.stop.is_set():
             raise Stopped
-        with self._lane.enqueuing, self._lane.kernels.current():
-            yield self._lane.backend
+        with self._gpu.enqueuing, self._gpu.kernels.current():
+            yield self._gpu.backend

@@ -12,14 +12,14 @@ from typing import TypeVar
 from ...backends.interface import GpuBackend
 from ...errors import MergeError
 from .device import Device, explained
-from .regions import Reservation
-from .staging import Ring
+from .regions import Regions
+from .staging import StagingRing
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class LaneSize:
+class ContextSize:
     """How much one GPU's part of a merge may use.
 
     Attributes:
@@ -53,10 +53,10 @@ class LaneSize:
         return (self.slots_in + self.slots_out + self.workers) * self.slot
 
 
-class Lane:
+class GpuContext:
     """One GPU during a merge. Three streams: copies in, kernels, copies out. MergeError if memory is short."""
 
-    def __init__(self, device: Device, backend: GpuBackend, size: LaneSize) -> None:
+    def __init__(self, device: Device, backend: GpuBackend, size: ContextSize) -> None:
         self.device, self.backend, self.size = device, backend, size
         with explained(device):
             self.memory = device.allocate(size.region + size.work)
@@ -66,9 +66,9 @@ class Lane:
                 # torch keeps it for this stream, and what is allocated there from now on comes out of it.
                 with self.kernels.current():
                     device.allocate(size.own)
-        self.regions = Reservation(size.region)
-        self.ring_in = Ring(device, size.slots_in, size.slot)
-        self.ring_out = Ring(device, size.slots_out, size.slot)
+        self.regions = Regions(size.region)
+        self.staging_in = StagingRing(device, size.slots_in, size.slot)
+        self.staging_out = StagingRing(device, size.slots_out, size.slot)
         # A survey is many kernels in the same workspace: those of two must not mix. And `own` is enough for one op.
         self.enqueuing = threading.Lock()
         self._readers = ThreadPoolExecutor(size.readers, thread_name_prefix="fuseo1-gpu")
@@ -82,7 +82,7 @@ class Lane:
 
     def stop(self) -> None:
         """Have everyone who waits give up."""
-        for waited_for in (self.regions, self.ring_in, self.ring_out):
+        for waited_for in (self.regions, self.staging_in, self.staging_out):
             waited_for.close()
 
     def close(self) -> None:
@@ -92,5 +92,5 @@ class Lane:
         for stream in (self.copies_in, self.kernels, self.copies_out):
             with suppress(RuntimeError):  # of a device that failed, and was told of
                 stream.record().synchronize()
-        del self.memory, self.work, self.ring_in, self.ring_out
+        del self.memory, self.work, self.staging_in, self.staging_out
         self.device.close()

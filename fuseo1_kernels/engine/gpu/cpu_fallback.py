@@ -8,16 +8,16 @@ from collections.abc import Mapping, Sequence
 
 from ...errors import counted
 from ...plan.job import Input, Job
-from ..cpu.worker import TensorMerger
+from ..cpu.worker import CpuWorker
 from ..worker import TensorReport
 
 
-class CpuHelp:
-    """Merges the tensors named in `reasons`, one at a time; `merger` is None where there are none."""
+class CpuFallback:
+    """Merges the tensors named in `reasons`, one at a time; `worker` is None where there are none."""
 
-    def __init__(self, reasons: Mapping[str, str], merger: TensorMerger | None) -> None:
+    def __init__(self, reasons: Mapping[str, str], worker: CpuWorker | None) -> None:
         self._reasons = reasons
-        self._merger = merger
+        self._worker = worker
         self._lock = threading.Lock()
         self._merged: Counter[str] = Counter()
 
@@ -25,20 +25,20 @@ class CpuHelp:
         return name in self._reasons
 
     def merge(self, job: Job, direct: Sequence[Input]) -> TensorReport:
-        """As TensorMerger.merge."""
-        assert self._merger is not None
+        """As CpuWorker.merge."""
+        assert self._worker is not None
         with self._lock:
-            report = self._merger.merge(job, direct)
+            report = self._worker.merge(job, direct)
             self._merged[self._reasons[job.name]] += 1
         return report
 
     @property
     def notes(self) -> list[str]:
         """How many tensors it merged, and why."""
-        return cpu_notes(self._merged)
+        return fallback_notes(self._merged)
 
 
-def cpu_notes(reasons: Mapping[str, int]) -> list[str]:
+def fallback_notes(reasons: Mapping[str, int]) -> list[str]:
     """A note for each reason, with the number of tensors that the CPU merges for it."""
     return [
         f"{counted(number, 'tensor')} merged on the CPU: {reason}"

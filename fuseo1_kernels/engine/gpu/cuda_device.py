@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .device import Event, HostMemory, Memory, Stream, explained
+from .device import DeviceMemory, Event, HostMemory, Stream, explained
 
 
 def device_count() -> int:
@@ -41,7 +41,9 @@ class _CudaStream:
     def __init__(self, number: int) -> None:
         self._stream: Any = torch.cuda.Stream(number)  # type: ignore[no-untyped-call]
 
-    def copy(self, to: Memory, to_start: int, of: Memory, of_start: int, nbytes: int) -> Event:
+    def copy(
+        self, to: DeviceMemory, to_start: int, of: DeviceMemory, of_start: int, nbytes: int
+    ) -> Event:
         with self.current():
             target = to.tensor[to_start : to_start + nbytes]
             target.copy_(of.tensor[of_start : of_start + nbytes], non_blocking=True)
@@ -70,7 +72,7 @@ class CudaDevice:
     def free_bytes(self) -> int:
         return int(torch.cuda.mem_get_info(self._device)[0])
 
-    def allocate(self, nbytes: int) -> Memory:
+    def allocate(self, nbytes: int) -> DeviceMemory:
         return _CudaMemory(torch.empty(nbytes, dtype=torch.uint8, device=self._device))
 
     def allocate_pinned(self, nbytes: int) -> HostMemory:

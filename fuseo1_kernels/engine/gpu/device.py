@@ -16,7 +16,7 @@ class Event(Protocol):
         """Return when the device has passed it. Raises RuntimeError if the device failed."""
 
 
-class Memory(Protocol):
+class DeviceMemory(Protocol):
     """Bytes of a device's memory, or of host memory that the device copies from and to by itself."""
 
     @property
@@ -27,7 +27,7 @@ class Memory(Protocol):
         """All of it as a torch tensor of bytes; what kernels take are slices of it."""
 
 
-class HostMemory(Memory, Protocol):
+class HostMemory(DeviceMemory, Protocol):
     @property
     def view(self) -> memoryview: ...
 
@@ -35,7 +35,9 @@ class HostMemory(Memory, Protocol):
 class Stream(Protocol):
     """Copies and kernels that a device does one after the other. Nothing here waits for it."""
 
-    def copy(self, to: Memory, to_start: int, of: Memory, of_start: int, nbytes: int) -> Event:
+    def copy(
+        self, to: DeviceMemory, to_start: int, of: DeviceMemory, of_start: int, nbytes: int
+    ) -> Event:
         """Copy bytes between the host's memory and the device's; the event is behind the copy."""
 
     def record(self) -> Event: ...
@@ -59,8 +61,8 @@ class Device(Protocol):
     def free_bytes(self) -> int:
         """Bytes of its memory that nothing uses."""
 
-    def allocate(self, nbytes: int) -> Memory:
-        """Memory for the stream that is current."""
+    def allocate(self, nbytes: int) -> DeviceMemory:
+        """DeviceMemory for the stream that is current."""
 
     def allocate_pinned(self, nbytes: int) -> HostMemory:
         """Page-locked host memory; a power of two wastes none."""

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Request:
+class TensorRequest:
     """A tensor to merge: what is known of it, and for which values of select_topk it is surveyed now.
 
     `kept` is a survey that was made before, `params` what it means for the fuse, as the device has it; None
@@ -38,7 +38,7 @@ class Task:
     kept; `fuse` is the number of those that the fuse goes by.
     """
 
-    request: Request
+    request: TensorRequest
     inputs: tuple[int, ...]
     params: tuple[int, ...]
     results: tuple[int, ...]
@@ -85,7 +85,9 @@ class Layout:
     What is copied in ends behind the results (they begin as zeros), what is copied out begins with them.
     """
 
-    def __init__(self, requests: Sequence[Request], result_bytes: int, params_bytes: int) -> None:
+    def __init__(
+        self, requests: Sequence[TensorRequest], result_bytes: int, params_bytes: int
+    ) -> None:
         self._end = 0
         self._in: list[_Segment[Input | bytes]] = []
         self._out: list[_Segment[Task | None]] = []
@@ -126,14 +128,14 @@ class Layout:
         self._in.append(_Segment(self._end, nbytes, x))
         return self._add(nbytes)
 
-    def _params(self, request: Request, nbytes: int) -> list[int]:
+    def _params(self, request: TensorRequest, nbytes: int) -> list[int]:
         places = [self._add(nbytes) for _ in request.topks]
         if request.kept:
             self._in.append(_Segment(self._end, nbytes, request.params))
             places.append(self._add(nbytes))
         return places
 
-    def _results(self, request: Request, nbytes: int) -> list[int]:
+    def _results(self, request: TensorRequest, nbytes: int) -> list[int]:
         places = []
         for _ in range(len(request.topks) + (request.kept is not None)):
             self._in.append(_Segment(self._end, nbytes, bytes(nbytes)))

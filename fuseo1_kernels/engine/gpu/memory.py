@@ -13,9 +13,9 @@ from ...methods.sce import Sce
 from ...plan.job import Job
 from ...plan.plan import Plan
 from ...system import resolve_threads
-from ..cpu.memory import Memory, memory_floor, plan_memory
-from .context import LaneSize
-from .cpu_fallback import cpu_notes
+from ..cpu.memory import WorkerMemory, memory_floor, plan_memory
+from .context import ContextSize
+from .cpu_fallback import fallback_notes
 from .device import Device, explained
 from .layout import footprint
 from .regions import ALIGNMENT, aligned
@@ -32,26 +32,28 @@ _LEAST_SLOT = 64 << 10
 
 
 @dataclass(frozen=True)
-class Division:
+class MemoryPlan:
     """What each GPU gets, and why some tensors, by name, are merged on the CPU, with how much memory."""
 
-    lane: LaneSize
+    context: ContextSize
     cpu_reasons: dict[str, str]
-    cpu_memory: Memory | None
+    cpu_memory: WorkerMemory | None
     gpus: int
 
     @property
     def notes(self) -> list[str]:
         """How many tensors are left to the CPU, and why."""
-        return cpu_notes(Counter(self.cpu_reasons.values()))
+        return fallback_notes(Counter(self.cpu_reasons.values()))
 
     @property
     def host_bytes(self) -> int:
         """Most of the host's memory that buffers and survey state take."""
-        return self.gpus * self.lane.host_bytes + (self.cpu_memory.total if self.cpu_memory else 0)
+        return self.gpus * self.context.host_bytes + (
+            self.cpu_memory.total if self.cpu_memory else 0
+        )
 
 
-def divide_gpus(
+def plan_gpu_memory(
     plan: Plan,
     devices: Sequence[Device],
     backend: GpuBackend,
@@ -59,7 +61,7 @@ def divide_gpus(
     max_memory: int,
     max_gpu_memory: int | None,
     also: Sequence[float] = (),
-) -> Division:
+) -> MemoryPlan:
     """Divide for this plan, with surveys for other values of select_topk in the same read.
 
     MergeError if `max_memory` is too little.
@@ -80,20 +82,22 @@ def divide_gpus(
     memory = _cpu_memory(left, threads, max_memory // 2, surveys) if left else None
     host = (max_memory - (memory.total if memory else 0)) // len(devices)
     region = min(limit - work, sum(sizes[name] for name in fit))
-    lane = _lane(resolve_threads(threads), len(devices), host, region, work, max_memory)
+    gpu = _context_size(resolve_threads(threads), len(devices), host, region, work, max_memory)
     if not all(isinstance(job.rule, Sce) for job in plan.jobs):
-        lane = replace(lane, work=0, own=work)
-    return Division(lane, reasons, memory, len(devices))
+        gpu = replace(gpu, work=0, own=work)
+    return MemoryPlan(gpu, reasons, memory, len(devices))
 
 
-def _lane(threads: int, gpus: int, host: int, region: int, work: int, max_memory: int) -> LaneSize:
+def _context_size(
+    threads: int, gpus: int, host: int, region: int, work: int, max_memory: int
+) -> ContextSize:
     readers = min(_MOST_READERS, max(1, threads // gpus))
     workers = min(_MOST_WORKERS, readers + 1)
     while True:
-        slots = LaneSize(workers, readers, 1, region, work).host_bytes
+        slots = ContextSize(workers, readers, 1, region, work).host_bytes
         slot = _power_of_two(min(_SLOT, host // slots))
         if slot >= _LEAST_SLOT:
-            return LaneSize(workers, readers, slot, region, work)
+            return ContextSize(workers, readers, slot, region, work)
         if (workers, readers) == (1, 1):
             raise MergeError(
                 f"--max-memory {_mib(max_memory)} is too little to feed {counted(gpus, 'GPU')}; "
@@ -102,7 +106,9 @@ def _lane(threads: int, gpus: int, host: int, region: int, work: int, max_memory
         workers, readers = max(1, workers - 1), max(1, readers - 1)
 
 
-def _cpu_memory(jobs: Sequence[Job], threads: int | None, max_memory: int, surveys: int) -> Memory:
+def _cpu_memory(
+    jobs: Sequence[Job], threads: int | None, max_memory: int, surveys: int
+) -> WorkerMemory:
     needed = memory_floor(jobs, surveys)
     if needed > max_memory:
         raise MergeError(

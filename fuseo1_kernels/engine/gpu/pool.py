@@ -10,17 +10,17 @@ from ...backends.registry import load_backend, load_gpu_backend
 from ...errors import BackendError
 from ...plan.plan import Plan
 from ...system import resolve_threads
-from ..cpu.worker import TensorMerger
-from ..worker import Work
-from .context import Lane
-from .cpu_fallback import CpuHelp
+from ..cpu.worker import CpuWorker
+from ..worker import MergeContext
+from .context import GpuContext
+from .cpu_fallback import CpuFallback
 from .device import Device
-from .memory import Division, divide_gpus
-from .worker import GpuMerger
+from .memory import MemoryPlan, plan_gpu_memory
+from .worker import GpuWorker
 
 
 @dataclass(frozen=True)
-class Gpus:
+class GpuExecutor:
     """GPUs, the kernels that run on them, and the most memory in bytes that is used of each; None: a part."""
 
     backend: GpuBackend
@@ -35,26 +35,28 @@ class Gpus:
     def description(self) -> str:
         return ", ".join(device.description for device in self.devices)
 
-    def crew(self, plan: Plan, threads: int | None, max_memory: int, work: Work) -> GpuCrew:
-        return GpuCrew(self, plan, threads, max_memory, work)
+    def pool(
+        self, plan: Plan, threads: int | None, max_memory: int, context: MergeContext
+    ) -> GpuPool:
+        return GpuPool(self, plan, threads, max_memory, context)
 
     def host_memory(
         self, plan: Plan, threads: int | None, max_memory: int
     ) -> tuple[int, list[str]]:
-        division = self.divide(plan, threads, max_memory)
-        return division.host_bytes, division.notes
+        budget = self.plan_memory(plan, threads, max_memory)
+        return budget.host_bytes, budget.notes
 
-    def divide(
+    def plan_memory(
         self, plan: Plan, threads: int | None, max_memory: int, also: Sequence[float] = ()
-    ) -> Division:
-        return divide_gpus(
+    ) -> MemoryPlan:
+        return plan_gpu_memory(
             plan, self.devices, self.backend, threads, max_memory, self.max_memory, also
         )
 
 
-def open_gpus(backend: str, numbers: tuple[int, ...], max_memory: int | None) -> Gpus:
+def open_gpus(backend: str, numbers: tuple[int, ...], max_memory: int | None) -> GpuExecutor:
     """The GPUs of these numbers with the backend of that name ("auto": the best), or BackendError."""
-    return Gpus(load_gpu_backend(backend), open_devices(numbers), max_memory)
+    return GpuExecutor(load_gpu_backend(backend), open_devices(numbers), max_memory)
 
 
 def open_devices(numbers: tuple[int, ...]) -> tuple[Device, ...]:
@@ -69,45 +71,50 @@ def open_devices(numbers: tuple[int, ...]) -> tuple[Device, ...]:
     return tuple(CudaDevice(number) for number in numbers)
 
 
-class GpuCrew:
+class GpuPool:
     """Several workers for every GPU, all of which take from one feed."""
 
     def __init__(
-        self, gpus: Gpus, plan: Plan, threads: int | None, max_memory: int, work: Work
+        self,
+        gpus: GpuExecutor,
+        plan: Plan,
+        threads: int | None,
+        max_memory: int,
+        context: MergeContext,
     ) -> None:
         """Reserve the memory of all GPUs. MergeError if there is too little of it, or of the host's."""
-        also = work.surveys.also if work.surveys else ()
-        division = gpus.divide(plan, threads, max_memory, also)
-        self._work = work
-        self._lanes: list[Lane] = []
+        also = context.surveys.also if context.surveys else ()
+        budget = gpus.plan_memory(plan, threads, max_memory, also)
+        self._context = context
+        self._gpus: list[GpuContext] = []
         helper = None
-        if division.cpu_memory:
-            helper = TensorMerger(
+        if budget.cpu_memory:
+            helper = CpuWorker(
                 load_backend("auto"),
-                division.cpu_memory,
-                work,
+                budget.cpu_memory,
+                context,
                 threads=lambda: resolve_threads(threads),
             )
-        self._cpu_help = CpuHelp(division.cpu_reasons, helper)
+        self._cpu_fallback = CpuFallback(budget.cpu_reasons, helper)
         try:
             for device in gpus.devices:
-                self._lanes.append(Lane(device, gpus.backend, division.lane))
+                self._gpus.append(GpuContext(device, gpus.backend, budget.context))
         except BaseException:
             self.close()
             raise
-        self.workers = len(self._lanes) * division.lane.workers
+        self.size = len(self._gpus) * budget.context.workers
 
-    def merger(self, number: int, _working: Callable[[], int]) -> GpuMerger:
-        return GpuMerger(self._lanes[number % len(self._lanes)], self._work, self._cpu_help)
+    def worker(self, number: int, _working: Callable[[], int]) -> GpuWorker:
+        return GpuWorker(self._gpus[number % len(self._gpus)], self._context, self._cpu_fallback)
 
     def stop(self) -> None:
-        for lane in self._lanes:
-            lane.stop()
+        for gpu in self._gpus:
+            gpu.stop()
 
     def close(self) -> None:
-        while self._lanes:
-            self._lanes.pop().close()
+        while self._gpus:
+            self._gpus.pop().close()
 
     @property
     def notes(self) -> list[str]:
-        return self._cpu_help.notes
+        return self._cpu_fallback.notes

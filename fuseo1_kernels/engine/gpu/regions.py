@@ -15,7 +15,7 @@ def aligned(nbytes: int) -> int:
     return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
-class Reservation:
+class Regions:
     """Regions of `nbytes` bytes, in the order in which they are asked for: a large one is not passed by."""
 
     def __init__(self, nbytes: int) -> None:

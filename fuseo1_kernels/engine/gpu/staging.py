@@ -25,7 +25,7 @@ class Slot:
         self.copied: Event | None = None
 
 
-class Ring:
+class StagingRing:
     """At most `slots` slots of `nbytes` bytes, made when they are first needed. Any thread may use it.
 
     Who gives back a slot that a copy may still read says so in its `copied`.

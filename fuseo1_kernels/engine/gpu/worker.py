@@ -15,12 +15,12 @@ from ...checkpoint.journal import TensorRecord
 from ...methods.sce import Sce
 from ...plan.job import Input, Job
 from ..nonfinite import refuse_nonfinite, refuse_overflow
-from ..worker import TensorReport, Work
-from .blocking import ByRule, Found
-from .context import Lane
-from .cpu_fallback import CpuHelp
+from ..worker import MergeContext, TensorReport
+from .blocking import BlockingMerger, Found
+from .context import GpuContext
+from .cpu_fallback import CpuFallback
 from .device import Event, explained
-from .layout import Chunk, Layout, Request, Task, footprint
+from .layout import Chunk, Layout, Task, TensorRequest, footprint
 from .staging import Slot, Stopped
 
 # Copies from the device that a worker has under way: one arrives while the other is written.
@@ -29,20 +29,20 @@ _COPIES_OUT = 2
 _GROUP_SHARE = 8
 
 
-class GpuMerger:
+class GpuWorker:
     """A worker of a GPU. Others work on the same one: while this reads, their kernels run and their outputs leave.
 
     Host and device keep step by events alone: kernels begin when the copies in have ended, copies out when
-    the kernels have (by another rule than SCE's the host waits for both, ByRule). A slot is filled when the copy
+    the kernels have (by other rules than SCE the host waits for both: BlockingMerger). A slot is filled when the copy
     from it has ended, a region given to others when all of the output is here.
     """
 
-    def __init__(self, lane: Lane, work: Work, cpu_help: CpuHelp) -> None:
-        self._lane = lane
-        self._work = work
-        self._cpu_help = cpu_help
-        self._by_rule = ByRule(lane, work)
-        self._scratch = Buffer(lane.size.slot)
+    def __init__(self, gpu: GpuContext, context: MergeContext, cpu_fallback: CpuFallback) -> None:
+        self._gpu = gpu
+        self._context = context
+        self._cpu_fallback = cpu_fallback
+        self._by_rule = BlockingMerger(gpu, context)
+        self._scratch = Buffer(gpu.size.slot)
 
     @property
     def scratch(self) -> memoryview:
@@ -52,24 +52,24 @@ class GpuMerger:
     def merge_all(
         self, jobs: Sequence[Job], direct: Callable[[Job], Sequence[Input]]
     ) -> dict[str, TensorReport]:
-        """As TensorMerger.merge_all. Each tensor is read once."""
+        """As CpuWorker.merge_all. Each tensor is read once."""
         reports = {
-            job.name: self._cpu_help.merge(job, direct(job))
+            job.name: self._cpu_fallback.merge(job, direct(job))
             for job in jobs
-            if job.name in self._cpu_help
+            if job.name in self._cpu_fallback
         }
-        for group in self._groups([job for job in jobs if job.name not in self._cpu_help]):
-            with explained(self._lane.device):
+        for group in self._groups([job for job in jobs if job.name not in self._cpu_fallback]):
+            with explained(self._gpu.device):
                 reports |= self._merge(group, [x for job in group for x in direct(job)])
         return reports
 
     def _groups(self, jobs: Sequence[Job]) -> Iterator[list[Job]]:
-        backend, most = self._lane.backend, self._lane.size.region // _GROUP_SHARE
+        backend, most = self._gpu.backend, self._gpu.size.region // _GROUP_SHARE
         group: list[Job] = []
         held = 0
         for job in jobs:
             needed = footprint(
-                job, self._work.surveys_at_once, backend.result_bytes, backend.params_bytes
+                job, self._context.surveys_at_once, backend.result_bytes, backend.params_bytes
             )
             if group and held + needed > most:
                 yield group
@@ -80,16 +80,16 @@ class GpuMerger:
             yield group
 
     def _merge(self, jobs: Sequence[Job], direct: Sequence[Input]) -> dict[str, TensorReport]:
-        lane, cache = self._lane, self._work.surveys
+        gpu, cache = self._gpu, self._context.surveys
         requests = [self._request(job) for job in jobs]
-        layout = Layout(requests, lane.backend.result_bytes, lane.backend.params_bytes)
-        region = lane.regions.take(layout.nbytes)
+        layout = Layout(requests, gpu.backend.result_bytes, gpu.backend.params_bytes)
+        region = gpu.regions.take(layout.nbytes)
         copied = self._copy_in(layout, region, direct)
         for job in jobs:
             for x in job.inputs:
                 x.source.check_unchanged(x.info.file)
         if all(isinstance(job.rule, Sce) for job in jobs):
-            lane.copies_out.wait(self._enqueue_kernels(layout, region, copied))
+            gpu.copies_out.wait(self._enqueue_kernels(layout, region, copied))
             known = None
         else:
             known = self._merge_by_rule(layout, region, copied)
@@ -100,34 +100,34 @@ class GpuMerger:
             record = TensorRecord(checksum, found.energy, found.passes)
             reports[job.name] = TensorReport(record, job.input_bytes)
         # Where anything failed it is not given back: copies may still be under way.
-        lane.regions.give(region)
+        gpu.regions.give(region)
         return reports
 
-    def _request(self, job: Job) -> Request:
+    def _request(self, job: Job) -> TensorRequest:
         rule = job.rule
         if not isinstance(rule, Sce):
-            return Request(job)
-        kept, wanted = self._work.look_up(job, rule.select_topk)
+            return TensorRequest(job)
+        kept, wanted = self._context.look_up(job, rule.select_topk)
         topks = tuple(topk for topk in wanted if isinstance(topk, float))
         if kept is None:
-            return Request(job, topks)
+            return TensorRequest(job, topks)
         self._refuse(job, kept, 0)
-        return Request(job, topks, kept, self._lane.backend.pack_params(rule.params([kept])))
+        return TensorRequest(job, topks, kept, self._gpu.backend.pack_params(rule.params([kept])))
 
     # --- to the device -------------------------------------------------------------------
 
     def _copy_in(self, layout: Layout, region: int, direct: Sequence[Input]) -> list[Event]:
         """Have the group read and copied to its region; what the kernels must wait for."""
-        lane = self._lane
-        chunks = layout.chunks_in(lane.size.slot)
-        reads = [lane.submit(partial(self._read, chunk, region, direct)) for chunk in chunks]
+        gpu = self._gpu
+        chunks = layout.chunks_in(gpu.size.slot)
+        reads = [gpu.submit(partial(self._read, chunk, region, direct)) for chunk in chunks]
         return [read.result() for read in reads]
 
     def _read(self, chunk: Chunk[Input | bytes], region: int, direct: Sequence[Input]) -> Event:
-        lane = self._lane
-        slot = lane.ring_in.take()
+        gpu = self._gpu
+        slot = gpu.staging_in.take()
         for part in chunk.parts:
-            if self._work.stop.is_set():
+            if self._context.stop.is_set():
                 raise Stopped
             view, x = slot.view[part.at : part.at + part.nbytes], part.item
             if isinstance(x, bytes):
@@ -136,23 +136,23 @@ class GpuMerger:
             x.source.read_into(x.info, part.start, view)
             if x in direct:
                 x.source.drop(x.info, part.start, part.nbytes)
-            self._work.advance(part.nbytes)
-        slot.copied = copied = lane.copies_in.copy(
-            lane.memory, region + chunk.start, slot.memory, 0, chunk.nbytes
+            self._context.advance(part.nbytes)
+        slot.copied = copied = gpu.copies_in.copy(
+            gpu.memory, region + chunk.start, slot.memory, 0, chunk.nbytes
         )
-        lane.ring_in.give(slot)
+        gpu.staging_in.give(slot)
         return copied
 
     # --- on the device -------------------------------------------------------------------
 
     def _enqueue_kernels(self, layout: Layout, region: int, copied: Sequence[Event]) -> Event:
-        lane = self._lane
-        with lane.enqueuing, lane.kernels.current():
+        gpu = self._gpu
+        with gpu.enqueuing, gpu.kernels.current():
             for event in copied:
-                lane.kernels.wait(event)
+                gpu.kernels.wait(event)
             for task in layout.tasks:
                 self._enqueue(task, region)
-            return lane.kernels.record()
+            return gpu.kernels.record()
 
     def _merge_by_rule(self, layout: Layout, region: int, copied: Sequence[Event]) -> list[Found]:
         for event in copied:
@@ -161,7 +161,7 @@ class GpuMerger:
 
     def _arrays(self, task: Task, region: int) -> tuple[list[Array], Array]:
         """Inputs and output of a task, on the device."""
-        memory, job = self._lane.memory, task.job
+        memory, job = self._gpu.memory, task.job
         start = memory.address + region
         inputs = [
             Array(start + at, x.dtype, job.numel, memory.tensor)
@@ -170,14 +170,14 @@ class GpuMerger:
         return inputs, Array(start + task.out, job.dtype, job.numel, memory.tensor)
 
     def _enqueue(self, task: Task, region: int) -> None:
-        lane, backend = self._lane, self._lane.backend
+        gpu, backend = self._gpu, self._gpu.backend
 
         def part(at: int, nbytes: int) -> object:
-            return lane.memory.tensor[region + at : region + at + nbytes]
+            return gpu.memory.tensor[region + at : region + at + nbytes]
 
         inputs, out = self._arrays(task, region)
         rooms = [
-            Room(lane.work, part(result, backend.result_bytes), part(params, backend.params_bytes))
+            Room(gpu.work, part(result, backend.result_bytes), part(params, backend.params_bytes))
             for result, params in zip(task.results, task.params, strict=True)
         ]
         assert isinstance(task.job.rule, Sce)
@@ -210,8 +210,8 @@ class GpuMerger:
                         known = [self._settle(task, layout, results) for task in layout.tasks]
                     continue
                 checksums[id(part.item)].update(view)
-                self._work.destination.write(part.item.job.name, part.start, view)
-                self._work.advance(part.nbytes)
+                self._context.destination.write(part.item.job.name, part.start, view)
+                self._context.advance(part.nbytes)
         assert known is not None
         return [
             (task.job, found, checksums[id(task)].hexdigest())
@@ -222,28 +222,28 @@ class GpuMerger:
         self, layout: Layout, region: int
     ) -> Iterator[tuple[Chunk[Task | None], Slot]]:
         """The chunks of results and outputs, each in a slot until the next is asked for."""
-        lane = self._lane
-        waiting = deque(layout.chunks_out(lane.size.slot))
+        gpu = self._gpu
+        waiting = deque(layout.chunks_out(gpu.size.slot))
         coming: deque[tuple[Chunk[Task | None], Slot, Event]] = deque()
         while waiting or coming:
             while waiting and len(coming) < _COPIES_OUT:
                 # Who has one does not wait for another: all could wait for each other.
-                slot = lane.ring_out.take_if_free() if coming else lane.ring_out.take()
+                slot = gpu.staging_out.take_if_free() if coming else gpu.staging_out.take()
                 if slot is None:
                     break
                 chunk = waiting.popleft()
-                copied = lane.copies_out.copy(
-                    slot.memory, 0, lane.memory, region + chunk.start, chunk.nbytes
+                copied = gpu.copies_out.copy(
+                    slot.memory, 0, gpu.memory, region + chunk.start, chunk.nbytes
                 )
                 coming.append((chunk, slot, copied))
             chunk, slot, copied = coming.popleft()
             copied.synchronize()
             yield chunk, slot
-            lane.ring_out.give(slot)
+            gpu.staging_out.give(slot)
 
     def _settle(self, task: Task, layout: Layout, results: bytearray) -> Found:
         """What the surveys of a tensor found, if it may be written."""
-        backend, targets = self._lane.backend, len(task.job.inputs) - 1
+        backend, targets = self._gpu.backend, len(task.job.inputs) - 1
         found = []
         for at in task.results:
             start = at - layout.results_start
@@ -257,6 +257,6 @@ class GpuMerger:
 
     def _refuse(self, job: Job, survey: SurveyResult, written: int) -> None:
         """Refuse what must not be merged: infinities and NaN in the inputs, or made by the merge."""
-        if self._work.nonfinite == "error":
+        if self._context.nonfinite == "error":
             refuse_nonfinite(job, survey)
             refuse_overflow(job, written)
