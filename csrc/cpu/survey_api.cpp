@@ -3,8 +3,8 @@
 #include <new>
 
 #include "ranked_selects.h"
-#include "survey/sampling.h"
 #include "survey/base.h"
+#include "survey/sampling.h"
 
 using namespace fuseo1;
 

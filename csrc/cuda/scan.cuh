@@ -4,8 +4,8 @@
 #define FUSEO1_CUDA_SCAN_CUH_
 
 #include "energy.cuh"
-#include "threshold.cuh"
 #include "slots.cuh"
+#include "threshold.cuh"
 #include "ties.cuh"
 
 namespace fuseo1 {

@@ -4,8 +4,8 @@
 #ifndef FUSEO1_CPU_KERNELS_BLOCK_H_
 #define FUSEO1_CPU_KERNELS_BLOCK_H_
 
-#include "table.h"
 #include "simd.h"
+#include "table.h"
 
 namespace fuseo1 {
 namespace {

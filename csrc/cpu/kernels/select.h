@@ -5,9 +5,9 @@
 #define FUSEO1_CPU_KERNELS_SELECT_H_
 
 #include "fuseo1/select.h"
-#include "table.h"
 #include "row_factors.h"
 #include "simd.h"
+#include "table.h"
 
 namespace fuseo1 {
 namespace {

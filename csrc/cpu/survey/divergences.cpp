@@ -7,10 +7,10 @@
 #include <map>
 #include <memory>
 
+#include "base.h"
 #include "dispatch.h"
 #include "pages.h"
 #include "parallel.h"
-#include "base.h"
 
 namespace fuseo1 {
 namespace {

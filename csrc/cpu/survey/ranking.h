@@ -6,9 +6,9 @@
 
 #include <stdint.h>
 
+#include "base.h"
 #include "kernels/table.h"
 #include "pages.h"
-#include "base.h"
 
 namespace fuseo1 {
 

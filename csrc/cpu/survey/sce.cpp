@@ -9,10 +9,10 @@
 #include <memory>
 
 #include "dispatch.h"
+#include "memory.h"
 #include "parallel.h"
 #include "ranking.h"
 #include "sampling.h"
-#include "memory.h"
 
 namespace fuseo1 {
 namespace {

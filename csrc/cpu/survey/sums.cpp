@@ -4,9 +4,9 @@
 
 #include <memory>
 
+#include "base.h"
 #include "pages.h"
 #include "ranked_selects.h"
-#include "base.h"
 
 namespace fuseo1 {
 namespace {
