@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from config_files import FUSEO1, SLICES, config, data
+from config_files import FUSEO1, SLICES, config, data, value
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -105,7 +105,7 @@ def test_yaml_merge_keys_and_aliases() -> None:
 
 def topk(setting: Any, *, tensor: str = "w", t: float = 0.0) -> float:
     merge = config(parameters={"select_topk": setting})
-    return merge.parameter("select_topk", 1.0, tensor=tensor, t=t)
+    return value(merge, "select_topk", tensor, t)
 
 
 def test_scalars() -> None:
@@ -143,8 +143,8 @@ def test_gradients_stay_between_their_values(values: list[float], t: float, end:
 def test_gradient_of_names_takes_the_last_one_passed() -> None:
     merge = config(parameters={"variant": ["fuseo1", "mergekit", "fuseo1"]})
     places = {0.0: "fuseo1", 0.49: "fuseo1", 0.5: "mergekit", 0.99: "mergekit", 1.0: "fuseo1"}
-    for t, value in places.items():
-        assert merge.parameter("variant", "fuseo1", tensor="w", t=t) == value
+    for t, variant in places.items():
+        assert value(merge, "variant", t=t) == variant
 
 
 def test_first_matching_filter_wins() -> None:
@@ -166,29 +166,21 @@ def test_filter_without_a_pattern_matches_all(last: dict[str, Any]) -> None:
 
 def test_default_where_no_filter_matches() -> None:
     merge = config(parameters={"select_topk": [{"filter": "mlp", "value": 0.1}]})
-    assert merge.parameter("select_topk", 0.8, tensor="self_attn", t=0.0) == 0.8
-    assert config(parameters=...).parameter("select_topk", 0.8, tensor="mlp", t=0.0) == 0.8
+    assert value(merge, "select_topk", "self_attn") == 1.0
+    assert value(config(parameters=...), "select_topk", "mlp") == 1.0
 
 
 def test_slice_comes_before_the_top_level() -> None:
     merge = config(SLICES)
-    assert merge.slices is not None
-    first, second = merge.slices
-
-    def value(**where: Any) -> float:
-        return merge.parameter("select_topk", 1.0, tensor="w", t=0.0, **where)
-
-    assert (value(out_slice=first), value(out_slice=second), value()) == (0.25, 0.75, 0.75)
+    assert [value(merge, "select_topk", part=part) for part in (0, 1)] == [0.25, 0.75]
 
 
 def test_top_level_where_no_filter_of_the_slice_matches() -> None:
     slices = data(SLICES)["slices"]
     slices[0]["parameters"] = {"select_topk": [{"filter": "mlp", "value": 0.1}]}
     merge = config(SLICES, slices=slices)
-    assert merge.slices is not None
-    for tensor, value in {"mlp": 0.1, "norm": 0.75}.items():
-        found = merge.parameter("select_topk", 1.0, tensor=tensor, t=0, out_slice=merge.slices[0])
-        assert found == value
+    for tensor, topk in {"mlp": 0.1, "norm": 0.75}.items():
+        assert value(merge, "select_topk", tensor) == topk
 
 
 @pytest.fixture
@@ -209,7 +201,7 @@ def test_parameters_of_one_model() -> None:
     merge = config(models=models, parameters={"weight": [{"filter": "mlp", "value": 0.5}]})
 
     def weight(model: str | None, tensor: str) -> float:
-        return merge.parameter("weight", 1.0, tensor=tensor, t=0.0, model=model)
+        return value(merge, "weight", tensor, model=model)
 
     assert [weight(m, "mlp") for m in ("org/left", "org/right", None)] == [0.3, 0.5, 0.5]
     assert [weight(m, "norm") for m in ("org/left", "org/right", None)] == [0.3, 1.0, 1.0]
@@ -221,12 +213,8 @@ def test_parameters_of_one_model_in_a_slice() -> None:
     slices[0]["sources"][0]["parameters"] = {"weight": [0.0, 1.0]}
     slices[0]["parameters"] = {"weight": 0.2}
     merge = config(SLICES, slices=slices)
-    assert merge.slices is not None
-    part = merge.slices[0]
-    for model, value in {"org/left": 0.5, "org/base": 0.2}.items():
-        assert (
-            merge.parameter("weight", 9.0, tensor="", t=0.5, out_slice=part, model=model) == value
-        )
+    for model, weight in {"org/left": 0.5, "org/base": 0.2}.items():
+        assert value(merge, "weight", t=0.5, model=model) == weight
 
 
 # --- written out ---------------------------------------------------------------------------------

@@ -60,7 +60,7 @@ def test_the_least_config(method: str) -> None:
     assert parse_config(keys(method, base_model=merge.base_model)) == merge
     base = ["org/base"] if METHODS[method].base == "required" else []
     names = [entry["model"] for entry in keys(method)["models"]]
-    assert merge.merged_models() == base + names == merge.model_names()
+    assert list(merge.resolve()[0].models) == base + names == merge.model_names()
     assert merge.target_names() == names
     assert merge.config_model == (base + names)[0]
 
@@ -76,19 +76,23 @@ def test_a_base_that_is_lacking(method: str) -> None:
 @pytest.mark.parametrize("method", BASE_OR_NOT)
 def test_a_base_that_may_be_lacking(method: str) -> None:
     data = keys(method)
-    assert parse_config(data).base_of() is None
+    assert parse_config(data).base is None
     merge = parse_config(data | {"base_model": "org/base"})
-    assert merge.merged_models()[0] == merge.base_of() == "org/base"
+    assert merge.resolve()[0].models[0] == merge.base == "org/base"
 
 
 def test_a_base_that_is_ignored_is_a_model_like_the_others() -> None:
     data = keys("linear", models=models("left", "base", "right"), base_model="org/base")
     merge = parse_config(data)
-    assert merge.base_of() is None
-    assert merge.merged_models() == ["org/left", "org/base", "org/right"] == merge.target_names()
+    assert merge.base is None
+    assert (
+        list(merge.resolve()[0].models)
+        == ["org/left", "org/base", "org/right"]
+        == merge.target_names()
+    )
     assert merge.config_model == "org/base"
     merge = parse_config(data | {"models": models("left", "right")})
-    assert merge.merged_models() == ["org/left", "org/right", "org/base"]
+    assert list(merge.resolve()[0].models) == ["org/left", "org/right", "org/base"]
 
 
 def test_a_base_that_slices_do_not_merge_lends_its_config() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from config_files import value
 
 from fuseo1_kernels.config.load import load_config
 from fuseo1_kernels.config.recipes import find_recipe, list_recipes, nearest_recipe
@@ -51,8 +52,8 @@ def test_recipe(name: str) -> None:
     assert config.base_model == base
     assert config.target_names() == targets
     assert config.output_dtype == "bfloat16"
-    assert config.parameter("select_topk", 0.0, tensor="model.norm.weight", t=0.0) == 1.0
-    assert config.parameter("variant", "fuseo1", tensor="model.norm.weight", t=0.0) == "fuseo1"
+    assert value(config, "select_topk", "model.norm.weight") == 1.0
+    assert value(config, "variant", "model.norm.weight") == "fuseo1"
     assert config.tokenizer_files is not None
     assert config.tokenizer_files.model == R1
     assert config.tokenizer_files.overrides == {"add_bos_token": False}

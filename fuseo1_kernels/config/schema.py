@@ -10,7 +10,7 @@ docs/config.md describes every key.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from pydantic import (
@@ -24,9 +24,9 @@ from pydantic import (
 
 from ..errors import ConfigError, did_you_mean
 from ..methods import METHODS, NOT_YET
-from ..methods.method import Method, Parameter, Scalar
+from ..methods.method import Method
 from .checks import check_setting, check_spelling, how_many
-from .parameter_values import Setting, evaluate
+from .resolve import Part, Scope, all_scopes
 from .types import (
     ChatTemplate,
     DType,
@@ -131,92 +131,70 @@ class MergeConfig(_Section):
         """The record of the merge method."""
         return METHODS[self.merge_method]
 
-    @property
-    def parts(self) -> Sequence[OutputSlice | None]:
-        """The slices; without any None alone, which stands for whole models."""
-        return self.slices or (None,)
-
-    def base_of(self, part: OutputSlice | None = None) -> str | None:
-        """The base of a slice (None: of the whole models); None if the method goes without one."""
-        if self.method.base == "ignored":
-            return None
-        return (part.base_model if part else None) or self.base_model
-
-    def merged_models(self, part: OutputSlice | None = None) -> list[str]:
-        """The models that a slice (None: a whole model) is merged from: the base first, then in config order.
+    def resolve(self) -> tuple[Part, ...]:
+        """Return one part for each slice, in output order; for whole models, one part.
 
         As in mergekit, a base that the method ignores is one model more, the last, if `models` does not list it.
         """
-        names = [source.model for source in self._sources(part)]
-        base = self.base_of(part)
-        if base is not None:
-            return [base, *(name for name in names if name != base)]
-        if part is None and self.base_model is not None and self.base_model not in names:
-            names.append(self.base_model)
-        return names
+        if self.slices is None:
+            return (self._part(self.models or (), self.base_model, "models", None, ()),)
+        parts = []
+        for index, out_slice in enumerate(self.slices):
+            where = f"slices[{index}]"
+            shared = (Scope(f"{where}.parameters", None, out_slice.parameters),)
+            base = out_slice.base_model or self.base_model
+            ranges = {source.model: source.layer_range for source in out_slice.sources}
+            parts.append(self._part(out_slice.sources, base, f"{where}.sources", ranges, shared))
+        return tuple(parts)
+
+    def _part(
+        self,
+        sources: Sequence[InputModel],
+        base: str | None,
+        where: str,
+        ranges: dict[str, tuple[int, int]] | None,
+        shared: tuple[Scope, ...],
+    ) -> Part:
+        names = [source.model for source in sources]
+        if self.method.base == "ignored":
+            if ranges is None and base is not None and base not in names:
+                names.append(base)
+            base = None
+        elif base is not None:
+            names = [base, *(name for name in names if name != base)]
+        own = tuple(
+            Scope(f"{where}[{index}].parameters", source.model, source.parameters)
+            for index, source in enumerate(sources)
+        )
+        everywhere = Scope("", None, self.parameters)
+        return Part(self.method, tuple(names), base, ranges or {}, (everywhere, *shared, *own))
 
     def model_names(self) -> list[str]:
         """Every model that is opened, once: the base first, if there is one, then in config order.
 
         A model that only lends its tokenizer (`tokenizer_source`, `tokenizer_files`) is not one.
         """
-        base = self.base_of()
-        names = [] if base is None else [base]
-        for part in self.parts:
-            names += self.merged_models(part)
+        names = [] if self.base is None else [self.base]
+        for part in self.resolve():
+            names += part.models
         if self.base_model is not None:
             names.append(self.base_model)
         return list(dict.fromkeys(names))
 
     def target_names(self) -> list[str]:
         """The models that are merged, in config order, without the base."""
-        names = [name for part in self.parts for name in self.merged_models(part)]
-        return [name for name in dict.fromkeys(names) if name != self.base_of()]
+        names = [name for part in self.resolve() for name in part.models]
+        return [name for name in dict.fromkeys(names) if name != self.base]
+
+    @property
+    def base(self) -> str | None:
+        """The base of the whole merge; None if the method goes without one."""
+        return None if self.method.base == "ignored" else self.base_model
 
     @property
     def config_model(self) -> str:
         """The model that lends its config.json and, if nothing else is said, its tokenizer."""
         return self.base_model or self.model_names()[0]
-
-    def parameter(
-        self,
-        name: str,
-        default: Scalar | None,
-        *,
-        tensor: str,
-        t: float,
-        out_slice: OutputSlice | None = None,
-        model: str | None = None,
-    ) -> Any:
-        """Return the value of the method's parameter `name` for one tensor.
-
-        The first place that has a value for this tensor wins: the model's own parameters (only if
-        `model` is given), the slice's, the top-level ones, `default`. As in mergekit, `t` is
-        i / (n - 1) in layer i of a slice (or model) of n layers, 1 if n == 1, and 0 for tensors
-        outside the layers.
-        """
-        spec = self.method.parameters[name]
-
-        def convert(scalar: Scalar) -> Scalar:
-            return spec.validate(scalar, f"parameters.{name}")
-
-        for place in self._places(out_slice, model):
-            if name in place:
-                value = evaluate(place[name], tensor=tensor, t=t, convert=convert)
-                if value is not None:
-                    # Between two whole numbers there may be none.
-                    return convert(value) if spec.kind == "int" else value
-        return default
-
-    def _sources(self, part: OutputSlice | None) -> Sequence[InputModel]:
-        return (part.sources if part else self.models) or ()
-
-    def _places(self, part: OutputSlice | None, model: str | None) -> Iterator[dict[str, Setting]]:
-        """Yield the parameters that hold for a model of a slice, the nearest first."""
-        yield from (s.parameters for s in self._sources(part) if s.model == model)
-        if part is not None:
-            yield part.parameters
-        yield self.parameters
 
     def to_yaml(self) -> str:
         """Return the config as YAML text, without the keys that stand at their default."""
@@ -250,70 +228,38 @@ class MergeConfig(_Section):
         if self.tokenizer_source == "base" and self.base_model is None:
             raise ConfigError("tokenizer_source: there is no base_model; give a model's name")
         check_spelling(self.model_names())
+        parts = self.resolve()
         if self.models is not None:
-            self._check_group("models", None)
+            self._check_group("models", self.models, parts[0])
         if self.slices is not None and not self.slices:
             raise ConfigError("slices: is empty")
-        for index, part in enumerate(self.slices or ()):
-            self._check_group(f"slices[{index}].sources", part)
-            _check_sources(f"slices[{index}].sources", part, self.base_of(part))
-        for where, parameters, of_one_model in self._parameter_places():
-            for name, setting in parameters.items():
+        for index, (out_slice, part) in enumerate(zip(self.slices or (), parts, strict=False)):
+            where = f"slices[{index}].sources"
+            self._check_group(where, out_slice.sources, part)
+            _check_sources(where, out_slice, part.base)
+        for scope in all_scopes(parts):
+            where, of_one_model = scope.where or "parameters", scope.model is not None
+            for name, setting in scope.parameters.items():
                 check_setting(self.method, where, name, setting, of_one_model)
-        for group in self.parts:
-            for spec in self.method.parameters.values():
-                self._check_required(spec, group)
+        for part in parts:
+            part.check_required()
         return self
 
-    def _check_group(self, where: str, part: OutputSlice | None) -> None:
+    def _check_group(self, where: str, sources: Sequence[InputModel], part: Part) -> None:
         """Models that are merged with each other: each once, and as many as the method takes."""
-        names = [source.model for source in self._sources(part)]
+        names = [source.model for source in sources]
         for index, name in enumerate(names):
             if name in names[:index]:
                 raise ConfigError(f"{where}[{index}].model: {name!r} is listed twice")
-        base, method = self.base_of(part), self.method
-        merged = self.merged_models(part)
-        number = len(merged) - (base is not None)
+        number, method = len(part.targets), self.method
         if method.takes(number):
             return
         rule = f"{method.name} merges {how_many(method.least, method.most)}"
-        if base is not None:
-            rule += f" beside the base {base!r}"
-        lent = base is None and merged[len(names) :]
-        added = f", the base_model {merged[-1]!r} included" if lent else ""
+        if part.base is not None:
+            rule += f" beside the base {part.base!r}"
+        lent = part.base is None and part.models[len(names) :]
+        added = f", the base_model {part.models[-1]!r} included" if lent else ""
         raise ConfigError(f"{where}: {rule}; here {'is' if number == 1 else 'are'} {number}{added}")
-
-    def _check_required(self, spec: Parameter, part: OutputSlice | None) -> None:
-        """A required parameter must have a value somewhere, if not for every tensor."""
-        if not spec.required:
-            return
-        base = self.base_of(part)
-        models = [name for name in self.merged_models(part) if name != base]
-        for model in models if spec.per_model else [None]:
-            if not any(spec.name in place for place in self._places(part, model)):
-                raise ConfigError(self.lacks(spec, model))
-
-    def lacks(self, spec: Parameter, model: str | None) -> str:
-        """Return what to say of a required parameter, of one model or None of all, that has no value."""
-        whose, also = "", ""
-        if model is not None:
-            whose = f" for model {model!r}"
-            also = "the model's own `parameters:`, or for all models under "
-        return (
-            f"{self.merge_method} needs the parameter {spec.name!r}{whose}: give it under {also}"
-            "the top-level `parameters:`"
-        )
-
-    def _parameter_places(self) -> Iterator[tuple[str, dict[str, Setting], bool]]:
-        """Yield (where, parameters, whether they are of one model only)."""
-        yield "parameters", self.parameters, False
-        for index, source in enumerate(self.models or ()):
-            yield f"models[{index}].parameters", source.parameters, True
-        for index, part in enumerate(self.slices or ()):
-            yield f"slices[{index}].parameters", part.parameters, False
-            for place, slice_source in enumerate(part.sources):
-                where = f"slices[{index}].sources[{place}].parameters"
-                yield where, slice_source.parameters, True
 
 
 def _check_sources(where: str, part: OutputSlice, base: str | None) -> None:

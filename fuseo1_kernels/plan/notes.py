@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from ..checkpoint.source import Source
-from ..config.parameter_values import Setting, idle_filters
-from ..config.schema import MergeConfig
+from ..config.parameter_values import idle_filters
+from ..config.resolve import Part, Scope, all_scopes
 from ..errors import printable
 from .placements import LAYER, Placement
 
 
 def model_notes(
-    config: MergeConfig, sources: Mapping[str, Source], placements: list[Placement]
+    base: str | None,
+    parts: Sequence[Part],
+    sources: Mapping[str, Source],
+    placements: Sequence[Placement],
 ) -> Iterator[str]:
-    used = {part for placement in placements for part in placement.parts}
-    first_name, *others = dict.fromkeys(
-        name for part in config.parts for name in config.merged_models(part)
-    )
+    """Yield a note on every model with tensors that are left out, and on every model of another architecture."""
+    used = {used for placement in placements for used in placement.tensors.items()}
+    first_name, *others = dict.fromkeys(name for part in parts for name in part.models)
     first = sources[first_name]
-    whose = "the base" if first_name == config.base_of() else f"model {first_name}"
+    whose = "the base" if first_name == base else f"model {first_name}"
     for model in others:
         extra = sorted({*sources[model].tensors} - {*first.tensors})
-        if (
-            config.slices is not None
-        ):  # they say which layers are taken, and the last one what follows
+        if parts[0].layers is not None:
+            # Slices say which layers are taken; the last slice's models lend what follows the layers.
             extra = [n for n in extra if (model, n) not in used and not LAYER.fullmatch(n)]
         if extra:
             shown = ", ".join(map(printable, extra[:5])) + (", ..." if len(extra) > 5 else "")
@@ -35,30 +36,24 @@ def model_notes(
             yield f"model {model}: architecture {theirs!r}, {whose}'s is {ours!r}"
 
 
-def filter_notes(config: MergeConfig, placements: list[Placement]) -> Iterator[str]:
-    """A filter that matches nothing is most likely misspelt."""
-    for where, parameters, among in _filtered(config, placements):
-        for name, setting in parameters.items():
-            for pattern in idle_filters(setting, among):
-                yield f"{where}{name}: filter {pattern!r} matches no tensor"
+def filter_notes(parts: Sequence[Part], placements: Sequence[Placement]) -> Iterator[str]:
+    """Yield a note on every filter that matches no tensor: it is most likely misspelt."""
+    for scope in all_scopes(parts):
+        seen = _seen_by_filters(scope, placements)
+        for name, setting in scope.parameters.items():
+            for pattern in idle_filters(setting, seen):
+                key = f"{scope.where}.{name}" if scope.where else name
+                yield f"{key}: filter {pattern!r} matches no tensor"
 
 
-def _filtered(
-    config: MergeConfig, placements: list[Placement]
-) -> Iterator[tuple[str, dict[str, Setting], list[str]]]:
-    """Yield parameters with what names them, and the tensors that their filters look at."""
-    yield (
-        "",
-        config.parameters,
-        [name for p in placements for name in (p.name, *dict(p.parts).values())],
-    )
-    for index, source in enumerate(config.models or ()):
-        yield f"models[{index}].parameters.", source.parameters, [p.name for p in placements]
-    for index, part in enumerate(config.slices or ()):
-        among = [p for p in placements if p.out_slice is part]
-        names = [name for p in among for name in (p.name, *dict(p.parts).values())]
-        yield f"slices[{index}].parameters.", part.parameters, names
-        for place, slice_source in enumerate(part.sources):
-            own = [dict(p.parts)[slice_source.model] for p in among]
-            where = f"slices[{index}].sources[{place}].parameters."
-            yield where, slice_source.parameters, own
+def _seen_by_filters(scope: Scope, placements: Sequence[Placement]) -> list[str]:
+    """The tensor names that the scope's filters look at: a model's own are its own tensors'."""
+    seen: list[str] = []
+    for placement in placements:
+        if scope not in placement.part.scopes:
+            continue
+        if scope.model is not None:
+            seen.append(placement.tensors[scope.model])
+        else:
+            seen += [placement.name, *placement.tensors.values()]
+    return seen

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..checkpoint.source import Source
-from ..config.schema import MergeConfig, OutputSlice
+from ..config.resolve import Part
 
 # Numbered as Python writes numbers: layers.00 is not a second layers.0.
 LAYER = re.compile(
@@ -21,59 +21,72 @@ _BEFORE_LAYERS = re.compile(r"embed|wte|wpe")
 
 @dataclass(frozen=True)
 class Placement:
-    """An output tensor by name: which tensor of which model goes into it, as `merged_models` orders them."""
+    """One output tensor: the part it belongs to, and the input tensors it is merged from.
+
+    Attributes:
+        name: the output tensor's name.
+        t: the layer's place in a gradient, from 0 to 1.
+        part: models and parameters.
+        tensors: the input tensors' names by model, in the order of the part's models.
+    """
 
     name: str
     t: float
-    out_slice: OutputSlice | None
-    parts: tuple[tuple[str, str], ...]  # (model, its tensor's name)
+    part: Part
+    tensors: Mapping[str, str]
 
 
-def place_whole_models(config: MergeConfig, sources: Mapping[str, Source]) -> Iterator[Placement]:
-    models = config.merged_models()
-    first = sources[models[0]]
+def place_tensors(
+    parts: Sequence[Part], sources: Mapping[str, Source], problems: list[str]
+) -> Iterator[Placement]:
+    """Yield every output tensor in order, adding to `problems` what the models lack.
+
+    Layers come in the order of the parts; tensors before them from the first part, tensors after from the last.
+    """
+    if parts[0].layers is None:
+        yield from _place_whole_models(parts[0], sources)
+    else:
+        yield from _place_slices(parts, sources, problems)
+
+
+def _place_whole_models(part: Part, sources: Mapping[str, Source]) -> Iterator[Placement]:
+    first = sources[part.models[0]]
     layers = _count_layers(first)
     for name in first.tensors:
         match = LAYER.fullmatch(name)
         t = _position(int(match["index"]), layers) if match else 0.0
-        yield Placement(name, t, None, tuple((model, name) for model in models))
+        yield Placement(name, t, part, dict.fromkeys(part.models, name))
 
 
-def place_slices(
-    config: MergeConfig, sources: Mapping[str, Source], problems: list[str]
+def _place_slices(
+    parts: Sequence[Part], sources: Mapping[str, Source], problems: list[str]
 ) -> Iterator[Placement]:
-    """Layers in the slices' order; what stands before them from the first slice, after from the last."""
-    assert config.slices is not None
-    first, last = config.slices[0], config.slices[-1]
-    yield from _outside(config, sources, first, before=True)
+    yield from _outside(parts[0], sources, before=True)
     out_index = 0
-    for part in config.slices:
-        models = config.merged_models(part)
-        ranges = {source.model: source.layer_range for source in part.sources}
+    for part in parts:
+        ranges = part.layer_ranges
         for model, (_, end) in ranges.items():
             if end > _count_layers(sources[model]):
                 problems.append(
                     f"model {model}: layer_range ends at {end}, but it has "
                     f"{_count_layers(sources[model])} layers"
                 )
-        start, end = ranges[models[0]]
-        layers = _by_layer(sources[models[0]])
+        start, end = ranges[part.models[0]]
+        layers = _by_layer(sources[part.models[0]])
         for offset in range(end - start):
             for before, after in layers.get(start + offset, ()):
-                parts = tuple((m, f"{before}{ranges[m][0] + offset}{after}") for m in models)
+                tensors = {m: f"{before}{ranges[m][0] + offset}{after}" for m in part.models}
                 name = f"{before}{out_index}{after}"
-                yield Placement(name, _position(offset, end - start), part, parts)
+                yield Placement(name, _position(offset, end - start), part, tensors)
             out_index += 1
-    yield from _outside(config, sources, last, before=False)
+    yield from _outside(parts[-1], sources, before=False)
 
 
-def _outside(
-    config: MergeConfig, sources: Mapping[str, Source], part: OutputSlice, before: bool
-) -> Iterator[Placement]:
-    models = config.merged_models(part)
-    for name in sources[models[0]].tensors:
+def _outside(part: Part, sources: Mapping[str, Source], before: bool) -> Iterator[Placement]:
+    """The tensors outside the layers that come before them, or after."""
+    for name in sources[part.models[0]].tensors:
         if not LAYER.fullmatch(name) and bool(_BEFORE_LAYERS.search(name)) == before:
-            yield Placement(name, 0.0, part, tuple((model, name) for model in models))
+            yield Placement(name, 0.0, part, dict.fromkeys(part.models, name))
 
 
 def _by_layer(source: Source) -> dict[int, list[tuple[str, str]]]:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from ..backends.arrays import BY_NAME, promote
+from ..backends.arrays import BY_NAME, DType, promote
 from ..backends.contract import MAX_TARGETS
 from ..checkpoint.header import MERGEABLE
 from ..checkpoint.shards import OutputTensor, Shard, plan_shards
 from ..checkpoint.source import Source
+from ..config.resolve import count_layers
 from ..config.schema import MergeConfig
-from ..errors import CheckpointError, ConfigError, printable
+from ..errors import CheckpointError, printable
 from ..methods.rule import TensorSpec
 from .job import Input, Job
 from .notes import filter_notes, model_notes
-from .placements import Placement, place_slices, place_whole_models
+from .placements import Placement, place_tensors
 
 # Rows are tokens.
 _EMBEDDING = re.compile(
@@ -72,27 +72,22 @@ def make_plan(
     parameters have no value for a tensor, or make no sense.
     """
     problems: list[str] = []
-    if config.slices is None:
-        placements = list(place_whole_models(config, sources))
-        num_layers = None
-    else:
-        placements = list(place_slices(config, sources, problems))
-        num_layers = sum(
-            s.sources[0].layer_range[1] - s.sources[0].layer_range[0] for s in config.slices
-        )
-    targets = max((len(placement.parts) - 1 for placement in placements), default=0)
+    parts = config.resolve()
+    placements = list(place_tensors(parts, sources, problems))
+    targets = max((len(placement.tensors) - 1 for placement in placements), default=0)
     if targets > MAX_TARGETS:
         problems.append(f"{targets} targets; at most {MAX_TARGETS} are supported")
+    wanted = None if config.output_dtype is None else BY_NAME[config.output_dtype]
     jobs = []
     cropped: dict[str, int] = {}
     for placement in placements:
-        job = _job(config, sources, placement, crop_embeddings, random_seed, problems)
+        job = _job(placement, sources, wanted, crop_embeddings, random_seed, problems)
         if job is not None:
             jobs.append(job)
             if job.shape != job.inputs[0].info.shape:
                 cropped[job.name] = job.shape[0]
     if not placements and not problems:
-        problems.append(f"model {config.merged_models()[0]}: holds no tensors")
+        problems.append(f"model {parts[0].models[0]}: holds no tensors")
     if cropped:
         problems += _uneven_embeddings(jobs, cropped)
     shards = plan_shards([OutputTensor(j.name, j.dtype.code, j.shape) for j in jobs], shard_size)
@@ -100,72 +95,50 @@ def make_plan(
         jobs=tuple(jobs),
         shards=shards,
         problems=tuple(problems),
-        notes=(*model_notes(config, sources, placements), *filter_notes(config, placements)),
-        num_layers=num_layers,
+        notes=(
+            *model_notes(config.base, parts, sources, placements),
+            *filter_notes(parts, placements),
+        ),
+        num_layers=count_layers(parts),
         vocab_size=min(cropped.values(), default=None),
     )
 
 
 def _job(
-    config: MergeConfig,
-    sources: Mapping[str, Source],
     placement: Placement,
+    sources: Mapping[str, Source],
+    wanted: DType | None,
     crop_embeddings: bool,
     random_seed: int,
     problems: list[str],
 ) -> Job | None:
+    """The job of one output tensor; None if something in `problems` prevents it."""
+    name, part = placement.name, placement.part
     inputs = []
-    for model, name in placement.parts:
-        info = sources[model].tensors.get(name)
+    for model, tensor in placement.tensors.items():
+        info = sources[model].tensors.get(tensor)
         if info is None:
-            problems.append(f"tensor {printable(name)}: missing in model {model}")
+            problems.append(f"tensor {printable(tensor)}: missing in model {model}")
         elif info.dtype not in MERGEABLE:
+            supported = ", ".join(sorted(MERGEABLE))
             problems.append(
-                f"tensor {printable(name)}: is {info.dtype} in model {model}; supported: {', '.join(sorted(MERGEABLE))}"
+                f"tensor {printable(tensor)}: is {info.dtype} in model {model}; supported: {supported}"
             )
         else:
             inputs.append(Input(sources[model], info))
-    if len(inputs) < len(placement.parts):
+    if len(inputs) < len(placement.tensors):
         return None
-    shape = _common_shape(placement.name, inputs, crop_embeddings, problems)
+    shape = _common_shape(name, inputs, crop_embeddings, problems)
     if shape is None:
         return None
-    wanted = config.output_dtype
-    base = config.base_of(placement.out_slice)
-    models = [model for model, _ in placement.parts if model != base]
-    target = TensorSpec.of_shape(placement.name, shape, models, base is not None, random_seed)
+    spec = TensorSpec.of_shape(name, shape, part.targets, part.base is not None, random_seed)
     return Job(
-        name=placement.name,
+        name=name,
         shape=shape,
-        dtype=BY_NAME[wanted] if wanted else promote({x.dtype for x in inputs}),
+        dtype=wanted or promote({x.dtype for x in inputs}),
         inputs=tuple(inputs),
-        rule=config.method.rule(_values(config, placement, base), target),
+        rule=part.method.rule(part.values(name, placement.t, placement.tensors), spec),
     )
-
-
-def _values(config: MergeConfig, placement: Placement, base: str | None) -> dict[str, Any]:
-    """The method's parameters for a tensor. As in mergekit, a model's own filters look at its own tensor's name."""
-    whole: list[tuple[str | None, str]] = [(None, placement.name)]
-    models = [(model, name) for model, name in placement.parts if model != base]
-    values: dict[str, Any] = {}
-    for spec in config.method.parameters.values():
-        found = []
-        for model, tensor in models if spec.per_model else whole:
-            value = config.parameter(
-                spec.name,
-                spec.default,
-                tensor=tensor,
-                t=placement.t,
-                out_slice=placement.out_slice,
-                model=model,
-            )
-            if value is None and spec.required:
-                raise ConfigError(
-                    f"tensor {printable(tensor)}: no filter matches it, but {config.lacks(spec, model)}"
-                )
-            found.append(value)
-        values[spec.name] = tuple(found) if spec.per_model else found[0]
-    return values
 
 
 def _common_shape(

@@ -40,7 +40,7 @@ def make_sidecars(
     files["README.md"] = model_card(
         name=title,
         recipe_yaml=config.to_yaml(),
-        base=config.base_of(),
+        base=config.base,
         targets=config.target_names(),
         method=config.merge_method,
         dtype=plan.dtype_name,

@@ -1,0 +1,131 @@
+"""The config as the plan reads it: parts, each with its models, its base and the values of its parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import ConfigError, printable
+from ..methods.method import Method, Parameter, Scalar
+from .parameter_values import Setting, evaluate
+
+
+@dataclass(frozen=True)
+class Scope:
+    """One `parameters:` mapping of the config.
+
+    Attributes:
+        where: the mapping's key path, such as "slices[0].parameters"; "" is the top level.
+        model: the model whose values these are; None: the values hold for all models.
+        parameters: settings by parameter name.
+    """
+
+    where: str
+    model: str | None
+    parameters: Mapping[str, Setting]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Output tensors that are merged from the same models: one slice's layers, or whole models.
+
+    Attributes:
+        method: the merge method.
+        models: the base first, if there is one, then in config order.
+        base: the base model; None if the method goes without one.
+        layer_ranges: by model, the layers [first, end) that it lends; empty for whole models.
+        scopes: every `parameters:` mapping that holds for this part; a later one overrides the ones before.
+    """
+
+    method: Method
+    models: tuple[str, ...]
+    base: str | None
+    layer_ranges: Mapping[str, tuple[int, int]]
+    scopes: tuple[Scope, ...]
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The models without the base."""
+        return tuple(name for name in self.models if name != self.base)
+
+    @property
+    def layers(self) -> int | None:
+        """The number of output layers; None for whole models."""
+        for first, end in self.layer_ranges.values():
+            return end - first
+        return None
+
+    def values(self, name: str, t: float, tensors: Mapping[str, str]) -> dict[str, Any]:
+        """Return every parameter of the method for the output tensor `name`; a per-model one is a tuple by target.
+
+        `t` is the layer's place in a gradient, from 0 to 1. `tensors` are the input tensors' names by model: as in
+        mergekit, a model's own filters look at these. Raises ConfigError where a required parameter has no value.
+        """
+        values: dict[str, Any] = {}
+        for spec in self.method.parameters.values():
+            if spec.per_model:
+                values[spec.name] = tuple(
+                    self._required_value(spec, tensors[model], t, model) for model in self.targets
+                )
+            else:
+                values[spec.name] = self._required_value(spec, name, t, None)
+        return values
+
+    def value(self, spec: Parameter, tensor: str, t: float, model: str | None = None) -> Any:
+        """Return the value of one parameter for one tensor: from the last scope that has one, or the default.
+
+        `t` is i / (n - 1) in layer i of n layers, 1 if n == 1, and 0 outside the layers, as in mergekit.
+        """
+
+        def convert(scalar: Scalar) -> Scalar:
+            return spec.validate(scalar, f"parameters.{spec.name}")
+
+        for scope in reversed(self._scopes_of(model)):
+            if spec.name in scope.parameters:
+                setting = scope.parameters[spec.name]
+                value = evaluate(setting, tensor=tensor, t=t, convert=convert)
+                if value is not None:
+                    # Interpolation between whole numbers need not give one.
+                    return convert(value) if spec.kind == "int" else value
+        return spec.default
+
+    def check_required(self) -> None:
+        """Raise ConfigError unless every required parameter has a value in some scope."""
+        for spec in self.method.parameters.values():
+            for model in self.targets if spec.per_model else (None,):
+                scopes = self._scopes_of(model)
+                if spec.required and not any(spec.name in scope.parameters for scope in scopes):
+                    raise ConfigError(self._lacks(spec, model))
+
+    def _scopes_of(self, model: str | None) -> list[Scope]:
+        return [scope for scope in self.scopes if scope.model is None or scope.model == model]
+
+    def _required_value(self, spec: Parameter, tensor: str, t: float, model: str | None) -> Any:
+        value = self.value(spec, tensor, t, model)
+        if value is None and spec.required:
+            raise ConfigError(
+                f"tensor {printable(tensor)}: no filter matches it, but {self._lacks(spec, model)}"
+            )
+        return value
+
+    def _lacks(self, spec: Parameter, model: str | None) -> str:
+        whose, also = "", ""
+        if model is not None:
+            whose = f" for model {model!r}"
+            also = "the model's own `parameters:`, or for all models under "
+        return (
+            f"{self.method.name} needs the parameter {spec.name!r}{whose}: give it under {also}"
+            "the top-level `parameters:`"
+        )
+
+
+def all_scopes(parts: Sequence[Part]) -> list[Scope]:
+    """Every `parameters:` mapping of the config, once."""
+    return list({scope.where: scope for part in parts for scope in part.scopes}.values())
+
+
+def count_layers(parts: Sequence[Part]) -> int | None:
+    """The number of output layers; None for whole models."""
+    layers = [part.layers for part in parts if part.layers is not None]
+    return sum(layers) if layers else None
