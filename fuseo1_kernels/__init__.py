@@ -16,7 +16,7 @@ _HOMES = {
     "MergeError": "errors",
     "MergeResult": "engine.result",
     "ResidentSurveys": "in_memory.survey_cache",
-    "SurveyResult": "backends.contract",
+    "SurveyResult": "backends.results",
     "VerifyResult": "engine.verify",
     "fuse": "in_memory.ops",
     "merge_checkpoints": "engine.merge",
@@ -30,7 +30,7 @@ __all__ = ["__version__", *sorted(_HOMES)]
 
 if TYPE_CHECKING:
     from .backends.contract import FuseParams as FuseParams
-    from .backends.contract import SurveyResult as SurveyResult
+    from .backends.results import SurveyResult as SurveyResult
     from .engine.merge import merge_checkpoints as merge_checkpoints
     from .engine.result import MergeResult as MergeResult
     from .engine.verify import VerifyResult as VerifyResult

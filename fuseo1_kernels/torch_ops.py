@@ -29,6 +29,7 @@ import torch
 
 from .backends.contract import FuseParams
 from .backends.interface import can_enqueue
+from .backends.results import SceResult, expect
 from .errors import MergeError
 from .in_memory.merge import merge_tensors
 from .in_memory.ops import (
@@ -67,7 +68,7 @@ def survey(
         on_device = backend.enqueue_survey(inputs, select_topk, variant)
         learned, params = backend.numbers(on_device)
         return learned, params
-    found = backend.survey(inputs, select_topk, resolve_threads(None))
+    found = expect(SceResult, backend.survey(inputs, select_topk, resolve_threads(None)))
     sce = sce_params(found, base.numel(), select_topk, variant)
     counts = (found.nonzero, found.selected, found.threshold, found.tie_limit)
     weights = torch.tensor((*sce.weights, sce.floor_divisor), dtype=torch.float32)

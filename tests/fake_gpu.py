@@ -20,9 +20,10 @@ import pytest
 import torch
 
 from fuseo1_kernels.backends.arrays import Array
-from fuseo1_kernels.backends.contract import NOTHING, FuseParams, Request, Select, SurveyResult
+from fuseo1_kernels.backends.contract import NOTHING, FuseParams, Request, Select
 from fuseo1_kernels.backends.interface import OnDevice, Room
 from fuseo1_kernels.backends.registry import load_backend
+from fuseo1_kernels.backends.results import SceResult, SurveyResult
 from fuseo1_kernels.engine.gpu import pool as crew
 from fuseo1_kernels.errors import BackendError
 from fuseo1_kernels.methods.sce import sce_params
@@ -312,12 +313,20 @@ class FakeKernels:
     def pack_params(self, params: FuseParams) -> bytes:
         return json.dumps(asdict(params)).encode().ljust(self.params_bytes, b"\0")
 
-    def unpack_result(self, raw: bytes, targets: int) -> tuple[SurveyResult, int]:
+    def unpack_result(self, raw: bytes, targets: int) -> tuple[SceResult, int]:
         found = _decode(raw)
-        none = SurveyResult(0, 0, NOTHING, -1, 0, (0.0,) * targets, (0,) * (targets + 2))
+        none = SceResult(
+            nonzero=0,
+            selected=0,
+            threshold=NOTHING,
+            tie_limit=-1,
+            passes=0,
+            energy=(0.0,) * targets,
+            nonfinite=(0,) * (targets + 2),
+        )
         fields = found.get("survey", _fields(none))
         fields |= {name: tuple(fields[name]) for name in ("energy", "nonfinite")}
-        return SurveyResult(**fields), found.get("written", 0)
+        return SceResult(**fields), found.get("written", 0)
 
 
 class Enqueued:

@@ -11,9 +11,10 @@ import torch
 from gpu_data import KINDS, constant, halves, tied, tuned, two_values
 from tensors import BF16, DTYPES, FP16, FP32, assert_same_bits
 
-from fuseo1_kernels.backends.contract import FuseParams, SurveyResult
+from fuseo1_kernels.backends.contract import FuseParams
 from fuseo1_kernels.backends.interface import GpuBackend
 from fuseo1_kernels.backends.registry import load_backend
+from fuseo1_kernels.backends.results import SurveyResult
 from fuseo1_kernels.errors import BackendError
 from fuseo1_kernels.in_memory.ops import as_array as array
 from fuseo1_kernels.methods.sce import sce_params

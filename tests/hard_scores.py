@@ -9,7 +9,7 @@ from functools import cache
 import torch
 
 from fuseo1_kernels import survey
-from fuseo1_kernels.backends.contract import SurveyResult
+from fuseo1_kernels.backends.results import SurveyResult
 
 N = 70_001  # more than a segment, sampled, odd
 

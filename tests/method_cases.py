@@ -10,8 +10,8 @@ import torch
 from models import Family, State, base_state, make_family, tuned
 from tensors import BF16, FP16, FP32
 
-from fuseo1_kernels.backends.contract import SurveyResult
 from fuseo1_kernels.backends.registry import load_backend
+from fuseo1_kernels.backends.results import SurveyResult
 from fuseo1_kernels.in_memory.ops import as_array, as_arrays
 from fuseo1_kernels.methods import METHODS
 from fuseo1_kernels.methods.rule import ByColumn, ByRow, TensorSpec

@@ -8,7 +8,8 @@ import torch
 from tensors import BF16, FP16, FP32, siblings
 
 from fuseo1_kernels import fuse, survey
-from fuseo1_kernels.backends.contract import FuseParams, SurveyResult
+from fuseo1_kernels.backends.contract import FuseParams
+from fuseo1_kernels.backends.results import SurveyResult
 
 MIXED = (BF16, FP32, FP16)
 

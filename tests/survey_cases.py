@@ -21,7 +21,6 @@ from tensors import (
 )
 
 from fuseo1_kernels.backends.contract import (
-    NOTHING,
     Band,
     Clamp,
     Draw,
@@ -30,9 +29,15 @@ from fuseo1_kernels.backends.contract import (
     Norms,
     Request,
     Select,
-    SurveyResult,
 )
 from fuseo1_kernels.backends.registry import load_backend
+from fuseo1_kernels.backends.results import (
+    Counts,
+    GramResult,
+    MagnitudesResult,
+    NormsResult,
+    SurveyResult,
+)
 from fuseo1_kernels.in_memory.ops import as_arrays
 
 Make = Callable[..., list[torch.Tensor]]
@@ -81,20 +86,16 @@ def expected(
     tensors: Sequence[torch.Tensor], request: Request, exact: Widened | None = None
 ) -> SurveyResult:
     exact = exact or widen(tensors)
-    found = SurveyResult(-1, -1, NOTHING, -1, 1, (), exact.nonfinite)
-    fields = {**vars(found)}
+    counts = Counts(passes=1, nonfinite=exact.nonfinite)
     if isinstance(request, Magnitudes):
-        fields["cuts"] = tuple(
-            tuple(cut_after(x, rank) for rank in ranks)
-            for x, ranks in zip(exact.d, request.ranks, strict=True)
-        )
-    elif isinstance(request, Norms):
-        fields["norms"] = tuple(
-            norm_pair(x, select) for x, select in zip(exact.d, request.selects, strict=True)
-        )
-    elif isinstance(request, Gram):
-        fields["gram"] = gram_matrix(exact.inputs if request.of_inputs else exact.d)
-    return SurveyResult(**fields)
+        by_target = zip(exact.d, request.ranks, strict=True)
+        cuts = tuple(tuple(cut_after(x, rank) for rank in ranks) for x, ranks in by_target)
+        return MagnitudesResult(**counts, cuts=cuts)
+    if isinstance(request, Norms):
+        by_select = zip(exact.d, request.selects, strict=True)
+        return NormsResult(**counts, norms=tuple(norm_pair(x, s) for x, s in by_select))
+    assert isinstance(request, Gram)
+    return GramResult(**counts, gram=gram_matrix(exact.inputs if request.of_inputs else exact.d))
 
 
 def requests_of(tensors: Sequence[torch.Tensor], exact: Widened) -> list[Request]:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from fuseo1_kernels.backends import _cpu
-from fuseo1_kernels.backends.contract import SurveyResult
 from fuseo1_kernels.backends.registry import load_backend
+from fuseo1_kernels.backends.results import SurveyResult
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 DTYPES = (BF16, FP16, FP32)

@@ -36,10 +36,10 @@ from fuseo1_kernels.backends.contract import (
     Norms,
     Request,
     RowFactors,
-    SurveyResult,
 )
 from fuseo1_kernels.backends.interface import FileRange
 from fuseo1_kernels.backends.registry import load_backend
+from fuseo1_kernels.backends.results import SurveyResult
 from fuseo1_kernels.errors import BackendError
 from fuseo1_kernels.in_memory.ops import as_array, as_arrays
 from fuseo1_kernels.methods.arcee_fusion import ArceeFusion, _reaching

@@ -19,10 +19,10 @@ from fuseo1_kernels.backends.contract import (
     Magnitudes,
     Norms,
     Request,
-    SurveyResult,
 )
 from fuseo1_kernels.backends.interface import Surveyor
 from fuseo1_kernels.backends.registry import load_backend
+from fuseo1_kernels.backends.results import SurveyResult
 from fuseo1_kernels.in_memory.ops import as_arrays
 
 N = 70_001

@@ -16,7 +16,7 @@ from fake_gpu import FakeDevice
 
 from fuseo1_kernels import MergeError
 from fuseo1_kernels.backends.arrays import BY_NAME, DType
-from fuseo1_kernels.backends.contract import SurveyResult
+from fuseo1_kernels.backends.results import SceResult
 from fuseo1_kernels.engine.devices import parse_devices
 from fuseo1_kernels.engine.gpu.device import explained
 from fuseo1_kernels.engine.gpu.layout import Layout, TensorRequest, footprint
@@ -162,7 +162,9 @@ def job(numel: int, *dtypes: DType, rule: Rule = SCE) -> Any:
     )
 
 
-KEPT = SurveyResult(0, 0, 0, -1, 0, (1.0,), (0, 0, 0))
+KEPT = SceResult(
+    nonzero=0, selected=0, threshold=0, tie_limit=-1, passes=0, energy=(1.0,), nonfinite=(0, 0, 0)
+)
 
 
 @pytest.mark.parametrize("most", [256, 512, 4096, 1 << 20])

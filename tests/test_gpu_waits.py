@@ -10,10 +10,10 @@ from emulated import load_emulated
 from tensors import BF16, FP16, FP32, assert_same_bits, siblings
 
 from fuseo1_kernels import ResidentSurveys, merge_state_dicts, merge_tensors
-from fuseo1_kernels.backends.contract import SurveyResult
 from fuseo1_kernels.backends.cuda.backend import CudaBackend
 from fuseo1_kernels.backends.interface import OnDevice
 from fuseo1_kernels.backends.registry import load_backend
+from fuseo1_kernels.backends.results import SurveyResult
 from fuseo1_kernels.errors import MergeError
 from fuseo1_kernels.in_memory import tensor_merge
 

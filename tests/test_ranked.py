@@ -16,19 +16,12 @@ from tensors import BF16, FP16, FP32, bits, denormals_flushed
 
 from fuseo1_kernels.backends import _cpu
 from fuseo1_kernels.backends.arrays import Buffer
-from fuseo1_kernels.backends.contract import (
-    Draw,
-    FuseParams,
-    Norms,
-    Ranked,
-    Select,
-    SurveyResult,
-    step_of,
-)
+from fuseo1_kernels.backends.contract import Draw, FuseParams, Norms, Ranked, Select, step_of
 from fuseo1_kernels.backends.cpu import native_select
 from fuseo1_kernels.backends.interface import FileRange
 from fuseo1_kernels.backends.reference.philox import words
 from fuseo1_kernels.backends.registry import load_backend
+from fuseo1_kernels.backends.results import SurveyResult
 from fuseo1_kernels.errors import BackendError
 from fuseo1_kernels.in_memory.ops import as_array, as_arrays
 

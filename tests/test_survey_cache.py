@@ -13,8 +13,8 @@ from models import Family, base_state, done, make_family, merge_json, run, tuned
 from tensors import BF16
 
 from fuseo1_kernels import MergeResult, ResidentSurveys, merge_checkpoints, merge_state_dicts
-from fuseo1_kernels.backends.contract import SurveyResult
 from fuseo1_kernels.backends.cpu import CpuBackend
+from fuseo1_kernels.backends.results import SceResult
 from fuseo1_kernels.checkpoint.loader import open_source
 from fuseo1_kernels.checkpoint.records import encode_record
 from fuseo1_kernels.checkpoint.source import Source
@@ -267,7 +267,15 @@ def test_a_cache_that_cannot_be_written(family: Family, tmp_path: Path) -> None:
         [name, *_] = base.tensors
         x = Input(base, base.tensors[name])
         job = Job(name, x.info.shape, x.dtype, (x, x), Sce(1.0, "fuseo1", 1))
-        survey = SurveyResult(-1, 1, 0, 0, 1, (1.0,), (0, 0, 0))
+        survey = SceResult(
+            nonzero=-1,
+            selected=1,
+            threshold=0,
+            tie_limit=0,
+            passes=1,
+            energy=(1.0,),
+            nonfinite=(0, 0, 0),
+        )
         for _ in range(2):
             cache.keep(job, [(1.0, survey)])
         assert cache.look_up(job, 1.0)[1] == []

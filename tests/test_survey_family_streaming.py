@@ -28,9 +28,10 @@ from tensors import (
 )
 
 from fuseo1_kernels.backends.arrays import Buffer
-from fuseo1_kernels.backends.contract import Magnitudes, SurveyResult
+from fuseo1_kernels.backends.contract import Magnitudes
 from fuseo1_kernels.backends.interface import FileRange, Surveyor
 from fuseo1_kernels.backends.registry import load_backend
+from fuseo1_kernels.backends.results import SurveyResult
 from fuseo1_kernels.in_memory.ops import as_arrays
 
 

@@ -13,10 +13,10 @@ from tensors import BF16, FP16, FP32, learned, siblings
 from fuseo1_kernels import survey
 from fuseo1_kernels.backends import _cpu
 from fuseo1_kernels.backends.arrays import Array, Buffer
-from fuseo1_kernels.backends.contract import SurveyResult
 from fuseo1_kernels.backends.cpu import CpuBackend
 from fuseo1_kernels.backends.interface import Surveyor
 from fuseo1_kernels.backends.registry import load_backend
+from fuseo1_kernels.backends.results import SceResult, SurveyResult
 from fuseo1_kernels.errors import BackendError
 from fuseo1_kernels.in_memory.ops import as_arrays
 
@@ -115,7 +115,7 @@ def test_threads_change_nothing(cpu: str, threads: int) -> None:
         for max_bytes in (0, 1 << 20, UNLIMITED):
             native = _cpu.Survey(3, N, 0.37, max_bytes)
             native.run(operands(tensors), threads)
-            assert learned(SurveyResult(**native.result())) == learned(expected(tensors, 0.37))
+            assert learned(SceResult(**native.result())) == learned(expected(tensors, 0.37))
 
 
 @pytest.mark.parametrize("numel", [1, 255, 256, 257, 4097, 65537])
@@ -129,7 +129,15 @@ def test_every_length_of_the_last_chunk(backend: str, numel: int) -> None:
 def test_an_empty_tensor(cpu: str) -> None:
     surveyor = load_backend(cpu).surveyor(2, 0, 0.5, 1, 1 << 20)
     assert surveyor.done
-    assert surveyor.result() == SurveyResult(-1, 0, 0x7FFFFFFF, -1, 0, (0.0, 0.0), (0, 0, 0, 0))
+    assert surveyor.result() == SceResult(
+        nonzero=-1,
+        selected=0,
+        threshold=0x7FFFFFFF,
+        tie_limit=-1,
+        passes=0,
+        energy=(0.0, 0.0),
+        nonfinite=(0, 0, 0, 0),
+    )
 
 
 # --- the exact path: what the one read cannot settle ---
@@ -142,7 +150,7 @@ def operands(tensors: list[torch.Tensor]) -> list[tuple[int, int]]:
 def native_survey(tensors: list[torch.Tensor], topk: float, max_bytes: int) -> SurveyResult:
     native = _cpu.Survey(len(tensors) - 1, tensors[0].numel(), topk, max_bytes)
     native.run(operands(tensors), 2)
-    return SurveyResult(**native.result())
+    return SceResult(**native.result())
 
 
 @pytest.mark.parametrize("topk", [1e-5, 0.1, 0.5, 0.999])
@@ -187,7 +195,7 @@ def test_the_exact_path_in_chunks_without_a_sample(cpu: str, limit: int) -> None
             for start, parts in chunks(as_arrays(tensors), 4352, random.Random(1)):
                 native.update([(a.address, a.dtype.abi) for a in parts], start, parts[0].numel, 2)
             native.end_pass()
-        assert learned(SurveyResult(**native.result())) == learned(expected(tensors, 0.4))
+        assert learned(SceResult(**native.result())) == learned(expected(tensors, 0.4))
 
 
 def test_candidates_in_lent_memory(cpu: str) -> None:
@@ -266,7 +274,7 @@ def test_a_sample_in_several_parts(cpu: str) -> None:
     native.end_pass()
     native.update(operands(tensors), 0, N, 1)
     native.end_pass()
-    result = SurveyResult(**native.result())
+    result = SceResult(**native.result())
     assert learned(result) == learned(expected(tensors, 0.3)) and result.passes == 1
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from ..errors import BackendError
@@ -209,43 +209,3 @@ SURVEY_BYTES = 128 << 20
 
 #: Most targets of one merge (FUSEO1_MAX_TARGETS).
 MAX_TARGETS = 64
-
-
-@dataclass(frozen=True)
-class SurveyResult:
-    """What `survey` learns of a tensor; csrc/include/fuseo1/survey.h defines every field.
-
-    Attributes:
-        nonzero: elements whose score is not 0; -1 where no score is needed (select_topk 0 or 1).
-        selected: k, how many elements are selected.
-        threshold: fp32 bits of the lowest selected score.
-        tie_limit: flat index of the last element selected at exactly that score.
-        passes: reads of the whole tensor; more than 1 says that the exact path was needed.
-        energy: sum of squares of each task vector over the selected elements.
-        nonfinite: counts of non-finite elements: base, each target, overflows of finite inputs.
-        cuts: of Magnitudes: by target, by rank.
-        norms: of Norms: by target, the sums of |d| over all elements and over the selected ones.
-        gram: of Gram: the matrix, row by row.
-        divergences: of Divergences: fp32, one a row, as in RowFactors.
-        kept: of Norms: by target what chance has decided, where there was memory for it; or empty.
-
-    What answers another request is empty, -1, or NOTHING.
-    """
-
-    nonzero: int
-    selected: int
-    threshold: int
-    tie_limit: int
-    passes: int
-    energy: tuple[float, ...]
-    nonfinite: tuple[int, ...]
-    cuts: tuple[tuple[Cut, ...], ...] = ()
-    norms: tuple[tuple[float, float], ...] = ()
-    gram: tuple[tuple[float, ...], ...] = ()
-    divergences: bytes = b""
-    kept: tuple[Kept | None, ...] = field(default=(), compare=False)
-
-    @property
-    def lasting(self) -> SurveyResult:
-        """Without what lies in memory."""
-        return replace(self, kept=())

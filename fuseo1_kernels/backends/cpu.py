@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from itertools import islice
 
 from ..errors import BackendError
 from . import _cpu
 from .arrays import Array, Buffer
 from .contract import (
-    NOTHING,
     SURVEY_BYTES,
     Band,
     Clamp,
@@ -29,11 +27,19 @@ from .contract import (
     Request,
     RowFactors,
     Select,
-    SurveyResult,
     check_rows,
     kept_bytes,
 )
 from .interface import FileRange, InputUnreadable
+from .results import (
+    Counts,
+    DivergencesResult,
+    GramResult,
+    MagnitudesResult,
+    NormsResult,
+    SceResult,
+    SurveyResult,
+)
 
 _ELECT: dict[Elect, int] = {
     "sum": _cpu.ELECT_SUM,
@@ -141,22 +147,22 @@ def _answer(survey: _cpu.Survey, request: Request, room: Buffer | None) -> Surve
     """`room`: what was lent."""
     found = survey.result()
     if not isinstance(request, Magnitudes | Norms | Gram | Divergences):
-        return SurveyResult(**found)
-    learned = SurveyResult(-1, -1, NOTHING, -1, found["passes"], (), found["nonfinite"])
+        return SceResult(**found)
+    counts = Counts(passes=found["passes"], nonfinite=found["nonfinite"])
     if isinstance(request, Magnitudes):
         cuts = iter([Cut(*cut) for cut in survey.cuts()])
-        return replace(learned, cuts=tuple(tuple(islice(cuts, len(r))) for r in request.ranks))
+        by_target = tuple(tuple(islice(cuts, len(ranks))) for ranks in request.ranks)
+        return MagnitudesResult(**counts, cuts=by_target)
     if isinstance(request, Divergences):
-        return replace(learned, divergences=survey.divergences_of())
+        return DivergencesResult(**counts, divergences=survey.divergences_of())
     sums = iter(survey.sums())
     if isinstance(request, Norms):
         kept = tuple(Kept(address, room) if address else None for address in survey.kept())
-        return replace(
-            learned, norms=tuple(zip(sums, sums, strict=True)), kept=kept if any(kept) else ()
-        )
+        norms = tuple(zip(sums, sums, strict=True))
+        return NormsResult(**counts, norms=norms, kept=kept if any(kept) else ())
     vectors = len(found["nonfinite"]) - 2 + request.of_inputs
     gram = tuple(tuple(islice(sums, vectors)) for _ in range(vectors))
-    return replace(learned, gram=gram)
+    return GramResult(**counts, gram=gram)
 
 
 def _room_to_keep(request: Request, numel: int, most: int) -> Buffer | None:

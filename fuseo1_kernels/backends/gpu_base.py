@@ -8,8 +8,9 @@ import torch
 
 from ..errors import BackendError
 from .arrays import Array
-from .contract import SURVEY_BYTES, FuseParams, Request, RowFactors, SurveyResult
+from .contract import SURVEY_BYTES, FuseParams, Request, RowFactors
 from .interface import GpuBackend, OnDevice, Room
+from .results import SceResult, SurveyResult
 
 # torch's allocator rounds up to multiples of it.
 _UNIT = 512
@@ -37,11 +38,11 @@ class OnGpu(GpuBackend):
         self.enqueue_fuse(inputs, survey, out, offset)
         return self.result(survey)[1]
 
-    def result(self, survey: OnDevice) -> tuple[SurveyResult, int]:
+    def result(self, survey: OnDevice) -> tuple[SceResult, int]:
         [only] = self.results(survey)
         return only
 
-    def results(self, surveys: OnDevice) -> list[tuple[SurveyResult, int]]:
+    def results(self, surveys: OnDevice) -> list[tuple[SceResult, int]]:
         """`result` of every tensor of a launch."""
         raw, size = surveys.result.cpu().numpy().tobytes(), self.result_bytes
         found = []

@@ -8,12 +8,13 @@ from typing import Any, Protocol, TypeGuard
 
 from .arrays import Array, Buffer, DType
 from .contract import NOTHING as NOTHING
-from .contract import SURVEY_BYTES, SurveyResult
+from .contract import SURVEY_BYTES
 from .contract import Cut as Cut
 from .contract import FuseParams as FuseParams
 from .contract import Kept as Kept
 from .contract import Request as Request
 from .contract import Select as Select
+from .results import SceResult, SurveyResult
 
 
 @dataclass(frozen=True)
@@ -182,13 +183,13 @@ class GpuBackend(Ops, Protocol):
     def from_numbers(self, params: Any) -> OnDevice:
         """Parameters in that layout as fuse takes them; the result is all 0."""
 
-    def result(self, survey: OnDevice) -> tuple[SurveyResult, int]:
+    def result(self, survey: OnDevice) -> tuple[SceResult, int]:
         """Wait for what was enqueued: the survey, and how many outputs were infinite or NaN."""
 
     def pack_params(self, params: FuseParams) -> bytes:
         """What `enqueue_fuse` wants in `OnDevice.params`; its `result` is zeros then."""
 
-    def unpack_result(self, raw: bytes, targets: int) -> tuple[SurveyResult, int]:
+    def unpack_result(self, raw: bytes, targets: int) -> tuple[SceResult, int]:
         """As `result`, from the bytes of `OnDevice.result`."""
 
 
@@ -208,7 +209,7 @@ class SmallBackend(GpuBackend, Protocol):
     ) -> OnDevice:
         """Survey and fuse tensors of as many targets each."""
 
-    def results(self, surveys: OnDevice) -> list[tuple[SurveyResult, int]]:
+    def results(self, surveys: OnDevice) -> list[tuple[SceResult, int]]:
         """`result` of every tensor of a launch."""
 
 

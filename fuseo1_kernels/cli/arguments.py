@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from ..backends.registry import BACKENDS, GPU_BACKENDS
-from ..methods import NONFINITE
+from ..methods.nonfinite import NONFINITE
 from ..version import __version__
 
 if TYPE_CHECKING:

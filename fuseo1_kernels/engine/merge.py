@@ -15,7 +15,7 @@ from ..checkpoint.sink import Sink
 from ..config.load import as_config
 from ..config.schema import MergeConfig
 from ..errors import MergeError
-from ..methods import NONFINITE
+from ..methods.nonfinite import check_nonfinite
 from ..methods.parameters import check_seed
 from ..plan.fingerprint import digest, fingerprint
 from ..plan.models import directories, open_lender, open_sources
@@ -82,8 +82,7 @@ def merge_checkpoints(
     parsed = as_config(config)
     check_sizes(max_memory=max_memory, shard_size=shard_size)
     executor = choose_executor(backend, device, max_gpu_memory)
-    if nonfinite not in NONFINITE:
-        raise MergeError(f"nonfinite: must be {' or '.join(NONFINITE)}, not {nonfinite!r}")
+    check_nonfinite(nonfinite)
     if survey_topk and parsed.merge_method != "sce":
         raise MergeError(f"survey_topk: {parsed.merge_method} has no select_topk; leave it out")
     if survey_topk and survey_cache is None:

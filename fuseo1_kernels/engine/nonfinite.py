@@ -1,4 +1,4 @@
-"""Whose fault it is that a tensor must not be merged: errors that name the tensor, and the model."""
+"""Errors about non-finite elements in a merge of files: they name the model and the tensor."""
 
 from __future__ import annotations
 
@@ -6,43 +6,48 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from ..backends.contract import Norms, SurveyResult
+from ..backends.contract import Norms
 from ..errors import CheckpointError, MergeError
+from ..methods.nonfinite import NonfiniteGuard, count_request
 from ..plan.job import Job
 
 T = TypeVar("T")
 
 
-def to_blame(job: Job, inputs: Sequence[T]) -> tuple[Job, Sequence[T], Norms]:
-    """The job, the inputs and the request of a survey that tells whose elements are not finite, if none was asked for.
+class JobGuard(NonfiniteGuard):
+    """Decides on the non-finite elements of one job."""
 
-    It wants a target: a single input is taken twice.
+    def __init__(self, mode: str, job: Job) -> None:
+        super().__init__(mode)
+        self._job = job
+
+    def refuse_inputs(self, counts: Sequence[int]) -> None:
+        *by_model, overflows = counts
+        # A method without a base may merge one input, which is surveyed as base and as target.
+        for x, count in zip(self._job.inputs, by_model, strict=False):
+            if count:
+                raise CheckpointError(
+                    f"model {x.source.name}, tensor {x.info.name}: {count} NaN or infinite elements; mend the "
+                    "checkpoint, or go on with --nonfinite propagate, which makes those elements NaN"
+                )
+        if overflows:
+            raise MergeError(
+                f"tensor {self._job.name}: at {overflows} elements the difference to model "
+                f"{self._job.inputs[0].source.name} overflows fp32"
+            )
+
+    def refuse_overflow(self, written: int) -> None:
+        raise MergeError(
+            f"tensor {self._job.name}: {written} merged elements overflow {self._job.dtype.name}; choose a wider "
+            "dtype in the config"
+        )
+
+
+def counted_inputs(job: Job, inputs: Sequence[T]) -> tuple[Job, Sequence[T], Norms]:
+    """Return job, inputs and request of a survey that counts the inputs' non-finite elements.
+
+    A survey needs a target: a single input is taken twice.
     """
     if len(inputs) == 1:
         job, inputs = replace(job, inputs=job.inputs * 2), [*inputs, *inputs]
-    return job, inputs, Norms((None,) * (len(inputs) - 1))
-
-
-def refuse_nonfinite(job: Job, survey: SurveyResult) -> None:
-    """Raise MergeError, naming model and tensor, if the survey found an element that must not be merged."""
-    *by_model, overflows = survey.nonfinite
-    for x, count in zip(job.inputs, by_model, strict=True):
-        if count:
-            raise CheckpointError(
-                f"model {x.source.name}, tensor {x.info.name}: {count} NaN or infinite elements; mend the "
-                "checkpoint, or go on with --nonfinite propagate, which makes those elements NaN"
-            )
-    if overflows:
-        raise MergeError(
-            f"tensor {job.name}: at {overflows} elements the difference to model {job.inputs[0].source.name} "
-            "overflows fp32"
-        )
-
-
-def refuse_overflow(job: Job, count: int) -> None:
-    """Raise MergeError, naming the tensor, if so many merged elements are infinite or NaN."""
-    if count:
-        raise MergeError(
-            f"tensor {job.name}: {count} merged elements overflow {job.dtype.name}; choose a wider "
-            "dtype in the config"
-        )
+    return job, inputs, count_request(len(inputs))

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ..backends.contract import Cut, Request, SurveyResult
+from ..backends.contract import Cut, Request
+from ..backends.results import (
+    DivergencesResult,
+    GramResult,
+    MagnitudesResult,
+    NormsResult,
+    SceResult,
+    SurveyResult,
+)
 from ..checkpoint.records import decode_records, encode_record
 from ..errors import OutputError
 from ..plan.fingerprint import digest
@@ -50,7 +58,7 @@ class SurveyCache:
         self._surveys: dict[str, SurveyResult] = {}
         self.problems: list[str] = []
         for record in decode_records(data):
-            with suppress(KeyError, TypeError):  # of another version
+            with suppress(KeyError, TypeError, ValueError):  # of another version
                 self._surveys[record["key"]] = _survey(record["survey"])
 
     @property
@@ -107,14 +115,38 @@ def _key(job: Job, request: Request) -> str:
     return digest([__version__, repr(request), job.numel, inputs])
 
 
+#: Result types by their names in the file.
+_KINDS: dict[str, type[SurveyResult]] = {
+    kind.__name__: kind
+    for kind in (SceResult, MagnitudesResult, NormsResult, GramResult, DivergencesResult)
+}
+
+#: Fields that JSON does not give back as they were, with what reads them.
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "nonfinite": tuple,
+    "energy": tuple,
+    "norms": lambda rows: tuple(map(tuple, rows)),
+    "gram": lambda rows: tuple(map(tuple, rows)),
+    "cuts": lambda rows: tuple(tuple(Cut(**cut) for cut in cuts) for cuts in rows),
+    "divergences": bytes.fromhex,
+}
+
+
 def _fields(survey: SurveyResult) -> dict[str, Any]:
-    fields = asdict(survey) | {"divergences": survey.divergences.hex()}
-    return {name: value for name, value in fields.items() if name != "kept"}
+    """The result in JSON's types. References to memory are left out."""
+    fields = {name: value for name, value in asdict(survey).items() if name != "kept"}
+    if isinstance(survey, DivergencesResult):
+        fields["divergences"] = survey.divergences.hex()
+    return {"kind": type(survey).__name__, **fields}
 
 
 def _survey(fields: dict[str, Any]) -> SurveyResult:
-    fields |= {name: tuple(fields[name]) for name in ("energy", "nonfinite")}
-    fields |= {name: tuple(map(tuple, fields[name])) for name in ("norms", "gram")}
-    fields["cuts"] = tuple(tuple(Cut(**cut) for cut in cuts) for cuts in fields["cuts"])
-    fields["divergences"] = bytes.fromhex(fields["divergences"])
-    return SurveyResult(**fields)
+    """The inverse. KeyError, TypeError or ValueError if `fields` are no result of this version."""
+    kind = _KINDS[fields["kind"]]
+    read = {name: _READERS.get(name, _same)(value) for name, value in fields.items()}
+    del read["kind"]
+    return kind(**read)
+
+
+def _same(value: Any) -> Any:
+    return value

@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from ..backends.contract import Request, SurveyResult
+from ..backends.contract import Request
+from ..backends.results import SurveyResult
 from ..checkpoint.journal import TensorRecord
 from ..errors import MergeError
 from ..plan.job import Input, Job
 from ..plan.plan import Plan
+from .nonfinite import JobGuard
 from .survey_cache import SurveyCache
 
 
@@ -56,6 +58,10 @@ class MergeContext:
         """Raise MergeError if the merge is to end."""
         if self.stop.is_set():
             raise MergeError("the merge was stopped")
+
+    def guard(self, job: Job) -> JobGuard:
+        """Decides on the non-finite elements of `job`."""
+        return JobGuard(self.nonfinite, job)
 
     def look_up(self, job: Job, request: Request) -> tuple[SurveyResult | None, list[Request]]:
         """The survey of `job` that is kept, if one is, and what to survey now, `request` first."""

@@ -6,13 +6,15 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import reduce
+from typing import overload
 
 import torch
 
 from ..backends.arrays import BY_NAME, Array, advise_huge_pages
-from ..backends.contract import MAX_TARGETS, FuseParams, Request, SurveyResult
+from ..backends.contract import MAX_TARGETS, FuseParams, Request
 from ..backends.interface import GpuBackend, OnDevice, Ops
 from ..backends.registry import load_backend, load_gpu_backend
+from ..backends.results import SceResult, SurveyResult
 from ..errors import ConfigError, MergeError
 from ..system import resolve_threads
 
@@ -20,6 +22,29 @@ _NAMES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "
 
 # From here on a new output gets memory of its own from the system, not reused memory.
 _HUGE = 4 << 20
+
+
+@overload
+def survey(
+    base: torch.Tensor,
+    targets: Sequence[torch.Tensor],
+    *,
+    select_topk: float = 1.0,
+    request: None = None,
+    backend: str = "auto",
+    threads: int | None = None,
+) -> SceResult: ...
+
+
+@overload
+def survey(
+    base: torch.Tensor,
+    targets: Sequence[torch.Tensor],
+    *,
+    request: Request,
+    backend: str = "auto",
+    threads: int | None = None,
+) -> SurveyResult: ...
 
 
 def survey(

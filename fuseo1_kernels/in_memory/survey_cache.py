@@ -6,7 +6,8 @@ from collections.abc import Hashable, Sequence
 
 import torch
 
-from ..backends.contract import Request, SurveyResult
+from ..backends.contract import Request
+from ..backends.results import SurveyResult
 
 
 class ResidentSurveys:

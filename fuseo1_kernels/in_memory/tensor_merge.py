@@ -11,13 +11,14 @@ from typing import Any
 import torch
 
 from ..backends.arrays import Array
-from ..backends.contract import Norms, Request, SurveyResult
+from ..backends.contract import Request
 from ..backends.interface import GpuBackend, OnDevice, Ops, can_enqueue, can_enqueue_small
+from ..backends.results import SceResult, SurveyResult
 from ..errors import MergeError
-from ..methods import NONFINITE
 from ..methods.method import Method
+from ..methods.nonfinite import NonfiniteGuard, check_nonfinite, count_request
 from ..methods.parameters import check_seed, resolve_method, resolve_parameters
-from ..methods.rule import ByColumn, ByVector, Rule, TensorSpec
+from ..methods.rule import ByColumn, ByVector, Rule, TensorSpec, learn
 from ..methods.sce import Sce
 from ..system import resolve_threads
 from .ops import (
@@ -35,6 +36,33 @@ from .ops import (
 from .survey_cache import ResidentSurveys
 
 
+class TensorGuard(NonfiniteGuard):
+    """Decides on the non-finite elements of one merge of tensors; `names` are the inputs' in errors, the base first."""
+
+    def __init__(self, mode: str, names: Sequence[str], dtype: torch.dtype) -> None:
+        super().__init__(mode)
+        self._names = names
+        self._dtype = dtype
+
+    def refuse_inputs(self, counts: Sequence[int]) -> None:
+        *by_model, overflows = counts
+        # A single input is surveyed as base and as target.
+        bad = [f"{name} has {n}" for name, n in zip(self._names, by_model, strict=False) if n]
+        if bad:
+            raise MergeError(
+                f"NaN or infinite elements: {', '.join(bad)}; "
+                'mend the checkpoint, or pass nonfinite="propagate" to go on'
+            )
+        if overflows:
+            raise MergeError(f"at {overflows} elements the task vectors overflow fp32")
+
+    def refuse_overflow(self, written: int) -> None:
+        raise MergeError(
+            f"{written} merged elements overflow {str(self._dtype).removeprefix('torch.')}; "
+            'choose a wider out_dtype, or nonfinite="propagate"'
+        )
+
+
 @dataclass
 class InMemoryMerge:
     """A merge of `tensors`, base first, to `result`: `check` makes it, then `start` and `finish` it, in this order.
@@ -50,13 +78,13 @@ class InMemoryMerge:
     rule: Rule
     backend: Ops
     threads: int
-    nonfinite: str
     surveys: ResidentSurveys | None
+    _guard: TensorGuard
     _inputs: list[Array]
     _is_new: bool  # the result: until it is written, surveys may use its memory
     _known: SurveyResult | None = None
     # Waits for what was enqueued: the survey, and how many outputs are not finite.
-    _found: Callable[[], tuple[SurveyResult, int]] | None = None
+    _found: Callable[[], tuple[SceResult, int]] | None = None
 
     @classmethod
     def check(
@@ -80,8 +108,7 @@ class InMemoryMerge:
         """The arguments are those of merge_tensors. Raises MergeError."""
         record = resolve_method(method)
         check_dtypes(dtype=dtype, out_dtype=out_dtype)
-        if nonfinite not in NONFINITE:
-            raise MergeError(f"nonfinite: must be one of {', '.join(NONFINITE)}, not {nonfinite!r}")
+        check_nonfinite(nonfinite)
         if ids is not None and len(ids) != len(tensors):
             raise MergeError(f"{len(ids)} ids for {len(tensors)} tensors")
         if ids is not None and len(set(map(str, ids))) < len(ids):
@@ -104,8 +131,8 @@ class InMemoryMerge:
             record.rule(values, target),
             backend_for(inputs, backend),
             resolve_threads(threads),
-            nonfinite,
             surveys,
+            TensorGuard(nonfinite, names, result.dtype),
             inputs,
             out is None,
         )
@@ -124,21 +151,17 @@ class InMemoryMerge:
         if can_enqueue(self.backend) and isinstance(self.rule, Sce):
             self._known = self._find(self.rule.select_topk)
             if self._known is not None:
-                self._refuse(self._known)
+                self._guard.check_survey(self._known)
             self.started(partial(self.backend.result, self._enqueue(self.backend, self.rule)))
             return
         with self._laid_out() as (inputs, out):
-            bad = sum(self._merge(*part) for part in self._parts(inputs, out))
-        if bad and self.nonfinite == "error":
-            self._refuse_inputs()
-        self._refuse_overflow(bad)
+            written = sum(self._merge(*part) for part in self._parts(inputs, out))
+        self._guard.check_output(written, (), self._count_nonfinite)
 
-    def _refuse_inputs(self) -> None:
-        """Whose fault it is that the result is not finite may not have been asked before."""
-        alone = len(self._inputs) == 1  # a survey wants a target
-        inputs = self._inputs * 2 if alone else self._inputs
-        found = self.backend.survey(inputs, Norms((None,) * (len(inputs) - 1)), self.threads)
-        _refuse_nonfinite(found.nonfinite[alone:], self.names)
+    def _count_nonfinite(self) -> SurveyResult:
+        """A survey of all inputs. It needs a target: a single input is taken twice."""
+        inputs = self._inputs * 2 if len(self._inputs) == 1 else self._inputs
+        return self.backend.survey(inputs, count_request(len(inputs)), self.threads)
 
     @contextmanager
     def _laid_out(self) -> Iterator[tuple[list[Array], Array]]:
@@ -162,12 +185,12 @@ class InMemoryMerge:
 
     def _merge(self, inputs: list[Array], out: Array) -> int:
         """Learn, then fuse; returns how many elements are infinity or NaN."""
-        learned: list[SurveyResult] = []
-        while (request := self.rule.request(learned)) is not None:
-            learned.append(self._survey(inputs, request, out))
+        learned = learn(
+            self.rule, lambda request: self._survey(inputs, request, out), self._guard.check_survey
+        )
         return self.backend.fuse(inputs, self.rule.params(learned), out, 0, self.threads)
 
-    def started(self, found: Callable[[], tuple[SurveyResult, int]]) -> None:
+    def started(self, found: Callable[[], tuple[SceResult, int]]) -> None:
         """It was enqueued; `found` waits. Copies of what was not contiguous go back to the stream's memory."""
         self._inputs, self._found = [], found
 
@@ -175,13 +198,13 @@ class InMemoryMerge:
         """Wait for a GPU, if anything is to be learned of it. Raises MergeError."""
         if self._found is None:
             return
-        if self.nonfinite == "propagate" and (self.surveys is None or self._known is not None):
+        if not self._guard.refuses and (self.surveys is None or self._known is not None):
             return
         survey, written = self._found()
         if self._known is None:
             self._keep(self._sce.select_topk, survey)
-            self._refuse(survey)
-        self._refuse_overflow(written)
+            self._guard.check_survey(survey)
+        self._guard.check_output(written, [survey], lambda: survey)
 
     @property
     def _sce(self) -> Sce:
@@ -223,7 +246,6 @@ class InMemoryMerge:
             survey = self.backend.survey(inputs, request, self.threads, lent=lent)
             if whole:
                 self._keep(request, survey)
-        self._refuse(survey)
         return survey
 
     def _find(self, request: Request) -> SurveyResult | None:
@@ -232,17 +254,6 @@ class InMemoryMerge:
     def _keep(self, request: Request, survey: SurveyResult) -> None:
         if self.surveys is not None:
             self.surveys.keep(self.tensors, request, survey)
-
-    def _refuse(self, survey: SurveyResult) -> None:
-        if self.nonfinite == "error":
-            _refuse_nonfinite(survey.nonfinite, self.names)
-
-    def _refuse_overflow(self, written: int) -> None:
-        if written and self.nonfinite == "error":
-            raise MergeError(
-                f"{written} merged elements overflow {str(self.result.dtype).removeprefix('torch.')}; "
-                'choose a wider out_dtype, or nonfinite="propagate"'
-            )
 
 
 def start_together(merges: Sequence[InMemoryMerge]) -> None:
@@ -263,8 +274,8 @@ def start_together(merges: Sequence[InMemoryMerge]) -> None:
 
 
 def _result(
-    results: Callable[[], list[tuple[SurveyResult, int]]], number: int
-) -> tuple[SurveyResult, int]:
+    results: Callable[[], list[tuple[SceResult, int]]], number: int
+) -> tuple[SceResult, int]:
     return results()[number]
 
 
@@ -282,15 +293,3 @@ def _order(method: Method, tensors: int, base_index: int | None) -> list[int]:
     if not method.takes(merged):
         raise MergeError(f"{method.name} merges {method.counts}, not {merged}")
     return order
-
-
-def _refuse_nonfinite(counts: Sequence[int], names: Sequence[str]) -> None:
-    *by_model, overflows = counts
-    bad = [f"{name} has {n}" for name, n in zip(names, by_model, strict=True) if n]
-    if bad:
-        raise MergeError(
-            f"NaN or infinite elements: {', '.join(bad)}; "
-            'mend the checkpoint, or pass nonfinite="propagate" to go on'
-        )
-    if overflows:
-        raise MergeError(f"at {overflows} elements the task vectors overflow fp32")

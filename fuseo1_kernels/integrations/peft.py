@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from ..backends.contract import NONE, Band, Draw, FuseParams, Magnitudes, Select
+from ..backends.results import MagnitudesResult, expect
 from ..errors import MergeError
 from ..in_memory.ops import fuse, survey
 from ..methods.task_arithmetic import draw_key
@@ -234,7 +235,7 @@ def _largest(tensors: Sequence[torch.Tensor], density: float) -> tuple[Select, .
         request=Magnitudes((ranks,) * len(tensors)),
         threads=torch.get_num_threads(),
     )
-    return tuple(Band(keep=cut) for (cut,) in learned.cuts)
+    return tuple(Band(keep=cut) for (cut,) in expect(MagnitudesResult, learned).cuts)
 
 
 def _drawn(tensors: Sequence[torch.Tensor], density: float) -> tuple[Select, ...]:

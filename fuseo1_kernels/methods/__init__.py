@@ -16,7 +16,6 @@ from .task_arithmetic import TASK_ARITHMETIC
 
 __all__ = [
     "METHODS",
-    "NONFINITE",
     "NOT_YET",
     "ByColumn",
     "ByRow",
@@ -28,9 +27,6 @@ __all__ = [
     "TensorSpec",
     "Values",
 ]
-
-#: What NaN and infinite elements do to a merge.
-NONFINITE = ("error", "propagate")
 
 METHODS: dict[str, Method] = {
     m.name: m

@@ -23,8 +23,8 @@ from ..backends.contract import (
     Magnitudes,
     Request,
     RowFactors,
-    SurveyResult,
 )
+from ..backends.results import DivergencesResult, MagnitudesResult, SurveyResult, expect
 from .method import Values, method
 from .rule import TensorSpec
 
@@ -53,12 +53,13 @@ class ArceeFusion:
     def params(self, learned: Sequence[SurveyResult]) -> FuseParams:
         selects: tuple[Band, ...] = ()
         if learned:
-            q1, median, q3 = (_number(cut.threshold) for cut in learned[1].cuts[0])
+            [cuts] = expect(MagnitudesResult, learned[1]).cuts
+            q1, median, q3 = (_number(cut.threshold) for cut in cuts)
             selects = (Band(_reaching(median + 1.5 * (q3 - q1)), rows=self._rows(learned)),)
         return FuseParams((1.0,), elect="none", divisor=1.0, selects=selects)
 
     def _rows(self, learned: Sequence[SurveyResult]) -> RowFactors:
-        return RowFactors(self.row, learned[0].divergences)
+        return RowFactors(self.row, expect(DivergencesResult, learned[0]).divergences)
 
 
 def _number(bits: int) -> float:

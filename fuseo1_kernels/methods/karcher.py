@@ -16,7 +16,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..backends.contract import FuseParams, Gram, SurveyResult
+from ..backends.contract import FuseParams, Gram
+from ..backends.results import GramResult, SurveyResult, expect
 from .method import Parameter, Values, method
 from .rule import TensorSpec, combination
 from .sphere import (
@@ -50,7 +51,7 @@ class Karcher:
         return None if learned or self.models == 1 else Gram(of_inputs=True)
 
     def params(self, learned: Sequence[SurveyResult]) -> FuseParams:
-        return combination(self._factors(learned[0].gram) if learned else [1.0])
+        return combination(self._factors(expect(GramResult, learned[0]).gram) if learned else [1.0])
 
     def _factors(self, gram: GramMatrix) -> list[float]:
         n = self.models

@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..backends.contract import FuseParams, SurveyResult
+from ..backends.contract import FuseParams
+from ..backends.results import SurveyResult
 from ..errors import ConfigError
 from .method import Parameter, Values, method
 from .rule import LEAST_TOTAL, TensorSpec, combination, of

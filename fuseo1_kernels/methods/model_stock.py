@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from ..backends.contract import FuseParams, Gram, SurveyResult
+from ..backends.contract import FuseParams, Gram
+from ..backends.results import GramResult, SurveyResult, expect
 from .method import Parameter, Values, method
 from .rule import ByRow, Rule, TensorSpec
 from .sphere import as_cosine
@@ -32,7 +33,7 @@ class ModelStock:
         return None if learned else Gram()
 
     def params(self, learned: Sequence[SurveyResult]) -> FuseParams:
-        gram = learned[0].gram
+        gram = expect(GramResult, learned[0]).gram
         cosines = []
         for i, j in combinations(range(self.targets), 2):
             lengths = math.sqrt(gram[i][i]) * math.sqrt(gram[j][j])

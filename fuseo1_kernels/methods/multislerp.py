@@ -10,7 +10,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..backends.contract import FuseParams, Gram, SurveyResult
+from ..backends.contract import FuseParams, Gram
+from ..backends.results import GramResult, SurveyResult, expect
 from ..errors import ConfigError, MergeError
 from .method import Parameter, Values, method
 from .rule import LEAST_TOTAL, TensorSpec, combination, of
@@ -41,7 +42,7 @@ class MultiSlerp:
         return None if learned or single else Gram(of_inputs=not self.has_base)
 
     def params(self, learned: Sequence[SurveyResult]) -> FuseParams:
-        factors = self._factors(learned[0].gram) if learned else [1.0]
+        factors = self._factors(expect(GramResult, learned[0]).gram) if learned else [1.0]
         if self.has_base:
             return FuseParams(tuple(factors), elect="none", divisor=1.0)
         return combination(factors)

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..backends.contract import Clamp, FuseParams, SurveyResult
+from ..backends.contract import Clamp, FuseParams
+from ..backends.results import SurveyResult
 from .method import Parameter, Values, method
 from .rule import TensorSpec
 

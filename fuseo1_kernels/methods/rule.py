@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from ..backends.contract import FuseParams, Request, SurveyResult
+from ..backends.contract import FuseParams, Request
+from ..backends.results import SurveyResult
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,23 @@ class Rule(Protocol):
 
     def params(self, learned: Sequence[SurveyResult]) -> FuseParams:
         """What fuse applies, when everything was learned. Raises MergeError."""
+
+
+def learn(
+    rule: Rule,
+    survey: Callable[[Request], SurveyResult],
+    check: Callable[[SurveyResult], None],
+) -> list[SurveyResult]:
+    """Survey whatever `rule` requests, one request after the other.
+
+    `survey` answers a request. `check` sees each answer before the rule does, and raises if the merge must end.
+    """
+    learned: list[SurveyResult] = []
+    while (request := rule.request(learned)) is not None:
+        answer = survey(request)
+        check(answer)
+        learned.append(answer)
+    return learned
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..backends.contract import FuseParams, SurveyResult
+from ..backends.contract import FuseParams
+from ..backends.results import SceResult, SurveyResult, expect
 from .method import Parameter, Values, method
 from .rule import TensorSpec
 
@@ -28,10 +29,10 @@ class Sce:
         return None if learned else self.select_topk
 
     def params(self, learned: Sequence[SurveyResult]) -> FuseParams:
-        return sce_params(learned[0], self.numel, self.select_topk, self.variant)
+        return sce_params(expect(SceResult, learned[0]), self.numel, self.select_topk, self.variant)
 
 
-def sce_params(survey: SurveyResult, numel: int, select_topk: float, variant: str) -> FuseParams:
+def sce_params(survey: SceResult, numel: int, select_topk: float, variant: str) -> FuseParams:
     """Weights, divisor and mask of SCE (arXiv 2408.07990) from a tensor's survey.
 
     `fuseo1` is the authors' rule, which made the published models: the mask selects what counts for the

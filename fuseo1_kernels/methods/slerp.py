@@ -14,7 +14,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..backends.contract import FuseParams, Gram, SurveyResult
+from ..backends.contract import FuseParams, Gram
+from ..backends.results import GramResult, SurveyResult, expect
 from .method import Parameter, Values, method
 from .rule import ByRow, Rule, TensorSpec, by_column, combination
 from .sphere import ROUNDING, arc, as_cosine
@@ -36,7 +37,7 @@ class Slerp:
         return None if learned else Gram(of_inputs=True)
 
     def params(self, learned: Sequence[SurveyResult]) -> FuseParams:
-        (aa, ab), (_, bb) = learned[0].gram
+        (aa, ab), (_, bb) = expect(GramResult, learned[0]).gram
         lengths = [x if x > _LEAST_SLERP_LENGTH else 1.0 for x in (math.sqrt(aa), math.sqrt(bb))]
         cosine = as_cosine(ab / (lengths[0] * lengths[1]))
         if abs(cosine) > _NEARLY_PARALLEL:
@@ -60,7 +61,7 @@ class NuSlerp:
         return None if learned else Gram(of_inputs=not self.has_base)
 
     def params(self, learned: Sequence[SurveyResult]) -> FuseParams:
-        (aa, ab), (_, bb) = learned[0].gram
+        (aa, ab), (_, bb) = expect(GramResult, learned[0]).gram
         lengths = [max(math.sqrt(x), _LEAST_NUSLERP_LENGTH) for x in (aa, bb)]
         cosine = as_cosine(ab / (lengths[0] * lengths[1]))
         parallel = 1 - cosine * cosine <= (_LEAST_NUSLERP_SINE if cosine > 0 else ROUNDING) ** 2

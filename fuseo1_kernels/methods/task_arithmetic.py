@@ -20,13 +20,14 @@ from ..backends.contract import (
     Band,
     Draw,
     FuseParams,
+    Kept,
     Magnitudes,
     Norms,
     Ranked,
     Request,
     Select,
-    SurveyResult,
 )
+from ..backends.results import MagnitudesResult, NormsResult, SurveyResult, expect
 from ..errors import ConfigError
 from .method import Method, Parameter, Values, method
 from .rule import LEAST_TOTAL, TensorSpec
@@ -74,10 +75,12 @@ class TaskArithmetic:
 
     def params(self, learned: Sequence[SurveyResult]) -> FuseParams:
         weights = self.weights
+        kept: tuple[Kept | None, ...] = ()
         if self.rescale and any(self._sparse):
-            weights = tuple(
-                w * _rescaling(*norms) for w, norms in zip(weights, learned[-1].norms, strict=True)
-            )
+            survey = expect(NormsResult, learned[-1])
+            pairs = zip(weights, survey.norms, strict=True)
+            weights = tuple(w * _rescaling(*norms) for w, norms in pairs)
+            kept = survey.kept
         return FuseParams(
             weights,
             elect="weighted" if self.elects else "none",
@@ -85,7 +88,7 @@ class TaskArithmetic:
             shares=self.weights,
             scale=self.scale,
             selects=self._selects(learned) if any(self._sparse) else (),
-            kept=learned[-1].kept if learned else (),
+            kept=kept,
         )
 
     @property
@@ -115,7 +118,7 @@ class TaskArithmetic:
             elif self.keys:
                 selects.append(Draw(self.keys[i], int(density * 2**32)))
             else:
-                selects.append(Band(*learned[0].cuts[i]))
+                selects.append(Band(*expect(MagnitudesResult, learned[0]).cuts[i]))
         return tuple(selects)
 
 

@@ -18,10 +18,10 @@ from ..contract import (
     Norms,
     Request,
     Select,
-    SurveyResult,
 )
 from ..gpu_base import OnGpu, check_is_sce, check_output, device_of, taken, upload
 from ..interface import OnDevice, Room
+from ..results import SceResult, SurveyResult
 from .surveys import (
     NativeSelects,
     selects_sizes,
@@ -250,9 +250,9 @@ class CudaBackend(OnGpu):
         )
         return packed
 
-    def unpack_result(self, raw: bytes, targets: int) -> tuple[SurveyResult, int]:
+    def unpack_result(self, raw: bytes, targets: int) -> tuple[SceResult, int]:
         fields, written = self._kernels.unpack_result(raw, targets)
-        return SurveyResult(**fields), written
+        return SceResult(**fields), written
 
     def _operands(self, inputs: Sequence[Array], least: int = 1) -> list[tuple[int, int]]:
         self.check_inputs(inputs, least)

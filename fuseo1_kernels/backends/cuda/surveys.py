@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from itertools import islice
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -14,7 +13,6 @@ import torch
 from ...errors import BackendError
 from ..arrays import Array
 from ..contract import (
-    NOTHING,
     Band,
     Clamp,
     Cut,
@@ -27,10 +25,10 @@ from ..contract import (
     Request,
     RowFactors,
     Select,
-    SurveyResult,
     check_rows,
 )
 from ..gpu_base import check_factors, check_targets, device_of, upload
+from ..results import Counts, DivergencesResult, GramResult, MagnitudesResult, NormsResult
 
 if TYPE_CHECKING:
     from .. import _cuda
@@ -132,7 +130,7 @@ def _rows_of(select: Select) -> RowFactors | None:
 
 def survey_magnitudes(
     kernels: ModuleType, inputs: Sequence[Array], operands: Sequence[Operand], request: Magnitudes
-) -> SurveyResult:
+) -> MagnitudesResult:
     """Waits for the device."""
     targets, numel = len(inputs) - 1, inputs[0].numel
     check_targets(len(request.ranks), targets, "ranks")
@@ -151,16 +149,15 @@ def survey_magnitudes(
             result.data_ptr(),
             stream,
         )
-    learned, _ = _answer(kernels, result, 0, targets)
+    _, counts = _answer(kernels, result, 0, targets)
     all_cuts = iter([Cut(*cut) for cut in kernels.unpack_cuts(found.cpu().numpy().tobytes())])
-    return replace(
-        learned, cuts=tuple(tuple(islice(all_cuts, len(ranks))) for ranks in request.ranks)
-    )
+    cuts = tuple(tuple(islice(all_cuts, len(ranks))) for ranks in request.ranks)
+    return MagnitudesResult(**counts, cuts=cuts)
 
 
 def survey_norms(
     kernels: ModuleType, inputs: Sequence[Array], operands: Sequence[Operand], request: Norms
-) -> SurveyResult:
+) -> NormsResult:
     """Waits for the device."""
     targets, numel = len(inputs) - 1, inputs[0].numel
     check_targets(len(request.selects), targets, "selections")
@@ -176,13 +173,13 @@ def survey_norms(
             result.data_ptr(),
             stream,
         )
-    learned, sums = _answer(kernels, result, 2 * targets, targets)
-    return replace(learned, norms=tuple(zip(sums, sums, strict=True)))
+    sums, counts = _answer(kernels, result, 2 * targets, targets)
+    return NormsResult(**counts, norms=tuple(zip(sums, sums, strict=True)))
 
 
 def survey_gram(
     kernels: ModuleType, inputs: Sequence[Array], operands: Sequence[Operand], request: Gram
-) -> SurveyResult:
+) -> GramResult:
     """Waits for the device."""
     targets = len(inputs) - 1
     vectors = targets + request.of_inputs
@@ -196,14 +193,14 @@ def survey_gram(
             result.data_ptr(),
             stream,
         )
-    learned, sums = _answer(kernels, result, vectors * vectors, targets)
+    sums, counts = _answer(kernels, result, vectors * vectors, targets)
     gram = tuple(tuple(islice(sums, vectors)) for _ in range(vectors))
-    return replace(learned, gram=gram)
+    return GramResult(**counts, gram=gram)
 
 
 def survey_divergences(
     kernels: ModuleType, inputs: Sequence[Array], operands: Sequence[Operand], request: Divergences
-) -> SurveyResult:
+) -> DivergencesResult:
     """Waits for the device."""
     check_targets(1, len(inputs) - 1, "divergences")
     numel = inputs[0].numel
@@ -212,8 +209,8 @@ def survey_divergences(
         kernels.survey_divergences(
             operands, numel, request.row, found.data_ptr(), result.data_ptr(), stream
         )
-    learned, _ = _answer(kernels, result, 0, 1)
-    return replace(learned, divergences=found.cpu().numpy().tobytes())
+    _, counts = _answer(kernels, result, 0, 1)
+    return DivergencesResult(**counts, divergences=found.cpu().numpy().tobytes())
 
 
 def _room(inputs: Sequence[Array], work: int, *answers: int) -> list[torch.Tensor]:
@@ -227,10 +224,10 @@ def _room(inputs: Sequence[Array], work: int, *answers: int) -> list[torch.Tenso
 
 def _answer(
     kernels: ModuleType, result: torch.Tensor, sums: int, targets: int
-) -> tuple[SurveyResult, Iterator[float]]:
-    """What every such survey learns, and its sums, when the device is done."""
+) -> tuple[Iterator[float], Counts]:
+    """Wait for the device; return the survey's sums, and the fields of every result."""
     found, nonfinite, passes = kernels.unpack_sums(result.cpu().numpy().tobytes(), sums, targets)
-    return SurveyResult(-1, -1, NOTHING, -1, passes, (), tuple(nonfinite)), iter(found)
+    return iter(found), Counts(passes=passes, nonfinite=tuple(nonfinite))
 
 
 @contextmanager

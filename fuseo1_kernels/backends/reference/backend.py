@@ -13,8 +13,9 @@ import torch
 
 from ...errors import BackendError
 from ..arrays import Array, Buffer
-from ..contract import SURVEY_BYTES, FuseParams, Request, SurveyResult, step_of
+from ..contract import SURVEY_BYTES, FuseParams, Request, step_of
 from ..interface import FileRange, InputUnreadable
+from ..results import SurveyResult
 from .fuse import fuse_chunk
 from .surveys import survey_whole
 

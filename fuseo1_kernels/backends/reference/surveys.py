@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 
 from ..contract import (
     ALL,
     NONE,
-    NOTHING,
     Cut,
     Divergences,
     Magnitudes,
@@ -19,6 +17,14 @@ from ..contract import (
     Request,
     RowFactors,
     Select,
+)
+from ..results import (
+    Counts,
+    DivergencesResult,
+    GramResult,
+    MagnitudesResult,
+    NormsResult,
+    SceResult,
     SurveyResult,
 )
 from .divergences import divergences
@@ -33,21 +39,21 @@ def survey_whole(inputs: Sequence[torch.Tensor], request: Request) -> SurveyResu
     wide = [x.float() for x in inputs]
     d = task_vectors(wide)
     out = ~torch.isfinite(total(d))
-    passes, nonfinite = int(out.numel() > 0), _count_nonfinite(wide, out)
-    learned = SurveyResult(-1, -1, NOTHING, -1, passes, (), nonfinite)
+    counts = Counts(passes=int(out.numel() > 0), nonfinite=_count_nonfinite(wide, out))
     if isinstance(request, Divergences):
         base, target = (x.masked_fill(out, -math.inf) for x in wide)
-        return replace(learned, divergences=divergences(base, target, request.row))
+        return DivergencesResult(**counts, divergences=divergences(base, target, request.row))
     raw = d
     wide, d = ([x.masked_fill(out, 0.0) for x in every] for every in (wide, d))
     if isinstance(request, int | float):
-        return _survey_scores(d, request, passes, nonfinite)
+        return _survey_scores(d, request, counts)
     if isinstance(request, Magnitudes):
         pairs = zip(d, request.ranks, strict=True)
-        return replace(learned, cuts=tuple(_cuts(x, ranks, request.rows) for x, ranks in pairs))
+        cuts = tuple(_cuts(x, ranks, request.rows) for x, ranks in pairs)
+        return MagnitudesResult(**counts, cuts=cuts)
     if isinstance(request, Norms):
-        return replace(learned, norms=tuple(map(_norms, d, raw, request.selects)))
-    return replace(learned, gram=_gram(wide if request.of_inputs else d))
+        return NormsResult(**counts, norms=tuple(map(_norms, d, raw, request.selects)))
+    return GramResult(**counts, gram=_gram(wide if request.of_inputs else d))
 
 
 def task_vectors(wide: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -100,14 +106,19 @@ def _squarable(x: torch.Tensor) -> torch.Tensor:
 # --- SCE ---
 
 
-def _survey_scores(
-    d: Sequence[torch.Tensor], select_topk: float, passes: int, nonfinite: tuple[int, ...]
-) -> SurveyResult:
+def _survey_scores(d: Sequence[torch.Tensor], select_topk: float, counts: Counts) -> SceResult:
     bits = variance_bits(d)
     nonzero, k, cut = _select(bits, select_topk)
     kept = in_cut(bits, cut, 0)
     energy = tuple(_exact_sum(_squarable(x) * _squarable(x), kept) for x in d)
-    return SurveyResult(nonzero, k, cut.threshold, cut.tie_limit, passes, energy, nonfinite)
+    return SceResult(
+        **counts,
+        nonzero=nonzero,
+        selected=k,
+        threshold=cut.threshold,
+        tie_limit=cut.tie_limit,
+        energy=energy,
+    )
 
 
 def _select(bits: torch.Tensor, select_topk: float) -> tuple[int, int, Cut]:

@@ -12,9 +12,10 @@ import triton
 
 from ...errors import BackendError
 from ..arrays import Array
-from ..contract import SURVEY_BYTES, FuseParams, Request, Select, SurveyResult
+from ..contract import SURVEY_BYTES, FuseParams, Request, Select
 from ..gpu_base import OnGpu, check_is_sce, check_output, device_of, upload
 from ..interface import OnDevice, Room
+from ..results import SceResult, SurveyResult
 from . import state as places
 from .launch_fuse import fuse_bytes, launch_fuse_general
 from .launch_sce import Params, launch_fuse, launch_params, launch_survey, workspace_bytes
@@ -195,11 +196,11 @@ class TritonBackend(OnGpu):
             result = launch_fuse_general(data, to, out.dtype.abi, params, offset, config)
         return int(result[place(places.R_WRITTEN)])
 
-    def unpack_result(self, raw: bytes, targets: int) -> tuple[SurveyResult, int]:
+    def unpack_result(self, raw: bytes, targets: int) -> tuple[SceResult, int]:
         """As `result`, of the bytes on the host."""
         numbers, energies = (struct.unpack(f"{RESULT}{code}", raw) for code in "qd")
         energy, nonfinite = place(places.R_ENERGY), place(places.R_NONFINITE)
-        learned = SurveyResult(
+        learned = SceResult(
             nonzero=numbers[place(places.R_NONZERO)],
             selected=numbers[place(places.R_SELECTED)],
             threshold=numbers[place(places.R_THRESHOLD)],

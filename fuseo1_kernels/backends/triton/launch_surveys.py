@@ -9,18 +9,16 @@ from typing import Any
 import torch
 
 from ...errors import BackendError
-from ..contract import (
-    ALL,
-    NONE,
-    NOTHING,
-    Cut,
-    Divergences,
-    Gram,
-    Magnitudes,
-    Norms,
+from ..contract import ALL, NONE, Cut, Divergences, Gram, Magnitudes, Norms
+from ..gpu_base import check_factors, check_targets, taken, upload
+from ..results import (
+    Counts,
+    DivergencesResult,
+    GramResult,
+    MagnitudesResult,
+    NormsResult,
     SurveyResult,
 )
-from ..gpu_base import check_factors, check_targets, taken, upload
 from .arithmetic import BLOCK
 from .divergences import find_divergences
 from .launch_fuse import choices_bytes, choices_of, factors_bytes, factors_on, kinds_of
@@ -76,7 +74,9 @@ def survey_bytes(targets: int, numel: int, request: Magnitudes | Norms | Gram | 
     return taken(stripes * sums * size, state, sums * size) + chosen
 
 
-def _survey_magnitudes(data: Data, numel: int, request: Magnitudes, config: Config) -> SurveyResult:
+def _survey_magnitudes(
+    data: Data, numel: int, request: Magnitudes, config: Config
+) -> MagnitudesResult:
     """A read that counts; then SCE's selection for each target and rank, of target and base alone if all is finite."""
     targets = len(data) - 1
     rows: Data = ()
@@ -107,7 +107,9 @@ def _survey_magnitudes(data: Data, numel: int, request: Magnitudes, config: Conf
             found.append((Cut(learned[place(THRESHOLD)], learned[place(TIE_LIMIT)]), passes))
         cuts.append(tuple(cut for cut, _ in found))
         reads.append(sum(passes for _, passes in found))
-    return _result(state, targets, int(numel > 0) + max(reads), cuts=tuple(cuts))
+    return MagnitudesResult(
+        **_counts(state, targets, int(numel > 0) + max(reads)), cuts=tuple(cuts)
+    )
 
 
 def _share(k: int, nonzero: int) -> float:
@@ -118,7 +120,7 @@ def _share(k: int, nonzero: int) -> float:
     return share
 
 
-def _survey_norms(data: Data, numel: int, request: Norms, config: Config) -> SurveyResult:
+def _survey_norms(data: Data, numel: int, request: Norms, config: Config) -> NormsResult:
     targets, kinds = len(data) - 1, kinds_of(request.selects)
     choices, _limits = choices_of(data, request.selects)
     bins, state = _bins(data, numel, 2 * targets), _zeros(data, STATE)
@@ -128,10 +130,10 @@ def _survey_norms(data: Data, numel: int, request: Norms, config: Config) -> Sur
     for i, some in enumerate(sums[targets:]):
         leaves_out = kinds >> 3 * i & 7 not in map(place, (EVERY, CLAMP))
         norms.append((every[i], some if leaves_out else every[i]))
-    return _result(state, targets, int(numel > 0), norms=tuple(norms))
+    return NormsResult(**_counts(state, targets, int(numel > 0)), norms=tuple(norms))
 
 
-def _survey_gram(data: Data, numel: int, request: Gram, config: Config) -> SurveyResult:
+def _survey_gram(data: Data, numel: int, request: Gram, config: Config) -> GramResult:
     targets = len(data) - 1
     size = targets + request.of_inputs
     pairs = [(i, j) for i in range(size) for j in range(i, size)]
@@ -139,12 +141,12 @@ def _survey_gram(data: Data, numel: int, request: Gram, config: Config) -> Surve
     _launch(add_gram, data, numel, config, bins, state, OF_INPUTS=request.of_inputs)
     found = dict(zip(pairs, _sums(bins), strict=True))
     gram = [tuple(found[min(i, j), max(i, j)] for j in range(size)) for i in range(size)]
-    return _result(state, targets, int(numel > 0), gram=tuple(gram))
+    return GramResult(**_counts(state, targets, int(numel > 0)), gram=tuple(gram))
 
 
 def _survey_divergences(
     data: Data, numel: int, request: Divergences, config: Config
-) -> SurveyResult:
+) -> DivergencesResult:
     row, state = request.row, _zeros(data, STATE)
     if row < 1 or numel % row:
         raise BackendError(f"rows of {row} in a tensor of {numel}: argument outside the contract")
@@ -154,7 +156,7 @@ def _survey_divergences(
             *(data, found, state, row, numel), ROWS=config.rows, num_warps=config.warps, **EXACT
         )
     raw = found.cpu().numpy().tobytes()
-    return _result(state, 1, int(numel > 0), divergences=raw)
+    return DivergencesResult(**_counts(state, 1, int(numel > 0)), divergences=raw)
 
 
 def _launch(
@@ -202,6 +204,6 @@ def _nonfinite(state: torch.Tensor, targets: int) -> tuple[int, ...]:
     return tuple(state[place(NONFINITE) :][: targets + 2].tolist())
 
 
-def _result(state: torch.Tensor, targets: int, passes: int, **answer: Any) -> SurveyResult:
-    nonfinite = _nonfinite(state, targets)
-    return SurveyResult(-1, -1, NOTHING, -1, passes, (), nonfinite, **answer)
+def _counts(state: torch.Tensor, targets: int, passes: int) -> Counts:
+    """The fields of every survey's result."""
+    return Counts(passes=passes, nonfinite=_nonfinite(state, targets))

@@ -7,15 +7,17 @@ lies together, and merged by the ops in memory.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Literal, NamedTuple
 
 from ...backends.arrays import Array, Buffer, DType
-from ...backends.contract import Request, SurveyResult
+from ...backends.contract import Request
 from ...backends.interface import Backend
+from ...backends.results import SurveyResult
 from ...checkpoint.source import read_all
-from ...methods.rule import ByColumn, Rule
+from ...methods.rule import ByColumn, Rule, learn
 from ...plan.job import Input, Job
-from ..nonfinite import refuse_nonfinite, refuse_overflow, to_blame
+from ..nonfinite import counted_inputs
 from ..worker import MergeContext
 from .memory import LINE, MOST_COLUMNS, column_bytes
 
@@ -113,20 +115,16 @@ class ColumnMerger:
     def _merge(
         self, job: Job, rule: Rule, inputs: Sequence[Array], out: Array
     ) -> list[SurveyResult]:
-        """Merge a column; what was learned of it."""
-        learned: list[SurveyResult] = []
-        while (request := rule.request(learned)) is not None:
-            survey = self._survey(inputs, request)
-            if self._context.nonfinite == "error":
-                refuse_nonfinite(job, survey)
-            learned.append(survey)
-        bad = self._backend.fuse(inputs, rule.params(learned), out, 0, self._threads())
-        if bad and self._context.nonfinite == "error":
-            if not learned:
-                blamed, inputs, norms = to_blame(job, inputs)
-                refuse_nonfinite(blamed, self._survey(inputs, norms))
-            refuse_overflow(job, bad)
+        """Merge a column; return its surveys."""
+        guard = self._context.guard(job)
+        learned = learn(rule, partial(self._survey, inputs), guard.check_survey)
+        written = self._backend.fuse(inputs, rule.params(learned), out, 0, self._threads())
+        guard.check_output(written, learned, lambda: self._count_nonfinite(job, inputs))
         return learned
+
+    def _count_nonfinite(self, job: Job, inputs: Sequence[Array]) -> SurveyResult:
+        _, inputs, request = counted_inputs(job, inputs)
+        return self._survey(inputs, request)
 
     def _survey(self, inputs: Sequence[Array], request: Request) -> SurveyResult:
         return self._backend.survey(inputs, request, self._threads(), self._survey_bytes)

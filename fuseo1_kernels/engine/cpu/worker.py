@@ -8,18 +8,15 @@ from contextlib import contextmanager
 import xxhash
 
 from ...backends.arrays import Buffer
-from ...backends.contract import (
-    Request,
-    SurveyResult,
-    step_of,
-)
+from ...backends.contract import Request, step_of
 from ...backends.interface import Backend, FileRange, InputUnreadable, Surveyor
+from ...backends.results import SurveyResult, energy_of
 from ...checkpoint.journal import TensorRecord
 from ...checkpoint.source import unreadable
 from ...errors import MergeError
-from ...methods.rule import ByColumn
+from ...methods.rule import ByColumn, learn
 from ...plan.job import Input, Job
-from ..nonfinite import refuse_nonfinite, refuse_overflow, to_blame
+from ..nonfinite import JobGuard, counted_inputs
 from ..worker import MergeContext, TensorReport
 from .columns import ColumnMerger
 from .memory import CHUNK, WorkerMemory, first_selects
@@ -89,13 +86,14 @@ class CpuWorker:
             pairs = zip(job.inputs, part.inputs, strict=True)
             self._direct = [here for x, here in pairs if x in direct]
             files = [FileRange(*x.source.place(x.info), x.dtype) for x in part.inputs]
-            learned, made, reads = self._learn(part, files)
-            self._fuse(part, files, learned, tell=reads == 0)
+            guard = self._context.guard(part)
+            learned, made, reads = self._learn(part, files, guard)
+            self._fuse(part, files, learned, guard, tell=reads == 0)
             for x in part.inputs:
                 x.source.check_unchanged(x.info.file)
             if self._context.surveys and part is job:
                 self._context.surveys.keep(job, made)
-            energy = learned[0].energy if learned else ()
+            energy = energy_of(learned)
             passes = max([passes, *(survey.passes for survey in learned)])
             bytes_read += part.input_bytes * (reads + 1)
         record = TensorRecord(self._checksum.hexdigest(), energy, passes)
@@ -111,22 +109,21 @@ class CpuWorker:
         return TensorReport(record, job.input_bytes)
 
     def _learn(
-        self, job: Job, files: Sequence[FileRange]
+        self, job: Job, files: Sequence[FileRange], guard: JobGuard
     ) -> tuple[list[SurveyResult], list[tuple[Request, SurveyResult]], int]:
-        """What the rule asks for, survey after survey; those that are new; how often the tensor was read for them."""
-        learned: list[SurveyResult] = []
+        """Return the surveys that the rule requests, those of them that are new, and the reads that they took."""
         made: list[tuple[Request, SurveyResult]] = []
         reads = 0
-        while (request := job.rule.request(learned)) is not None:
-            survey, wanted = self._context.look_up(job, request)
-            surveys, passes = self._survey(job, files, wanted, tell=reads == 0)
+
+        def survey(request: Request) -> SurveyResult:
+            nonlocal reads
+            kept, missing = self._context.look_up(job, request)
+            surveys, passes = self._survey(job, files, missing, tell=reads == 0)
             reads += passes
-            made += surveys.items()
-            survey = survey or surveys[request]
-            if self._context.nonfinite == "error":
-                refuse_nonfinite(job, survey)
-            learned.append(survey)
-        return learned, made, reads
+            made.extend(surveys.items())
+            return kept or surveys[request]
+
+        return learn(job.rule, survey, guard.check_survey), made, reads
 
     def _survey(
         self, job: Job, files: Sequence[FileRange], wanted: Sequence[Request], tell: bool
@@ -172,26 +169,29 @@ class CpuWorker:
                 x.source.drop(x.info, start * x.dtype.size, count * x.dtype.size)
 
     def _fuse(
-        self, job: Job, files: Sequence[FileRange], learned: Sequence[SurveyResult], tell: bool
+        self,
+        job: Job,
+        files: Sequence[FileRange],
+        learned: Sequence[SurveyResult],
+        guard: JobGuard,
+        tell: bool,
     ) -> None:
         params = job.rule.params(learned)
         for start, count in self._chunks(job, min(CHUNK, self._out.nbytes // job.dtype.size)):
             out = self._out.array(job.dtype, count)
             with _explained(job):
-                bad = self._backend.fuse_files(files, params, out, start, self._threads(), self._in)
+                written = self._backend.fuse_files(
+                    files, params, out, start, self._threads(), self._in
+                )
             if tell:
                 self._context.advance(count * job.element_bytes)
-            if bad and self._context.nonfinite == "error":
-                if not learned:
-                    self._refuse_inputs(job, files)
-                refuse_overflow(job, bad)
+            guard.check_output(written, learned, lambda: self._count_nonfinite(job, files))
             self._write(job, start, count)
 
-    def _refuse_inputs(self, job: Job, files: Sequence[FileRange]) -> None:
-        """Raise MergeError, naming the model, if an input that was not surveyed is not finite."""
-        job, files, norms = to_blame(job, files)
-        surveys, _ = self._survey(job, files, [norms], tell=False)
-        refuse_nonfinite(job, surveys[norms])
+    def _count_nonfinite(self, job: Job, files: Sequence[FileRange]) -> SurveyResult:
+        job, files, request = counted_inputs(job, files)
+        surveys, _ = self._survey(job, files, [request], tell=False)
+        return surveys[request]
 
     def _write(self, job: Job, start: int, count: int, at: int = 0) -> None:
         """Write elements [start, start + count) of the part, which are in the output buffer from element `at` on."""

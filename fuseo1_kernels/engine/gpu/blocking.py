@@ -7,10 +7,12 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from ...backends.arrays import Array
-from ...backends.contract import Request, SurveyResult
+from ...backends.contract import Request
 from ...backends.interface import GpuBackend
+from ...backends.results import SurveyResult
+from ...methods.rule import learn
 from ...plan.job import Job
-from ..nonfinite import refuse_nonfinite, refuse_overflow, to_blame
+from ..nonfinite import JobGuard, counted_inputs
 from ..worker import MergeContext
 from .context import GpuContext
 from .staging import Stopped
@@ -43,46 +45,49 @@ class BlockingMerger:
         passes = 0
         for start, part in job.parts():
             arrays = [x.part(start, part.numel) for x in inputs]
-            learned, new = self._learn(part, arrays)
-            self._fuse(part, arrays, learned, out.part(start, part.numel))
+            guard = self._context.guard(part)
+            learned, new = self._learn(part, arrays, guard)
+            self._fuse(part, arrays, learned, guard, out.part(start, part.numel))
             if part is job:
                 made = new
             # Most of these surveys read a tensor more than once: here that is no sign of the exact path.
             passes = max([passes, *(min(survey.passes, 1) for survey in learned)])
         return Found(made, (), passes)
 
-    def _learn(self, job: Job, inputs: Sequence[Array]) -> tuple[list[SurveyResult], _Surveys]:
-        """What the rule asks for, and those surveys that are new."""
-        learned: list[SurveyResult] = []
+    def _learn(
+        self, job: Job, inputs: Sequence[Array], guard: JobGuard
+    ) -> tuple[list[SurveyResult], _Surveys]:
+        """Return the surveys that the rule requests, and those of them that are new."""
         made: _Surveys = {}
-        while (request := job.rule.request(learned)) is not None:
-            survey, _ = self._context.look_up(job, request)
-            if survey is None:
-                survey = made[request] = self._survey(inputs, request)
-            if self._context.nonfinite == "error":
-                refuse_nonfinite(job, survey)
-            learned.append(survey)
-        return learned, made
+
+        def survey(request: Request) -> SurveyResult:
+            kept, _ = self._context.look_up(job, request)
+            if kept is None:
+                kept = made[request] = self._survey(inputs, request)
+            return kept
+
+        return learn(job.rule, survey, guard.check_survey), made
 
     def _survey(self, inputs: Sequence[Array], request: Request) -> SurveyResult:
         with self._turn() as backend:
             return backend.survey(inputs, request, 1)
 
     def _fuse(
-        self, job: Job, inputs: Sequence[Array], learned: Sequence[SurveyResult], out: Array
+        self,
+        job: Job,
+        inputs: Sequence[Array],
+        learned: Sequence[SurveyResult],
+        guard: JobGuard,
+        out: Array,
     ) -> None:
         params = job.rule.params(learned)
         with self._turn() as backend:
-            bad = backend.fuse(inputs, params, out, 0, 1)
-        if bad and self._context.nonfinite == "error":
-            if not learned:
-                self._refuse_inputs(job, inputs)
-            refuse_overflow(job, bad)
+            written = backend.fuse(inputs, params, out, 0, 1)
+        guard.check_output(written, learned, lambda: self._count_nonfinite(job, inputs))
 
-    def _refuse_inputs(self, job: Job, inputs: Sequence[Array]) -> None:
-        """Raise MergeError, naming the model, if an input that was not surveyed is not finite."""
-        job, inputs, norms = to_blame(job, inputs)
-        refuse_nonfinite(job, self._survey(inputs, norms))
+    def _count_nonfinite(self, job: Job, inputs: Sequence[Array]) -> SurveyResult:
+        _, inputs, request = counted_inputs(job, inputs)
+        return self._survey(inputs, request)
 
     @contextmanager
     def _turn(self) -> Iterator[GpuBackend]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from ...backends.arrays import DType
-from ...backends.contract import SurveyResult
+from ...backends.results import SceResult
 from ...methods.sce import Sce
 from ...plan.job import Input, Job
 from .regions import ALIGNMENT, aligned
@@ -26,7 +26,7 @@ class TensorRequest:
 
     job: Job
     topks: tuple[float, ...] = ()
-    kept: SurveyResult | None = None
+    kept: SceResult | None = None
     params: bytes = b""
 
 

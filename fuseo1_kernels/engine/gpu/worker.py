@@ -9,12 +9,11 @@ from functools import partial
 import xxhash
 
 from ...backends.arrays import Array, Buffer
-from ...backends.contract import SurveyResult
 from ...backends.interface import OnDevice, Room
+from ...backends.results import SceResult, SurveyResult, expect
 from ...checkpoint.journal import TensorRecord
 from ...methods.sce import Sce
 from ...plan.job import Input, Job
-from ..nonfinite import refuse_nonfinite, refuse_overflow
 from ..worker import MergeContext, TensorReport
 from .blocking import BlockingMerger, Found
 from .context import GpuContext
@@ -111,7 +110,8 @@ class GpuWorker:
         topks = tuple(topk for topk in wanted if isinstance(topk, float))
         if kept is None:
             return TensorRequest(job, topks)
-        self._refuse(job, kept, 0)
+        kept = expect(SceResult, kept)
+        self._check(job, kept, 0)
         return TensorRequest(job, topks, kept, self._gpu.backend.pack_params(rule.params([kept])))
 
     # --- to the device -------------------------------------------------------------------
@@ -251,12 +251,12 @@ class GpuWorker:
             found.append(backend.unpack_result(raw, targets))
         survey, written = found[task.fuse]
         survey = task.request.kept or survey
-        self._refuse(task.job, survey, written)
+        self._check(task.job, survey, written)
         made = zip(task.request.topks, (new for new, _ in found), strict=False)
         return Found(dict(made), survey.energy, survey.passes)
 
-    def _refuse(self, job: Job, survey: SurveyResult, written: int) -> None:
-        """Refuse what must not be merged: infinities and NaN in the inputs, or made by the merge."""
-        if self._context.nonfinite == "error":
-            refuse_nonfinite(job, survey)
-            refuse_overflow(job, written)
+    def _check(self, job: Job, survey: SurveyResult, written: int) -> None:
+        """Raise MergeError if inputs or output have non-finite elements that must not be written."""
+        guard = self._context.guard(job)
+        guard.check_survey(survey)
+        guard.check_output(written, [survey], lambda: survey)

@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
-from ...backends.contract import (
-    ALL,
-    NOTHING,
-    Divergences,
-    Gram,
-    Magnitudes,
-    Request,
-    Select,
-    SurveyResult,
-)
+from ...backends.contract import ALL, Divergences, Gram, Magnitudes, Request, Select
 from ...backends.interface import GpuBackend
+from ...backends.results import DivergencesResult, MagnitudesResult, NormsResult, SurveyResult
 from ...methods.rule import ByRow, Rule
 from ...plan.job import Job
-from ..nonfinite import to_blame
+from ..nonfinite import counted_inputs
 
 
 def needed_bytes(job: Job, backend: GpuBackend) -> int:
@@ -29,7 +20,7 @@ def needed_bytes(job: Job, backend: GpuBackend) -> int:
     whole, targets = job.rule, len(job.inputs) - 1
     rule, numel = (whole.rule, whole.row) if isinstance(whole, ByRow) else (whole, job.numel)
     requests, selects = rehearse(rule, numel, targets)
-    _, asked, norms = to_blame(job, job.inputs)
+    _, asked, norms = counted_inputs(job, job.inputs)
     surveys = [backend.survey_bytes(len(asked) - 1, numel, r) for r in requests or [norms]]
     return max(*surveys, backend.fuse_bytes(targets, numel, selects))
 
@@ -52,9 +43,11 @@ def rehearse(rule: Rule, numel: int, targets: int) -> tuple[list[Request], Seque
 
 def _answer(request: Request, numel: int, targets: int) -> SurveyResult:
     """What a survey could say: that nothing differs from the base."""
-    same = SurveyResult(-1, -1, NOTHING, -1, 0, (), (0,) * (targets + 2))
+    nonfinite = (0,) * (targets + 2)
     if isinstance(request, Magnitudes):
-        return replace(same, cuts=tuple((ALL,) * len(ranks) for ranks in request.ranks))
+        cuts = tuple((ALL,) * len(ranks) for ranks in request.ranks)
+        return MagnitudesResult(passes=0, nonfinite=nonfinite, cuts=cuts)
     if isinstance(request, Divergences):
-        return replace(same, divergences=bytes(4 * (numel // request.row)))
-    return replace(same, norms=((0.0, 0.0),) * targets)
+        rows = bytes(4 * (numel // request.row))
+        return DivergencesResult(passes=0, nonfinite=nonfinite, divergences=rows)
+    return NormsResult(passes=0, nonfinite=nonfinite, norms=((0.0, 0.0),) * targets)
