@@ -13,15 +13,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from ..backends.registry import BACKENDS, first_that_runs
 from ..errors import BackendError, ConfigError, MergeError
-
-if TYPE_CHECKING:
-    pass
 from .arguments import make_parser
 from .report import describe_plan, describe_result, list_recipe_names
+
+if TYPE_CHECKING:
+    from ..engine.options import MergeOptions
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -61,58 +61,52 @@ def _allow_many_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def _merge(options: argparse.Namespace) -> int:
+def _merge(arguments: argparse.Namespace) -> int:
     from ..config.load import as_config
     from ..engine import merge as engine
-    from ..engine.options import DEFAULT_MAX_MEMORY, DEFAULT_SHARD_SIZE
 
-    config = as_config(options.config)
-    device = _device(options)
-    keywords: dict[str, Any] = {
-        "backend": _backend(options, device),
-        "device": device,
-        "max_gpu_memory": options.max_gpu_memory,
-        "threads": options.threads,
-        "max_memory": options.max_memory or DEFAULT_MAX_MEMORY,
-        "shard_size": options.shard_size or DEFAULT_SHARD_SIZE,
-        "overwrite": options.overwrite,
-        "crop_embeddings": options.crop_embeddings,
-        "copy_tokenizer": options.copy_tokenizer,
-        "random_seed": options.random_seed,
-    }
-    if options.dry_run:
+    config = as_config(arguments.config)
+    options = _options(arguments)
+    if arguments.dry_run:
         from ..engine.dry_run import dry_run
 
-        planned = dry_run(
-            config,
-            options.out,
-            nonfinite=options.nonfinite,
-            resume=options.resume,
-            **keywords,
-        )
-        print(json.dumps(planned.as_dict()) if options.json else describe_plan(planned))
+        planned = dry_run(config, arguments.out, options)
+        print(json.dumps(planned.as_dict()) if arguments.json else describe_plan(planned))
         return 1 if planned.problems else 0
 
     progress = None
-    if not options.quiet:
+    if not arguments.quiet:
         from .progress import make_progress
 
         progress = make_progress()
-    result = engine.merge_checkpoints(
-        config,
-        options.out,
-        nonfinite=options.nonfinite,
-        resume=options.resume,
-        survey_cache=options.survey_cache,
-        survey_topk=options.survey_topk,
-        progress=progress,
-        **keywords,
-    )
-    if options.json:
+    result = engine.run_merge(config, arguments.out, options, progress)
+    if arguments.json:
         print(json.dumps(result.as_dict()))
-    elif not options.quiet:
+    elif not arguments.quiet:
         print(describe_result(result))
     return 0
+
+
+def _options(arguments: argparse.Namespace) -> MergeOptions:
+    from ..engine.options import DEFAULT_MAX_MEMORY, DEFAULT_SHARD_SIZE, MergeOptions
+
+    device = _device(arguments)
+    return MergeOptions(
+        backend=_backend(arguments, device),
+        device=device,
+        threads=arguments.threads,
+        max_memory=arguments.max_memory or DEFAULT_MAX_MEMORY,
+        max_gpu_memory=arguments.max_gpu_memory,
+        shard_size=arguments.shard_size or DEFAULT_SHARD_SIZE,
+        overwrite=arguments.overwrite,
+        crop_embeddings=arguments.crop_embeddings,
+        copy_tokenizer=arguments.copy_tokenizer,
+        nonfinite=arguments.nonfinite,
+        resume=arguments.resume,
+        survey_cache=arguments.survey_cache,
+        survey_topk=arguments.survey_topk,
+        random_seed=arguments.random_seed,
+    )
 
 
 def _say_what_is_kept(options: argparse.Namespace, error: str) -> None:

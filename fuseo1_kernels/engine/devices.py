@@ -7,14 +7,15 @@ import re
 from ..backends.registry import BACKENDS, GPU_BACKENDS, load_backend
 from ..errors import BackendError, ConfigError
 from .cpu.pool import CpuExecutor
-from .options import check_sizes
+from .options import MergeOptions, check_sizes
 from .worker import Executor
 
 _NAME = re.compile(r"cuda(?::(0|[1-9]\d{0,3}))?")
 
 
-def choose_executor(backend: str, device: str | None, max_gpu_memory: int | None) -> Executor:
-    """What does the arithmetic: a backend on the CPU, or GPUs; MergeError if it is not here."""
+def choose_executor(options: MergeOptions) -> Executor:
+    """The CPU or the GPUs that `options` name, with their backend. MergeError if one is not here."""
+    backend, device, max_gpu_memory = options.backend, options.device, options.max_gpu_memory
     on_gpu = backend in GPU_BACKENDS
     name = device or ("cuda" if on_gpu else "cpu")
     numbers = parse_devices(name)
@@ -28,7 +29,7 @@ def choose_executor(backend: str, device: str | None, max_gpu_memory: int | None
         return CpuExecutor(load_backend(backend))
     from .gpu.pool import open_gpus  # a merge on the CPU starts without it
 
-    return open_gpus(backend, numbers, max_gpu_memory)
+    return open_gpus(backend, numbers)
 
 
 def parse_devices(names: str) -> tuple[int, ...] | None:

@@ -14,14 +14,13 @@ from ..checkpoint.out_dir import check_out_dir, find_obstacles
 from ..checkpoint.partial import partial_path
 from ..config.schema import MergeConfig
 from ..errors import MergeError
-from ..methods.parameters import check_seed
 from ..plan.fingerprint import digest, fingerprint
 from ..plan.models import directories, open_lender, open_sources
 from ..plan.plan import make_plan
 from ..plan.sidecars import make_sidecars
 from .cpu.pool import CpuExecutor
 from .devices import choose_executor
-from .options import DEFAULT_MAX_MEMORY, DEFAULT_SHARD_SIZE, check_sizes
+from .options import MergeOptions
 from .worker import Executor
 
 
@@ -46,27 +45,15 @@ class DryRun:
 def dry_run(
     config: MergeConfig,
     out_dir: str | os.PathLike[str] | None,
-    *,
-    backend: str = "auto",
-    device: str | None = None,
-    threads: int | None = None,
-    max_memory: int = DEFAULT_MAX_MEMORY,
-    max_gpu_memory: int | None = None,
-    shard_size: int = DEFAULT_SHARD_SIZE,
-    overwrite: bool = False,
-    crop_embeddings: bool = False,
-    copy_tokenizer: bool = True,
-    nonfinite: str = "error",
-    resume: bool = True,
-    random_seed: int = 0,
+    options: MergeOptions | None = None,
 ) -> DryRun:
     """Plan a merge and find everything that would stop it, without reading or writing tensor data.
 
     Models that are not local must be in the hub's cache: nothing is downloaded. Raises MergeError only
     where no plan can be made at all (a model that cannot be opened); the rest is in `problems`.
     """
-    check_sizes(max_memory=max_memory, shard_size=shard_size)
-    check_seed(random_seed)
+    options = options or MergeOptions()
+    options.check_numbers()
     problems: list[str] = []
 
     @contextmanager
@@ -82,24 +69,26 @@ def dry_run(
         plan = make_plan(
             config,
             sources,
-            shard_size=shard_size,
-            crop_embeddings=crop_embeddings,
-            random_seed=random_seed,
+            shard_size=options.shard_size,
+            crop_embeddings=options.crop_embeddings,
+            random_seed=options.random_seed,
         )
         problems += plan.problems
         executor: Executor | None = None
+        with collected():
+            options.check_surveys(config.merge_method)
         notes = list(plan.notes)
         with collected():
-            executor = choose_executor(backend, device, max_gpu_memory)
+            executor = choose_executor(options)
         with collected():
             # What is not here is a problem already; the memory is then that of the CPU.
-            memory, more = (executor or CpuExecutor).host_memory(plan, threads, max_memory)
+            memory, more = (executor or CpuExecutor).host_memory(plan, options)
             notes += more
         lender, sidecars = None, {}
         title = "" if out_dir is None else os.path.basename(os.path.realpath(out_dir))
         with collected():
             lender = open_lender(config, sources, stack, download=False)
-            sidecars = make_sidecars(config, plan, sources, lender, title, copy_tokenizer)
+            sidecars = make_sidecars(config, plan, sources, lender, title, options.copy_tokenizer)
         if out_dir is not None:
             out = Path(out_dir)
             partial = partial_path(Path(os.path.realpath(out)))
@@ -108,13 +97,15 @@ def dry_run(
                     f"{partial}: an unfinished merge; only the command that began it continues it"
                 )
             # The merge leaves a model of its own alone, unless it is told to make it again.
-            again = overwrite or not resume
-            merge = digest(fingerprint(plan, nonfinite))
+            again = options.overwrite or not options.resume
+            merge = digest(fingerprint(plan, options.nonfinite))
             if not problems and not again and find_model(out, merge, sidecars, plan.shards):
                 notes.append(f"{out}: is there already, made by this very merge")
             else:
                 with collected():
-                    check_out_dir(out, overwrite=overwrite, inputs=directories(sources, lender))
+                    check_out_dir(
+                        out, overwrite=options.overwrite, inputs=directories(sources, lender)
+                    )
                     # What an unfinished merge has reserved is not needed once more.
                     needed = 0 if partial.exists() else plan.output_bytes
                     if obstacle := find_obstacles(out, needed):

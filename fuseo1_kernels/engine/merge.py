@@ -14,19 +14,17 @@ from ..checkpoint.partial import finish_publishing
 from ..checkpoint.sink import Sink
 from ..config.load import as_config
 from ..config.schema import MergeConfig
-from ..errors import MergeError
-from ..methods.nonfinite import check_nonfinite
-from ..methods.parameters import check_seed
 from ..plan.fingerprint import digest, fingerprint
 from ..plan.models import directories, open_lender, open_sources
 from ..plan.plan import Plan, make_plan, refuse_problems
 from ..plan.sidecars import make_sidecars
 from ..version import __version__
 from .devices import choose_executor
-from .options import DEFAULT_MAX_MEMORY, DEFAULT_SHARD_SIZE, check_sizes
+from .options import DEFAULT_MAX_MEMORY, DEFAULT_SHARD_SIZE, MergeOptions
 from .result import MergeResult, Progress, energy_share
 from .run import Merged, run_plan
 from .survey_cache import SurveyCache
+from .tuning import DEFAULT_TUNING, Tuning
 
 
 def merge_checkpoints(
@@ -48,6 +46,7 @@ def merge_checkpoints(
     survey_topk: Sequence[float] = (),
     random_seed: int = 0,
     progress: Progress | None = None,
+    tuning: Tuning = DEFAULT_TUNING,
 ) -> MergeResult:
     """Merge Hugging Face checkpoints into `out_dir`, which appears whole or not at all.
 
@@ -57,75 +56,90 @@ def merge_checkpoints(
     Args:
         config: path of a YAML file, a recipe's name, a mapping, or a MergeConfig (docs/config.md).
         out_dir: must not exist, be empty, or be given up with `overwrite`.
-        backend: "auto", "cpu" or "reference"; on GPUs "auto", "cuda" or "triton".
-        device: "cpu", "cuda", "cuda:1", or several GPUs, "cuda:0,cuda:1". Default: the CPU, unless the backend is
-            for GPUs. Never changes a byte of the weights.
-        threads: default: all cores this process may use. Never changes a byte of the result.
-        max_memory: bytes for buffers and survey state together in the host's memory, at most.
-        max_gpu_memory: bytes of each GPU's memory, at most; default: a quarter of what is free there. Tensors
-            that do not fit are merged on the CPU.
-        shard_size: most bytes of tensor data in one output file.
-        overwrite: replace a model that stands at `out_dir`, once the new one is whole.
-        crop_embeddings: cut embeddings of different vocabulary sizes to the smallest one's rows.
-        copy_tokenizer: copy tokenizer files beside the weights.
-        nonfinite: "error", or "propagate": such elements become NaN and count for nothing else.
-        resume: False starts afresh, whatever an earlier run left.
-        survey_cache: a directory in which surveys are kept for later merges of the same models.
-        survey_topk: values of select_topk to survey for these in the same read, besides the config's (sce).
-        random_seed: what the random masks of DARE and DELLA are drawn from, with the names of tensors and models.
-        progress: is told how far the merge is.
+        backend, device, threads, max_memory, max_gpu_memory, shard_size, overwrite, crop_embeddings, copy_tokenizer,
+            nonfinite, resume, survey_cache, survey_topk, random_seed, tuning: the fields of MergeOptions
+            (engine/options.py), with its defaults. Sizes are in bytes.
+        progress: reports how far the merge is.
 
     Raises:
         MergeError: one message that says what is wrong and what to do; nothing is left at `out_dir`.
     """
+    options = MergeOptions(
+        backend=backend,
+        device=device,
+        threads=threads,
+        max_memory=max_memory,
+        max_gpu_memory=max_gpu_memory,
+        shard_size=shard_size,
+        overwrite=overwrite,
+        crop_embeddings=crop_embeddings,
+        copy_tokenizer=copy_tokenizer,
+        nonfinite=nonfinite,
+        resume=resume,
+        survey_cache=survey_cache,
+        survey_topk=survey_topk,
+        random_seed=random_seed,
+        tuning=tuning,
+    )
+    return run_merge(as_config(config), out_dir, options, progress)
+
+
+def run_merge(
+    config: MergeConfig,
+    out_dir: str | os.PathLike[str],
+    options: MergeOptions,
+    progress: Progress | None = None,
+) -> MergeResult:
+    """Merge into the directory `out_dir`; see merge_checkpoints. Raises MergeError."""
     started = time.perf_counter()
-    parsed = as_config(config)
-    check_sizes(max_memory=max_memory, shard_size=shard_size)
-    executor = choose_executor(backend, device, max_gpu_memory)
-    check_nonfinite(nonfinite)
-    if survey_topk and parsed.merge_method != "sce":
-        raise MergeError(f"survey_topk: {parsed.merge_method} has no select_topk; leave it out")
-    if survey_topk and survey_cache is None:
-        raise MergeError("survey_topk asks for surveys to keep: give survey_cache, where")
-    if not all(0 <= topk <= 1 for topk in survey_topk):
-        raise MergeError(f"survey_topk: must lie in [0, 1]: {', '.join(map(str, survey_topk))}")
-    check_seed(random_seed)
     out = Path(out_dir)
+    options.check_numbers()
+    executor = choose_executor(options)
+    options.check_surveys(config.merge_method)
     with ExitStack() as stack:
-        sources = open_sources(parsed, stack, progress=progress is not None)
+        sources = open_sources(config, stack, progress=progress is not None)
         plan = make_plan(
-            parsed,
+            config,
             sources,
-            shard_size=shard_size,
-            crop_embeddings=crop_embeddings,
-            random_seed=random_seed,
+            shard_size=options.shard_size,
+            crop_embeddings=options.crop_embeddings,
+            random_seed=options.random_seed,
         )
         refuse_problems(plan)
-        lender = open_lender(parsed, sources, stack)
+        lender = open_lender(config, sources, stack)
         title = os.path.basename(os.path.realpath(out))
-        sidecars = make_sidecars(parsed, plan, sources, lender, title, copy_tokenizer)
-        identity = fingerprint(plan, nonfinite)
+        sidecars = make_sidecars(config, plan, sources, lender, title, options.copy_tokenizer)
+        identity = fingerprint(plan, options.nonfinite)
         notes = list(plan.notes)
-        done = _find_finished(out, plan, digest(identity), sidecars, overwrite or not resume)
+        afresh = options.overwrite or not options.resume
+        done = _find_finished(out, plan, digest(identity), sidecars, afresh)
         if done is not None:
             notes.append("was there already, made by this very merge; nothing was done")
         else:
             cache = None
-            if survey_cache is not None:
-                cache = stack.enter_context(SurveyCache(Path(survey_cache), survey_topk))
-            inputs = directories(sources, lender)
+            if options.survey_cache is not None:
+                cache = stack.enter_context(
+                    SurveyCache(Path(options.survey_cache), options.survey_topk)
+                )
             sink = stack.enter_context(
-                Sink(out, plan.shards, identity, overwrite=overwrite, inputs=inputs, resume=resume)
+                Sink(
+                    out,
+                    plan.shards,
+                    identity,
+                    overwrite=options.overwrite,
+                    inputs=directories(sources, lender),
+                    resume=options.resume,
+                )
             )
-            done = run_plan(plan, sink, executor, threads, max_memory, nonfinite, cache, progress)
+            done = run_plan(plan, sink, executor, options, cache, progress)
             notes += done.notes + (cache.problems if cache else [])
             sidecars[checksums.FILE] = checksums.make_checksums(
                 made_by=f"fuseo1-kernels {__version__}",
                 merge=digest(identity),
                 options={
-                    "crop_embeddings": crop_embeddings,
-                    "nonfinite": nonfinite,
-                    "random_seed": int(random_seed),
+                    "crop_embeddings": options.crop_embeddings,
+                    "nonfinite": options.nonfinite,
+                    "random_seed": int(options.random_seed),
                 },
                 files=sidecars,
                 shards=plan.shards,

@@ -2,18 +2,79 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from numbers import Integral
 
-from ..errors import ConfigError
+from ..errors import ConfigError, MergeError
+from ..methods.nonfinite import check_nonfinite
+from ..methods.parameters import check_seed
+from .tuning import DEFAULT_TUNING, Tuning
 
 DEFAULT_SHARD_SIZE = 5_000_000_000
-
-
 DEFAULT_MAX_MEMORY = 2 << 30
 
 
+@dataclass(frozen=True, kw_only=True)
+class MergeOptions:
+    """Everything that a merge is told besides its config and its output directory.
+
+    Attributes:
+        backend: "auto", "cpu" or "reference"; on GPUs "auto", "cuda" or "triton".
+        device: "cpu", "cuda", "cuda:1", or several GPUs, "cuda:0,cuda:1". None: the CPU, unless the backend is
+            for GPUs. Never changes a byte of the weights.
+        threads: None: all cores this process may use. Never changes a byte of the result.
+        max_memory: bytes of host memory for buffers and survey state together, at most.
+        max_gpu_memory: bytes of each GPU's memory, at most; None: a quarter of its free memory. Larger tensors are
+            merged on the CPU.
+        shard_size: bytes of tensor data in one output file, at most.
+        overwrite: replace a model that stands at the output directory, once the new one is whole.
+        crop_embeddings: cut embeddings of different vocabulary sizes to the smallest one's rows.
+        copy_tokenizer: copy tokenizer files beside the weights.
+        nonfinite: "error" refuses NaN and infinite elements; "propagate" makes them NaN.
+        resume: go on from an earlier, unfinished run of the same merge.
+        survey_cache: a directory in which surveys are kept for later merges of the same models.
+        survey_topk: further values of select_topk to survey in the same read (sce).
+        random_seed: with the names of tensors and models, the key of random masks (DARE, DELLA).
+        tuning: sizes of chunks, batches and copies.
+    """
+
+    backend: str = "auto"
+    device: str | None = None
+    threads: int | None = None
+    max_memory: int = DEFAULT_MAX_MEMORY
+    max_gpu_memory: int | None = None
+    shard_size: int = DEFAULT_SHARD_SIZE
+    overwrite: bool = False
+    crop_embeddings: bool = False
+    copy_tokenizer: bool = True
+    nonfinite: str = "error"
+    resume: bool = True
+    survey_cache: str | os.PathLike[str] | None = None
+    survey_topk: Sequence[float] = ()
+    random_seed: int = 0
+    tuning: Tuning = DEFAULT_TUNING
+
+    def check_numbers(self) -> None:
+        """Raise ConfigError for a size or seed of the wrong type or range."""
+        check_sizes(max_memory=self.max_memory, shard_size=self.shard_size)
+        check_seed(self.random_seed)
+
+    def check_surveys(self, method: str) -> None:
+        """Raise MergeError unless `nonfinite`, `survey_cache` and `survey_topk` make sense for the merge method."""
+        check_nonfinite(self.nonfinite)
+        if self.survey_topk and method != "sce":
+            raise MergeError(f"survey_topk: {method} has no select_topk; leave it out")
+        if self.survey_topk and self.survey_cache is None:
+            raise MergeError("survey_topk asks for surveys to keep: give survey_cache, where")
+        if not all(0 <= topk <= 1 for topk in self.survey_topk):
+            values = ", ".join(map(str, self.survey_topk))
+            raise MergeError(f"survey_topk: must lie in [0, 1]: {values}")
+
+
 def check_sizes(**sizes: object) -> None:
-    """Refuse a number of bytes, by its parameter's name, that is none."""
+    """Raise ConfigError, naming the keyword, for a number of bytes that is not a positive whole number."""
     for name, size in sizes.items():
         if not isinstance(size, Integral) or isinstance(size, bool):
             raise ConfigError(

@@ -9,14 +9,10 @@ from contextlib import suppress
 
 from ..plan.job import Input, Job
 from .schedule import Unit
+from .tuning import DEFAULT_TUNING, Tuning
 
 #: Threads that read ahead (docs/storage.md).
 READERS = 2
-#: Bytes of inputs that wait in the page cache for a worker, at most, if they are more than one unit's.
-READ_AHEAD = 256 << 20
-
-# Read between two looks at whether to go on.
-_STEP = 16 << 20
 
 
 def absent_inputs(job: Job) -> list[Input]:
@@ -74,12 +70,18 @@ class ReadAhead:
     """
 
     def __init__(
-        self, units: Sequence[Unit], workers: int, room: int, skipped: Container[str] = ()
+        self,
+        units: Sequence[Unit],
+        workers: int,
+        room: int,
+        skipped: Container[str] = (),
+        tuning: Tuning = DEFAULT_TUNING,
     ) -> None:
         # Asked before anything is read: later the answer would be about what was read ahead.
         self._untaken = deque(UnitReads(unit, room, skipped) for unit in units)
         self._unread = deque(unit for unit in self._untaken if unit.fed)
         self._room = room
+        self._tuning = tuning
         # Those that readers have begun and no worker is done with.
         self._begun: set[UnitReads] = set()
         self._ahead = self._held = 0
@@ -167,12 +169,13 @@ class ReadAhead:
             return True
         ahead = self._ahead + unit.input_bytes
         return self._held + unit.input_bytes <= self._room and (
-            unit.taken or self._ahead == 0 or ahead <= READ_AHEAD
+            unit.taken or self._ahead == 0 or ahead <= self._tuning.read_ahead
         )
 
     def _bring(self, x: Input) -> None:
         with suppress(Exception):  # advice: what is wrong is told by the worker, who reads it too
-            for start in range(0, x.info.nbytes, _STEP):
+            step = self._tuning.step
+            for start in range(0, x.info.nbytes, step):
                 if self._closed:
                     return
-                x.source.read_ahead(x.info, start, _STEP)
+                x.source.read_ahead(x.info, start, step)

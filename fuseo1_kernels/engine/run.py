@@ -1,4 +1,4 @@
-"""Runs a plan: pool take tensors in order until all are in the sink."""
+"""Runs a plan: workers take tensors in order until all are in the sink."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from ..checkpoint.sink import Sink
 from ..errors import MergeError
 from ..plan.plan import Plan
 from ..system import free_memory
+from .options import MergeOptions
 from .read_ahead import ReadAhead
 from .result import Progress
 from .schedule import make_units
@@ -33,19 +34,19 @@ def run_plan(
     plan: Plan,
     sink: Sink,
     executor: Executor,
-    threads: int | None,
-    max_memory: int,
-    nonfinite: str,
+    options: MergeOptions,
     cache: SurveyCache | None,
     progress: Progress | None,
 ) -> Merged:
     """Merge all tensors that are not in the sink already."""
     done, lock, stop = Merged(), threading.Lock(), threading.Event()
     advance = progress.advance if progress else _ignore
-    context = MergeContext(sink, nonfinite, advance, stop, cache)
-    pool = executor.pool(plan, threads, max_memory, context)
-    units = make_units(plan.jobs, pool.size)
-    read_ahead = ReadAhead(units, pool.size, free_memory() // 2, skipped=sink.recorded)
+    tuning = options.tuning
+    context = MergeContext(sink, options.nonfinite, advance, stop, cache, tuning)
+    pool = executor.pool(plan, options, context)
+    units = make_units(plan.jobs, pool.size, tuning)
+    room = free_memory() // 2 if tuning.page_cache is None else tuning.page_cache
+    read_ahead = ReadAhead(units, pool.size, room, skipped=sink.recorded, tuning=tuning)
     if progress:
         total = plan.input_bytes + sum(job.output_bytes for job in plan.jobs)
         progress.start(f"merging {len(plan.jobs)} tensors", total)
@@ -101,4 +102,4 @@ def run_plan(
 
 
 def _ignore(_nbytes: int) -> None:
-    """No one is told."""
+    """Discards progress."""

@@ -6,11 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..plan.job import Job
-
-# Smaller tensors are handed out together until they come to this many bytes of inputs.
-_BATCH = 4 << 20
-# A unit is large if a worker's share of all work has fewer than this many of its size.
-_FEW = 16
+from .tuning import DEFAULT_TUNING, Tuning
 
 
 @dataclass(frozen=True)
@@ -24,25 +20,25 @@ class Unit:
         return sum(job.input_bytes for job in self.jobs)
 
 
-def make_units(jobs: Sequence[Job], workers: int) -> list[Unit]:
+def make_units(jobs: Sequence[Job], workers: int, tuning: Tuning = DEFAULT_TUNING) -> list[Unit]:
     """All `jobs`: the largest first, so that the workers end together; the rest as in the base's files.
 
     Small ones come in batches.
     """
     in_order = sorted(jobs, key=lambda j: (str(j.inputs[0].info.file), j.inputs[0].info.offset))
     share = sum(job.input_bytes for job in jobs) // workers
-    least = max(share // _FEW, _BATCH)
+    least = max(share // tuning.few, tuning.batch)
     large = [job for job in in_order if job.input_bytes > least]
     large.sort(key=lambda job: -job.input_bytes)
     rest = [job for job in in_order if job.input_bytes <= least]
-    return [*(Unit((job,)) for job in large), *_batches(rest)]
+    return [*(Unit((job,)) for job in large), *_batches(rest, tuning.batch)]
 
 
-def _batches(jobs: Sequence[Job]) -> list[Unit]:
+def _batches(jobs: Sequence[Job], size: int) -> list[Unit]:
     batches: list[list[Job]] = []
-    filled = _BATCH
+    filled = size
     for job in jobs:
-        if filled >= _BATCH:
+        if filled >= size:
             batches.append([])
             filled = 0
         batches[-1].append(job)

@@ -30,7 +30,7 @@ from ..plan.plan import make_plan, refuse_problems
 from ..system import resolve_threads
 from .cpu.memory import divide_memory, memory_floor
 from .cpu.worker import CpuWorker
-from .options import DEFAULT_MAX_MEMORY, DEFAULT_SHARD_SIZE
+from .options import DEFAULT_MAX_MEMORY, DEFAULT_SHARD_SIZE, MergeOptions
 from .read_ahead import absent_inputs, forget
 from .result import Progress
 from .worker import MergeContext
@@ -229,7 +229,8 @@ def _recompute(
             return problems, []
         comparison = _Comparison(model)
         # The merge itself may have been allowed more.
-        _, memory = divide_memory(plan, 1, max(DEFAULT_MAX_MEMORY, memory_floor(plan.jobs)))
+        most = max(DEFAULT_MAX_MEMORY, memory_floor(plan.jobs))
+        _, memory = divide_memory(plan, MergeOptions(threads=1, max_memory=most))
         total = sum(job.input_bytes + job.output_bytes for job in jobs)
         nonfinite = str(options.get("nonfinite", "error"))
         advance = _start(progress, f"merging {counted(len(jobs), 'tensor')} again", total)

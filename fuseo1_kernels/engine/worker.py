@@ -14,7 +14,9 @@ from ..errors import MergeError
 from ..plan.job import Input, Job
 from ..plan.plan import Plan
 from .nonfinite import JobGuard
+from .options import MergeOptions
 from .survey_cache import SurveyCache
+from .tuning import DEFAULT_TUNING, Tuning
 
 
 class Destination(Protocol):
@@ -40,7 +42,8 @@ class MergeContext:
         nonfinite: "error" or "propagate".
         advance: is told of every byte read (once) or written, from any thread.
         stop: set when the merge is to end early.
-        surveys: is asked for surveys and given new ones.
+        surveys: finds and keeps surveys; None: every tensor is surveyed.
+        tuning: sizes of chunks, batches and copies.
     """
 
     destination: Destination
@@ -48,6 +51,7 @@ class MergeContext:
     advance: Callable[[int], None]
     stop: threading.Event
     surveys: SurveyCache | None = None
+    tuning: Tuning = DEFAULT_TUNING
 
     @property
     def surveys_at_once(self) -> int:
@@ -113,12 +117,8 @@ class Executor(Protocol):
     @property
     def description(self) -> str: ...
 
-    def pool(
-        self, plan: Plan, threads: int | None, max_memory: int, context: MergeContext
-    ) -> WorkerPool:
+    def pool(self, plan: Plan, options: MergeOptions, context: MergeContext) -> WorkerPool:
         """All workers for `plan`. MergeError if there is too little memory."""
 
-    def host_memory(
-        self, plan: Plan, threads: int | None, max_memory: int
-    ) -> tuple[int, list[str]]:
+    def host_memory(self, plan: Plan, options: MergeOptions) -> tuple[int, list[str]]:
         """Most bytes of the host's memory that they will take, and what is worth knowing. MergeError likewise."""

@@ -20,123 +20,33 @@ from ...methods.rule import ByColumn, Rule
 from ...plan.job import Job
 from ...plan.plan import Plan
 from ...system import resolve_threads
+from ..options import MergeOptions
+from ..tuning import DEFAULT_TUNING, Tuning
 
-# Of a row so many elements at a time: fewer would be reads of less than 512 bytes, ...
-_LEAST_COLUMNS = 256
-
-
-# ... more than a page's gain nothing.
-MOST_COLUMNS = 2048
-
-
-# The inputs of a slab begin at multiples of a cache line.
-LINE = 64
-
-
-@dataclass(frozen=True)
-class ColumnMemory:
-    """Bytes that jobs need to be merged by columns: for a whole output; for a slab, at the least and at the most.
-
-    `copying` is what Python copies a column by. It is held when no survey is.
-    """
-
-    output: int = 0
-    least: int = 0
-    most: int = 0
-    copying: int = 0
-
-    @classmethod
-    def of(cls, jobs: Sequence[Job]) -> ColumnMemory:
-        """For each of `jobs`, and those that are not merged by columns need none."""
-        shapes = [(job, job.rule) for job in jobs if isinstance(job.rule, ByColumn)]
-        return cls(
-            max((job.output_bytes for job, _ in shapes), default=0),
-            max((_slab_bytes(job, rule, _LEAST_COLUMNS) for job, rule in shapes), default=0),
-            max((_slab_bytes(job, rule, MOST_COLUMNS) for job, rule in shapes), default=0),
-            max((_longest(rule) * _largest(job) for job, rule in shapes), default=0),
-        )
-
-
-def _longest(rule: ByColumn) -> int:
-    """Elements that Python copies at once: a column, or a row of a slab."""
-    return max(rule.rows, min(rule.columns, MOST_COLUMNS))
-
-
-def _largest(job: Job) -> int:
-    """Bytes of the largest element that is turned."""
-    return max(job.dtype.size, *(x.dtype.size for x in job.inputs))
-
-
-def column_bytes(job: Job, rule: ByColumn) -> int:
-    """A column of all inputs, and once more of one of them, as it was read, or of the output."""
-    return rule.rows * (job.element_bytes + _largest(job))
-
-
-def _slab_bytes(job: Job, rule: ByColumn, columns: int) -> int:
-    """Bytes of a slab of so many columns, if there are so many."""
-    return min(columns, rule.columns) * column_bytes(job, rule) + LINE * len(job.inputs)
-
-
-# Below this a worker's chunks get small; fewer workers with more threads each serve better.
+# Fewer workers with more threads each serve better than workers with less memory than this, in bytes.
 _LEAST_WORKER_MEMORY = 48 << 20
-
-
-# Buffers cost time to be touched for the first time: a small merge gets along with this part of its inputs,
-# or with this much, whatever it may use.
+# Touching fresh memory costs time: a merge uses at most this share of its inputs' bytes, or this many bytes.
 _MEMORY_SHARE = 16
-
-
 _ENOUGH_MEMORY = 256 << 20
-
-
-def divide_memory(
-    plan: Plan, threads: int | None, max_memory: int, surveys: int = 1
-) -> tuple[int, WorkerMemory]:
-    """(workers, memory of each) for this plan, `surveys` of a tensor at once; MergeError if it is too small."""
-    threads = resolve_threads(threads)
-    needed = memory_floor(plan.jobs, surveys)
-    if needed > max_memory:
-        raise MergeError(
-            f"--max-memory {max_memory >> 20} MiB is too little for these models; "
-            f"the least is {(needed >> 20) + 1} MiB"
-        )
-    enough = max(plan.input_bytes // _MEMORY_SHARE, _ENOUGH_MEMORY, needed)
-    usable = min(max_memory, surveys * enough)
-    fit = usable // max(needed, _LEAST_WORKER_MEMORY)
-    workers = max(1, min(threads, len(plan.jobs), fit))
-    return workers, plan_memory(plan.jobs, usable // workers, threads)
-
-
-# Elements merged between two looks at whether to stop; their output is written in one call.
-CHUNK = 1 << 20
-
-
 _LEAST_CHUNK = 1 << 16
-
-
-# Chunks begin at multiples of this, the kernels' block.
+# Chunks begin at multiples of the kernels' block, in elements.
 _BLOCK = 256
-
-
-# Bytes a thread reads of all inputs at a time, to fuse them while they are in its core's cache; several threads
+# Bytes of all inputs that a thread reads at a time, to fuse them while they are in its core's cache. Several threads
 # read more, to be started less often (csrc/cpu/files.cpp).
 _READ_BY_THREAD = 2 << 20
-
-
-# What a survey needs whatever the tensor: histograms, exponent sums, candidates of a small tensor. One for
-# magnitudes needs it for every cut.
+# Bytes that a survey needs for any tensor: histograms, exponent sums, candidates of a small tensor. A survey of
+# magnitudes needs them for every cut.
 _SURVEY_FLOOR = 4 << 20
-
-
-# What a survey keeps, at most, of an element of each input; and what decides on rows, of an element of one, and at the
-# least (survey.h).
+# Bytes that a survey keeps of an element, at most (survey.h): of each input; to decide on a row, of one input; and the
+# least for such a decision.
 _RECORD = 16
-
-
 _ROW_RECORD = 32
-
-
 _LEAST_DECIDING = 96 << 10
+# Elements of a row that are read at a time: fewer would be reads of less than 512 bytes; more than a page gain nothing.
+_LEAST_COLUMNS = 256
+MOST_COLUMNS = 2048
+# The inputs of a slab begin at multiples of a cache line, in bytes.
+LINE = 64
 
 
 @dataclass(frozen=True)
@@ -159,7 +69,28 @@ class WorkerMemory:
         return self.read + self.output + self.survey + self.deciding
 
 
-def plan_memory(jobs: Sequence[Job], max_bytes: int, threads: int) -> WorkerMemory:
+def divide_memory(plan: Plan, options: MergeOptions, surveys: int = 1) -> tuple[int, WorkerMemory]:
+    """Return the number of workers and the memory of each, for `surveys` surveys of a tensor in one read.
+
+    MergeError if `options.max_memory` is too little.
+    """
+    threads, max_memory = resolve_threads(options.threads), options.max_memory
+    needed = memory_floor(plan.jobs, surveys)
+    if needed > max_memory:
+        raise MergeError(
+            f"--max-memory {max_memory >> 20} MiB is too little for these models; "
+            f"the least is {(needed >> 20) + 1} MiB"
+        )
+    enough = max(plan.input_bytes // _MEMORY_SHARE, _ENOUGH_MEMORY, needed)
+    usable = min(max_memory, surveys * enough)
+    fit = usable // max(needed, _LEAST_WORKER_MEMORY)
+    workers = max(1, min(threads, len(plan.jobs), fit))
+    return workers, plan_memory(plan.jobs, usable // workers, threads, options.tuning)
+
+
+def plan_memory(
+    jobs: Sequence[Job], max_bytes: int, threads: int, tuning: Tuning = DEFAULT_TUNING
+) -> WorkerMemory:
     """The memory of a worker that has up to `threads` threads: at most `max_bytes`.
 
     Most is for the survey, as far as any of `jobs` needs it: of the largest tensors it must hold a part in
@@ -171,7 +102,7 @@ def plan_memory(jobs: Sequence[Job], max_bytes: int, threads: int) -> WorkerMemo
     floor = max([_SURVEY_FLOOR, columns.copying, *map(_survey_floor, jobs)])
     left = max_bytes - each - columns.output - columns.least
     share = max(min(left // 4, (left - floor) // 2), left // 8)
-    output, read = min(CHUNK * 4, share), min(_READ_BY_THREAD * threads, share)
+    output, read = min(tuning.chunk * 4, share), min(_READ_BY_THREAD * threads, share)
     # Where rows must be whole, a chunk may have to be larger.
     output = max([output, columns.output, *(_step(job) * job.dtype.size for job in by_rows)])
     read = max([read, columns.least, *(_least_read(job) for job in by_rows)])
@@ -250,3 +181,47 @@ def _survey_records(job: Job) -> int:
         return job.numel * _RECORD * len(job.inputs)
     # A survey's room is seven eighths of its share, at least.
     return 0 if request is None else kept_bytes(request, job.numel) * 8 // 7
+
+
+@dataclass(frozen=True)
+class ColumnMemory:
+    """Bytes that jobs need to be merged by columns: for a whole output; for a slab, at the least and at the most.
+
+    `copying` is what Python copies a column by. It is held when no survey is.
+    """
+
+    output: int = 0
+    least: int = 0
+    most: int = 0
+    copying: int = 0
+
+    @classmethod
+    def of(cls, jobs: Sequence[Job]) -> ColumnMemory:
+        """For each of `jobs`, and those that are not merged by columns need none."""
+        shapes = [(job, job.rule) for job in jobs if isinstance(job.rule, ByColumn)]
+        return cls(
+            max((job.output_bytes for job, _ in shapes), default=0),
+            max((_slab_bytes(job, rule, _LEAST_COLUMNS) for job, rule in shapes), default=0),
+            max((_slab_bytes(job, rule, MOST_COLUMNS) for job, rule in shapes), default=0),
+            max((_longest(rule) * _largest(job) for job, rule in shapes), default=0),
+        )
+
+
+def _longest(rule: ByColumn) -> int:
+    """Elements that Python copies at once: a column, or a row of a slab."""
+    return max(rule.rows, min(rule.columns, MOST_COLUMNS))
+
+
+def _largest(job: Job) -> int:
+    """Bytes of the largest element that is turned."""
+    return max(job.dtype.size, *(x.dtype.size for x in job.inputs))
+
+
+def column_bytes(job: Job, rule: ByColumn) -> int:
+    """A column of all inputs, and once more of one of them, as it was read, or of the output."""
+    return rule.rows * (job.element_bytes + _largest(job))
+
+
+def _slab_bytes(job: Job, rule: ByColumn, columns: int) -> int:
+    """Bytes of a slab of so many columns, if there are so many."""
+    return min(columns, rule.columns) * column_bytes(job, rule) + LINE * len(job.inputs)

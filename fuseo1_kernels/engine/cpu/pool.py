@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ...backends.interface import Backend
 from ...plan.plan import Plan
 from ...system import resolve_threads
+from ..options import MergeOptions
 from ..worker import MergeContext
 from .memory import divide_memory
 from .worker import CpuWorker
@@ -27,31 +28,23 @@ class CpuExecutor:
     def description(self) -> str:
         return self.backend.description
 
-    def pool(
-        self, plan: Plan, threads: int | None, max_memory: int, context: MergeContext
-    ) -> CpuPool:
-        return CpuPool(self.backend, plan, threads, max_memory, context)
+    def pool(self, plan: Plan, options: MergeOptions, context: MergeContext) -> CpuPool:
+        return CpuPool(self.backend, plan, options, context)
 
     @staticmethod
-    def host_memory(plan: Plan, threads: int | None, max_memory: int) -> tuple[int, list[str]]:
-        workers, memory = divide_memory(plan, threads, max_memory)
+    def host_memory(plan: Plan, options: MergeOptions) -> tuple[int, list[str]]:
+        workers, memory = divide_memory(plan, options)
         return workers * memory.total, []
 
 
 class CpuPool:
-    """One worker a core, as far as memory goes. MergeError if `max_memory` is too little."""
+    """One worker a core, as far as memory goes. MergeError if `options.max_memory` is too little."""
 
     def __init__(
-        self,
-        backend: Backend,
-        plan: Plan,
-        threads: int | None,
-        max_memory: int,
-        context: MergeContext,
+        self, backend: Backend, plan: Plan, options: MergeOptions, context: MergeContext
     ) -> None:
-        surveys = context.surveys_at_once
-        self.size, self._memory = divide_memory(plan, threads, max_memory, surveys)
-        self._threads = resolve_threads(threads)
+        self.size, self._memory = divide_memory(plan, options, context.surveys_at_once)
+        self._threads = resolve_threads(options.threads)
         self._backend = backend
         self._context = context
 
@@ -64,10 +57,10 @@ class CpuPool:
         )
 
     def stop(self) -> None:
-        """They wait for nobody."""
+        """No-op: CPU workers never block on each other."""
 
     def close(self) -> None:
-        """Their memory goes with them."""
+        """No-op: each worker frees its own memory."""
 
     @property
     def notes(self) -> list[str]:

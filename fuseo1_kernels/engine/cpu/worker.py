@@ -19,12 +19,7 @@ from ...plan.job import Input, Job
 from ..nonfinite import JobGuard, counted_inputs
 from ..worker import MergeContext, TensorReport
 from .columns import ColumnMerger
-from .memory import CHUNK, WorkerMemory, first_selects
-
-# Bytes of a tensor that the system reads in the background while those before are merged, when no one else has.
-_READ_AHEAD = 64 << 20
-# Runs of a sample: each is a read of its own.
-_MOST_RUNS = 2048
+from .memory import WorkerMemory, first_selects
 
 
 class CpuWorker:
@@ -40,6 +35,7 @@ class CpuWorker:
     ) -> None:
         self._backend = backend
         self._context = context
+        self._tuning = context.tuning
         self._granted, self._most_threads = threads, memory.threads
         at_once = context.surveys_at_once
         share = memory.survey // at_once
@@ -102,7 +98,7 @@ class CpuWorker:
     def _merge_columns(self, job: Job, rule: ByColumn) -> TensorReport:
         passes = self._columns.merge(job, rule)
         self._start = 0
-        for start, count in _pieces(job.numel, CHUNK, 1):
+        for start, count in _pieces(job.numel, self._tuning.chunk, 1):
             self._context.go_on()
             self._write(job, start, count, at=start)
         record = TensorRecord(self._checksum.hexdigest(), (), passes)
@@ -138,7 +134,7 @@ class CpuWorker:
             self._sample(job, files, surveyor)
         passes = 0
         while working := [s for s in surveyors.values() if not s.done]:
-            for start, count in self._chunks(job, CHUNK):
+            for start, count in self._chunks(job, self._tuning.chunk):
                 for surveyor in working:
                     with _explained(job):
                         surveyor.update_files(files, start, count, self._in)
@@ -151,15 +147,15 @@ class CpuWorker:
 
     def _sample(self, job: Job, files: Sequence[FileRange], surveyor: Surveyor) -> None:
         if self._direct:
-            starts, length = surveyor.sample_runs(_MOST_RUNS)
+            starts, length = surveyor.sample_runs(self._tuning.sample_runs)
             for start in starts:
                 _will_need(self._direct, start, length)
         with _explained(job):
-            surveyor.sample_files(files, _MOST_RUNS, self._in)
+            surveyor.sample_files(files, self._tuning.sample_runs, self._in)
 
     def _chunks(self, job: Job, most: int) -> Iterator[tuple[int, int]]:
         """(start, count) of the chunks of a tensor, in order."""
-        ahead = _READ_AHEAD // job.element_bytes
+        ahead = self._tuning.direct_ahead // job.element_bytes
         for start, count in _pieces(job.numel, most, step_of(first_selects(job.rule))):
             self._context.go_on()
             wanted = (start + ahead, count) if start else (0, ahead + count)
@@ -177,7 +173,9 @@ class CpuWorker:
         tell: bool,
     ) -> None:
         params = job.rule.params(learned)
-        for start, count in self._chunks(job, min(CHUNK, self._out.nbytes // job.dtype.size)):
+        for start, count in self._chunks(
+            job, min(self._tuning.chunk, self._out.nbytes // job.dtype.size)
+        ):
             out = self._out.array(job.dtype, count)
             with _explained(job):
                 written = self._backend.fuse_files(

@@ -14,6 +14,8 @@ from ...plan.job import Job
 from ...plan.plan import Plan
 from ...system import resolve_threads
 from ..cpu.memory import WorkerMemory, memory_floor, plan_memory
+from ..options import MergeOptions
+from ..tuning import DEFAULT_TUNING, Tuning
 from .context import ContextSize
 from .cpu_fallback import fallback_notes
 from .device import Device, explained
@@ -26,8 +28,7 @@ _DEFAULT_SHARE = 4
 # More tensors under way at once, or more readers, gain nothing.
 _MOST_WORKERS = 6
 _MOST_READERS = 8
-# Bytes copied at once: at the bus's speed, and so few that page-locking them takes little time.
-_SLOT = 8 << 20
+# Bytes copied at once, at the least: fewer are far below the bus's speed.
 _LEAST_SLOT = 64 << 10
 
 
@@ -57,16 +58,15 @@ def plan_gpu_memory(
     plan: Plan,
     devices: Sequence[Device],
     backend: GpuBackend,
-    threads: int | None,
-    max_memory: int,
-    max_gpu_memory: int | None,
+    options: MergeOptions,
     also: Sequence[float] = (),
 ) -> MemoryPlan:
-    """Divide for this plan, with surveys for other values of select_topk in the same read.
+    """Divide the memory for this plan; `also` are other values of select_topk to survey in the same read.
 
-    MergeError if `max_memory` is too little.
+    MergeError if `options.max_memory` is too little.
     """
-    limit = (max_gpu_memory or min(map(_default_limit, devices))) // ALIGNMENT * ALIGNMENT
+    threads, max_memory = resolve_threads(options.threads), options.max_memory
+    limit = (options.max_gpu_memory or min(map(_default_limit, devices))) // ALIGNMENT * ALIGNMENT
     surveys = 1 + len(also)
     sizes = {
         job.name: footprint(job, surveys, backend.result_bytes, backend.params_bytes)
@@ -79,23 +79,31 @@ def plan_gpu_memory(
     too_large = f"each needs more than {_mib(limit)} of a GPU's memory (--max-gpu-memory)"
     reasons |= {name: too_large for name in works if name not in fit}
     left = [job for job in plan.jobs if job.name in reasons]
-    memory = _cpu_memory(left, threads, max_memory // 2, surveys) if left else None
+    memory = None
+    if left:
+        memory = _cpu_memory(left, threads, max_memory // 2, surveys, options.tuning)
     host = (max_memory - (memory.total if memory else 0)) // len(devices)
     region = min(limit - work, sum(sizes[name] for name in fit))
-    gpu = _context_size(resolve_threads(threads), len(devices), host, region, work, max_memory)
+    gpu = _context_size(threads, len(devices), host, region, work, max_memory, options.tuning.slot)
     if not all(isinstance(job.rule, Sce) for job in plan.jobs):
         gpu = replace(gpu, work=0, own=work)
     return MemoryPlan(gpu, reasons, memory, len(devices))
 
 
 def _context_size(
-    threads: int, gpus: int, host: int, region: int, work: int, max_memory: int
+    threads: int,
+    gpus: int,
+    host: int,
+    region: int,
+    work: int,
+    max_memory: int,
+    most_slot: int = DEFAULT_TUNING.slot,
 ) -> ContextSize:
     readers = min(_MOST_READERS, max(1, threads // gpus))
     workers = min(_MOST_WORKERS, readers + 1)
     while True:
         slots = ContextSize(workers, readers, 1, region, work).host_bytes
-        slot = _power_of_two(min(_SLOT, host // slots))
+        slot = _power_of_two(min(most_slot, host // slots))
         if slot >= _LEAST_SLOT:
             return ContextSize(workers, readers, slot, region, work)
         if (workers, readers) == (1, 1):
@@ -107,7 +115,7 @@ def _context_size(
 
 
 def _cpu_memory(
-    jobs: Sequence[Job], threads: int | None, max_memory: int, surveys: int
+    jobs: Sequence[Job], threads: int, max_memory: int, surveys: int, tuning: Tuning
 ) -> WorkerMemory:
     needed = memory_floor(jobs, surveys)
     if needed > max_memory:
@@ -115,7 +123,7 @@ def _cpu_memory(
             "--max-memory is too little for the tensors that are merged on the CPU; "
             f"the least is {_mib(2 * needed)}"
         )
-    return plan_memory(jobs, max_memory, resolve_threads(threads))
+    return plan_memory(jobs, max_memory, threads, tuning)
 
 
 def _default_limit(device: Device) -> int:

@@ -11,6 +11,7 @@ from ...errors import BackendError
 from ...plan.plan import Plan
 from ...system import resolve_threads
 from ..cpu.worker import CpuWorker
+from ..options import MergeOptions
 from ..worker import MergeContext
 from .context import GpuContext
 from .cpu_fallback import CpuFallback
@@ -21,11 +22,10 @@ from .worker import GpuWorker
 
 @dataclass(frozen=True)
 class GpuExecutor:
-    """GPUs, the kernels that run on them, and the most memory in bytes that is used of each; None: a part."""
+    """GPUs, and the backend whose kernels run on them."""
 
     backend: GpuBackend
     devices: tuple[Device, ...]
-    max_memory: int | None
 
     @property
     def name(self) -> str:
@@ -35,28 +35,22 @@ class GpuExecutor:
     def description(self) -> str:
         return ", ".join(device.description for device in self.devices)
 
-    def pool(
-        self, plan: Plan, threads: int | None, max_memory: int, context: MergeContext
-    ) -> GpuPool:
-        return GpuPool(self, plan, threads, max_memory, context)
+    def pool(self, plan: Plan, options: MergeOptions, context: MergeContext) -> GpuPool:
+        return GpuPool(self, plan, options, context)
 
-    def host_memory(
-        self, plan: Plan, threads: int | None, max_memory: int
-    ) -> tuple[int, list[str]]:
-        budget = self.plan_memory(plan, threads, max_memory)
+    def host_memory(self, plan: Plan, options: MergeOptions) -> tuple[int, list[str]]:
+        budget = self.plan_memory(plan, options)
         return budget.host_bytes, budget.notes
 
     def plan_memory(
-        self, plan: Plan, threads: int | None, max_memory: int, also: Sequence[float] = ()
+        self, plan: Plan, options: MergeOptions, also: Sequence[float] = ()
     ) -> MemoryPlan:
-        return plan_gpu_memory(
-            plan, self.devices, self.backend, threads, max_memory, self.max_memory, also
-        )
+        return plan_gpu_memory(plan, self.devices, self.backend, options, also)
 
 
-def open_gpus(backend: str, numbers: tuple[int, ...], max_memory: int | None) -> GpuExecutor:
+def open_gpus(backend: str, numbers: tuple[int, ...]) -> GpuExecutor:
     """The GPUs of these numbers with the backend of that name ("auto": the best), or BackendError."""
-    return GpuExecutor(load_gpu_backend(backend), open_devices(numbers), max_memory)
+    return GpuExecutor(load_gpu_backend(backend), open_devices(numbers))
 
 
 def open_devices(numbers: tuple[int, ...]) -> tuple[Device, ...]:
@@ -75,16 +69,11 @@ class GpuPool:
     """Several workers for every GPU, all of which take from one feed."""
 
     def __init__(
-        self,
-        gpus: GpuExecutor,
-        plan: Plan,
-        threads: int | None,
-        max_memory: int,
-        context: MergeContext,
+        self, gpus: GpuExecutor, plan: Plan, options: MergeOptions, context: MergeContext
     ) -> None:
         """Reserve the memory of all GPUs. MergeError if there is too little of it, or of the host's."""
         also = context.surveys.also if context.surveys else ()
-        budget = gpus.plan_memory(plan, threads, max_memory, also)
+        budget = gpus.plan_memory(plan, options, also)
         self._context = context
         self._gpus: list[GpuContext] = []
         helper = None
@@ -93,7 +82,7 @@ class GpuPool:
                 load_backend("auto"),
                 budget.cpu_memory,
                 context,
-                threads=lambda: resolve_threads(threads),
+                threads=lambda: resolve_threads(options.threads),
             )
         self._cpu_fallback = CpuFallback(budget.cpu_reasons, helper)
         try:
