@@ -3,7 +3,7 @@
     python bench/accuracy.py [--quick] [--no-peer] [--results DIR]
 
 The oracle is SCE's formula in float64 with exactly summed energies, rounded once; its parts come from
-tests/oracle.py. Which elements are in the top k is a matter of its own: bf16 tensors have many elements
+tests/support/oracles/sce.py. Which elements are in the top k is a matter of its own: bf16 tensors have many elements
 of equal or almost equal variance, and whoever rounds the variance decides differently between them. So
 ours is held against two oracles: one selects by the fp32 variance that docs/arithmetic.md defines, the
 other by the exact variance. mergekit is asked twice, in the tensors' own bf16 as its users run it, and in
@@ -27,7 +27,7 @@ from fuseo1_kernels.in_memory.merge import merge_tensors
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 
-import oracle
+from support.oracles import sce as sce_oracle
 
 RMS = (1e-3, 1e-4)
 VARIANTS = ("fuseo1", "mergekit")
@@ -49,14 +49,14 @@ def oracles(tensors: list[torch.Tensor], select_topk: float) -> dict[tuple[str, 
     """Return the correctly rounded result by ("fp32" or "exact" scores, variant)."""
     base, *targets = tensors
     d = [t.double() - base.double() for t in targets]
-    all_scores = {"fp32": oracle.fp32_scores(d), "exact": oracle.scores(d)}
+    all_scores = {"fp32": sce_oracle.fp32_scores(d), "exact": sce_oracle.scores(d)}
     results = {}
     for kind, scores in all_scores.items():
-        mask = oracle.top_k(scores.flatten(), select_topk).reshape(base.shape)
-        energy = oracle.energies(d, mask)
+        mask = sce_oracle.top_k(scores.flatten(), select_topk).reshape(base.shape)
+        energy = sce_oracle.energies(d, mask)
         for variant in VARIANTS:
-            merged = oracle.combine(base.double(), d, mask, energy, variant)
-            results[kind, variant] = oracle.rounded(merged, base.dtype)
+            merged = sce_oracle.combine(base.double(), d, mask, energy, variant)
+            results[kind, variant] = sce_oracle.rounded(merged, base.dtype)
     return results
 
 
@@ -81,7 +81,7 @@ def compare(
     if peer is not None:
         call = {"base_index": 0, "parameters": {"select_topk": select_topk}}
         native = peer(tensors, "sce", **call)
-        wide = oracle.rounded(peer(tensors, "sce", dtype=torch.float64, **call), native.dtype)
+        wide = sce_oracle.rounded(peer(tensors, "sce", dtype=torch.float64, **call), native.dtype)
         right = expected["exact", "mergekit"]
         yield "mergekit in bf16", "mergekit in float64", differing(native, wide)
         yield "mergekit in bf16", "oracle, exact scores", differing(native, right)

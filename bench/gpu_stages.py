@@ -199,16 +199,16 @@ def jobs(architecture: str, quick: bool, results: Path) -> list[Job]:
     needed = {"FUSEO1_NEED_GPU": "1"}
     # Every tensor in an allocation of its own: what is beyond it, or was never written, is then seen.
     checked = needed | {"FUSEO1_SMALL_GRID": "1", "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    native = ("gpu", "gpu_graphs", "machine_code")
+    native = ("backends/test_gpu", "backends/test_gpu_graphs", "build/test_machine_code")
     made = [
         Job("build", [configure, ["cmake", "--build", str(build), "--parallel"]], 200, 60),
         Job(
             "tests",
             # Triton's kernels are compiled as they are met: meanwhile the others are tested.
             [
-                [*pytest, "-k", "not triton", *(f"tests/test_{f}.py" for f in native)],
-                [*pytest, "-k", "triton", "tests/test_gpu.py"],
-                [*pytest, "-k", "cuda", "tests/test_torch_ops.py"],
+                [*pytest, "-k", "not triton", *(f"tests/{f}.py" for f in native)],
+                [*pytest, "-k", "triton", "tests/backends/test_gpu.py"],
+                [*pytest, "-k", "cuda", "tests/in_memory/test_torch_ops.py"],
             ],
             150,
             40,
@@ -227,12 +227,12 @@ def jobs(architecture: str, quick: bool, results: Path) -> list[Job]:
             "--error-exitcode",
             "9",
             *pytest,
-            "tests/test_gpu.py",
+            "tests/backends/test_gpu.py",
         ]
         made.append(Job(tool, [[*command, "-k", "not triton"]], 60, 20, checked))
         on_triton.append([*command, "-k", "triton"])
     made.append(Job("the three, triton", on_triton, 60, 15, checked, together=True))
-    engine = [*pytest, "tests/test_gpu_engine.py"]
+    engine = [*pytest, "tests/engine/gpu/test_on_gpu.py"]
     made.append(Job("engine", [engine], 60, 15, needed, modules=MERGE_MODULES))
     less = ["--quick"] if quick else []
     bench = [python, "bench/gpu.py", "--results", str(results), *less]

@@ -6,7 +6,7 @@ Bytes are counted as if every input were read twice and the output written once 
 and a base), whether a method needs both reads or one. Our calls, mergekit's and memcpy take turns, because the
 machine's bandwidth may change while this runs; figures are medians.
 
-How many elements differ is counted against float64, from the formulas of tests/family_oracle.py, rounded once, given
+How many elements differ is counted against float64, from the formulas of `support.oracles.general`, rounded once, given
 the same masks and the same numbers learned of the whole (norms, angles).
 """
 
@@ -36,8 +36,8 @@ from fuseo1_kernels.methods.rule import TensorSpec
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 
-import family_oracle
-import oracle
+from support.oracles import general as general_oracle
+from support.oracles import sce as sce_oracle
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def differing(case: Case, tensors: list[torch.Tensor], merged: torch.Tensor) -> 
     params = rule.params(learned)
     exact = base.double()
     z = [taking_part(params, i, x.float() - base.float()) for i, x in enumerate(targets)]
-    right = family_oracle.merge(
+    right = general_oracle.merge(
         exact,
         z,
         params.weights,
@@ -161,7 +161,7 @@ def differing(case: Case, tensors: list[torch.Tensor], merged: torch.Tensor) -> 
     )
     bits = (
         merged.flatten().view(torch.int16),
-        oracle.rounded(right, merged.dtype).view(torch.int16),
+        sce_oracle.rounded(right, merged.dtype).view(torch.int16),
     )
     return int(torch.count_nonzero(bits[0] != bits[1]))
 

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
-from tensors import ISAS, instruction_set
 
 from fuseo1_kernels.backends import _cpu
+from support.tensors import ISAS, instruction_set
 
 if TYPE_CHECKING:
-    from forked import Forks
-    from interrupted import Tree
-    from models import Family
+    from support.forked import Forks
+    from support.interrupted import Tree
+    from support.models import Family
 
 try:
     from hypothesis import settings
@@ -73,17 +73,16 @@ def cpu(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
     """Starts merges in processes of their own."""
-    from forked import forking
-    from models import environment
+    from support.forked import forking
 
-    with forking(tmp_path_factory.mktemp("forks"), environment()) as forks:
+    with forking(tmp_path_factory.mktemp("forks")) as forks:
         yield forks
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Family:
     """A model of six small tensors and two that were tuned from it."""
-    from interrupted import small_family
+    from support.interrupted import small_family
 
     return small_family(tmp_path_factory.mktemp("small"))
 
@@ -91,6 +90,6 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Family:
 @pytest.fixture(scope="module")
 def expected(small: Family) -> Tree:
     """What merging `small` gives that nothing disturbs."""
-    from interrupted import ARGV, undisturbed
+    from support.interrupted import ARGV, undisturbed
 
     return undisturbed(small, *ARGV)

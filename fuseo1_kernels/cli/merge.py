@@ -16,6 +16,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from ..backends.registry import BACKENDS, first_that_runs
+from ..engine.tuning import DEFAULT_TUNING, Tuning
 from ..errors import BackendError, ConfigError, MergeError
 from .arguments import make_parser
 from .report import describe_plan, describe_result, list_recipe_names
@@ -24,8 +25,11 @@ if TYPE_CHECKING:
     from ..engine.options import MergeOptions
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, 1 for a failed merge, 130 if interrupted."""
+def main(argv: list[str] | None = None, *, tuning: Tuning = DEFAULT_TUNING) -> int:
+    """Run the command line; returns the exit code: 0, 1 for a failed merge, 130 if interrupted.
+
+    `tuning` has the engine's sizes, for tests.
+    """
     parser = make_parser()
     options = parser.parse_args(argv)
     if options.list_recipes:
@@ -37,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     _allow_many_files()
     try:
         with _sigterm_interrupts():
-            return _merge(options)
+            return _merge(options, tuning)
     except MergeError as error:
         print(f"fuseo1-merge: error: {error}", file=sys.stderr)
         _say_what_is_kept(options, str(error))
@@ -61,12 +65,12 @@ def _allow_many_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def _merge(arguments: argparse.Namespace) -> int:
+def _merge(arguments: argparse.Namespace, tuning: Tuning) -> int:
     from ..config.load import as_config
     from ..engine import merge as engine
 
     config = as_config(arguments.config)
-    options = _options(arguments)
+    options = _options(arguments, tuning)
     if arguments.dry_run:
         from ..engine.dry_run import dry_run
 
@@ -87,7 +91,7 @@ def _merge(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _options(arguments: argparse.Namespace) -> MergeOptions:
+def _options(arguments: argparse.Namespace, tuning: Tuning) -> MergeOptions:
     from ..engine.options import DEFAULT_MAX_MEMORY, DEFAULT_SHARD_SIZE, MergeOptions
 
     device = _device(arguments)
@@ -106,6 +110,7 @@ def _options(arguments: argparse.Namespace) -> MergeOptions:
         survey_cache=arguments.survey_cache,
         survey_topk=arguments.survey_topk,
         random_seed=arguments.random_seed,
+        tuning=tuning,
     )
 
 

@@ -1,0 +1,140 @@
+"""The general fuse against its float64 oracle, on bf16 fine-tunes, with equal masks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+
+from fuseo1_kernels import fuse
+from fuseo1_kernels.backends.contract import (
+    Band,
+    Clamp,
+    Draw,
+    Elect,
+    FuseParams,
+    Magnitudes,
+    Select,
+)
+from fuseo1_kernels.backends.reference.philox import words
+from fuseo1_kernels.backends.registry import load_backend
+from fuseo1_kernels.in_memory.ops import as_arrays
+from support.oracles import general as general_oracle
+from support.oracles import sce as sce_oracle
+from support.tensors import BF16, FP32, bits, siblings
+
+N = 3
+NUMEL = 1024 * 1024
+KEEP, DROP = NUMEL // 5, NUMEL // 100
+LIMIT = 1 << 31
+MOST = 1e-3
+SELECTS = ("all", "band", "draw", "clamp")
+ELECTS: tuple[Elect, ...] = ("sum", "weighted", "count", "none")
+
+
+@pytest.fixture(params=["reference", "cpu"])
+def backend(request: pytest.FixtureRequest) -> str:
+    """The two: that every instruction set gives the same bits is tested elsewhere."""
+    name: str = request.param
+    return name
+
+
+def fp32(x: float) -> float:
+    return float(torch.tensor(x, dtype=FP32))
+
+
+# Numbers without small ratios. With 0.3 or 0.7 one sum in ten lies exactly between two bf16 numbers, but for what the
+# weight itself lacks: neither fp32 nor float64 tells that from what lies beside it, and each rounds as it happens to.
+WEIGHTS = tuple(map(fp32, (0.318309886, 0.577215665, 0.414213562)))
+
+#: Parameters of fuse and of the oracle: the mean of the survivors, and everything that scales.
+HOW: dict[str, dict[str, Any]] = {
+    "mean": {},
+    "sum": {"divisor": fp32(1.2533), "scale": fp32(0.7071), "base_scale": fp32(0.8862)},
+}
+
+
+@cache
+def tensors() -> tuple[torch.Tensor, ...]:
+    return tuple(siblings((1024, 1024), N, BF16, rms=1e-3, growing=False))
+
+
+@cache
+def selects(kind: str) -> tuple[Select, ...]:
+    if kind == "band":
+        arrays = as_arrays(list(tensors()))
+        asked = Magnitudes(((KEEP, DROP),) * N)
+        found = load_backend("reference").survey(arrays, asked, 1).cuts
+        return tuple(Band(keep, drop) for keep, drop in found)
+    if kind == "draw":
+        return tuple(Draw(1000 + i, LIMIT) for i in range(N))
+    return (Clamp(MOST) if kind == "clamp" else None,) * N
+
+
+@cache
+def taking_part(kind: str) -> tuple[torch.Tensor, ...]:
+    """The task vectors in float64, zero where an element takes no part."""
+    base, *targets = (t.double().flatten() for t in tensors())
+    d = [t - base for t in targets]
+    if kind == "band":
+        masks = [general_oracle.largest(x, KEEP) & ~general_oracle.largest(x, DROP) for x in d]
+    elif kind == "draw":
+        masks = [words(1000 + i, 0, NUMEL) < LIMIT for i in range(N)]
+    elif kind == "clamp":
+        return tuple(x.clamp(-fp32(MOST), fp32(MOST)) for x in d)
+    else:
+        return tuple(d)
+    return tuple(torch.where(mask, x, 0.0) for mask, x in zip(masks, d, strict=True))
+
+
+@cache
+def exact(kind: str, elect: Elect, how: str) -> torch.Tensor:
+    base = tensors()[0].double().flatten()
+    merged = general_oracle.merge(base, taking_part(kind), WEIGHTS, elect, **HOW[how])
+    return sce_oracle.rounded(merged, BF16)
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("elect", ELECTS)
+@pytest.mark.parametrize("kind", SELECTS)
+def test_few_elements_differ(backend: str, kind: str, elect: Elect, how: str) -> None:
+    params = FuseParams(WEIGHTS, elect=elect, selects=selects(kind), **HOW[how])
+    base, *targets = tensors()
+    merged = fuse(base, targets, params, backend=backend).flatten()
+    different = int((bits(merged) != bits(exact(kind, elect, how))).sum())
+    assert different < 5 * NUMEL / 100_000
+
+
+@pytest.mark.parametrize("elect", ELECTS)
+def test_equal_weights_decide_ties_alike(backend: str, elect: Elect) -> None:
+    """Ties between votes, and between bf16 numbers, are exact in both: not one in 100,000 differs."""
+    params = FuseParams((1.0,) * N, elect=elect, selects=selects("band"))
+    base, *targets = tensors()
+    merged = fuse(base, targets, params, backend=backend).flatten()
+    right = general_oracle.merge(base.double().flatten(), taking_part("band"), (1.0,) * N, elect)
+    different = int((bits(merged) != bits(sce_oracle.rounded(right, BF16))).sum())
+    assert different < NUMEL / 100_000
+
+
+def test_without_a_selection_the_elections_differ() -> None:
+    """What is compared are four different merges."""
+    results = [exact("all", elect, "mean") for elect in ELECTS]
+    for i, a in enumerate(results):
+        for b in results[:i]:
+            assert int((a != b).sum()) > NUMEL / 100
+
+
+def test_shares_and_a_floor_under_their_sum(backend: str) -> None:
+    shares = WEIGHTS[::-1]
+    params = FuseParams(WEIGHTS, elect="weighted", shares=shares, selects=selects("band"))
+    floored = replace(params, floor_divisor=0.5)
+    base, *targets = tensors()
+    merged = fuse(base, targets, floored, backend=backend).flatten()
+    exact_base, d = base.double().flatten(), taking_part("band")
+    right = general_oracle.merge(exact_base, d, WEIGHTS, "weighted", shares=shares, floor=0.5)
+    different = int((bits(merged) != bits(sce_oracle.rounded(right, BF16))).sum())
+    assert different < 5 * NUMEL / 100_000
+    assert not torch.equal(merged, fuse(base, targets, params, backend=backend).flatten())

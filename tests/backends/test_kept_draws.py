@@ -1,0 +1,181 @@
+"""What a survey of norms has drawn is kept for fuse, where there is memory for it: the same elements, drawn once."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from fuseo1_kernels.backends.arrays import Array, Buffer
+from fuseo1_kernels.backends.contract import (
+    NONE,
+    Band,
+    Clamp,
+    Draw,
+    FuseParams,
+    Gram,
+    Kept,
+    Magnitudes,
+    Norms,
+    Ranked,
+    Select,
+    kept_bytes,
+    step_of,
+)
+from fuseo1_kernels.backends.interface import FileRange
+from fuseo1_kernels.backends.reference.select import selected
+from fuseo1_kernels.backends.registry import load_backend
+from fuseo1_kernels.in_memory.merge import merge_tensors
+from fuseo1_kernels.in_memory.ops import as_array, as_arrays
+from fuseo1_kernels.in_memory.survey_cache import ResidentSurveys
+from support.tensors import BF16, assert_same_bits, bits
+
+SIZES = (1, 4, 255, 256, 257, 511, 8192, 70_001)
+
+
+def made(numel: int) -> list[torch.Tensor]:
+    g = torch.Generator().manual_seed(numel)
+    return [torch.randn(numel, generator=g).to(BF16) for _ in range(5)]
+
+
+def selects(numel: int) -> tuple[Select, ...]:
+    """Two that are kept among others; rows as long as the tensor."""
+    return Draw(7, 1 << 31), Band(keep=NONE), None, Draw(8, 1 << 28)
+
+
+def by_rank(numel: int) -> tuple[Select, ...]:
+    return Ranked(7, 0.3, 0.4, numel), Clamp(0.5), Draw(9, 3 << 30), Ranked(8, 0.1, 0.1, numel)
+
+
+def told(kept: Kept, numel: int) -> torch.Tensor:
+    """Its bits, as a mask."""
+    raw = torch.frombuffer(
+        bytearray(ctypes.string_at(kept.address, -(-numel // 8))), dtype=torch.uint8
+    )
+    return (raw[:, None] >> torch.arange(8) & 1).bool().flatten()[:numel]
+
+
+def fused(inputs: list[Array], params: FuseParams, backend: str, chunk: int) -> torch.Tensor:
+    out = torch.empty(inputs[0].numel, dtype=BF16)
+    to = as_array(out)
+    for start in range(0, out.numel(), chunk):
+        count = min(chunk, out.numel() - start)
+        parts = [x.part(start, count) for x in inputs]
+        load_backend(backend).fuse(parts, params, to.part(start, count), start, 2)
+    return out
+
+
+@pytest.mark.parametrize("numel", SIZES)
+@pytest.mark.parametrize("made_selects", [selects, by_rank])
+def test_the_same_elements(cpu: str, numel: int, made_selects: object) -> None:
+    chosen = made_selects(numel)  # type: ignore[operator]
+    inputs = as_arrays(tensors := made(numel))
+    found = load_backend(cpu).survey(inputs, Norms(chosen), 2)
+    assert found == load_backend("reference").survey(inputs, Norms(chosen), 2)
+    for i, (select, kept) in enumerate(zip(chosen, found.kept, strict=True)):
+        assert (kept is not None) == isinstance(select, Draw | Ranked)
+        if kept is not None:
+            d = tensors[i + 1].float() - tensors[0].float()
+            assert torch.equal(told(kept, numel) & (d != 0), selected(select, d, 0) & (d != 0))
+    params = FuseParams((0.3, 0.4, 0.5, 0.6), elect="weighted", selects=chosen)
+    right = fused(inputs, params, "reference", numel)
+    for chunk in (numel, 256 * 3):
+        if chunk == numel or made_selects is selects:  # rows lie in one chunk
+            assert_same_bits(fused(inputs, replace(params, kept=found.kept), cpu, chunk), right)
+    # Others have no use for it, and draw.
+    assert_same_bits(fused(inputs, replace(params, kept=found.kept), "reference", numel), right)
+
+
+def test_it_is_what_fuse_goes_by(cpu: str) -> None:
+    """With other bits there, other elements are merged."""
+    inputs = as_arrays(tensors := made(1000)[:2])
+    found = load_backend(cpu).survey(inputs, Norms((Draw(1, 1 << 31),)), 1)
+    [kept] = found.kept
+    assert kept is not None
+    ctypes.memset(kept.address, 0, 125)
+    params = FuseParams((1.0,), elect="none", divisor=1.0, selects=(Draw(1, 1 << 31),))
+    assert_same_bits(fused(inputs, replace(params, kept=found.kept), cpu, 1000), tensors[0])
+    assert not torch.equal(fused(inputs, params, cpu, 1000), tensors[0])
+
+
+@pytest.mark.parametrize("numel", [256, 257, 70_001])
+def test_as_far_as_memory_goes(cpu: str, numel: int) -> None:
+    asked, each = Norms(selects(numel)), -(-numel // 256) * 32
+    assert kept_bytes(asked, numel) == 2 * each
+    inputs, engine = as_arrays(made(numel)), load_backend(cpu)
+    for room, count in ((0, 0), (each - 1, 0), (each, 1), (2 * each - 1, 1), (2 * each, 2)):
+        lent = Buffer(room)
+        lent.view[:] = b"\xff" * len(lent.view)
+        surveyor = engine.surveyor(4, numel, asked, 2, 4 << 20, lent)
+        surveyor.sample([])
+        surveyor.update(inputs, 0)
+        surveyor.end_pass()
+        found = surveyor.result()
+        there = [k is not None for k in found.kept]
+        assert there == ([True, False, False, count > 1] if count else [])
+        assert found == engine.survey(inputs, asked, 1, max_bytes=0)
+        for kept, select in zip(found.kept, asked.selects, strict=False):
+            if kept is not None:
+                assert torch.equal(told(kept, numel), selected(select, torch.ones(numel), 0))
+
+
+@pytest.mark.parametrize("row", [100, 256, 5120])
+def test_what_is_not_kept_is_decided_beside_what_is(cpu: str, row: int, tmp_path: Path) -> None:
+    """Several units of work; of two targets by rank and one that is drawn only the first is kept."""
+    numel = row * 256
+    chosen = (Ranked(7, 0.3, 0.4, row), Ranked(8, 0.1, 0.5, row), Draw(9, 1 << 31))
+    inputs, engine = as_arrays(tensors := made(numel)[:4]), load_backend(cpu)
+    lent = Buffer(kept_bytes(Norms(chosen[:1]), numel))
+    surveyor = engine.surveyor(3, numel, Norms(chosen), 2, 4 << 20, lent)
+    surveyor.sample([])
+    surveyor.update(inputs, 0)
+    surveyor.end_pass()
+    kept = surveyor.result().kept
+    assert [k is not None for k in kept] == [True, False, False]
+    params = FuseParams((0.3, 0.4, 0.5), elect="weighted", selects=chosen)
+    right = fused(inputs, params, "reference", numel)
+    params = replace(params, kept=kept)
+    step = step_of(chosen)
+    for chunk in (numel, step * 3):
+        assert_same_bits(fused(inputs, params, cpu, chunk), right)
+    files = []
+    for i, tensor in enumerate(tensors):
+        (tmp_path / str(i)).write_bytes(bits(tensor).numpy().tobytes())
+        files.append(FileRange(os.open(tmp_path / str(i), os.O_RDONLY), 0, inputs[i].dtype))
+    try:
+        out, scratch = torch.empty_like(right), Buffer(4 * (step * 2 + 64))
+        engine.fuse_files(files, params, as_array(out), 0, 2, scratch)
+        assert_same_bits(out, right)
+    finally:
+        for file in files:
+            os.close(file.fd)
+
+
+def test_surveys_keep_within_their_memory(cpu: str) -> None:
+    inputs, asked = as_arrays(made(1000)), Norms(selects(1000))
+    needed = kept_bytes(asked, 1000)
+    assert load_backend(cpu).survey(inputs, asked, 1, 2 * needed - 1).kept == ()
+    assert (
+        sum(k is not None for k in load_backend(cpu).survey(inputs, asked, 1, 2 * needed).kept) == 2
+    )
+
+
+@pytest.mark.parametrize("asked", [Gram(), Magnitudes(((5,),)), Norms((None,)), 0.5])
+def test_nothing_random_nothing_kept(cpu: str, asked: object) -> None:
+    found = load_backend(cpu).survey(as_arrays(made(300)[:2]), asked, 1)  # type: ignore[arg-type]
+    assert found.kept == ()
+    assert kept_bytes(asked, 300) == 0  # type: ignore[arg-type]
+
+
+def test_kept_surveys_hold_no_memory(cpu: str) -> None:
+    """The merge that follows draws anew, and comes to the same."""
+    tensors, surveys = made(5000)[:4], ResidentSurveys()
+    call = {"base_index": 0, "parameters": {"weight": 0.5, "density": 0.3}, "backend": cpu}
+    first, second = (merge_tensors(tensors, "dare_ties", surveys=surveys, **call) for _ in range(2))  # type: ignore[arg-type]
+    assert len(surveys) == 1
+    assert all(survey.kept == () for survey in surveys._surveys.values())
+    assert_same_bits(first, second)

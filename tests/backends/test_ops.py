@@ -1,0 +1,256 @@
+"""survey and fuse: every backend, instruction set and thread count gives the reference's bits."""
+
+from __future__ import annotations
+
+import itertools
+import mmap
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fuseo1_kernels import fuse, survey
+from fuseo1_kernels.backends.contract import NOTHING, FuseParams
+from fuseo1_kernels.backends.registry import load_backend
+from fuseo1_kernels.errors import MergeError
+from fuseo1_kernels.in_memory.ops import as_arrays
+from support.hard_scores import N, denormal, denormal_scores, few_values, pattern, pattern_survey
+from support.op_results import MIXED, fused, params_for, surveyed
+from support.tensors import (
+    BF16,
+    DTYPES,
+    FP32,
+    QUIET_NAN,
+    SHAPE_IDS,
+    UGLY_SHAPES,
+    assert_same_bits,
+    bits,
+    denormals_flushed,
+    learned,
+    siblings,
+)
+
+TOPKS = (0.0, 0.1, 0.5, 1.0)
+
+
+@pytest.mark.parametrize("shape", UGLY_SHAPES, ids=SHAPE_IDS)
+def test_every_dtype_and_shape(backend: str, shape: tuple[int, ...]) -> None:
+    for dtypes in (*((d,) for d in DTYPES), MIXED):
+        base, *targets = siblings(shape, 3, dtypes)
+        for topk in TOPKS:
+            result = survey(base, targets, select_topk=topk, backend=backend)
+            assert learned(result) == learned(surveyed(shape, dtypes, topk)), (dtypes, topk)
+        for topk, masked, out in itertools.product((0.5,), (False, True), DTYPES):
+            params = params_for(surveyed(shape, dtypes, topk), masked)
+            merged = fuse(base, targets, params, out_dtype=out, backend=backend)
+            assert_same_bits(merged, fused(shape, dtypes, topk, masked, out), (dtypes, masked))
+
+
+@pytest.mark.parametrize("targets", [*range(1, 17), 64])
+def test_one_to_sixtyfour_targets(backend: str, targets: int) -> None:
+    for dtypes in (BF16, MIXED):
+        base, *others = siblings(1000, targets, dtypes)
+        for topk in (0.3, 1.0):
+            expected = survey(base, others, select_topk=topk, backend="reference")
+            result = survey(base, others, select_topk=topk, backend=backend)
+            assert learned(result) == learned(expected)
+            for masked in (False, True):
+                params = params_for(expected, masked)
+                merged = fuse(base, others, params, backend=backend)
+                assert_same_bits(merged, fuse(base, others, params, backend="reference"))
+
+
+def test_sixtyfive_targets_are_refused(backend: str) -> None:
+    base, *targets = siblings(8, 65)
+    with pytest.raises(MergeError, match="1 to 64 targets are supported, not 65"):
+        survey(base, targets, backend=backend)
+    with pytest.raises(MergeError, match="1 to 64 targets are supported, not 65"):
+        fuse(base, targets, FuseParams((1.0,) * 65), backend=backend)
+
+
+# --- threads, chunks, the caller's floating-point state ---
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_threads_change_no_bit(backend: str, threads: int) -> None:
+    base, *targets = siblings(200_003, 3, MIXED)
+    for topk in (0.2, 1.0):
+        expected = surveyed((200_003,), MIXED, topk)
+        result = survey(base, targets, select_topk=topk, backend=backend, threads=threads)
+        assert learned(result) == learned(expected)
+        for masked in (False, True):
+            params = params_for(expected, masked)
+            merged = fuse(base, targets, params, backend=backend, threads=threads, out_dtype=FP32)
+            assert_same_bits(merged, fused((200_003,), MIXED, topk, masked, FP32))
+
+
+@pytest.mark.parametrize("chunk", [256, 4096, 4352])
+def test_fuse_in_chunks(backend: str, chunk: int) -> None:
+    tensors = [t.bfloat16() for t in pattern(few_values)]
+    result = survey(tensors[0], tensors[1:], select_topk=0.5, backend="reference")
+    assert 0 < result.tie_limit < N - 1
+    params = params_for(result, masked=True)
+    expected = fuse(tensors[0], tensors[1:], params, backend="reference")
+    out = torch.empty_like(expected)
+    inputs, (_, whole) = as_arrays(tensors), as_arrays([tensors[0], out])
+    for start in range(0, N, chunk):
+        count = min(chunk, N - start)
+        parts = [a.part(start, count) for a in inputs]
+        load_backend(backend).fuse(parts, params, whole.part(start, count), start, 2)
+    assert_same_bits(out, expected)
+
+
+def test_elements_at_odd_addresses(cpu: str) -> None:
+    tensors = siblings(3001, 3, MIXED)
+    expected_survey = survey(tensors[0], tensors[1:], select_topk=0.5, backend="reference")
+    params = params_for(expected_survey, masked=True)
+    expected = fuse(tensors[0], tensors[1:], params, backend="reference")
+
+    def misplaced(t: torch.Tensor) -> torch.Tensor:
+        store = torch.zeros(t.numel() * t.element_size() + 8, dtype=torch.uint8)
+        store[3 : 3 + t.numel() * t.element_size()] = t.view(torch.uint8)
+        return store
+
+    stores = [misplaced(t) for t in [*tensors, torch.empty_like(expected)]]
+    owners = zip(as_arrays([*tensors, expected]), stores, strict=True)
+    *inputs, out = [replace(a, address=store.data_ptr() + 3) for a, store in owners]
+    engine = load_backend(cpu)
+    assert learned(engine.survey(inputs, 0.5, 2)) == learned(expected_survey)
+    engine.fuse(inputs, params, out, 0, 2)
+    written = stores[-1][3 : 3 + expected.numel() * 2].clone().view(expected.dtype)
+    assert_same_bits(written, expected)
+    assert not stores[-1][:3].any() and not stores[-1][-5:].any()
+
+
+@pytest.mark.parametrize("numel", [3001, 6_000_001], ids=["cached", "streamed"])
+def test_nothing_is_written_beyond_the_output(cpu: str, numel: int) -> None:
+    tensors = siblings(numel, 2)
+    room = torch.full((numel + 64,), 7.0, dtype=BF16)
+    for shift in (0, 1, 31):
+        room.fill_(7.0)
+        out = room[shift + 1 : shift + 1 + numel]
+        fuse(tensors[0], tensors[1:], FuseParams((1.0, 1.0)), out=out, backend=cpu)
+        assert (room[: shift + 1] == 7.0).all() and (room[shift + 1 + numel :] == 7.0).all()
+    expected = fuse(tensors[0], tensors[1:], FuseParams((1.0, 1.0)), backend="reference")
+    assert_same_bits(out, expected)
+
+
+@pytest.mark.parametrize("make", [denormal, denormal_scores, few_values], ids=lambda m: m.__name__)
+def test_a_caller_that_flushes_denormals_gets_the_same_bits(
+    cpu: str, make: Callable[[torch.Generator], list[torch.Tensor]]
+) -> None:
+    base, *targets = pattern(make)
+    expected = pattern_survey(make, 0.35)
+    params = params_for(expected, masked=True)
+    merged = fuse(base, targets, params, backend="reference")
+    with denormals_flushed():
+        result = survey(base, targets, select_topk=0.35, backend=cpu)
+        flushed = fuse(base, targets, params, backend=cpu)
+        still_flushed = torch.tensor(2.0**-127) * 0.5
+        assert still_flushed.item() == 0.0, "the caller's state was changed"
+    assert learned(result) == learned(expected)
+    assert_same_bits(flushed, merged)
+
+
+def test_denormal_weights_survive_a_caller_that_flushes_denormals(cpu: str) -> None:
+    base = torch.zeros(300)
+    targets = [torch.full((300,), 3.0), torch.zeros(300)]
+    params = FuseParams((2.0**-140, 1.0))
+    expected = fuse(base, targets, params, backend="reference")
+    with denormals_flushed():
+        merged = fuse(base, targets, params, backend=cpu)
+    assert_same_bits(merged, expected)
+
+
+@pytest.mark.parametrize("default", [torch.float64, BF16])
+def test_torchs_default_dtype_changes_no_bit(backend: str, default: torch.dtype) -> None:
+    base, *targets = siblings(1000)
+    result = surveyed((1000,), (BF16,), 0.5)
+    torch.set_default_dtype(default)
+    try:
+        again = survey(base, targets, select_topk=0.5, backend=backend)
+        merged = fuse(base, targets, params_for(result, False), out_dtype=FP32, backend=backend)
+    finally:
+        torch.set_default_dtype(FP32)
+    assert learned(again) == learned(result)
+    assert_same_bits(merged, fused((1000,), (BF16,), 0.5, False, FP32))
+
+
+# --- NaN, infinity, signed zero ---
+
+
+def test_nonfinite_elements_are_counted_by_model(backend: str) -> None:
+    base, *targets = siblings(1000, 3, FP32)
+    base[0] = torch.nan
+    targets[0][1:3] = torch.inf
+    targets[2][2:7] = -torch.inf  # one of them beside an infinity of target 1
+    base[10], targets[1][10] = -3e38, 3e38
+    for topk in TOPKS:
+        result = survey(base, targets, select_topk=topk, backend=backend)
+        assert result.nonfinite == (1, 2, 0, 5, 1)
+
+
+def test_nonfinite_elements_take_no_part(backend: str) -> None:
+    base, *targets = siblings(1000, 3, FP32)
+    mended = [t.clone() for t in targets]
+    targets[1][17] = torch.nan
+    for t in mended:
+        t[17] = base[17]
+    for topk in TOPKS:
+        result = survey(base, targets, select_topk=topk, backend=backend)
+        assert result.energy == survey(base, mended, select_topk=topk, backend=backend).energy
+        assert result.nonfinite == (0, 0, 1, 0, 0)
+
+
+def test_every_nan_is_written_as_the_quiet_one(backend: str) -> None:
+    payloads = torch.tensor([0x7F800001, 0x7FFFFFFF, -1, -0x7FFFFF], dtype=torch.int32).view(FP32)
+    infinities = torch.tensor([torch.inf, -torch.inf])
+    base = torch.zeros(20)
+    target = torch.ones(20)
+    target[3:7], target[9:11], base[13:15] = payloads, infinities, infinities
+    expected_nan = torch.zeros(20, dtype=torch.bool)
+    expected_nan[[3, 4, 5, 6, 9, 10, 13, 14]] = True
+    for dtype in DTYPES:
+        merged = fuse(base, [target], FuseParams((1.0,)), out_dtype=dtype, backend=backend)
+        assert torch.equal(bits(merged) == QUIET_NAN[dtype], expected_nan)
+        assert (merged[~expected_nan] == 1.0).all()
+
+
+def test_the_bases_negative_zero_stays_where_nobody_survives(backend: str) -> None:
+    for dtype in DTYPES:
+        base = torch.full((300,), -0.0, dtype=dtype)
+        others = [base.clone(), torch.zeros(300, dtype=dtype)]
+        for params in (
+            FuseParams((1.0, 1.0)),
+            FuseParams((1.0, 1.0), float(torch.tensor(1e-6)), True, NOTHING, -1),
+        ):
+            assert_same_bits(fuse(base, others, params, backend=backend), base)
+
+
+# --- more than 2^31 elements ---
+
+
+@pytest.mark.large
+def test_beyond_two_to_the_31_elements() -> None:
+    numel = (1 << 31) + 70_001
+    tail = (1 << 31) - 4096  # a multiple of 256
+    # Pages of a fresh mapping that are only read take no memory; torch.zeros writes them all.
+    tensors = [torch.frombuffer(mmap.mmap(-1, 2 * numel), dtype=BF16) for _ in range(3)]
+    parts = [t[tail:] for t in tensors]
+    for part, values in zip(parts, siblings(numel - tail, 2), strict=True):
+        part.copy_(values)
+    small = survey(parts[0], parts[1:], select_topk=0.3, backend="reference")
+    result = survey(tensors[0], tensors[1:], select_topk=0.3, backend="cpu")
+    assert (result.nonzero, result.selected, result.threshold) == (
+        small.nonzero,
+        small.selected,
+        small.threshold,
+    )
+    assert result.energy == small.energy
+    assert small.tie_limit != numel - tail - 1 and result.tie_limit == small.tie_limit + tail
+    params = params_for(result, masked=True)
+    merged = fuse(tensors[0], tensors[1:], params, backend="cpu")
+    local = replace(params, tie_limit=small.tie_limit)
+    assert_same_bits(merged[tail:], fuse(parts[0], parts[1:], local, backend="reference"))
+    assert not any(part.view(torch.int64).any() for part in merged[:tail].split(1 << 26))

@@ -1,0 +1,310 @@
+"""RANKED selections (DELLA's): what is drawn is what select.h says, on every backend, by whatever way it is decided."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fuseo1_kernels.backends import _cpu
+from fuseo1_kernels.backends.arrays import Buffer
+from fuseo1_kernels.backends.contract import Draw, FuseParams, Norms, Ranked, step_of
+from fuseo1_kernels.backends.cpu import native_select
+from fuseo1_kernels.backends.interface import FileRange
+from fuseo1_kernels.backends.reference.philox import words
+from fuseo1_kernels.backends.registry import load_backend
+from fuseo1_kernels.backends.results import SurveyResult
+from fuseo1_kernels.errors import BackendError
+from fuseo1_kernels.in_memory.ops import as_array, as_arrays
+from support.oracles.fuse import words as emulated_words
+from support.ranked import (
+    KEY,
+    KINDS,
+    OUTSIDE,
+    denormals,
+    differences,
+    few_values,
+    made,
+    normal,
+    not_finite,
+    params_of,
+    selects,
+)
+from support.tensors import BF16, FP16, FP32, bits, denormals_flushed
+
+ROWS = (1, 2, 3, 31, 255, 256, 257, 1000, 4097, 5120)
+
+
+def expected(d: torch.Tensor, select: Ranked) -> torch.Tensor:
+    """The mask in numpy, row by row, from the text of select.h alone."""
+    x, n = np.abs(d.float().numpy()), select.row
+    drawn = emulated_words(select.key, 0, x.size).reshape(-1, n)
+    kept = np.zeros((x.size // n, n), dtype=bool)
+    x = np.where(np.isnan(x), np.float32(np.inf), x).reshape(-1, n)
+    for row in range(len(x)):
+        # Ascending; of equals the last index comes first.
+        order = np.lexsort((-np.arange(n), x[row]))
+        for r, f in enumerate(order.tolist()):
+            share = r / (n - 1) if n > 1 else 0.5
+            kept[row, f] = drawn[row, f] < math.floor(2.0**32 * (select.low + share * select.span))
+    return torch.from_numpy(kept.reshape(-1)) | ~torch.isfinite(d)
+
+
+def fused(
+    backend: str,
+    tensors: list[torch.Tensor],
+    params: FuseParams,
+    chunk: int | None = None,
+    threads: int = 2,
+) -> torch.Tensor:
+    out = torch.empty(tensors[0].numel(), dtype=FP32)
+    inputs, result = as_arrays(tensors), as_array(out)
+    for start in range(0, out.numel(), chunk or out.numel()):
+        count = min(chunk or out.numel(), out.numel() - start)
+        parts = [x.part(start, count) for x in inputs]
+        load_backend(backend).fuse(parts, params, result.part(start, count), start, threads)
+    return out
+
+
+def same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return torch.equal(bits(a), bits(b))
+
+
+# --- which elements ---
+
+
+@pytest.mark.parametrize("row", [*ROWS[:-2], 2500])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_selected_is_what_the_contract_says(
+    backend: str, kind: Callable[[int, torch.Generator], torch.Tensor], row: int
+) -> None:
+    base, *targets = made(kind, row, max(1, min(200, 3000 // row)))
+    for target, select in zip(targets, selects(row), strict=True):
+        out = fused(backend, [base, target], params_of((select,)))
+        kept = torch.where(expected(target, select), target, 0.0)
+        kept = kept.masked_fill(~torch.isfinite(target), torch.nan)
+        assert same(out.abs().nan_to_num(7.0), kept.abs().nan_to_num(7.0))
+
+
+@pytest.mark.parametrize("row", [*ROWS, 70_000])
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_kernels_select_what_the_reference_does(
+    cpu: str, kind: Callable[[int, torch.Generator], torch.Tensor], row: int
+) -> None:
+    tensors, chosen = made(kind, row, max(2, 20_000 // row)), selects(row)
+    reference = load_backend("reference")
+    assert same(
+        fused(cpu, tensors, params_of(chosen)), fused("reference", tensors, params_of(chosen))
+    )
+    # Where one of several targets is not finite: what the others count is not this file's matter.
+    targets = 1 if kind is not_finite else 2
+    inputs, asked = as_arrays(tensors[: targets + 1]), Norms(chosen[:targets])
+    assert load_backend(cpu).survey(inputs, asked, 2) == reference.survey(inputs, asked, 1)
+
+
+@pytest.mark.parametrize("row", [256, 1000, 4097, 5120, 20_000])
+@pytest.mark.parametrize("rounds", range(2))
+def test_hard_rows(cpu: str, row: int, rounds: int) -> None:
+    """Every row with values, ties and extent of its own; next to no chance, and next to all of it."""
+    g = torch.Generator().manual_seed(rounds)
+    rows = []
+    for _ in range(max(3, 60_000 // row)):
+        values = torch.randint(1, 2000, (1,), generator=g)
+        x = torch.randn(int(values), generator=g) * 2.0 ** torch.randint(-20, 20, (1,), generator=g)
+        x = x.to((FP32, BF16, FP16)[int(torch.randint(0, 3, (1,), generator=g))]).float()
+        picked = x[torch.randint(0, int(values), (row,), generator=g)]
+        rows.append(picked * (torch.rand(row, generator=g) < torch.rand(1, generator=g)))
+    tensors = [torch.zeros(row * len(rows)), torch.cat(rows)]
+    for low, span in ((0.4, 0.2), (1e-9, 0.999), (0.5, 0.0), (0.9999, 5e-5)):
+        params = params_of((Ranked(KEY + rounds, low, span, row),))
+        assert same(fused(cpu, tensors, params), fused("reference", tensors, params))
+
+
+@pytest.mark.parametrize("row", [1, 3, 1000])
+def test_inputs_of_any_dtype(cpu: str, row: int) -> None:
+    g = torch.Generator().manual_seed(3)
+    for dtypes in itertools.product((BF16, FP16, FP32), repeat=2):
+        tensors = [torch.randn(row * 300, generator=g).to(dtype) for dtype in dtypes]
+        params = params_of(selects(row)[:1])
+        assert same(fused(cpu, tensors, params), fused("reference", tensors, params))
+
+
+def test_no_elements(backend: str) -> None:
+    empty = [torch.empty(0)] * 3
+    assert fused_nothing(backend, empty) == 0
+    norms = load_backend(backend).survey(as_arrays(empty), Norms(selects(5)), 2).norms
+    assert norms == ((0.0, 0.0), (0.0, 0.0))
+
+
+def fused_nothing(backend: str, empty: list[torch.Tensor]) -> int:
+    inputs, out = as_arrays(empty), as_array(torch.empty(0))
+    return load_backend(backend).fuse(inputs, params_of(selects(5)), out, 0, 2)
+
+
+def test_the_callers_floating_point_state_does_not_matter(cpu: str) -> None:
+    tensors, params = made(denormals, 1000, 20), params_of(selects(1000))
+    right = fused(cpu, tensors, params)
+    with denormals_flushed():
+        assert same(fused(cpu, tensors, params), right)
+
+
+# --- whatever the chunks ---
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_chunks_and_threads_change_nothing(backend: str, row: int) -> None:
+    """And a row does not depend on the rows around it."""
+    step = math.lcm(row, 256)
+    rows = 5 * step // row + 1
+    if rows * row > 400_000:  # of a step more than that, two chunks suffice
+        rows = step // row + 1
+    tensors, params = made(few_values, row, rows), params_of(selects(row))
+    right = fused(backend, tensors, params)
+    for chunk, threads in ((step, 1), (2 * step, 3), (4 * step, 2)):
+        assert same(fused(backend, tensors, params, chunk, threads), right)
+    alone = [t[: row * (rows // 2)] for t in tensors]
+    assert same(fused(backend, alone, params), right[: alone[0].numel()])
+
+
+@pytest.mark.parametrize("row", [3, 257, 1000])
+def test_norms_in_chunks(backend: str, row: int) -> None:
+    step = math.lcm(row, 256)
+    tensors = made(differences, row, 4 * step // row + 1)
+    inputs, numel = as_arrays(tensors), tensors[0].numel()
+    engine, asked = load_backend(backend), Norms(selects(row))
+    right = load_backend("reference").survey(inputs, asked, 1)
+    for order in ((0, 1), (1, 0)):
+        surveyor = engine.surveyor(2, numel, asked, 3, 4 << 20)
+        surveyor.sample([])
+        parts = [(0, 2 * step), (2 * step, numel - 2 * step)]
+        for start, count in (parts[i] for i in order):
+            surveyor.update([x.part(start, count) for x in inputs], start)
+        surveyor.end_pass()
+        assert surveyor.result() == right
+
+
+@pytest.mark.parametrize("row", [1, 255, 1000, 4096, 5120])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_files(backend: str, row: int, threads: int, tmp_path: Path) -> None:
+    """With the least scratch, and with plenty."""
+    step = math.lcm(row, 256)
+    tensors = made(differences, row, 3 * step // row + 1)
+    right, asked = fused("reference", tensors, params_of(selects(row))), Norms(selects(row))
+    norms = load_backend("reference").survey(as_arrays(tensors), asked, 1)
+    files = []
+    for i, (tensor, array) in enumerate(zip(tensors, as_arrays(tensors), strict=True)):
+        (tmp_path / str(i)).write_bytes(bits(tensor).numpy().tobytes())
+        files.append(FileRange(os.open(tmp_path / str(i), os.O_RDONLY), 0, array.dtype))
+    try:
+        for nbytes in (least_scratch(step), 8 << 20):
+            scratch = Buffer(nbytes)
+            assert from_files(backend, files, asked, right.numel(), threads, scratch) == norms
+            out = torch.empty_like(right)
+            load_backend(backend).fuse_files(
+                files, params_of(selects(row)), as_array(out), 0, threads, scratch
+            )
+            assert same(out, right)
+        if step > 256:
+            too_small = Buffer(least_scratch(step) - 4096)
+            with pytest.raises((ValueError, BackendError)):
+                load_backend(backend).fuse_files(
+                    files, params_of(selects(row)), as_array(out), 0, threads, too_small
+                )
+    finally:
+        for file in files:
+            os.close(file.fd)
+
+
+def least_scratch(step: int) -> int:
+    """For `step` elements of three inputs in fp32."""
+    return 3 * (4 * step + 64)
+
+
+def from_files(
+    backend: str,
+    files: list[FileRange],
+    asked: Norms,
+    numel: int,
+    threads: int,
+    scratch: Buffer,
+) -> SurveyResult:
+    surveyor = load_backend(backend).surveyor(2, numel, asked, threads, 4 << 20)
+    surveyor.sample_files(files, 16, scratch)
+    surveyor.update_files(files, 0, numel, scratch)
+    surveyor.end_pass()
+    return surveyor.result()
+
+
+def test_steps() -> None:
+    assert step_of(()) == step_of((None, Draw(1, 2))) == 256
+    assert step_of((Ranked(1, 0.4, 0.2, 5120), None)) == 5120
+    assert step_of((None, Ranked(1, 0.4, 0.2, 1000))) == 32_000
+
+
+# --- how often ---
+
+
+@pytest.mark.parametrize(("low", "span"), [(0.4, 0.2), (0.1, 0.3), (0.01, 0.98)])
+def test_the_rate_is_that_of_the_rank(backend: str, low: float, span: float) -> None:
+    """Of 2000 rows, each element in a place by chance: the counts by rank are binomial."""
+    rows, row = 2000, 64
+    g = torch.Generator().manual_seed(5)
+    ranks = torch.argsort(torch.rand(rows, row, generator=g), dim=1)
+    d = (ranks + 1).float().view(-1)
+    out = fused(backend, [torch.zeros_like(d), d], params_of((Ranked(KEY, low, span, row),)))
+    counts = torch.bincount(ranks.view(-1)[out != 0], minlength=row).double()
+    p = low + torch.arange(row).double() / (row - 1) * span
+    deviations = (counts - rows * p) / (rows * p * (1 - p)).sqrt()
+    assert float(deviations.abs().max()) < 5
+    assert abs(float((deviations**2).sum()) - row) < 5 * math.sqrt(2 * row)
+
+
+def test_equals_rank_by_their_index(backend: str) -> None:
+    """The lowest index is the largest: in a row of equals the rate falls from the first element to the last."""
+    rows, row = 4000, 32
+    d = torch.ones(rows * row)
+    out = fused(backend, [torch.zeros_like(d), d], params_of((Ranked(KEY, 0.1, 0.8, row),)))
+    counts = (out != 0).view(rows, row).sum(dim=0).double()
+    p = 0.9 - torch.arange(row).double() / (row - 1) * 0.8
+    assert float(((counts - rows * p) / (rows * p * (1 - p)).sqrt()).abs().max()) < 5
+
+
+def test_without_a_span_it_is_a_draw(backend: str) -> None:
+    """The same words decide: at equal chances the masks are equal."""
+    tensors = made(normal, 1000, 20)[:2]
+    ranked = fused(backend, tensors, params_of((Ranked(KEY, 0.25, 0.0, 1000),)))
+    assert same(ranked, fused(backend, tensors, params_of((Draw(KEY, 1 << 30),))))
+    kept = words(KEY, 0, 20_000) < 1 << 30
+    assert torch.equal(ranked != 0, kept & (tensors[1] != 0))
+
+
+# --- what is refused ---
+
+
+@pytest.mark.parametrize("select", OUTSIDE.values(), ids=OUTSIDE)
+def test_what_is_outside_the_contract_is_refused(cpu: str, select: Ranked) -> None:
+    tensors = [torch.zeros(512), torch.ones(512)]
+    with pytest.raises(ValueError, match="outside the contract"):
+        fused(cpu, tensors, params_of((select,)))
+    with pytest.raises(ValueError, match="outside the contract"):
+        load_backend(cpu).survey(as_arrays(tensors), Norms((select,)), 1)
+
+
+def test_rows_must_agree_and_chunks_hold_whole_rows(cpu: str) -> None:
+    tensors = [torch.zeros(1536), torch.ones(1536), torch.ones(1536)]
+    chosen = (Ranked(1, 0.4, 0.2, 256), Ranked(1, 0.4, 0.2, 512))
+    with pytest.raises(ValueError, match="outside the contract"):
+        fused(cpu, tensors, params_of(chosen))
+    with pytest.raises(ValueError, match="outside the contract"):
+        _cpu.Survey.norms(1536, [native_select(select) for select in chosen])
+    with pytest.raises(ValueError, match="outside the contract"):
+        fused(cpu, tensors, params_of(chosen[1:] * 2), chunk=768)
+    surveyor = load_backend(cpu).surveyor(2, 1536, Norms(chosen[1:] * 2), 1, 4 << 20)
+    with pytest.raises(ValueError, match="outside the contract"):
+        surveyor.update([x.part(0, 768) for x in as_arrays(tensors)], 0)

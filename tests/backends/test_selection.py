@@ -1,0 +1,96 @@
+"""What survey selects among scores that make it hard, and the energies of what it selected."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fuseo1_kernels import fuse, survey
+from fuseo1_kernels.backends.contract import FuseParams
+from support.hard_scores import PATTERNS, N, constant, pattern, pattern_survey
+from support.op_results import params_for
+from support.oracles import sce as sce_oracle
+from support.tensors import BF16, FP32, assert_same_bits, learned, siblings
+
+SOME_TOPKS = (1e-5, 0.1, 0.35, 0.5, 0.999, 1.0)
+
+
+@pytest.mark.parametrize("topk", SOME_TOPKS)
+@pytest.mark.parametrize("make", PATTERNS, ids=lambda make: make.__name__)
+def test_hard_scores(
+    backend: str, make: Callable[[torch.Generator], list[torch.Tensor]], topk: float
+) -> None:
+    base, *targets = pattern(make)
+    expected = pattern_survey(make, topk)
+    assert learned(survey(base, targets, select_topk=topk, backend=backend)) == learned(expected)
+    for masked in (False, True):
+        params = params_for(expected, masked)
+        merged = fuse(base, targets, params, backend=backend)
+        assert_same_bits(merged, fuse(base, targets, params, backend="reference"))
+
+
+def test_a_cut_through_ties_takes_the_lowest_indices(backend: str) -> None:
+    base, *targets = pattern(constant)
+    result = survey(base, targets, select_topk=0.5, backend=backend)
+    assert (result.nonzero, result.selected, result.tie_limit) == (N, N // 2, N // 2 - 1)
+    params = replace(params_for(result, masked=True), floor_divisor=0.0)
+    changed = fuse(base, targets, params, backend=backend) != base
+    assert changed[: N // 2].all() and not changed[N // 2 :].any()
+
+
+def test_selection_and_energies_of_small_integers_are_those_of_exact_arithmetic(
+    backend: str,
+) -> None:
+    g = torch.Generator().manual_seed(3)
+    tensors = [torch.randint(-40, 41, (20_000,), generator=g).float() for _ in range(5)]
+    base, *targets = tensors
+    d = [t - base for t in targets]  # four: the divisions by N are exact too
+    for topk in (0.01, 0.1, 0.37, 0.5, 0.93, 1.0):
+        mask = sce_oracle.top_k(sce_oracle.scores([x.double() for x in d]), topk)
+        result = survey(base, targets, select_topk=topk, backend=backend)
+        assert result.selected == int(mask.sum())
+        assert list(result.energy) == sce_oracle.energies([x.double() for x in d], mask)
+        params = FuseParams((1.0,) * 4, 0.0, True, result.threshold, result.tie_limit)
+        merged = fuse(base, targets, params, backend=backend)
+        moved = torch.stack(d).ne(0).any(dim=0)
+        elected = torch.stack(d).sum(dim=0)
+        survivors = torch.stack([torch.where(elected >= 0, x > 0, x < 0) for x in d]).any(dim=0)
+        assert torch.equal(merged != base, mask & moved & survivors)
+
+
+def test_energies_are_within_two_to_the_minus_17_of_exact_ones(backend: str) -> None:
+    base, *targets = siblings(50_000, 3, FP32, rms=1e-4)
+    result = survey(base, targets, backend=backend)
+    everything = torch.ones(50_000, dtype=torch.bool)
+    exact = sce_oracle.energies([(t - base).double() for t in targets], everything)
+    for energy, true in zip(result.energy, exact, strict=True):
+        assert abs(energy - true) <= 2.0**-17 * true
+
+
+# --- very many equal scores among the candidates ---
+
+
+@pytest.mark.parametrize("topk", [0.05, 0.1, 0.3, 0.5, 0.7])
+@pytest.mark.parametrize("levels", [1, 2, 40])
+def test_more_ties_than_are_sorted(levels: int, topk: float) -> None:
+    """More candidates of one score than are sorted: the cut is found by counting (candidates.cpp)."""
+    g = torch.Generator().manual_seed(levels)
+    steps = torch.randint(1, levels + 1, (400_003,), generator=g) * 2.0**-10
+    base = torch.zeros_like(steps)
+    targets = [steps, base, -steps]
+    expected = survey(base, targets, select_topk=topk, backend="reference")
+    for threads in (1, 3):
+        found = survey(base, targets, select_topk=topk, backend="cpu", threads=threads)
+        assert replace(found, passes=1) == expected
+    assert found.passes == 1
+
+
+@pytest.mark.parametrize("topk", [0.05, 0.1, 0.3, 0.5, 0.7])
+def test_light_fine_tunes_in_bf16_tie_in_clusters(topk: float) -> None:
+    base, *targets = siblings(1_000_001, 3, BF16, rms=1e-4)
+    expected = survey(base, targets, select_topk=topk, backend="reference")
+    found = survey(base, targets, select_topk=topk, backend="cpu")
+    assert replace(found, passes=1) == expected

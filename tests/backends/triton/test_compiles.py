@@ -1,0 +1,335 @@
+"""Every Triton kernel compiles ahead of time, for sm_80, sm_90, sm_120 and gfx942; what the code is like.
+
+Nothing runs: what is looked at is PTX, and what NVIDIA's assembler, which Triton brings along, says of it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import re
+import struct
+import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+from fuseo1_kernels.backends.contract import (
+    Band,
+    Divergences,
+    FuseParams,
+    Gram,
+    Magnitudes,
+    Norms,
+    RowFactors,
+)
+from fuseo1_kernels.backends.triton import (
+    backend,
+    divergences,
+    energies,
+    sampling,
+    scan,
+    settle,
+    sums,
+)
+from fuseo1_kernels.backends.triton import (
+    fuse_general as fuse_family,
+)
+from fuseo1_kernels.backends.triton import (
+    fuse_sce as fuse,
+)
+from fuseo1_kernels.backends.triton import (
+    threshold as selection,
+)
+from fuseo1_kernels.backends.triton.tuning import SPACE, Config, general_config
+from support.gpu.grid import array, placed
+
+pytestmark = pytest.mark.skipif(
+    bool(triton.knobs.runtime.interpret), reason="the interpreter compiles nothing"
+)
+
+TARGETS = {
+    "cuda:80": GPUTarget("cuda", 80, 32),
+    "cuda:90": GPUTarget("cuda", 90, 32),
+    "cuda:120": GPUTarget("cuda", 120, 32),
+    "hip:gfx942": GPUTarget("hip", "gfx942", 64),
+}
+CPU = torch.device("cpu")
+MIXED = ("*i16", "*fp32", "*fp16", "*i16")
+# A kernel's parameters have the same type wherever they have the same name.
+TYPES = {
+    **dict.fromkeys(["state", "stripes", "bins", "records", "histogram", "histograms"], "*i64"),
+    **dict.fromkeys(["result", "tie_limit"], "*i64"),
+    **dict.fromkeys(["rare_tiles", "sample", "ties"], "*i32"),
+    **dict.fromkeys(["numel", "capacity", "topk", "offset", "row"], "i64"),
+    **dict.fromkeys(["runs", "stretches", "first"], "i32"),
+    "exponents": "*u8",
+    **dict.fromkeys(["numbers", "divergences"], "*fp32"),
+    **dict.fromkeys(["given", "scalars"], "*fp64"),
+    **dict.fromkeys(["choices", "counts"], "*i64"),
+    "out": "*i16",
+}
+
+SHAPE = {"TARGETS": 3, "STRIPES": 32}
+CONFIG = SPACE[0]
+ROWS = {"ROWS": CONFIG.rows}
+TILES = {**SHAPE, **ROWS}
+SCAN = {**TILES, "OF": -1}
+FUSE = {"WHOLE": True, "OUT": 0, "TARGETS": 3, **ROWS}
+PLAIN, MASKED = {"MASKED": False, "FLOORED": False}, {"MASKED": True, "FLOORED": True}
+DIGITS = {"TILE": 512, "OF": -1}
+MAGNITUDES = {"TARGETS": 1, "OF": 0}
+SETTLE = {**SHAPE, "SLOTS": 4}
+
+# fuse_family.py's ELECT and DIVISOR, selects.py's KINDS.
+FAMILY = {"MASKED": False, **FUSE}
+TIES = {"ELECT": 1, "KINDS": 0o111, "DIVISOR": 0}
+DARE = {"ELECT": 3, "KINDS": 0o222, "DIVISOR": 3}
+ARCEE = {"ELECT": 3, "KINDS": 0o6, "DIVISOR": 3, "TARGETS": 1}
+VARIED = {"ELECT": 2, "KINDS": 0o541, "DIVISOR": 1}
+PEFTS = {"ELECT": 0, "KINDS": 0o111, "DIVISOR": 2}
+
+#: Kernels that read whole tensors, where speed counts.
+STREAMING = {
+    "scan_tiles scored": (scan.scan_tiles, {"SCORED": True, **SCAN}),
+    "scan_tiles all": (scan.scan_tiles, {"SCORED": False, **SCAN}),
+    "fuse_tiles": (fuse.fuse_tiles, {**FUSE, **PLAIN}),
+    "fuse_tiles masked": (fuse.fuse_tiles, {**FUSE, **MASKED}),
+}
+#: Those beyond SCE's, whose config is general_config's.
+OF_FAMILY = {
+    "fuse_general_tiles ties": (fuse_family.fuse_general_tiles, {**FAMILY, **TIES}),
+    "fuse_general_tiles dare": (fuse_family.fuse_general_tiles, {**FAMILY, **DARE}),
+    "add_norms": (sums.add_norms, {**TILES, "WHOLE": True, "KINDS": 0o021}),
+    "count_nonzero": (sums.count_nonzero, {**TILES, "WHOLE": True}),
+    "add_gram": (sums.add_gram, {**TILES, "WHOLE": True, "OF_INPUTS": True}),
+}
+OTHERS = {
+    "fuse_tiles fp16": (fuse.fuse_tiles, {**FUSE, **PLAIN, "OUT": 1}),
+    "fuse_tiles tail": (fuse.fuse_tiles, {**FUSE, **MASKED, "WHOLE": False}),
+    "fuse_general_tiles tail": (
+        fuse_family.fuse_general_tiles,
+        {**FAMILY, **VARIED, "WHOLE": False, "MASKED": True, "OUT": 1},
+    ),
+    "fuse_general_tiles sum": (fuse_family.fuse_general_tiles, {**FAMILY, **PEFTS, "MASKED": True}),
+    "fuse_general_tiles base": (fuse_family.fuse_general_tiles, {**FAMILY, **DARE, "TARGETS": 0}),
+    "fuse_general_tiles by rows": (fuse_family.fuse_general_tiles, {**FAMILY, **ARCEE}),
+    "find_divergences": (divergences.find_divergences, ROWS),
+    "add_norms tail": (sums.add_norms, {**TILES, "WHOLE": False, "KINDS": 0o152}),
+    "add_gram tail": (sums.add_gram, {**TILES, "WHOLE": False, "OF_INPUTS": False}),
+    "scan_tiles magnitudes": (scan.scan_tiles, {**SCAN, **MAGNITUDES, "SCORED": True}),
+    "scan_carefully magnitudes": (scan.scan_carefully, {**SCAN, "OF": 2, "SCORED": True}),
+    "sample_scores magnitudes": (sampling.sample_scores, MAGNITUDES),
+    "count_digit magnitudes": (
+        selection.count_digit,
+        {**SHAPE, **DIGITS, **MAGNITUDES, "DIGIT": 1},
+    ),
+    "scan_tiles by rows": (scan.scan_tiles, {**SCAN, **MAGNITUDES, "SCORED": True}),
+    "scan_carefully by rows": (scan.scan_carefully, {**SCAN, **MAGNITUDES, "SCORED": True}),
+    "sample_scores by rows": (sampling.sample_scores, MAGNITUDES),
+    "count_nonzero by rows": (sums.count_nonzero, {**TILES, "TARGETS": 1, "WHOLE": False}),
+    "find_cut by rows": (selection.find_cut, MAGNITUDES),
+    "scan_carefully scored": (scan.scan_carefully, {"SCORED": True, **SCAN}),
+    "scan_carefully all": (scan.scan_carefully, {"SCORED": False, **SCAN}),
+    "sample_scores": (sampling.sample_scores, {"TARGETS": 3, "OF": -1}),
+    "measure_runs": (sampling.measure_runs, {}),
+    "refine_bracket": (sampling.refine_bracket, {}),
+    "end_bracket": (sampling.end_bracket, {"TARGETS": 3}),
+    "count_digit first": (selection.count_digit, {**SHAPE, **DIGITS, "DIGIT": 0}),
+    "count_digit last": (selection.count_digit, {**SHAPE, **DIGITS, "DIGIT": 2}),
+    "count_ties": (selection.count_ties, {**SHAPE, **DIGITS}),
+    "find_cut": (selection.find_cut, {"TARGETS": 3, "OF": -1}),
+    "add_selected": (energies.add_selected, {**SHAPE, "TILE": 512}),
+    "settle": (settle.settle, {**SETTLE, "SCORED": True, "ALL": False, "MERGEKIT": True}),
+    "settle all": (settle.settle, {**SETTLE, "SCORED": False, "ALL": True, "MERGEKIT": False}),
+    "take_params": (settle.take_params, {"TARGETS": 3, "SLOTS": 4}),
+}
+KERNELS = {**STREAMING, **OF_FAMILY, **OTHERS}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache that begins empty: what is tested is that things compile.
+
+    Another process fills it from the other end meanwhile, as compiling takes minutes.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
+        helper = multiprocessing.get_context("fork").Process(target=compile_backwards, daemon=True)
+        helper.start()
+        yield
+        helper.terminate()
+        helper.join()
+
+
+def compile_backwards() -> None:
+    """What fails, fails in the tests too."""
+    for name in reversed(KERNELS):
+        for target in reversed(TARGETS.values()):
+            with suppress(Exception):
+                compiled(name, target)
+
+
+def compiled(
+    name: str, target: GPUTarget, inputs: tuple[str, ...] = (), warps: int = CONFIG.warps
+) -> Any:
+    """As a launch with 16-byte aligned pointers compiles it: with `warps` where a config says how many."""
+    kernel, constants = KERNELS[name]
+    inputs = inputs or ("*i16",) * (constants.get("TARGETS", 1) + 1)
+    if name.endswith("by rows") and kernel is not fuse_family.fuse_general_tiles:
+        inputs = (*inputs, "*i64")  # arithmetic.magnitude
+    warps = warps if "ROWS" in constants else 4
+    signature: dict[str, Any] = {}
+    aligned = {}
+    for i, parameter in enumerate(kernel.arg_names):
+        if parameter in constants:
+            signature[parameter] = "constexpr"
+        elif parameter == "inputs":
+            signature[parameter] = inputs
+            aligned |= {(i, j): [["tt.divisibility", 16]] for j in range(len(inputs))}
+        else:
+            signature[parameter] = TYPES[parameter]
+            if TYPES[parameter].startswith("*"):
+                aligned[(i,)] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature, constexprs=constants, attrs=aligned)
+    options = {"num_warps": warps, "enable_fp_fusion": False}
+    return triton.compile(source, target=target, options=options)
+
+
+def assembled(ptx: str, folder: Path) -> str:
+    """What ptxas says of registers and spills on sm_90."""
+    (folder / "kernel.ptx").write_text(ptx)
+    ran = subprocess.run(
+        [
+            get_ptxas(90).path,
+            "-v",
+            "--gpu-name=sm_90a",
+            "--fmad=false",
+            "kernel.ptx",
+            "-o",
+            "cubin",
+        ],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    return ran.stderr
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+@pytest.mark.parametrize("name", KERNELS)
+def test_compiles(name: str, target: GPUTarget, tmp_path: Path) -> None:
+    kernel = compiled(name, target)
+    if target.backend != "cuda":
+        assert kernel.asm["hsaco"]
+        return
+    ptx = kernel.asm["ptx"]
+    assert kernel.asm["cubin"]
+    # Nothing is contracted, denormals are kept, divisions round correctly.
+    assert not re.findall(r"\bfma\.|\.ftz|div\.(?:full|approx)", ptx)
+    if name in STREAMING or name in OF_FAMILY:
+        wide = re.findall(r"ld\.global\S*\.v4\.b32", ptx)
+        assert len(wide) == 4 * CONFIG.rows // CONFIG.warps  # an input's block: 16 bytes a lane
+        # Those of sums.py count what is not finite themselves, and load it once more for that, with a mask.
+        if KERNELS[name][0].fn.__module__ != sums.__name__:
+            assert len(re.findall(r"ld\.global\S*\.b16", ptx)) == 0
+    if target.arch == 90:
+        said = assembled(ptx, tmp_path)
+        assert "0 bytes spill stores, 0 bytes spill loads" in said, said
+
+
+def test_polynomials_keep_their_numbers() -> None:
+    """None of them goes by way of fp32."""
+    ptx = compiled("find_divergences", TARGETS["cuda:90"]).asm["ptx"]
+    others = (divergences.LOG2_E, divergences.LN2, divergences.LN2_LOW, divergences.LEAST_SHARE)
+    polynomials = (*divergences.EXP_FACTORS.value, *divergences.LOG_FACTORS.value)
+    for number in (*polynomials, *(x.value for x in others)):
+        assert f"0d{struct.pack('>d', number).hex().upper()}" in ptx
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+@pytest.mark.parametrize("name", ["scan_tiles scored", "fuse_tiles masked"])
+def test_mixed_dtypes_compile(name: str, target: GPUTarget) -> None:
+    assert compiled(name, target, MIXED).asm
+
+
+def no_spills(
+    kernels: dict[str, Any], config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, (kernel, constants) in kernels.items():
+        monkeypatch.setitem(KERNELS, name, (kernel, {**constants, "ROWS": config.rows}))
+        inputs = ("*i16",) * (constants["TARGETS"] + 1)
+        built = compiled(name, TARGETS["cuda:90"], inputs, config.warps)
+        said = assembled(built.asm["ptx"], tmp_path)
+        assert "0 bytes spill stores, 0 bytes spill loads" in said, said
+
+
+@pytest.mark.parametrize("config", SPACE[1:], ids=str)
+def test_no_config_spills(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    no_spills(STREAMING, config, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("targets", [8, 16])
+def test_the_familys_configs_spill_nothing(
+    targets: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernels = {}
+    for name, (kernel, constants) in OF_FAMILY.items():
+        of_all = {"TARGETS": targets}
+        if "KINDS" in constants:
+            of_all["KINDS"] = int(str(constants["KINDS"] & 7) * targets, 8)
+        elif targets > 3:
+            continue  # 136 products of 16 inputs: seconds to compile
+        kernels[name] = kernel, {**constants, **of_all}
+    no_spills(kernels, general_config(targets), tmp_path, monkeypatch)
+
+
+class _Hopper:
+    """What Triton asks of a driver to compile a launch."""
+
+    def get_current_target(self) -> GPUTarget:
+        return TARGETS["cuda:90"]
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+@pytest.mark.parametrize("by", [0, 1], ids=["aligned", "misaligned"])
+def test_launches_compile(by: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that the backend launches, as Triton specialises its arguments; only the launch itself is left out."""
+    launched = []
+    run = JITFunction.run
+
+    def compile_only(self: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> None:
+        run(self, *arguments, grid=grid, warmup=True, **options)
+        launched.append(self.fn.__name__)
+
+    monkeypatch.setattr(triton.runtime.driver, "_active", _Hopper())
+    monkeypatch.setattr(JITFunction, "run", compile_only)
+    monkeypatch.setattr(backend, "_device", lambda inputs: torch.device("cpu"))
+    dtypes = (torch.bfloat16, torch.float32, torch.float16, torch.bfloat16)
+    tensors = [placed(torch.zeros(5000, dtype=d if by else dtypes[0]), by, CPU) for d in dtypes]
+    inputs, out = [array(t) for t in tensors], array(torch.empty(5000, dtype=torch.bfloat16))
+    engine = backend.TritonBackend(CONFIG)
+    for select_topk in (0.5, 1.0):
+        engine.enqueue_fuse(inputs, engine.enqueue_survey(inputs, select_topk, "mergekit"), out)
+    rows = RowFactors(2500, bytes(8))
+    by_rows = Magnitudes(((2,),) * 3, rows), Norms((Band(rows=rows), None, None))
+    for asked in (Norms((None,) * 3), Gram(), Magnitudes(((2,),) * 3), *by_rows):
+        engine.survey(inputs, asked, 1)
+    engine.survey(inputs[:2], Divergences(2500), 1)
+    engine.fuse(inputs, FuseParams((1.0, 0.5, 0.25)), out, 0, 1)
+    engine.fuse(inputs, FuseParams((1.0, 0.5, 0.25), elect="weighted"), out, 0, 1)
+    assert set(launched) == {kernel.fn.__name__ for kernel, _ in KERNELS.values()}

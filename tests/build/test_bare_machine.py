@@ -1,0 +1,82 @@
+"""bench/gpu.sh on a machine that has what CONTRIBUTING.md asks for: its stages import nothing else.
+
+Each test is a process of its own to which no other package seems to be installed (support/bare_machine.py).
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import gpu_stages
+import pytest
+from gpu_stages import ROOT
+
+from support import bare_machine
+
+STAGES = gpu_stages.jobs("90-real", False, Path("results"))
+PYTEST = ("pytest", "-q", "-p", "no:cacheprovider")
+#: Where a module's distribution has another name.
+NAMES = {"yaml": "PyYAML"}
+
+
+def on_bare_machine(*argv: str, brought: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+    """What becomes of `python -m ARGV...` where nothing is installed but what must be, and `brought`."""
+    more = ["--and", ",".join(NAMES.get(b, b) for b in brought)] if brought else []
+    path = os.pathsep.join(
+        (*(str(ROOT / p) for p in ("", "tests", "bench")), *filter(None, sys.path))
+    )
+    return subprocess.run(
+        [sys.executable, "-m", "support.bare_machine", *more, *argv],
+        env={**os.environ, "PYTHONPATH": path},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def run_by(stages: Sequence[gpu_stages.Job]) -> tuple[list[str], list[str]]:
+    """The test files, and the modules of bench, that stages run."""
+    words = [word for stage in stages for command in stage.commands for word in command]
+    tests = sorted({w for w in words if w.startswith("tests/")})
+    return tests, sorted({Path(w).stem for w in words if w.startswith("bench/")})
+
+
+def test_nothing_else_is_there() -> None:
+    """What is hidden is as if it were not installed, for those who ask first and for those who do not."""
+    code = "import importlib.util as i; assert i.find_spec('xxhash') is None; import xxhash"
+    script = f"import runpy, sys; exec({code!r})"
+    ran = on_bare_machine("timeit", "-n", "1", "-r", "1", script)
+    assert "ModuleNotFoundError: No module named 'xxhash'" in ran.stderr
+    assert "hypothesis" not in bare_machine.with_needs(bare_machine.THERE)
+    assert {"torch", "sympy", "pluggy"} <= bare_machine.with_needs(bare_machine.THERE)
+
+
+def test_what_is_there_is_what_the_script_asks_for() -> None:
+    tools = {"cmake", "ninja"}
+    assert {*gpu_stages.MODULES, *tools} == {*bare_machine.THERE}
+    assert tools <= {*gpu_stages.TOOLS}
+
+
+@pytest.mark.parametrize("brought", [(), gpu_stages.MERGE_MODULES], ids=["bare", "for merges"])
+def test_the_stages_can_begin(brought: Sequence[str]) -> None:
+    """All test files are imported, and so is what the benches import."""
+    tests, benches = run_by([s for s in STAGES if set(s.modules) <= {*brought}])
+    assert {"tests/backends/test_gpu.py", "tests/in_memory/test_torch_ops.py"} <= {*tests}
+    assert benches == (["gpu", "gpu_merge"] if brought else ["gpu"])
+    ran = on_bare_machine(*PYTEST, "--collect-only", *tests, brought=brought)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    for bench in (*benches, "gpu_stages"):
+        ran = on_bare_machine(bench, "--help", brought=brought)
+        assert ran.returncode == 0, ran.stderr
+
+
+def test_merges_by_every_method_need_nothing_else() -> None:
+    """Nor does what is imported only while they run."""
+    ran = on_bare_machine(*PYTEST, "tests/build/bare_methods.py")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert " passed" in ran.stdout and "skipped" not in ran.stdout

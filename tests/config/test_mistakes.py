@@ -1,0 +1,357 @@
+"""What is said about mistakes in a config: always one ConfigError, with the place and a way out."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fuseo1_kernels import methods
+from fuseo1_kernels.config.load import load_config, parse_config
+from fuseo1_kernels.errors import ConfigError, MergeError
+from support.config_files import FUSEO1, SLICES, config, data, refusal
+
+# --- mistakes: the file and its YAML -------------------------------------------------------------
+
+
+def test_from_a_file_with_a_byte_order_mark(tmp_path: Path) -> None:
+    file = tmp_path / "merge.yaml"
+    file.write_bytes(b"\xef\xbb\xbf" + FUSEO1.encode())
+    assert load_config(file) == load_config(str(file)) == config()
+
+
+def bomb(first: str, level: str) -> str:
+    """YAML of a few hundred bytes that stands for 9 ** 11 values."""
+    lines = [f"a0: &a0 {first}"]
+    for n in range(1, 12):
+        lines.append(f"a{n}: &a{n} " + level.format(", ".join([f"*a{n - 1}"] * 9)))
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "must be a mapping of keys such as merge_method, not nothing"),
+        ("# only a comment\n", "not nothing"),
+        ("- model: a\n", "must be a mapping"),
+        ("merge", "must be a mapping"),
+        ("42", "must be a mapping"),
+        ("models: [a\nmerge_method: sce\n", "line 2, column"),
+        ("models:\n\t- a\n", "line 2, column 1: found character '\\t'"),
+        ("a: 1\n---\nb: 2\n", "line 2, column 1: but found another document"),
+        ("a: *nowhere\n", "line 1, column 4: found undefined alias"),
+        ("a: !!python/object/apply:os.getcwd []\n", "line 1, column 4: could not determine"),
+        ("a: \x00\n", "is not YAML"),
+        ("a: 2024-13-45\n", "line 1, column 4: '2024-13-45' is no timestamp; put text in quotes"),
+        ("a: !!timestamp x\n", "line 1, column 4: 'x' is no timestamp"),
+        ("a: !!int ''\n", "line 1, column 4: '' is no int"),
+        ("a: !!bool x\n", "line 1, column 4: 'x' is no bool"),
+        ("a: " + "9" * 5000, "is no int"),
+        ("a: 1" + ":1" * 200 + ".5", "is no float"),
+        ('a: "\\UFFFFFFFF"\n', "is not YAML"),
+        ("a: &a [*a]\n", "nested too deeply"),
+        ("a: &a {<<: *a}\n", "nested too deeply"),
+        ("a: " + "[" * 60 + "]" * 60, "nested too deeply"),
+        (bomb("[x, x]", "[{}]"), "it has more than 100000 values"),
+        (bomb("{x: 1, y: 2}", "{{<<: [{}]}}"), "it has more than 100000 values"),
+        ("{}: 1\n", "line 1, column 1: found unhashable key"),
+        ("[" * 5000, "nested too deeply"),
+        (FUSEO1 + "dtype: float32\n", "line 11, column 1: the key 'dtype' stands here again"),
+        ("parameters:\n  a: 1\n  a: 2\n", "(first in line 2)"),
+    ],
+)
+def test_yaml_mistakes(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "merge.yaml"
+    file.write_text(text)
+    with pytest.raises(MergeError) as caught:
+        load_config(file)
+    assert str(caught.value).startswith(f"{file}: ")
+    assert message in str(caught.value)
+
+
+def test_unreadable_files(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.yaml: cannot be read: No such file"):
+        load_config(tmp_path / "none.yaml")
+    with pytest.raises(ConfigError, match=r"is a directory; give a YAML file or a recipe's name$"):
+        load_config(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"\x80\x00\xff\xfe")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        load_config(tmp_path / "model.safetensors")
+
+
+# --- mistakes: keys ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"paramters": {}}, "unknown key 'paramters'; did you mean 'parameters'?"),
+        ({"Dtype": "bfloat16"}, "did you mean 'dtype'?"),
+        ({"zzz": 1}, "unknown key 'zzz'; there are: models, slices, merge_method"),
+        ({"models": [{"modle": "a"}]}, "models[0]: unknown key 'modle'; did you mean 'model'?"),
+        ({"models": ["org/left"]}, "models[0]: must be a mapping with the keys model, parameters"),
+        ({"models": {"model": "a"}}, "models: must be a list, not a mapping"),
+        ({"models": [{}]}, "models[0].model: is required"),
+        ({"models": [{"model": 5}]}, "models[0].model: must be text, not 5"),
+        ({"models": [{"model": " "}]}, "models[0].model: must be a directory or a hub id"),
+        ({"models": [{"model": "a\nb"}]}, "models[0].model: must be a directory or a hub id"),
+        ({"parameters": [1]}, "parameters: must be a mapping"),
+        ({"models": ...}, "exactly one of `models` and `slices`"),
+        ({"slices": []}, "exactly one of `models` and `slices`"),
+        ({"merge_method": ...}, "merge_method: is required: sce"),
+        ({"merge_method": "sec"}, "merge_method: unknown method 'sec'; did you mean 'sce'?"),
+        ({"merge_method": "SCE"}, "did you mean 'sce'?"),
+        ({"merge_method": "xyz"}, "unknown method 'xyz'; there are: sce"),
+        ({"merge_method": None}, "merge_method: must be text, not nothing"),
+        ({"dtype": "int8"}, "dtype: must be bfloat16, float16 or float32, not 'int8'"),
+        ({"dtype": 16}, "dtype: must be"),
+        ({"out_dtype": ["bf16"]}, "out_dtype: must be"),
+        ({"chat_template": "chatlm"}, "chat_template: must be 'auto' or the text of a Jinja"),
+        ({"chat_template": 1}, "chat_template: must be text"),
+        ({"chat_template": "{\ud800"}, "chat_template: is not valid Unicode"),
+        ({"merge_method": 10**5000}, "must be text, not a number of thousands of digits"),
+        ({"models": [{10**5000: 1}]}, "models[0]: unknown key a number of thousands of digits"),
+        ({"tokenizer_files": "a/b"}, "tokenizer_files: must be a mapping"),
+        ({"tokenizer_files": {"overrides": {}}}, "tokenizer_files.model: is required"),
+        (
+            {"tokenizer_files": {"model": "a/b", "override": {}}},
+            "tokenizer_files: unknown key 'override'; did you mean 'overrides'?",
+        ),
+        (
+            {"tokenizer_files": {"model": "a/b", "overrides": {"x": math.nan}}},
+            "tokenizer_files.overrides: must fit into tokenizer_config.json",
+        ),
+        (
+            {"tokenizer_files": {"model": "a/b", "overrides": {"x": ["\ud800"]}}},
+            "tokenizer_files.overrides: must fit into tokenizer_config.json",
+        ),
+        (
+            {"tokenizer_files": {"model": "a/b", "overrides": {"x": {1, 2}}}},
+            "tokenizer_files.overrides: must fit into tokenizer_config.json",
+        ),
+        (
+            {"tokenizer_files": {"model": "a/b"}, "tokenizer_source": "base"},
+            "`tokenizer_source` and `tokenizer_files` exclude each other",
+        ),
+    ],
+)
+def test_key_mistakes(changes: dict[str, Any], message: str) -> None:
+    found = refusal(**changes)
+    assert found.startswith("config: ")
+    assert message in found
+
+
+@pytest.mark.parametrize("base", [..., None])
+def test_base_not_given(base: Any) -> None:
+    assert "base_model: " in refusal(base_model=base)
+    assert "the model that the others were fine-tuned from" in refusal(base_model=...)
+
+
+def test_all_wrong_keys_are_named_at_once() -> None:
+    found = refusal(base_model=..., dtype="int4", models=[{"model": 1}])
+    for part in ("base_model: is required", "dtype: must be", "models[0].model: must be text"):
+        assert part in found
+
+
+def test_key_that_is_no_text() -> None:
+    # YAML 1.1 reads `on` as true.
+    with pytest.raises(ConfigError, match="unknown key True; there are: models"):
+        load_config("on.yaml", FUSEO1 + "on: 1\n")
+
+
+def test_config_that_is_no_mapping() -> None:
+    with pytest.raises(ConfigError, match=r"list\.yaml: must be a mapping"):
+        parse_config([], "list.yaml")  # type: ignore[arg-type]
+
+
+# --- mistakes: what mergekit has and this package does not ---------------------------------------
+
+
+@pytest.mark.parametrize("method", methods.NOT_YET)
+def test_methods_not_here_yet(method: str) -> None:
+    assert f"mergekit has {method}; not in fuseo1-kernels yet" in refusal(merge_method=method)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"modules": {}}, "mergekit has the key 'modules'; not in fuseo1-kernels yet"),
+        ({"tokenizer": {"source": "union"}}, "mergekit has the key 'tokenizer'; not in"),
+        ({"tokenizer_source": "union"}, "tokenizer_source: mergekit has 'union'; not in"),
+        ({"base_model": "org/base+org/lora"}, "base_model: mergekit reads 'org/base+org/lora'"),
+        ({"models": [{"model": "a+b"}]}, "models[0].model: mergekit reads 'a+b' as model+lora"),
+        ({"dtype": "float64"}, "dtype: mergekit has float64; not in fuseo1-kernels yet"),
+        ({"out_dtype": "torch.int64"}, "out_dtype: mergekit has int64; not in"),
+        *(
+            ({"chat_template": name}, f"chat_template: mergekit has a built-in template '{name}'")
+            for name in ("alpaca", "chatml", "exaone", "llama3", "mistral")
+        ),
+    ],
+)
+def test_refused_by_name(changes: dict[str, Any], message: str) -> None:
+    assert message in refusal(**changes)
+
+
+def test_residual_weight_is_refused_by_name() -> None:
+    slices = data(SLICES)["slices"]
+    slices[1]["residual_weight"] = 0.5
+    found = refusal(SLICES, slices=slices)
+    assert "slices[1]: mergekit has the key 'residual_weight'; not in" in found
+
+
+# --- mistakes: models ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["org/left", "org/right", "org/left"], "models[2].model: 'org/left' is listed twice"),
+        (["org/base", "org/base", "org/left"], "models[1].model: 'org/base' is listed twice"),
+        (["org/base"], "models: sce merges at least one model beside the base 'org/base'"),
+        ([], "models: sce merges at least one model beside the base"),
+        (["org/left", "./org/left"], "'org/left' and './org/left' are one model"),
+        (["org/base/", "org/left"], "'org/base' and 'org/base/' are one model"),
+    ],
+)
+def test_model_mistakes(names: list[str], message: str) -> None:
+    assert message in refusal(models=[{"model": name} for name in names])
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [0],
+        [0, 1, 2],
+        [4, 4],
+        [4, 2],
+        [0, 10**9],
+        [0, 10**5000],
+        [-1, 3],
+        ["0", "4"],
+        [0, 4.0],
+        [False, 4],
+        4,
+        None,
+    ],
+)
+def test_layer_range_mistakes(layers: Any) -> None:
+    slices = data(SLICES)["slices"]
+    slices[0]["sources"][1]["layer_range"] = layers
+    found = refusal(SLICES, slices=slices)
+    assert "slices[0].sources[1].layer_range: must be two whole numbers [first, end)" in found
+
+
+@pytest.mark.parametrize(
+    ("first_source", "second_source", "message"),
+    [
+        ({"layer_range": ...}, {}, "slices[0].sources[0].layer_range: is required"),
+        ({}, {"layer_range": [0, 3]}, "slices[0].sources: every layer_range must be as long"),
+        ({}, {"layer_range": [0, 3]}, "these have 4, 3 layers"),
+        ({}, {"model": "org/left"}, "slices[0].sources[1].model: 'org/left' is listed twice"),
+        ({}, {"model": "org/right"}, "slices[0].sources: the base 'org/base' is not among them"),
+        ({}, {"weight": 1}, "slices[0].sources[1]: unknown key 'weight'; there are: model"),
+    ],
+)
+def test_source_mistakes(
+    first_source: dict[str, Any], second_source: dict[str, Any], message: str
+) -> None:
+    slices = data(SLICES)["slices"]
+    for source, changes in zip(slices[0]["sources"], (first_source, second_source), strict=True):
+        source.update(changes)
+        for key in [key for key, value in source.items() if value is ...]:
+            del source[key]
+    assert message in refusal(SLICES, slices=slices)
+
+
+def test_slice_mistakes() -> None:
+    base_only = [{"sources": [{"model": "org/base", "layer_range": [0, 2]}]}]
+    for slices, message in (
+        ([], "slices: is empty"),
+        ([{}], "slices[0].sources: is required"),
+        ([{"sources": []}], "slices[0].sources: sce merges at least one model beside"),
+        (base_only, "slices[0].sources: sce merges at least one model beside"),
+    ):
+        assert message in refusal(SLICES, slices=slices)
+
+
+# --- mistakes: parameters ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [1.5, -0.1, "abc", math.nan, math.inf, True, "nan", "1e1"])
+def test_values_out_of_bounds(value: Any) -> None:
+    must = "must be a number in [0, 1], not "
+    for setting, place in (
+        (value, ""),
+        ([0.5, value], "[1]"),
+        ([{"filter": "mlp", "value": 0.5}, {"value": value}], "[1].value"),
+        ({"filter": "mlp", "value": [value, 0.5]}, "[0].value[0]"),
+    ):
+        found = refusal(parameters={"select_topk": setting})
+        assert found.startswith(f"config: parameters.select_topk{place}: {must}{value!r}")
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ([], "parameters.select_topk: is an empty list"),
+        (None, "parameters.select_topk: must be a value, a list of values or a list of filters"),
+        ([[0.1], [0.2]], "parameters.select_topk: must be a value"),
+        ([0.1, {"value": 1.0}], "mixes filters with the plain value 0.1"),
+        ([{"filter": "mlp"}], "a filter takes the keys `filter` and `value`, not: 'filter'"),
+        ([{}], "a filter takes the keys `filter` and `value`, not: none"),
+        ([{"filtre": "mlp", "value": 1}], "not: 'filtre', 'value'"),
+        ([{"\x1b": 1, 10**5000: 1}], r"not: '\x1b', a number of thousands of digits"),
+        (10**400, "parameters.select_topk: is too large a number: 1000"),
+        ([0.5, -(10**5000)], "is too large a number: a number of thousands of digits"),
+        ([{"value": 10**400}], "is too large a number"),
+        ([{"filter": 3, "value": 1}], "`filter` must be a part of a tensor's name, not 3"),
+        ([{"filter": "\ud800", "value": 1}], r"a part of a tensor's name, not '\ud800'"),
+        ([{"filter": "mlp", "value": []}], "is an empty list"),
+        ([{"value": [{"value": 1}]}], "must be a value"),
+        ([{"value": None}], "must be a value"),
+    ],
+)
+def test_settings_of_no_known_shape(setting: Any, message: str) -> None:
+    assert message in refusal(parameters={"select_topk": setting})
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        (
+            {"select_topK": 1},
+            "parameters: sce has no parameter 'select_topK'; did you mean 'select",
+        ),
+        ({"weight": 1}, "sce has no parameter 'weight'; there are: select_topk, variant"),
+        ({"variant": "fuse"}, "parameters.variant: must be one of fuseo1, mergekit, not 'fuse'"),
+        ({"int8_mask": "maybe"}, "parameters.int8_mask: must be true or false, not 'maybe'"),
+        ({1: 1}, "parameters"),
+        ({"a\nb": []}, r"parameters.'a\nb': is an empty list"),
+    ],
+)
+def test_parameter_mistakes(parameters: dict[Any, Any], message: str) -> None:
+    assert message in refusal(parameters=parameters)
+
+
+def test_shared_parameter_given_to_one_model() -> None:
+    models = [{"model": "org/left", "parameters": {"select_topk": 0.5}}]
+    found = refusal(models=models)
+    assert "models[0].parameters.select_topk: all models share this parameter" in found
+    assert "move it under the top-level `parameters:`" in found
+    slices = data(SLICES)["slices"]
+    slices[0]["sources"][1]["parameters"] = {"select_topk": 0.5}
+    found = refusal(SLICES, slices=slices)
+    assert "slices[0].sources[1].parameters.select_topk: all models share" in found
+
+
+def test_bad_value_for_one_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = methods.Parameter("weight", "float", 1.0, low=0.0, per_model=True)
+    monkeypatch.setitem(
+        methods.METHODS, "sce", replace(methods.METHODS["sce"], parameters={"weight": weight})
+    )
+    models = [{"model": "org/left", "parameters": {"weight": "heavy"}}]
+    found = refusal(models=models, parameters={})
+    assert "models[0].parameters.weight: must be a number" in found

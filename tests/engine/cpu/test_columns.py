@@ -1,0 +1,447 @@
+"""Columns that are merged by themselves: the same as tensors of their own, in memory and from files, in any memory."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fuseo1_kernels import MergeError, merge_state_dicts, merge_tensors
+from fuseo1_kernels.backends.cpu import CpuBackend
+from fuseo1_kernels.backends.registry import BACKENDS, load_backend
+from fuseo1_kernels.checkpoint.loader import open_source
+from fuseo1_kernels.config.load import as_config
+from fuseo1_kernels.engine import verify
+from fuseo1_kernels.engine.cpu import columns
+from fuseo1_kernels.engine.cpu.memory import ColumnMemory, WorkerMemory, memory_floor, plan_memory
+from fuseo1_kernels.engine.cpu.worker import CpuWorker
+from fuseo1_kernels.engine.dry_run import dry_run
+from fuseo1_kernels.engine.options import MergeOptions
+from fuseo1_kernels.engine.verify import verify_model
+from fuseo1_kernels.engine.worker import MergeContext
+from fuseo1_kernels.errors import CheckpointError
+from fuseo1_kernels.methods import METHODS
+from fuseo1_kernels.methods.linear import Linear
+from fuseo1_kernels.methods.rule import ByColumn, ByRow, TensorSpec
+from fuseo1_kernels.methods.slerp import NuSlerp
+from fuseo1_kernels.plan.job import Input, Job
+from fuseo1_kernels.plan.plan import make_plan
+from support.engine_runs import MIB, merge, spoil
+from support.interrupted import partial_of
+from support.method_cases import CASES, Case
+from support.models import Family, State, assert_same_state, make_family, read_model, tuned, weights
+from support.processes import HEAVY, MERGE, imported, run, spawn
+from support.streamed import Collected, limited
+from support.tensors import BF16, FP16, FP32, assert_same_bits, siblings
+from support.tuning import current, tune
+
+COLUMNS = CASES["nuslerp, by column"]
+WAY = {"nuslerp_flatten": False, "nuslerp_row_wise": True}
+PARAMETERS = {"weight": [0.3, 0.5], **WAY}
+
+SHAPES: dict[str, tuple[int, ...]] = {
+    "matrix": (301, 67),
+    "tall": (1001, 3),
+    "wide": (3, 1001),
+    "three": (5, 7, 11),
+    "four": (4, 3, 1, 2),
+    "row": (1, 40),
+    "column": (40, 1),
+    "vector": (40,),
+    "scalar": (),
+    "no rows": (0, 3),
+    "no columns": (3, 0),
+    "none": (3, 0, 5),
+}
+
+
+def states(*dtypes: torch.dtype, shapes: dict[str, tuple[int, ...]] | None = None) -> list[State]:
+    g = torch.Generator().manual_seed(1)
+    base = {n: torch.randn(s, generator=g) * 0.05 for n, s in (shapes or SHAPES).items()}
+    first = {n: t.to(dtypes[0]) for n, t in base.items()}
+    return [first, *(tuned(base, i, dtype) for i, dtype in enumerate(dtypes[1:], 1))]
+
+
+@pytest.fixture(scope="module", params=[(BF16, BF16, BF16), (BF16, FP16, FP32)], ids=str)
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Family:
+    family = make_family(tmp_path_factory.mktemp("columns"), states(*request.param))
+    COLUMNS.configure(family)
+    return family
+
+
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slabs of few columns, whatever the memory."""
+    monkeypatch.setattr(
+        columns.ColumnMerger, "_width", lambda self, job, rule: min(7, rule.columns)
+    )
+
+
+# --- the rule ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_what_is_a_column(name: str) -> None:
+    shape = SHAPES[name]
+    values = {**COLUMNS.values, "weight": (1.0, 1.0)}
+    rule = METHODS["nuslerp"].rule(values, TensorSpec.of_shape("w", shape, "ab", True, 0))
+    if name in ("matrix", "tall", "wide", "three", "four"):
+        across = torch.Size(shape[1:]).numel()
+        assert rule == ByColumn(NuSlerp(0.5, True, False), shape[0], across)
+        assert repr(rule).endswith(f"rows={shape[0]}, columns={across})")
+    elif name == "row":
+        assert rule == ByRow(NuSlerp(0.5, True, True), 1)
+    else:
+        assert rule == NuSlerp(0.5, True, name == "scalar")
+
+
+# --- in memory ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("has_base", [True, False])
+@pytest.mark.parametrize("shape", [(37, 5), (3, 300), (5, 3, 4)])
+def test_columns_are_merged_as_tensors_of_their_own(
+    backend: str, shape: tuple[int, ...], has_base: bool
+) -> None:
+    tensors = siblings(shape, 2, (BF16, FP32, FP16))[not has_base :]
+    options: dict[str, Any] = {"base_index": 0 if has_base else None, "backend": backend}
+    merged = merge_tensors(tensors, "nuslerp", parameters=PARAMETERS, **options)
+    own = {"weight": PARAMETERS["weight"]}
+    for k, column in enumerate(merged.reshape(shape[0], -1).t()):
+        parts = [t.reshape(shape[0], -1)[:, k] for t in tensors]
+        alone = merge_tensors(parts, "nuslerp", parameters=own, **options)
+        assert_same_bits(column, alone)
+
+
+def test_any_strides_and_any_dtype(backend: str) -> None:
+    tensors = siblings((6, 20, 4), 2, (BF16, FP32, FP16))
+    options: dict[str, Any] = {"base_index": 0, "parameters": PARAMETERS, "backend": backend}
+    expected = merge_tensors(tensors, "nuslerp", out_dtype=BF16, **options)
+    strided = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in tensors]
+    strided[1].requires_grad_()
+    out = torch.zeros((4, 20, 6), dtype=BF16).transpose(0, 2)
+    found = merge_tensors(strided, "nuslerp", out=out, **options)
+    assert found is out and not out.requires_grad
+    assert_same_bits(out, expected)
+    states = [{"w": t, "b": t[0, 0]} for t in tensors]
+    whole = merge_state_dicts(
+        states, "nuslerp", base=0, parameters=PARAMETERS, backend=backend, out_dtype=BF16
+    )
+    assert_same_bits(whole["w"], expected)
+
+
+@pytest.mark.parametrize("strided", [False, True])
+def test_what_out_holds_after_an_error(backend: str, strided: bool) -> None:
+    """Inputs at fault: what it held. An overflow: what propagate returns."""
+    tensors = siblings((9, 8), 2, FP32)
+    tensors[2][3, 6] = torch.nan
+    options: dict[str, Any] = {"base_index": 0, "parameters": PARAMETERS, "backend": backend}
+    out = torch.full((8, 9), 7.0).t() if strided else torch.full((9, 8), 7.0)
+    with pytest.raises(MergeError, match="model 'c' has 1"):
+        merge_tensors(tensors, "nuslerp", out=out, ids="abc", **options)
+    assert (out == 7).all()
+    merged = merge_tensors(tensors, "nuslerp", out=out, nonfinite="propagate", **options)
+    # An element of a column says nothing of the others, and the column counts without it.
+    assert merged.isnan().nonzero().tolist() == [[3, 6]]
+
+    tensors = [torch.zeros(9, 8), torch.full((9, 8), 3e4), torch.full((9, 8), 6e4)]
+    options["parameters"] = {**WAY, "weight": [-1.0, 2.0]}
+    out = out.to(FP16)
+    with pytest.raises(MergeError, match="72 merged elements overflow float16"):
+        merge_tensors(tensors, "nuslerp", out=out, **options)
+    assert out.isinf().all()
+
+
+# --- from files --------------------------------------------------------------------------
+
+
+def merge_within(
+    family: Family, name: str, read: int, backend: str = "cpu", **options: Any
+) -> tuple[bytes, Job, Any]:
+    """Merge one tensor by a worker with so much memory for a slab; its bytes, and its report."""
+    names = [family.base, family.target(1), family.target(2)]
+    sources = [open_source(str(path)) for path in names]
+    try:
+        inputs = tuple(Input(source, source.tensors[name]) for source in sources)
+        shape = inputs[0].info.shape
+        rule = options.pop("rule", None) or METHODS["nuslerp"].rule(
+            COLUMNS.values, TensorSpec.of_shape(name, shape, "ab", True, 0)
+        )
+        job = Job(name, shape, options.pop("dtype", inputs[-1].dtype), inputs, rule)
+        found = Collected(job.output_bytes)
+        stop = threading.Event()
+        work = MergeContext(
+            found, options.pop("nonfinite", "error"), lambda _: None, stop, tuning=current()
+        )
+        memory = WorkerMemory(read, job.output_bytes, MIB)
+        merger = CpuWorker(load_backend(backend), memory, work, threads=lambda: 2)
+        report = merger.merge(job)
+        assert found.written == job.output_bytes
+        return bytes(found.data), job, report
+    finally:
+        for source in sources:
+            source.close()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["matrix", "tall", "wide", "three"])
+def test_any_slab(name: str, backend: str, family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one column, of some, of all; every byte of the inputs is read once."""
+    tensors = [state[name] for state in family.states]
+    expected = merge_tensors(tensors, "nuslerp", base_index=0, parameters=PARAMETERS,
+                             out_dtype=tensors[2].dtype)  # fmt: skip
+    raw = expected.contiguous().view(torch.uint8).numpy().tobytes()
+    reads: list[int] = []
+    read_all = columns.read_all
+
+    def noted(fd: int, begin: int, info: Any, data: memoryview) -> None:
+        reads.append(data.nbytes)
+        read_all(fd, begin, info, data)
+
+    monkeypatch.setattr(columns, "read_all", noted)
+    rows = tensors[0].shape[0]
+    column = sum(t.element_size() for t in tensors) + max(t.element_size() for t in tensors)
+    for width in (1, 2, 3, 10, 10_000):
+        reads.clear()
+        found, job, report = merge_within(family, name, width * rows * column + 192, backend)
+        assert found == raw
+        assert sum(reads) == job.input_bytes == report.bytes_read
+        assert report.record.passes == 1 and report.record.energy == ()
+        assert len(reads) == 3 or width < 10_000
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_whole_merges(backend: str, family: Family, tmp_path: Path, narrow: None) -> None:
+    expected = COLUMNS.expected(family)
+    for threads, memory in ((1, 10 * MIB), (3, 100 * MIB)):
+        merge(family, "merged", backend=backend, threads=threads, max_memory=memory,
+              overwrite=True, resume=False)  # fmt: skip
+        assert_same_state(read_model(family.home / "merged"), expected)
+    in_memory = merge_state_dicts(
+        family.states, "nuslerp", base=0, parameters=PARAMETERS, backend=backend
+    )
+    assert_same_state(in_memory, expected)
+    recomputed = verify_model(family.home / "merged", recompute=None)
+    assert recomputed.problems == () and set(recomputed.recomputed) == set(SHAPES)
+
+
+def test_pieces_of_the_output(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, _, whole = merge_within(family, "matrix", MIB)
+    tune(monkeypatch, chunk=1000)
+    found, _, report = merge_within(family, "matrix", MIB)
+    assert found == expected and report == whole
+
+
+def test_no_torch(tmp_path: Path) -> None:
+    family = make_family(tmp_path, states(BF16, FP16, FP32))
+    COLUMNS.configure(family)
+    ran = spawn("-X", "importtime", *MERGE, family.config, family.out)
+    assert ran.code == 0, ran.err
+    assert not imported(ran.err) & HEAVY
+    assert_same_state(read_model(family.out), COLUMNS.expected(family))
+
+
+def test_torchs_own_files(tmp_path: Path) -> None:
+    family = make_family(tmp_path, states(BF16, FP16, FP32), torch_bin=True)
+    COLUMNS.configure(family)
+    merge(family)
+    assert_same_state(read_model(family.out), COLUMNS.expected(family))
+
+
+def test_embeddings_that_are_cropped(tmp_path: Path, narrow: None) -> None:
+    """The common rows are a prefix of either model's."""
+    name = "model.embed_tokens.weight"
+    all_states = states(BF16, BF16, BF16, shapes={name: (31, 17)})
+    cropped = [{name: state[name][:29]} for state in all_states]
+    family = make_family(tmp_path, [all_states[0], {name: cropped[1][name].clone()}, all_states[2]])
+    COLUMNS.configure(family)
+    merge(family, crop_embeddings=True)
+    expected = merge_tensors(
+        [state[name] for state in cropped], "nuslerp", base_index=0, parameters=PARAMETERS
+    )
+    assert_same_state(read_model(family.out), {name: expected})
+
+
+def test_gone_on_with(family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    COLUMNS.configure(family)
+    written: list[str] = []
+    write = CpuWorker._write
+
+    def fail(self: CpuWorker, job: Job, *rest: Any, **at: int) -> None:
+        if len(written) == 3:
+            raise MergeError("no more")
+        written.append(job.name)
+        write(self, job, *rest, **at)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CpuWorker, "_write", fail)
+        tune(patch, batch=1)
+        with pytest.raises(MergeError, match="no more"):
+            merge(family, "again", threads=1)
+    assert merge(family, "again").resumed >= 2
+    assert_same_state(read_model(family.home / "again"), COLUMNS.expected(family))
+
+
+# --- what must not be merged -------------------------------------------------------------
+
+
+def test_nonfinite_elements(tmp_path: Path, narrow: None) -> None:
+    """The model is named, with a column's number of them; nothing is left. Or they are NaN, and nothing else is."""
+    family = make_family(tmp_path, states(BF16, FP16, FP32))
+    COLUMNS.configure(family)
+    spoil(family, 2, "matrix", {11: torch.nan, 11 + 4 * 67: torch.inf, 66: torch.nan})
+    said = run(family.config, family.out, "--quiet")
+    words = f"model {family.target(2)}, tensor matrix: 2 NaN or infinite elements"
+    assert said.code == 1 and words in said.err
+    assert not family.out.exists() and not partial_of(family.out).exists()
+    merge(family, nonfinite="propagate")
+    found = read_model(family.out)
+    assert_same_state(found, COLUMNS.expected(family))
+    assert found["matrix"].isnan().sum() == 3
+
+
+def test_an_overflow_of_the_output(tmp_path: Path) -> None:
+    shape = 301, 7
+    family = make_family(tmp_path, [{"w": torch.full(shape, x)} for x in (0.0, 3e4, 6e4)])
+    Case("nuslerp", 2, own={"weight": (-1.0, 2.0)}, shared=WAY).configure(family)
+    family.config.write_text(family.config.read_text() + "dtype: float16\n")
+    with pytest.raises(MergeError, match="tensor w: 301 merged elements overflow float16"):
+        merge(family)
+
+
+def test_a_rule_that_surveys_nothing(tmp_path: Path) -> None:
+    """The inputs are surveyed after all, to name the model."""
+    family = make_family(tmp_path, states(BF16, BF16, BF16))
+    rule = ByColumn(Linear((0.5, 0.25, 0.25), True), 301, 67)
+    merged, _, report = merge_within(family, "matrix", MIB, rule=rule)
+    tensors = [state["matrix"] for state in family.states]
+    plain = merge_tensors(tensors, "linear", parameters={"weight": [0.5, 0.25, 0.25]})
+    assert merged == plain.view(torch.uint8).numpy().tobytes() and report.record.passes == 0
+    spoil(family, 1, "matrix", {5: torch.inf})
+    with pytest.raises(CheckpointError, match=r"target1, tensor matrix: 1 NaN or infinite"):
+        merge_within(family, "matrix", MIB, rule=rule)
+
+
+@pytest.mark.parametrize("damage", ["shrinks", "is rewritten"])
+def test_a_file_that_changes_between_slabs(
+    damage: str, tmp_path: Path, narrow: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = make_family(tmp_path, states(BF16, BF16, BF16, shapes={"matrix": (301, 67)}))
+    file = family.target(2) / "model.safetensors"
+    survey = CpuBackend.survey
+
+    def damaged(self: CpuBackend, *arguments: Any) -> Any:
+        if damage == "shrinks":
+            os.truncate(file, 20_000)
+        else:
+            file.write_bytes(file.read_bytes())
+        return survey(self, *arguments)
+
+    monkeypatch.setattr(CpuBackend, "survey", damaged)
+    words = "shrank while tensor 'matrix' was" if damage == "shrinks" else "the file changed since"
+    with pytest.raises(CheckpointError, match=f"{file}: .*{words}"):
+        merge_within(family, "matrix", MIB)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"), [(CpuBackend, "survey"), (columns, "read_all"), (CpuWorker, "_write")]
+)
+def test_a_merge_of_columns_stops_at_once(
+    owner: Any, name: str, family: Family, narrow: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between columns, rows that are read, and pieces of the output."""
+    stops: list[threading.Event] = []
+    make: Any = columns.ColumnMerger.__init__
+    whole, calls = getattr(owner, name), 0
+
+    def noting(self: Any, backend: Any, work: MergeContext, *rest: Any) -> None:
+        stops.append(work.stop)
+        make(self, backend, work, *rest)
+
+    def stopping(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 10:
+            stops[0].set()
+        return whole(*arguments, **options)
+
+    tune(monkeypatch, chunk=1000)
+    monkeypatch.setattr(columns.ColumnMerger, "__init__", noting)
+    monkeypatch.setattr(owner, name, stopping)
+    with pytest.raises(MergeError, match="the merge was stopped"):
+        merge_within(family, "matrix", MIB)
+    assert calls == 10
+
+
+# --- memory ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Family:
+    """An output of 12 MB, whose inputs are three times as large, and one whose slabs are larger than it."""
+    shapes = {"w": (2048, 3000), "tall": (400_001, 2)}
+    family = make_family(tmp_path_factory.mktemp("large"), states(BF16, BF16, BF16, shapes=shapes))
+    COLUMNS.configure(family)
+    return family
+
+
+def refused(family: Family) -> int:
+    """The least memory of which the merge says that it suffices, in MiB."""
+    with pytest.raises(MergeError, match=r"--max-memory 9 MiB is too little .* the least is") as e:
+        merge(family, "refused", max_memory=9 * MIB)
+    assert not list(family.home.glob("refused*"))
+    said = str(e.value)
+    assert dry_run(as_config(family.config), None, MergeOptions(max_memory=9 * MIB)).problems == (
+        said,
+    )
+    return int(said.split()[-2])
+
+
+def test_too_little_memory_is_refused(large: Family) -> None:
+    least = refused(large)
+    # The output, 256 columns of three inputs and one of them once more, a survey, and chunks.
+    assert 12.3e6 + 4.2e6 + 4 * MIB < least * MIB < 12.3e6 + 6.4e6 + 10 * MIB
+    assert (
+        dry_run(as_config(large.config), None, MergeOptions(max_memory=least * MIB)).problems == ()
+    )
+
+
+def test_what_is_planned_stays_within_the_budget(large: Family) -> None:
+    with open_source(str(large.base)) as one, open_source(str(large.target(1))) as other:
+        sources = {str(large.base): one, str(large.target(1)): other, str(large.target(2)): other}
+        jobs = make_plan(as_config(large.config), sources, shard_size=1 << 30).jobs
+        needed, least = ColumnMemory.of(jobs), memory_floor(jobs)
+        assert needed.output == 2048 * 3000 * 2
+        assert needed.least == 2 * 400_001 * 8 + 192 > 256 * 2048 * 8
+        for budget in (least, least + 1, 2 * least, 64 * MIB, 1 << 30):
+            for threads in (1, 2, 64):
+                planned = plan_memory(jobs, budget, threads)
+                assert planned.total <= budget
+                assert planned.output >= needed.output and planned.survey >= planned.floor
+                assert planned.read >= needed.least
+        # A slab takes what is left, but no more than gains anything.
+        assert plan_memory(jobs, 1 << 30, 1).read == needed.most == 2048 * 2048 * 8 + 192
+        assert ColumnMemory.of([]) == ColumnMemory(0, 0, 0, 0)
+
+
+def test_the_least_memory_suffices(large: Family) -> None:
+    merge(large, "free", overwrite=True)
+    least = refused(large) * MIB
+    code, err = limited(large, "limited", least, "cached", least)
+    assert code == 0, err
+    assert weights(large.home / "limited") == weights(large.home / "free")
+    code, err = limited(large, "more", 4 * least, "cached", least)
+    assert code == 1 and "lower --max-memory" in err
+
+
+def test_verify_takes_what_it_needs(
+    family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    COLUMNS.configure(family)
+    merge(family, "verified", overwrite=True)
+    monkeypatch.setattr(verify, "DEFAULT_MAX_MEMORY", 1 << 16)
+    assert verify_model(family.home / "verified", recompute=None).problems == ()

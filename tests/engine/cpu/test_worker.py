@@ -1,0 +1,302 @@
+"""One tensor through a worker's memory: any chunk size, any budget, the same bytes; what the system is told."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fuseo1_kernels import merge_checkpoints
+from fuseo1_kernels.backends import _cpu
+from fuseo1_kernels.backends.arrays import Buffer
+from fuseo1_kernels.backends.registry import load_backend
+from fuseo1_kernels.checkpoint.header import TensorInfo
+from fuseo1_kernels.checkpoint.loader import open_source
+from fuseo1_kernels.checkpoint.source import Source
+from fuseo1_kernels.engine.cpu import worker
+from fuseo1_kernels.engine.cpu.memory import WorkerMemory, memory_floor, plan_memory
+from fuseo1_kernels.engine.cpu.worker import CpuWorker, _pieces
+from fuseo1_kernels.engine.worker import MergeContext
+from fuseo1_kernels.errors import CheckpointError
+from fuseo1_kernels.methods import METHODS
+from fuseo1_kernels.methods.parameters import resolve_parameters
+from fuseo1_kernels.methods.rule import TensorSpec
+from fuseo1_kernels.methods.sce import Sce
+from fuseo1_kernels.plan.job import Input, Job
+from support.models import Family, make_family, merged, tuned, weights
+from support.processes import spawn
+from support.streamed import BUDGET, MIB, Collected, limited
+from support.tensors import BF16
+from support.tuning import current, tune
+
+SHAPE = 311, 223  # 69,353 elements: 271 blocks of 256 and a bit, a segment of 65,536 and a bit
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
+    g = torch.Generator().manual_seed(3)
+    base = {"w": torch.randn(SHAPE, generator=g).mul(0.02).to(BF16)}
+    states = [base, *(tuned(base, i) for i in (1, 2, 3))]
+    return make_family(tmp_path_factory.mktemp("streamed"), states)
+
+
+def merge_with(
+    family: Family, memory: WorkerMemory, select_topk: float, backend: str, direct: bool = False
+) -> bytes:
+    """Merge the one tensor within `memory`; it is read once for the fuse and once a pass of the survey."""
+    models = [family.base, *(family.target(i) for i in (1, 2, 3))]
+    sources = [open_source(str(model)) for model in models]
+    inputs = tuple(Input(source, source.tensors["w"]) for source in sources)
+    job = Job(
+        "w", SHAPE, inputs[0].dtype, inputs, Sce(select_topk, "mergekit", SHAPE[0] * SHAPE[1])
+    )
+    found = Collected(job.output_bytes)
+    work = MergeContext(found, "error", lambda _: None, threading.Event(), tuning=current())
+    merger = CpuWorker(load_backend(backend), memory, work, threads=lambda: 2)
+    report = merger.merge(job, inputs if direct else ())
+    assert found.written == job.output_bytes
+    assert report.record.passes >= 1
+    assert report.bytes_read == (1 + report.record.passes) * job.input_bytes
+    for source in sources:
+        source.close()
+    return bytes(found.data)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("select_topk", [1.0, 0.5, 0.1])
+@pytest.mark.parametrize("chunk", [512, 4096, 4097, 5555, 65535, 65537, 1 << 20])
+def test_chunked_is_whole(
+    chunk: int, select_topk: float, backend: str, family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Byte for byte; the expected bytes are those of the in-memory function."""
+    expected = merged(
+        family.states, "w", parameters={"select_topk": select_topk, "variant": "mergekit"}
+    )
+    raw = expected.view(torch.uint8).numpy().tobytes()
+    tune(monkeypatch, chunk=chunk, direct_ahead=100_000)
+    # All of it at once; pieces of a few elements, and output of fewer than a chunk.
+    for memory in (
+        WorkerMemory(MIB, MIB, MIB),
+        WorkerMemory(300_000, 20_001, MIB),
+        WorkerMemory(4096, 2048, MIB),
+    ):
+        for direct in (False, True):
+            assert merge_with(family, memory, select_topk, backend, direct) == raw
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("select_topk", [1.0, 0.5])
+def test_what_a_direct_tensor_tells_the_system(
+    select_topk: float, backend: str, family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In every pass: all of it is asked for once, as far ahead as it may be, and dropped chunk by chunk."""
+    ahead = 12_800  # elements, of four models and two bytes each
+    tune(monkeypatch, chunk=4096, direct_ahead=ahead * 8)
+    told: list[tuple[object, ...]] = []
+    sample, pieces, explained = CpuWorker._sample, worker._pieces, worker._explained
+
+    def will_need(self: Source, info: TensorInfo, start: int, nbytes: int) -> None:
+        if (nbytes := min(nbytes, info.nbytes - start)) > 0:
+            told.append(("need", Path(self.name).name, start // 2, nbytes // 2))
+
+    def drop(self: Source, info: TensorInfo, start: int, nbytes: int) -> None:
+        told.append(("drop", Path(self.name).name, start // 2, nbytes // 2))
+
+    def sampled(*arguments: Any) -> None:
+        sample(*arguments)  # asks for its own runs
+        told.clear()
+
+    def begun(job: Job) -> Any:
+        told.append(("merge",))
+        return explained(job)
+
+    def noted(numel: int, most: int, unit: int) -> Iterator[tuple[int, int]]:
+        for start, count in pieces(numel, most, unit):
+            chunks.append((start, count))
+            yield start, count
+
+    monkeypatch.setattr(Source, "will_need", will_need)
+    monkeypatch.setattr(Source, "drop", drop)
+    monkeypatch.setattr(CpuWorker, "_sample", sampled)
+    monkeypatch.setattr(worker, "_explained", begun)
+    monkeypatch.setattr(worker, "_pieces", noted)
+    chunks: list[tuple[int, int]] = []
+    memory = WorkerMemory(300_000, 20_001, MIB)
+    merge_with(family, memory, select_topk, backend)
+    assert told == [("merge",)] * len(chunks)
+    chunks.clear()
+    merge_with(family, memory, select_topk, backend, direct=True)
+    numel = SHAPE[0] * SHAPE[1]
+    assert [start for start, _ in chunks].count(0) >= 2  # a survey at least, and the fuse
+    models = ["base", "target1", "target2", "target3"]
+    expected: list[tuple[object, ...]] = []
+    for start, count in chunks:
+        begin, end = (start + ahead if start else 0), min(start + ahead + count, numel)
+        expected += [("need", name, begin, end - begin) for name in models if begin < end]
+        expected += [("merge",), *(("drop", name, start, count) for name in models)]
+    assert told == expected
+
+
+def test_a_sample_of_a_direct_tensor_is_asked_for(
+    family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its runs, before it reads them: they lie all over the tensor."""
+    asked: list[tuple[int, int]] = []
+    will_need = Source.will_need
+
+    def noted(self: Source, info: TensorInfo, start: int, nbytes: int) -> None:
+        asked.append((start, nbytes))
+        will_need(self, info, start, nbytes)
+
+    monkeypatch.setattr(Source, "will_need", noted)
+    monkeypatch.setattr(CpuWorker, "_chunks", lambda self, job, most: iter([(0, job.numel)]))
+    survey = _cpu.Survey(3, SHAPE[0] * SHAPE[1], 0.5, MIB)
+    starts, length = survey.sample_runs()
+    whole = WorkerMemory(MIB, MIB, MIB)
+    merge_with(family, whole, 0.5, "cpu", direct=True)
+    assert len(starts) > 0
+    assert asked == [(start * 2, length * 2) for start in starts for _ in range(4)]
+    asked.clear()
+    merge_with(family, whole, 0.5, "cpu")
+    assert asked == []
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("damage", ["shrinks", "is rewritten"])
+@pytest.mark.parametrize("direct", [False, True])
+def test_a_file_that_changes_between_survey_and_fuse(
+    direct: bool, damage: str, backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernels read it themselves, and must tell."""
+    g = torch.Generator().manual_seed(3)
+    base = {"w": torch.randn(SHAPE, generator=g).to(BF16)}
+    family = make_family(tmp_path, [base, *(tuned(base, i) for i in (1, 2, 3))])
+    file = family.target(2) / "model.safetensors"
+    engine = type(load_backend(backend))
+    fuse_files = engine.fuse_files
+
+    def fuse(self, *arguments):  # type: ignore[no-untyped-def]
+        if damage == "shrinks":
+            os.truncate(file, 50_000)
+        else:
+            file.write_bytes(file.read_bytes())
+        return fuse_files(self, *arguments)
+
+    monkeypatch.setattr(engine, "fuse_files", fuse)
+    words = "shrank while tensor 'w' was read" if damage == "shrinks" else "the file changed since"
+    with pytest.raises(CheckpointError, match=f"{file}: .*{words}"):
+        merge_with(family, WorkerMemory(MIB, MIB, MIB), 0.5, backend, direct)
+
+
+def test_a_file_that_cannot_be_read() -> None:
+    """EBADF from the kernels' own reads, told by the input's number."""
+    closed = os.open("/dev/null", os.O_WRONLY)
+    scratch = Buffer(MIB)
+    files = [(closed, 0, 0)] * 4
+    survey = _cpu.Survey(3, 1000, 1.0, MIB)
+    with pytest.raises(_cpu.ReadError) as caught:
+        survey.update_files(files, 0, 1000, (scratch.address, scratch.nbytes), 1)
+    assert caught.value.args == (0, errno.EBADF)
+    os.close(closed)
+    for bad in (
+        {"scratch": (scratch.address, 100)},
+        {"offset": 1},
+        {"files": [(closed, 7, 0)] * 4},
+        {"threads": 0},
+    ):
+        good = {"files": files, "offset": 0, "count": 1000, "threads": 1}
+        good["scratch"] = (scratch.address, scratch.nbytes)
+        with pytest.raises(ValueError, match="outside the contract"):
+            survey.update_files(**{**good, **bad})
+    with pytest.raises(ValueError, match="wrong number of files"):
+        survey.update_files(files[:3], 0, 1000, (scratch.address, scratch.nbytes), 1)
+
+
+@pytest.mark.parametrize("most", [512, 700, 4096, 4097, 65536, 99_999])
+@pytest.mark.parametrize("numel", [0, 1, 255, 256, 511, 513, 4097, 69_353, 200_000])
+@pytest.mark.parametrize("unit", [256, 768, 5120])
+def test_pieces(numel: int, most: int, unit: int) -> None:
+    """Of rows that are longer than `most` one at a time."""
+    pieces = list(_pieces(numel, most, unit))
+    assert sum(count for _, count in pieces) == numel
+    end = 0
+    for start, count in pieces:
+        assert start == end and start % unit == 0 and 0 < count <= max(most, unit)
+        end += count
+
+
+# --- the budget --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def huge(tmp_path_factory: pytest.TempPathFactory) -> Family:
+    """A tensor whose inputs are eight times the budget, and which the output alone exceeds."""
+    g = torch.Generator().manual_seed(4)
+    base = {"model.embed_tokens.weight": torch.randn((4096, 4096), generator=g).mul(0.02).to(BF16)}
+    states = [base, *(tuned(base, i) for i in (1, 2, 3))]
+    assert sum(t.nbytes for s in states for t in s.values()) == 8 * BUDGET
+    return make_family(tmp_path_factory.mktemp("huge"), states)
+
+
+@pytest.mark.parametrize("way", ["cached", "read ahead", "direct"])
+@pytest.mark.parametrize("select_topk", [1.0, 0.1])
+def test_a_tensor_of_eight_times_the_budget(select_topk: float, way: str, huge: Family) -> None:
+    huge.configure(parameters={"select_topk": select_topk})
+    merge_checkpoints(huge.config, huge.home / f"free{select_topk}", overwrite=True)
+    name = f"limited{select_topk}-{way}"
+    code, err = limited(huge, name, BUDGET, way)
+    assert code == 0, err
+    assert weights(huge.home / name) == weights(huge.home / f"free{select_topk}")
+
+
+def test_the_limit_is_one(huge: Family) -> None:
+    """The same process cannot have four times the budget; it says so and leaves nothing."""
+    code, err = limited(huge, "refused", 4 * BUDGET, "cached")
+    assert code == 1
+    assert "lower --max-memory" in err and "Traceback" not in err
+    assert not any(path.name.startswith("refused") for path in huge.home.iterdir())
+
+
+@pytest.mark.parametrize("threads", [1, 2, 64])
+@pytest.mark.parametrize("budget", [8 * MIB, 100 * MIB, 2 << 30])
+def test_what_is_planned_stays_within_the_budget(budget: int, threads: int, huge: Family) -> None:
+    with open_source(str(huge.base)) as source:
+        x = Input(source, source.tensors["model.embed_tokens.weight"])
+        job = Job("w", x.info.shape, x.dtype, (x, x, x), Sce(0.5, "fuseo1", x.info.numel))
+        small = Job("b", (16,), x.dtype, (x, x), Sce(0.5, "fuseo1", 16))
+        planned = plan_memory([job, small], budget, threads)
+        assert planned.total <= budget
+        assert planned.survey >= budget // 2 or planned.survey > 16 * 3 * job.numel
+        # Rows that must be whole are decided in memory of their own, in as many threads as it suffices for.
+        rule = METHODS["della"].rule(
+            resolve_parameters("della", {"weight": 1.0, "density": 0.5}, [1, 2]),
+            TensorSpec.of_shape("w", x.info.shape, ["1", "2"], True, 0),
+        )
+        job = replace(job, rule=rule)
+        assert memory_floor([job]) < budget or budget == 8 * MIB
+        if memory_floor([job]) < budget:
+            planned = plan_memory([job, small], budget, threads)
+            assert planned.total <= budget and planned.survey >= planned.floor
+            assert 1 <= planned.threads <= threads
+            assert planned.deciding >= planned.threads * 32 * x.info.shape[-1]
+        # Reading and output know no tensor; a survey of a small one needs no more than its floor.
+        assert plan_memory([small], budget, threads).total < (9 + 2 * threads) * MIB
+
+
+def test_a_process_of_few_threads_merges_the_same(family: Family) -> None:
+    """Little and much memory, under one and many threads, from the command line."""
+    found = []
+    for threads, memory in ((1, "9MiB"), (3, "64MiB")):
+        out = family.home / f"threads{threads}"
+        argv = ["-m", "fuseo1_kernels.merge", family.config, out, "-q", "--threads", threads]
+        ran = spawn(*argv, "--max-memory", memory)
+        assert ran.code == 0, ran.err
+        found.append(weights(out))
+    assert found[0] == found[1]

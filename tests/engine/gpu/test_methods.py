@@ -1,0 +1,343 @@
+"""Whole merges on simulated GPUs by every method: the same bytes as on the CPU, within the memory that was planned."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fuseo1_kernels import MergeError, MergeResult
+from fuseo1_kernels.backends.contract import Divergences, Ranked
+from fuseo1_kernels.engine.gpu.blocking import BlockingMerger
+from fuseo1_kernels.engine.gpu.context import GpuContext
+from fuseo1_kernels.engine.gpu.layout import Layout
+from fuseo1_kernels.engine.gpu.regions import Regions
+from fuseo1_kernels.engine.gpu.worker import GpuWorker
+from fuseo1_kernels.engine.worker import MergeContext
+from support.emulated import load_emulated
+from support.engine_runs import MIB, merge, spoil
+from support.fake_gpu import COPIES_IN, COPIES_OUT, FakeDevice, FakeKernels, install
+from support.gpu.runs import SCHEDULES, checksums, noticed, on_gpus, refusals, same, use_small_slots
+from support.interrupted import partial_of
+from support.method_cases import CASES, EMBED, Case, Told, mixed_family
+from support.models import Family, State, make_family, weights
+from support.peak import Measured
+from support.processes import done, run
+from support.tuning import tune
+
+#: Every method but SCE, whose merges are engine/gpu/test_merges.py's; but not by columns, which are the CPU's.
+OTHERS = {name: case for name, case in CASES.items() if case.method != "sce" and not case.by_column}
+BY_ROW = CASES["model_stock, by row"]
+every_method = pytest.mark.parametrize("case", OTHERS.values(), ids=OTHERS)
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
+    return mixed_family(tmp_path_factory.mktemp("mixed"))
+
+
+@pytest.fixture(autouse=True)
+def small_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_small_slots(monkeypatch)
+
+
+def on_cpu(case: Case, family: Family) -> MergeResult:
+    case.configure(family)
+    return merge(family, "cpu", overwrite=True, resume=False)
+
+
+# --- the same bytes ----------------------------------------------------------------------
+
+
+@every_method
+@pytest.mark.parametrize("order", ["lazy", "at random"])
+def test_the_bytes_and_the_report_are_the_cpus(order: str, case: Case, family: Family) -> None:
+    expected = on_cpu(case, family)
+    device, progress = FakeDevice(**SCHEDULES[order]), Told()
+    result = on_gpus(family, device, threads=3, max_gpu_memory=5 * MIB, progress=progress)
+    assert same(family) and checksums(family.home / "gpu") == checksums(family.home / "cpu")
+    assert device.fuses >= result.tensors and result.notes == expected.notes
+    assert result.energy_share == expected.energy_share
+    assert result.exact_path == expected.exact_path == 0
+    assert progress.total == progress.advanced > 0
+    # Once each, whatever was surveyed.
+    models = family.states[: 1 + case.models] if case.base else family.states[1:][: case.models]
+    assert result.bytes_read == sum(t.nbytes for state in models for t in state.values())
+    assert sum(device.allocated) <= 5 * MIB
+
+
+@every_method
+def test_the_cuda_kernels(case: Case, family: Family) -> None:
+    """Their own sources, run by the host."""
+    expected = on_cpu(case, family)
+    device = FakeDevice()
+    kernels = Measured(load_emulated(), device)
+    result = on_gpus(family, device, kernels=kernels, threads=2)
+    assert same(family) and result.exact_path == expected.exact_path
+    assert result.notes == expected.notes and kernels.ops >= result.tensors
+    # It is not more than needed; where nothing is surveyed, it would be if something were not finite.
+    # And factors of rows, which a GPU is sent (of the 523 of the largest), are on the host already.
+    sent = 2560 if case.method == "arcee_fusion" else 0
+    assert kernels.most == device.allocated[1] - sent or kernels.ops == result.tensors
+
+
+@pytest.mark.parametrize("order", SCHEDULES)
+def test_several_gpus(order: str, family: Family) -> None:
+    on_cpu(CASES["ties, rescaled"], family)
+    devices = [FakeDevice(number, **SCHEDULES[order]) for number in range(3)]
+    on_gpus(family, *devices, threads=3)
+    assert same(family) and all(device.fuses for device in devices)
+
+
+def test_groups_of_empty_tensors(tmp_path: Path) -> None:
+    base = {f"t{i}": torch.zeros(0, i) for i in range(3)}
+    family = make_family(tmp_path, [base, base, base])
+    for name in ("ties", "linear", "model_stock, by row"):
+        case = CASES[name]
+        Case(
+            case.method, 2, case.base, shared={"weight": 1} if "weight" in case.values else {}
+        ).configure(family)
+        merge(family, "cpu", overwrite=True)
+        on_gpus(family, FakeDevice())
+        assert same(family)
+
+
+# --- every wait is needed ----------------------------------------------------------------
+
+
+@pytest.fixture(params=["ties, rescaled", "linear"])
+def merged(request: pytest.FixtureRequest, family: Family) -> Iterator[Family]:
+    """With surveys and without; the merge is the CPU's if nothing is left out."""
+    on_cpu(CASES[request.param], family)
+    assert not noticed(family, FakeDevice())
+    yield family
+
+
+@pytest.mark.parametrize("deaf", [COPIES_IN, COPIES_OUT])
+def test_a_wait_for_copies_that_is_left_out_is_noticed(deaf: int, merged: Family) -> None:
+    assert noticed(merged, FakeDevice(deaf=[(deaf,)]))
+
+
+def test_ops_that_do_not_wait_for_copies_are_noticed(
+    merged: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = GpuWorker._merge_by_rule
+    monkeypatch.setattr(
+        GpuWorker, "_merge_by_rule", lambda self, layout, region, _: whole(self, layout, region, ())
+    )
+    assert noticed(merged, FakeDevice())
+
+
+def test_ops_that_do_not_take_turns_are_noticed(
+    merged: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The memory that they allocate is counted once."""
+    make = GpuContext.__init__
+
+    def careless(self: GpuContext, *arguments: Any) -> None:
+        make(self, *arguments)
+        self.enqueuing = nullcontext()  # type: ignore[assignment]
+
+    monkeypatch.setattr(GpuContext, "__init__", careless)
+    assert noticed(merged, FakeDevice())
+
+
+def test_a_region_that_is_given_to_others_too_early_is_noticed(
+    merged: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the outputs were copied, for which the copies of another tensor do not wait."""
+    whole, give = GpuWorker._merge_by_rule, Regions.give
+
+    def hasty(self: GpuWorker, layout: Layout, region: int, copied: Any) -> Any:
+        found = whole(self, layout, region, copied)
+        self._gpu.regions.give(region)
+        time.sleep(0.02)  # others come to it
+        return found
+
+    monkeypatch.setattr(GpuWorker, "_merge_by_rule", hasty)
+    monkeypatch.setattr(
+        Regions, "give", lambda self, start: give(self, start) if start in self._taken else None
+    )
+    tune(monkeypatch, batch=1)
+    assert noticed(merged, FakeDevice(eager=[COPIES_IN]))
+
+
+# --- memory, and what a backend lacks ----------------------------------------------------
+
+
+def test_what_does_not_fit_goes_to_the_cpu(family: Family) -> None:
+    """The embedding, by 256 bytes: 2,936,576 are its inputs and output, 44,544 what a survey of it allocates."""
+    on_cpu(CASES["ties"], family)
+    for limit, left in ((2_981_120, 0), (2_981_119, 1)):
+        device = FakeDevice()
+        result = on_gpus(family, device, max_gpu_memory=limit)
+        assert same(family) and sum(device.allocated) <= limit
+        assert device.fuses == result.tensors - left
+        assert len(result.notes) == left
+
+
+@pytest.mark.parametrize(
+    ("name", "lack"), [("della", Ranked), ("arcee_fusion", Divergences)], ids=str
+)
+def test_what_a_backend_lacks_is_merged_by_the_cpu(
+    name: str, lack: type, family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That is known before anything is read."""
+    on_cpu(CASES[name], family)
+    device, kernels = FakeDevice(), FakeKernels(lack=(lack,))
+    result = on_gpus(family, device, kernels=kernels)
+    [note] = result.notes
+    words = f"merged on the CPU: the fake kernels have no {lack.__name__}"
+    assert same(family) and note.endswith(words) and device.surveys == 0
+    install(monkeypatch, FakeDevice(), kernels=kernels)
+    assert f"note: {note}\n" in done(family.config, "--dry-run", "--cuda").out
+
+
+def by_column(states: list[State]) -> list[str]:
+    """Names of the tensors that have columns."""
+    return [name for name, t in states[0].items() if t.ndim > 1 and t.numel()]
+
+
+@pytest.mark.parametrize("name", ["nuslerp, by column", "nuslerp, by column, no base"])
+def test_columns_are_merged_by_the_cpu(
+    name: str, family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rest is the GPU's, to the same bytes."""
+    on_cpu(CASES[name], family)
+    device, left = FakeDevice(), len(by_column(family.states))
+    result = on_gpus(family, device, threads=3, max_gpu_memory=5 * MIB)
+    assert same(family) and checksums(family.home / "gpu") == checksums(family.home / "cpu")
+    assert device.surveys == device.fuses == result.tensors - left > 0
+    note = f"{left} tensors merged on the CPU: nothing is merged by columns on a GPU"
+    assert result.notes == (note,)
+    install(monkeypatch, FakeDevice())
+    assert f"note: {note}\n" in done(family.config, "--dry-run", "--cuda").out
+
+
+def test_columns_alone(tmp_path: Path) -> None:
+    """Nothing is left to the GPU. Memory is the CPU's half."""
+    base = {name: torch.rand(3000, 700) - 2 for name in ("a", "b")}
+    family = make_family(tmp_path, [base, *({n: t + i for n, t in base.items()} for i in (1, 2))])
+    on_cpu(CASES["nuslerp, by column"], family)
+    device = FakeDevice()
+    result = on_gpus(family, device, max_memory=80 * MIB)
+    assert same(family) and device.fuses == 0 and result.notes[0].startswith("2 tensors merged on")
+    with pytest.raises(MergeError, match="too little for the tensors that are merged on the CPU"):
+        on_gpus(family, FakeDevice(), max_memory=30 * MIB, resume=False)
+
+
+# --- what the CPU engine guarantees too --------------------------------------------------
+
+
+def test_surveys_are_kept_and_found(family: Family, tmp_path: Path) -> None:
+    """Those of a GPU by another, and by the CPU; another weight needs none."""
+    cache = {"survey_cache": tmp_path / "surveys"}
+    on_cpu(CASES["ties, rescaled"], family)
+    first, second = FakeDevice(), FakeDevice()
+    on_gpus(family, first, **cache)
+    assert same(family) and first.surveys == 2 * len(family.states[0])
+    Case("ties", 2, shared={"weight": 0.3, "density": 0.2, "rescale": True}).configure(family)
+    result = on_gpus(family, second, **cache)
+    assert (second.surveys, second.fuses) == (0, len(family.states[0]))
+    kept = merge(family, "cpu", overwrite=True, **cache)
+    assert same(family) and kept.bytes_read == result.bytes_read
+
+
+def test_rows_have_surveys_that_are_not_kept(family: Family, tmp_path: Path) -> None:
+    on_cpu(BY_ROW, family)
+    for _ in range(2):
+        device = FakeDevice()
+        on_gpus(family, device, survey_cache=tmp_path)
+        assert same(family) and device.surveys == device.fuses > 523
+
+
+@pytest.mark.parametrize(
+    "name", ["linear", "passthrough", "task_arithmetic", "ties", "della", "model_stock, by row"]
+)
+def test_nonfinite_elements(name: str, tmp_path: Path) -> None:
+    """What the CPU says; nothing is left."""
+    family = mixed_family(tmp_path)
+    CASES[name].configure(family)
+    spoil(family, 1, EMBED, {3: torch.nan, 7: torch.inf})
+    said = []
+    for device in ("cpu", "cuda"):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(MergeError) as caught:
+            install(patch, FakeDevice())
+            merge(family, "refused", device=device, threads=1)
+        said.append(str(caught.value))
+        assert not (tmp_path / "refused").exists()
+    assert said[0] == said[1] and f"tensor {EMBED}: 2 NaN or infinite elements" in said[0]
+    merge(family, "cpu", nonfinite="propagate", overwrite=True)
+    on_gpus(family, FakeDevice(), nonfinite="propagate", resume=False)
+    assert same(family)
+
+
+def test_an_overflow_of_the_output(tmp_path: Path) -> None:
+    base = {"w": torch.full((5000,), 6e4)}
+    family = make_family(tmp_path, [base, {"w": base["w"] * 2}, {"w": base["w"] * 3}])
+    for name in ("linear", "model_stock"):
+        Case(name, 2, CASES[name].base, shared={"weight": 1} if name == "linear" else {}).configure(
+            family
+        )
+        family.config.write_text(family.config.read_text() + "dtype: float16\n")
+        said = refusals(family)
+        assert said[0] == said[1] and "5000 merged elements overflow float16" in said[0]
+
+
+@pytest.mark.parametrize("name", ["ties, rescaled", "linear"])
+def test_what_a_lost_gpu_began_the_cpu_ends(
+    name: str, family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_cpu(CASES[name], family)
+    whole, device, out = FakeDevice(), FakeDevice(), tmp_path / "merged"
+    tune(monkeypatch, batch=1)  # every tensor by itself
+    on_gpus(family, whole, threads=2)
+    device.lost_at = whole.waits * 9 // 10
+    with pytest.MonkeyPatch.context() as patch:
+        install(patch, device)
+        ran = run(family.config, out, "--cuda", "--quiet", "--threads", "2")
+    said, kept = ran.err.splitlines()
+    assert said == "fuseo1-merge: error: cuda:0: CUDA error: unspecified launch failure"
+    assert ran.code == 1 and kept and not out.exists()
+    assert done(family.config, out, "--quiet").err == ""
+    assert weights(out) == weights(family.home / "cpu")
+
+
+def test_a_merge_of_many_rows_stops_at_once(
+    family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The embedding has 523, and comes first; another worker may be about to have its turn."""
+    BY_ROW.configure(family)
+    make, fuse, stops = BlockingMerger.__init__, FakeKernels.fuse, set()
+
+    def noting(self: BlockingMerger, gpu: GpuContext, context: MergeContext) -> None:
+        make(self, gpu, context)
+        stops.add(context.stop)
+
+    def stopping(self: FakeKernels, *arguments: Any) -> int:
+        if device.fuses == 10:
+            stops.pop().set()
+        return fuse(self, *arguments)
+
+    monkeypatch.setattr(BlockingMerger, "__init__", noting)
+    monkeypatch.setattr(FakeKernels, "fuse", stopping)
+    [device] = install(monkeypatch, FakeDevice())
+    with pytest.raises(MergeError, match="the merge was stopped"):
+        merge(family, "stopped", device="cuda", threads=1)
+    assert device.fuses <= 12 and device.surveys <= 13
+    assert not partial_of(family.home / "stopped").exists()
+
+
+def test_sce_waits_for_nothing(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    CASES["sce"].configure(family)
+    monkeypatch.setattr(GpuWorker, "_merge_by_rule", None)
+    monkeypatch.setattr(FakeKernels, "survey", None)
+    merge(family, "cpu", overwrite=True, resume=False)
+    device = FakeDevice()
+    on_gpus(family, device)
+    assert same(family) and len(device.allocated) == 1

@@ -1,0 +1,300 @@
+"""What merges on GPUs are made of: regions, slots, layouts, names of devices, and errors of theirs."""
+
+from __future__ import annotations
+
+import random
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fuseo1_kernels import MergeError
+from fuseo1_kernels.backends.arrays import BY_NAME, DType
+from fuseo1_kernels.backends.results import SceResult
+from fuseo1_kernels.engine.devices import parse_devices
+from fuseo1_kernels.engine.gpu.device import explained
+from fuseo1_kernels.engine.gpu.layout import Layout, TensorRequest, footprint
+from fuseo1_kernels.engine.gpu.pool import open_devices
+from fuseo1_kernels.engine.gpu.regions import Regions
+from fuseo1_kernels.engine.gpu.staging import StagingRing, Stopped
+from fuseo1_kernels.errors import BackendError, ConfigError
+from fuseo1_kernels.methods.linear import Linear
+from fuseo1_kernels.methods.rule import Rule
+from fuseo1_kernels.methods.sce import Sce
+from support.fake_gpu import FakeDevice
+
+BF16, FP32 = BY_NAME["bfloat16"], BY_NAME["float32"]
+
+
+# --- regions -----------------------------------------------------------------------------
+
+
+def test_regions_do_not_overlap_and_are_all_used() -> None:
+    reservation, draw = Regions(1 << 16), random.Random(1)
+    held: dict[int, int] = {}
+    for _ in range(2000):
+        nbytes = draw.choice([1, 255, 256, 257, 5000])
+        if len(held) > 8 or (held and draw.random() < 0.4):
+            start = draw.choice(list(held))
+            del held[start]
+            reservation.give(start)
+            continue
+        start = reservation.take(nbytes)
+        assert start % 256 == 0 and start + nbytes <= 1 << 16
+        assert all(start + nbytes <= s or s + n <= start for s, n in held.items())
+        held[start] = nbytes
+    for start in held:
+        reservation.give(start)
+    assert reservation.take(1 << 16) == 0
+
+
+def in_thread(function: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
+    found: list[Any] = []
+
+    def call() -> None:
+        try:
+            found.append(function())
+        except Exception as error:
+            found.append(error)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    return thread, found
+
+
+def test_a_large_region_is_not_passed_by() -> None:
+    reservation = Regions(1024)
+    first, second = reservation.take(512), reservation.take(256)
+    large, got_large = in_thread(lambda: reservation.take(1000))
+    large.join(0.05)
+    small, got_small = in_thread(lambda: reservation.take(256))
+    small.join(0.05)
+    assert not got_large and not got_small  # 256 bytes are free, but it is not this one's turn
+    reservation.give(first)
+    reservation.give(second)
+    large.join(5)
+    assert got_large == [0]
+    reservation.give(0)
+    small.join(5)
+    assert got_small == [0]
+
+
+def test_who_waits_gives_up_when_all_is_closed() -> None:
+    reservation, ring = Regions(256), StagingRing(FakeDevice(), 1, 256)
+    reservation.take(256)
+    ring.take()
+    waiting = [in_thread(lambda: reservation.take(1)), in_thread(ring.take)]
+    for closed in (reservation, ring):
+        closed.close()
+    for thread, found in waiting:
+        thread.join(5)
+        assert isinstance(found[0], Stopped)
+    with pytest.raises(Stopped):
+        ring.take_if_free()
+
+
+@pytest.mark.parametrize("nbytes", [0, 257])
+def test_regions_that_cannot_be(nbytes: int) -> None:
+    with pytest.raises(ValueError, match=f"{nbytes} bytes of 256"):
+        Regions(256).take(nbytes)
+
+
+# --- slots -------------------------------------------------------------------------------
+
+
+def test_slots_are_made_when_they_are_needed_and_no_more() -> None:
+    device = FakeDevice()
+    ring = StagingRing(device, 2, 512)
+    assert device.pinned == []
+    first, second = ring.take(), ring.take()
+    assert device.pinned == [512, 512]
+    assert ring.take_if_free() is None
+    ring.give(second)
+    ring.give(first)
+    assert [ring.take_if_free(), ring.take()] == [second, first]  # who came first goes first
+    assert device.pinned == [512, 512]
+
+
+def test_a_device_that_failed_before_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(*_: int) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    device = FakeDevice()
+    for what in ("allocate_pinned", "free_bytes"):
+        monkeypatch.setattr(device, what, lost)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        StagingRing(device, 2, 512).take()
+
+
+def test_a_slot_is_taken_when_the_copy_from_it_has_ended() -> None:
+    device = FakeDevice()
+    ring, stream, memory = StagingRing(device, 1, 256), device.stream(), device.allocate(256)
+    slot = ring.take()
+    slot.view[:] = bytes(256)
+    slot.copied = stream.copy(memory, 0, slot.memory, 0, 256)
+    ring.give(slot)
+    assert memory.view[0] != 0
+    again = ring.take()
+    assert again is slot and bytes(memory.view) == bytes(256) and slot.copied is None
+
+
+# --- layouts -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FakeInput:
+    number: int
+    dtype: DType
+
+
+SCE, OTHER = Sce(0.5, "fuseo1", 0), Linear((1.0,), True)
+
+
+def job(numel: int, *dtypes: DType, rule: Rule = SCE) -> Any:
+    inputs = tuple(FakeInput(i, dtype) for i, dtype in enumerate(dtypes))
+    return SimpleNamespace(
+        numel=numel, dtype=BF16, inputs=inputs, output_bytes=numel * 2, name=f"t{numel}", rule=rule
+    )
+
+
+KEPT = SceResult(
+    nonzero=0, selected=0, threshold=0, tie_limit=-1, passes=0, energy=(1.0,), nonfinite=(0, 0, 0)
+)
+
+
+@pytest.mark.parametrize("most", [256, 512, 4096, 1 << 20])
+def test_chunks_hold_every_byte_once(most: int) -> None:
+    requests = [
+        TensorRequest(job(1000, BF16, FP32), (0.5,)),
+        TensorRequest(job(0, BF16, BF16), (0.5, 0.1)),
+        TensorRequest(job(129, FP32, FP32, BF16), (), KEPT, b"p" * 80),
+        TensorRequest(job(1, BF16, BF16), (0.1,), KEPT, b"q" * 80),
+        TensorRequest(job(300, BF16, BF16, rule=OTHER)),
+        TensorRequest(job(0, BF16, rule=OTHER)),
+    ]
+    layout = Layout(requests, 300, 80)
+    footprints = [footprint(r.job, len(r.topks), 300, 80) for r in requests]
+    assert layout.nbytes <= sum(footprints)
+    for chunks, whole in (
+        (list(layout.chunks_in(most)), layout.results_start + layout.results_bytes),
+        (list(layout.chunks_out(most)), layout.nbytes),
+    ):
+        end = 0
+        pieces: dict[Any, int] = {}
+        for chunk in chunks:
+            assert chunk.nbytes <= most and chunk.start >= end and chunk.start % 256 == 0
+            end = chunk.start
+            for part in chunk.parts:
+                assert chunk.start + part.at >= end
+                end = chunk.start + part.at + part.nbytes
+                assert end <= chunk.start + chunk.nbytes
+                key = id(part.item) if part.item is not None else None
+                assert part.start == pieces.get(key, 0)
+                pieces[key] = part.start + part.nbytes
+        assert end <= whole
+    inputs = [x for r in requests for x in r.job.inputs]
+    sizes = [r.job.numel * x.dtype.size for r in requests for x in r.job.inputs]
+    copied: dict[int, int] = {}
+    for chunk in layout.chunks_in(most):
+        for part in chunk.parts:
+            copied[id(part.item)] = copied.get(id(part.item), 0) + part.nbytes
+    assert [copied.get(id(x), 0) for x in inputs] == sizes
+    out = {id(task): 0 for task in layout.tasks}
+    for piece in layout.chunks_out(most):
+        for found in piece.parts:
+            if found.item is not None:
+                out[id(found.item)] += found.nbytes
+    assert list(out.values()) == [r.job.output_bytes for r in requests]
+
+
+def test_a_layout_of_empty_tensors_has_a_region() -> None:
+    empty = job(0, BF16, rule=OTHER)
+    layout = Layout([TensorRequest(empty)], 300, 80)
+    assert 0 < layout.nbytes <= footprint(empty, 1, 300, 80)
+    assert not [*layout.chunks_in(256), *layout.chunks_out(256)]
+    assert [task.job for task in layout.tasks] == [empty]
+
+
+def test_nothing_in_a_layout_overlaps() -> None:
+    requests = [
+        TensorRequest(job(1000, BF16, FP32), (0.5, 0.1)),
+        TensorRequest(job(129, FP32, FP32, BF16), (), KEPT, b"p" * 80),
+    ]
+    layout = Layout(requests, 300, 80)
+    places = []
+    for task in layout.tasks:
+        places += [
+            (at, task.job.numel * x.dtype.size)
+            for at, x in zip(task.inputs, task.job.inputs, strict=True)
+        ]
+        places += [(at, 80) for at in task.params] + [(at, 300) for at in task.results]
+        places += [(task.out, task.job.output_bytes)]
+        assert len(task.params) == len(task.results)
+    places.sort()
+    for (start, nbytes), (following, _) in pairwise(places):
+        assert start + nbytes <= following and following % 256 == 0
+    assert [task.fuse for task in layout.tasks] == [0, 0]
+    assert sum(places[-1]) <= layout.nbytes
+
+
+# --- devices -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("names", "numbers"),
+    [("cpu", None), ("cuda", (0,)), ("cuda:3", (3,)), ("cuda:1, cuda:0", (1, 0))],
+)
+def test_names_of_devices(names: str, numbers: tuple[int, ...] | None) -> None:
+    assert parse_devices(names) == numbers
+
+
+@pytest.mark.parametrize(
+    "names", ["", "cuda:", "cuda:01", "cuda:-1", "cuda:0;cuda:1", "CUDA", "cuda:0,"]
+)
+def test_names_that_are_none(names: str) -> None:
+    with pytest.raises(ConfigError, match="write cpu, cuda"):
+        parse_devices(names)
+
+
+def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(BackendError, match="there is no cuda:1 here: there is 1 GPU"):
+        open_devices((1,))
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (
+            "CUDA error: an illegal memory access\nlong advice",
+            "cuda:0: CUDA error: an illegal memory access",
+        ),
+        ("CUDA out of memory. Tried", "cuda:0: out of memory; lower --max-gpu-memory"),
+        ("", "cuda:0: it failed"),
+    ],
+)
+def test_errors_of_a_device(raised: str, said: str) -> None:
+    with pytest.raises(MergeError) as caught, explained(FakeDevice()):
+        raise RuntimeError(raised)
+    assert str(caught.value).startswith(said) and "\n" not in str(caught.value)
+
+
+def test_an_error_of_the_models_stays_what_it_is() -> None:
+    with pytest.raises(MergeError, match=r"^the file changed$"), explained(FakeDevice()):
+        raise MergeError("the file changed")
+
+
+def test_torch_is_imported_for_a_gpu_alone() -> None:
+    from support.processes import spawn
+
+    code = "import sys\nfrom fuseo1_kernels.engine import devices, merge\nfrom fuseo1_kernels.engine.gpu import pool\n"
+    code += "devices.parse_devices('cuda:1')\nprint('torch' in sys.modules)"
+    assert spawn("-c", code).out == "False\n"
+    assert "torch" in sys.modules

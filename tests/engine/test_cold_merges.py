@@ -1,0 +1,252 @@
+"""Whole merges of models that lie on the disk alone, in part, or in the page cache, and what lies there afterwards."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fuseo1_kernels import merge_checkpoints
+from fuseo1_kernels.backends.cpu import CpuBackend
+from fuseo1_kernels.checkpoint.header import TensorInfo
+from fuseo1_kernels.checkpoint.loader import open_source
+from fuseo1_kernels.checkpoint.page_cache import is_cached
+from fuseo1_kernels.checkpoint.source import Source
+from fuseo1_kernels.engine.cpu.worker import CpuWorker
+from fuseo1_kernels.engine.read_ahead import ReadAhead, UnitReads
+from fuseo1_kernels.engine.worker import TensorReport
+from fuseo1_kernels.plan.job import Input, Job
+from support.models import Family, assert_same_state, make_family, read_model, tuned, weights
+from support.tensors import BF16
+from support.tuning import current, tune
+
+MIB = 1 << 20
+# The page cache's largest folio: what shares one with the header stays.
+FOLIO = 2 * MIB
+# In the order of the file, in which they are merged, being of one size. What the system reads beyond a tensor's
+# end is then the next one's.
+LARGE = ("lm_head.weight", "model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight")
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
+    """Three models of three tensors of 4 MiB and small ones, one of which lies between those."""
+    g = torch.Generator().manual_seed(6)
+    base = {n: torch.randn((2048, 1024), generator=g).mul(0.02).to(BF16) for n in LARGE}
+    base |= {
+        "model.layers.0.input_layernorm.weight": torch.ones(1024, dtype=BF16),
+        "model.norm.weight": torch.ones(1024, dtype=BF16),
+    }
+    family = make_family(tmp_path_factory.mktemp("cold"), [base, tuned(base, 1), tuned(base, 2)])
+    family.configure(parameters={"select_topk": 0.5})
+    return family
+
+
+@pytest.fixture(scope="module")
+def expected(family: Family) -> dict[str, bytes]:
+    """What the reference backend makes of them."""
+    merge_checkpoints(family.config, family.home / "expected", backend="reference")
+    return weights(family.home / "expected")
+
+
+def models(family: Family) -> list[Path]:
+    return [family.base, family.target(1), family.target(2)]
+
+
+def chill(model: Path) -> None:
+    """Take a model's weights out of the page cache."""
+    for file in model.glob("*.safetensors"):
+        fd = os.open(file, os.O_RDONLY)
+        os.fsync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(fd)
+
+
+def warm(model: Path) -> None:
+    for file in model.glob("*.safetensors"):
+        file.read_bytes()
+
+
+def pages(model: Path) -> Iterator[tuple[str, int, bool]]:
+    """(tensor, offset, whether it is cached) of every page that belongs to a large tensor alone."""
+    with open_source(str(model)) as source:
+        for name in LARGE:
+            fd, offset = source.place(source.tensors[name])
+            first = -(-offset // mmap.PAGESIZE) * mmap.PAGESIZE
+            end = (offset + source.tensors[name].nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+            for at in range(first, end, mmap.PAGESIZE):
+                yield name, at, is_cached(fd, at, mmap.PAGESIZE)
+
+
+def all_cached(model: Path) -> bool:
+    return all(cached for _, _, cached in pages(model))
+
+
+def none_cached(model: Path) -> bool:
+    """No page of a large tensor, but for the first folio, which the header's reader brings."""
+    return not any(cached for _, at, cached in pages(model) if at >= FOLIO)
+
+
+@pytest.fixture
+def ways(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
+    """Names of the tensors that a merge reads ahead, and of those that it reads the direct way."""
+    seen: dict[str, set[str]] = {"ahead": set(), "direct": set()}
+    read_ahead, merge = Source.read_ahead, CpuWorker.merge
+
+    def noted(self: Source, info: TensorInfo, start: int, nbytes: int) -> None:
+        seen["ahead"].add(info.name)
+        read_ahead(self, info, start, nbytes)
+
+    def merged(self: CpuWorker, job: Job, direct: Sequence[Input] = ()) -> TensorReport:
+        if direct:
+            seen["direct"].add(job.name)
+        return merge(self, job, direct)
+
+    monkeypatch.setattr(Source, "read_ahead", noted)
+    monkeypatch.setattr(CpuWorker, "merge", merged)
+    return seen
+
+
+def merge(family: Family, **options: Any) -> dict[str, bytes]:
+    merge_checkpoints(
+        family.config, family.home / "merged", overwrite=True, tuning=current(), **options
+    )
+    return weights(family.home / "merged")
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_cold_models_stay_cold(
+    backend: str, threads: int, family: Family, expected: object, ways: dict[str, set[str]]
+) -> None:
+    for model in models(family):
+        chill(model)
+        assert none_cached(model)
+    assert merge(family, backend=backend, threads=threads) == expected
+    assert ways["ahead"] >= set(LARGE) and not ways["direct"]
+    assert all(none_cached(model) for model in models(family))
+
+
+@pytest.mark.parametrize("room", ["plenty", "none"])
+def test_warm_models_stay_warm(
+    room: str,
+    family: Family,
+    expected: object,
+    ways: dict[str, set[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever memory there is: nothing needs to be brought."""
+    if room == "none":
+        tune(monkeypatch, page_cache=0)
+    for model in models(family):
+        warm(model)
+    assert merge(family) == expected
+    assert ways == {"ahead": set(), "direct": set()}
+    assert all(all_cached(model) for model in models(family))
+
+
+@pytest.mark.parametrize("room", ["plenty", "none"])
+def test_each_model_stays_as_it_was(
+    room: str, family: Family, expected: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that something else has use for stays in the page cache; what was brought beside it goes."""
+    if room == "none":
+        tune(monkeypatch, page_cache=0)
+    warm(family.base)
+    chill(family.target(1))
+    warm(family.target(2))
+    assert merge(family) == expected
+    assert all_cached(family.base) and all_cached(family.target(2))
+    assert none_cached(family.target(1))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_cold_models_without_room(
+    backend: str,
+    threads: int,
+    family: Family,
+    expected: object,
+    ways: dict[str, set[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every tensor goes the direct way; the bytes are the same, and it stays out of the page cache too."""
+    tune(monkeypatch, page_cache=0)
+    for model in models(family):
+        chill(model)
+    assert merge(family, backend=backend, threads=threads) == expected
+    assert not ways["ahead"] and ways["direct"] == set(family.states[0])
+    assert all(none_cached(model) for model in models(family))
+
+
+@pytest.mark.parametrize("select_topk", [1.0, 0.5])
+def test_a_direct_unit_of_several_tensors(
+    select_topk: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is dropped for itself: one of a few elements beside one of several chunks."""
+    g = torch.Generator().manual_seed(9)
+    base = {
+        "d.weight": torch.randn(16, generator=g).to(BF16),
+        "b.weight": torch.randn((600, 512), generator=g).to(BF16),
+        "c.weight": torch.randn(700, generator=g).to(BF16),
+    }
+    family = make_family(tmp_path, [base, tuned(base, 1), tuned(base, 2)])
+    family.configure(parameters={"select_topk": select_topk})
+    tune(monkeypatch, page_cache=0)
+    tune(monkeypatch, chunk=4096)
+    for model in models(family):
+        chill(model)
+    dropped: dict[tuple[str, str], int] = {}
+    drop = Source.drop
+
+    def noted(self: Source, info: TensorInfo, start: int, nbytes: int) -> None:
+        assert 0 <= start < start + nbytes <= info.nbytes
+        key = Path(self.name).name, info.name
+        dropped[key] = dropped.get(key, 0) + nbytes
+        drop(self, info, start, nbytes)
+
+    monkeypatch.setattr(Source, "drop", noted)
+    result = merge_checkpoints(family.config, family.out, tuning=current())
+    assert_same_state(read_model(family.out), family.expected(select_topk=select_topk))
+    assert result.exact_path == 0
+    twice = {name: 2 * tensor.nbytes for name, tensor in base.items()}  # by survey and fuse
+    assert dropped == {(m.name, name): n for m in models(family) for name, n in twice.items()}
+
+
+def test_the_last_worker_has_all_threads(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two workers with a thread each; when one has seen the end, the other's next call gets both."""
+    first, begun, ended = LARGE[0], threading.Event(), threading.Event()
+    given: dict[str, list[int]] = {name: [] for name in family.states[0]}
+    current = threading.local()
+    fuse_files, take, merge_one = CpuBackend.fuse_files, ReadAhead.take, CpuWorker.merge
+
+    def taken(self: ReadAhead) -> UnitReads | None:
+        portion = take(self)
+        if portion is None:
+            ended.set()
+        return portion
+
+    def merged(self: CpuWorker, job: Job, direct: Sequence[Input] = ()) -> TensorReport:
+        current.name = job.name
+        return merge_one(self, job, direct)
+
+    def fuse(self, files, params, out, offset, threads, scratch):  # type: ignore[no-untyped-def]
+        given[current.name].append(threads)
+        # One worker stays with the first tensor until the other has merged all others.
+        if current.name == first:
+            begun.set()
+        assert (ended if current.name == first else begun).wait(30)
+        return fuse_files(self, files, params, out, offset, threads, scratch)
+
+    monkeypatch.setattr(ReadAhead, "take", taken)
+    monkeypatch.setattr(CpuWorker, "merge", merged)
+    monkeypatch.setattr(CpuBackend, "fuse_files", fuse)
+    merge(family, threads=2)
+    assert given.pop(first) == [1, 2]
+    assert {count for counts in given.values() for count in counts} == {1}

@@ -1,0 +1,377 @@
+"""Whole merges by every method: what the ops make of each tensor in memory, whatever the chunks, memory and threads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fuseo1_kernels import MergeError, merge_checkpoints
+from fuseo1_kernels.backends import contract
+from fuseo1_kernels.backends.contract import FuseParams
+from fuseo1_kernels.backends.cpu import CpuBackend
+from fuseo1_kernels.backends.registry import BACKENDS
+from fuseo1_kernels.config.load import as_config
+from fuseo1_kernels.engine.cpu import worker
+from fuseo1_kernels.engine.dry_run import dry_run
+from fuseo1_kernels.engine.options import MergeOptions
+from fuseo1_kernels.engine.verify import verify_model
+from fuseo1_kernels.methods import METHODS
+from support.engine_runs import MIB, merge, spoil
+from support.interrupted import partial_of
+from support.method_cases import CASES, EMBED, Case, Told, mixed_family
+from support.models import (
+    Family,
+    State,
+    assert_same_state,
+    base_state,
+    make_family,
+    read_model,
+    tuned,
+    weights,
+)
+from support.processes import done, merge_json, run
+from support.tuning import current, tune
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
+    return mixed_family(tmp_path_factory.mktemp("methods"))
+
+
+@pytest.fixture
+def out(family: Family, tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path / "merged"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_what_the_ops_make_of_it(
+    case: Case, backend: str, family: Family, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One worker and one chunk; small chunks and several workers in little memory."""
+    case.configure(family)
+    expected = case.expected(family)
+    progress = Told()
+    result = merge_checkpoints(family.config, out, backend=backend, threads=1, progress=progress)
+    assert progress.total == progress.advanced > 0
+    assert_same_state(read_model(out), expected)
+    assert result.notes == ()
+    assert (case.method == "sce") == bool(result.energy_share)
+    tune(monkeypatch, chunk=1 << 16)
+    for threads, memory in ((1, 30 * MIB), (3, 100 * MIB)):
+        merge_checkpoints(
+            family.config,
+            out,
+            backend=backend,
+            threads=threads,
+            max_memory=memory,
+            overwrite=True,
+            resume=False,
+            tuning=current(),
+        )
+        assert_same_state(read_model(out), expected)
+
+
+def test_every_method_is_merged_here() -> None:
+    assert {case.method for case in CASES.values()} == METHODS.keys()
+
+
+# --- what a person would compute -----------------------------------------------------------------
+
+
+def float64(case: Case, states: list[State], name: str) -> torch.Tensor:
+    """The textbook's formula in float64; fp32's rounding is all that can differ."""
+    base, *others = [state[name].double() for state in states[: 1 + case.models]]
+    if case.method == "linear":
+        weight = case.values["weight"]
+        mixed = sum(w * x for w, x in zip(weight, others, strict=True))
+        return mixed / sum(weight)
+    if case.method == "task_arithmetic":
+        return base + sum(
+            w * (x - base) for w, x in zip(case.values["weight"], others, strict=True)
+        )
+    angle = torch.acos(
+        torch.dot(base.flatten(), others[0].flatten()) / base.norm() / others[0].norm()
+    )
+    t = case.values["t"]
+    parts = torch.sin((1 - t) * angle) * base + torch.sin(t * angle) * others[0]
+    return parts / torch.sin(angle)
+
+
+@pytest.mark.parametrize("name", ["linear", "task_arithmetic", "slerp"])
+def test_against_float64(name: str, tmp_path: Path) -> None:
+    """Models that are not alike, so that slerp is no straight line; all in fp32."""
+    g = torch.Generator().manual_seed(2)
+    states = [{"w": torch.randn((37, 29), generator=g)} for _ in range(4)]
+    family, case = make_family(tmp_path, states), CASES[name]
+    case.configure(family)
+    merge(family, backend="reference")
+    found = read_model(family.out)["w"].double()
+    expected = float64(case, states, "w")
+    assert float((found - expected).abs().max()) < 1e-6 * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("method", ["karcher", "multislerp"])
+@pytest.mark.parametrize(
+    "values", [(1.0, 1.0, 1.0), (1.0, -1.0, 1.0), (0.0, 0.0, 0.0), (0.0, 2.0, 1.0)]
+)
+def test_tolerances_of_nothing(method: str, values: tuple[float, ...], tmp_path: Path) -> None:
+    """Models alike, opposed, zero: with a tolerance of 0 there is no division by 0 either."""
+    states = [{"w": torch.full((10,), value)} for value in (0.0, *values)]
+    family = make_family(tmp_path, states)
+    shared = {"tol": 0.0} if method == "karcher" else {"eps": 0.0, "weight": 1.0}
+    Case(method, 3, base=False, shared=shared).configure(family)
+    merge(family, backend="reference")
+    found = read_model(family.out)["w"]
+    assert torch.isfinite(found).all()
+    if values[0] == values[1]:
+        assert torch.equal(found, states[1]["w"])
+
+
+# --- slices --------------------------------------------------------------------------------------
+
+
+def test_layers_stacked(tmp_path: Path) -> None:
+    """Layers of two models, one of them twice and scaled: the bytes of the tensors that they are."""
+    base = base_state()
+    family = make_family(tmp_path, [base, tuned(base, 1), tuned(base, 2)])
+    scale = [{"filter": "o_proj", "value": 0.0}, {"filter": "down_proj", "value": 0.5}]
+    parts = [(1, (0, 2), {}), (2, (0, 3), {"scale": scale}), (1, (1, 3), {})]
+    slices = [
+        {
+            "sources": [
+                {"model": str(family.target(model)), "layer_range": list(layers), "parameters": own}
+            ]
+        }
+        for model, layers, own in parts
+    ]
+    family.configure(merge_method="passthrough", models=..., base_model=..., slices=slices)
+    result = merge(family, backend="reference")
+    assert result.notes == ()
+    first, last = family.states[1], family.states[1]
+    expected = {EMBED: first[EMBED]}
+    index = 0
+    for model, (start, end), own in parts:
+        for layer in range(start, end):
+            for name, tensor in family.states[model].items():
+                prefix = f"model.layers.{layer}."
+                if name.startswith(prefix):
+                    factor = (
+                        0.0 if own and "o_proj" in name else 0.5 if own and "down" in name else 1
+                    )
+                    key = f"model.layers.{index}.{name.removeprefix(prefix)}"
+                    expected[key] = tensor * factor
+            index += 1
+    expected |= {name: last[name] for name in ("model.norm.weight", "lm_head.weight")}
+    found = read_model(family.out)
+    # A product of 0 has the sign of the other factor; a sum has not.
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    config = json.loads((family.out / "config.json").read_text())
+    assert config["num_hidden_layers"] == index == 7
+    card = (family.out / "README.md").read_text()
+    assert "- base:" not in card and card.count("- merged:") == 2
+    assert (family.out / "tokenizer.json").read_bytes() == (
+        family.target(1) / "tokenizer.json"
+    ).read_bytes()
+
+
+def test_a_base_that_lends_its_config(tmp_path: Path) -> None:
+    family = make_family(tmp_path)
+    source = {"model": str(family.target(1)), "layer_range": [0, 3]}
+    family.configure(merge_method="passthrough", models=..., slices=[{"sources": [source]}])
+    (family.base / "generation_config.json").write_text('{"of": "the base"}')
+    merge(family, backend="reference")
+    assert_same_state(read_model(family.out), family.states[1])
+    assert "the base" in (family.out / "generation_config.json").read_text()
+
+
+# --- seeds, resumption, verification -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2, 3])
+@pytest.mark.parametrize("method", ["dare_ties", "della"])
+def test_random_masks_are_kept_as_far_as_memory_goes(
+    method: str, kept: int, family: Family, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = Case(method, 3, own={"density": (0.3, 0.5, 0.6)}, shared={"weight": 0.6})
+    case.configure(family)
+    room = contract.kept_bytes
+    monkeypatch.setattr(
+        "fuseo1_kernels.engine.cpu.memory.kept_bytes", lambda *asked: room(*asked) * kept // 3
+    )
+    found, fuse = set(), CpuBackend.fuse_files
+
+    def watched(backend: CpuBackend, files: Any, params: FuseParams, *rest: Any) -> int:
+        found.add(sum(k is not None for k in params.kept))
+        return fuse(backend, files, params, *rest)
+
+    monkeypatch.setattr(CpuBackend, "fuse_files", watched)
+    merge_checkpoints(family.config, out, backend="cpu", threads=1)
+    assert_same_state(read_model(out), case.expected(family))
+    assert kept in found
+
+
+def test_seeds(family: Family, out: Path) -> None:
+    case = CASES["dare_ties"]
+    case.configure(family)
+    said = [
+        merge_json(family.config, out, "--backend", "reference", *argv, "--overwrite")["tensors"]
+        and weights(out)
+        for argv in ((), ("--random-seed", "7"), ("--random-seed", "0"))
+    ]
+    assert said[0] == said[2] != said[1]
+    done(family.config, out, "--backend", "reference", "--random-seed", "-7", "--overwrite")
+    assert_same_state(read_model(out), case.expected(family, -7))
+    assert verify_model(out, recompute=None).problems == ()
+    recorded = out / "fuseo1_checksums.json"
+    recorded.write_text(recorded.read_text().replace('"random_seed": -7', '"random_seed": 8'))
+    assert verify_model(out, recompute=None).problems
+
+
+@pytest.mark.parametrize("seed", [1.5, "1", None, True])
+def test_seeds_that_are_none(seed: Any, family: Family, out: Path) -> None:
+    with pytest.raises(MergeError, match="random_seed: must be a whole number"):
+        merge_checkpoints(family.config, out, random_seed=seed)
+    with pytest.raises(MergeError, match="random_seed: must be a whole number"):
+        dry_run(as_config(family.config), out, MergeOptions(random_seed=seed))
+
+
+@pytest.mark.parametrize(
+    "name", ["ties, rescaled", "karcher", "passthrough", "dare_linear", "nuslerp, by column"]
+)
+def test_verified_and_found_again(name: str, family: Family, out: Path) -> None:
+    CASES[name].configure(family)
+    merge_checkpoints(family.config, out, backend="reference")
+    result = verify_model(out, recompute=None)
+    assert result.problems == () and len(result.recomputed) == len(family.states[0])
+    again = merge_checkpoints(family.config, out)
+    assert "was there already" in again.notes[-1] and again.energy_share == {}
+    planned = dry_run(as_config(family.config), out)
+    assert planned.problems == () and "is there already" in planned.notes[-1]
+    ran = run(family.config, out, "--backend", "reference", "--overwrite")
+    assert ran.code == 0 and "energy" not in ran.out
+
+
+def test_gone_on_with(family: Family, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A seed that changes nothing is not in the way; one that does, or another parameter, is."""
+    write, written = worker.CpuWorker._write, []
+
+    def fail(self: Any, job: Any, *rest: Any) -> None:
+        if len(written) > 5:
+            raise MergeError("no more")
+        write(self, job, *rest)
+        written.append(job.name)
+
+    def cut_short(**options: Any) -> None:
+        written.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(worker.CpuWorker, "_write", fail)
+            tune(patch, batch=1)
+            with pytest.raises(MergeError, match="no more"):
+                merge_checkpoints(
+                    family.config,
+                    out,
+                    backend="reference",
+                    threads=1,
+                    tuning=current(),
+                    **options,
+                )
+        assert partial_of(out).exists()
+
+    CASES["ties"].configure(family)
+    expected = CASES["ties"].expected(family)
+    cut_short()
+    result = merge_checkpoints(family.config, out, backend="reference", random_seed=3)
+    assert result.resumed >= 5
+    assert_same_state(read_model(out), expected)
+    CASES["dare_linear"].configure(family)
+    out = out.with_name("other")
+    cut_short(random_seed=1)
+    with pytest.raises(MergeError, match="--no-resume"):
+        merge_checkpoints(family.config, out, backend="reference")
+    merge_checkpoints(family.config, out, backend="reference", random_seed=1)
+    assert_same_state(read_model(out), CASES["dare_linear"].expected(family, 1))
+
+
+# --- kept surveys --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["ties, rescaled", "dare_linear", "karcher", "linear", "arcee_fusion"]
+)
+def test_surveys_of_every_kind_are_kept(
+    name: str, family: Family, out: Path, tmp_path: Path
+) -> None:
+    case, options = CASES[name], {"backend": "reference", "survey_cache": tmp_path / "cache"}
+    case.configure(family)
+    first = merge_checkpoints(family.config, out, **options)
+    again = merge_checkpoints(family.config, out, overwrite=True, **options)
+    size = sum(
+        t.numel() * t.element_size()
+        for state in (family.states if case.base else family.states[1:])[: case.models + case.base]
+        for t in state.values()
+    )
+    surveys = {"ties, rescaled": 2, "arcee_fusion": 2, "linear": 0}.get(name, 1)
+    assert (first.bytes_read, again.bytes_read) == ((1 + surveys) * size, size)
+    assert_same_state(read_model(out), case.expected(family))
+
+
+def test_survey_topk_is_for_sce(family: Family, out: Path, tmp_path: Path) -> None:
+    CASES["ties"].configure(family)
+    with pytest.raises(MergeError, match="survey_topk: ties has no select_topk; leave it out"):
+        merge_checkpoints(family.config, out, survey_topk=(0.5,), survey_cache=tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+# --- what is not finite, memory ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["linear", "passthrough", "task_arithmetic", "ties", "nearswap", "arcee_fusion"]
+)
+def test_nonfinite_elements(name: str, tmp_path: Path) -> None:
+    """The model is named, by a survey if there was none; nothing is left."""
+    family = mixed_family(tmp_path)
+    case = CASES[name]
+    case.configure(family)
+    spoil(family, 1, EMBED, {3: torch.nan, 70_000: torch.inf})
+    words = rf"model .*target1, tensor {EMBED}: 2 NaN or infinite elements"
+    with pytest.raises(MergeError, match=words):
+        merge(family, backend="reference")
+    merge(family, backend="reference", nonfinite="propagate")
+    assert_same_state(read_model(family.out), case.expected(family))
+
+
+def test_an_overflow_of_finite_inputs(tmp_path: Path) -> None:
+    states = [{"w": torch.full((300,), value)} for value in (0.0, 60000.0, 50000.0)]
+    family = make_family(tmp_path, states)
+    case = Case("task_arithmetic", 2, shared={"weight": 1.0})
+    case.configure(family)
+    family.config.write_text(family.config.read_text() + "dtype: float16\n")
+    with pytest.raises(MergeError, match="tensor w: 300 merged elements overflow float16"):
+        merge(family, backend="reference")
+    states = [{"w": torch.full((300,), value)} for value in (-3e38, 3e38)]
+    family = make_family(tmp_path / "wide", [*states, states[0]])
+    case.configure(family)
+    with pytest.raises(MergeError, match=r"300 elements the difference to model .*base overflows"):
+        merge(family, backend="reference")
+
+
+def test_memory_for_many_cuts(family: Family, out: Path) -> None:
+    """A survey of magnitudes needs for every cut what another survey needs."""
+    said = {}
+    for name in ("linear", "ties", "arcee_fusion", "breadcrumbs_ties"):
+        CASES[name].configure(family)
+        with pytest.raises(MergeError, match="the least is") as caught:
+            merge_checkpoints(family.config, out, max_memory=3 * MIB)
+        said[name] = int(str(caught.value).split()[-2])
+        options = MergeOptions(max_memory=64 * MIB)
+        assert dry_run(as_config(family.config), None, options).peak_memory <= 64 * MIB
+    assert said["linear"] < said["ties"] < said["breadcrumbs_ties"]
+    assert said["linear"] < said["arcee_fusion"]

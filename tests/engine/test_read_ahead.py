@@ -1,0 +1,394 @@
+"""What is merged next: the order of units, what readers bring before a worker has it, and what is forgotten."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import contextmanager
+
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from fuseo1_kernels.engine import read_ahead
+from fuseo1_kernels.engine.read_ahead import ReadAhead, UnitReads
+from fuseo1_kernels.engine.schedule import Unit
+from fuseo1_kernels.engine.tuning import DEFAULT_TUNING, Tuning
+from fuseo1_kernels.errors import CheckpointError
+from support.disk import Disk, Model, job
+
+# Any wait that takes longer is a deadlock.
+TIMEOUT = 30
+PLENTY = 1 << 40
+
+
+def units(models: Sequence[Model], *sizes: int) -> list[Unit]:
+    """A unit of one tensor, named t0, t1, ..., for each of `sizes`."""
+    return [Unit((job(f"t{i}", models, size),)) for i, size in enumerate(sizes)]
+
+
+class Waits(threading.Condition):
+    """Tells when so many threads wait for it, with none of them on its way."""
+
+    def __init__(self, threads: int) -> None:
+        super().__init__()
+        self._threads, self._waiting = threads, 0
+        self._all = threading.Event()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self._waiting += 1
+        if self._waiting == self._threads:
+            self._all.set()
+        assert super().wait(TIMEOUT), "waits for ever"
+        return True
+
+    def notify_all(self) -> None:
+        self._waiting = 0
+        self._all.clear()
+        super().notify_all()
+
+    def until_all_wait(self) -> None:
+        assert self._all.wait(TIMEOUT), "a thread goes on that must wait"
+
+
+def made(
+    units: Sequence[Unit],
+    workers: int,
+    room: int,
+    skipped: Container[str] = (),
+    waiting: int = 1,
+    tuning: Tuning = DEFAULT_TUNING,
+) -> tuple[ReadAhead, Waits]:
+    """A read_ahead, and what tells when so many threads wait for it."""
+    found = ReadAhead(units, workers, room, skipped, tuning)
+    found._changed = waits = Waits(waiting)
+    return found, waits
+
+
+@contextmanager
+def at_work(*threads: Callable[[], object]) -> Iterator[list[object]]:
+    """Run them until they end, which they must; gives their results, the order is that of their ends."""
+    results: list[object] = []
+    errors: list[BaseException] = []
+
+    def run(work: Callable[[], object]) -> None:
+        try:
+            results.append(work())
+        except BaseException as error:
+            errors.append(error)
+
+    started = [threading.Thread(target=run, args=(work,), daemon=True) for work in threads]
+    for thread in started:
+        thread.start()
+    yield results
+    for thread in started:
+        thread.join(TIMEOUT)
+        assert not thread.is_alive(), "does not end"
+    assert errors == []
+
+
+def take_all(found: ReadAhead) -> list[UnitReads]:
+    """A worker's work."""
+    taken = []
+    while portion := found.take():
+        taken.append(portion)
+        found.done(portion)
+    return taken
+
+
+def names(portion: UnitReads | None) -> list[str]:
+    assert portion is not None
+    return [job.name for job in portion.jobs]
+
+
+@pytest.fixture
+def disk() -> Disk:
+    return Disk()
+
+
+# --- the order ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("readers", [1, 2, 3])
+def test_units_come_in_order_when_they_were_brought(readers: int, disk: Disk) -> None:
+    models = [Model(disk, "base"), Model(disk, "target")]
+    found, _ = made(units(models, 8, 16, 2, 4, 32), 1, PLENTY)
+    with at_work(*[found.read] * readers):
+        for number in range(5):
+            portion = found.take()
+            assert names(portion) == [f"t{number}"]
+            assert not portion.direct
+            read = disk.told("read")
+            assert {f"base/t{number}", f"target/t{number}"} <= set(read)
+            found.done(portion)
+            forgotten = [f"{model}/t{n}" for n in range(number + 1) for model in ("base", "target")]
+            assert disk.told("forget") == forgotten
+        assert found.take() is None
+    assert sorted(disk.told("read")) == sorted(disk.told("forget")) == sorted(forgotten)
+
+
+def test_one_reader_reads_model_by_model(disk: Disk) -> None:
+    """Of the units in order; a unit's tensors in a model one after the other."""
+    models = [Model(disk, "base"), Model(disk, "target")]
+    pair = Unit((job("a", models, 8), job("b", models, 8)))
+    found, _ = made([pair, *units(models, 4)], 1, PLENTY)
+    found.read()
+    expected = ["base/a", "base/b", "target/a", "target/b", "base/t0", "target/t0"]
+    assert disk.told("read") == expected
+
+
+def test_a_worker_waits_for_its_inputs(disk: Disk) -> None:
+    """The second model is brought only when the worker has come and waits."""
+    models = [Model(disk, "base"), Model(disk, "target")]
+    found, waits = made(units(models, 8), 1, PLENTY, waiting=1)
+    disk.before_read = lambda name: waits.until_all_wait() if name == "target/t0" else None
+    with at_work(found.take) as taken:
+        waits.until_all_wait()
+        with at_work(found.read):
+            pass
+    assert disk.told("read") == ["base/t0", "target/t0"]
+    assert [names(portion) for portion in taken] == [["t0"]]
+
+
+def test_models_of_a_unit_are_read_at_once(disk: Disk) -> None:
+    barrier = threading.Barrier(3)
+    disk.before_read = lambda _: barrier.wait(TIMEOUT)
+    found, _ = made(units([Model(disk, name) for name in "abc"], 8, 8), 1, PLENTY)
+    with at_work(*[found.read] * 3):
+        assert len(take_all(found)) == 2
+    assert [name[2:] for name in disk.told("read")] == ["t0"] * 3 + ["t1"] * 3
+
+
+def test_a_tensor_is_read_in_steps(disk: Disk) -> None:
+    """All of it, once."""
+    found, _ = made(units([Model(disk, "m")], 20, 12), 1, PLENTY, tuning=Tuning(step=6))
+    found.read()
+    assert disk.told("read") == ["m/t0"] * 4 + ["m/t1"] * 2
+    assert disk.brought == {"m/t0": 20, "m/t1": 12}
+
+
+def test_workers_and_readers_that_there_is_work_for(disk: Disk) -> None:
+    found, _ = made(units([Model(disk, "m")], 2, 2, 2), 2, PLENTY)
+    assert (found.readers, found.working) == (read_ahead.READERS, 2)
+    found.read()
+    assert len(take_all(found)) == 3
+    assert found.working == 1  # who keeps working has all threads
+    assert found.take() is None and found.working == 0
+    assert ReadAhead(units([Model(disk, "m")], 2), 2, PLENTY).readers == 1
+    assert ReadAhead(units([Model(disk, "m", ["t0"])], 2), 2, PLENTY).readers == 0
+
+
+# --- what is there already ---------------------------------------------------------------
+
+
+def test_what_is_cached_is_neither_read_nor_forgotten(disk: Disk) -> None:
+    """Handed out at once, without any reader, also before others that are brought."""
+    models = [Model(disk, "base", ["t0", "t2"]), Model(disk, "target", ["t0", "t2"])]
+    found, _ = made(units(models, 8, 8, 8), 1, PLENTY)
+    first = found.take()
+    assert names(first) == ["t0"] and not first.direct
+    found.done(first)
+    assert disk.log == []
+    with at_work(found.read):
+        assert len(take_all(found)) == 2
+    assert disk.told("read") == disk.told("forget") == ["base/t1", "target/t1"]
+
+
+def test_of_what_is_partly_cached_the_rest_is_read_and_forgotten(disk: Disk) -> None:
+    models = [Model(disk, "base", ["a", "b"]), Model(disk, "left", ["b"]), Model(disk, "right")]
+    found, _ = made([Unit((job("a", models, 8), job("b", models, 8)))], 1, PLENTY)
+    with at_work(found.read):
+        assert len(take_all(found)) == 1
+    assert sorted(disk.told("read")) == ["left/a", "right/a", "right/b"]
+    assert sorted(disk.told("forget")) == ["left/a", "right/a", "right/b"]
+
+
+def test_what_was_cached_is_asked_before_anything_is_read(disk: Disk) -> None:
+    model = Model(disk, "m")
+    found, _ = made(units([model], 8), 1, PLENTY)
+    model.cached = ["t0"]
+    with at_work(found.read):
+        take_all(found)
+    assert disk.told("read") == disk.told("forget") == ["m/t0"]
+
+
+def test_skipped_tensors_are_not_read(disk: Disk) -> None:
+    """An earlier run has written them: alone in a unit they need no reader."""
+    models = [Model(disk, "m")]
+    pair = Unit((job("a", models, 8), job("b", models, 8)))
+    found, _ = made([*units(models, 8), pair], 1, PLENTY, skipped={"t0", "b"})
+    first = found.take()
+    assert names(first) == ["t0"]
+    found.done(first)
+    assert disk.log == [] and found.readers == 1
+    with at_work(found.read):
+        assert [names(portion) for portion in take_all(found)] == [["a", "b"]]
+    assert disk.told("read") == disk.told("forget") == ["m/a"]
+
+
+# --- how far ahead -----------------------------------------------------------------------
+
+
+def test_what_waits_is_bounded(disk: Disk) -> None:
+    """Units come until they are `read_ahead` bytes; one that is larger comes when nothing else waits."""
+    sizes, tuning = (10, 20, 2, 40, 8, 8, 8, 8), Tuning(read_ahead=30)
+    found, waits = made(units([Model(disk, "m")], *sizes), 1, PLENTY, waiting=2, tuning=tuning)
+    with at_work(found.read, found.read):
+        for taken, read in enumerate((2, 3, 3, 4, 7)):
+            waits.until_all_wait()
+            assert sorted(disk.told("read")) == [f"m/t{i}" for i in range(read)]
+            portion = found.take()
+            assert names(portion) == [f"t{taken}"]
+    assert sorted(disk.told("read")) == [f"m/t{i}" for i in range(8)]
+
+
+def test_what_is_not_done_is_bounded(disk: Disk) -> None:
+    """A worker that holds its units keeps others from being brought, until it says that it is done."""
+    found, waits = made(units([Model(disk, "m")], 10, 20, 4, 30), 1, room=32, waiting=1)
+
+    def waits_when_read(count: int) -> None:
+        waits.until_all_wait()
+        assert disk.told("read") == [f"m/t{i}" for i in range(count)]
+
+    with at_work(found.read):
+        waits_when_read(2)
+        held = [found.take(), found.take()]
+        waits_when_read(2)
+        found.done(held[0])
+        waits_when_read(3)
+        found.done(held[1])
+        waits_when_read(3)
+        held.append(found.take())
+        waits_when_read(3)
+        found.done(held[2])
+    assert disk.told("read") == ["m/t0", "m/t1", "m/t2", "m/t3"]
+    assert disk.most == 30
+
+
+def test_what_there_is_no_room_for_is_direct(disk: Disk) -> None:
+    """It is handed out at once and not brought; the worker's reads are forgotten. Not if it is cached."""
+    models = [Model(disk, "base", ["t2"]), Model(disk, "target", ["t2"])]
+    found, _ = made(units(models, 18, 16, 18), 1, room=32)
+    first = found.take()
+    assert names(first) == ["t0"] and first.direct
+    found.done(first)
+    assert disk.told("read") == [] and disk.told("forget") == ["base/t0", "target/t0"]
+    with at_work(found.read):
+        rest = take_all(found)
+    assert [portion.direct for portion in rest] == [False, False]
+    assert disk.told("read") == ["base/t1", "target/t1"]
+    assert ReadAhead(units(models, 2, 2), 1, room=0).readers == 0
+
+
+@settings(
+    phases=[Phase.explicit, Phase.generate]
+)  # a deadlock is not made smaller: each takes its time
+@given(
+    sizes=st.lists(st.integers(0, 40).map(lambda n: 2 * n), max_size=12),
+    cached=st.sets(st.integers(0, 11).map(lambda i: f"t{i}")),
+    skipped=st.sets(st.integers(0, 11).map(lambda i: f"t{i}"), max_size=3),
+    workers=st.integers(1, 4),
+    readers=st.integers(1, 3),
+    room=st.integers(0, 200),
+    ahead=st.integers(0, 100),
+)
+def test_any_units(
+    sizes: list[int],
+    cached: set[str],
+    skipped: set[str],
+    workers: int,
+    readers: int,
+    room: int,
+    ahead: int,
+) -> None:
+    """Everything ends and is taken once; what was brought is within `room` at any time, and forgotten."""
+    disk = Disk()
+    models = [Model(disk, "base", list(cached)), Model(disk, "target")]
+    tuning = Tuning(read_ahead=ahead)
+    found, _ = made(units(models, *sizes), workers, room, skipped, tuning=tuning)
+    with at_work(*[found.read] * readers, *[lambda: take_all(found)] * workers) as results:
+        pass
+    taken = [portion for result in results if isinstance(result, list) for portion in result]
+    assert Counter(n for p in taken for n in names(p)) == Counter(
+        f"t{i}" for i in range(len(sizes))
+    )
+    assert found.working == 0
+    absent = {f"t{i}": 2 * size for i, size in enumerate(sizes) if f"t{i}" not in skipped}
+    expected = [
+        f"{model}/{name}"
+        for name, nbytes in absent.items()
+        for model in ("base", "target")
+        if 0 < nbytes <= room and not (model == "base" and name in cached)
+    ]
+    assert sorted(disk.told("read")) == sorted(expected)
+    direct = {name for name, nbytes in absent.items() if nbytes > room}
+    assert {n for p in taken if p.direct for n in names(p)} == direct
+    assert disk.most <= room and not disk.brought
+
+
+# --- when it does not go well ------------------------------------------------------------
+
+
+def test_close_wakes_everyone(disk: Disk) -> None:
+    """A reader that waits for room, a worker that waits for the reader."""
+    found, waits = made(units([Model(disk, "m")], 8, 8, 8), 2, room=8, waiting=2)
+    with at_work(found.read):
+        assert names(found.take()) == ["t0"]
+        with at_work(found.take):
+            waits.until_all_wait()
+            found.close()
+    assert disk.told("read") == ["m/t0"]
+    assert found.take() is None
+
+
+def test_close_ends_a_read_after_its_step(disk: Disk) -> None:
+    found, _ = made(units([Model(disk, "m")], 40, 40), 1, PLENTY, tuning=Tuning(step=4))
+    disk.before_read = lambda _: found.close()
+    with at_work(found.read):
+        pass
+    assert disk.told("read") == ["m/t0"]
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), CheckpointError("is gone")])
+def test_a_reader_survives_what_cannot_be_read(error: Exception, disk: Disk) -> None:
+    """The worker reads it too, and tells; the other inputs are brought, and all come."""
+
+    def fail(tensor: str) -> None:
+        if tensor == "base/t0":
+            raise error
+
+    disk.before_read = fail
+    models = [Model(disk, "base"), Model(disk, "target")]
+    found, _ = made(units(models, 8, 8), 1, PLENTY)
+    with at_work(found.read):
+        assert [names(portion) for portion in take_all(found)] == [["t0"], ["t1"]]
+    assert disk.told("read") == ["target/t0", "base/t1", "target/t1"]
+
+
+def test_what_was_brought_for_nothing_is_forgotten(disk: Disk) -> None:
+    """After a failure: what was read for units that no worker finished."""
+    found = ReadAhead(units([Model(disk, "a"), Model(disk, "b", ["t1"])], 2, 4, 6), 1, PLENTY)
+    found.read()
+    first = found.take()
+    assert first is not None
+    found.done(first)
+    assert disk.told("forget") == ["a/t0", "b/t0"]
+    found.forget_rest()
+    assert sorted(disk.told("forget")) == ["a/t0", "a/t1", "a/t2", "b/t0", "b/t2"]
+    found.forget_rest()
+    assert len(disk.told("forget")) == 5
+
+
+def test_where_nobody_knows_what_is_cached_nothing_is_forgotten(disk: Disk) -> None:
+    """It is read ahead, which costs little where it is cached, and left to whoever had it there."""
+    model = Model(disk, "m")
+    model.is_cached = lambda info: None  # type: ignore[method-assign]
+    found = ReadAhead(units([model], 2), 1, PLENTY)
+    found.read()
+    portion = found.take()
+    assert portion is not None and not portion.direct
+    found.done(portion)
+    found.forget_rest()
+    assert disk.log == [("read", "m/t0")]
+    assert ReadAhead(units([model], 2), 1, 0).take().direct_inputs(portion.jobs[0]) == []

@@ -1,0 +1,144 @@
+"""Whole merges give the same bytes, whatever the threads, memory, instruction set and hash seed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fuseo1_kernels.backends import _cpu
+from fuseo1_kernels.checkpoint.source import Source
+from support.engine_runs import MIB, merge, oversized_family
+from support.models import Family, assert_same_state, make_family, read_model, weights
+from support.processes import spawn
+from support.tensors import ISAS
+from support.tuning import tune
+
+
+@pytest.fixture
+def family(tmp_path: Path) -> Family:
+    return make_family(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Family:
+    return oversized_family(tmp_path_factory.mktemp("large"))
+
+
+@pytest.mark.parametrize("select_topk", [1.0, 0.1])
+def test_threads_and_runs(select_topk: float, family: Family) -> None:
+    family.configure(parameters={"select_topk": select_topk})
+    found = []
+    for number, threads in enumerate((1, 2, 3, None, 3)):
+        merge(family, f"out{number}", threads=threads, shard_size=30_000)
+        found.append(weights(family.home / f"out{number}"))
+    assert all(files == found[0] for files in found)
+    everything = [
+        {p.name: p.read_bytes() for p in (family.home / f"out{n}").iterdir()} for n in (0, 4)
+    ]
+    for files, name in zip(everything, ("out0", "out4"), strict=True):
+        title = f"# {name}\n".encode()
+        assert title in files["README.md"]
+        files["README.md"] = files["README.md"].replace(title, b"")
+        recorded = json.loads(files["fuseo1_checksums.json"])
+        del recorded["files"]["README.md"]
+        files["fuseo1_checksums.json"] = json.dumps(recorded).encode()
+    assert everything[0] == everything[1]
+
+
+@pytest.mark.parametrize("way", ["cached", "read ahead", "direct"])
+@pytest.mark.parametrize("select_topk", [1.0, 0.5, 0.1])
+@pytest.mark.parametrize("variant", ["fuseo1", "mergekit"])
+def test_any_memory(
+    variant: str, select_topk: float, way: str, large: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Source, "is_cached", lambda self, info: way == "cached")
+    if way == "direct":
+        tune(monkeypatch, page_cache=0)
+    large.configure(parameters={"select_topk": select_topk, "variant": variant})
+    expected = large.expected(select_topk=select_topk, variant=variant)
+    first = None
+    twice = 2 * 8 * sum(t.numel() for t in large.states[0].values())
+    for max_memory, threads in ((512, 2), (8, 1), (8, 3), (9, 2), (13, 1), (60, 3)):
+        out = f"{variant}-{select_topk}-{way}-{max_memory}-{threads}"
+        result = merge(large, out, max_memory=max_memory * MIB, threads=threads)
+        files = weights(large.home / out)
+        if first is None:
+            assert_same_state(read_model(large.home / out), expected)
+            first = files
+            assert result.exact_path == 0
+        assert files == first, (max_memory, threads)
+        # Once for the survey, once for the fuse; an exact path needs more.
+        assert (result.bytes_read > twice) if result.exact_path else (result.bytes_read == twice)
+        if max_memory == 8 and select_topk < 1:
+            # Its candidates are all tied, more than the survey may keep.
+            assert result.exact_path >= 1
+
+
+def test_the_exact_path_with_the_reference_backend(large: Family) -> None:
+    large.configure(parameters={"select_topk": 0.5})
+    merge(large, "reference", backend="reference", max_memory=32 * MIB)
+    merge(large, "cpu", max_memory=8 * MIB)
+    assert weights(large.home / "reference") == weights(large.home / "cpu")
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_memory_is_bounded(cached: bool, large: Family) -> None:
+    """Memory that no file backs, above what a merge of nothing needs, stays near --max-memory."""
+    large.configure(parameters={"select_topk": 0.1})
+    code = (
+        "import re, sys, threading, time\n"
+        "from fuseo1_kernels.cli.merge import main\n"
+        "from fuseo1_kernels.engine import merge\n"
+        "from fuseo1_kernels.checkpoint.source import Source\n"
+        f"Source.is_cached = lambda self, info: {cached}\n"
+        "def anonymous():\n"
+        "    text = open('/proc/self/status').read()\n"
+        "    return sum(map(int, re.findall(r'Rss(?:Anon|Shmem):\\s+(\\d+)', text))) * 1024\n"
+        "before, peak, run = anonymous(), [0], merge.run_plan\n"
+        "def watch():\n"
+        "    while True:\n"
+        "        peak[0] = max(peak[0], anonymous())\n"
+        "        time.sleep(0.001)\n"
+        "def watched(*args):\n"
+        "    global before\n"
+        "    before = anonymous()\n"
+        "    threading.Thread(target=watch, daemon=True).start()\n"
+        "    return run(*args)\n"
+        "merge.run_plan = watched\n"
+        "assert main(sys.argv[1:]) == 0\n"
+        "print(peak[0] - before)\n"
+    )
+    out = large.home / f"bounded-{cached}"
+    argv = ["-c", code, large.config, out, "--quiet", "--max-memory", "10MiB", "--threads", "2"]
+    ran = spawn(*argv)
+    assert ran.code == 0, ran.err
+    assert int(ran.out) < 14 * MIB
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_instruction_sets(isa: str, large: Family) -> None:
+    if isa not in _cpu.available_isas():
+        pytest.skip(f"this machine or build has no {isa} kernels")
+    large.configure(parameters={"select_topk": 0.3})
+    merge(large, f"default-{isa}")
+    out = large.home / f"forced-{isa}"
+    ran = spawn(
+        *("-m", "fuseo1_kernels.merge", large.config, out, "--json", "--quiet"),
+        env={"FUSEO1_ISA": isa},
+    )
+    assert ran.code == 0, ran.err
+    assert json.loads(ran.out)["backend"].startswith(f"cpu: {isa} kernels")
+    assert weights(out) == weights(large.home / f"default-{isa}")
+
+
+def test_hash_seeds(family: Family) -> None:
+    for seed in ("1", "2"):
+        out = family.home / f"seed{seed}" / "merged"
+        argv = ["-m", "fuseo1_kernels.merge", family.config, out, "--quiet", "--shard-size", "20KB"]
+        assert spawn(*argv, env={"PYTHONHASHSEED": seed}).code == 0
+    first, second = family.home / "seed1" / "merged", family.home / "seed2" / "merged"
+    assert {p.name: p.read_bytes() for p in first.iterdir()} == {
+        p.name: p.read_bytes() for p in second.iterdir()
+    }

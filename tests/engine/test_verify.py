@@ -1,0 +1,270 @@
+"""`python -m fuseo1_kernels.verify`: damage of any byte is found, and tensors that are not their sources'."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from fuseo1_kernels import merge_checkpoints, verify, verify_model
+from fuseo1_kernels.checkpoint import checksums
+from fuseo1_kernels.checkpoint.header import TensorInfo, read_header
+from fuseo1_kernels.checkpoint.source import Source
+from fuseo1_kernels.errors import CheckpointError, MergeError
+from support.checkpoint_files import tree, write_json
+from support.models import Family, base_state, make_family, tuned, write_model
+from support.paths import ROOT
+from support.processes import spawn
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Family]:
+    family = make_family(tmp_path_factory.mktemp("made"))
+    merge_checkpoints(family.config, family.out, shard_size=40_000)
+    yield family
+
+
+@pytest.fixture
+def model(made: Family, tmp_path: Path) -> Path:
+    """A copy to be damaged."""
+    return shutil.copytree(made.out, tmp_path / "model")
+
+
+def flip(file: Path, offset: int) -> None:
+    data = bytearray(file.read_bytes())
+    data[offset] ^= 0x10
+    file.write_bytes(data)
+
+
+def problems(model: Path) -> tuple[str, ...]:
+    return verify_model(model).problems
+
+
+def test_a_whole_model(made: Family) -> None:
+    before = tree(made.out)
+    result = verify_model(made.out)
+    assert result.problems == ()
+    assert result.tensors == len(made.states[0])
+    assert result.files == len(list(made.out.iterdir())) - 1  # all but the checksums themselves
+    assert result.recomputed == ()
+    assert tree(made.out) == before
+
+
+def test_every_byte_of_a_shard_counts(model: Path) -> None:
+    """A flipped byte in the length, the header, its padding, or a tensor's first or last byte."""
+    for file in sorted(model.glob("*.safetensors")):
+        header = read_header(file)
+        spots = {0: "header", 9: "header"}
+        first = min(info.offset for info in header.tensors.values())
+        spots[first - 1] = "header"
+        for info in header.tensors.values():
+            spots[info.offset] = spots[info.offset + info.nbytes - 1] = info.name
+        for offset, what in spots.items():
+            flip(file, offset)
+            [problem] = problems(model)
+            assert str(file) in problem and what in problem
+            flip(file, offset)
+    assert problems(model) == ()
+
+
+def test_every_small_file_counts(model: Path) -> None:
+    small = [p for p in model.iterdir() if p.suffix != ".safetensors" and p.name != checksums.FILE]
+    assert len(small) == 6
+    for file in small:
+        data = file.read_bytes()
+        for damage in (data[:-1], data + b" ", data[:5] + b"~" + data[6:]):
+            file.write_bytes(damage)
+            assert any(str(file) in problem for problem in problems(model)), file
+        file.unlink()
+        assert f"{file}: is missing" in problems(model)
+        file.write_bytes(data)
+
+
+def test_a_shard_that_is_cut_or_gone(model: Path) -> None:
+    file = next(model.glob("*.safetensors"))
+    os.truncate(file, file.stat().st_size - 1)
+    [problem] = problems(model)
+    assert str(file) in problem and "bytes, was written with" in problem
+    file.unlink()
+    assert problems(model) == (f"{file}: is missing",)
+
+
+def test_weights_that_the_merge_did_not_write(model: Path) -> None:
+    """A file that loaders would prefer to the merged ones."""
+    shutil.copy(next(model.glob("model-00001*")), model / "model.safetensors")
+    [problem] = problems(model)
+    assert "model.safetensors: is used as weights, but was not written by the merge" in problem
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{}",
+        b'{"algorithm": "md5"}',
+        b'{"algorithm": "xxh3_128", "options": {}, "files": [], "shards": {}, "tensors": {}}',
+        b'{"algorithm": "xxh3_128", "options": {}, "files": {"a": 1}, "shards": {}, "tensors": {}}',
+        b'{"algorithm": "xxh3_128", "options": {}, "files": {"a": {}}, "shards": {}, "tensors": {}}',
+    ],
+)
+def test_checksums_that_are_none(content: bytes, model: Path) -> None:
+    (model / checksums.FILE).write_bytes(content)
+    with pytest.raises(CheckpointError, match=checksums.FILE):
+        verify_model(model)
+
+
+def test_names_that_lead_out_of_the_model(model: Path) -> None:
+    data = json.loads((model / checksums.FILE).read_text())
+    data["files"]["../secret"] = checksums.describe_file(b"x")
+    (model.parent / "secret").write_bytes(b"x")
+    write_json(model / checksums.FILE, data)
+    assert problems(model) == (f"{model / '../secret'}: is missing",)
+
+
+def test_no_checksums(made: Family) -> None:
+    with pytest.raises(CheckpointError, match="is missing; only models merged by fuseo1-kernels"):
+        verify_model(made.base)
+
+
+def test_no_model_at_all(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        verify_model(tmp_path / "none")
+    assert str(caught.value) == f"{tmp_path / 'none'}: no such directory"
+
+
+def test_an_unfinished_merge(tmp_path: Path) -> None:
+    partial = tmp_path / "model.partial"
+    partial.mkdir()
+    with pytest.raises(CheckpointError, match="is missing; only models merged"):
+        verify_model(partial)
+    (partial / "journal").touch()
+    with pytest.raises(CheckpointError) as caught:
+        verify_model(partial)
+    assert str(caught.value) == f"{partial}: an unfinished merge; give the merge command again"
+
+
+# --- against the sources -----------------------------------------------------------------
+
+
+def test_all_tensors_again(made: Family) -> None:
+    result = verify_model(made.out, recompute=None)
+    assert result.problems == ()
+    assert set(result.recomputed) == set(made.states[0])
+
+
+def test_a_sample_of_them(made: Family) -> None:
+    samples = [set(verify_model(made.out, recompute=5, seed=s).recomputed) for s in (0, 0, 1)]
+    assert all(len(sample) == 5 for sample in samples)
+    assert samples[0] == samples[1] != samples[2]
+    assert len(verify_model(made.out, recompute=1000).recomputed) == len(made.states[0])
+
+
+@pytest.mark.parametrize("options", [{"crop_embeddings": True}, {"nonfinite": "propagate"}])
+def test_options_that_the_config_does_not_tell(options: dict[str, object], tmp_path: Path) -> None:
+    base = base_state()
+    other = tuned(base_state(vocab=260), 1)
+    bad = tuned(base, 1)
+    bad["model.norm.weight"][3] = torch.nan
+    family = make_family(tmp_path, [base, other if "crop_embeddings" in options else bad])
+    merge_checkpoints(family.config, family.out, **options)
+    assert verify_model(family.out, recompute=None).problems == ()
+
+
+def test_a_source_that_is_another_by_now(tmp_path: Path) -> None:
+    family = make_family(tmp_path)
+    merge_checkpoints(family.config, family.out)
+    changed = dict(family.states[1])
+    name = "model.layers.1.mlp.up_proj.weight"
+    changed[name] = changed[name] + 0.5
+    write_model(family.target(1), changed)
+    result = verify_model(family.out, recompute=None)
+    assert result.problems == (
+        f"{family.out / 'model.safetensors'}: tensor {name!r} is not what its sources give",
+    )
+    write_model(family.target(1), changed | {name: changed[name][:5]})
+    with pytest.raises(MergeError, match="do not fit together"):
+        verify_model(family.out, recompute=1)
+    shutil.rmtree(family.target(1))
+    with pytest.raises(MergeError, match="target1"):
+        verify_model(family.out, recompute=1)
+    assert verify_model(family.out).problems == ()
+
+
+# --- the page cache ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_what_is_read_leaves_the_page_cache_if_it_was_not_there(
+    cached: bool, made: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model's tensors, and those of the sources of each that is merged again."""
+    forgotten: Counter[str] = Counter()
+    forget = Source.forget
+
+    def noted(self: Source, info: TensorInfo, *part: int) -> None:
+        assert part == ()  # all of it
+        forgotten[Path(self.name).name] += 1
+        forget(self, info)
+
+    monkeypatch.setattr(Source, "is_cached", lambda self, info: cached)
+    monkeypatch.setattr(Source, "forget", noted)
+    result = verify_model(made.out, recompute=5)
+    assert result.problems == ()
+    sources = dict.fromkeys(("base", "target1", "target2"), 5)
+    assert forgotten == ({} if cached else {made.out.name: result.tensors, **sources})
+
+
+# --- the command line --------------------------------------------------------------------
+
+
+def test_exit_codes_and_words(
+    made: Family, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert verify.main([str(made.out), "--recompute", "3"]) == 0
+    out = capsys.readouterr().out
+    assert f"{made.out}: " in out and "39 tensors, 3 merged again: all as written" in out
+    flip(model / "config.json", 3)
+    assert verify.main([str(model), "--quiet"]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err == f"problem: {model / 'config.json'}: differs from what was written\n"
+    assert verify.main([str(model), "--json", "--quiet"]) == 1
+    assert json.loads(capsys.readouterr().out)["problems"]
+    assert verify.main([str(made.base)]) == 1
+    assert capsys.readouterr().err.startswith("fuseo1-verify: error: ")
+
+
+def test_one_is_no_plural(made: Family, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flip(model / "config.json", 3)
+    assert verify.main([str(model)]) == 1
+    assert ": 1 problem (" in capsys.readouterr().out
+
+
+def test_the_command_has_the_name_that_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        verify.main(["--help"])
+    assert capsys.readouterr().out.startswith("usage: fuseo1-verify ")
+    project = (ROOT / "pyproject.toml").read_text()
+    assert 'fuseo1-merge = "fuseo1_kernels.merge:main"\n' in project
+    assert 'fuseo1-verify = "fuseo1_kernels.verify:main"\n' in project
+
+
+@pytest.mark.parametrize("count", ["-1", "some", "1.5"])
+def test_counts_that_are_none(count: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        verify.main(["model", "--recompute", count])
+    assert "neither a number of tensors nor `all`" in capsys.readouterr().err
+
+
+def test_as_a_module_without_torch(made: Family) -> None:
+    """Checksums need no torch; only the reference backend does."""
+    code = "import sys; sys.modules['torch'] = None\nfrom fuseo1_kernels.cli.verify import main\n"
+    ran = spawn("-c", code + "sys.exit(main())", made.out)
+    assert ran.code == 0, ran.err
+    assert "all as written" in ran.out

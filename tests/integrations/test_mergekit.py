@@ -1,0 +1,428 @@
+"""The kernels inside mergekit 0.1.5: every way to a method, what is left to mergekit, and giving it back."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("mergekit")
+
+from mergekit import merge_methods
+from mergekit.merge_methods import (
+    GeneralizedTaskArithmeticMerge,
+    TensorBatch,
+    TensorGroup,
+    generalized_task_arithmetic,
+    merge_method,
+    nearswap_merge,
+    sce_merge,
+)
+
+import fuseo1_kernels
+from fuseo1_kernels import MergeError
+from fuseo1_kernels import mergekit as command
+from fuseo1_kernels.integrations import mergekit as kernels
+from support.models import assert_same_state, make_family, read_model
+from support.processes import spawn
+from support.tensors import assert_same_bits
+
+TOPK = {"select_topk": 0.3}
+
+
+@pytest.fixture(autouse=True)
+def afterwards() -> Iterator[None]:
+    kernels.reset_counts()
+    yield
+    kernels.uninstall()
+
+
+@pytest.fixture
+def installed() -> None:
+    kernels.install()
+
+
+def tensors(count: int = 4, dtype: torch.dtype = torch.bfloat16, **options: Any) -> list[Any]:
+    generator = torch.Generator().manual_seed(7)
+    drawn = [torch.randn(40, 33, generator=generator) for _ in range(count)]
+    return [t.to(dtype).requires_grad_(options.get("requires_grad", False)) for t in drawn]
+
+
+def ours(inputs: list[torch.Tensor], base: int) -> torch.Tensor:
+    return fuseo1_kernels.merge_tensors(
+        inputs, "sce", base_index=base, parameters={**TOPK, "variant": "mergekit"}
+    )
+
+
+# --- every way to a method ---------------------------------------------------------------
+
+
+def by_name(inputs: list[torch.Tensor]) -> torch.Tensor:
+    return merge_methods.merge_tensors(inputs, "sce", base_index=1, parameters=TOPK)
+
+
+def by_imported_object(inputs: list[torch.Tensor]) -> torch.Tensor:
+    return merge_methods.merge_tensors(inputs, sce_merge, base_index=1, parameters=TOPK)
+
+
+def by_group(inputs: list[torch.Tensor]) -> torch.Tensor:
+    group = TensorGroup.from_tensors(inputs, base_index=1, name="w")
+    return sce_merge.merge_group(group, **TOPK)
+
+
+def by_state_dicts(inputs: list[torch.Tensor]) -> torch.Tensor:
+    states = [{"w": tensor} for tensor in inputs]
+    return merge_methods.merge_state_dicts(states, "sce", base=1, parameters=TOPK)["w"]
+
+
+@pytest.mark.parametrize("way", [by_name, by_imported_object, by_group, by_state_dicts])
+def test_every_way_to_sce_ends_in_the_kernels(installed: None, way: Any) -> None:
+    inputs = tensors()
+    assert_same_bits(way(inputs), ours(inputs, 1))
+    assert kernels.counts().merged == {"sce": 1}
+    assert kernels.counts().left == {}
+    assert str(kernels.counts()) == "the kernels merged 1 tensor (sce 1)"
+
+
+def test_dtypes_are_mergekits(installed: None) -> None:
+    inputs = tensors(dtype=torch.float32)
+    cast = [t.to(torch.float16) for t in inputs]
+    merged = merge_methods.merge_tensors(
+        inputs,
+        "sce",
+        base_index=1,
+        parameters=TOPK,
+        dtype=torch.float16,
+        out_dtype=torch.float64,
+    )
+    assert_same_bits(merged, ours(cast, 1).double())
+
+
+def test_nan_and_infinity_propagate(installed: None) -> None:
+    inputs = tensors()
+    inputs[2][3, 5], inputs[0][1, 1] = float("nan"), float("inf")
+    merged = by_name(inputs)
+    assert merged[3, 5].isnan() and merged[1, 1].isnan()
+    assert merged.isnan().sum() == 2
+
+
+@pytest.fixture
+def reference(monkeypatch: pytest.MonkeyPatch, installed: None) -> None:
+    """The plumbing is the same with any backend."""
+    merge = partial(fuseo1_kernels.merge_tensors, backend="reference")
+    monkeypatch.setattr(kernels, "merge_tensors", merge)
+
+
+#: By method: number of tensors, parameters.
+CASES: dict[str, tuple[int, dict[str, Any]]] = {
+    "arcee_fusion": (2, {}),
+    "breadcrumbs": (3, {"weight": [0.3, 0.6], "density": [0.5, 0.7], "gamma": [0.1, 0.05]}),
+    "breadcrumbs_ties": (3, {"weight": 0.5, "density": 0.6, "lambda": 0.7}),
+    "karcher": (3, {"max_iter": 4}),
+    "linear": (3, {"weight": [0.5, 0.25, 0.75], "normalize": False}),
+    "model_stock": (3, {}),
+    "multislerp": (3, {"weight": [0.25, 0.5]}),
+    "nearswap": (2, {"t": 0.25}),
+    "nuslerp": (3, {"weight": [0.25, 0.5]}),
+    "passthrough": (1, {"scale": 0.5}),
+    "slerp": (2, {"t": 0.25}),
+    "task_arithmetic": (3, {"weight": [0.25, -0.5], "lambda": 0.5}),
+    "ties": (3, {"weight": [0.25, 0.5], "density": [0.5, 0.25]}),
+}
+
+
+@pytest.mark.parametrize("method", CASES)
+def test_parameters_reach_the_methods(reference: None, method: str) -> None:
+    count, parameters = CASES[method]
+    last = count - 1
+    base = None if method in ("karcher", "linear", "passthrough") else last
+    inputs = tensors(count)
+    merged = merge_methods.merge_tensors(inputs, method, base_index=last, parameters=parameters)
+    direct = fuseo1_kernels.merge_tensors(
+        inputs, method, base_index=base, parameters=parameters, backend="reference"
+    )
+    assert_same_bits(merged, direct)
+    assert kernels.counts().merged == {method: 1}
+
+
+def test_columns_are_merged_by_the_kernels(reference: None) -> None:
+    parameters = {"weight": [0.25, 0.5], "nuslerp_row_wise": True, "nuslerp_flatten": False}
+    inputs = tensors(3)
+    merged = merge_methods.merge_tensors(inputs, "nuslerp", base_index=0, parameters=parameters)
+    direct = fuseo1_kernels.merge_tensors(
+        inputs, "nuslerp", base_index=0, parameters=parameters, backend="reference"
+    )
+    assert_same_bits(merged, direct)
+    assert kernels.counts().merged == {"nuslerp": 1} and not kernels.counts().left
+
+
+@pytest.mark.parametrize("method", ["linear", "slerp"])
+def test_tensors_of_a_batch_have_coefficients_of_their_own(reference: None, method: str) -> None:
+    rows = [tensors(2), [t + 1 for t in tensors(2)]]
+    name = "weight" if method == "linear" else "t"
+    values: list[Any] = [[0.25, 0.75], [0.5, 0.125]] if method == "linear" else [0.25, 0.625]
+    merged = merge_methods.get(method)(
+        [TensorGroup.from_tensors(row, base_index=0) for row in rows],
+        parameters={name: merge_methods.PerGroupValues(values)},
+    )
+    for row, value, result in zip(rows, values, merged, strict=True):
+        direct = fuseo1_kernels.merge_tensors(
+            row,
+            method,
+            base_index=None if method == "linear" else 0,
+            parameters={name: value},
+            backend="reference",
+        )
+        assert_same_bits(result, direct)
+    assert kernels.counts().merged == {method: 2}
+
+
+def test_a_batch_may_be_strided(reference: None) -> None:
+    stack = torch.randn(6, 2, 5, generator=torch.Generator().manual_seed(1)).transpose(0, 1)
+    batch = TensorBatch((stack, stack + 1))
+    merged = merge_methods.get("linear").merge_batch(batch, weight=torch.tensor([[1.0, 3.0]] * 2))
+    assert merged.shape == stack.shape and merged.is_contiguous()
+    torch.testing.assert_close(merged, stack + 0.75)
+
+
+def dare(name: str | None, **options: Any) -> torch.Tensor:
+    return merge_methods.merge_tensors(
+        tensors(3), "dare_linear", base_index=0, parameters={"weight": 1.0, "density": 0.5},
+        name=name, **options,
+    )  # fmt: skip
+
+
+def test_random_masks_follow_torchs_seed_and_the_tensors_name(reference: None) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        first, other = dare("a"), dare("b")
+        assert_same_bits(dare("a"), first)
+        assert not torch.equal(first, other)
+        unnamed = [dare(None), dare(None)]
+        assert not torch.equal(*unnamed)
+        torch.manual_seed(5)
+        assert_same_bits(dare(None), unnamed[0])
+        torch.manual_seed(6)
+        assert not torch.equal(dare("a"), first)
+    assert kernels.counts().merged == {"dare_linear": 7}
+
+
+# --- what is left to mergekit ------------------------------------------------------------
+
+
+def left() -> set[str]:
+    assert kernels.counts().merged == {}
+    return {reason for _, reason in kernels.counts().left}
+
+
+def same_as_without(inputs: list[torch.Tensor]) -> None:
+    merged = by_name(inputs)
+    kernels.uninstall()
+    assert torch.equal(merged, by_name(inputs))
+
+
+def test_gradients_are_mergekits(installed: None, caplog: pytest.LogCaptureFixture) -> None:
+    inputs = tensors(requires_grad=True)
+    with caplog.at_level(logging.WARNING, "fuseo1_kernels.mergekit"):
+        by_name(inputs).float().sum().backward()
+        by_name(inputs)
+    assert inputs[1].grad is not None
+    assert left() == {"gradients are recorded"}
+    assert caplog.messages == ["sce is merged by mergekit's own code: gradients are recorded"]
+    assert str(kernels.counts()) == (
+        "the kernels merged 0 tensors, mergekit's own code 2 tensors (sce 2: gradients are recorded)"
+    )
+    with torch.no_grad():
+        assert_same_bits(by_name(inputs), ours(inputs, 1))
+    assert kernels.counts().merged == {"sce": 1}
+
+
+def test_float64_is_mergekits(installed: None) -> None:
+    same_as_without(tensors(dtype=torch.float64))
+    assert left() == {"float64"}
+
+
+def test_tensors_elsewhere_are_mergekits(installed: None) -> None:
+    inputs = [t.to("meta") for t in tensors(2, torch.float32)]
+    merged = nearswap_merge.merge_group(TensorGroup.from_tensors(inputs, base_index=0), t=0.1)
+    assert merged.device.type == "meta"
+    assert left() == {"tensors on meta"}
+
+
+def test_subclasses_of_tensors_are_mergekits(installed: None) -> None:
+    class Mine(torch.Tensor):
+        pass
+
+    by_name([t.as_subclass(Mine) for t in tensors()])
+    assert left() == {"Mine of layout torch.strided"}
+
+
+def test_a_base_alone_is_mergekits(installed: None) -> None:
+    (base,) = tensors(1)
+    merged = merge_methods.merge_tensors([base], "sce", base_index=0, parameters=TOPK)
+    assert merged is base
+    assert left() == {"nothing to compute"}
+
+
+def test_what_the_kernels_refuse_fails_as_in_mergekit(installed: None) -> None:
+    parameters = {"weight": 1.0, "density": 0.5, "epsilon": 1.5}
+    with pytest.raises(ValueError, match="psilon"):
+        merge_methods.merge_tensors(tensors(3), "della", base_index=0, parameters=parameters)
+    assert {method for method, _ in kernels.counts().left} == {"della"}
+
+
+def test_methods_without_a_name_are_mergekits(installed: None) -> None:
+    mine = GeneralizedTaskArithmeticMerge(
+        consensus_method=generalized_task_arithmetic.ConsensusMethod.count,
+        sparsification_method=None,
+        default_normalize=False,
+        default_rescale=False,
+        method_name="ties",
+        method_pretty_name=None,
+        method_reference_url=None,
+    )
+    merge_methods.merge_tensors(tensors(), mine, base_index=0, parameters={"weight": 1.0})
+    assert kernels.counts().left == {("another ties", "not a method of the kernels"): 1}
+
+
+def test_buffers_are_copied_by_mergekit(installed: None) -> None:
+    states = [{"w": t, "steps": torch.tensor(3)} for t in tensors()]
+    merged = merge_methods.merge_state_dicts(states, "sce", base=1, parameters=TOPK)
+    assert merged["steps"].dtype == torch.int64 and merged["steps"] == 3
+    assert kernels.counts().merged == {"sce": 1} and kernels.counts().left == {}
+
+
+# --- to and fro --------------------------------------------------------------------------
+
+
+def functions() -> dict[str, Any]:
+    of_objects = {
+        m.spec.name: vars(m).get("implementation") for m in merge_methods.registered_methods()
+    }
+    return {**of_objects, "class": vars(GeneralizedTaskArithmeticMerge)["merge_group"]}
+
+
+def test_uninstall_restores_everything() -> None:
+    before = functions()
+    kernels.install()
+    kernels.install()
+    during = functions()
+    assert all(during[name] is not before[name] for name in before if before[name])
+    kernels.uninstall()
+    kernels.uninstall()
+    after = functions()
+    assert all(after[name] is before[name] for name in before)
+    by_name(tensors())
+    assert kernels.counts().merged == {}
+
+
+def test_a_patch_on_top_survives(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels.install()
+    below, calls = sce_merge.implementation, []
+
+    def counted(group: Any, **parameters: Any) -> torch.Tensor:
+        calls.append(group)
+        result: torch.Tensor = below(group, **parameters)
+        return result
+
+    monkeypatch.setattr(sce_merge, "implementation", counted)
+    by_name(tensors())
+    kernels.uninstall()
+    by_name(tensors())
+    assert len(calls) == 2 and kernels.counts().merged == {"sce": 1}
+    monkeypatch.undo()  # what was there when it was patched: ours, which calls mergekit's
+    by_name(tensors())
+    assert kernels.counts().merged == {"sce": 1}
+
+
+def test_a_programs_own_methods_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def kernel(group: TensorGroup) -> torch.Tensor:
+        return group.entries[0].tensor
+
+    kernel.__annotations__ = {"group": TensorGroup, "return": torch.Tensor}
+    mine = merge_method(kernel, name="mine")
+    monkeypatch.setitem(merge_methods.registry._METHODS, "mine", mine)
+    kernels.install()
+    assert mine.implementation is kernel
+
+
+def test_merges_at_once_are_all_counted(installed: None) -> None:
+    inputs = tensors()
+    expected = ours(inputs, 1)
+    with ThreadPoolExecutor(4) as pool:
+        for merged in pool.map(by_name, [inputs] * 32):
+            assert_same_bits(merged, expected)
+    assert kernels.counts().merged == {"sce": 32}
+
+
+def test_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "version", lambda _: "0.1.4")
+    with pytest.raises(MergeError, match=r"mergekit 0\.1\.5; this is 0\.1\.4"):
+        kernels.install()
+
+
+# --- the command line --------------------------------------------------------------------
+
+COMMAND = ("-m", "fuseo1_kernels.mergekit")
+
+
+def test_the_command_merges_as_mergekit_yaml_does(tmp_path: Path) -> None:
+    family = make_family(tmp_path)
+    family.configure(parameters=TOPK, dtype="bfloat16")
+    ran = spawn(*COMMAND, family.config, family.out, "--no-write-model-card", "--quiet")
+    assert ran.code == 0, ran.err
+    merged = read_model(family.out)
+    assert_same_state(merged, family.expected(**TOPK, variant="mergekit"))
+    total = len(merged)
+    said = f"fuseo1-mergekit: the kernels merged {total} tensors (sce {total})\n"
+    assert ran.err.endswith(said)
+    assert not (family.out / "README.md").exists()
+
+
+def test_the_commands_random_seed_decides_the_masks(tmp_path: Path) -> None:
+    family = make_family(tmp_path)
+    half = {"weight": 1.0, "density": 0.5}
+    family.configure(merge_method="dare_linear", parameters=half, dtype="bfloat16")
+
+    def merged(seed: int, earlier: int) -> dict[str, Any]:
+        out = tmp_path / f"{seed}-{earlier}"
+        with torch.random.fork_rng(devices=[]), pytest.raises(SystemExit) as stop:
+            torch.manual_seed(earlier)
+            argv = [str(family.config), str(out), "--random-seed", str(seed), "--quiet"]
+            command.main(argv)
+        assert stop.value.code == 0
+        return read_model(out)
+
+    first, other = merged(5, 1), merged(6, 1)
+    assert_same_state(merged(5, 2), first)
+    assert kernels.counts().merged == {"dare_linear": 3 * len(first)}
+    assert any(not torch.equal(other[name], first[name]) for name in first)
+
+
+def test_the_command_has_mergekits_options(capsys: pytest.CaptureFixture[str]) -> None:
+    for argv, code in ((["--help"], 0), (["config.yaml", "out", "--no-such-option"], 2)):
+        with pytest.raises(SystemExit) as stop:
+            command.main(argv)
+        assert stop.value.code == code
+    said = capsys.readouterr()
+    assert "Usage: fuseo1-mergekit" in said.out and "--lora-merge-cache" in said.out
+    assert "--no-such-option" in said.err and "kernels" not in said.err
+
+
+def test_without_mergekit_the_command_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing(_: str) -> str:
+        raise kernels.PackageNotFoundError
+
+    monkeypatch.setattr(kernels, "version", missing)
+    assert command.main([]) == 1
+    assert capsys.readouterr().err == (
+        "fuseo1-mergekit: error: mergekit is not installed: pip install mergekit==0.1.5\n"
+    )

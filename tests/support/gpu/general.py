@@ -1,0 +1,351 @@
+"""The tests of what the GPU's kernels do beyond SCE, on the host as on a GPU (support/gpu/grid.py): the CPU's bits."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from fuseo1_kernels import merge_tensors
+from fuseo1_kernels.backends.contract import (
+    NONE,
+    Band,
+    Cut,
+    Draw,
+    FuseParams,
+    Gram,
+    Magnitudes,
+    Norms,
+    Request,
+    Select,
+)
+from fuseo1_kernels.backends.interface import GpuBackend
+from fuseo1_kernels.backends.registry import load_backend
+from fuseo1_kernels.errors import BackendError, MergeError
+from fuseo1_kernels.in_memory import ops, tensor_merge
+from fuseo1_kernels.in_memory.ops import as_array as array
+from fuseo1_kernels.methods import task_arithmetic
+from support.fuse_cases import ELECTS, MODES, WEIGHTS, selections, tensors_of
+from support.gpu.data import (
+    KINDS,
+    constant,
+    halves,
+    nonfinite,
+    overflowing,
+    tied,
+    tuned,
+    two_values,
+)
+from support.gpu.grid import SMALL, placed, sampled_by_cuda, surroundings
+from support.tensors import BF16, DTYPES, FP16, FP32, assert_same_bits, learned, siblings
+
+#: Elements beyond an aligned address at which tensors begin.
+PLACES = (0, 0, 1, 3, 8)
+
+
+def compare_fuse(
+    gpu: GpuBackend,
+    tensors: Sequence[torch.Tensor],
+    params: FuseParams,
+    out: torch.Tensor,
+    offset: int = 0,
+) -> None:
+    """Assert that outputs, what lies around them and the count of non-finite ones are as on the CPU."""
+    before = surroundings(out).clone()
+    merged = torch.empty(out.numel(), dtype=out.dtype)
+    on_host = [array(t.cpu()) for t in tensors]
+    bad = load_backend("cpu").fuse(on_host, params, array(merged), offset, 1)
+    assert gpu.fuse([array(t) for t in tensors], params, array(out), offset, 1) == bad, params
+    before[out.storage_offset() :][: out.numel()] = merged
+    assert_same_bits(surroundings(out), before, params)
+
+
+def weights_of(targets: int) -> tuple[float, ...]:
+    return tuple(itertools.islice(itertools.cycle(WEIGHTS), targets))
+
+
+class Merges:
+    """Tests of the general fuse of a backend, the fixture `gpu`, on the fixture `device`."""
+
+    @pytest.mark.parametrize("elect", ELECTS)
+    @pytest.mark.parametrize("targets", [0, 1, 2, 3, 5, 9, 16])
+    def test_every_selection_and_divisor(
+        self, targets: int, elect: str, gpu: GpuBackend, device: torch.device
+    ) -> None:
+        draw = random.Random(f"{targets} {elect}")
+        for selects, mode in itertools.product(selections(targets).values(), MODES):
+            if SMALL and draw.random() < 0.9:
+                continue
+            dtypes = draw.choice([(BF16,), (FP16,), (FP32,), (BF16, FP32, FP16)])
+            n = draw.choice([1, 8, 255, 257, 1300])
+            tensors = tensors_of(n, targets, dtypes)
+            there = [placed(t, draw.choice(PLACES), device) for t in tensors]
+            plain = FuseParams(weights_of(targets), elect=elect, selects=selects)  # type: ignore[arg-type]
+            if "shares" in mode:
+                mode = {**mode, "shares": weights_of(targets)[::-1]}
+            params = replace(plain, **mode)  # type: ignore[arg-type]
+            out = placed(torch.full((n,), 7.0).to(draw.choice(DTYPES)), draw.choice(PLACES), device)
+            compare_fuse(gpu, there, params, out)
+
+    @pytest.mark.parametrize("elect", ELECTS)
+    def test_all_kinds_of_data(self, elect: str, gpu: GpuBackend, device: torch.device) -> None:
+        draw, g = random.Random(elect), torch.Generator().manual_seed(8)
+        for kind in KINDS[:: 4 if SMALL else 1]:
+            n, targets = draw.choice([4097, 65_537, 70_000]), draw.choice([1, 2, 3])
+            dtype = draw.choice(DTYPES)
+            tensors = [t.to(device, dtype) for t in kind(n, targets, g)]
+            selects = draw.choice([*selections(targets).values()])
+            params = FuseParams(
+                weights_of(targets),
+                elect=elect,
+                selects=selects,
+                **draw.choice(MODES[:4]),  # type: ignore[arg-type]
+            )
+            out = torch.zeros(n, dtype=draw.choice(DTYPES), device=device)
+            compare_fuse(gpu, tensors, params, out)
+
+    @pytest.mark.parametrize("offset", [256, 65_536, 1 << 34, (1 << 40) - 256])
+    def test_parts_select_as_the_whole(
+        self, offset: int, gpu: GpuBackend, device: torch.device
+    ) -> None:
+        """Indices are those in the tensor: of ties, and of what is drawn."""
+        tensors = [placed(t, 1, device) for t in tensors_of(1300, 3, (BF16, FP32))]
+        tie = int(torch.tensor(0.001, dtype=BF16).float().view(torch.int32))
+        band = Band(Cut(tie, offset + 700), Cut(tie, offset + 40))
+        for selects in (
+            (band, Draw(5, 1 << 31), None),
+            (Draw((1 << 64) - 1, 0xFFFFFFFF), band, band),
+        ):
+            params = FuseParams(weights_of(3), elect="weighted", selects=selects)
+            compare_fuse(gpu, tensors, params, torch.zeros(1300, dtype=BF16, device=device), offset)
+
+    @pytest.mark.parametrize("key", [0, 1 << 32, 0xDEADBEEF01234567])
+    def test_draws(self, key: int, gpu: GpuBackend, device: torch.device) -> None:
+        tensors = [torch.zeros(2000, device=device), torch.ones(2000, device=device)]
+        for limit in (0, 1, 0x5F6FB709, 0x5F6FB70A, 0x80000000, 0xFFFFFFFF):
+            params = FuseParams((1.0,), elect="none", divisor=1.0, selects=(Draw(key, limit),))
+            compare_fuse(gpu, tensors, params, torch.zeros(2000, device=device))
+
+    def test_a_floor_below_zero_leaves_the_base(
+        self, gpu: GpuBackend, device: torch.device
+    ) -> None:
+        """SCE's parameters otherwise: its kernels would divide nothing by nothing."""
+        tensors = [torch.full((300,), -0.0, device=device)] * 2
+        compare_fuse(
+            gpu, tensors, FuseParams((1.0,), floor_divisor=-1.0), torch.zeros(300, device=device)
+        )
+
+    def test_an_empty_tensor(self, gpu: GpuBackend, device: torch.device) -> None:
+        tensors = [torch.zeros(0, device=device)] * 3
+        params = FuseParams((1.0, 1.0), elect="none", selects=(Band(NONE), None))
+        compare_fuse(gpu, tensors, params, torch.zeros(0, device=device))
+
+
+def compare_survey(gpu: GpuBackend, tensors: Sequence[torch.Tensor], request: Request) -> int:
+    """Assert that a survey learns what the CPU's does; returns how many reads the GPU says it took."""
+    on_host = [array(t.cpu()) for t in tensors]
+    expected = learned(load_backend("cpu").survey(on_host, request, 2))
+    found = gpu.survey([array(t) for t in tensors], request, 1)
+    assert learned(found) == expected, request
+    return found.passes
+
+
+def drawn_tensors(
+    draw: random.Random, device: torch.device, numbers: Sequence[int], sizes: Sequence[int]
+) -> Iterator[list[torch.Tensor]]:
+    """Of all kinds of data: of any size, number of targets, dtype and alignment."""
+    g = torch.Generator().manual_seed(9)
+    for kind in (KINDS * 3)[:: 6 if SMALL else 1]:
+        one, mixed = draw.choice(DTYPES), draw.random() < 0.4
+        made = kind(draw.choice(sizes), draw.choice(numbers), g)
+        yield [
+            placed(t.to(draw.choice(DTYPES) if mixed else one), draw.choice(PLACES), device)
+            for t in made
+        ]
+
+
+SIZES = (1, 8, 255, 257, 4097, 65_537)
+
+
+class Surveys:
+    """Tests of the surveys beyond SCE's of a backend, the fixture `gpu`, on the fixture `device`."""
+
+    @pytest.mark.parametrize("numbers", [(1, 2, 3, 4), (5, 8), (9, 16)], ids=str)
+    def test_norms(self, numbers: tuple[int, ...], gpu: GpuBackend, device: torch.device) -> None:
+        draw = random.Random(numbers[0])
+        for tensors in drawn_tensors(draw, device, numbers, SIZES if numbers[0] < 9 else SIZES[:5]):
+            targets = len(tensors) - 1
+            everything: tuple[Select, ...] = (None,) * targets
+            selects = draw.choice([everything, *selections(targets).values()]) or everything
+            compare_survey(gpu, tensors, Norms(selects))
+
+    @pytest.mark.parametrize("of_inputs", [False, True])
+    @pytest.mark.parametrize("numbers", [(1, 2), (3, 4), (5, 6, 7, 16)], ids=str)
+    def test_gram(
+        self, numbers: tuple[int, ...], of_inputs: bool, gpu: GpuBackend, device: torch.device
+    ) -> None:
+        draw = random.Random(numbers[0])
+        for tensors in drawn_tensors(draw, device, numbers, SIZES if numbers[0] < 5 else SIZES[:5]):
+            compare_survey(gpu, tensors, Gram(of_inputs))
+
+    @pytest.mark.parametrize("sign", [1.0, -1.0])
+    def test_the_largest_sums_of_a_block(
+        self, sign: float, gpu: GpuBackend, device: torch.device
+    ) -> None:
+        """Every quantum is 2^23, of whichever sign: a block's sum is 2^31."""
+        largest = torch.full((512,), 1.0 - 2.0**-24, device=device)
+        tensors = [torch.zeros(512, device=device), largest, torch.full_like(largest, sign)]
+        compare_survey(gpu, tensors, Gram())
+        compare_survey(gpu, tensors, Norms((None, None)))
+
+    @pytest.mark.parametrize("per_target", [1, 2, 5])
+    def test_magnitudes(self, per_target: int, gpu: GpuBackend, device: torch.device) -> None:
+        draw = random.Random(per_target)
+        for tensors in drawn_tensors(draw, device, (1, 2, 3), SIZES):
+            n = tensors[0].numel()
+            some = [0, 1, 2, n // 1000, n // 10, n // 2, n - n // 5, n - 1, n, 2 * n]
+            ranks = [tuple(draw.choice(some) for _ in range(per_target)) for _ in tensors[1:]]
+            compare_survey(gpu, tensors, Magnitudes(tuple(ranks)))
+
+    @pytest.mark.parametrize("targets", [5, 16])
+    def test_magnitudes_of_many(self, targets: int, gpu: GpuBackend, device: torch.device) -> None:
+        g = torch.Generator().manual_seed(3)
+        for kind in (tuned, nonfinite, overflowing):
+            tensors = [t.to(device, BF16) for t in kind(4097, targets, g)]
+            compare_survey(gpu, tensors, Magnitudes(tuple((100 * i,) for i in range(targets))))
+
+    @pytest.mark.parametrize("dtype", [BF16, FP32])
+    def test_ties_in_masses(
+        self, dtype: torch.dtype, gpu: GpuBackend, device: torch.device
+    ) -> None:
+        """More of one magnitude than candidates can be kept: the threshold and the cut come from histograms."""
+        n, g = 400_000, torch.Generator().manual_seed(4)
+        passes = []
+        for kind in (constant, halves, two_values, tied):
+            tensors = [t.to(device, dtype) for t in kind(n, 1, g)]
+            passes.append(compare_survey(gpu, tensors, Magnitudes(((n // 10, n // 2),))))
+        if gpu.name == "cuda":
+            assert min(passes[:2]) > 1
+
+    @pytest.mark.parametrize("beside", [0.25, 4.0], ids=["below", "above"])
+    def test_the_sample_misleads(
+        self, beside: float, gpu: GpuBackend, device: torch.device
+    ) -> None:
+        """What the CUDA kernels sample is larger, or smaller, than the rest."""
+        n = 70_000
+        larger = torch.rand(n, generator=torch.Generator().manual_seed(5)) + 1
+        made = larger * torch.where(sampled_by_cuda(n), 1.0, beside)
+        tensors = [torch.zeros(n, device=device), made.to(device)]
+        passes = compare_survey(gpu, tensors, Magnitudes(((n // 2, n // 20),)))
+        assert passes >= 4 or gpu.name != "cuda"
+
+    def test_one_read_of_a_target_is_the_rule(self, gpu: GpuBackend, device: torch.device) -> None:
+        made = tuned(300_000, 2, torch.Generator().manual_seed(1))
+        ranks = Magnitudes(((150_000, 3000), (30_000, 290_000)))
+        assert compare_survey(gpu, [t.to(device) for t in made], ranks) == 1
+
+    def test_surveys_of_nothing(self, gpu: GpuBackend, device: torch.device) -> None:
+        tensors = [torch.zeros(0, device=device)] * 6
+        compare_survey(gpu, tensors, Magnitudes(((0, 3),) * 5))
+        for request in (Norms((None,) * 5), Norms((Draw(1, 2),) * 5), Gram(), Gram(True)):
+            compare_survey(gpu, tensors, request)
+            compare_survey(
+                gpu, tensors[:3], Norms((None,) * 2) if isinstance(request, Norms) else request
+            )
+
+
+#: Of every method that learns something of its own: how many models, whether there is a base, parameters.
+METHODS: dict[str, tuple[str, int, bool, dict[str, Any]]] = {
+    "sce": ("sce", 2, True, {"select_topk": 0.3, "variant": "mergekit"}),
+    "task_arithmetic": ("task_arithmetic", 2, True, {"weight": (0.7, -0.3)}),
+    "ties": ("ties", 3, True, {"weight": (1, 0.5, 0.7), "density": (0.3, 0.5, 1.0)}),
+    "ties, rescaled": ("ties", 2, True, {"weight": 1, "density": 0.2, "rescale": True}),
+    "dare_ties": ("dare_ties", 3, True, {"weight": 0.6, "density": (0.3, 0.0, 1.0)}),
+    "dare_linear": ("dare_linear", 2, True, {"weight": 0.6, "density": 0.4}),
+    "breadcrumbs": ("breadcrumbs", 2, True, {"weight": 0.5, "density": 0.9, "gamma": 0.02}),
+    "della": ("della", 2, True, {"weight": 0.7, "density": 0.4, "epsilon": 0.2}),
+    "della, rescaled": ("della_linear", 2, True, {"weight": 0.7, "density": 0.4, "rescale": True}),
+    "linear": ("linear", 3, False, {"weight": (0.2, 0.3, 1.0)}),
+    "linear, of one": ("linear", 1, False, {"weight": 2.0}),
+    "slerp": ("slerp", 1, True, {"t": 0.3}),
+    "nuslerp": ("nuslerp", 2, False, {"weight": (0.3, 0.5)}),
+    "model_stock, by row": ("model_stock", 3, True, {"filter_wise": True}),
+    "multislerp": ("multislerp", 3, True, {"weight": (0.3, 0.5, 0.1)}),
+    "karcher": ("karcher", 6, False, {}),
+    "nearswap": ("nearswap", 1, True, {"t": 1e-4}),
+    "arcee_fusion": ("arcee_fusion", 1, True, {}),
+}
+
+
+class Methods:
+    """Whole merges by a backend, the fixture `gpu`, of tensors on the fixture `device`."""
+
+    @pytest.fixture(autouse=True)
+    def keys(self) -> Iterator[None]:
+        """Keys of random masks that are made without xxhash, which GPU machines need not have."""
+
+        def key(*parts: object) -> int:
+            return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little")
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(task_arithmetic, "draw_key", key)
+            yield
+
+    @pytest.mark.parametrize("case", METHODS)
+    def test_every_method(
+        self,
+        case: str,
+        gpu: GpuBackend,
+        device: torch.device,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        method, models, base, parameters = METHODS[case]
+        made = [t.view(5, 1301) for t in siblings(6505, models + base - 1, (BF16, FP32))]
+        keywords: dict[str, Any] = {
+            "base_index": 0 if base else None,
+            "parameters": parameters,
+            "out_dtype": BF16,
+        }
+        expected = merge_tensors(made, method, **keywords)
+        if device.type == "cpu":  # the emulated kernels', which the CPU's tensors are not given to
+            for module in (ops, tensor_merge):
+                monkeypatch.setattr(module, "backend_for", lambda inputs, backend: gpu)
+        else:
+            keywords["backend"] = gpu.name
+        there = [t.to(device) for t in made]
+        merged = merge_tensors(there, method, **keywords)
+        assert merged.device == there[0].device
+        assert_same_bits(merged.cpu(), expected)
+        there[0][2, 3] = float("nan")
+        with pytest.raises(MergeError, match="tensor 0 has 1"):
+            merge_tensors(there, method, **keywords)
+        keywords["nonfinite"] = "propagate"
+        on_host = [t.cpu() for t in there]
+        found = merge_tensors(there, method, **keywords)
+        monkeypatch.undo()
+        keywords["backend"] = "cpu"
+        assert_same_bits(found.cpu(), merge_tensors(on_host, method, **keywords))
+
+
+class MergesRefused:
+    """What the general fuse of a backend, the fixture `gpu`, refuses on the host."""
+
+    def test_more_than_it_takes(self, gpu: GpuBackend) -> None:
+        one, params = array(torch.zeros(4)), FuseParams((1.0,) * 17, elect="none")
+        with pytest.raises(BackendError, match="0 to 16 targets are supported on a GPU, not 17"):
+            gpu.fuse([one] * 18, params, one, 0, 1)
+        with pytest.raises(BackendError, match="as many elements as the inputs"):
+            gpu.fuse([one] * 2, replace(params, weights=(1.0,)), array(torch.zeros(5)), 0, 1)
+
+    def test_surveys_of_others_than_there_are(self, gpu: GpuBackend) -> None:
+        inputs = [array(torch.zeros(4))] * 3
+        with pytest.raises(BackendError, match="selections for 1 targets, but there are 2"):
+            gpu.survey(inputs, Norms((None,)), 1)
+        with pytest.raises(BackendError, match="ranks for 3 targets, but there are 2"):
+            gpu.survey(inputs, Magnitudes(((1,),) * 3), 1)

@@ -1,0 +1,108 @@
+"""Merges on simulated GPUs: models, and short ways to merge them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fuseo1_kernels import MergeError, MergeResult
+from support.engine_runs import MIB, merge
+from support.fake_gpu import COPIES_IN, COPIES_OUT, KERNELS, FakeDevice, install
+from support.interrupted import partial_of
+from support.models import Family, State, make_family, tuned, weights
+from support.tensors import BF16, FP16, FP32
+from support.tuning import tune
+
+KIB = 1024
+
+#: Streams that run ahead of the lazy ones, and how often any of them does something unasked.
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "lazy": {},
+    "copies in ahead": {"eager": [COPIES_IN]},
+    "kernels ahead": {"eager": [COPIES_IN, KERNELS]},
+    "copies out ahead": {"eager": [COPIES_OUT]},
+    "at random": {"chance": 0.3},
+}
+
+
+def state() -> State:
+    """Tensors of many chunks, of one, tiny and empty ones; no size is a multiple of anything."""
+    g = torch.Generator().manual_seed(1)
+    shapes = {
+        "model.embed_tokens.weight": (1023, 517),
+        "model.layers.0.mlp.up_proj.weight": (301, 333),
+        "model.layers.0.mlp.down_proj.weight": (333, 301),
+        "model.layers.1.mlp.up_proj.weight": (301, 333),
+        "lm_head.weight": (1023, 517),
+        "scalar": (),
+        "empty": (0, 3),
+        **{f"model.layers.{i}.input_layernorm.weight": (97 + i,) for i in range(30)},
+    }
+    return {n: torch.randn(shape, generator=g) * 0.05 for n, shape in shapes.items()}
+
+
+def mixed_family(home: Path) -> Family:
+    """Models in bf16, fp16 and fp32, 5 MB in bf16 each, and their merge by the CPU in `cpu`."""
+    base = state()
+    states = [{n: t.to(BF16) for n, t in base.items()}, tuned(base, 1, FP16), tuned(base, 2, FP32)]
+    family = make_family(home, states)
+    family.configure(parameters={"select_topk": 0.3, "variant": "mergekit"}, dtype="bfloat16")
+    merge(family, "cpu")
+    return family
+
+
+def use_small_slots(patch: pytest.MonkeyPatch) -> None:
+    """So that slots are used over and over, and units are many."""
+    tune(patch, slot=64 * KIB, batch=64 * KIB)
+
+
+def on_gpus(
+    family: Family, *devices: FakeDevice, kernels: Any = None, **options: Any
+) -> MergeResult:
+    with pytest.MonkeyPatch.context() as patch:
+        install(patch, *devices, kernels=kernels)
+        names = ",".join(device.name for device in devices)
+        result = merge(family, "gpu", device=names, overwrite=True, **options)
+    for device in devices:
+        assert device.closed == 1
+    assert not [t for t in threading.enumerate() if t.name.startswith("fuseo1")]
+    return result
+
+
+def same(family: Family) -> bool:
+    return weights(family.home / "gpu") == weights(family.home / "cpu")
+
+
+def refusals(family: Family) -> list[str]:
+    """What the CPU and a GPU say of a merge that neither makes; of its output nothing is left."""
+    said = []
+    for device in ("cpu", "cuda"):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(MergeError) as caught:
+            install(patch, FakeDevice())
+            merge(family, "refused", device=device)
+        assert not list(family.home.glob("refused*"))
+        said.append(str(caught.value))
+    return said
+
+
+def checksums(model: Path) -> list[Any]:
+    """What the checksum file says of the weights: the small files have the directory's name."""
+    said = json.loads((model / "fuseo1_checksums.json").read_text())
+    return [said[key] for key in ("merge", "options", "shards", "tensors")]
+
+
+def noticed(family: Family, device: FakeDevice) -> bool:
+    """Whether the merge fails or gives other bytes: what is not there yet can look like NaN."""
+    try:
+        on_gpus(family, device, threads=2, max_gpu_memory=8 * MIB)
+    except (MergeError, ValueError):
+        # What it got wrong is not to be gone on from.
+        shutil.rmtree(partial_of(family.home / "gpu"), ignore_errors=True)
+        return True
+    return not same(family)

@@ -1,0 +1,173 @@
+"""Merges by every method, and what the ops make of each of their tensors in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fuseo1_kernels.backends.registry import load_backend
+from fuseo1_kernels.backends.results import SurveyResult
+from fuseo1_kernels.in_memory.ops import as_array, as_arrays
+from fuseo1_kernels.methods import METHODS
+from fuseo1_kernels.methods.rule import ByColumn, ByRow, TensorSpec
+from support.models import Family, State, base_state, make_family, tuned
+from support.tensors import BF16, FP16, FP32
+
+EMBED = "model.embed_tokens.weight"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A merge of the family: `own` parameters have a value for each model, `shared` ones one for all."""
+
+    method: str
+    models: int
+    base: bool = True
+    own: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    shared: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """All parameters of every tensor."""
+        found: dict[str, Any] = {}
+        for name, spec in METHODS[self.method].parameters.items():
+            value = self.shared.get(name, spec.default)
+            found[name] = self.own.get(name, (value,) * self.models) if spec.per_model else value
+        return found
+
+    @property
+    def by_column(self) -> bool:
+        """Whether a GPU leaves its matrices to the CPU."""
+        return bool(self.shared.get("nuslerp_row_wise"))
+
+    def configure(self, family: Family) -> None:
+        listed = []
+        for i in range(self.models):
+            own = {name: values[i] for name, values in self.own.items()}
+            listed.append({"model": str(family.target(i + 1)), "parameters": own})
+        base = str(family.base) if self.base else ...
+        family.configure(
+            merge_method=self.method, models=listed, base_model=base, parameters=self.shared
+        )
+
+    def expected(self, family: Family, seed: int = 0) -> State:
+        """Every tensor by survey and fuse of the reference backend, whole."""
+        states = family.states[: 1 + self.models] if self.base else family.states[1:][: self.models]
+        names = [str(family.target(i + 1)) for i in range(self.models)]
+        found = {}
+        for name in states[0]:
+            tensors = [state[name].contiguous() for state in states]
+            target = TensorSpec.of_shape(name, tensors[0].shape, names, self.base, seed)
+            rule = METHODS[self.method].rule(self.values, target)
+            found[name] = by_ops(rule, tensors)
+        return found
+
+
+def by_ops(rule: Any, tensors: list[torch.Tensor]) -> torch.Tensor:
+    if isinstance(rule, ByColumn):
+        columns = zip(*(t.reshape(rule.rows, -1).t().contiguous() for t in tensors), strict=True)
+        merged = [by_ops(rule.rule, list(column)) for column in columns]
+        return torch.stack(merged, dim=1).view(tensors[0].shape)
+    if isinstance(rule, ByRow):
+        rows = zip(*(t.reshape(-1, rule.row) for t in tensors), strict=True)
+        merged = [by_ops(rule.rule, list(row)) for row in rows]
+        if not merged:
+            return by_ops(rule.rule, tensors)
+        return torch.cat(merged).view(tensors[0].shape)
+
+    reference, inputs = load_backend("reference"), as_arrays(tensors, least=1)
+    learned: list[SurveyResult] = []
+    while (request := rule.request(learned)) is not None:
+        learned.append(reference.survey(inputs, request, 1))
+    dtypes = {t.dtype for t in tensors}
+    out = torch.empty(tensors[0].shape, dtype=dtypes.pop() if len(dtypes) == 1 else FP32)
+    reference.fuse(inputs, rule.params(learned), as_array(out), 0, 1)
+    return out
+
+
+CASES = {
+    "sce": Case("sce", 2, shared={"select_topk": 0.3, "variant": "mergekit"}),
+    "task_arithmetic": Case("task_arithmetic", 2, own={"weight": (0.7, -0.3)}),
+    "task_arithmetic, normalized": Case(
+        "task_arithmetic", 2, own={"weight": (0.7, 0.2)}, shared={"normalize": True, "lambda": 0.8}
+    ),
+    "ties": Case("ties", 3, own={"weight": (1, 0.5, 0.7), "density": (0.3, 0.5, 1.0)}),
+    "ties, rescaled": Case("ties", 2, shared={"weight": 1, "density": 0.2, "rescale": True}),
+    "dare_ties": Case("dare_ties", 3, own={"density": (0.3, 0.0, 1.0)}, shared={"weight": 0.6}),
+    "dare_linear": Case("dare_linear", 2, shared={"weight": 0.6, "density": 0.4}),
+    "dare_linear, as it is": Case(
+        "dare_linear", 2, shared={"weight": 0.6, "density": 0.4, "rescale": False}
+    ),
+    "della": Case("della", 3, own={"density": (0.4, 0.0, 1.0)}, shared={"weight": 0.6}),
+    "della_linear, as it is": Case(
+        "della_linear",
+        2,
+        own={"epsilon": (0.1, 0.25)},
+        shared={"weight": 0.6, "density": 0.4, "rescale": False},
+    ),
+    "breadcrumbs": Case("breadcrumbs", 2, shared={"weight": 0.5, "density": 0.9, "gamma": 0.02}),
+    "breadcrumbs_ties": Case(
+        "breadcrumbs_ties",
+        2,
+        own={"density": (0.6, 0.7), "gamma": (0.1, 0.0)},
+        shared={"weight": 0.5, "rescale": True},
+    ),
+    "linear": Case("linear", 3, base=False, own={"weight": (0.2, 0.3, 1.0)}),
+    "linear, of one": Case("linear", 1, base=False, shared={"weight": 2.0}),
+    "slerp": Case("slerp", 1, shared={"t": 0.3}),
+    "nuslerp": Case("nuslerp", 2, own={"weight": (0.3, 0.5)}),
+    "nuslerp, no base": Case("nuslerp", 2, base=False, own={"weight": (0.3, 0.5)}),
+    "nuslerp, by row": Case(
+        "nuslerp", 2, own={"weight": (0.3, 0.5)}, shared={"nuslerp_flatten": False}
+    ),
+    "nuslerp, by column": Case(
+        "nuslerp",
+        2,
+        own={"weight": (0.3, 0.5)},
+        shared={"nuslerp_flatten": False, "nuslerp_row_wise": True},
+    ),
+    "nuslerp, by column, no base": Case(
+        "nuslerp",
+        2,
+        base=False,
+        own={"weight": (0.3, 0.5)},
+        shared={"nuslerp_flatten": False, "nuslerp_row_wise": True},
+    ),
+    "multislerp": Case("multislerp", 3, own={"weight": (0.3, 0.5, 0.1)}),
+    "multislerp, no base": Case("multislerp", 3, base=False, own={"weight": (0.3, 0.5, 0.1)}),
+    "model_stock": Case("model_stock", 3),
+    "model_stock, by row": Case("model_stock", 3, shared={"filter_wise": True}),
+    "karcher": Case("karcher", 3, base=False),
+    "nearswap": Case("nearswap", 1, shared={"t": 1e-4}),
+    "arcee_fusion": Case("arcee_fusion", 1),
+    "passthrough": Case("passthrough", 1, base=False),
+    "passthrough, scaled": Case("passthrough", 1, base=False, shared={"scale": 0.3}),
+}
+
+
+class Told:
+    """Is told how far a merge is."""
+
+    total = advanced = 0
+
+    def start(self, title: str, total_bytes: int) -> None:
+        self.total = total_bytes
+
+    def advance(self, nbytes: int) -> None:
+        self.advanced += nbytes
+
+    def close(self) -> None: ...
+
+
+def mixed_family(home: Path) -> Family:
+    """A model in bf16 with tunes in all dtypes: several chunks, a tensor of one element, an empty one."""
+    g = torch.Generator().manual_seed(11)
+    base = base_state(layers=1) | {
+        EMBED: torch.randn((523, 401), generator=g).mul(0.02).to(BF16),
+        "scalar": torch.tensor(0.25, dtype=BF16),
+        "empty": torch.zeros((0, 3), dtype=BF16),
+    }
+    return make_family(home, [base, tuned(base, 1), tuned(base, 2, FP32), tuned(base, 3, FP16)])

@@ -1,0 +1,153 @@
+"""fuse in numpy, an operation a line, from the text of csrc/include/fuseo1/{fuse,select}.h alone.
+
+It shares no code with the package, whose reference backend is in torch. numpy's operations round one at a time, in
+fp32 for the election of SCE and in fp64 for the others. SCE's last sum is rounded to odd, in fp64; all are then rounded
+once, to the output's dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fuseo1_kernels.backends.contract import Band, Clamp, Cut, Draw, FuseParams, Select
+from support.oracles import sce as sce_oracle
+from support.tensors import FP32, QUIET_NAN
+
+F32: TypeAlias = npt.NDArray[np.float32]
+Reals: TypeAlias = npt.NDArray[np.float32] | npt.NDArray[np.float64]
+Bools: TypeAlias = npt.NDArray[np.bool_]
+Words: TypeAlias = npt.NDArray[np.uint64]
+
+_LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
+
+
+def philox(counter: Sequence[Words], key: Sequence[int]) -> list[Words]:
+    """Philox4x32-7 of four counter words and two key words (Salmon et al., SC 2011, section 4.3)."""
+    x0, x1, x2, x3 = counter
+    k0, k1 = key
+    for _ in range(7):
+        p, q = x0 * np.uint64(0xD2511F53), x2 * np.uint64(0xCD9E8D57)
+        x0, x1 = (q >> _HALF) ^ x1 ^ np.uint64(k0), q & _LOW
+        x2, x3 = (p >> _HALF) ^ x3 ^ np.uint64(k1), p & _LOW
+        k0, k1 = (k0 + 0x9E3779B9) % 2**32, (k1 + 0xBB67AE85) % 2**32
+    return [x0, x1, x2, x3]
+
+
+def words(key: int, offset: int, count: int) -> Words:
+    """word(key, f) of `count` elements from flat index `offset` on."""
+    f = np.arange(offset, offset + count, dtype=np.uint64)
+    block, j, c = f // np.uint64(256), f // np.uint64(64) % np.uint64(4), f % np.uint64(64)
+    counter = block * np.uint64(64) + c
+    zero = np.zeros_like(counter)
+    four = philox([counter & _LOW, counter >> _HALF, zero, zero], [key % 2**32, key >> 32])
+    chosen: Words = np.choose(j.astype(np.int64), four)
+    return chosen
+
+
+def in_cut(value: npt.NDArray[np.uint32], cut: Cut, offset: int) -> Bools:
+    f = np.arange(offset, offset + value.size)
+    inside: Bools = (value > cut.threshold) | ((value == cut.threshold) & (f <= cut.tie_limit))
+    return inside
+
+
+def taken(d: F32, select: Select | Bools, offset: int) -> F32:
+    """z of d; a selection may also be a mask."""
+    z = d
+    if isinstance(select, Band):
+        magnitude = np.abs(d).view(np.uint32)
+        inside = in_cut(magnitude, select.keep, offset) & ~in_cut(magnitude, select.drop, offset)
+        z = np.where(inside, d, np.float32(0))
+    elif isinstance(select, Draw):
+        z = np.where(words(select.key, offset, d.size) < select.limit, d, np.float32(0))
+    elif isinstance(select, Clamp):
+        most = np.float32(select.most)
+        z = np.where(np.abs(d) > most, np.copysign(most, d), d)
+    elif select is not None:
+        z = np.where(select, d, np.float32(0))
+    return np.where(np.isfinite(d), z, d)
+
+
+def total(terms: Sequence[Reals]) -> Reals:
+    s = terms[0]
+    for t in terms[1:]:
+        s = s + t
+    return s
+
+
+def score(d: Sequence[F32]) -> npt.NDArray[np.uint32]:
+    n = np.float32(len(d))
+    mean = total(d) / n
+    return np.abs(total([(x - mean) * (x - mean) for x in d]) / n).view(np.uint32)
+
+
+def rounded(b: Reals, delta: Reals, dtype: torch.dtype) -> torch.Tensor:
+    """The sum of fp64, or the exact sum of fp32, rounded to `dtype`."""
+    if b.dtype == np.float64:
+        return sce_oracle.rounded(torch.from_numpy(b + delta), dtype)
+    x, y = b.astype(np.float64), delta.astype(np.float64)
+    s = x + y
+    part = s - x
+    lost = (x - (s - part)) + (y - part)
+    even = (s.view(np.int64) & 1) == 0
+    odd = np.where(
+        np.isfinite(s) & (lost != 0) & even, np.nextafter(s, np.copysign(np.inf, lost)), s
+    )
+    return sce_oracle.rounded(torch.from_numpy(odd), dtype)
+
+
+def fuse(
+    tensors: Sequence[torch.Tensor],
+    params: FuseParams,
+    dtype: torch.dtype,
+    offset: int = 0,
+    masks: Sequence[Bools] = (),
+) -> torch.Tensor:
+    """What fuse makes of flat tensors, base first. `masks`: selections of kind BITS, in place of the params' own."""
+    with np.errstate(all="ignore"):
+        b, *x = (t.float().numpy() for t in tensors)
+        real = number(params)
+        out = real(params.base_scale) * b.astype(real)
+        delta, broken = _delta([y - b for y in x], params, offset, masks) if x else (None, None)
+        merged = rounded(out, np.full_like(out, -0.0) if delta is None else delta, dtype)
+    nan = merged.isnan() if broken is None else merged.isnan() | torch.from_numpy(broken)
+    integers = torch.int32 if dtype == FP32 else torch.int16
+    return merged.view(integers).masked_fill(nan, QUIET_NAN[dtype]).view(dtype)
+
+
+def number(params: FuseParams) -> type[np.float32] | type[np.float64]:
+    return np.float32 if params.elect == "sum" else np.float64
+
+
+def _delta(
+    d: Sequence[F32], params: FuseParams, offset: int, masks: Sequence[Bools]
+) -> tuple[Reals, Bools]:
+    real = number(params)
+    selects = masks or params.selects or [None] * len(d)
+    z = [taken(x, select, offset).astype(real) for x, select in zip(d, selects, strict=True)]
+    t = [real(w) * x for w, x in zip(params.weights, z, strict=True)]
+    votes = z if params.elect == "sum" else t
+    s = total([np.sign(x) for x in t] if params.elect == "count" else votes)
+    alive = [np.where(s >= 0, v > 0, v < 0) for v in votes]
+    broken = ~np.isfinite(s)
+    if params.elect == "count":
+        broken = np.any([~np.isfinite(x) for x in t], axis=0)
+    elif params.elect == "none":
+        alive, broken = [x != 0 for x in t], ~np.isfinite(total(t))
+    if params.masked:
+        kept = in_cut(score(d), Cut(params.threshold, params.tie_limit), offset)
+        alive = [a & kept for a in alive]
+    num, den = np.full_like(t[0], -0.0), np.zeros_like(t[0])
+    for share, x, a in zip(params.shares or params.weights, t, alive, strict=True):
+        num, den = np.where(a, num + x, num), np.where(a, den + real(share), den)
+    floor = real(params.floor_divisor)
+    nothing = den == 0 if params.elect == "sum" else np.abs(den) < 2.0**-27
+    by = np.where(nothing, real(1), den) if floor == 0 else np.maximum(den, floor)
+    if params.divisor and real(params.divisor):
+        by = np.full_like(den, params.divisor)
+    delta = real(params.scale) * (num / by)
+    return np.where(np.any(alive, axis=0), delta, real(-0.0)), broken

@@ -1,0 +1,92 @@
+"""The commands, run in this process or in one of their own."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fuseo1_kernels
+from fuseo1_kernels import merge
+from support.paths import TESTS
+from support.tuning import current
+
+#: `fuseo1-merge` for `spawn`.
+MERGE = ("-m", "fuseo1_kernels.merge")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a command line gave back."""
+
+    code: int
+    out: str
+    err: str
+
+
+def run(*argv: object) -> Run:
+    """`fuseo1-merge ARGV` in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    handler = signal.getsignal(signal.SIGTERM)
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            code = merge.main([str(arg) for arg in argv], tuning=current())
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 1
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+    return Run(code, out.getvalue(), err.getvalue())
+
+
+def done(*argv: object) -> Run:
+    """A command line that succeeds."""
+    result = run(*argv)
+    assert result.code == 0, result.err
+    return result
+
+
+def merge_json(*argv: object) -> dict[str, Any]:
+    """Merge, and return what --json says."""
+    result = done(*argv, "--json", "--quiet")
+    assert result.out.count("\n") == 1 and result.err == ""
+    said: dict[str, Any] = json.loads(result.out)
+    return said
+
+
+def spawn(*argv: object, env: Mapping[str, str] | None = None, **options: Any) -> Run:
+    """Python with ARGV in a process of its own, which imports the package that is tested here."""
+    ran = subprocess.run(
+        [sys.executable, *(str(arg) for arg in argv)],
+        env=environment(env),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        **options,
+    )
+    return Run(ran.returncode, ran.stdout, ran.stderr)
+
+
+def environment(changes: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment of a process of its own, which imports the package and the helpers that are used here."""
+    package = str(Path(fuseo1_kernels.__file__).parents[1])
+    path = os.pathsep.join((package, str(TESTS)))
+    return {**os.environ, "PYTHONPATH": path, **(changes or {})}
+
+
+#: Packages that the command line does without.
+HEAVY = {"torch", "transformers", "triton", "numpy", "tokenizers", "safetensors"}
+
+
+def imported(err: str) -> set[str]:
+    """The top-level packages in what `-X importtime` printed."""
+    lines = [line for line in err.splitlines() if line.startswith("import time:")]
+    return {line.rsplit("|", 1)[1].strip().split(".")[0] for line in lines}

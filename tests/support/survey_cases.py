@@ -1,0 +1,126 @@
+"""Tensors, what is asked of their surveys, and the answers of the oracles (support/oracles/surveys.py)."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Sequence
+from functools import cache
+
+import torch
+
+from fuseo1_kernels.backends.contract import (
+    Band,
+    Clamp,
+    Draw,
+    Gram,
+    Magnitudes,
+    Norms,
+    Request,
+    Select,
+)
+from fuseo1_kernels.backends.registry import load_backend
+from fuseo1_kernels.backends.results import (
+    Counts,
+    GramResult,
+    MagnitudesResult,
+    NormsResult,
+    SurveyResult,
+)
+from fuseo1_kernels.in_memory.ops import as_arrays
+from support.oracles.surveys import Widened, cut_after, gram_matrix, norm_pair, widen
+from support.tensors import learned, siblings
+
+Make = Callable[..., list[torch.Tensor]]
+
+SIZES = (0, 1, 255, 256, 257, 4097, 70_000, 300_000)
+LEAST, PLENTY = 0, 128 << 20
+
+
+def spread(
+    numel: int, targets: int, dtypes: torch.dtype | Sequence[torch.dtype]
+) -> list[torch.Tensor]:
+    return siblings(numel, targets, dtypes)
+
+
+def ties(
+    numel: int, targets: int, dtypes: torch.dtype | Sequence[torch.dtype]
+) -> list[torch.Tensor]:
+    """Seven values, zeros among them, NaN, infinities, and differences that overflow."""
+    g = torch.Generator().manual_seed(numel + targets)
+    dealt = itertools.cycle([dtypes] if isinstance(dtypes, torch.dtype) else dtypes)
+    kinds = [next(dealt) for _ in range(targets + 1)]
+    tensors = [torch.randint(-3, 4, (numel,), generator=g).to(kind) for kind in kinds]
+    for i, t in enumerate(tensors):
+        t[i * 101 :: 3001] = (torch.nan, torch.inf, -torch.inf)[i % 3]
+    tensors[0][77::5003], tensors[1][77::5003] = -3e38, 3e38
+    return tensors
+
+
+def ranks_of(numel: int, targets: int, seed: int = 0) -> tuple[tuple[int, int], ...]:
+    choose = random.Random(numel * 65 + targets + seed)
+    of = (0, 1, numel // 5, numel // 2, numel - numel // 10, numel)
+    return tuple((choose.choice(of), choose.choice(of)) for _ in range(targets))
+
+
+def some_selects(d: Sequence[torch.Tensor]) -> tuple[Select, ...]:
+    """Every kind in turn."""
+
+    def kind(i: int, x: torch.Tensor) -> Select:
+        band = Band(cut_after(x, x.numel() // 3), cut_after(x, x.numel() // 50))
+        return (band, Draw(0x0123456789ABCDEF + i, 0x60000000), Clamp(1e-3), None)[i % 4]
+
+    return tuple(kind(i, x) for i, x in enumerate(d))
+
+
+def expected(
+    tensors: Sequence[torch.Tensor], request: Request, exact: Widened | None = None
+) -> SurveyResult:
+    exact = exact or widen(tensors)
+    counts = Counts(passes=1, nonfinite=exact.nonfinite)
+    if isinstance(request, Magnitudes):
+        by_target = zip(exact.d, request.ranks, strict=True)
+        cuts = tuple(tuple(cut_after(x, rank) for rank in ranks) for x, ranks in by_target)
+        return MagnitudesResult(**counts, cuts=cuts)
+    if isinstance(request, Norms):
+        by_select = zip(exact.d, request.selects, strict=True)
+        return NormsResult(**counts, norms=tuple(norm_pair(x, s) for x, s in by_select))
+    assert isinstance(request, Gram)
+    return GramResult(**counts, gram=gram_matrix(exact.inputs if request.of_inputs else exact.d))
+
+
+def requests_of(tensors: Sequence[torch.Tensor], exact: Widened) -> list[Request]:
+    targets = len(tensors) - 1
+    return [
+        Magnitudes(ranks_of(tensors[0].numel(), targets)),
+        Norms(some_selects(exact.d)),
+        Gram(),
+        Gram(of_inputs=True),
+    ]
+
+
+def whole(
+    tensors: Sequence[torch.Tensor], request: Request, threads: int = 2, max_bytes: int = PLENTY
+) -> SurveyResult:
+    return load_backend("cpu").survey(as_arrays(tensors), request, threads, max_bytes)
+
+
+Answers = list[tuple[Request, SurveyResult]]
+
+
+def answers_to(tensors: Sequence[torch.Tensor]) -> Answers:
+    exact = widen(tensors)
+    return [(r, expected(tensors, r, exact)) for r in requests_of(tensors, exact)]
+
+
+@cache
+def made(
+    make: Make, numel: int, targets: int, *dtypes: torch.dtype
+) -> tuple[list[torch.Tensor], Answers]:
+    tensors = make(numel, targets, dtypes)
+    return tensors, answers_to(tensors)
+
+
+def check(tensors: Sequence[torch.Tensor], answers: Answers) -> None:
+    for request, answer in answers:
+        assert learned(whole(tensors, request)) == learned(answer), request

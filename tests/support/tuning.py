@@ -1,0 +1,28 @@
+"""The sizes by which merges in tests work: the engine's own, until a test or a sabotage asks for others."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from fuseo1_kernels.engine.tuning import DEFAULT_TUNING, Tuning
+
+_current = DEFAULT_TUNING
+
+
+def current() -> Tuning:
+    """The sizes that `run`, `merge` and forked merges are to be given."""
+    return _current
+
+
+def change(**sizes: Any) -> None:
+    """Change sizes for the rest of this process."""
+    global _current
+    _current = replace(_current, **sizes)
+
+
+def tune(patch: pytest.MonkeyPatch, **sizes: Any) -> None:
+    """Change sizes until `patch` is undone."""
+    patch.setattr(f"{__name__}._current", replace(_current, **sizes))
