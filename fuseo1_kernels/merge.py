@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
 
 from .cli.merge import main
-
-if TYPE_CHECKING:
-    pass
-
 
 if __name__ == "__main__":
     sys.exit(main())
