@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from machine import describe
 from report import SELECT_TOPK, parser, peer_merge_tensors, publish, table
-from siblings import siblings
 
+from fuseo1_kernels.bench.data import siblings
 from fuseo1_kernels.in_memory.merge import merge_tensors
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))

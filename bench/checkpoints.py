@@ -3,7 +3,7 @@
     python bench/checkpoints.py DIR --size tiny|small|0.5B [--targets 3] [--rms 1e-3] [--seed 0]
 
 Writes DIR/base, DIR/target-1, ... (random weights, bf16, a small byte-level tokenizer) and
-DIR/merge.yaml, a FuseO1-shaped recipe that merges them. Needs torch, safetensors and tokenizers.
+DIR/merge.yaml, a FuseO1-shaped recipe that merges them. Needs torch, safetensors, tokenizers and the package.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from siblings import BASE_STD, fine_tune
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from fuseo1_kernels.bench.data import BASE_STD, fine_tune
 
 #: The first ids are theirs, in this order.
 SPECIAL_TOKENS = PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"

@@ -20,13 +20,14 @@ from typing import Any
 import torch
 from gpu_case import Case, MergeContext, on_device
 from gpu_report import Figure, Findings, folders, gpu_name, markdown, publish
-from machine import commit, cpu_model, utc_now, versions
+from machine import commit, versions
 from report import median, parser
 
 from fuseo1_kernels import merge_tensors
 from fuseo1_kernels.backends.arrays import Array
 from fuseo1_kernels.backends.interface import GpuBackend
 from fuseo1_kernels.backends.registry import GPU_BACKENDS, load_gpu_backend
+from fuseo1_kernels.bench.machine import cpu_model, utc_now
 from fuseo1_kernels.errors import BackendError
 from fuseo1_kernels.in_memory.ops import as_array
 

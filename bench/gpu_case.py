@@ -10,10 +10,10 @@ from functools import partial
 import torch
 from gpu_report import Figure
 from report import median
-from siblings import siblings
 
 from fuseo1_kernels import merge_tensors
 from fuseo1_kernels.backends.interface import GpuBackend
+from fuseo1_kernels.bench.data import siblings
 from fuseo1_kernels.in_memory.ops import as_array
 
 L2 = 60 << 20  # of an H200; sets of tensors are to exceed it several times

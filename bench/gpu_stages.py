@@ -25,8 +25,10 @@ from typing import BinaryIO
 
 from gpu_merge_report import WholeMerges, saved
 from gpu_report import Findings, Stage, folders, gpu_name, markdown, publish, slug
-from machine import commit, utc_now
+from machine import commit
 from report import WORK, parser
+
+from fuseo1_kernels.bench.machine import utc_now
 
 ROOT = Path(__file__).resolve().parent.parent
 #: All of it, seconds: a lent machine is lent for ten minutes at a time.

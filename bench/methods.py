@@ -13,8 +13,7 @@ the same masks and the same numbers learned of the whole (norms, angles).
 from __future__ import annotations
 
 import sys
-from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,17 +21,15 @@ from typing import Any
 
 import torch
 from goals import Goal, at_least, verdict
-from machine import Memcpy, describe
-from report import median, parser, peer_merge_tensors, publish, table, timed
-from siblings import siblings
+from machine import describe
+from report import median, parser, peer_merge_tensors, publish, table
 
 from fuseo1_kernels import FuseParams, survey
 from fuseo1_kernels.backends.contract import Clamp
 from fuseo1_kernels.backends.reference.select import selected
-from fuseo1_kernels.in_memory.merge import merge_tensors
-from fuseo1_kernels.methods import METHODS
-from fuseo1_kernels.methods.parameters import resolve_parameters
-from fuseo1_kernels.methods.rule import TensorSpec
+from fuseo1_kernels.bench.calls import calls_of
+from fuseo1_kernels.bench.cases import Case
+from fuseo1_kernels.bench.timing import MEMCPY, Memcpy, Work, take_turn, timed
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 
@@ -41,13 +38,12 @@ from support.oracles import sce as sce_oracle
 
 
 @dataclass(frozen=True)
-class Case:
-    """A method with parameters, of so many models beside the base, and what was asked of it."""
+class Asked:
+    """A method with parameters, of so many models, and what was asked of it."""
 
     method: str
     parameters: dict[str, Any] = field(default_factory=dict)
     targets: int = 3
-    base: bool = True
     of_memcpy: float | None = None
     over_mergekit: float | None = None
 
@@ -56,26 +52,30 @@ class Case:
         values = [f"{k} {v:g}" for k, v in self.parameters.items() if k != "weight"]
         return " ".join([self.method, *values])
 
+    def case(self, side: int) -> Case:
+        """The merge of square tensors."""
+        return Case(self.method, self.parameters, (side, side), targets=self.targets)
+
 
 CASES = (
-    Case("ties", {"weight": 1.0, "density": 0.2}, of_memcpy=0.45, over_mergekit=150),
-    Case(
+    Asked("ties", {"weight": 1.0, "density": 0.2}, of_memcpy=0.45, over_mergekit=150),
+    Asked(
         "breadcrumbs",
         {"weight": 1.0, "density": 0.9, "gamma": 0.01},
         of_memcpy=0.45,
         over_mergekit=150,
     ),
-    Case("dare_ties", {"weight": 1.0, "density": 0.2}, of_memcpy=0.45, over_mergekit=50),
-    Case("dare_linear", {"weight": 1.0, "density": 0.2}, of_memcpy=0.45, over_mergekit=50),
-    Case("della", {"weight": 1.0, "density": 0.5, "epsilon": 0.1}, over_mergekit=60),
-    Case("task_arithmetic", {"weight": 0.4}, of_memcpy=0.6, over_mergekit=10),
-    Case("linear", {"weight": 1.0}, base=False, of_memcpy=0.6, over_mergekit=10),
-    Case("slerp", {"t": 0.3}, targets=1),
-    Case("nuslerp", {"weight": 1.0}, targets=2),
-    Case("multislerp", {"weight": 1.0}),
-    Case("model_stock"),
-    Case("karcher", base=False),
-    Case("nearswap", {"t": 1e-3}, targets=1),
+    Asked("dare_ties", {"weight": 1.0, "density": 0.2}, of_memcpy=0.45, over_mergekit=50),
+    Asked("dare_linear", {"weight": 1.0, "density": 0.2}, of_memcpy=0.45, over_mergekit=50),
+    Asked("della", {"weight": 1.0, "density": 0.5, "epsilon": 0.1}, over_mergekit=60),
+    Asked("task_arithmetic", {"weight": 0.4}, of_memcpy=0.6, over_mergekit=10),
+    Asked("linear", {"weight": 1.0}, targets=4, of_memcpy=0.6, over_mergekit=10),
+    Asked("slerp", {"t": 0.3}, targets=1),
+    Asked("nuslerp", {"weight": 1.0}, targets=2),
+    Asked("multislerp", {"weight": 1.0}),
+    Asked("model_stock"),
+    Asked("karcher", targets=4),
+    Asked("nearswap", {"t": 1e-3}, targets=1),
 )
 
 
@@ -104,27 +104,28 @@ class Figure:
         return None if self.mergekit_seconds is None else self.mergekit_seconds / self.seconds
 
 
-def measure(case: Case, side: int, peer: Callable[..., Any] | None, rounds: int) -> Figure:
-    tensors = siblings((side, side), case.targets)
-    base = {"base_index": 0} if case.base else {}
-    call: dict[str, Any] = {"parameters": case.parameters, **base}
+def measure(asked: Asked, side: int, peer: Callable[..., Any] | None, rounds: int) -> Figure:
+    case = asked.case(side)
+    tensors = case.make_tensors()
     out = torch.empty_like(tensors[0])
-    ours = partial(merge_tensors, tensors, case.method, **call)
+    calls = calls_of(case, tensors, out)
+    works: dict[Hashable, Work] = {
+        "ours": calls["merge"].work,
+        "ours out=": calls["merge out="].work,
+    }
     memcpy = Memcpy(tensors)
-    taken: dict[str, list[float]] = defaultdict(list)
+    taken: dict[Hashable, list[float]] = {}
     for _ in range(rounds):
-        for name, work in (("ours", ours), ("ours out=", partial(ours, out=out))):
-            taken["memcpy"] += memcpy.seconds(2)
-            work()
-            taken[name] += [timed(work) for _ in range(4)]
+        take_turn(taken, works, memcpy)
         if peer is not None:
-            theirs = partial(peer, tensors, case.method, **call)
-            taken["mergekit"].append(timed(theirs))
-    rate = memcpy.moved / median(taken["memcpy"])
-    moved = (2 * len(tensors) + 1) * tensors[0].nbytes
+            base = {"base_index": 0} if case.has_base else {}
+            theirs = partial(peer, tensors, case.method, parameters=case.parameters, **base)
+            taken.setdefault("mergekit", []).append(timed(theirs))
+    rate = memcpy.nbytes / median(taken[MEMCPY])
+    moved = 2 * case.read_bytes + case.tensor_bytes
     seconds, seconds_out = median(taken["ours"]), median(taken["ours out="])
     return Figure(
-        case=case.name,
+        case=asked.name,
         seconds=seconds,
         seconds_out=seconds_out,
         of_memcpy=moved / seconds / rate,
@@ -132,17 +133,14 @@ def measure(case: Case, side: int, peer: Callable[..., Any] | None, rounds: int)
         memcpy_gb_per_s=rate / 1e9,
         mergekit_seconds=median(taken["mergekit"]) if peer is not None else None,
         different=differing(case, tensors, out) / out.numel() * 100_000,
-        samples=dict(taken),
+        samples={str(name): seconds for name, seconds in taken.items()},
     )
 
 
 def differing(case: Case, tensors: list[torch.Tensor], merged: torch.Tensor) -> int:
     """Count the elements of `merged` that are not those of the formula in float64."""
     base, *targets = (t.flatten() for t in tensors)
-    ids = range(case.base, len(tensors))
-    values = resolve_parameters(case.method, case.parameters, ids)
-    shape, names = tensors[0].shape, tuple(map(str, ids))
-    rule = METHODS[case.method].rule(values, TensorSpec.of_shape("", shape, names, case.base, 0))
+    rule = case.rule
     learned: list[Any] = []
     while (request := rule.request(learned)) is not None:
         learned.append(survey(base, targets, request=request))
@@ -193,7 +191,7 @@ def figures_table(figures: list[Figure]) -> str:
     return table([*header, "over mergekit", "mergekit ms", "differ of 100,000"], rows)
 
 
-def goals_table(cases: tuple[Case, ...], figures: list[Figure]) -> str:
+def goals_table(cases: tuple[Asked, ...], figures: list[Figure]) -> str:
     goals: list[Goal] = []
     for case, figure in zip(cases, figures, strict=True):
         if case.of_memcpy is not None:

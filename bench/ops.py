@@ -9,25 +9,21 @@ because the machine's bandwidth may change while this runs; figures are medians.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
-from machine import Memcpy, describe
-from report import SELECT_TOPK, median, parser, peer_merge_tensors, publish, table, timed
-from siblings import siblings
+from machine import describe
+from report import SELECT_TOPK, median, parser, peer_merge_tensors, publish, table
 
-from fuseo1_kernels.in_memory.merge import merge_tensors
-from fuseo1_kernels.in_memory.ops import fuse, survey
-from fuseo1_kernels.methods.sce import sce_params
+from fuseo1_kernels.bench.calls import Call, calls_of
+from fuseo1_kernels.bench.cases import Case
+from fuseo1_kernels.bench.timing import MEMCPY, Memcpy, Work, take_turn, timed
 
 RMS = (1e-3, 1e-4)
 VARIANTS = ("fuseo1", "mergekit")
-
-MergeContext = Callable[[], Any]
 
 
 @dataclass(frozen=True)
@@ -51,86 +47,58 @@ class Figure:
     samples: list[float]
 
 
-def nbytes(*tensors: torch.Tensor) -> int:
-    return sum(t.numel() * t.element_size() for t in tensors)
-
-
-def our_calls(
-    tensors: list[torch.Tensor], select_topk: float
-) -> dict[str, tuple[MergeContext, int]]:
-    """Return our calls by name, each with the bytes that it must move at the least."""
-    base, *targets = tensors
-    out = torch.zeros_like(base)
-    read, written = nbytes(*tensors), nbytes(out)
-    surveyed = survey(base, targets, select_topk=select_topk)
-    calls: dict[str, tuple[MergeContext, int]] = {}
+def our_calls(case: Case, tensors: list[torch.Tensor]) -> dict[str, Call]:
+    """Return our calls by name, by both variants of `case`."""
+    out = torch.zeros_like(tensors[0])
+    calls: dict[str, Call] = {}
     for variant in VARIANTS:
-        parameters = {"select_topk": select_topk, "variant": variant}
-        merge = partial(merge_tensors, tensors, "sce", base_index=0, parameters=parameters)
-        calls[f"merge_tensors {variant}"] = merge, 2 * read + written
-        calls[f"merge_tensors {variant} out="] = partial(merge, out=out), 2 * read + written
-    calls["survey"] = partial(survey, base, targets, select_topk=select_topk), read
-    for variant in VARIANTS:
-        params = sce_params(surveyed, base.numel(), select_topk, variant)
-        fuse_there = partial(fuse, base, targets, params, out=out)
-        calls[f"fuse {variant} out="] = fuse_there, read + written
+        of = replace(case, parameters={**case.parameters, "variant": variant})
+        made = calls_of(of, tensors, out, passes=True)
+        calls[f"merge_tensors {variant}"] = made["merge"]
+        calls[f"merge_tensors {variant} out="] = made["merge out="]
+        calls["survey"] = made["survey 1"]
+        calls[f"fuse {variant} out="] = made["fuse out="]
     return calls
 
 
-def take_turns(
-    calls: Mapping[str, MergeContext],
-    peer: MergeContext | None,
-    memcpy: Memcpy,
-    rounds: int,
-    repeats: int,
-) -> dict[str, list[float]]:
-    """Return the seconds of every call, of "mergekit" and of "memcpy", which goes between all others."""
-    taken: dict[str, list[float]] = defaultdict(list)
-    for _ in range(rounds):
-        for name, call in calls.items():
-            taken["memcpy"] += memcpy.seconds(2)
-            call()
-            taken[name] += [timed(call) for _ in range(repeats)]
-        if peer is not None:
-            taken["mergekit"].append(timed(peer))
-    taken["memcpy"] += memcpy.seconds(2)
-    return taken
-
-
 def measure(
+    case: Case,
     tensors: list[torch.Tensor],
     rms: float,
-    select_topk: float,
     peer_merge: Callable[..., Any] | None,
     rounds: int,
     repeats: int,
 ) -> list[Figure]:
     """Measure all calls on one set of tensors."""
-    peer = None
-    if peer_merge is not None:
-        parameters = {"select_topk": select_topk}
-        peer = partial(peer_merge, tensors, "sce", base_index=0, parameters=parameters)
-    calls = our_calls(tensors, select_topk)
-    whole = 2 * nbytes(*tensors) + nbytes(tensors[0])
+    calls = our_calls(case, tensors)
+    works: dict[Hashable, Work] = {name: call.work for name, call in calls.items()}
     memcpy = Memcpy(tensors)
-    works = {name: work for name, (work, _) in calls.items()}
-    taken = take_turns(works, peer, memcpy, rounds, repeats)
+    taken: dict[Hashable, list[float]] = {}
+    for _ in range(rounds):
+        take_turn(taken, works, memcpy, repeats)
+        if peer_merge is not None:
+            peer = partial(peer_merge, tensors, case.method, base_index=0)
+            seconds = timed(partial(peer, parameters=case.parameters))
+            taken.setdefault("mergekit", []).append(seconds)
 
-    moved = {name: size for name, (_, size) in calls.items()}
-    moved |= {"memcpy": memcpy.moved, "mergekit": whole}
-    copy_rate = memcpy.moved / median(taken["memcpy"])
+    moved = {name: call.nbytes for name, call in calls.items()}
+    moved |= {MEMCPY: memcpy.nbytes, "mergekit": case.merge_bytes}
+    copy_rate = memcpy.nbytes / median(taken[MEMCPY])
     figures = []
-    for name, samples in taken.items():
+    for name, size in moved.items():
+        if name not in taken:
+            continue
+        samples = taken[name]
         seconds = median(samples)
-        compared = peer is not None and name.startswith("merge_tensors")
+        compared = "mergekit" in taken and name.startswith("merge_tensors")
         figures.append(
             Figure(
                 rms=rms,
-                select_topk=select_topk,
+                select_topk=case.parameters["select_topk"],
                 call=name,
                 seconds=seconds,
-                gb_per_s=moved[name] / seconds / 1e9,
-                of_memcpy=moved[name] / seconds / copy_rate,
+                gb_per_s=size / seconds / 1e9,
+                of_memcpy=size / seconds / copy_rate,
                 over_mergekit=median(taken["mergekit"]) / seconds if compared else None,
                 samples=samples,
             )
@@ -197,9 +165,11 @@ def main() -> None:
     described = describe()
     figures: list[Figure] = []
     for rms in RMS:
-        tensors = siblings((side, side), rms=rms)
+        case = Case("sce", {}, (side, side), data=f"gauss:{rms:g}")
+        tensors = case.make_tensors()
         for select_topk in SELECT_TOPK:
-            figures += measure(tensors, rms, select_topk, peer_merge, rounds, repeats)
+            of = replace(case, parameters={"select_topk": select_topk})
+            figures += measure(of, tensors, rms, peer_merge, rounds, repeats)
     title = f"merge_tensors, survey, fuse: {side}x{side}, bf16, three targets, sce"
     sections = [merges_table(figures), ops_table(figures)]
     publish(options, described, "ops", title, sections, [asdict(f) for f in figures])

@@ -6,12 +6,13 @@ import argparse
 import importlib
 import json
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from machine import describe_line
+
+from fuseo1_kernels.bench.report import table as table
 
 RESULTS = Path(__file__).resolve().parent / "results"
 #: Where benchmarks put what they need for a while: on the disk that the repository is on.
@@ -47,25 +48,6 @@ def peer_merge_tensors() -> Callable[..., Any]:
         raise SystemExit(f"{_PEER} ({error})") from error
     merge_tensors: Callable[..., Any] = api.merge_tensors
     return merge_tensors
-
-
-def timed(work: Callable[[], Any]) -> float:
-    """Return the seconds that `work` takes; what it returns is freed after the clock stops."""
-    start = time.perf_counter()
-    kept = work()
-    seconds = time.perf_counter() - start
-    del kept
-    return seconds
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table whose columns are as wide as they need to be."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = [header, ["-" * (width - 1) + ":" for width in widths], *rows]
-    return "\n".join(
-        "| " + " | ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)) + " |"
-        for line in lines
-    )
 
 
 def chosen(results: Path | None, quick: bool) -> Path | None:

@@ -11,15 +11,16 @@ from typing import Any
 import pytest
 import torch
 from report import SELECT_TOPK
-from siblings import siblings
 
 from fuseo1_kernels.backends import _cpu
 from fuseo1_kernels.backends.registry import load_backend
-from fuseo1_kernels.in_memory.ops import fuse, survey
-from fuseo1_kernels.methods.sce import sce_params
+from fuseo1_kernels.bench.calls import Call, calls_of
+from fuseo1_kernels.bench.cases import Case
 
 SHAPE = (1024, 1024)
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+DTYPES = pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+TOPKS = pytest.mark.parametrize("select_topk", SELECT_TOPK)
 
 
 @pytest.fixture(params=_cpu.available_isas())
@@ -32,37 +33,32 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     _cpu.use_isa(before)
 
 
-@pytest.fixture(params=DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
-def tensors(request: pytest.FixtureRequest) -> list[torch.Tensor]:
-    """A base and three fine-tunes."""
-    return siblings(SHAPE, dtype=request.param)
-
-
-def _count_bytes(benchmark: Any, *moved: torch.Tensor) -> None:
-    total = sum(t.numel() * t.element_size() for t in moved)
+def run(benchmark: Any, call: Call) -> Any:
+    """What the call returns, measured."""
+    result = benchmark(call.work)
     if benchmark.stats is not None:  # None with --benchmark-disable
-        benchmark.extra_info["GB/s"] = round(total / benchmark.stats.stats.median / 1e9, 2)
+        rate = call.nbytes / benchmark.stats.stats.median
+        benchmark.extra_info["GB/s"] = round(rate / 1e9, 2)
+    return result
 
 
 @pytest.mark.benchmark(group="survey")
-@pytest.mark.parametrize("select_topk", SELECT_TOPK)
-def test_survey(benchmark: Any, isa: str, tensors: list[torch.Tensor], select_topk: float) -> None:
-    base, *targets = tensors
-    result = benchmark(survey, base, targets, select_topk=select_topk)
-    assert min(result.energy) > 0.0
-    _count_bytes(benchmark, *tensors)
+@DTYPES
+@TOPKS
+def test_survey(benchmark: Any, isa: str, dtype: str, select_topk: float) -> None:
+    case = Case("sce", {"select_topk": select_topk}, SHAPE, dtype)
+    tensors = case.make_tensors()
+    calls = calls_of(case, tensors, torch.zeros_like(tensors[0]), passes=True)
+    assert min(run(benchmark, calls["survey 1"]).energy) > 0.0
 
 
 @pytest.mark.benchmark(group="fuse")
-@pytest.mark.parametrize("select_topk", SELECT_TOPK)
+@DTYPES
+@TOPKS
 @pytest.mark.parametrize("variant", ["fuseo1", "mergekit"])
-def test_fuse(
-    benchmark: Any, isa: str, tensors: list[torch.Tensor], select_topk: float, variant: str
-) -> None:
-    base, *targets = tensors
-    surveyed = survey(base, targets, select_topk=select_topk)
-    params = sce_params(surveyed, base.numel(), select_topk, variant)
-    out = torch.zeros_like(base)
-    benchmark(fuse, base, targets, params, out=out)
-    assert not torch.equal(out, base)
-    _count_bytes(benchmark, *tensors, out)
+def test_fuse(benchmark: Any, isa: str, dtype: str, select_topk: float, variant: str) -> None:
+    case = Case("sce", {"select_topk": select_topk, "variant": variant}, SHAPE, dtype)
+    tensors = case.make_tensors()
+    out = torch.zeros_like(tensors[0])
+    run(benchmark, calls_of(case, tensors, out, passes=True)["fuse out="])
+    assert not torch.equal(out, tensors[0])

@@ -1,0 +1,1 @@
+"""`python -m fuseo1_kernels.bench`: how fast the kernels are, beside a memcpy of the same tensors in the same run."""
