@@ -2,8 +2,8 @@
 
     python bench/checkpoints.py DIR --size tiny|small|0.5B [--targets 3] [--rms 1e-3] [--seed 0]
 
-Writes DIR/base, DIR/target-1, ... (random weights, bf16, a small byte-level tokenizer) and
-DIR/merge.yaml, a FuseO1-shaped recipe that merges them. Needs torch, safetensors, tokenizers and the package.
+Writes DIR/base, DIR/target-1, ... (random weights, bf16, a tokenizer of bytes) and DIR/merge.yaml, a
+FuseO1-shaped recipe that merges them. Needs nothing that the package itself does not need.
 """
 
 from __future__ import annotations
@@ -17,27 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from fuseo1_kernels.bench.data import BASE_STD, fine_tune
+from fuseo1_kernels.checkpoint.header import write_header
 
 #: The first ids are theirs, in this order.
 SPECIAL_TOKENS = PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-_MERGES = 200
 
 _CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
-
-_SENTENCES = (
-    "A merge of fine-tuned checkpoints reads every model and writes one.",
-    "The survey learns which elements matter; the fuse adds what the models agree on to the base.",
-    "Let us think step by step: first the question, then the reasoning, then the answer.",
-    "The quick brown fox jumps over the lazy dog, and the dog merges with the fox.",
 )
 
 
@@ -116,14 +107,13 @@ def make_siblings(
     """
     if isinstance(size, str):
         size = SIZES[size]
-    tokenizer = train_tokenizer()
     generator = torch.Generator(device).manual_seed(seed)
     base = {name: _initial(name, shape, generator) for name, shape in size.shapes().items()}
     paths = siblings_in(directory, targets)
-    write_model(paths.base, size, base, tokenizer)
+    write_model(paths.base, size, base)
     for path in paths.targets:
         tuned = {name: fine_tune(tensor, rms, generator) for name, tensor in base.items()}
-        write_model(path, size, tuned, tokenizer)
+        write_model(path, size, tuned)
     return paths
 
 
@@ -133,14 +123,16 @@ def siblings_in(directory: Path, targets: int) -> Siblings:
     return Siblings(directory / "base", tuple(directory / name for name in names))
 
 
-def write_model(
-    path: Path, size: Size, tensors: dict[str, torch.Tensor], tokenizer: Tokenizer
-) -> None:
-    """Write one checkpoint: weights, configuration, tokenizer."""
+def write_model(path: Path, size: Size, tensors: dict[str, torch.Tensor]) -> None:
+    """Write one checkpoint: weights in bf16, configuration, tokenizer."""
     path.mkdir(parents=True, exist_ok=True)
-    on_host = {name: tensor.cpu() for name, tensor in tensors.items()}
-    save_file(on_host, path / "model.safetensors", metadata={"format": "pt"})
-    tokenizer.save(str(path / "tokenizer.json"))
+    names = sorted(tensors)
+    described = [(name, "BF16", tuple(tensors[name].shape)) for name in names]
+    with open(path / "model.safetensors", "wb") as file:
+        file.write(write_header(described, {"format": "pt"}))
+        for name in names:
+            file.write(tensors[name].contiguous().cpu().view(torch.int16).numpy().data)
+    _write_json(path / "tokenizer.json", byte_tokenizer())
     pad, end = (SPECIAL_TOKENS.index(token) for token in (PAD, END))
     _write_json(path / "config.json", model_config(size, end))
     _write_json(
@@ -160,20 +152,32 @@ def write_model(
     )
 
 
-def train_tokenizer() -> Tokenizer:
-    """Return a byte-level BPE tokenizer, trained on a few sentences, of at most 459 tokens."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=len(SPECIAL_TOKENS) + len(alphabet) + _MERGES,
-        special_tokens=list(SPECIAL_TOKENS),
-        initial_alphabet=alphabet,
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(_SENTENCES, trainer)
-    return tokenizer
+def byte_tokenizer() -> dict[str, Any]:
+    """Return a tokenizer.json with a token for each byte, and the special ones."""
+    # GPT-2's characters for bytes: printable Latin-1 for itself, the others from U+0100 on.
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = [byte for byte in range(256) if byte not in printable]
+    alphabet = [*map(chr, sorted(printable)), *(chr(256 + i) for i in range(len(others)))]
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {"id": i, "content": token, **flags, "special": True}
+            for i, token in enumerate(SPECIAL_TOKENS)
+        ],
+        "normalizer": None,
+        "pre_tokenizer": {**byte_level, "use_regex": True},
+        "post_processor": None,
+        "decoder": {**byte_level, "use_regex": True},
+        "model": {
+            "type": "BPE",
+            "vocab": {token: i for i, token in enumerate([*SPECIAL_TOKENS, *alphabet])},
+            "merges": [],
+        },
+    }
 
 
 def write_config(

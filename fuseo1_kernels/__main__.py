@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 
 from .backends.registry import backend_states
 from .version import __version__
@@ -19,6 +20,8 @@ def main() -> int:
             print(f"  {package} {version(package)}")
         except PackageNotFoundError:
             print(f"  {package} not installed")
+    built = [part for part in ("cpu", "cuda") if find_spec(f".backends._{part}", __package__)]
+    print(f"kernels in this build: {', '.join(built) or 'none'}")
     print("backends (auto takes the first that runs):")
     for name, state in backend_states().items():
         print(f"  {name:<10} {state}")

@@ -32,22 +32,27 @@ def describe_plan(plan: DryRun) -> str:
 
 
 def describe_result(result: MergeResult) -> str:
+    """Return a table of what came out: tensors, bytes, time, rate, and each source's share of the energy."""
     from ..errors import counted
     from .progress import per_second
 
-    moved = result.bytes_read + result.bytes_written
-    lines = [
-        f"{result.out_dir}: {counted(result.tensors, 'tensor')}, "
-        f"{short(result.parameters)} parameters, {counted(len(result.shards), 'file')}"
+    files = counted(len(result.shards), "file")
+    rows = [
+        ("merged into", result.out_dir),
+        ("tensors", f"{result.tensors}, {short(result.parameters)} parameters, {files}"),
     ]
+    moved = result.bytes_read + result.bytes_written
     if moved:
-        lines.append(
-            f"{result.seconds:.2f} s, {short(result.bytes_read)}B read, {short(result.bytes_written)}B "
-            f"written, {per_second(moved / result.seconds)}; {result.backend}"
-        )
-    if result.energy_share:
-        lines.append("energy share of each source:")
-    lines += [f"  {share:7.2%}  {model}" for model, share in result.energy_share.items()]
+        rows += [
+            ("read", f"{short(result.bytes_read)}B"),
+            ("written", f"{short(result.bytes_written)}B"),
+            ("time", f"{result.seconds:.2f} s"),
+            ("rate", f"{per_second(moved / result.seconds)} read and written"),
+            ("backend", result.backend),
+        ]
+    for i, (model, share) in enumerate(result.energy_share.items()):
+        rows.append(("" if i else "energy share", f"{share:7.2%}  {model}"))
+    lines = [f"{title:<13}{value}" for title, value in rows]
     if 0 < result.resumed < result.tensors:
         were = "tensor was" if result.resumed == 1 else "tensors were"
         lines.append(f"note: {result.resumed} {were} there from an earlier run")
