@@ -21,11 +21,11 @@ constexpr uint32_t kMinExponent = 22;
 constexpr int kExponents = 256;
 FUSEO1_HOST_DEVICE constexpr uint32_t scale_bits(uint32_t exponent) { return (276u - exponent) << 23; }
 
-// x + 2^23 rounds x in [0, 2^23] to an integer, to nearest even; the integer is the bits less those of 2^23.
+// x + 2^23 rounds x in [0, 2^23] to an integer, to nearest even; the integer is the sum's bits minus those of 2^23.
 constexpr float kRintMagic = 8388608.0f;
 constexpr uint32_t kRintMagicBits = 0x4b000000u;
 
-// Sums of shares in fp64 that are nearer to 0 are taken for it: decimal weights that cancel leave a little.
+// An fp64 sum of shares whose magnitude is below this counts as 0: decimal weights that cancel leave a residue.
 constexpr double kLeastDivisor = 0x1p-27;
 
 // The largest fp32 whose square is finite.

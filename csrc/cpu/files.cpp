@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// survey and fuse fed from files, in pieces (include/fuseo1/files.h).
+// survey and fuse of files, piece by piece (include/fuseo1/files.h).
 #include "fuseo1/files.h"
 
 #include <errno.h>
@@ -11,13 +11,13 @@
 namespace fuseo1 {
 namespace {
 
-// Of all inputs together: half of a core's L2 cache on AMD Zen 4 and 5, a quarter on Intel's servers.
+// A piece of all inputs together: half of a core's L2 cache on AMD Zen 4 and 5, a quarter on Intel's servers.
 constexpr int64_t kPieceBytes = 512 << 10;
-// Threads are started for every piece, so several of them work on a larger one.
+// Threads are started for every piece, so pieces for several threads are larger.
 constexpr int64_t kPiecesPerThread = 4;
 constexpr int64_t kAlign = 64;
 
-// Reads all of [offset, offset + bytes); else errno, 0 for the end of the file.
+// Reads all of [offset, offset + bytes); else sets errno, 0 for the end of the file.
 bool read_all(int fd, char* to, int64_t bytes, int64_t offset, int* number) {
   while (bytes > 0) {
     const ssize_t got = pread(fd, to, static_cast<size_t>(bytes), offset);
@@ -31,7 +31,7 @@ bool read_all(int fd, char* to, int64_t bytes, int64_t offset, int* number) {
   return true;
 }
 
-// Selections for the chunk whose element `first` is the first of a piece: `first` is a multiple of kBlock, and so of a
+// The selections of the piece that begins at the chunk's element `first`, which is a multiple of kBlock, and so of a
 // word of bits.
 void select_in_piece(const fuseo1_select* selects, int32_t targets, int64_t first, fuseo1_select* of_piece) {
   for (int i = 0; i < targets; ++i) {
@@ -54,7 +54,7 @@ int64_t elements_in(const fuseo1_file* files, int32_t targets, fuseo1_scratch sc
   return (bytes - (targets + 1) * kAlign) / element_bytes / kBlock * kBlock;
 }
 
-// How many elements of every input make a piece of whole rows: about `bytes` of them, or as many as it takes; 0 if the
+// How many elements of every input make a piece of whole rows: about `bytes` in all, or the fewest possible; 0 if the
 // scratch does not hold these, or the arguments are outside the contract.
 int64_t piece_of(const fuseo1_file* files, int32_t targets, int64_t row, int64_t count, fuseo1_scratch scratch,
                  int64_t bytes) {
@@ -81,7 +81,7 @@ bool read_elements(const fuseo1_file& file, const fuseo1_operand& operand, int64
   return read_all(file.fd, to, n * size, file.offset + from * size, number);
 }
 
-// Calls work(operands, first, n) on one piece after the other, each of whole rows; work returns a status.
+// Calls work(operands, first, n) on each piece of whole rows, in order; work returns a status.
 template <class Work>
 int for_each_piece(const fuseo1_file* files, int32_t targets, int64_t row, int64_t offset, int64_t count,
                    fuseo1_scratch scratch, int32_t threads, fuseo1_read_error* error, const Work& work) {

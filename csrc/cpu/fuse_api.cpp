@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// fuse's C ABI: checks the arguments, spreads the segments over threads.
+// fuse's C ABI: checks arguments and spreads the segments over threads.
 #include <atomic>
 #include <new>
 
@@ -8,10 +8,10 @@
 
 namespace {
 
-// From here on the output is written past the caches. A smaller one is likely to be read again soon, by a write().
+// Outputs of at least this size bypass the caches. Smaller ones are likely to be read again soon, by a write().
 constexpr int64_t kStreamBytes = 8 << 20;
 
-// `row`: that of those RANKED.
+// `row`: ranked_row's.
 bool valid_select(const fuseo1_select& select, int64_t row, int64_t count) {
   return select.kind >= FUSEO1_SELECT_ALL && select.kind <= FUSEO1_SELECT_RANKED &&
          (select.kind != FUSEO1_SELECT_BAND || !select.rows.factors || select.rows.row >= 1) &&

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Memory that is the system's own: given back whole as soon as it goes, where malloc would keep some of it, and
+// Memory mapped from the system: all of it is returned when it is freed, where malloc would keep some, and it is
 // resident only once it is touched.
 #ifndef FUSEO1_CPU_PAGES_H_
 #define FUSEO1_CPU_PAGES_H_
@@ -41,14 +41,14 @@ struct PageAllocator {
 #endif
 };
 
-// A vector that grows keeps old and new at once: reserve or resize it, once.
+// A growing vector holds its old and its new memory at once: reserve or resize it, once.
 template <class T>
 using Pages = std::vector<T, PageAllocator<T, true>>;
 
-// Memory that is filled as far as needed. In huge pages: small ones, faulted in one by one, cost as much as the survey.
+// Memory that is filled as far as needed. In huge pages: faulting in small ones one by one costs as much as the survey.
 class Room {
  public:
-  // `needed` false: it has no bytes where the system refuses.
+  // `needed` false: if the system refuses, the room has no bytes.
   explicit Room(size_t bytes, bool needed = true) {
     if (bytes == 0) return;
     try {

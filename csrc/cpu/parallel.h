@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Threads for one pass over a chunk, in segments that the threads take one after the other.
+// Threads for one pass over a chunk; they take its segments one by one.
 #ifndef FUSEO1_CPU_PARALLEL_H_
 #define FUSEO1_CPU_PARALLEL_H_
 
@@ -18,10 +18,10 @@
 namespace fuseo1 {
 
 // Segments lie at multiples of this many elements of the flat tensor. 65,536 x 4 streams of bf16 are 512 KiB: large
-// enough that taking one costs nothing, small enough that threads end together.
+// enough that taking one costs nothing, small enough that threads finish together.
 constexpr int64_t kSegment = 65536;
 
-// Rounding to nearest, denormals kept: the caller's thread may have been set otherwise (torch.set_flush_denormal).
+// Rounds to nearest and keeps denormals: the caller's thread may be set otherwise (torch.set_flush_denormal).
 class DefaultFloatingPoint {
  public:
 #if defined(__SSE__)
@@ -42,8 +42,8 @@ class DefaultFloatingPoint {
 #endif
 };
 
-// Calls work(0) .. work(count - 1), each on a thread of its own; should the system grant fewer threads, the caller's
-// does the rest. work must not throw.
+// Calls work(0) .. work(count - 1), each on a thread of its own; if the system grants fewer threads, the caller's does
+// the rest. work must not throw.
 template <class Work>
 void in_parallel(int64_t count, const Work& work) {
   const auto guarded = [&](int64_t i) {
@@ -67,8 +67,8 @@ inline int64_t segments_of(int64_t offset, int64_t count, int64_t segment = kSeg
   return (offset + count + segment - 1) / segment - offset / segment;
 }
 
-// Calls work(thread, begin, end) until the segments of [offset, offset + count) are done; begin and end count from
-// `offset`. work must not throw.
+// Calls work(thread, begin, end) on each segment of [offset, offset + count); begin and end count from `offset`. work
+// must not throw.
 template <class Work>
 void for_each_segment(int64_t offset, int64_t count, int threads, const Work& work, int64_t segment = kSegment) {
   const int64_t first = offset / segment, segments = segments_of(offset, count, segment);

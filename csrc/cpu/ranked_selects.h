@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Selections of which some are RANKED: decided unit by unit, of whole rows and whole blocks, and handed on as BITS.
+// Selections that include RANKED ones: these are decided unit by unit, of whole rows and whole blocks, and passed on as
+// BITS.
 #ifndef FUSEO1_CPU_RANKED_SELECTS_H_
 #define FUSEO1_CPU_RANKED_SELECTS_H_
 
@@ -16,7 +17,7 @@
 
 namespace fuseo1 {
 
-// The row of those that are RANKED; 0: none is.
+// The row of the RANKED selections; 0: there are none.
 inline int64_t ranked_row(const fuseo1_select* selects, int32_t targets) {
   for (int i = 0; selects && i < targets; ++i) {
     if (selects[i].kind == FUSEO1_SELECT_RANKED) return selects[i].row;
@@ -24,7 +25,7 @@ inline int64_t ranked_row(const fuseo1_select* selects, int32_t targets) {
   return 0;
 }
 
-// Chunks begin at multiples of it.
+// Chunks begin at multiples of this.
 inline int64_t step_of(int64_t row) { return row > 1 && row <= INT32_MAX ? std::lcm(row, int64_t{kBlock}) : kBlock; }
 
 inline bool valid_ranked(const fuseo1_select& select, int64_t row) {
@@ -32,7 +33,7 @@ inline bool valid_ranked(const fuseo1_select& select, int64_t row) {
          select.low + select.span < 1;
 }
 
-// Memory for one thread. Throws std::bad_alloc.
+// The memory of one thread. Throws std::bad_alloc.
 class RankedRoom {
  public:
   RankedRoom(int64_t row, int64_t unit, int32_t targets) : bit_words_(unit / 64) {
@@ -70,7 +71,8 @@ class RankedRoom {
   std::unique_ptr<uint64_t[]> bits_;
 };
 
-// A call's, or a survey's; made where the floating-point state may be the caller's. Throws std::bad_alloc.
+// The selections of a call or a survey. The floating-point state may be the caller's when one is made. Throws
+// std::bad_alloc.
 class RankedSelects {
  public:
   RankedSelects(const fuseo1_select* selects, int32_t targets) : row_(ranked_row(selects, targets)) {
@@ -88,16 +90,16 @@ class RankedSelects {
   int64_t row() const { return row_; }
   int64_t segment() const { return any() ? unit_ * std::max<int64_t>(kSegment / unit_, 1) : kSegment; }
 
-  // Adds rooms up to so many, if any is needed.
+  // Adds rooms until there are `count`, if any are needed.
   void make_rooms(int64_t count) {
     while (any() && static_cast<int64_t>(rooms_.size()) < count) {
       rooms_.push_back(std::make_unique<RankedRoom>(row_, unit_, static_cast<int32_t>(selects_.size())));
     }
   }
 
-  // Calls work(part, selects, at, count) on one unit of the chunk's elements [begin, end) after the other, for whose
-  // element `at` the part begins; in the room of `thread`. The bits are the tensor's, kept[i] of target i, if these
-  // are not nullptr. Must not throw.
+  // Calls work(part, selects, at, count) on each unit of the chunk's elements [begin, end), in the room of `thread`.
+  // `part` begins at the chunk's element `at`. Unless nullptr, kept[i] receives the bits of target i for the whole
+  // tensor. Must not throw.
   template <class Work>
   void for_each_unit(const Chunk& chunk, int64_t begin, int64_t end, int thread, uint64_t* const* kept,
                      const Work& work) const {
@@ -127,9 +129,9 @@ class RankedSelects {
   }
 
  private:
-  static constexpr int64_t kUnit = 8192;  // elements; of all inputs they stay in the L1 or L2 cache
+  static constexpr int64_t kUnit = 8192;  // elements; those of all inputs stay in the L1 or L2 cache
 
-  // The limits of target i: new, or those of a target before it with the same numbers.
+  // The limits of target i: new, or those of an earlier target with the same low and span.
   size_t limits_like(int i) {
     const fuseo1_select& mine = selects_[i];
     for (int k = 0; k < i; ++k) {
@@ -149,7 +151,7 @@ class RankedSelects {
 
   int64_t row_, unit_ = 0;
   std::vector<fuseo1_select> selects_;
-  std::vector<std::vector<uint32_t>> limits_;  // by how many of a row are larger
+  std::vector<std::vector<uint32_t>> limits_;  // by the number of larger elements in the row
   std::vector<size_t> limits_of_;              // by target
   std::vector<std::unique_ptr<RankedRoom>> rooms_;
 };

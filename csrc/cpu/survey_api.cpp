@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// survey's C ABI: checks the arguments, hands on to the survey, turns exceptions into codes.
+// survey's C ABI: checks arguments, calls the survey, turns exceptions into status codes.
 #include <new>
 
 #include "ranked_selects.h"
@@ -22,7 +22,7 @@ int guarded(const Body& body) {
   }
 }
 
-// Whether rows of so many elements make the tensor.
+// Whether the tensor has whole rows of `row` elements.
 bool valid_row(int64_t row, int64_t numel) { return row >= 1 && numel % row == 0; }
 
 bool valid_rows(const fuseo1_row_factors& rows, int64_t numel) { return !rows.factors || valid_row(rows.row, numel); }

@@ -16,9 +16,9 @@ ELECT_COUNT: int
 ELECT_NONE: int
 
 _Cut = tuple[int, int]
-# address and bytes
+# (address, bytes)
 _Room = tuple[int, int]
-# elements of a row, address of the factors
+# (elements of a row, address of the factors)
 _Rows = tuple[int, int]
 
 class Select:

@@ -1,4 +1,4 @@
-"""Element types and views of memory: what backends take instead of any framework's tensors."""
+"""Element types and views of memory: backends take these instead of any framework's tensors."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Array:
         return self.numel * self.dtype.size
 
     def part(self, start: int, count: int) -> Array:
-        """Elements [start, start + count)."""
+        """Elements [start, start + count). Raises IndexError."""
         if not 0 <= start <= start + count <= self.numel:
             raise IndexError(f"[{start}, {start + count}) of {self.numel} elements")
         return Array(self.address + start * self.dtype.size, self.dtype, count, self.owner)
@@ -57,8 +57,7 @@ class Array:
 def advise_huge_pages(address: int, nbytes: int) -> None:
     """Ask for huge pages under memory that is about to be written for the first time.
 
-    Faulting in 4 KiB pages one by one costs more than a merge. Advice only: where the system knows no
-    such thing, nothing happens.
+    Faulting in 4 KiB pages one by one costs more than a merge. Advice only: a no-op on systems without them.
     """
     if hasattr(mmap, "MADV_HUGEPAGE"):
         start = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
@@ -69,12 +68,15 @@ def advise_huge_pages(address: int, nbytes: int) -> None:
 
 
 class Buffer:
-    """Page-aligned memory of `nbytes` bytes, given back whole when the buffer goes. OSError if there is none."""
+    """`nbytes` of page-aligned memory, unmapped when the buffer is collected.
+
+    Raises OSError if it cannot be allocated.
+    """
 
     def __init__(self, nbytes: int) -> None:
         self._map = mmap.mmap(-1, max(nbytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if hasattr(mmap, "MADV_HUGEPAGE"):
-            with suppress(OSError):  # a kernel without them
+            with suppress(OSError):  # a kernel without huge pages
                 self._map.madvise(mmap.MADV_HUGEPAGE)
         self.view = memoryview(self._map)
         self._first = c_char.from_buffer(self._map)
@@ -82,7 +84,7 @@ class Buffer:
         self.nbytes = nbytes
 
     def array(self, dtype: DType, numel: int, offset: int = 0) -> Array:
-        """The `numel` elements of `dtype` that start `offset` bytes into the buffer."""
+        """The `numel` elements of `dtype` that start `offset` bytes into the buffer. Raises IndexError."""
         if offset + numel * dtype.size > self.nbytes:
             raise IndexError(f"{numel} elements at byte {offset} of a buffer of {self.nbytes}")
         return Array(self.address + offset, dtype, numel, self)

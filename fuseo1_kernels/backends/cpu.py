@@ -59,7 +59,7 @@ def _operands(inputs: Sequence[Array], least_targets: int = 1) -> list[tuple[int
     return [(a.address, a.dtype.abi) for a in inputs]
 
 
-def _places(files: Sequence[FileRange]) -> list[tuple[int, int, int]]:
+def _native_files(files: Sequence[FileRange]) -> list[tuple[int, int, int]]:
     return [(f.fd, f.dtype.abi, f.offset) for f in files]
 
 
@@ -72,7 +72,7 @@ def _rows(rows: RowFactors | None) -> tuple[int, bytes]:
 
 
 def native_select(select: Select) -> _cpu.Select:
-    """One target's selection for the kernels, which use the memory of its factors."""
+    """One target's selection as the kernels take it. It points into the memory of `select`'s factors."""
     if isinstance(select, Band):
         return _cpu.Select.band(_cut(select.keep), _cut(select.drop), *_rows(select.rows))
     if isinstance(select, Draw):
@@ -82,12 +82,12 @@ def native_select(select: Select) -> _cpu.Select:
     if isinstance(select, Clamp):
         return _cpu.Select.clamp(select.most)
     if select is not None:
-        raise BackendError(f"{select!r} is no selection (fuseo1_kernels.backends.requests)")
+        raise BackendError(f"{select!r} is no selection (fuseo1_kernels.backends.contract)")
     return _cpu.Select()
 
 
 def _native(params: FuseParams, offset: int, count: int) -> _cpu.FuseParams:
-    """`params` for the kernels, and for elements [offset, offset + count)."""
+    """`params` as the kernels take them for elements [offset, offset + count)."""
     check_rows(params.selects, offset + count)
     kept = params.kept or (None,) * len(params.selects)
     return _cpu.FuseParams(
@@ -109,7 +109,8 @@ def _native(params: FuseParams, offset: int, count: int) -> _cpu.FuseParams:
 
 
 @contextmanager
-def _told_by_number() -> Iterator[None]:
+def _read_errors() -> Iterator[None]:
+    """Turns the kernels' ReadError into InputUnreadable."""
     try:
         yield
     except _cpu.ReadError as error:
@@ -117,11 +118,11 @@ def _told_by_number() -> Iterator[None]:
 
 
 def _stride(runs: int, most_runs: int | None) -> int:
-    """The step with which at most `most_runs` of `runs` runs are taken."""
+    """The stride that takes at most `most_runs` of `runs` runs."""
     return 1 if most_runs is None else max(1, -(-runs // most_runs))
 
 
-def _asked(targets: int, numel: int, request: Request, max_bytes: int) -> _cpu.Survey:
+def _native_survey(targets: int, numel: int, request: Request, max_bytes: int) -> _cpu.Survey:
     """The native survey that answers `request`."""
     if isinstance(request, Magnitudes):
         _check_targets(len(request.ranks), targets, "ranks")
@@ -144,7 +145,7 @@ def _check_targets(asked: int, targets: int, what: str) -> None:
 
 
 def _answer(survey: _cpu.Survey, request: Request, room: Buffer | None) -> SurveyResult:
-    """`room`: what was lent."""
+    """The result of a finished `survey`. `room`: the memory lent to it."""
     found = survey.result()
     if not isinstance(request, Magnitudes | Norms | Gram | Divergences):
         return SceResult(**found)
@@ -166,7 +167,7 @@ def _answer(survey: _cpu.Survey, request: Request, room: Buffer | None) -> Surve
 
 
 def _room_to_keep(request: Request, numel: int, most: int) -> Buffer | None:
-    """Memory for what chance decides, if that is no more than `most` bytes, and to be had."""
+    """Memory for the drawn masks; None if there are none, they exceed `most` bytes, or it cannot be allocated."""
     nbytes = kept_bytes(request, numel)
     try:
         return Buffer(nbytes) if 0 < nbytes <= most else None
@@ -208,15 +209,21 @@ class CpuSurveyor:
         if self._survey.phase != _cpu.SURVEY_SAMPLE:
             return
         stride = _stride(len(self._survey.sample_runs()[0]), most_runs)
-        with _told_by_number():
-            self._survey.sample_files(_places(files), stride, (scratch.address, scratch.nbytes))
+        with _read_errors():
+            self._survey.sample_files(
+                _native_files(files), stride, (scratch.address, scratch.nbytes)
+            )
 
     def update_files(
         self, files: Sequence[FileRange], offset: int, count: int, scratch: Buffer
     ) -> None:
-        with _told_by_number():
+        with _read_errors():
             self._survey.update_files(
-                _places(files), offset, count, (scratch.address, scratch.nbytes), self._threads
+                _native_files(files),
+                offset,
+                count,
+                (scratch.address, scratch.nbytes),
+                self._threads,
             )
 
     def end_pass(self) -> None:
@@ -242,7 +249,7 @@ class CpuBackend:
         lent: Array | None = None,
     ) -> SurveyResult:
         operands, targets = _operands(inputs), len(inputs) - 1
-        survey = _asked(targets, inputs[0].numel, request, max_bytes)
+        survey = _native_survey(targets, inputs[0].numel, request, max_bytes)
         room = _room_to_keep(request, inputs[0].numel, max_bytes // 2)
         if room is not None:
             survey.lend((room.address, room.nbytes))
@@ -260,7 +267,9 @@ class CpuBackend:
         max_bytes: int,
         room: Buffer | None = None,
     ) -> CpuSurveyor:
-        return CpuSurveyor(_asked(targets, numel, request, max_bytes), request, threads, room)
+        return CpuSurveyor(
+            _native_survey(targets, numel, request, max_bytes), request, threads, room
+        )
 
     def fuse(
         self, inputs: Sequence[Array], params: FuseParams, out: Array, offset: int, threads: int
@@ -287,9 +296,9 @@ class CpuBackend:
         threads: int,
         scratch: Buffer,
     ) -> int:
-        with _told_by_number():
+        with _read_errors():
             return _cpu.fuse_files(
-                _places(files),
+                _native_files(files),
                 _native(params, offset, out.numel),
                 offset,
                 out.numel,

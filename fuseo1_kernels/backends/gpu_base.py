@@ -1,4 +1,4 @@
-"""What backends for a GPU's memory share: the ops that wait, made of those that do not, and what all of them refuse."""
+"""Shared by the GPU backends: blocking ops, built from the ops that only enqueue, and checks of arguments."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from .contract import SURVEY_BYTES, FuseParams, Request, RowFactors
 from .interface import GpuBackend, OnDevice, Room
 from .results import SceResult, SurveyResult
 
-# torch's allocator rounds up to multiples of it.
+# torch's allocator rounds sizes up to multiples of it.
 _UNIT = 512
 
 
-class OnGpu(GpuBackend):
-    """What is the same for every kind of kernels."""
+class GpuBase(GpuBackend):
+    """The ops that do not depend on the kind of kernels."""
 
     def survey(
         self,
@@ -27,7 +27,7 @@ class OnGpu(GpuBackend):
         max_bytes: int = SURVEY_BYTES,
         lent: Array | None = None,
     ) -> SurveyResult:
-        """SCE's; others are the backends' own. What follows the request is the CPU's concern."""
+        """SCE's survey; the backends override it for others. The arguments after `request` are for CPU backends."""
         assert isinstance(request, int | float)
         return self.result(self.enqueue_survey(inputs, request, "fuseo1"))[0]
 
@@ -51,14 +51,14 @@ class OnGpu(GpuBackend):
         return found
 
     def make_room(self, inputs: Sequence[Array], select_topk: float) -> Room:
-        """Memory of the inputs' device for a survey of them."""
+        """Memory on the inputs' device for a survey of them."""
         needed = self.workspace_bytes(len(inputs) - 1, inputs[0].numel, select_topk)
         sizes = (needed, self.result_bytes, self.params_bytes)
         device = device_of(inputs)
         return Room(*(torch.empty(n, dtype=torch.uint8, device=device) for n in sizes))
 
     def check_inputs(self, inputs: Sequence[Array], least: int = 1) -> None:
-        """`least`: how many targets there must be. Raises BackendError."""
+        """Raises BackendError unless sizes are equal and there are `least` to max_targets targets."""
         if len({a.numel for a in inputs}) != 1:
             raise BackendError("base and targets must have the same number of elements")
         if not least < len(inputs) <= self.max_targets + 1:
@@ -68,7 +68,7 @@ class OnGpu(GpuBackend):
 
 
 def check_is_sce(backend: str, params: FuseParams) -> None:
-    """Of parameters that are to be enqueued. Raises BackendError."""
+    """Raises BackendError unless `params` can be enqueued: only SCE's can."""
     if not params.is_sce:
         raise BackendError(
             f"backend {backend} enqueues merges by sce alone: fuse takes these parameters, and waits"
@@ -82,19 +82,19 @@ def check_factors(rows: RowFactors, numel: int) -> None:
 
 
 def check_targets(asked: int, targets: int, what: str) -> None:
-    """Raises BackendError."""
+    """Raises BackendError unless a request is for as many targets as there are."""
     if asked != targets:
         raise BackendError(f"{what} for {asked} targets, but there are {targets}")
 
 
 def check_output(out: Array, inputs: Sequence[Array]) -> None:
-    """Raises BackendError."""
+    """Raises BackendError unless `out` has as many elements as each input."""
     if out.numel != inputs[0].numel:
         raise BackendError("the output must have as many elements as the inputs")
 
 
-def taken(*sizes: int) -> int:
-    """What torch's allocator takes of a device's memory for tensors of so many bytes each."""
+def allocated(*sizes: int) -> int:
+    """Bytes of device memory that torch's allocator uses for tensors of these sizes, in bytes."""
     return sum(-(-size // _UNIT) * _UNIT for size in sizes)
 
 
@@ -104,7 +104,7 @@ def device_of(inputs: Sequence[Array]) -> torch.device:
 
 
 def upload(packed: bytes, device: torch.device) -> torch.Tensor:
-    """[bytes] uint8 on the device, without waiting for it."""
-    # From pageable memory, which the driver has read when the call returns: nothing need be kept for it.
+    """`packed` as a [bytes] uint8 tensor on the device, without waiting for it."""
+    # The driver has read pageable memory when the call returns, so `host` need not be kept alive.
     host = torch.frombuffer(bytearray(packed), dtype=torch.uint8)
     return host.to(device, non_blocking=True)

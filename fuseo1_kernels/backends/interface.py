@@ -35,30 +35,30 @@ class InputUnreadable(Exception):
 
 
 class Surveyor(Protocol):
-    """A survey of a tensor that comes in chunks. ReadAhead it while it is not `done`, pass after pass."""
+    """A survey of a tensor that comes in chunks. Feed it pass after pass until it is `done`."""
 
     @property
     def done(self) -> bool: ...
 
     def sample_runs(self, most_runs: int | None = None) -> tuple[Sequence[int], int]:
-        """Starts and common length of the runs it wants before the first pass; no starts: none.
+        """The starts and the common length of the runs to sample before the first pass; no starts: no sample.
 
-        With `most_runs` at most that many of them, spread evenly.
+        With `most_runs`, at most that many runs, spread evenly.
         """
 
     def sample(self, inputs: Sequence[Array]) -> None:
-        """Take the sampled runs, back to back; then, or if there are none, the first pass begins."""
+        """Take the sampled runs back to back, or nothing if there are none, and begin the first pass."""
 
     def update(self, inputs: Sequence[Array], offset: int) -> None:
-        """Take the chunk that starts at flat index `offset`, a multiple of 256, base first."""
+        """Take the chunk that starts at flat index `offset`, a multiple of 256; base first."""
 
     def sample_files(self, files: Sequence[FileRange], most_runs: int, scratch: Buffer) -> None:
-        """As `sample`, reading what `sample_runs(most_runs)` names. Raises InputUnreadable."""
+        """As `sample`, reading the runs of `sample_runs(most_runs)` from files. Raises InputUnreadable."""
 
     def update_files(
         self, files: Sequence[FileRange], offset: int, count: int, scratch: Buffer
     ) -> None:
-        """As `update`, reading the inputs to `scratch`, piece by piece. Raises InputUnreadable."""
+        """As `update`, reading the inputs into `scratch` piece by piece. Raises InputUnreadable."""
 
     def end_pass(self) -> None: ...
 
@@ -82,12 +82,12 @@ class Ops(Protocol):
         max_bytes: int = SURVEY_BYTES,
         lent: Array | None = None,
     ) -> SurveyResult:
-        """`lent`: memory that it may overwrite, besides the `max_bytes` of its own."""
+        """Survey whole inputs in at most `max_bytes` of its own memory; it may also overwrite `lent`."""
 
     def fuse(
         self, inputs: Sequence[Array], params: FuseParams, out: Array, offset: int, threads: int
     ) -> int:
-        """Write to `out`; returns how many elements were written as infinity or NaN."""
+        """Write to `out`, whose flat indices begin at `offset`; return how many elements are infinite or NaN."""
 
 
 class Backend(Ops, Protocol):
@@ -102,10 +102,10 @@ class Backend(Ops, Protocol):
         max_bytes: int,
         room: Buffer | None = None,
     ) -> Surveyor:
-        """`max_bytes` bounds what the survey itself keeps in memory, besides what it puts into `room`.
+        """A survey of `targets` targets of `numel` elements, in at most `max_bytes` of its own memory besides `room`.
 
-        One survey after the other can use the same room: fresh memory costs time to be cleared. What a result
-        says was kept is there until then.
+        Successive surveys can share a room, because fresh memory costs time to clear. The masks that a result
+        says were kept are valid until the next survey uses the room.
         """
 
     def fuse_files(
@@ -117,12 +117,12 @@ class Backend(Ops, Protocol):
         threads: int,
         scratch: Buffer,
     ) -> int:
-        """As `fuse`, reading the inputs to `scratch`, piece by piece. Raises InputUnreadable."""
+        """As `fuse`, reading the inputs into `scratch` piece by piece. Raises InputUnreadable."""
 
 
 @dataclass(frozen=True)
 class OnDevice:
-    """What a survey left in a GPU's memory, as torch tensors: its result, and the parameters that fuse takes."""
+    """A survey's result and the parameters for fuse, as torch tensors in a GPU's memory."""
 
     result: Any
     params: Any
@@ -131,10 +131,10 @@ class OnDevice:
 
 @dataclass(frozen=True)
 class Room:
-    """A GPU's memory for a survey, as torch tensors of bytes that begin at multiples of 256.
+    """A GPU's memory for a survey: torch tensors of bytes, aligned to 256.
 
-    `work` is used until the stream has passed the survey (`workspace_bytes`), `result` and `params` by whoever
-    wants them (`result_bytes`, `params_bytes`).
+    Their sizes are `workspace_bytes`, `result_bytes` and `params_bytes`. `work` is free again when the stream has
+    passed the survey; `result` and `params` hold its outcome.
     """
 
     work: Any
@@ -143,7 +143,7 @@ class Room:
 
 
 class GpuBackend(Ops, Protocol):
-    """The ops in a GPU's memory. What is called enqueue is enqueued on the current stream and waits for nothing."""
+    """The ops in a GPU's memory. Methods named `enqueue...` only enqueue on the current stream and do not wait."""
 
     @property
     def max_targets(self) -> int: ...
@@ -157,48 +157,48 @@ class GpuBackend(Ops, Protocol):
     def workspace_bytes(self, targets: int, numel: int, select_topk: float) -> int: ...
 
     def survey_bytes(self, targets: int, numel: int, request: Request) -> int:
-        """The most bytes that `survey` has of torch at once for such a request, other than SCE's.
+        """The most bytes that `survey` holds of torch's allocator at once for a request other than SCE's.
 
-        BackendError if there is no such survey.
+        Raises BackendError if there is no such survey.
         """
 
     def fuse_bytes(self, targets: int, numel: int, selects: Sequence[Select]) -> int:
-        """The same of `fuse` with such selections, other than SCE's."""
+        """The same for `fuse` with these selections, for parameters other than SCE's."""
 
     def enqueue_survey(
         self, inputs: Sequence[Array], select_topk: float, variant: str, room: Room | None = None
     ) -> OnDevice:
-        """Survey into `room`, or into memory of the backend's own."""
+        """Survey, and derive SCE's parameters, into `room` or into memory that the backend allocates."""
 
     def enqueue_fuse(
         self, inputs: Sequence[Array], survey: OnDevice, out: Array, offset: int = 0
     ) -> None: ...
 
     def place(self, inputs: Sequence[Array], params: FuseParams) -> OnDevice:
-        """`params` on the inputs' device, as if a survey had left them there; its result is all 0."""
+        """Copy `params` to the inputs' device, in the form that a survey leaves; the result is all 0."""
 
     def numbers(self, survey: OnDevice) -> tuple[Any, Any]:
         """A survey and its parameters as fp64 tensors on the device, in the layout of torch_ops."""
 
     def from_numbers(self, params: Any) -> OnDevice:
-        """Parameters in that layout as fuse takes them; the result is all 0."""
+        """Parameters in that layout, in the form that a survey leaves; the result is all 0."""
 
     def result(self, survey: OnDevice) -> tuple[SceResult, int]:
-        """Wait for what was enqueued: the survey, and how many outputs were infinite or NaN."""
+        """The survey, and how many of fuse's outputs were infinite or NaN. Waits for the device."""
 
     def pack_params(self, params: FuseParams) -> bytes:
-        """What `enqueue_fuse` wants in `OnDevice.params`; its `result` is zeros then."""
+        """`params` as the bytes that `enqueue_fuse` takes in `OnDevice.params`, beside a `result` of zeros."""
 
     def unpack_result(self, raw: bytes, targets: int) -> tuple[SceResult, int]:
         """As `result`, from the bytes of `OnDevice.result`."""
 
 
 class SmallBackend(GpuBackend, Protocol):
-    """One that also merges many small tensors in one launch."""
+    """A GPU backend that also merges many small tensors in one launch."""
 
     @property
     def most_small(self) -> int:
-        """Elements of a small tensor, at most."""
+        """The most elements of a small tensor."""
 
     def enqueue_small(
         self,
@@ -207,7 +207,7 @@ class SmallBackend(GpuBackend, Protocol):
         select_topk: float,
         variant: str,
     ) -> OnDevice:
-        """Survey and fuse tensors of as many targets each."""
+        """Survey and fuse tensors, all of as many targets, in one launch."""
 
     def results(self, surveys: OnDevice) -> list[tuple[SceResult, int]]:
         """`result` of every tensor of a launch."""

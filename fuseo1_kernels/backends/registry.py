@@ -25,17 +25,17 @@ _PACKAGE = __name__.rpartition(".")[0]
 _NO_CUDA = "its kernels are not part of this build (README.md: FUSEO1_CUDA=1)"
 
 
-#: In the order in which `auto` prefers them.
+#: Backends for the CPU's memory, in the order in which `auto` prefers them.
 BACKENDS = ("cpu", "reference")
 
 
-#: The same, of those for tensors in a GPU's memory.
+#: Backends for a GPU's memory, in the order in which `auto` prefers them.
 GPU_BACKENDS = ("cuda", "triton")
 
 
 @cache
 def load_backend(name: str) -> Backend:
-    """The backend `name` ("auto", or one of BACKENDS), or BackendError saying why it cannot run."""
+    """The backend `name` ("auto", or one of BACKENDS). Raises BackendError saying why it cannot run."""
     if name == "auto":
         backend, reasons = first_that_runs()
         for reason in reasons:
@@ -56,7 +56,7 @@ def load_backend(name: str) -> Backend:
 
 @cache
 def load_gpu_backend(name: str) -> GpuBackend:
-    """The backend `name` ("auto", or one of GPU_BACKENDS) for tensors in a GPU's memory, or BackendError."""
+    """The backend `name` ("auto", or one of GPU_BACKENDS) for tensors in a GPU's memory. Raises BackendError."""
     if name in BACKENDS:
         raise BackendError(f"backend {name} works in the CPU's memory; move the tensors there")
     if name != "auto" and name not in GPU_BACKENDS:
@@ -77,14 +77,14 @@ def _load(name: str) -> Any:
     try:
         return importlib.import_module(f".{name}", __package__).load()
     except ImportError as error:
-        # A module that is there and cannot be loaded says why itself.
+        # If the module exists and cannot be loaded, its own error says why.
         no_cuda = name == "cuda" and importlib.util.find_spec("._cuda", _PACKAGE) is None
         reason = _not_built() if name == "cpu" else _NO_CUDA if no_cuda else None
         raise BackendError(f"backend {name} cannot run here: {reason or error}") from error
 
 
 def _not_built() -> str | None:
-    """What to do where this package is a source tree without kernels, which hides an installed package."""
+    """A remedy, if this package is a source tree without kernels that hides an installed package; else None."""
     package = Path(__file__).resolve().parents[1]
     built = importlib.util.find_spec("._cpu", _PACKAGE) is not None
     if built or not (package.parent / "setup.py").exists():
@@ -96,7 +96,7 @@ def _not_built() -> str | None:
 
 
 def first_that_runs() -> tuple[Backend, tuple[str, ...]]:
-    """What `auto` takes, and why none of those before it. Raises BackendError."""
+    """The backend that `auto` picks, and why each preferred one cannot run. Raises BackendError."""
     return _first_that_runs(BACKENDS, load_backend)
 
 
@@ -112,7 +112,7 @@ def _first_that_runs(
             backend = load(name)
         except BackendError as error:
             if name in BACKENDS and not isinstance(error.__cause__, ImportError):
-                raise  # it is here, and was asked for what it cannot do
+                raise  # it is installed, but configured wrongly (FUSEO1_ISA)
             reasons.append(str(error))
             continue
         return backend, tuple(reasons)
@@ -120,7 +120,7 @@ def _first_that_runs(
 
 
 def backend_states() -> dict[str, str]:
-    """For each backend, what it runs on, or why it cannot run."""
+    """For each backend a description, or why it cannot run."""
     states = {}
     for names, load in ((BACKENDS, load_backend), (GPU_BACKENDS, load_gpu_backend)):
         for name in names:

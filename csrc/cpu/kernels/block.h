@@ -10,8 +10,8 @@
 namespace fuseo1 {
 namespace {
 
-// How far ahead of the block in work the next ones are asked for. 2 KiB: AMD EPYC (Zen 5), 2 cores, 4 streams of bf16,
-// where 1 to 4 KiB measured alike (bench/results/).
+// The distance from the current block to the one that is prefetched. On AMD EPYC (Zen 5), 2 cores, 4 streams of bf16,
+// 1 to 4 KiB measured the same (bench/results/).
 constexpr int64_t kPrefetchBytes = 2048;
 
 struct Block {
@@ -24,7 +24,7 @@ FUSEO1_INLINE const typename T::Bits* elements(const fuseo1_operand& op, int64_t
   return static_cast<const typename T::Bits*>(op.data) + at;
 }
 
-// The block's elements, or, at a tensor's tail, a copy padded with zeros: they add nothing to any sum.
+// The block's elements or, at a tensor's tail, a copy padded with zeros, which add nothing to any sum.
 template <class T>
 FUSEO1_INLINE const typename T::Bits* whole_block(const fuseo1_operand& op, int64_t at, int64_t count,
                                                   typename T::Bits* padded) {
@@ -46,7 +46,7 @@ void load_base(const fuseo1_operand& op, int64_t at, int64_t count, float* base)
   for (int j = 0; j < kBlock; j += kWidth) store(base + j, T::widen(p + j));
 }
 
-// Returns the largest d*d as bits (if asked); those of infinity and NaN exceed every finite one's.
+// With kPeak, returns the largest d*d as bits; those of infinity and NaN exceed those of every finite number.
 template <class T, bool kPeak>
 uint32_t load_difference(const fuseo1_operand& op, int64_t at, int64_t count, const float* base, float* d) {
   alignas(64) typename T::Bits padded[kBlock];
@@ -91,7 +91,7 @@ void load_block(const Chunk& chunk, int64_t at, int64_t count, Block* block, uin
   }
 }
 
-// s = d_1 + ... + d_N of one vector of the block. kTargets 0: as many as `targets` says.
+// s = d_1 + ... + d_N of one vector of the block. kTargets 0: `targets` of them.
 template <int kTargets>
 FUSEO1_INLINE Vf sum_of(const Block& block, int targets, int j) {
   const int n = kTargets ? kTargets : targets;
@@ -117,7 +117,7 @@ FUSEO1_INLINE Vf variance_of(const Block& block, int targets, int j) {
 
 FUSEO1_INLINE Mask is_finite(Vf v) { return greater((Vi)splat(kInfBits), (Vi)(bits(v) & 0x7fffffffu)); }
 
-// Calls f<number of targets> where that is small enough for its loops to be unrolled, else f<0>.
+// Evaluates `call` with kTargets the number of targets, if that is small enough to unroll loops over it, else with 0.
 #define FUSEO1_UNROLL_TARGETS(targets, call) \
   switch (targets) {                         \
     case 1: {                                \

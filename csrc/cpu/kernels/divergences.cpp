@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// How far a row of one model is from the base's (include/fuseo1/survey.h). Compiled once per instruction set with
+// The divergence of a target's row from the base's (include/fuseo1/survey.h). Compiled once per instruction set with
 // FUSEO1_ISA naming it.
 #include "exp_log.h"
 #include "nonfinite.h"
@@ -8,7 +8,7 @@ namespace fuseo1 {
 namespace {
 
 constexpr double kLeastShare = 1e-8;  // added to every probability
-constexpr int kLanes64 = 8;           // sums of a row that are added up in the end
+constexpr int kLanes64 = 8;           // partial sums of a row, added at the end
 
 // Element j of a row is added to lane j % 8.
 struct Lanes {
@@ -43,7 +43,8 @@ void load_wide_input(const fuseo1_operand& op, int64_t at, int64_t count, float*
   }
 }
 
-// A row of base and target in fp64, in whole blocks, with minus infinity for what takes no part; the largest of each.
+// Loads a row of base and target as fp64, padded to whole blocks, with minus infinity where an element takes no part or
+// is padding; most[] is the largest of each.
 void load_row(const Chunk& chunk, int64_t begin, int64_t end, double* const rows[2], double most[2],
               int64_t* nonfinite) {
   Block block;
@@ -97,7 +98,7 @@ float divergence_run(const Chunk& chunk, int64_t begin, int64_t end, double* roo
       divergence.of[v] += p * log_of(p / q);
     }
   }
-  // NaN, of a row that has nothing finite, is none.
+  // The sum of a row without finite elements is NaN, its divergence 0.
   const double found = divergence.sum();
   return found > 0 ? static_cast<float>(found) : 0.0f;
 }

@@ -7,7 +7,7 @@
 namespace fuseo1 {
 namespace {
 
-// The lanes of a block that are selected by their score; `cut` tells which are.
+// The mask of a block's elements whose score is in `cut`.
 template <int kTargets>
 void choose(const Block& block, int targets, const BlockCut& cut, Mask* chosen) {
   for (int j = 0; j < kBlock; j += kWidth) {
@@ -15,8 +15,8 @@ void choose(const Block& block, int targets, const BlockCut& cut, Mask* chosen) 
   }
 }
 
-// A merged block, rounded to odd if Out is narrower than fp32, to `out`; returns the largest magnitude written, as the
-// output's bits.
+// Writes a merged block, which is rounded to odd if Out is narrower than fp32, to `out`; returns the largest magnitude
+// written, as the output's bits.
 template <class Out>
 uint32_t round_block(const float* merged, typename Out::Bits* out) {
   Vu peak{};
@@ -29,7 +29,7 @@ uint32_t round_block(const float* merged, typename Out::Bits* out) {
   return max_lane(peak);
 }
 
-// Copies past the caches: the lines of `to` are not read first.
+// Copies past the caches, so that the lines of `to` are not read first.
 void stream_copy(void* to, const void* from, size_t bytes) {
 #if defined(__x86_64__)
   char* dst = static_cast<char*>(to);

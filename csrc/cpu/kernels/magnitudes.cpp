@@ -9,7 +9,7 @@ namespace {
 
 FUSEO1_INLINE Vu magnitude(const float* d) { return load<Vu>(d) & 0x7fffffffu; }
 
-// Loads a block's task vectors, or, with factors, what they multiply |d| to.
+// Loads a block's task vectors or, with factors, their |d| times the factors.
 FUSEO1_INLINE void load_scored(const Chunk& chunk, int64_t at, int64_t count, const fuseo1_row_factors* rows,
                                Block* block, int64_t* nonfinite) {
   load_finite(chunk, at, count, block, nonfinite);
@@ -27,7 +27,7 @@ void score_block(const Chunk& chunk, int64_t at, int64_t count, const fuseo1_row
   }
 }
 
-// Ranks a block of one target. kScores: the bracket is more than a single score, so that candidates' are kept.
+// Ranks a block of one target. kScores: the bracket is more than a single score, so candidates' scores are kept.
 template <bool kScores>
 void rank_block(const float* d, int64_t index, Ranked* to) {
   // Scores are bits of non-negative floats: signed comparisons order them too.

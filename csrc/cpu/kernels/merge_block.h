@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The instance of merge_fp32.h or merge_fp64.h that a fuse needs.
+// Picks the instance of merge_fp32.h or merge_fp64.h that a fuse needs.
 // Included only by the per-ISA sources; internal linkage throughout (see simd.h).
 #ifndef FUSEO1_CPU_KERNELS_MERGE_BLOCK_H_
 #define FUSEO1_CPU_KERNELS_MERGE_BLOCK_H_
@@ -12,7 +12,7 @@ namespace {
 
 class Merge {
  public:
-  // `to_odd`: the result will be rounded on, to fewer bits than fp32 has.
+  // `to_odd`: the result will be rounded again, to fewer bits than fp32 has.
   Merge(const fuseo1_fuse_params& params, bool to_odd) : params_(params), rounded_(params), to_odd_(to_odd) {
     const bool signs =
         __builtin_signbit(params.scale) || __builtin_signbit(params.divisor) || __builtin_signbit(params.floor_divisor);
@@ -24,7 +24,7 @@ class Merge {
     fp64_ = params.divisor != 0.0 ? fp64<true>(params.elect, targets) : fp64<false>(params.elect, targets);
   }
 
-  // A block of which d are z; `chosen` nullptr: every element is selected by its score.
+  // The block's d are z; `chosen` nullptr: every element is selected by score.
   void operator()(const Block& block, const Mask* chosen, float* merged) const {
     fp32_ ? fp32_(rounded_, to_odd_, block, chosen, merged) : fp64_(params_, to_odd_, block, chosen, merged);
   }

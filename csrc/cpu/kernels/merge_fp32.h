@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What fuse computes in fp32: the election of SCE (include/fuseo1/fuse.h, FUSEO1_ELECT_SUM).
+// fuse in fp32: the election of SCE (include/fuseo1/fuse.h, FUSEO1_ELECT_SUM).
 // Included only by the per-ISA sources; internal linkage throughout (see simd.h).
 #ifndef FUSEO1_CPU_KERNELS_MERGE_FP32_H_
 #define FUSEO1_CPU_KERNELS_MERGE_FP32_H_
@@ -9,7 +9,7 @@
 namespace fuseo1 {
 namespace {
 
-// The numbers of a fuse, rounded.
+// The parameters of a fuse, rounded to fp32.
 struct Fp32Numbers {
   explicit Fp32Numbers(const fuseo1_fuse_params& params)
       : targets(params.targets),
@@ -27,33 +27,32 @@ struct Fp32Numbers {
   float divisor, floor, scale, base_scale;
 };
 
-// a + b to odd: where fp32 cannot hold the sum it is cut off towards zero, and the last bit set. Rounding that to
-// nearest even, to fewer bits, gives what rounding the exact sum would; rounding the nearest fp32 would not, next to a
-// tie.
+// a + b, rounded to odd: if fp32 cannot hold the sum, it is truncated towards zero and its last bit set. Rounding that
+// to nearest even, to fewer bits, equals rounding the exact sum; rounding the nearest fp32 would not, next to a tie.
 FUSEO1_INLINE Vf add_to_odd(Vf a, Vf b) {
   const Vf s = a + b;
   const Vf b_part = s - a;
   const Vf error = (a - (s - b_part)) + (b - b_part);     // exact (Knuth's TwoSum); NaN if s is not finite
-  const Vu beyond_exact = (bits(s) ^ bits(error)) >> 31;  // 1: s lies further from zero than the exact sum
+  const Vu beyond_exact = (bits(s) ^ bits(error)) >> 31;  // 1: s is farther from zero than the exact sum
   return from_bits(select(not_equal(error, Vf{}), (bits(s) - beyond_exact) | 1u, bits(s)));
 }
 
-// The block's d are z; `chosen` nullptr: every element is selected by its score. The result is rounded to odd if it is
-// to be rounded on, else to nearest.
+// The block's d are z; `chosen` nullptr: every element is selected by score. The result is rounded to odd if it will be
+// rounded again, else to nearest.
 //
-// Where nobody survives delta is -0.0. A sum of nothing, -0.0, stays that whatever it is divided and multiplied by,
-// unless that is negative; the instance for any number of targets minds that too.
+// Where no target survives, delta is -0.0. The empty sum is -0.0, and stays so when it is divided and multiplied by
+// anything not negative; the instance for any number of targets (kTargets 0) also handles negative numbers.
 template <int kTargets>
 void merge_fp32(const Fp32Numbers& by, bool to_odd, const Block& block, const Mask* chosen, float* merged) {
   constexpr bool kMindSigns = kTargets == 0;
   const int n = kTargets ? kTargets : by.targets;
   const bool fixed = by.divisor != 0.0f, floored = by.floor != 0.0f;
   const Vf divisor = splat(by.divisor), floor = splat(by.floor), scale = splat(by.scale);
-  const Vf nothing = splat(-0.0f);  // x + -0.0 is x, for -0.0 too
+  const Vf nothing = splat(-0.0f);  // x + -0.0 is x, for x = -0.0 too
   alignas(64) float deltas[kBlock];
   for (int j = 0; j < kBlock; j += kWidth) {
     const Vf s = n ? sum_of<kTargets>(block, n, j) : Vf{};
-    // Turning the signs over where s < 0 makes "has the elected sign" read "> 0".
+    // With signs flipped where s < 0, "has the elected sign" is "> 0".
     const Vu flip = select(greater_equal(s, Vf{}), Vu{}, splat(0x80000000u));
     Vf num = nothing, den{};
     Mask any{};
@@ -76,7 +75,7 @@ void merge_fp32(const Fp32Numbers& by, bool to_odd, const Block& block, const Ma
     if (kMindSigns) delta = select(any, delta, nothing);
     store(deltas + j, select(is_finite(s), delta, splat(__builtin_nanf(""))));
   }
-  // A loop of its own: the processor overlaps more of two short dependency chains than of one long one.
+  // A separate loop: the processor overlaps two short dependency chains better than one long one.
   for (int j = 0; j < kBlock; j += kWidth) {
     const Vf b = splat(by.base_scale) * load<Vf>(block.base + j), delta = load<Vf>(deltas + j);
     store(merged + j, to_odd ? add_to_odd(b, delta) : b + delta);

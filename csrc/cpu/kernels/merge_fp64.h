@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What fuse computes in fp64: every election but SCE's (include/fuseo1/fuse.h).
+// fuse in fp64: every election but SCE's (include/fuseo1/fuse.h).
 // Included only by the per-ISA sources; internal linkage throughout (see simd.h).
 #ifndef FUSEO1_CPU_KERNELS_MERGE_FP64_H_
 #define FUSEO1_CPU_KERNELS_MERGE_FP64_H_
@@ -10,10 +10,10 @@
 namespace fuseo1 {
 namespace {
 
-// How targets' t are told apart from those that do not survive.
+// Decides which targets' t survive.
 template <int kElect>
 struct Election {
-  Vd s = splat(-0.0);  // to which the first is added for nothing
+  Vd s = splat(-0.0);  // -0.0 + t_1 is t_1
   Mask64 finite = inverse(Mask64{});
   Vdu flip{};
 
@@ -26,8 +26,8 @@ struct Election {
       s += t;
     }
   }
-  // Turning the signs over where s < 0 makes "has the elected sign" read "> 0". The sign of s is that of s < 0 but for
-  // -0.0, which is what t that are all -0.0 add up to, none of which survives.
+  // With signs flipped where s < 0, "has the elected sign" is "> 0". The sign bit of s tells s < 0, except for -0.0:
+  // the sum of t that are all -0.0, none of which survives.
   void close() {
     if (kElect != FUSEO1_ELECT_COUNT) finite = is_finite(s);
     flip = bits(s) & (uint64_t{1} << 63);
@@ -37,17 +37,17 @@ struct Election {
   }
 };
 
-// The block's d are z; `chosen` nullptr: every element is selected by its score. Only the instance for any number of
-// targets asks what was chosen. The result is rounded to odd if it is to be rounded on, else to nearest.
+// The block's d are z; `chosen` nullptr: every element is selected by score. Only the instance for any number of
+// targets (kTargets 0) reads `chosen`. The result is rounded to odd if it will be rounded again, else to nearest.
 //
-// Where nobody survives delta is -0.0. A sum of nothing, -0.0, stays that whatever it is divided and multiplied by,
-// unless that is negative; the instance for any number of targets minds that too.
+// Where no target survives, delta is -0.0. The empty sum is -0.0, and stays so when it is divided and multiplied by
+// anything not negative; the instance for any number of targets also handles negative numbers.
 //
-// kFixed: the divisor is params.divisor. It is a template's argument because GCC 12 would ask in the loop.
+// kFixed: the divisor is params.divisor. A template argument, because GCC 12 would test it in the loop.
 template <int kElect, int kTargets, bool kFixed>
 void merge_fp64(const fuseo1_fuse_params& params, bool to_odd, const Block& block, const Mask* chosen, float* merged) {
   constexpr bool kAny = kTargets == 0;
-  // What survives has been summed: whatever is not 0.
+  // The survivors, which are all t that are not 0, are already summed in s.
   constexpr bool kAllVotes = kElect == FUSEO1_ELECT_NONE && kFixed && !kAny;
   const int n = kTargets ? kTargets : params.targets;
   Vd weights[kAny ? FUSEO1_MAX_TARGETS : kTargets], shares[kAny ? FUSEO1_MAX_TARGETS : kTargets];
@@ -55,13 +55,13 @@ void merge_fp64(const fuseo1_fuse_params& params, bool to_odd, const Block& bloc
   for (int i = 0; i < n; ++i) shares[i] = splat((params.shares ? params.shares : params.weights)[i]);
   const bool divides = params.divisor != 1.0;
   const Vd divisor = splat(params.divisor);
-  // A sum of shares is divided by if it, or without a floor its magnitude, is at least this; else by `instead`.
+  // The divisor is the sum of shares if this (without a floor its magnitude) is at least `least`; else it is `instead`.
   const bool floored = params.floor_divisor != 0.0;
   const Vd least = splat(floored ? params.floor_divisor : kLeastDivisor);
   const Vd instead = splat(floored ? params.floor_divisor : 1.0);
   const Vdu without = floored ? Vdu{} : bits(splat(-0.0));
   const Vd scale = splat(params.scale), base_scale = splat(params.base_scale);
-  const Vd nothing = splat(-0.0);  // x + -0.0 is x, for -0.0 too
+  const Vd nothing = splat(-0.0);  // x + -0.0 is x, for x = -0.0 too
   for (int j = 0; j < kBlock; j += kWidth64) {
     const auto weighed = [&](int i) { return weights[i] * load_wide(block.d[i] + j); };
     Election<kElect> election;

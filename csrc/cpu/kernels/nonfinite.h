@@ -24,8 +24,8 @@ float scalar(const fuseo1_operand& op, int64_t at) {
 
 bool finite(float x) { return __builtin_isfinite(x); }
 
-// Of a block with a d_i*d_i that is not finite: counts the culprits and calls exclude(j) for the elements whose s is
-// not finite.
+// For a block with a d_i*d_i that is not finite: calls exclude(j) for the elements whose s is not finite, and counts
+// them by input that is not finite, or as overflows.
 template <class Exclude>
 __attribute__((noinline)) void for_each_nonfinite(const Chunk& chunk, int64_t at, int64_t count, const Block& block,
                                                   int64_t* nonfinite, const Exclude& exclude) {
@@ -45,28 +45,28 @@ __attribute__((noinline)) void for_each_nonfinite(const Chunk& chunk, int64_t at
   }
 }
 
-// Takes them out of such a block.
+// Sets these elements of such a block to 0.
 void sanitize(const Chunk& chunk, int64_t at, int64_t count, Block* block, int64_t* nonfinite) {
   for_each_nonfinite(chunk, at, count, *block, nonfinite, [&](int64_t j) {
     for (int i = 0; i < chunk.targets; ++i) block->d[i][j] = 0.0f;
   });
 }
 
-// Whether a d_i*d_i is not finite, going by load_block's peaks: only then can an s be.
+// Whether a d_i*d_i is not finite, by load_block's peaks. If all are finite, so is every s.
 bool any_nonfinite(int targets, const uint32_t* peaks) {
   uint32_t most = 0;
   for (int i = 0; i < targets; ++i) most = peaks[i] > most ? peaks[i] : most;
   return most >= kInfBits;
 }
 
-// Loads a block without its elements that take no part.
+// Loads a block, with 0 for its elements that take no part.
 inline void load_finite(const Chunk& chunk, int64_t at, int64_t count, Block* block, int64_t* nonfinite) {
   uint32_t peaks[FUSEO1_MAX_TARGETS];
   load_block<true>(chunk, at, count, block, peaks);
   if (any_nonfinite(chunk.targets, peaks)) sanitize(chunk, at, count, block, nonfinite);
 }
 
-// The nearest value whose square is finite.
+// The nearest number whose square is finite.
 FUSEO1_INLINE Vf squarable(Vf x) {
   const Vf most = from_bits(splat(kMaxSquarableBits));
   x = select(greater(x, most), most, x);

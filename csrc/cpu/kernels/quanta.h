@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The quantum of a block's sum: 2^(E - 149), where E is the exponent field of its largest term, 22 at least.
+// The quantum of a block's sum: 2^(E - 149), where E is the exponent field of its largest term, at least 22.
 // Included only by the per-ISA sources; internal linkage throughout (see simd.h).
 #ifndef FUSEO1_CPU_KERNELS_QUANTA_H_
 #define FUSEO1_CPU_KERNELS_QUANTA_H_

@@ -1,22 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which elements a RANKED selection has (include/fuseo1/select.h), without sorting rows. Compiled once per instruction
-// set with FUSEO1_ISA naming it.
+// RANKED selections (include/fuseo1/select.h) without sorting rows. Compiled once per instruction set with FUSEO1_ISA
+// naming it.
 //
 // Most random words decide alone: below the lowest limit of all ranks, or not below the highest. For the others a
 // histogram of the row's magnitudes bounds the rank; elements that this leaves open need their place within their bin.
-// In a bin of equals, and differences of bf16 have many, that is their place in the row's order. Else the row's larger
-// elements are counted, or, for many, the bins are sorted.
+// In a bin of equals (bf16 differences have many) that is their place in the row's order. Otherwise the row's larger
+// elements are counted or, for many open elements, the bins are sorted.
 #include "block.h"
 #include "select.h"
 
 namespace fuseo1 {
 namespace {
 
-// So few open elements are counted one by one.
+// At most so many open elements have their larger ones counted, one by one.
 constexpr int64_t kCounted = 6;
 
-// To `to` the bits of |d| of elements at .. at + count - 1, at most those of infinity; then zeros, a block of them or
-// more.
+// Writes the bits of |d| of elements at .. at + count - 1, at most those of infinity, to `to`; then at least a block of
+// zeros.
 void load_magnitudes(const Chunk& pair, int64_t at, int64_t count, uint32_t* to) {
   Block block;
   for (int64_t done = 0; done < count; done += kBlock, to += kBlock) {
@@ -29,11 +29,11 @@ void load_magnitudes(const Chunk& pair, int64_t at, int64_t count, uint32_t* to)
   memset(to, 0, kBlock * sizeof *to);
 }
 
-// The indices of a vector's elements of which the first is `first`.
+// The indices of a vector's elements, from `first` on.
 FUSEO1_INLINE Vu indices(int64_t first) { return splat(static_cast<uint32_t>(first)) + (Vu)load<Vi>(kLanes); }
 
-// Sets the bits of the elements of whole blocks that are selected whatever their rank, and gathers those that need it;
-// returns how many. `flat` is the first's flat index.
+// In whole blocks, sets the bits of elements that are selected whatever their rank, and gathers those that need their
+// rank; returns how many these are. `flat` is the first element's flat index.
 int64_t decide_by_words(const RankRule& rule, int64_t flat, int64_t blocks, const RankRoom& room, uint64_t* bits) {
   const Vu lowest = splat(rule.limits[rule.row - 1]), highest = splat(rule.limits[0]);
   int64_t open = 0;
@@ -55,7 +55,7 @@ int64_t decide_by_words(const RankRule& rule, int64_t flat, int64_t blocks, cons
   return open;
 }
 
-// Sets the bits of the elements of whole blocks that were selected by rank, and forgets them.
+// In whole blocks, sets the bits of elements that were selected by rank, and clears `selected`.
 void take_selected(uint8_t* selected, int64_t blocks, uint64_t* bits) {
   for (int64_t word = 0; word < blocks * (kBlock / 64); ++word, selected += 64) {
 #if defined(__AVX512F__)
@@ -83,7 +83,7 @@ int64_t count_greater(const uint32_t* values, int64_t count, uint32_t than) {
   return n;
 }
 
-// Sorts elements of a row by their magnitudes, the largest first, and leaves equals in order.
+// Sorts elements of a row by descending magnitude; equals stay in order.
 void sort_descending(const uint32_t* magnitudes, uint32_t* elements, uint32_t* spare, int64_t count) {
   for (int shift = 0; shift < 32; shift += 8) {
     uint32_t starts[257] = {};
@@ -93,14 +93,14 @@ void sort_descending(const uint32_t* magnitudes, uint32_t* elements, uint32_t* s
     for (int64_t k = 0; k < count; ++k) spare[starts[digit(elements[k])]++] = elements[k];
     uint32_t* const sorted = spare;
     spare = elements, elements = sorted;
-  }  // an even number of times: the result is where it was
+  }  // an even number of passes: the result is back in `elements`
 }
 
-// One row: its magnitudes, the elements of it that need a rank, and where its bits begin.
+// One row: its magnitudes, and its elements that need a rank.
 template <class Count>
 class Row {
  public:
-  // `open` elements count from `start`, which is the row's first.
+  // `start` is the row's first element; `open` of its elements need a rank, the first at `open_from`.
   Row(const RankRule& rule, const RankRoom& room, int64_t start, int64_t open_from, int64_t open)
       : limits_(rule.limits),
         room_(room),
@@ -131,10 +131,10 @@ class Row {
   }
 
  private:
-  // The open element is the t-th largest, from 0.
+  // Decides open element k, which is the t-th largest, from 0.
   FUSEO1_INLINE void decide_as(int64_t k, int64_t t) { room_.selected[open_[k]] = words_[k] < limits_[t]; }
 
-  // Leaves open element k open, as number `at` of those that stay so.
+  // Keeps open element k open, as number `at` of those that remain.
   FUSEO1_INLINE void retain(int64_t k, int64_t at) { open_[at] = open_[k], words_[at] = words_[k]; }
 
   // How many rank above an element.
@@ -143,7 +143,7 @@ class Row {
     return count_greater(magnitudes_, element, mine - 1) + count_greater(magnitudes_ + element, n_ - element, mine);
   }
 
-  // The bins, from the largest magnitudes down: each a stretch of equal high bits, the last all that is left but zeros.
+  // Makes the bins, from the largest magnitudes down: each has equal high bits, the last all that is left but zeros.
   void make_bins() {
     shift_ = 23 - rank_bins_log2(n_);
     Vu most{}, least = ~Vu{};
@@ -163,7 +163,7 @@ class Row {
     const uint32_t lowest = (top_ >> shift_) - ((bottom + 1) >> shift_);
     clamped_ = lowest > last;
     used_ = (clamped_ ? last : lowest) + 1;
-    // Zeros get bins of their own, several, because counting one after the other in one place is slow.
+    // Zeros get several bins of their own, because counting many in one place is slow.
     const Vu zeros = indices(used_ + 1), end = splat(used_ - 1);
     for (j = 0; j < n_; j += kWidth) {
       const Vu m = load<Vu>(magnitudes_ + j), bin = splat(top_ >> shift_) - (m >> shift_);
@@ -179,7 +179,7 @@ class Row {
     }
   }
 
-  // Counts into above_, and notes places. Stores are what this waits for: four places make one.
+  // Counts into above_, and notes places. Stores are the bottleneck, so four places are stored at once.
   void count_bins() {
     const Count* const bins = bins_;
     Count *const counts = above_, *const places = places_;
@@ -195,7 +195,7 @@ class Row {
   }
 
   void decide_by_bins() {
-    // What the loop reads, in variables of its own: bytes that are written may be anything's.
+    // Local copies of what the loop reads, because stores of bytes may alias anything.
     const uint32_t* const limits = limits_;
     const Count *const bins = bins_ - start_, *const above = above_;
     uint32_t *const open = open_, *const words = words_;
@@ -212,7 +212,7 @@ class Row {
     count_ = left;
   }
 
-  // In the others, all magnitudes are the same: their low bits are 0.
+  // Marks the bins that may hold different magnitudes. In the others all low bits are 0, so all magnitudes are equal.
   void find_mixed() {
     memset(room_.mixed, 0, used_ + 1 + kWidth);
     room_.mixed[used_ - 1] = clamped_;
@@ -227,7 +227,7 @@ class Row {
     for (int64_t k = 0; k < odd; ++k) room_.mixed[bins[room_.order[k]]] = 1;
   }
 
-  // Those of bins that are not mixed.
+  // Decides the open elements of bins that are not mixed.
   void decide_by_places() {
     int64_t left = 0;
     for (int64_t k = 0; k < count_; ++k) {
@@ -242,7 +242,7 @@ class Row {
     count_ = left;
   }
 
-  // Finds the places within the bins of all open elements, which are no longer mixed then.
+  // Sorts the bins of all open elements to find the places within; these bins then count as not mixed.
   void sort_bins() {
     constexpr uint8_t kWanted = 2;
     for (int64_t k = 0; k < count_; ++k) room_.mixed[bins_[open_[k] - start_]] = kWanted;

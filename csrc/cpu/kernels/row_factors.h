@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Scores of a block: |d| times a factor of its row's (include/fuseo1/select.h).
+// Scores of a block: |d| times the factor of its row (include/fuseo1/select.h).
 // Included only by the per-ISA sources; internal linkage throughout (see simd.h).
 #ifndef FUSEO1_CPU_KERNELS_ROW_FACTORS_H_
 #define FUSEO1_CPU_KERNELS_ROW_FACTORS_H_
@@ -10,7 +10,7 @@
 namespace fuseo1 {
 namespace {
 
-// Of the `count` elements from flat index `flat` on, and 0 for the rest of the block; `scores` may be `d`.
+// Scores of the `count` elements from flat index `flat` on, and 0 for the rest of the block; `scores` may be `d`.
 inline void score_rows(const fuseo1_row_factors& rows, int64_t flat, int64_t count, const float* d, float* scores) {
   int64_t number = flat / rows.row, next = (number + 1) * rows.row - flat;
   for (int64_t j = 0; j < count; ++number, next += rows.row) {

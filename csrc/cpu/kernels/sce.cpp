@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// The survey op (include/fuseo1/survey.h), block by block. Compiled once per instruction set with FUSEO1_ISA naming it.
+// SCE's survey (include/fuseo1/survey.h), block by block. Compiled once per instruction set with FUSEO1_ISA naming it.
 #include "nonfinite.h"
 #include "quanta.h"
 
 namespace fuseo1 {
 namespace {
 
-// After the scores are taken: brings every d_i to where its square is finite, and renews the peaks.
+// Clamps every d_i so that its square is finite, and updates the peaks. Call it after the scores are computed.
 __attribute__((noinline)) void clamp_squares(int targets, Block* block, uint32_t* peaks) {
   for (int i = 0; i < targets; ++i) {
     Vu peak{};
@@ -19,7 +19,7 @@ __attribute__((noinline)) void clamp_squares(int targets, Block* block, uint32_t
   }
 }
 
-// t = rint(d*d * scale), above the magic number's bits: those are taken off a block's sum at once.
+// t = rint(d*d * scale), plus kRintMagicBits, which are subtracted from a block's sum at once.
 FUSEO1_INLINE Vu quantize(Vf d, Vf scale) { return bits(d * d * scale + splat(kRintMagic)); }
 
 void energy_run(const Chunk& chunk, int64_t begin, int64_t end, Totals* totals) {
@@ -47,7 +47,7 @@ void score_block(const Block& block, int targets, uint32_t* scores) {
   for (int j = 0; j < kBlock; j += kWidth) store(scores + j, bits(variance_of<kTargets>(block, targets, j)));
 }
 
-// Loads a block and its scores; the block is ready for quantize() afterwards.
+// Loads a block and computes its scores; the block is then ready for quantize().
 void load_scored(const Chunk& chunk, int64_t at, int64_t count, Block* block, uint32_t* peaks, uint32_t* scores,
                  Totals* totals) {
   load_block<true>(chunk, at, count, block, peaks);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A block's elements that take no part become 0 (include/fuseo1/select.h).
+// Applies selections: a block's elements that take no part become 0 (include/fuseo1/select.h).
 // Included only by the per-ISA sources; internal linkage throughout (see simd.h).
 #ifndef FUSEO1_CPU_KERNELS_SELECT_H_
 #define FUSEO1_CPU_KERNELS_SELECT_H_
@@ -12,7 +12,7 @@
 namespace fuseo1 {
 namespace {
 
-// --- Philox4x32-7, a 64-bit lane a counter: products need no shuffling, and only the low halves count ---
+// --- Philox4x32-7, one counter per 64-bit lane: products need no shuffling, and only the low halves count ---
 
 using Vl = uint64_t __attribute__((vector_size(kWidth * 4)));
 
@@ -23,7 +23,7 @@ constexpr int kCounters = kBlock / 4;  // of a block
 
 FUSEO1_INLINE Vl splat(uint64_t x) { return x - Vl{}; }
 
-// The lanes' low halves times `by`, in full.
+// The full 64-bit products of the lanes' low halves and `by`.
 FUSEO1_INLINE Vl multiply(Vl v, uint32_t by) {
   const Vl factor = splat(uint64_t{by});
 #if defined(__AVX512F__)
@@ -37,7 +37,7 @@ FUSEO1_INLINE Vl multiply(Vl v, uint32_t by) {
 #endif
 }
 
-// The lower halves of a's lanes and b's, in turn.
+// The low halves of a's and b's lanes, alternating.
 FUSEO1_INLINE Vu interleave(Vl a, Vl b) {
 #if defined(__AVX512F__)
   return (Vu)_mm512_mask_shuffle_epi32((__m512i)a, 0xaaaa, (__m512i)b, _MM_PERM_CCAA);
@@ -46,8 +46,8 @@ FUSEO1_INLINE Vu interleave(Vl a, Vl b) {
 #endif
 }
 
-// Seven rounds of the counters (low halves of lo[], hi, 0, 0), two vectors of them at once; their words to `words`,
-// whose lanes are in turn of lo[0] and of lo[1]. Of the first two rounds half is the same in all lanes.
+// Seven rounds of the counters (low halves of lo[], hi, 0, 0), two vectors at once. Their words go to `words`, whose
+// lanes alternate between lo[0] and lo[1]. Half of the first two rounds is the same in all lanes.
 FUSEO1_INLINE void philox(const Vl lo[2], uint32_t hi, uint64_t key, Vu words[4]) {
   uint32_t k0 = static_cast<uint32_t>(key), k1 = static_cast<uint32_t>(key >> 32);
   const uint64_t same = uint64_t{hi ^ k0} * kPhiloxMultiplier[0];
@@ -86,7 +86,7 @@ FUSEO1_INLINE void keep_selected(float* d, Mask selected) {
   store(d, keep(selected | is_nonfinite(x), x));
 }
 
-// A cut, as a block sees it: in it are values above `threshold`, and of the first `ties` elements those equal to it.
+// A cut within one block: it has values above `threshold`, and among the first `ties` elements those equal to it.
 // Values are the bits of non-negative fp32.
 struct BlockCut {
   uint32_t threshold;
@@ -101,7 +101,7 @@ struct BlockCut {
   // Whether ties are cut in this block.
   bool splits() const { return ties % kBlock != 0; }
 
-  // In the lanes at `j` of the block values beyond this are in the cut. kSplits false: it does not split.
+  // At the block's elements j .. j + kWidth - 1, values above this are in the cut. kSplits false: no ties are cut here.
   template <bool kSplits = true>
   FUSEO1_INLINE Vi limit(int j) const {
     if (!kSplits) return (Vi)splat(threshold - (ties ? 1 : 0));
@@ -110,12 +110,12 @@ struct BlockCut {
   }
 };
 
-// A cut without anything finite, as one that everything that is not finite is beyond.
+// The cut, lowered if necessary so that it has everything that is not finite.
 FUSEO1_INLINE fuseo1_cut below_infinity(const fuseo1_cut& cut) {
   return cut.threshold < kInfBits ? cut : fuseo1_cut{kInfBits - 1, -1};
 }
 
-// `kept` has what is not finite.
+// `kept` includes everything that is not finite.
 template <bool kSplits, bool kDrops>
 void keep_band(const BlockCut& kept, const BlockCut& dropped, float* d) {
   for (int j = 0; j < kBlock; j += kWidth) {
@@ -137,7 +137,7 @@ inline void apply_band(const fuseo1_select& select, int64_t flat, float* d) {
   }
 }
 
-// The same of |d| times its row's factor.
+// The same for |d| times its row's factor.
 inline void apply_scored_band(const fuseo1_select& select, int64_t flat, int64_t count, float* d) {
   alignas(64) float scores[kBlock];
   score_rows(select.rows, flat, count, d, scores);
@@ -151,7 +151,7 @@ inline void apply_scored_band(const fuseo1_select& select, int64_t flat, int64_t
   }
 }
 
-// Calls use(j, words) on the words of the block at flat index `flat`, whose elements j .. j + kWidth - 1 they are.
+// Calls use(j, words) with the random words of elements j .. j + kWidth - 1 of the block at flat index `flat`.
 template <class Use>
 FUSEO1_INLINE void for_each_words(uint64_t key, int64_t flat, const Use& use) {
   const uint64_t first = static_cast<uint64_t>(flat / 4);
@@ -165,7 +165,7 @@ FUSEO1_INLINE void for_each_words(uint64_t key, int64_t flat, const Use& use) {
   }
 }
 
-// Calls use(j, which of the elements from j on are drawn).
+// Calls use(j, mask of the elements from j on that are drawn).
 template <class Use>
 FUSEO1_INLINE void for_each_drawn(const fuseo1_select& select, int64_t flat, const Use& use) {
   const Vu limit = splat(select.limit);
@@ -176,7 +176,7 @@ inline void apply_draw(const fuseo1_select& select, int64_t flat, float* d) {
   for_each_drawn(select, flat, [&](int j, Mask drawn) { keep_selected(d + j, drawn); });
 }
 
-// Reads nothing of which no element of the chunk is told.
+// Reads only vectors of bits that hold some of the chunk's elements.
 inline void apply_bits(const fuseo1_select& select, int64_t at, int64_t count, float* d) {
   const uint8_t* told = reinterpret_cast<const uint8_t*>(select.bits) + at / 8;
   for (int j = 0; j < count; j += kWidth) keep_selected(d + j, load_lane_bits(told, j));
@@ -192,8 +192,8 @@ inline void apply_clamp(const fuseo1_select& select, float* d) {
   }
 }
 
-// Leaves of a block's task vector what `select` does: d[kBlock] of the elements from flat index `flat` on, which are
-// elements at .. at + count - 1 of the chunk. What is not finite stays. RANKED has become BITS (ranked_selects.h).
+// Applies `select` to a block's task vector d[kBlock]: from flat index `flat` on, elements at .. at + count - 1 of the
+// chunk. What is not finite stays. RANKED has become BITS before (ranked_selects.h).
 inline void apply_select(const fuseo1_select& select, int64_t flat, int64_t at, int64_t count, float* d) {
   switch (select.kind) {
     case FUSEO1_SELECT_BAND:

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// One vector type for every instruction set, by the compilers' vector extensions.
+// One vector type for every instruction set, with the compilers' vector extensions.
 //
 // Included only by the per-ISA sources. Everything here has internal linkage: an inline function compiled for AVX-512
 // must never be the copy that the linker keeps for the baseline.
@@ -50,8 +50,8 @@ FUSEO1_INLINE Vf splat(float x) { return x - Vf{}; }
 FUSEO1_INLINE Vu splat(uint32_t x) { return x - Vu{}; }
 FUSEO1_INLINE Vu max(Vu a, Vu b) { return a > b ? a : b; }
 
-// Comparisons; all are false where an operand is NaN. AVX-512 has registers of its own for their results, which GCC
-// 12's vector extensions do not use.
+// Comparisons; all are false where an operand is NaN. AVX-512 has mask registers for their results, which GCC 12's
+// vector extensions do not use.
 #if defined(__AVX512F__)
 using Mask = __mmask16;
 FUSEO1_INLINE Mask greater(Vf a, Vf b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GT_OQ); }
@@ -77,7 +77,7 @@ FUSEO1_INLINE Mask less(Vu a, Vu b) { return a < b; }
 FUSEO1_INLINE Mask is_nonfinite(Vf v) { return (Vi)((Vu)v & 0x7fffffffu) > (Vi)(kInfBits - 1 - Vu{}); }
 FUSEO1_INLINE Vu select(Mask m, Vu a, Vu b) { return m ? a : b; }
 FUSEO1_INLINE Vf select(Mask m, Vf a, Vf b) { return m ? a : b; }
-// One bit a lane.
+// One bit per lane.
 FUSEO1_INLINE uint32_t lane_bits(Mask m) {
 #if defined(__AVX2__)
   return (uint32_t)_mm256_movemask_ps((__m256)m);
@@ -90,7 +90,7 @@ FUSEO1_INLINE uint32_t lane_bits(Mask m) {
 #endif
 }
 #endif
-// The lanes that fulfil the condition, zero in the others.
+// v in the lanes of m, zero in the others.
 FUSEO1_INLINE Vf keep(Mask m, Vf v) { return select(m, v, Vf{}); }
 FUSEO1_INLINE Vu keep(Mask m, Vu v) { return select(m, v, Vu{}); }
 FUSEO1_INLINE int count(Mask m) { return __builtin_popcount(lane_bits(m)); }
@@ -104,7 +104,7 @@ FUSEO1_INLINE Vu add(Mask m, Vu sum, Vu v) {
 #endif
 }
 
-// One bit a lane of as many masks as have 64.
+// One bit per lane, for as many masks as have 64 lanes.
 FUSEO1_INLINE uint64_t join(const Mask m[64 / kWidth]) {
 #if defined(__AVX512F__)
   return _mm512_kunpackd(_mm512_kunpackw(m[3], m[2]), _mm512_kunpackw(m[1], m[0]));
@@ -115,7 +115,7 @@ FUSEO1_INLINE uint64_t join(const Mask m[64 / kWidth]) {
 #endif
 }
 
-// Stores the chosen lanes of v one after the other; writes a vector at most. Returns how many they are.
+// Stores the chosen lanes of v next to each other; writes at most a vector. Returns how many lanes these are.
 FUSEO1_INLINE int pack(uint32_t lanes, Vu v, uint32_t* to) {
 #if defined(__AVX512F__)
   store(to, (Vu)_mm512_maskz_compress_epi32(static_cast<Mask>(lanes), (__m512i)v));
@@ -130,7 +130,7 @@ FUSEO1_INLINE int pack(uint32_t lanes, Vu v, uint32_t* to) {
 #endif
 }
 
-// The lanes of a block's elements from j on, by the block's bits.
+// The mask of a block's elements from j on, from the block's bits.
 FUSEO1_INLINE Mask load_lane_bits(const uint8_t* bits, int j) {
   static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__);
 #if defined(__AVX512F__)
@@ -176,7 +176,7 @@ FUSEO1_INLINE uint32_t sum_lanes(Vu v) {
 }
 #endif
 
-// 16-bit lanes to 32-bit ones and back. GCC 12 splits __builtin_convertvector here into halves.
+// From 16-bit to 32-bit lanes and back. GCC 12 splits __builtin_convertvector into halves here.
 FUSEO1_INLINE Vu load_u16(const uint16_t* p) {
 #if defined(__AVX512F__)
   return (Vu)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p));

@@ -20,7 +20,7 @@ FUSEO1_INLINE Vdu bits(Vd v) { return (Vdu)v; }
 FUSEO1_INLINE Vd from_bits(Vdu v) { return (Vd)v; }
 FUSEO1_INLINE Vd splat(double x) { return x - Vd{}; }
 
-// Exact.
+// Exactly.
 FUSEO1_INLINE Vd widen(Vfh v) {
 #if defined(__AVX512F__)
   return (Vd)_mm512_cvtps_pd((__m256)v);
@@ -58,7 +58,7 @@ FUSEO1_INLINE Mask64 greater(Vd a, Vd b) { return (Mask64)_mm256_cmp_pd((__m256d
 FUSEO1_INLINE Mask64 greater_equal(Vd a, Vd b) { return (Mask64)_mm256_cmp_pd((__m256d)a, (__m256d)b, _CMP_GE_OQ); }
 FUSEO1_INLINE Mask64 equal(Vd a, Vd b) { return (Mask64)_mm256_cmp_pd((__m256d)a, (__m256d)b, _CMP_EQ_OQ); }
 #elif defined(__x86_64__)
-// GCC 12 dies of a > b where it makes conditions of masks of 64-bit lanes, which SSE2 cannot compare.
+// GCC 12 crashes on a > b when it turns masks of 64-bit lanes, which SSE2 cannot compare, into conditions.
 FUSEO1_INLINE Mask64 greater(Vd a, Vd b) { return (Mask64)_mm_cmpgt_pd((__m128d)a, (__m128d)b); }
 FUSEO1_INLINE Mask64 greater_equal(Vd a, Vd b) { return (Mask64)_mm_cmpge_pd((__m128d)a, (__m128d)b); }
 FUSEO1_INLINE Mask64 equal(Vd a, Vd b) { return (Mask64)_mm_cmpeq_pd((__m128d)a, (__m128d)b); }
@@ -71,7 +71,7 @@ FUSEO1_INLINE Vd select(Mask64 m, Vd a, Vd b) { return (Vd)(((Vdi)a & m) | ((Vdi
 FUSEO1_INLINE Mask64 inverse(Mask64 m) { return ~m; }
 #endif
 
-// Of a mask of as many lanes as an fp32 vector has, the lower (0) or the upper half.
+// The lower (0) or the upper (1) half of an fp32 vector's mask.
 #if defined(__AVX512F__)
 FUSEO1_INLINE Mask64 half(Mask m, int upper) { return static_cast<Mask64>(m >> (upper * kWidth64)); }
 #elif defined(__AVX2__)
@@ -108,8 +108,8 @@ FUSEO1_INLINE Vd add(Mask64 m, Vd sum, Vd v) {
 #endif
 }
 
-// To odd: what fp32 cannot hold is cut off towards zero, and the last bit set. Rounding that on to nearest even, to
-// fewer bits, gives what rounding v would.
+// Rounded to odd: if fp32 cannot hold v, it is truncated towards zero and its last bit set. Rounding that to nearest
+// even, to fewer bits, equals rounding v.
 FUSEO1_INLINE Vfh narrow_to_odd(Vd v) {
 #if defined(__AVX512F__)
   const __m256 cut = _mm512_cvt_roundpd_ps((__m512d)v, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC);
@@ -119,7 +119,7 @@ FUSEO1_INLINE Vfh narrow_to_odd(Vd v) {
   using Vih = int32_t __attribute__((vector_size(kWidth64 * 4)));
   const Vfh nearest = narrow(v);
   const Vd wide = widen(nearest);
-  // -1 in the lanes where that lies beyond v, and where it is another number.
+  // -1 in the lanes where `nearest` is farther from zero than v, and where it differs from v.
   Vih beyond, inexact;
   for (int j = 0; j < kWidth64; ++j) {
     beyond[j] = -(__builtin_fabs(wide[j]) > __builtin_fabs(v[j]));

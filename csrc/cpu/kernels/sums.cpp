@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The surveys that are nothing but sums, norms and Gram matrices (include/fuseo1/survey.h), block by block. Compiled
-// once per instruction set with FUSEO1_ISA naming it.
+// The surveys that only sum, norms and Gram matrices (include/fuseo1/survey.h), block by block. Compiled once per
+// instruction set with FUSEO1_ISA naming it.
 #include "nonfinite.h"
 #include "quanta.h"
 #include "select.h"
@@ -8,14 +8,14 @@
 namespace fuseo1 {
 namespace {
 
-// The quantum's exponent of a block's values.
+// E of a block's values (quanta.h).
 uint32_t exponent_of_block(const float* values) {
   Vu peak{};
   for (int j = 0; j < kBlock; j += kWidth) peak = max(peak, magnitude(load<Vf>(values + j)));
   return exponent_of(max_lane(peak));
 }
 
-// rint(|x| * scale), above the magic number's bits.
+// rint(|x| * scale), plus kRintMagicBits.
 FUSEO1_INLINE Vu quantize(Vf x, Vf scale) { return bits(from_bits(magnitude(x)) * scale + splat(kRintMagic)); }
 
 int64_t sum_magnitudes(const float* values, uint32_t exponent) {
@@ -25,7 +25,7 @@ int64_t sum_magnitudes(const float* values, uint32_t exponent) {
   return sum_lanes(sum) - kBlock * kRintMagicBits;
 }
 
-// With their signs; half a block's sum fits into 32 bits.
+// The sum with signs; that of half a block fits into 32 bits.
 int64_t sum_signed(const float* values, uint32_t exponent) {
   const Vf scale = scale_of(exponent);
   int64_t sum = 0;
@@ -41,12 +41,12 @@ int64_t sum_signed(const float* values, uint32_t exponent) {
   return sum;
 }
 
-// Of all, and of what is drawn, whose bits go to `kept`, unless that is nullptr.
+// Adds |d| of all elements and of the drawn ones, whose bits go to `kept` unless it is nullptr.
 void sum_drawn(const fuseo1_select& select, int64_t flat, const float* d, uint32_t exponent, uint64_t* kept,
                int64_t* all, int64_t* drawn) {
   const Vf scale = scale_of(exponent);
   Vu of_all{}, of_drawn{};
-  uint64_t words[kBlock / 64] = {};  // stores within the loop would make GCC 12 two of it
+  uint64_t words[kBlock / 64] = {};  // with stores within the loop GCC 12 would make two loops of it
   for_each_drawn(select, flat, [&](int j, Mask is_drawn) {
     const Vu t = quantize(load<Vf>(d + j), scale) - kRintMagicBits;
     of_all += t;
@@ -105,14 +105,14 @@ void load_inputs(const Chunk& chunk, int64_t at, int64_t count, Vector* inputs) 
   }
 }
 
-// Brings values to where their products are finite.
+// Clamps values so that their products are finite.
 void clamp_products(int vectors, Vector* values) {
   for (int i = 0; i < vectors; ++i) {
     for (int j = 0; j < kBlock; j += kWidth) store(values[i] + j, squarable(load<Vf>(values[i] + j)));
   }
 }
 
-// Adds the products of all pairs, of vector i and all up to itself in turn.
+// Adds the products of all pairs: of each vector i with vectors 0 .. i.
 void add_products(int vectors, const Vector* values, SumBins* sums) {
   alignas(64) float products[kBlock];
   for (int i = 0; i < vectors; ++i) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The table of kernels that each instruction set fills, and what they accumulate. Plain data only: this header is seen
-// by sources compiled for different instruction sets.
+// The table of kernels that each instruction set fills, and the data that they accumulate. Plain data only: sources
+// compiled for different instruction sets include this header.
 #ifndef FUSEO1_CPU_KERNELS_TABLE_H_
 #define FUSEO1_CPU_KERNELS_TABLE_H_
 
@@ -19,14 +19,14 @@ struct Chunk {
   int64_t offset;
 };
 
-// Scores in [low, high] are candidates, scores beyond `high` are selected for certain. low >= 1; low > high: no score
-// is a candidate.
+// Scores in [low, high] are candidates, scores above `high` are selected for certain. low >= 1; low > high: no score is
+// a candidate.
 struct Bracket {
   uint32_t low;
   uint32_t high;
 };
 
-// Where the next candidate goes, and the end of the room for them.
+// The place of the next candidate, and the end of the room for candidates.
 struct Filling {
   uint32_t* candidates = nullptr;
   uint32_t* candidates_end = nullptr;
@@ -42,9 +42,10 @@ struct Totals : Filling {
 };
 constexpr int candidate_words(int targets) { return 3 + targets + (targets + 3) / 4; }
 
-// One thread's share of a scan that ranks a target's |d|. A block with candidates has a record of kMarkWords words,
-// whose place is before those of the blocks before: its number times 512 and how many they are, in 64 bits, and a bit
-// for each element. Their scores, in order, follow those of the blocks before, unless the bracket is a single score.
+// One thread's share of a scan that ranks a target's |d|. A block with candidates has a record of kMarkWords words: 64
+// bits of its number times 512 plus the number of candidates, then a bit for each element. Records grow down from
+// candidates_end, each block's before those of earlier blocks. The candidates' scores, in order, grow up from
+// `candidates`, unless the bracket is a single score.
 struct Ranked : Filling {
   int32_t target;
   Bracket bracket;
@@ -52,20 +53,20 @@ struct Ranked : Filling {
   int64_t candidate_count = 0;
 };
 constexpr int kMarkWords = 2 + kBlock / 32;
-constexpr int kMarkPad = 16;                               // words after the scores that are touched, too
+constexpr int kMarkPad = 16;                               // words after the scores that may be touched
 constexpr int kMarkRoom = kMarkWords + kBlock + kMarkPad;  // words that a block may touch
 
-// How many scores equal, and exceed, each of some guesses.
+// How many scores equal each guess, and how many exceed it.
 constexpr int kGuesses = 3;
 struct GuessCounts {
   int64_t equal[kGuesses], above[kGuesses];
 };
 
-// begin and end count elements from the chunk's first; begin is a multiple of kBlock, and so is end unless it is the
-// tensor's.
+// begin and end count elements from the chunk's first. begin is a multiple of kBlock; so is end, except at the tensor's
+// end.
 struct MagnitudeKernels {
-  // the bits of |d_i| of one block: of target i from scores[i * kBlock]; 0 beyond `count`; nonfinite[targets + 2];
-  // factors, nullptr if there are none, multiply |d_i|
+  // the bits of |d_i| of one block: those of target i at scores[i * kBlock]; 0 beyond `count`; nonfinite[targets + 2];
+  // the factors, unless nullptr, multiply |d_i|
   void (*score)(const Chunk&, int64_t at, int64_t count, const fuseo1_row_factors*, uint32_t* scores,
                 int64_t* nonfinite);
   // every ranking's bracket splits its target's elements; returns where it stopped, as Kernels::scan
@@ -78,36 +79,36 @@ struct MagnitudeKernels {
 using SumBins = int64_t[kExponents];  // a sum's terms by their quantum's exponent
 
 struct SumKernels {
-  // sums[2 * i] of all |d_i|, sums[2 * i + 1] of those that selects[i] leaves; selects may be nullptr. What a DRAW
-  // selects goes to kept[i], a bit an element of the tensor, unless that is nullptr
+  // sums[2 * i] of all |d_i|, sums[2 * i + 1] of those that selects[i] selects; selects may be nullptr. The mask of a
+  // DRAW goes to kept[i], a bit per element of the tensor, unless that is nullptr
   void (*norms)(const Chunk&, int64_t begin, int64_t end, const fuseo1_select* selects, uint64_t* const* kept,
                 SumBins* sums, int64_t* nonfinite);
   // sums[i * (i + 1) / 2 + k] of v_i * v_k, k <= i: v are the task vectors, or base and targets
   void (*gram)(const Chunk&, int64_t begin, int64_t end, bool of_inputs, SumBins* sums, int64_t* nonfinite);
 };
 
-// What deciding RANKED takes beside its inputs, for one thread (ranked_selects.h makes it). Elements are counted from
-// the batch's first block, or, in those of one row, from its first.
+// One thread's memory for deciding RANKED (ranked_selects.h makes it). Elements are counted from the batch's first
+// block or, in arrays of one row, from the row's first element.
 struct RankRoom {
-  uint32_t* magnitudes;     // of a batch: bits of |d|, 0 around it up to whole blocks
-  uint32_t *open, *words;   // its elements that need a rank, and their random words
-  uint8_t* selected;        // whether they are selected, as far as their ranks decide; all 0 between batches
-  void *bins, *places;      // of a row: its elements' bins of magnitudes, and their places within them
-  void* above;              // by bin: how many are larger than all of it; these are uint16_t in narrow rows
+  uint32_t* magnitudes;    // of a batch: bits of |d|, 0 around it up to whole blocks
+  uint32_t *open, *words;  // its elements that need a rank, and their random words
+  uint8_t* selected;       // by element: whether its rank selects it; all 0 between batches
+  void *bins, *places;     // of a row: its elements' bins of magnitudes, and their places within them
+  void* above;  // by bin: how many elements are larger than the bin; these three are uint16_t if row is narrow
   uint32_t *order, *spare;  // of a row, to be sorted
   uint8_t* mixed;           // by bin: whether it may hold different magnitudes
 };
 
-// How one target's RANKED decides; limits[t] is that of the t-th largest of a row, from 0.
+// The parameters of one target's RANKED; limits[t] is that of the t-th largest of a row, from 0.
 struct RankRule {
   uint64_t key;
   int64_t row;
   const uint32_t* limits;
 };
-constexpr int64_t kRankBatch = 4096;  // elements decided together, at least, unless a row has more
+constexpr int64_t kRankBatch = 4096;  // most elements that are decided together, unless a row has more
 constexpr int64_t kNarrowRow = 65535;
 constexpr int kRankOctaves = 16;  // of magnitudes below a row's largest that have bins of their own
-// The base-2 logarithm of how many bins an octave has: few elements a bin, but not many more bins than elements.
+// The base-2 logarithm of an octave's number of bins: few elements per bin, but not many more bins than elements.
 inline int rank_bins_log2(int64_t row) {
   int log2 = 5;
   while (log2 < 12 && (int64_t{32} << log2) <= row) ++log2;
@@ -121,17 +122,17 @@ struct Kernels {
   // survey: a bracket splits the elements; returns where it stopped: at `end`, or before a block for whose candidates
   // there may be no room
   int64_t (*scan)(const Chunk&, int64_t begin, int64_t end, Bracket, Totals*);
-  // survey: the scores alone, as fp32 bits, to scores[0 .. end - begin); of the totals it spoils `nonfinite`
+  // survey: only the scores, as fp32 bits, to scores[0 .. end - begin); overwrites `nonfinite` of the totals
   void (*score)(const Chunk&, int64_t begin, int64_t end, uint32_t* scores, Totals*);
-  // fuse; `stream` bypasses the caches on the way out; returns how many outputs are not finite
+  // fuse; `stream`: outputs bypass the caches; returns how many outputs are not finite
   int64_t (*fuse)(const fuseo1_fuse_params&, const Chunk&, int64_t begin, int64_t end, void* out, int32_t out_dtype,
                   bool stream);
   MagnitudeKernels magnitudes;
   SumKernels sums;
-  // RANKED of a chunk of one target and `count` elements: sets bits, which are 0, of those selected that are not 0
+  // RANKED for a chunk of one target and `count` elements: sets the bits, which are 0, of selected elements with d != 0
   void (*rank)(const Chunk&, int64_t count, const RankRule&, const RankRoom&, uint64_t* bits);
-  // the divergence of the row that elements begin .. end - 1 of the chunk are; `room` has twice as many, in whole
-  // blocks; nonfinite[3]
+  // the divergence of a row: elements begin .. end - 1 of the chunk; `room` has twice as many, in whole blocks;
+  // nonfinite[3]
   float (*divergence)(const Chunk&, int64_t begin, int64_t end, double* room, int64_t* nonfinite);
 };
 

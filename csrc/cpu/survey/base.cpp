@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A survey of a tensor that is whole in memory.
+// Surveys a tensor that is whole in memory.
 #include "base.h"
 
 #include <string.h>
@@ -15,7 +15,7 @@ constexpr int64_t kGatherBytes = 72 << 10;  // sampled elements gathered at a ti
 
 }  // namespace
 
-// Gathers the runs next to each other, in the operands' own dtypes, as many at a time as fit.
+// Gathers the runs back to back, in the operands' own dtypes, as many at a time as fit.
 void fuseo1_survey::gather_sample(const fuseo1_operand* operands) {
   const int64_t all = runs(), length = run_length(numel);
   int64_t run_bytes = 0;

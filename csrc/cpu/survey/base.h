@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the C ABI asks of a survey, whatever it is to learn (include/fuseo1/survey.h), and where the kinds are made.
+// The interface of every kind of survey to the C ABI (include/fuseo1/survey.h), and the functions that make each kind.
 #ifndef FUSEO1_CPU_SURVEY_BASE_H_
 #define FUSEO1_CPU_SURVEY_BASE_H_
 
@@ -10,30 +10,30 @@
 #include "candidates.h"
 #include "fuseo1/survey.h"
 
-// Arguments have been checked, and calls fit the phase.
+// The callers have checked the arguments, and that the calls fit the phase.
 struct fuseo1_survey {
   fuseo1_survey(int32_t targets, int64_t numel) : targets(targets), numel(numel) {}
   virtual ~fuseo1_survey() = default;
   fuseo1_survey(const fuseo1_survey&) = delete;
 
-  // The sample that it would like, in runs, and how many elements of it have been fed.
+  // How many runs the sample has, and how many elements of it have been fed.
   virtual int64_t runs() const { return 0; }
   virtual int64_t sampled() const { return 0; }
-  // Its runs are every `stride`-th from `first` on; stride 0: which they are is not known.
+  // The runs are every `stride`-th of the sample from `first` on; stride 0: it is not known which.
   virtual void add_sample(const fuseo1_operand*, int64_t /*count*/, int64_t /*first*/, int64_t /*stride*/) {}
 
   virtual void update(const fuseo1_operand* operands, int64_t offset, int64_t count, int threads) = 0;
   virtual void end_pass() = 0;
   virtual void lend(fuseo1::Loan) {}
-  // Chunks are multiples of it.
+  // Chunks are multiples of this.
   virtual int64_t row() const { return 1; }
 
   virtual void tell(fuseo1_survey_result* out) const = 0;
-  // Whether this is what it has learned.
+  // False if the survey has no such result.
   virtual bool tell_cuts(fuseo1_cut*) const { return false; }
   virtual bool tell_sums(double*) const { return false; }
   virtual bool tell_divergences(float*) const { return false; }
-  // What was decided of a target's elements, in memory that was lent; nullptr: nothing is there.
+  // A target's mask, in lent memory; nullptr: none was kept.
   virtual const uint64_t* kept(int32_t /*target*/) const { return nullptr; }
 
   void run(const fuseo1_operand* operands, int threads);
@@ -50,7 +50,7 @@ struct fuseo1_survey {
 
 namespace fuseo1 {
 
-// A pass did not see what an earlier one saw.
+// Thrown when a pass did not see the data of an earlier one.
 struct DataChanged {};
 
 // Feeds runs of the sample, as fuseo1_survey_update does, every `stride`-th from `first` on; returns a status.

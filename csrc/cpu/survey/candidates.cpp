@@ -6,8 +6,8 @@
 namespace fuseo1 {
 namespace {
 
-constexpr int64_t kBins = 4096;       // a histogram of this many stays in the L1 cache while it is filled
-constexpr int64_t kFewEnough = 8192;  // to be sorted
+constexpr int64_t kBins = 4096;       // a histogram of so many bins stays in the L1 cache while it is filled
+constexpr int64_t kFewEnough = 8192;  // candidates few enough to be sorted
 
 // A candidate in the range where the selection ends.
 struct Contender {
@@ -27,8 +27,8 @@ struct Range {
 
 using Lists = std::vector<const Candidates*>;
 
-// The lowest keys are selected: narrows `range` until few enough candidates have a key in it, or it is one key. Returns
-// how many of those in it are selected; *inside says how many there are.
+// Finds where the `wanted` lowest keys end: narrows `range` until few enough candidates have a key in it, or it is a
+// single key. Returns how many of those in it are selected; *inside is how many there are.
 template <class Key>
 int64_t narrow(const Lists& lists, const Key& key, int64_t wanted, Range* range, int64_t* inside) {
   Pages<int64_t> bins;
@@ -66,7 +66,7 @@ Cut select_candidates(const Lists& lists, const std::vector<Totals*>& totals, in
   int64_t inside;
   int64_t rest = narrow(lists, by_score, wanted, &scores, &inside);
 
-  // Very many of one score: those of the lowest indices are selected.
+  // Very many have one score: those of the lowest indices are selected.
   const bool tied = inside > kFewEnough, splits_tied = rest < inside;
   Range places = {0, numel - 1};
   if (tied) {
@@ -76,7 +76,7 @@ Cut select_candidates(const Lists& lists, const std::vector<Totals*>& totals, in
     rest = narrow(lists, by_index, rest, &places, &inside);
   }
 
-  // Nothing is to be allocated, and so to fail, in the threads. The order of contenders is of no account.
+  // The threads must not allocate, which may fail. The order of contenders does not matter.
   Pages<Contender> contenders(static_cast<size_t>(inside));
   std::atomic<int64_t> found{0};
   in_parallel(static_cast<int64_t>(lists.size()), [&](int64_t i) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Elements whose selection is not known yet, kept until it is.
+// Candidates: elements that are kept until it is known whether they are selected.
 #ifndef FUSEO1_CPU_SURVEY_CANDIDATES_H_
 #define FUSEO1_CPU_SURVEY_CANDIDATES_H_
 
@@ -14,15 +14,15 @@
 
 namespace fuseo1 {
 
-// Candidates fill slabs of this size, which threads take from a common pool. A slab holds a block's candidates of any
-// number of targets three times over: the room lost at its end, less than a block's, stays small beside it.
+// Candidates fill slabs of this size, which threads take from a common pool. A slab holds at least three blocks'
+// candidates of any number of targets: the room lost at its end, less than a block's, stays small.
 constexpr int64_t kSlabBytes = 256 << 10;
 
 // The head of a slab, which is filled from its front, and for Marks from its back, too.
 struct Slab {
   Slab* next;
-  const uint32_t *end, *back;  // what is free
-  int64_t lowest, highest;     // of Marks, once compared: blocks, and scores beside guesses
+  const uint32_t *end, *back;  // the free part
+  int64_t lowest, highest;     // for Marks, once compared: the blocks, and below the scores against the guesses
   GuessCounts scores;
 
   uint32_t* begin() { return reinterpret_cast<uint32_t*>(this + 1); }
@@ -32,25 +32,25 @@ constexpr int64_t kSlabWords = (kSlabBytes - static_cast<int64_t>(sizeof(Slab)))
 static_assert(kSlabWords >= 3 * kBlock * candidate_words(FUSEO1_MAX_TARGETS));
 
 // How many slabs hold `count` candidates, however `threads` lists share them: a list goes on to its next slab when less
-// than a block's room is left, and its last may be all but empty.
+// than a block's room is left, and its last slab may be nearly empty.
 inline int64_t slabs_for(int64_t count, int targets, int threads) {
   const int64_t words = candidate_words(targets);
   return count * words / (kSlabWords - kBlock * words) + threads;
 }
 
-// Memory that somebody else owns.
+// Memory that the caller lends.
 struct Loan {
   char* start = nullptr;
   int64_t bytes = 0;
 };
 
-// Slabs in one memory, then in another.
+// Slabs in a first memory, then in a second one.
 class SlabPool {
  public:
   SlabPool(Loan first, Loan second, int64_t slab_bytes)
       : first_(first), second_(second), slab_bytes_(slab_bytes), in_first_(first.bytes / slab_bytes) {}
 
-  void* take() {  // nullptr: none is left
+  void* take() {  // nullptr if none is left
     const int64_t slab = taken_.fetch_add(1, std::memory_order_relaxed);
     if (slab < in_first_) return first_.start + slab * slab_bytes_;
     const int64_t at = (slab - in_first_) * slab_bytes_;
@@ -64,10 +64,10 @@ class SlabPool {
   std::atomic<int64_t> taken_{0};
 };
 
-// What one thread puts into slabs, records of words.
+// One thread's slabs, filled with records of words.
 class SlabList {
  public:
-  // Lets `filling` fill a new slab; false if there is none. filled() says what is free of it.
+  // Lets `filling` fill a new slab; false if none is left. filled() notes which part of the last one is free.
   bool add_slab(SlabPool* pool, Filling* filling) {
     void* memory = pool->take();
     if (!memory) return false;
@@ -116,16 +116,16 @@ class Candidates : public SlabList {
   int targets_;
 };
 
-// Where a selection among candidates ends.
+// The cut that ends a selection among candidates.
 struct Cut {
   uint32_t threshold;  // the last selected score
   int64_t last_tie;    // the highest index selected at that score
   bool splits_ties;    // whether others of that score are left out
 };
 
-// Selects the `wanted` best candidates of all lists: highest score first, ties by lowest index. The energies of list
-// i's go to totals[i]. Every score lies in `range`, every index below `numel`; 1 <= wanted <= the number of candidates.
-// A thread a list; takes selection_bytes(lists).
+// Selects the `wanted` best candidates of all lists: highest score first, ties by lowest index. The energies of those
+// of list i are added to totals[i]. Every score is in `range`, every index below `numel`; 1 <= wanted <= the number of
+// candidates. Uses one thread per list, and selection_bytes(lists) of memory.
 Cut select_candidates(const std::vector<const Candidates*>& lists, const std::vector<Totals*>& totals, int64_t wanted,
                       Bracket range, int64_t numel);
 int64_t selection_bytes(int64_t lists);

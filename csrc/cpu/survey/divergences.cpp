@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The survey of rows' divergences: one read, rows that lie across chunks kept until they are whole
-// (include/fuseo1/survey.h).
+// The survey of divergences: one read; rows that cross chunks are kept until they are whole (include/fuseo1/survey.h).
 #include <string.h>
 
 #include <array>
@@ -15,10 +14,10 @@
 namespace fuseo1 {
 namespace {
 
-// Rows of all threads that are in work, unless a single one takes more.
+// Most bytes of the rows that all threads are working on, unless a single row takes more.
 constexpr int64_t kRowBytes = 4 << 20;
 
-// A row as far as it has come.
+// The part of a row that has been fed.
 struct PartialRow {
   int64_t elements = 0;
   Pages<char> data[2];  // of base and target
@@ -58,11 +57,11 @@ class Divergences final : public fuseo1_survey {
 
   const int64_t row_;
   Pages<float> factors_;
-  std::map<int64_t, PartialRow> partial_;  // by number
+  std::map<int64_t, PartialRow> partial_;  // by row number
   int64_t nonfinite_[3] = {};
 };
 
-// Copies elements begin .. end - 1, which lie in one row, and finds its divergence if it is whole now.
+// Copies elements begin .. end - 1, which are in one row, and finds the row's divergence if it is now whole.
 void Divergences::keep(const fuseo1_operand* operands, int64_t offset, int64_t begin, int64_t end) {
   const int64_t number = begin / row_, start = number * row_;
   PartialRow& partial = partial_[number];
@@ -84,7 +83,7 @@ void Divergences::keep(const fuseo1_operand* operands, int64_t offset, int64_t b
   partial_.erase(number);
 }
 
-// The divergences of the whole rows that are elements begin .. end - 1 of the tensor, all of them in `chunk`.
+// Finds the divergences of the whole rows in elements begin .. end - 1 of the tensor, all of them in `chunk`.
 void Divergences::find(const Chunk& chunk, int64_t begin, int64_t end, int threads) {
   const int64_t first = begin / row_, rows = (end - begin) / row_;
   if (rows == 0) return;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The survey of magnitudes: a ranking for every cut asked for, all driven through the same passes over the tensor
-// (include/fuseo1/survey.h). One read is the rule, as for SCE (survey_passes.cpp); the exact path is for those rankings
-// alone whose bracket has missed, or holds too many candidates.
+// The survey of magnitudes: one ranking per requested cut, all in the same passes over the tensor
+// (include/fuseo1/survey.h). Usually one read, as for SCE (sce.cpp); only rankings whose bracket missed, or holds too
+// many candidates, take the exact path.
 #include <memory>
 
 #include "dispatch.h"
@@ -13,24 +13,24 @@
 namespace fuseo1 {
 namespace {
 
-// What max_bytes pays for, as in memory.h; a thread's stack holds a block of 64 targets.
+// Parts of max_bytes, as in memory.h; a thread's stack holds a block of 64 targets.
 constexpr int64_t kSurveyBytes = 256 << 10;
 constexpr int64_t kStackBytes = 128 << 10;
-constexpr int64_t kLeastSlabs = 2;  // a thread and ranking of a scan
+constexpr int64_t kLeastSlabs = 2;  // per thread and ranking of a scan
 
-// One cut that is sought.
+// One requested cut.
 struct Part {
   int32_t target;
   int64_t k;
   Ranking ranking;
-  uint32_t likeliest = 0;  // threshold, going by the sample
-  bool sought = false;     // the current pass is to find more of it
+  uint32_t likeliest = 0;  // the sample's guess at the threshold
+  bool sought = false;     // the current pass works on it
   std::atomic<bool> overflowed{false};
   std::unique_ptr<SlabPool> slabs;
   Pages<uint32_t> ties;  // by segment
 };
 
-// One thread's share of a pass in one part of it.
+// One thread's share of a pass, for one part.
 struct PartShare {
   Ranked ranked;
   Marks marks;
@@ -40,7 +40,7 @@ struct PartShare {
 
 struct Share {
   std::vector<PartShare> parts;
-  std::vector<Ranked*> active;   // what a scan is given
+  std::vector<Ranked*> active;   // the rankings of a scan
   std::vector<uint32_t> scores;  // of a block, target by target
   int64_t nonfinite[FUSEO1_MAX_TARGETS + 2] = {};
 };
@@ -61,7 +61,7 @@ class Magnitudes final : public fuseo1_survey {
       part.sought = part.k > 0 && part.k < numel + has_factors();
       if (!part.sought) part.ranking.settle(part.k ? 0 : kNothing, part.k, -1);
     }
-    // What is not finite is counted in any case.
+    // Elements that are not finite are counted in any case.
     enter(numel == 0 ? FUSEO1_SURVEY_DONE : sought() ? FUSEO1_SURVEY_SAMPLE : FUSEO1_SURVEY_SCAN);
   }
 
@@ -116,8 +116,8 @@ class Magnitudes final : public fuseo1_survey {
   fuseo1_row_factors rows_ = {};
   std::vector<Pages<uint32_t>> samples_;        // by target
   Loan loan_;                                   // for the slabs of SCAN
-  std::unique_ptr<Room> own_;                   // for those that it does not suffice for
-  int threads_ = 0;                             // of the pass, at most; 0: it has not begun
+  std::unique_ptr<Room> own_;                   // for slabs beyond the loan
+  int threads_ = 0;                             // of the pass, at most; 0: the pass has not begun
   std::vector<std::unique_ptr<Share>> shares_;  // by thread
   int64_t nonfinite_[FUSEO1_MAX_TARGETS + 2] = {};
 };
@@ -136,7 +136,7 @@ void Magnitudes::enter(int next) {
   }
 }
 
-// When SCAN begins, as only then it is known how many threads there are.
+// Called when SCAN begins: only then is the number of threads known.
 void Magnitudes::place_brackets(int threads) {
   const auto length = static_cast<size_t>(run_length(numel));
   std::atomic<size_t> next{0};
@@ -152,7 +152,7 @@ void Magnitudes::place_brackets(int threads) {
   samples_ = std::vector<Pages<uint32_t>>(targets);
 }
 
-// Fixes how many threads the pass has, whatever its chunks, and the memory that its candidates may take.
+// Fixes the number of threads of the pass, for all its chunks, and the memory for its candidates.
 void Magnitudes::begin_pass(int most_threads) {
   if (phase == FUSEO1_SURVEY_SCAN) place_brackets(most_threads);
   const int64_t parts = std::max<int64_t>(sought(), 1), slab_each = parts * kMarkSlabBytes;
@@ -193,7 +193,7 @@ void Magnitudes::begin_pass(int most_threads) {
   share_slabs(lent ? loan_ : Loan{}, {own_->start(), own_->bytes()});
 }
 
-// Splits memory evenly: a part with too many candidates leaves the others theirs.
+// Splits memory evenly, so that a part with too many candidates does not take the others'.
 void Magnitudes::share_slabs(Loan lent, Loan own) {
   const auto each = [&](Loan all) { return all.bytes / sought() / kMarkSlabBytes * kMarkSlabBytes; };
   int64_t place = 0;
@@ -232,7 +232,7 @@ void Magnitudes::scan(const Chunk& chunk, Share& share, int64_t begin, int64_t e
       if (has_room(mine.ranked) || mine.marks.add_slab(parts_[r].slabs.get(), &mine.ranked)) {
         share.active.push_back(&mine.ranked);
       } else {
-        parts_[r].overflowed = true;  // its scan has failed and need not go on
+        parts_[r].overflowed = true;  // its scan has failed and stops
       }
     }
     if (phase != FUSEO1_SURVEY_SCAN && share.active.empty()) return;
@@ -265,7 +265,7 @@ void Magnitudes::score(const Chunk& chunk, Share& share, int64_t begin, int64_t 
 }
 
 void Magnitudes::add_sample(const fuseo1_operand* operands, int64_t count, int64_t first, int64_t stride) {
-  if (has_factors() && stride == 0) return;  // of what rows it is cannot be told
+  if (has_factors() && stride == 0) return;  // its rows are not known
   const DefaultFloatingPoint guard;
   const int64_t step = has_factors() ? run_length(numel) : kBlock;
   std::vector<uint32_t> scores(static_cast<size_t>(targets) * kBlock);
@@ -329,10 +329,10 @@ bool Magnitudes::scan_found(size_t r) {
   if (part.overflowed) return false;
   const Bracket bracket = part.ranking.bracket;
   const int64_t above = sum(r, [](const PartShare& mine) { return mine.ranked.above; }), inside = candidates(r);
-  const bool all_counted = bracket.low <= 1;  // but zeros
+  const bool all_counted = bracket.low <= 1;  // except zeros
   if (all_counted && settle_if_all(&part, above + inside)) return true;
   const int64_t wanted = part.k - above;
-  // If it is all that were counted, it may be all there are, which has to be known.
+  // If all counted are wanted, k may be all that are not 0, and whether it is must be known.
   if (wanted < 1 || wanted > inside || (wanted == inside && !all_counted)) return false;
   const Cut cut = select(r, wanted, bracket);
   part.ranking.settle(cut.threshold, part.k, cut.splits_ties ? cut.last_tie : numel - 1);

@@ -13,7 +13,7 @@ constexpr int64_t kScoreBins = 4096, kBlockBins = 1024;  // histograms that stay
 
 using Lists = std::vector<Marks*>;
 
-// A histogram of keys, counted by several at once: its bins are stretches of 2^shift keys from `low` on.
+// A histogram of keys, counted in several parts at once; a bin is a stretch of 2^shift keys from `low` on.
 class Histogram {
  public:
   Histogram(size_t parts, int64_t bins, int64_t low, int64_t high) : bins_(bins), from_(low), counts_(parts * bins) {
@@ -22,8 +22,8 @@ class Histogram {
 
   void add(size_t part, int64_t key, int64_t count) { counts_[part * bins_ + ((key - from_) >> shift_)] += count; }
 
-  // Narrows keys to the bin at which `wanted` are reached, counted from the lowest up; takes those before it off
-  // `wanted`.
+  // Narrows [low, high] to the bin at which `wanted` are reached, counted from the lowest up; subtracts those before it
+  // from `wanted`.
   void reach(int64_t* wanted, int64_t* low, int64_t* high) {
     for (size_t b = bins_; b < counts_.size(); ++b) counts_[b % bins_] += std::exchange(counts_[b], 0);
     int64_t bin = 0;
@@ -39,7 +39,7 @@ class Histogram {
   std::vector<int64_t> counts_;
 };
 
-// Of all slabs.
+// The counts of all slabs.
 GuessCounts counts_of(const Lists& lists) {
   GuessCounts all = {};
   for (const Marks* list : lists) {
@@ -50,14 +50,14 @@ GuessCounts counts_of(const Lists& lists) {
   return all;
 }
 
-// The guess that is the last of the `wanted` highest scores; kGuesses: none is.
+// The guess that is the `wanted`-th highest score; kGuesses: none is.
 int right_guess(const GuessCounts& counts, int64_t wanted) {
   int g = 0;
   while (g < kGuesses && !(counts.above[g] < wanted && wanted <= counts.above[g] + counts.equal[g])) ++g;
   return g;
 }
 
-// The last of the `wanted` highest scores.
+// The `wanted`-th highest score.
 uint32_t find_threshold(const Lists& lists, int64_t wanted, Bracket range) {
   int64_t low = -static_cast<int64_t>(range.high), high = -static_cast<int64_t>(range.low);
   while (low < high) {
@@ -82,7 +82,7 @@ struct OfBlock {
   bool single;
 
   int64_t ties(uint32_t score) const { return single ? count : std::count(scores, scores + count, score); }
-  // The flat index of the `nth` (from 1) of those that have the score.
+  // The flat index of the `nth` (from 1) candidate with this score.
   int64_t tie(uint32_t score, int64_t nth) const {
     const uint32_t* s = scores;
     for (int64_t j = 0;; ++j) {
@@ -92,10 +92,10 @@ struct OfBlock {
   }
 };
 
-// The index of the `nth` (from 1) of the lists' candidates that have the score, which is a guess of theirs.
+// The index of the `nth` (from 1) of the lists' candidates with this score, which is their guess number `guess`.
 int64_t find_tie(const Lists& lists, int guess, uint32_t score, int64_t nth, int64_t numel) {
-  // Blocks. Slabs are counted where they begin, too early, and where they end, too late, whatever order chunks came in:
-  // the block that is sought lies in between.
+  // Bounds of the block, whatever the order of chunks: counting a slab's ties at its first block reaches the nth too
+  // early, at its last block too late. The block lies in between.
   int64_t first = 0, last = (numel - 1) / kBlock;
   Histogram by_first(1, kBlockBins, first, last), by_last(1, kBlockBins, first, last);
   for (const Marks* list : lists) {
@@ -112,7 +112,7 @@ int64_t find_tie(const Lists& lists, int guess, uint32_t score, int64_t nth, int
   for (;;) {
     rank = nth;
     Histogram by_block(1, kBlockBins, first, last);
-    OfBlock there = {};  // if it is one
+    OfBlock there = {};  // the block, once it is a single one
     for (const Marks* list : lists) {
       list->for_each_slab([&](const Slab& slab) {
         if (slab.highest < first) rank -= slab.scores.equal[guess];
@@ -159,7 +159,7 @@ void Marks::compare(Slab* slab) const {
     slab->scores.equal[0] = all;
     return;
   }
-  // There is always so much room (kMarkRoom); no guess is 0.
+  // kMarkRoom leaves room for the zeros; no guess is 0.
   memset(slab->begin() + all, 0, kMarkPad * sizeof(uint32_t));
   slab->scores = kernels().magnitudes.compare(slab->begin(), (all + kMarkPad - 1) / kMarkPad * kMarkPad, guesses_);
 }

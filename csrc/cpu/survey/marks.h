@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Candidates of a ranking by magnitude, kept as marks on their blocks: a light fine-tune in bf16 ties in masses, and
-// then a bit and a score are a third of what a record of its own is.
+// Candidates of a ranking by magnitude, kept as marks on their blocks: a light fine-tune in bf16 has masses of ties,
+// for which a bit and a score take a third of the memory of a record each.
 #ifndef FUSEO1_CPU_SURVEY_MARKS_H_
 #define FUSEO1_CPU_SURVEY_MARKS_H_
 
@@ -14,25 +14,25 @@
 
 namespace fuseo1 {
 
-constexpr int64_t kMarkSlabBytes = 32 << 10;  // small: every ranking of every thread fills one of its own
+constexpr int64_t kMarkSlabBytes = 32 << 10;  // small: every ranking of every thread fills its own
 static_assert(kMarkSlabBytes >= 8 * 4 * kMarkRoom);
 
 inline bool has_room(const Ranked& ranking) {
   return ranking.bracket.low > ranking.bracket.high || ranking.candidates_end - ranking.candidates >= kMarkRoom;
 }
 
-// How many slabs hold the candidates of `numel` elements, all of them; and one for every thread.
+// How many slabs hold `numel` elements if all are candidates; every thread needs one more.
 inline int64_t mark_slabs(int64_t numel) {
   constexpr int64_t kFilled = (kMarkSlabBytes - static_cast<int64_t>(sizeof(Slab))) / 4 - kMarkRoom;
   return (numel + kBlock - 1) / kBlock * (kMarkWords + kBlock) / kFilled + 1;
 }
 
-// One thread's candidates of one ranking, as records (see Ranked), compared with guesses at the cut. A slab is while
-// the processor's caches hold it, when it has been filled.
+// One thread's candidates of one ranking, as records (see Ranked), compared with guesses at the cut. A full slab is
+// compared while still in cache.
 class Marks : public SlabList {
  public:
-  // Before the first slab: candidates lie in `bracket`; `likeliest` is a guess at the cut, any score. Guessed are also
-  // the bracket's ends, which may be the scores of masses.
+  // Call before the first slab. Candidates are in `bracket`; `likeliest` is a guess at the cut, any score. The
+  // bracket's ends are guesses too, because masses of candidates may have these scores.
   void expect(Bracket bracket, uint32_t likeliest);
   bool add_slab(SlabPool* pool, Filling* filling) {
     Slab* const full = last_;
@@ -40,24 +40,25 @@ class Marks : public SlabList {
     if (full) compare(full);
     return true;
   }
-  // After the last: its records are compared, too.
+  // Call after the last record: compares the last slab.
   void finish() {
     if (last_) compare(last_);
   }
-  // All are compared anew, with this score alone.
+  // Compares all slabs again, with this score as the only guess.
   void guess(uint32_t score);
 
   uint32_t guessed(int guess) const { return guesses_[guess]; }
   bool single() const { return single_; }
 
-  // work(slab) for every one that has records.
+  // Calls work(slab) for every slab that has records.
   template <class Work>
   void for_each_slab(const Work& work) const {
     for (const Slab* slab = first_; slab; slab = slab->next) {
       if (slab->highest >= 0) work(*slab);
     }
   }
-  // work(number of the block, how many, their bits, their scores, unless they are single) for every block of a slab.
+  // Calls work(number of the block, how many candidates, their bits, their scores unless single()) for every block of a
+  // slab.
   template <class Work>
   void for_each_in(const Slab& slab, const Work& work) const {
     const uint32_t* scores = slab.begin();
@@ -75,12 +76,12 @@ class Marks : public SlabList {
  private:
   void compare(Slab* slab) const;
 
-  bool single_ = false;  // the bracket is one score, and none are kept
+  bool single_ = false;  // the bracket is one score, so scores are not kept
   uint32_t guesses_[kGuesses] = {};
 };
 
-// The cut after the `wanted` largest of the lists' candidates; ties go to the lowest index. The other arguments are as
-// for select_candidates; takes mark_selection_bytes(lists).
+// The cut after the `wanted` largest of the lists' candidates; ties by lowest index. The other arguments are as for
+// select_candidates. Uses mark_selection_bytes(lists) of memory.
 Cut select_marks(const std::vector<Marks*>& lists, int64_t wanted, Bracket range, int64_t numel);
 int64_t mark_selection_bytes(int64_t lists);
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What SCE's survey keeps in memory, and what that costs: max_bytes is a promise.
+// The memory of SCE's survey, and its cost in bytes: max_bytes is a promise.
 #ifndef FUSEO1_CPU_SURVEY_MEMORY_H_
 #define FUSEO1_CPU_SURVEY_MEMORY_H_
 
@@ -14,7 +14,7 @@
 
 namespace fuseo1 {
 
-constexpr int64_t kPiece = 4096;  // elements whose scores are taken at a time: they stay in the L1 cache
+constexpr int64_t kPiece = 4096;  // elements whose scores are computed at a time: they stay in the L1 cache
 
 // One thread's share of a pass; kept from chunk to chunk.
 struct Share {
@@ -26,14 +26,14 @@ struct Share {
   uint32_t scores[kPiece];
 };
 
-// In every pass: the survey itself and small change; and for a thread its share and its stack, on which a block of 64
-// targets lies widened.
+// In every pass: the survey itself and small allocations; per thread its share and its stack, which holds a widened
+// block of 64 targets.
 constexpr int64_t kFixedBytes = 256 << 10;
 constexpr int64_t kThreadBytes = static_cast<int64_t>(sizeof(Share)) + (128 << 10);
-constexpr int64_t kLeastSlabs = 2;  // a thread of a scan: fewer threads are better than none that gets far
+constexpr int64_t kLeastSlabs = 2;  // per thread of a scan: fewer threads are better than too few slabs for each
 
-// Ties are counted by stretches of this many elements, and those of one stretch kept as candidates: both take about as
-// much memory.
+// Ties are counted by stretches of this many elements, and those of one stretch are kept as candidates: both take about
+// the same memory.
 inline int64_t tie_stretch(int64_t numel, int targets) {
   int64_t stretch = kBlock;
   while (stretch < kSegment && numel / stretch > 2 * stretch * candidate_words(targets)) stretch *= 2;
@@ -44,8 +44,8 @@ inline int64_t stretches(int64_t numel, int targets) {
   return (numel + stretch - 1) / stretch;
 }
 
-// What a pass takes beyond kFixedBytes, whatever its threads and for each of them; `kept`: how many candidates an
-// ENERGY pass must be able to keep.
+// Bytes of a pass beyond kFixedBytes, once and per thread; `kept`: how many candidates an ENERGY pass must be able to
+// keep.
 struct Cost {
   int64_t once, per_thread;
 };

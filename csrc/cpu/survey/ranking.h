@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The search for where the k largest of some scores end: what the passes have learned of it so far. Scores are bits of
-// non-negative fp32 numbers, 31 of them; the exact path finds the threshold's high 16 first.
+// The search for the threshold of the k largest scores: its state between passes. Scores are the 31 bits of
+// non-negative fp32 numbers; the exact path finds the threshold's high 16 bits first.
 #ifndef FUSEO1_CPU_SURVEY_RANKING_H_
 #define FUSEO1_CPU_SURVEY_RANKING_H_
 
@@ -16,7 +16,7 @@ constexpr uint32_t kNothing = 0x7fffffff;  // a threshold above every score
 constexpr int kLowBits = 15;
 constexpr int64_t kHighBins = (kInfBits >> kLowBits) + 1, kLowBins = 1 << kLowBits;
 
-// Counts `n` scores by their high bits, or those of one high bin by their low bits.
+// Counts `n` scores by their high bits; counts those of one high bin by their low bits.
 inline void count_high(const uint32_t* scores, int64_t n, Pages<int64_t>* histogram) {
   for (int64_t j = 0; j < n; ++j) ++(*histogram)[scores[j] >> kLowBits];
 }
@@ -37,12 +37,12 @@ struct Ranking {
 
   void settle(uint32_t at, int64_t k, int64_t last_tie) { threshold = at, selected = k, tie_limit = last_tie; }
 
-  // What the exact path's histograms say; k >= 1.
+  // Evaluates the exact path's histograms; k >= 1.
   void take_high(const Pages<int64_t>& histogram, int64_t k) {
     selected = wanted = k;
     high_bin = static_cast<uint32_t>(histogram.rend() - reach(histogram.rbegin(), histogram.rend()) - 1);
   }
-  // Returns whether the ties are cut, somewhere.
+  // Returns whether the ties are cut.
   bool take_low(const Pages<int64_t>& histogram, int64_t numel) {
     const auto at = reach(histogram.rbegin(), histogram.rend());
     settle(high_bin << kLowBits | static_cast<uint32_t>(histogram.rend() - at - 1), selected, numel - 1);
@@ -53,7 +53,7 @@ struct Ranking {
   }
 
  private:
-  // The place at which `wanted` of the counts are reached; takes those before it off `wanted`.
+  // The first count at which the sum reaches `wanted`; subtracts the counts before it from `wanted`.
   template <class Counts>
   Counts reach(Counts first, Counts end) {
     for (; first != end && *first < wanted; ++first) wanted -= *first;

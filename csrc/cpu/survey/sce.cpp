@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// The survey of SCE: the passes over a tensor and what each of them learns (include/fuseo1/survey.h).
+// The survey of SCE: the passes over a tensor and what each of them computes (include/fuseo1/survey.h).
 //
-// One read is the rule. A sample brackets the threshold; the scan sums the energies above the bracket and keeps the few
-// candidates inside it, among which the threshold is then found. Should the bracket miss, or hold too many equal
-// scores, the exact path finds the threshold by histograms and sums the energies in a pass of their own.
+// Usually one read. A sample brackets the threshold; the scan sums the energies above the bracket and keeps the few
+// candidates inside it, among which the threshold is then found. If the bracket misses, or holds too many equal scores,
+// the exact path finds the threshold by histograms and sums the energies in a separate pass.
 #include <math.h>
 
 #include <memory>
@@ -55,9 +55,9 @@ class TopK final : public fuseo1_survey {
   Ranking ranking_;
   Totals totals_;
   Loan loan_;                                   // for the slabs of SCAN
-  int threads_ = 0;                             // of the pass, at most; 0: it has not begun
+  int threads_ = 0;                             // of the pass, at most; 0: the pass has not begun
   std::vector<std::unique_ptr<Share>> shares_;  // by thread
-  std::unique_ptr<Room> own_;                   // for those that it does not suffice for
+  std::unique_ptr<Room> own_;                   // for slabs beyond the loan
   std::unique_ptr<SlabPool> slabs_;
   std::atomic<bool> overflowed_{false};  // more candidates than slabs
   Pages<uint32_t> sample_;
@@ -77,7 +77,7 @@ void TopK::enter(int next) {
   if (next == FUSEO1_SURVEY_TIES) stretch_ties_.resize(static_cast<size_t>(stretches(numel, targets)));
 }
 
-// Fixes how many threads the pass has, whatever its chunks, and the memory that its candidates may take.
+// Fixes the number of threads of the pass, for all its chunks, and the memory for its candidates.
 void TopK::begin_pass(int most_threads) {
   const int64_t kept = ranking_.cut_stretch < 0 ? 0 : stretch_;
   const bool lent = phase == FUSEO1_SURVEY_SCAN && loan_.bytes >= kLeastSlabs * kSlabBytes;
@@ -100,15 +100,15 @@ void TopK::begin_pass(int most_threads) {
 }
 
 void TopK::scan(const Chunk& chunk, Share& share, int64_t begin, int64_t end, Bracket within) {
-  // A scan with too many candidates has failed and need not go on.
+  // A scan with too many candidates has failed and stops.
   while (!overflowed_ && (begin = kernels().scan(chunk, begin, end, within, &share.totals)) < end) {
     if (!share.candidates.add_slab(slabs_.get(), &share.totals)) overflowed_ = true;
   }
   share.candidates.filled(share.totals);
 }
 
-// The selection is known: everything above the threshold, and the ties before the cut's stretch. Those in it become
-// candidates.
+// Adds the energies of what is known to be selected: everything above the threshold, and the ties before the stretch in
+// which they are cut. The ties in that stretch become candidates.
 void TopK::add_energies(const Chunk& chunk, Share& share, int64_t begin, int64_t end) {
   const uint32_t threshold = ranking_.threshold;
   if (threshold == 0) {

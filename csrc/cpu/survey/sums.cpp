@@ -11,12 +11,12 @@
 namespace fuseo1 {
 namespace {
 
-// One thread's share, or that of all.
+// One thread's share, or the sum of all shares.
 struct Share {
   explicit Share(int64_t sums) : sums(static_cast<size_t>(sums) * kExponents) {}
   SumBins* bins() { return reinterpret_cast<SumBins*>(sums.data()); }
 
-  Pages<int64_t> sums;  // kExponents for each
+  Pages<int64_t> sums;  // kExponents per sum
   int64_t nonfinite[FUSEO1_MAX_TARGETS + 2] = {};
 };
 
@@ -56,7 +56,7 @@ class Sums : public fuseo1_survey {
  protected:
   virtual void add(const Chunk& chunk, int64_t begin, int64_t end, int thread, SumBins* sums,
                    int64_t* nonfinite) const = 0;
-  // What segments are multiples of, and memory for so many threads.
+  // The elements of a segment, and memory for so many threads.
   virtual int64_t segment() const { return kSegment; }
   virtual void make_rooms(int64_t) {}
 
@@ -117,7 +117,7 @@ class Norms final : public Sums {
 
   std::vector<fuseo1_select> selects_;
   RankedSelects ranked_;
-  std::vector<uint64_t*> kept_;  // a bit an element, by target; nullptr: nothing is kept
+  std::vector<uint64_t*> kept_;  // a bit per element, by target; nullptr: nothing is kept
 };
 
 class Gram final : public Sums {

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // survey and fuse on NVIDIA GPUs: the contract of survey.h and fuse.h, to the same bits.
 //
-// Everything is enqueued on `stream` (a cudaStream_t; nullptr is the default stream) of the current device and returns
-// at once: nothing waits for the device, all of it can be captured into a graph. What a survey learns stays on the
-// device, where fuse finds it. Operands and outputs are device memory of any alignment (16 bytes is fast), valid until
-// the stream has passed the call.
+// Every call is enqueued on `stream` (a cudaStream_t; nullptr is the default stream) of the current device and returns
+// at once: none waits for the device, and all can be captured into a graph. The result of a survey stays on the device,
+// where fuse reads it. Operands and outputs are device memory of any alignment (16 bytes is fast), valid until the
+// stream has passed the call.
 //
 // Two reads and one write: a sample brackets the threshold, the scan sums the energies above the bracket and keeps the
-// few candidates inside it, 8 bytes each; those selected are read again. Should they not suffice, kernels that else
-// return at once find the threshold exactly, by histograms, in 2 to 5 reads more; `passes` of the result tells.
+// few candidates inside it, 8 bytes each; those selected are read again. If the candidates do not suffice, kernels that
+// otherwise return at once find the threshold exactly, by histograms, in 2 to 5 more reads; `passes` of the result says
+// how many there were.
 #ifndef FUSEO1_CUDA_H_
 #define FUSEO1_CUDA_H_
 
@@ -24,7 +25,7 @@ extern "C" {
 
 #define FUSEO1_CUDA_MAX_TARGETS 16
 
-// How fuse weighs and masks, on the device: fuse.h says what each means.
+// The parameters of fuse on the device; fuse.h defines each.
 typedef struct {
   float weights[FUSEO1_CUDA_MAX_TARGETS];
   float floor_divisor;
@@ -33,7 +34,7 @@ typedef struct {
   int64_t tie_limit;
 } fuseo1_cuda_params;
 
-// What a survey leaves on the device. `written` counts fuse's outputs that are infinite or NaN.
+// The result of a survey on the device. `written` counts fuse's outputs that are infinite or NaN.
 typedef struct {
   int64_t nonzero, selected, tie_limit;  // as fuseo1_survey_result has them
   uint32_t threshold;
@@ -43,23 +44,23 @@ typedef struct {
   int64_t written;
 } fuseo1_cuda_survey;
 
-// What surveys of norms and inner products leave there; sums as fuseo1_survey_sums_of has them.
+// The result of a survey of norms or inner products; sums as in fuseo1_survey_sums_of.
 typedef struct {
   double sums[(FUSEO1_CUDA_MAX_TARGETS + 1) * (FUSEO1_CUDA_MAX_TARGETS + 1)];
   int64_t nonfinite[FUSEO1_CUDA_MAX_TARGETS + 2];
   int32_t passes;
 } fuseo1_cuda_sums;
 
-// Bytes in which they work.
+// Bytes of their workspace.
 #define FUSEO1_CUDA_SUMS_BYTES 65792
 
-// From energies to weights: SCE's rule. `mergekit` 1 is the rule of that variant (docs/arithmetic.md).
+// SCE's rule from energies to weights. `mergekit` 1: the rule of that variant (docs/arithmetic.md).
 typedef struct {
   double select_topk;
   int32_t mergekit;
 } fuseo1_cuda_sce;
 
-// One tensor of many: what merge_small takes.
+// One tensor for merge_small.
 typedef struct {
   fuseo1_operand operands[FUSEO1_CUDA_MAX_TARGETS + 1];
   int64_t numel;
@@ -67,11 +68,11 @@ typedef struct {
   int32_t out_dtype;
 } fuseo1_cuda_tensor;
 
-// Most elements of a tensor for merge_small.
+// The most elements of a tensor for merge_small.
 #define FUSEO1_CUDA_SMALL 65536
 
-// Bytes that a survey works in: 3 % of its inputs' bytes (as bf16), and at most 2.5 MiB. Candidates have nearly all of
-// it: room for 2.1 % of the elements with 2 targets, 2.8 % with 3, 5.6 % with 7. Beyond 2^33 elements none are kept.
+// Bytes of a survey's workspace: 3 % of its inputs' bytes (as bf16), and at most 2.5 MiB. Nearly all of it is for
+// candidates: 2.1 % of the elements with 2 targets, 2.8 % with 3, 5.6 % with 7. Beyond 2^33 elements none are kept.
 int fuseo1_cuda_workspace_bytes(int32_t targets, int64_t numel, double select_topk, size_t* bytes);
 
 // Surveys operands[0 .. targets] of `numel` elements; `result` and `params` are device memory.
@@ -79,33 +80,34 @@ int fuseo1_cuda_survey_sce(const fuseo1_operand* operands, int32_t targets, int6
                            void* workspace, size_t bytes, fuseo1_cuda_survey* result, fuseo1_cuda_params* params,
                            void* stream);
 
-// RANKED selections, and BANDs with factors (device memory, too), are decided before they are applied, by a read more
-// of base and target, and kept in device memory, `room`, of so many bytes (0: none is needed): a bit an element and
-// such a target, and for RANKED 16 bytes an element of the rows that are sorted at the same time, 64 MiB or a row. A
-// CTA sorts a row: a tensor of few long ones is slow.
+// RANKED selections, and BANDs with factors (also device memory), are decided before they are applied, with one more
+// read of base and target, and kept in device memory `room`. Its bytes (0: none is needed): a bit per element and such
+// target, and for RANKED 16 bytes per element of the rows that are sorted at the same time, 64 MiB or one row. A CTA
+// sorts a row, so a tensor of few long rows is slow.
 int fuseo1_cuda_deciding_bytes(const fuseo1_select* selects, int32_t targets, int64_t numel, size_t* bytes);
 
-// Surveys of norms and inner products, as survey.h has them; `work` and `result` are device memory, `selects` (one a
-// target; null: everything) is host memory. BITS are not possible. One read; of norms with selections and more than 8
-// targets two. Inner products of more than 4 targets are found by fours, after a read that counts what is not finite.
+// Surveys of norms and inner products, as survey.h defines them; `work` and `result` are device memory, `selects` (one
+// per target; nullptr: everything) is host memory. BITS are not allowed. One read; two for norms with selections and
+// more than 8 targets. Inner products of more than 4 targets are computed four at a time, after a read that counts
+// elements that are not finite.
 int fuseo1_cuda_survey_norms(const fuseo1_operand* operands, int32_t targets, int64_t numel,
                              const fuseo1_select* selects, void* work, void* room, size_t bytes,
                              fuseo1_cuda_sums* result, void* stream);
 int fuseo1_cuda_survey_gram(const fuseo1_operand* operands, int32_t targets, int64_t numel, int32_t of_inputs,
                             void* work, fuseo1_cuda_sums* result, void* stream);
 
-// The survey of magnitudes, as survey.h has it: `ranks` (targets * per_target) is host memory, `cuts` (as many) and the
-// factors of `rows` are device memory; of `result` everything but the sums is told. One read of everything, which
-// counts what is not finite; then for each rank one of the base and the target as a rule, up to 5 where many |d| are
-// equal. `passes` tells the most of these.
+// The survey of magnitudes, as survey.h defines it: `ranks` (targets * per_target) is host memory, `cuts` (as many) and
+// the factors of `rows` are device memory; all of `result` but the sums is written. One read of all inputs counts
+// elements that are not finite; then each rank usually takes one read of base and target, up to 5 if many |d| are
+// equal. `passes` is the most that a rank took.
 int fuseo1_cuda_magnitudes_bytes(int64_t numel, size_t* bytes);
 int fuseo1_cuda_survey_magnitudes(const fuseo1_operand* operands, int32_t targets, int64_t numel, const int64_t* ranks,
                                   int32_t per_target, fuseo1_row_factors rows, void* workspace, size_t bytes,
                                   fuseo1_cut* cuts, fuseo1_cuda_sums* result, void* stream);
 
-// The survey of divergences, as survey.h has it, of one target; `divergences` (one a row) and `result`, of which
-// everything but the sums is told, are device memory. A warp reads a row three times, one after the other if it is not
-// in a cache: a tensor of few long rows is slow.
+// The survey of divergences, as survey.h defines it, of one target; `divergences` (one per row) and `result`, all of
+// which but the sums is written, are device memory. A warp reads its row three times, which takes three reads of memory
+// unless a cache holds it; a tensor of few long rows is slow.
 int fuseo1_cuda_survey_divergences(const fuseo1_operand* operands, int64_t numel, int64_t row, float* divergences,
                                    fuseo1_cuda_sums* result, void* stream);
 
@@ -113,8 +115,9 @@ int fuseo1_cuda_survey_divergences(const fuseo1_operand* operands, int64_t numel
 int fuseo1_cuda_fuse(const fuseo1_cuda_params* params, const fuseo1_operand* operands, int32_t targets, int64_t offset,
                      int64_t count, void* out, int32_t out_dtype, fuseo1_cuda_survey* result, void* stream);
 
-// Fuses by all that fuse.h knows. `params` is host memory, which is read before the call returns; `bits` of selections
-// and `written`, to which outputs that are infinite or NaN are added, are device memory. 0 targets are possible.
+// Fuses by any parameters of fuse.h. `params` is host memory, which is read before the call returns; the selections'
+// `bits` and `written`, to which the number of infinite or NaN outputs is added, are device memory. 0 targets are
+// allowed.
 int fuseo1_cuda_fuse_general(const fuseo1_fuse_params* params, const fuseo1_operand* operands, int64_t offset,
                              int64_t count, void* out, int32_t out_dtype, int64_t* written, void* room, size_t bytes,
                              void* stream);
@@ -124,10 +127,10 @@ int fuseo1_cuda_fuse_general(const fuseo1_fuse_params* params, const fuseo1_oper
 int fuseo1_cuda_merge_small(const fuseo1_cuda_tensor* tensors, int64_t count, int32_t targets, fuseo1_cuda_sce how,
                             fuseo1_cuda_survey* results, void* stream);
 
-// Why no kernel can run on the current device, or "": there is no driver, no device, or no code for it.
+// The reason why no kernel can run on the current device (no driver, no device, or no code for it), or "".
 const char* fuseo1_cuda_problem(void);
 
-// What went wrong last on this thread: kernel, shape and the CUDA error; "" if nothing did.
+// The last failure on this thread: kernel, shape and CUDA error; "" if there was none.
 const char* fuseo1_cuda_last_error(void);
 
 #ifdef __cplusplus

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// survey and fuse on tensors in files: read a piece that the caches hold, work on it, read the next.
+// survey and fuse on tensors in files: read a piece that fits into the caches, work on it, read the next.
 //
-// What is read is what pread gives; formulas and results are those of survey.h and fuse.h, to the bit. A file that is
-// in the system's page cache is best read so, twice: its bytes go from there into a core's own cache, where reading all
-// of a tensor first would send them through memory once more.
+// Files are read by pread; formulas and results are those of survey.h and fuse.h, to the bit. For a file in the page
+// cache this is the fastest way, even to read it twice: the bytes go from there into a core's own cache, while reading
+// a whole tensor first would send them through memory once more.
 #ifndef FUSEO1_FILES_H_
 #define FUSEO1_FILES_H_
 
@@ -21,20 +21,20 @@ typedef struct {
   int64_t offset;
 } fuseo1_file;
 
-// Where pieces are read to: `bytes` bytes at `data`, enough for FUSEO1_BLOCK elements of every input and 64 bytes
-// more, aligned to 64. With RANKED for as many elements as are whole blocks and whole rows, the least common multiple
-// of FUSEO1_BLOCK and row, or for all elements of the call.
+// The memory that pieces are read into: `bytes` bytes at `data`, aligned to 64, for at least FUSEO1_BLOCK elements of
+// every input and 64 bytes more for each. With RANKED for at least as many elements as are whole blocks and whole rows,
+// the least common multiple of FUSEO1_BLOCK and row, or for all elements of the call.
 typedef struct {
   void* data;
   int64_t bytes;
 } fuseo1_scratch;
 
-// Which input could not be read (0 is the base), and errno; 0: the file ended. Set with FUSEO1_READ_FAILED.
+// The input that could not be read (0 is the base), and errno; 0: the file ended. Set with FUSEO1_READ_FAILED.
 typedef struct {
   int32_t input, number;
 } fuseo1_read_error;
 
-// Feeds a survey in SAMPLE every `stride`th of the runs that it would like, and ends that phase.
+// Feeds every `stride`-th run of its sample to a survey in SAMPLE, and ends that phase.
 int fuseo1_survey_sample_files(fuseo1_survey*, const fuseo1_file* files, int32_t targets, int64_t stride,
                                fuseo1_scratch scratch, fuseo1_read_error* error);
 

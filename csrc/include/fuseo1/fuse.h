@@ -4,29 +4,29 @@
 // Same widening and order as survey.h. Per element of flat index f, for targets i = 1..N in order:
 //
 //   d_i = x_i - b                                 fp32
-//   z_i = d_i if target i's selection (select.h) has f, or d_i is not finite; else 0; with CLAMP d_i within +-most
+//   z_i = d_i if target i's selection (select.h) has f, or d_i is not finite; else 0; with CLAMP d_i clamped to +-most
 //   t_i = w_i * z_i
 //   elect     SUM       s = z_1 + ... + z_N       i survives where z_i is nonzero and has the elected sign
 //             WEIGHTED  s = t_1 + ... + t_N       i survives where t_i is nonzero and has it
 //             COUNT     s = sgn t_1 + ... + sgn t_N    likewise
 //             NONE      s = t_1 + ... + t_N       i survives where t_i is nonzero
 //             the elected sign is + if s >= 0, else -
-//   masked and f not selected by score (survey.h): nobody survives
+//   masked and f not selected by score (survey.h): no target survives
 //   num = sum of t_i, den = sum of share_i over the survivors, in order
-//   divisor = `divisor` if that is not 0; else den == 0 ? 1 : den (floor_divisor == 0; in fp64 |den| < 2^-27 is 0, for
-//             decimal weights that cancel leave a little), else max(den, floor_divisor)
-//   out = round(base_scale * b + scale * (num / divisor)); round(base_scale * b) where nobody survives (-0.0 too)
-//   s not finite (of COUNT: a t_i is not): out = NaN. Every NaN is written as the quiet NaN 0x7fc0, 0x7e00 or
+//   divisor = `divisor` if it is not 0; else den == 0 ? 1 : den (floor_divisor == 0; in fp64 |den| < 2^-27 counts as 0,
+//             because decimal weights that cancel leave a residue), else max(den, floor_divisor)
+//   out = round(base_scale * b + scale * (num / divisor)); round(base_scale * b), with its -0.0, if no target survives
+//   s not finite (COUNT: a t_i is not): out = NaN. Every NaN is written as the quiet NaN 0x7fc0, 0x7e00 or
 //   0x7fc00000.
 //
-// From z on SUM, which is SCE's, works in fp32: its numbers are rounded to fp32 first, every operation rounds to
-// nearest even, one at a time, and base and delta are added exactly: round is to nearest even in the output's dtype,
-// once. (Weighted means of bf16 task vectors lie next to bf16 ties so often that rounding twice would show.) The others
-// work in fp64 likewise, where base and delta are added in fp64: with weights like 0.3 exact results lie on ties of
-// bf16 by the thousand, and fp32's 0.3 would decide a hundredth of all elements differently from fp64's.
+// From z on, SUM, which is SCE's, works in fp32: its parameters are rounded to fp32 first, every operation rounds to
+// nearest even, one at a time, and base and delta are added exactly: the result is rounded once, to nearest even in the
+// output's dtype. (Weighted means of bf16 task vectors lie next to bf16 ties so often that rounding twice would show.)
+// The others work in fp64 likewise, and add base and delta in fp64: with weights like 0.3 thousands of exact results
+// lie on ties of bf16, and fp32's 0.3 would decide a hundredth of all elements differently from fp64's.
 //
-// Without targets out = round(base_scale * b). A method without a base takes its first model for it: sum c_i x_i is
-// (sum c_i) b + sum c_i d_i, with one stream less, and rounded where it is small.
+// Without targets out = round(base_scale * b). A method without a base uses its first model as the base: sum c_i x_i is
+// (sum c_i) b + sum c_i d_i, which reads one stream less and rounds where it is small.
 //
 // Bytes moved: (N+1) * input + 1 * output size per element.
 // Sources: SCE, arXiv 2408.07990; TIES, arXiv 2306.01708; task arithmetic, arXiv 2212.04089.
@@ -44,21 +44,21 @@ enum fuseo1_elect { FUSEO1_ELECT_SUM = 0, FUSEO1_ELECT_WEIGHTED = 1, FUSEO1_ELEC
 
 typedef struct {
   int32_t targets;        // 0 to FUSEO1_MAX_TARGETS
-  const double* weights;  // targets of them
+  const double* weights;  // one per target
   const double* shares;   // nullptr: the weights
   int32_t elect;          // enum fuseo1_elect
-  double divisor;         // 0: the survivors' shares
+  double divisor;         // 0: the sum of the survivors' shares
   double floor_divisor;
   double scale, base_scale;
-  const fuseo1_select* selects;  // one a target; nullptr: everything is selected
+  const fuseo1_select* selects;  // one per target; nullptr: everything is selected
   int32_t masked;                // apply threshold and tie_limit to the elements' scores
   uint32_t threshold;
   int64_t tie_limit;
 } fuseo1_fuse_params;
 
 // operands[0] is the base. `offset` is the flat index of the first element, a multiple of FUSEO1_BLOCK. `out` holds
-// `count` elements of out_dtype at any alignment and overlaps no input. *nonfinite receives how many were written as
-// infinity or NaN.
+// `count` elements of out_dtype at any alignment and overlaps no input. *nonfinite receives how many outputs are
+// infinite or NaN.
 int fuseo1_fuse(const fuseo1_fuse_params* params, const fuseo1_operand* operands, int64_t offset, int64_t count,
                 void* out, int32_t out_dtype, int32_t threads, int64_t* nonfinite);
 

@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
-// select: which elements of one target's task vector take part, decided from the element alone.
+// select: which elements of one target's task vector take part.
 //
 //   ALL    everything
 //   BAND   the `keep` largest magnitudes without the `drop` largest: f is in a cut if the bits of |d| exceed its
-//          threshold, or equal it and f <= tie_limit; selected is f in keep and not in drop. With factors |d| is
-//          multiplied by that of its row first, in fp32, and is at most the largest finite number then
+//          threshold, or equal it and f <= tie_limit; f is selected if it is in keep and not in drop. With factors |d|
+//          is first multiplied by its row's factor, in fp32, and limited to the largest finite number
 //   DRAW   at random: word(key, f) < limit, so with probability limit / 2^32
 //   BITS   bit f - offset of `bits`, from the lowest bit of the first word; offset is that of the call's chunk
-//   CLAMP  everything, but d only within +-most
-//   RANKED at random, the larger the likelier: word(key, f) < limit(r), r being the ascending rank by |d| among
-//          the n = row elements of its row, flat indices row * k .. row * k + n - 1. Of equals the lowest f ranks
-//          highest; what is not finite ranks as infinity. limit(r) = floor(2^32 * p), p = low + (r / (n - 1)) * span in
-//          fp64, in that order; of n == 1 p = low + span / 2. d = 0 is selected or not: that makes no difference.
+//   CLAMP  everything, with d clamped to +-most
+//   RANKED at random, larger |d| more often: word(key, f) < limit(r), where r is the ascending rank by |d| among the
+//          n = row elements of its row, flat indices row * k .. row * k + n - 1. Of equals the lowest f ranks highest;
+//          what is not finite ranks as infinity. limit(r) = floor(2^32 * p), p = low + (r / (n - 1)) * span in fp64, in
+//          that order; for n == 1 p = low + span / 2. Whether a d = 0 is selected makes no difference.
 //
-// RANKED wants row >= 1, low >= 0, span >= 0 and low + span < 1, the same row of all targets, and chunks of whole rows:
-// then offset and count are multiples of row, too.
+// RANKED requires row >= 1, low >= 0, span >= 0 and low + span < 1, the same row for all targets, and chunks of whole
+// rows: offset and count are then multiples of row, too.
 //
 // word(key, f), f = 256 B + 64 j + c: word j of Philox4x32-7 (Salmon et al., SC 2011) of the 128-bit counter
 // (lo, hi, 0, 0), where hi:lo = 64 B + c, under the 64-bit key (low word first). It depends on nothing else: not on
@@ -44,8 +44,8 @@ typedef struct {
   int64_t tie_limit;
 } fuseo1_cut;
 
-// A factor of at least 0 for every row: for the elements of flat index row * r .. row * r + row - 1 that is factors[r].
-// factors nullptr: there are none.
+// A factor of at least 0 for every row: factors[r] is that of the flat indices row * r .. row * r + row - 1.
+// factors nullptr: no factors.
 typedef struct {
   const float* factors;
   int64_t row;

@@ -14,10 +14,10 @@
 //   energy_i = sum of t_i * 2^(E-149) over the selected elements: integers are added exactly per E; the 233 exact
 //         sums are converted to fp64 and added from the smallest E up.
 //
-// Integer sums make an energy independent of threads, chunks, instruction set, grid and device, and let elements
-// near the threshold be added after the rest: that is what makes one read enough. Each t is
-// within half a unit of its square, 2^-23 of the block's largest: about fp32's own precision on weights as they are; it
-// tells only if a block's largest square is not selected and the selected ones are smaller by a factor of thousands.
+// Integer sums make an energy independent of threads, chunks, instruction set, grid and device, and let elements near
+// the threshold be added after the rest, so that one read is enough. Each t is within half a unit of its square, and
+// the unit is 2^-23 of the block's largest: about fp32's precision for real weights. The error matters only if a
+// block's largest square is not selected and the selected ones are smaller by a factor of thousands.
 //
 // Elements whose s is not finite (an input is not, or a difference overflows) take no part: v = 0, q_i = 0. They are
 // counted, per model. Bytes read: (N+1) * element size per element and pass; one pass, unless the data defeats the
@@ -36,39 +36,40 @@ extern "C" {
 
 typedef struct fuseo1_survey fuseo1_survey;
 
-// What a pass over the tensor is for. A survey asks for SAMPLE first (its data may be left out: see sample_runs),
-// then for passes over the whole tensor until it is DONE.
+// The purpose of a pass over the tensor. A survey begins with SAMPLE (whose data may be left out), then needs passes
+// over the whole tensor until it is DONE.
 enum fuseo1_survey_phase {
   FUSEO1_SURVEY_SAMPLE = 0,  // a few elements, to bracket the threshold
   FUSEO1_SURVEY_SCAN = 1,    // energies above the bracket, candidates inside it
   FUSEO1_SURVEY_HIGH = 2,    // the exact path: histogram of the scores' high 16 bits
   FUSEO1_SURVEY_LOW = 3,     // histogram of the low 15 bits, inside the chosen high bin
-  FUSEO1_SURVEY_TIES = 4,    // where the last selected tie lies
-  FUSEO1_SURVEY_ENERGY = 5,  // energies of the selection, known by now
+  FUSEO1_SURVEY_TIES = 4,    // the place of the last selected tie
+  FUSEO1_SURVEY_ENERGY = 5,  // energies of the selection, which is known by then
   FUSEO1_SURVEY_DONE = 6,
 };
 
 typedef struct {
   int64_t nonzero;     // count_nonzero(v); -1 when select_topk is 0 or 1, where no score is computed
   int64_t selected;    // k; numel when select_topk is 1
-  uint32_t threshold;  // bits of the k-th largest v: selected is v > threshold, or v == threshold and f <= tie_limit
+  uint32_t threshold;  // bits of the k-th largest v; selected: v > threshold, or v == threshold and f <= tie_limit
   int64_t tie_limit;   // numel - 1 when every tie is selected
   int32_t passes;      // reads of the whole tensor
   double energy[FUSEO1_MAX_TARGETS];
   int64_t nonfinite[FUSEO1_MAX_TARGETS + 2];  // base, targets 1..N, elements where finite inputs overflow
 } fuseo1_survey_result;
 
-// `max_bytes` bounds all that the survey takes at any one time, its threads' used stacks included:
-//   256 KiB                                        the survey itself
-//   a pass, for each thread                        273 KiB, and in HIGH 510 KiB, in LOW 256 KiB, more
-//   SAMPLE                                         4 bytes a sampled element: 256 KiB, or up to max_bytes / 16
-//   SCAN, and ENERGY where ties are cut            192 KiB, 32 KiB a thread, and candidates: slabs of 256 KiB that
-//                                                  threads fill with records of 12 + 5 * targets bytes, up to words
-//   TIES                                           4 bytes a stretch of elements
-// SCAN has as many slabs as are left; if they do not suffice the exact path follows, which needs none but for the ties
-// of one stretch (2^8 to 2^16 elements, so that these and the counts of TIES take alike). A pass whose threads would
-// take too much gets fewer. The least, taken whatever max_bytes says, is what the exact path needs with one thread:
-// about 1 MiB, more for many targets of many elements; 4 MiB suffice for 64 targets of 2^31 and for 3 of 2^35 elements.
+// `max_bytes` bounds the survey's memory at any time, including the stacks that its threads use:
+//   the survey itself                              256 KiB
+//   a pass, per thread                             273 KiB; in HIGH 510 KiB more, in LOW 256 KiB more
+//   SAMPLE                                         4 bytes per sampled element: 256 KiB, or up to max_bytes / 16
+//   SCAN, and ENERGY where ties are cut            192 KiB, 32 KiB per thread, and candidates: slabs of 256 KiB, filled
+//                                                  with records of 12 + 5 * targets bytes, rounded up to words
+//   TIES                                           4 bytes per stretch of elements
+// SCAN gets as many slabs as fit. If they do not suffice, the exact path follows, which needs slabs only for the ties
+// of one stretch (2^8 to 2^16 elements, so that these and the counts of TIES take about the same). If its threads would
+// take too much, a pass gets fewer. The minimum, taken whatever max_bytes is, is that of the exact path with one
+// thread: about 1 MiB, more for many targets of many elements; 4 MiB suffice for 64 targets of 2^31 elements and for 3
+// of 2^35.
 int fuseo1_survey_create(int32_t targets, int64_t numel, double select_topk, int64_t max_bytes, fuseo1_survey** out);
 void fuseo1_survey_destroy(fuseo1_survey*);
 
@@ -76,70 +77,70 @@ void fuseo1_survey_destroy(fuseo1_survey*);
 // (and inputs).
 //
 // Magnitudes (TIES, breadcrumbs): for target i the cuts after its ranks[i * per_target ..] largest |d_i|, ties by
-// lowest f. Zeros are never selected: of k >= count_nonzero(d_i) a cut says threshold 0, tie_limit -1. For k == 0 it
-// says threshold 0x7fffffff, tie_limit -1; and tie_limit is numel - 1 when every tie is selected. All targets in one
-// read, as a rule; max_bytes bounds all of them together, and the least is as above for each cut. Slabs have 32 KiB,
-// and hold 40 bytes a block with candidates and 4 for each of these. With factors (of at least 0, of whole rows; they
-// are copied) these multiply |d| as in BAND (select.h), and only of k > count_nonzero a cut says threshold 0.
+// lowest f. Zeros are never selected: for k >= count_nonzero(d_i) a cut has threshold 0, tie_limit -1. For k == 0 it
+// has threshold 0x7fffffff, tie_limit -1; tie_limit is numel - 1 when every tie is selected. Usually one read for all
+// targets; max_bytes bounds all cuts together, and the minimum above holds for each. Slabs have 32 KiB, with 40 bytes
+// per block that has candidates and 4 per candidate. Factors (at least 0, one for each whole row; they are copied)
+// multiply |d| as in BAND (select.h); then a cut has threshold 0 only for k > count_nonzero.
 //
 // Norms (rescaling): per target the sums of |d_i| over all elements and over those of its selection (select.h; nullptr:
-// all; CLAMP selects all, unclamped). q_i = |d_i| in the formulas of energies. BITS are not possible. One read; with
-// RANKED a thread takes memory for its rows, besides: 28 bytes an element of a row, 96 KiB at least, and a bit an
-// element and target of the least number of whole blocks that are whole rows.
+// all; CLAMP selects all, unclamped). q_i = |d_i| in the formulas of energies. BITS are not allowed. One read. With
+// RANKED a thread also takes 28 bytes per element of a row, at least 96 KiB, and a bit per element and target of the
+// least number of whole blocks that are whole rows.
 //
 // Gram (spherical methods): the sums of v_i * v_j for all pairs, v = d_1..d_N or (of_inputs) b, x_1..x_N. The product
 // is one fp32 operation, of operands clamped as for energies; per block and pair M = max |p|, t = rint(p * 2^(149-E))
 // with its sign. One read.
 //
-// Divergences (Arcee Fusion): for every row of `row` elements that follow one another how far that of the one target,
-// x, is from the base's. All in fp64, one operation at a time; elements that take no part are left out.
+// Divergences (Arcee Fusion): for every row of `row` consecutive elements the divergence of the one target x from the
+// base. All in fp64, one operation at a time; elements that take no part are left out.
 //
 //   X = max x   ex_j = exp(x_j - X)   p_j = ex_j / (sum of ex) + 1e-8         q_j of b likewise
-//   divergence = sum of p_j * log(p_j / q_j), rounded to fp32; 0 where it is not above 0, or nothing takes part
+//   divergence = sum of p_j * log(p_j / q_j), rounded to fp32; 0 if it is not above 0, or no element takes part
 //   sum: element j is added to lane j mod 8, in order; then lanes 4..7 to 0..3, 2..3 to 0..1, 1 to 0
 //   exp(x) = 0 if x <= -700; else 2^k * (1/0! + r (1/1! + r (1/2! + ... + r (1/13!)))), each 1/n! rounded,
 //            k = rint(x * 0x1.71547652b82fep0), r = (x - k * 0x1.62e42feep-1) - k * 0x1.a39ef35793c76p-33
 //   log(y) = k * 0x1.62e42fefa39efp-1 + (w + w * (z * P)),  y = 2^k m, 0x1.6a09ep-1 <= m < 0x1.6a09ep0,
 //            f = m - 1, s = f / (2 + f), w = s + s, z = s * s, P = 1/3 + z (1/5 + z (1/7 + ... + z (1/21)))
 //
-// One read. Memory: 4 bytes a row, and 16 an element of a row for each thread, of which there are no more than fit into
-// 4 MiB; rows that lie across chunks are copied until they are whole.
+// One read. Memory: 4 bytes per row, and for each thread 16 per element of a row, with no more threads than fit into 4
+// MiB; rows that cross chunks are copied until they are whole.
 int fuseo1_survey_create_magnitudes(int32_t targets, int64_t numel, const int64_t* ranks, int32_t per_target,
                                     const fuseo1_row_factors* rows, int64_t max_bytes, fuseo1_survey** out);
 int fuseo1_survey_create_norms(int32_t targets, int64_t numel, const fuseo1_select* selects, fuseo1_survey** out);
 int fuseo1_survey_create_gram(int32_t targets, int64_t numel, int32_t of_inputs, fuseo1_survey** out);
 int fuseo1_survey_create_divergences(int64_t numel, int64_t row, fuseo1_survey** out);
 
-// What they learned, when DONE. passes and nonfinite are those of fuseo1_survey_result_of, whose other fields say
-// nothing then. `cuts`: targets * per_target of them, in the order of the ranks. `sums`: of norms, all and selected of
-// target 1, of target 2, ...; of gram the symmetric matrix, row by row. `divergences`: one a row.
+// Their results, when DONE. passes and nonfinite are those of fuseo1_survey_result_of, whose other fields mean nothing
+// then. `cuts`: targets * per_target of them, in the order of the ranks. `sums`: for norms, all and selected of target
+// 1, of target 2, ...; for gram the symmetric matrix, row by row. `divergences`: one per row.
 int fuseo1_survey_cuts_of(const fuseo1_survey*, fuseo1_cut* cuts);
 int fuseo1_survey_sums_of(const fuseo1_survey*, double* sums);
 int fuseo1_survey_divergences_of(const fuseo1_survey*, float* divergences);
 
-// Lends memory, besides max_bytes, before anything is fed; one survey after the other can use it, where the system
-// would have to clear fresh pages for each. Memory is aligned to 8 and outlives the survey. SCAN has its slabs there
-// before it takes memory of its own. Norms keep there what DRAW and RANKED select of a target, as far as it suffices:
-// 32 bytes a block and target. fuse that is told these BITS instead need not decide anew, which takes longer than the
-// rest of it.
+// Lends memory, besides max_bytes, before any data is fed. Successive surveys can share it, so that the system need not
+// clear fresh pages for each. The memory is aligned to 8 and outlives the survey. SCAN puts its slabs there before it
+// takes memory of its own. Norms keep there the masks that DRAW and RANKED decide, as far as it suffices: 32 bytes per
+// block and target. With these as BITS, fuse skips deciding them again, which takes longer than the rest of fuse.
 void fuseo1_survey_lend(fuseo1_survey*, void* memory, int64_t bytes);
-// What was kept of target `target` (0 is the first), when DONE: bit f of the tensor's element f; nullptr: nothing.
+// The mask that was kept of target `target` (0 is the first), when DONE: bit f is that of the tensor's element f;
+// nullptr: none was kept.
 int fuseo1_survey_kept_of(const fuseo1_survey*, int32_t target, const uint64_t** bits);
 
 int fuseo1_survey_phase_of(const fuseo1_survey*);
 
-// The sample that the survey would like: `runs` runs of `run_length` elements, run r starting at
-// fuseo1_survey_sample_start(r). 0 runs: none is needed.
+// The sample for the survey: `runs` runs of `run_length` elements, run r starting at fuseo1_survey_sample_start(r).
+// 0 runs: no sample is needed.
 int fuseo1_survey_sample_shape(const fuseo1_survey*, int64_t* runs, int64_t* run_length);
 int64_t fuseo1_survey_sample_start(const fuseo1_survey*, int64_t run);
 
 // Feed `count` elements starting at flat index `offset` (a multiple of FUSEO1_BLOCK) to the current pass; operands[0]
 // is the base. In SAMPLE the data are the runs back to back and offset is 0; some may be left out. Chunks may come in
-// any order. (A survey of magnitudes with factors makes nothing of a sample that comes so: it cannot tell its rows.)
+// any order. (A survey of magnitudes with factors ignores a sample that is fed so: it cannot know its rows.)
 int fuseo1_survey_update(fuseo1_survey*, const fuseo1_operand* operands, int64_t offset, int64_t count,
                          int32_t threads);
-// The pass has seen all of its elements (FUSEO1_WRONG_PHASE if it has not: every element once, SAMPLE excepted).
-// FUSEO1_BAD_ARGUMENT: it cannot have been the data of the passes before; the survey has failed.
+// Ends the pass. FUSEO1_WRONG_PHASE: it has not seen every element once (SAMPLE excepted). FUSEO1_BAD_ARGUMENT: its
+// data were not those of earlier passes; the survey has failed.
 int fuseo1_survey_end_pass(fuseo1_survey*);
 
 // SAMPLE and every pass at once, for a tensor that is whole in memory.

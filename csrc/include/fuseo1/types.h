@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What every op of the C ABI shares: element types, operands, status codes and limits.
+// Shared by every op of the C ABI: element types, operands, status codes and limits.
 #ifndef FUSEO1_TYPES_H_
 #define FUSEO1_TYPES_H_
 
@@ -20,13 +20,13 @@ typedef struct {
 enum fuseo1_status {
   FUSEO1_OK = 0,
   FUSEO1_BAD_ARGUMENT = 1,  // a size, dtype or offset outside the contract
-  FUSEO1_WRONG_PHASE = 2,   // a survey was asked for what its phase does not allow
+  FUSEO1_WRONG_PHASE = 2,   // the survey's phase does not allow this call
   FUSEO1_OUT_OF_MEMORY = 3,
   FUSEO1_READ_FAILED = 4,    // a file could not be read
-  FUSEO1_DEVICE_FAILED = 5,  // a call to the GPU failed: fuseo1_cuda_last_error tells
+  FUSEO1_DEVICE_FAILED = 5,  // a call to the GPU failed: see fuseo1_cuda_last_error
 };
 
-// Most targets a call takes, and so the most task vectors.
+// The most targets of a call.
 #define FUSEO1_MAX_TARGETS 64
 
 // Energies are summed in blocks of this many consecutive elements of the flat tensor; a chunk of a tensor

@@ -19,7 +19,7 @@ from ..contract import (
     Request,
     Select,
 )
-from ..gpu_base import OnGpu, check_is_sce, check_output, device_of, taken, upload
+from ..gpu_base import GpuBase, allocated, check_is_sce, check_output, device_of, upload
 from ..interface import OnDevice, Room
 from ..results import SceResult, SurveyResult
 from .surveys import (
@@ -37,13 +37,13 @@ from .surveys import (
 _WRITTEN = 8
 
 
-class CudaBackend(OnGpu):
+class CudaBackend(GpuBase):
     """The two ops on tensors in the memory of one device. `kernels` is the native module.
 
     `survey` and `fuse` wait for the device, because they return numbers. `enqueue_survey` and
-    `enqueue_fuse` do not, and can be captured into a graph: they launch kernels, clear memory of the
-    device and allocate by torch, whose allocator serves captures. Call them once before a capture, so
-    that the driver has loaded the kernels. `place` and `enqueue_small` copy from the host: not to be captured.
+    `enqueue_fuse` do not, and can be captured into a graph: they launch kernels, clear device memory,
+    and allocate through torch, whose allocator supports captures. Call them once before a capture, so
+    that the driver has loaded the kernels. `place` and `enqueue_small` copy from the host and cannot be captured.
     """
 
     name = "cuda"
@@ -71,10 +71,10 @@ class CudaBackend(OnGpu):
         return int(self._kernels.workspace_bytes(targets, numel, select_topk))
 
     def survey_bytes(self, targets: int, numel: int, request: Request) -> int:
-        return taken(*sizes_of(self._kernels, numel, request))
+        return allocated(*sizes_of(self._kernels, numel, request))
 
     def fuse_bytes(self, targets: int, numel: int, selects: Sequence[Select]) -> int:
-        return taken(_WRITTEN, *selects_sizes(self._kernels, numel, selects))
+        return allocated(_WRITTEN, *selects_sizes(self._kernels, numel, selects))
 
     @property
     def description(self) -> str:
@@ -148,7 +148,7 @@ class CudaBackend(OnGpu):
     def fuse(
         self, inputs: Sequence[Array], params: FuseParams, out: Array, offset: int, threads: int
     ) -> int:
-        """By any parameters; SCE's have kernels of their own, which take a floor for no less than 0."""
+        """By any parameters. SCE's have their own kernels, which take only a floor_divisor >= 0."""
         if params.is_sce and params.floor_divisor >= 0 and len(inputs) > 1:
             return super().fuse(inputs, params, out, offset, threads)
         kernels, device = self._kernels, device_of(inputs)
@@ -193,7 +193,7 @@ class CudaBackend(OnGpu):
         select_topk: float,
         variant: str,
     ) -> OnDevice:
-        """Survey and fuse many tensors of at most 65,536 elements and as many targets in one launch."""
+        """Survey and fuse many tensors in one launch: at most 65,536 elements each, all of as many targets."""
         if not tensors or len({len(inputs) for inputs in tensors}) != 1:
             raise BackendError("a launch takes one tensor or more, all of as many targets")
         for inputs, out in zip(tensors, outs, strict=True):
@@ -223,7 +223,7 @@ class CudaBackend(OnGpu):
         return OnDevice(results, table, targets)
 
     def numbers(self, survey: OnDevice) -> tuple[torch.Tensor, torch.Tensor]:
-        """The structs of cuda.h as fp64 tensors of torch_ops' layout, by copies on the device."""
+        """The structs of cuda.h as fp64 tensors in torch_ops' layout, copied on the device."""
         n, most = survey.targets, self.max_targets
         i64, i32, f64 = map(survey.result.view, (torch.int64, torch.int32, torch.float64))
         nonfinite = i64[4 + most : 4 + most + n + 2]
@@ -233,7 +233,7 @@ class CudaBackend(OnGpu):
         return learned, torch.cat([f32[:n].double(), f32[most : most + 1], mask, i64[-1:]])
 
     def from_numbers(self, params: torch.Tensor) -> OnDevice:
-        """The inverse, of the parameters."""
+        """The inverse of `numbers`, for the parameters."""
         n, most = params.numel() - 4, self.max_targets
         packed = torch.zeros(self._kernels.PARAMS_BYTES, dtype=torch.uint8, device=params.device)
         f32, i32, i64 = map(packed.view, (torch.float32, torch.int32, torch.int64))
@@ -260,7 +260,7 @@ class CudaBackend(OnGpu):
 
 
 def load() -> CudaBackend:
-    """The backend, if there is a GPU that it has code for."""
+    """The backend. Raises BackendError unless there is a GPU that the kernels have code for."""
     from .. import _cuda
 
     problem = _cuda.problem()

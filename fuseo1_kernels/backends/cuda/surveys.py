@@ -1,4 +1,4 @@
-"""The CUDA kernels' surveys beyond SCE's (csrc/include/fuseo1/cuda.h): how they are asked, and what they answer."""
+"""Surveys other than SCE's on the CUDA kernels (csrc/include/fuseo1/cuda.h): from requests to results."""
 
 from __future__ import annotations
 
@@ -38,22 +38,25 @@ Operand = tuple[int, int]
 
 
 class NativeRows:
-    """Rows' factors as the kernels take them, in the device's memory; None: there are none."""
+    """Row factors in device memory, as the kernels take them; `rows` may be None."""
 
     def __init__(self, rows: RowFactors | None, device: torch.device) -> None:
         self._row = rows.row if rows is not None else 1
         self._factors = upload(rows.factors, device) if rows is not None and rows.factors else None
 
     @property
-    def told(self) -> tuple[int, int]:
-        """A row's elements, and where the factors are: until this object is gone, and the stream beyond its use."""
+    def native(self) -> tuple[int, int]:
+        """Elements of a row and address of the factors (0: none).
+
+        The factors stay there until this object is collected and the stream has passed their use.
+        """
         return self._row, self._factors.data_ptr() if self._factors is not None else 0
 
 
 class NativeSelects:
-    """Targets' selections as the kernels take them, of `numel` elements from flat index `offset` on.
+    """The targets' selections as the kernels take them, for `numel` elements from flat index `offset` on.
 
-    With the memory that they need, which torch gives to others of the same stream when this object is gone.
+    Holds the memory they need. torch may reuse it on the same stream once this object is collected.
     """
 
     def __init__(
@@ -67,18 +70,18 @@ class NativeSelects:
         check_rows(selects, offset + numel)
         self._rows = [NativeRows(_rows_of(select), device) for select in selects]
         pairs = zip(selects, self._rows, strict=True)
-        self.each = [_native_select(kernels, select, rows.told) for select, rows in pairs]
+        self.each = [_native_select(kernels, select, rows.native) for select, rows in pairs]
         needed = kernels.deciding_bytes(self.each, numel)
         self._memory = torch.empty(needed, dtype=torch.uint8, device=device)
 
     @property
     def room(self) -> tuple[int, int]:
-        """Address and bytes of what is for decisions."""
+        """Address and bytes of the memory in which RANKED and BAND with factors are decided."""
         return self._memory.data_ptr(), self._memory.nbytes
 
 
 def _native_select(kernels: ModuleType, select: Select, rows: tuple[int, int]) -> _cuda.Select:
-    """`rows`: as NativeRows tells them."""
+    """`rows`: NativeRows.native."""
     made: _cuda.Select = kernels.Select()
     if isinstance(select, Band):
         made = kernels.Select.band(_cut(select.keep), _cut(select.drop), rows)
@@ -89,7 +92,7 @@ def _native_select(kernels: ModuleType, select: Select, rows: tuple[int, int]) -
     elif isinstance(select, Clamp):
         made = kernels.Select.clamp(select.most)
     elif select is not None:
-        raise BackendError(f"{select!r} is no selection (fuseo1_kernels.backends.requests)")
+        raise BackendError(f"{select!r} is no selection (fuseo1_kernels.backends.contract)")
     return made
 
 
@@ -98,23 +101,23 @@ def _cut(cut: Cut) -> tuple[int, int]:
 
 
 def sizes_of(kernels: ModuleType, numel: int, request: Request) -> tuple[int, ...]:
-    """Bytes on the device: those that a survey works in, those of each answer, and what it is told there."""
+    """Bytes of a survey on the device: its workspace, each output, then factors and selections."""
     if isinstance(request, Magnitudes):
         cuts = sum(map(len, request.ranks))
         sizes = kernels.magnitudes_bytes(numel), cuts * kernels.CUT_BYTES, kernels.SUMS_BYTES
         return *sizes, _factors_bytes(request.rows)
     if isinstance(request, Divergences):
         return 4 * (numel // max(request.row, 1)), kernels.SUMS_BYTES
-    told = selects_sizes(kernels, numel, request.selects) if isinstance(request, Norms) else ()
-    return kernels.SUMS_WORK_BYTES, kernels.SUMS_BYTES, *told
+    selects = selects_sizes(kernels, numel, request.selects) if isinstance(request, Norms) else ()
+    return kernels.SUMS_WORK_BYTES, kernels.SUMS_BYTES, *selects
 
 
 def selects_sizes(kernels: ModuleType, numel: int, selects: Sequence[Select]) -> tuple[int, ...]:
-    """Bytes on the device of NativeSelects: of its memory, and of factors."""
+    """Bytes of NativeSelects on the device: its memory, then each selection's factors."""
     rows = [_rows_of(select) for select in selects]
-    somewhere = 1  # factors' address: only whether there are any is looked at
+    address = 1  # of the factors: deciding_bytes only asks whether it is 0
     each = [
-        _native_select(kernels, select, (r.row, somewhere) if r is not None else (1, 0))
+        _native_select(kernels, select, (r.row, address) if r is not None else (1, 0))
         for select, r in zip(selects, rows, strict=True)
     ]
     return kernels.deciding_bytes(each, numel), *map(_factors_bytes, rows)
@@ -131,7 +134,7 @@ def _rows_of(select: Select) -> RowFactors | None:
 def survey_magnitudes(
     kernels: ModuleType, inputs: Sequence[Array], operands: Sequence[Operand], request: Magnitudes
 ) -> MagnitudesResult:
-    """Waits for the device."""
+    """The cuts after each rank. Waits for the device."""
     targets, numel = len(inputs) - 1, inputs[0].numel
     check_targets(len(request.ranks), targets, "ranks")
     if request.rows is not None:
@@ -143,7 +146,7 @@ def survey_magnitudes(
             operands,
             numel,
             request.ranks,
-            rows.told,
+            rows.native,
             (work.data_ptr(), work.nbytes),
             found.data_ptr(),
             result.data_ptr(),
@@ -158,7 +161,7 @@ def survey_magnitudes(
 def survey_norms(
     kernels: ModuleType, inputs: Sequence[Array], operands: Sequence[Operand], request: Norms
 ) -> NormsResult:
-    """Waits for the device."""
+    """The sums of |d|. Waits for the device."""
     targets, numel = len(inputs) - 1, inputs[0].numel
     check_targets(len(request.selects), targets, "selections")
     selects = NativeSelects(kernels, request.selects, 0, numel, device_of(inputs))
@@ -180,7 +183,7 @@ def survey_norms(
 def survey_gram(
     kernels: ModuleType, inputs: Sequence[Array], operands: Sequence[Operand], request: Gram
 ) -> GramResult:
-    """Waits for the device."""
+    """The inner products. Waits for the device."""
     targets = len(inputs) - 1
     vectors = targets + request.of_inputs
     work, result = _room(inputs, *sizes_of(kernels, inputs[0].numel, request))
@@ -201,7 +204,7 @@ def survey_gram(
 def survey_divergences(
     kernels: ModuleType, inputs: Sequence[Array], operands: Sequence[Operand], request: Divergences
 ) -> DivergencesResult:
-    """Waits for the device."""
+    """The rows' divergences. Waits for the device."""
     check_targets(1, len(inputs) - 1, "divergences")
     numel = inputs[0].numel
     found, result = _room(inputs, *sizes_of(kernels, numel, request))
@@ -214,7 +217,7 @@ def survey_divergences(
 
 
 def _room(inputs: Sequence[Array], work: int, *answers: int) -> list[torch.Tensor]:
-    """Memory of the inputs' device: `work` bytes to work in, and zeros for what is learned."""
+    """Memory on the inputs' device: an uninitialized workspace of `work` bytes, and zeros for each of `answers`."""
     device = device_of(inputs)
     return [
         torch.empty(work, dtype=torch.uint8, device=device),
@@ -232,7 +235,7 @@ def _answer(
 
 @contextmanager
 def stream_of(device: torch.device) -> Iterator[int]:
-    """Make `device` the current one, and yield its current stream; 0 for the host (tests)."""
+    """Make `device` the current one and yield its current stream; 0 for the host (tests)."""
     if device.type != "cuda":
         yield 0
         return

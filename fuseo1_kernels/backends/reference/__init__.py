@@ -1,4 +1,4 @@
-"""The reference backend: survey and fuse in torch, one line a formula, readable and slow."""
+"""The reference backend: survey and fuse in torch, one line per formula; readable and slow."""
 
 from __future__ import annotations
 

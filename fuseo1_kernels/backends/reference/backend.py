@@ -1,6 +1,6 @@
 """The reference backend: the arithmetic contract in torch. Slow; for reading and for tests.
 
-The formulas are in survey_formulas.py, fuse_formulas.py, select_formulas.py and philox.py.
+The formulas are in surveys.py, divergences.py, fuse.py, select.py and philox.py.
 """
 
 from __future__ import annotations
@@ -85,9 +85,9 @@ class ReferenceBackend:
 def _pieces(
     files: Sequence[FileRange], offset: int, count: int, scratch: Buffer, least: int = _BLOCK
 ) -> Iterator[tuple[int, list[Array]]]:
-    """(start, inputs) of pieces of [offset, offset + count) that fit into `scratch`, read one by one.
+    """Read [offset, offset + count) into `scratch` piece by piece; yield each piece's (start, inputs).
 
-    All are multiples of `least` elements, unless they all fit at once.
+    A piece has a multiple of `least` elements, unless everything fits at once. Raises InputUnreadable.
     """
     room = scratch.nbytes // sum(f.dtype.size for f in files)
     step = max(count, 1) if count <= room else room // least * least
@@ -113,7 +113,7 @@ def _pieces(
 
 
 class WholeSurveyor:
-    """Gathers the chunks of a tensor and surveys it whole: simple, at the price of memory."""
+    """Collects the chunks of a tensor and surveys it whole: simple, at the cost of memory."""
 
     def __init__(
         self, backend: ReferenceBackend, targets: int, numel: int, request: Request

@@ -1,4 +1,4 @@
-"""How far rows of one model are from the base's, in torch: csrc/include/fuseo1/survey.h states the formulas."""
+"""Divergences of a target's rows from the base's, in torch: csrc/include/fuseo1/survey.h states the formulas."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MANTISSA_BITS = 52
 
 
 def divergences(base: torch.Tensor, target: torch.Tensor, row: int) -> bytes:
-    """Those of every row of flat fp32 tensors, as fp32; what takes no part is minus infinity in both."""
+    """The divergence of every row of flat fp32 tensors, as fp32; elements left out are minus infinity in both."""
     if base.numel() == 0:
         return b""
     q, p = (_shares(x.double().view(-1, row)) for x in (base, target))
@@ -26,14 +26,14 @@ def divergences(base: torch.Tensor, target: torch.Tensor, row: int) -> bytes:
 
 
 def _shares(x: torch.Tensor) -> torch.Tensor:
-    """The softmax of every row, and a little."""
+    """The softmax of every row, plus 1e-8."""
     largest = x.amax(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).min)
     e = _exp(x - largest)
     return e / _sum(e)[:, None] + _LEAST_SHARE
 
 
 def _sum(terms: torch.Tensor) -> torch.Tensor:
-    """Of every row, element j in lane j mod 8, in order; then the lanes by halves."""
+    """The sum of every row: element j is added to lane j mod 8, in order; then the lanes by halves."""
     padded = torch.nn.functional.pad(terms, (0, -terms.shape[1] % _LANES))
     lanes = torch.zeros(terms.shape[0], _LANES, dtype=torch.float64)
     for step in padded.view(terms.shape[0], -1, _LANES).unbind(1):
@@ -45,7 +45,7 @@ def _sum(terms: torch.Tensor) -> torch.Tensor:
 
 
 def _exp(x: torch.Tensor) -> torch.Tensor:
-    """Of x <= 0."""
+    """exp(x) for x <= 0."""
     small = x <= -700.0
     x = x.masked_fill(small, 0.0)
     k = torch.round(x * _LOG2_E)
@@ -57,7 +57,7 @@ def _exp(x: torch.Tensor) -> torch.Tensor:
 
 
 def _log(y: torch.Tensor) -> torch.Tensor:
-    """Of y > 0, a normal number."""
+    """log(y) for normal y > 0."""
     bits = y.view(torch.int64)
     k = (bits - _LEAST_MANTISSA) >> _MANTISSA_BITS
     f = (bits - (k << _MANTISSA_BITS)).view(torch.float64) - 1.0

@@ -1,4 +1,4 @@
-"""fuse in torch, one line a formula: csrc/include/fuseo1/fuse.h states them."""
+"""fuse in torch, one line per formula: csrc/include/fuseo1/fuse.h states them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..contract import Clamp, Cut, Elect, FuseParams, Select
 from .select import in_cut, selected
 from .surveys import task_vectors, total, variance_bits
 
-#: Sums of shares in fp64 that are nearer to 0 are taken for it.
+#: An fp64 sum of shares whose magnitude is below this counts as 0.
 _LEAST_DIVISOR = 2.0**-27
 
 #: By dtype: integers of its size, and the quiet NaN.
@@ -25,11 +25,11 @@ _NAN = {
 def fuse_chunk(
     inputs: Sequence[torch.Tensor], params: FuseParams, offset: int, dtype: torch.dtype
 ) -> torch.Tensor:
-    """Merge the chunk at flat index `offset`: flat base and targets; every NaN of the result is the quiet one."""
+    """Merge the chunk at flat index `offset` of flat base and targets; every NaN of the result is the quiet NaN."""
     wide = [x.float() for x in inputs]
     d = task_vectors(wide)
     base = _number(params, params.base_scale) * wide[0].to(_real(params))
-    delta, nan = _delta(d, params, offset) if d else (_nothing(base), base.isnan())
+    delta, nan = _delta(d, params, offset) if d else (_empty_sum(base), base.isnan())
     merged = _add_and_round(base, delta, dtype)
     integers, quiet_nan = _NAN[dtype]
     return merged.view(integers).masked_fill(nan | merged.isnan(), quiet_nan).view(dtype)
@@ -38,7 +38,7 @@ def fuse_chunk(
 def _delta(
     d: Sequence[torch.Tensor], params: FuseParams, offset: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What is added to the base, and where the result is NaN whatever that is."""
+    """(delta, nan): delta is added to the base; where nan is set the result is NaN whatever delta is."""
     selects = params.selects or (None,) * len(d)
     number = partial(_number, params)
     z = [_part(x, select, offset).to(_real(params)) for x, select in zip(d, selects, strict=True)]
@@ -47,16 +47,16 @@ def _delta(
     if params.masked:
         kept = in_cut(variance_bits(d), Cut(params.threshold, params.tie_limit), offset)
         survives = [alive & kept for alive in survives]
-    num, den = _nothing(t[0]), torch.zeros_like(t[0])
+    num, den = _empty_sum(t[0]), torch.zeros_like(t[0])
     for share, x, alive in zip(params.shares or params.weights, t, survives, strict=True):
-        num = num + torch.where(alive, x, _nothing(num))
+        num = num + torch.where(alive, x, _empty_sum(num))
         den = den + torch.where(alive, number(share), torch.zeros_like(den))
     delta = number(params.scale) * (num / _divisor(den, params))
-    return torch.where(torch.stack(survives).any(dim=0), delta, _nothing(delta)), nan
+    return torch.where(torch.stack(survives).any(dim=0), delta, _empty_sum(delta)), nan
 
 
 def _part(d: torch.Tensor, select: Select, offset: int) -> torch.Tensor:
-    """z: what takes part of one task vector. What is not finite always does, as it is."""
+    """z: the selected part of one task vector. Elements that are not finite always take part, unchanged."""
     if isinstance(select, Clamp):
         z = torch.minimum(torch.maximum(d, -_fp32(select.most)), _fp32(select.most))
     else:
@@ -67,7 +67,7 @@ def _part(d: torch.Tensor, select: Select, offset: int) -> torch.Tensor:
 def _elect(
     elect: Elect, z: Sequence[torch.Tensor], t: Sequence[torch.Tensor]
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Which targets survive, and where the votes are not finite."""
+    """(survives, nan): the mask of each target's survivors, and the mask of elements whose votes are not finite."""
     if elect == "none":
         return [x != 0 for x in t], ~torch.isfinite(total(t))
     votes = z if elect == "sum" else t
@@ -83,18 +83,18 @@ def _divisor(den: torch.Tensor, params: FuseParams) -> torch.Tensor:
     floor = _number(params, params.floor_divisor)
     if divisor != 0:
         return divisor
-    nothing = den == 0 if params.elect == "sum" else den.abs() < _LEAST_DIVISOR
-    return torch.where(nothing, torch.ones_like(den), den) if floor == 0 else den.maximum(floor)
+    is_zero = den == 0 if params.elect == "sum" else den.abs() < _LEAST_DIVISOR
+    return torch.where(is_zero, torch.ones_like(den), den) if floor == 0 else den.maximum(floor)
 
 
 def _add_and_round(b: torch.Tensor, delta: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """b + delta, rounded once: to a narrower dtype by way of an fp32 sum that is rounded to odd."""
+    """b + delta, rounded once: to a narrower dtype through an fp32 sum that is rounded to odd."""
     s = b + delta
     if s.dtype == torch.float64:
         s, error = s.float(), s - s.float()
     else:
         part = s - b
-        error = (b - (s - part)) + (delta - part)  # what s lacks, exactly (TwoSum)
+        error = (b - (s - part)) + (delta - part)  # the exact rounding error of s (TwoSum)
     if dtype == torch.float32:
         return s
     bits = s.view(torch.int32)
@@ -103,8 +103,8 @@ def _add_and_round(b: torch.Tensor, delta: torch.Tensor, dtype: torch.dtype) -> 
     return torch.where(to_odd, bits + outward, bits).view(torch.float32).to(dtype)
 
 
-def _nothing(like: torch.Tensor) -> torch.Tensor:
-    """The sum of nothing: b + -0.0 is b, for -0.0 too."""
+def _empty_sum(like: torch.Tensor) -> torch.Tensor:
+    """-0.0: b + -0.0 is b, for b = -0.0 too."""
     return torch.full_like(like, -0.0)
 
 
@@ -113,7 +113,7 @@ def _fp32(number: float) -> torch.Tensor:
 
 
 def _real(params: FuseParams) -> torch.dtype:
-    """What the arithmetic is done in."""
+    """The dtype of the arithmetic."""
     return torch.float32 if params.elect == "sum" else torch.float64
 
 

@@ -14,11 +14,11 @@ _FACTORS = (0xD2511F53, 0xCD9E8D57)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 _WORD = 0xFFFFFFFF
 _BLOCK = 256
-_COUNTERS = _BLOCK // 4  # a block's, as each counter gives four words
+_COUNTERS = _BLOCK // 4  # of a block: each counter gives four words
 
 
 def philox(counter: Sequence[torch.Tensor], key: int) -> list[torch.Tensor]:
-    """The four words of each counter, whose own four are given: int64 tensors of one shape, values below 2^32."""
+    """The four random words of each counter. `counter`: its four words, int64 tensors of one shape, below 2^32."""
     c0, c1, c2, c3 = counter
     k0, k1 = key & _WORD, key >> 32
     for _ in range(_ROUNDS):
@@ -29,12 +29,12 @@ def philox(counter: Sequence[torch.Tensor], key: int) -> list[torch.Tensor]:
 
 
 def _high(product: torch.Tensor) -> torch.Tensor:
-    # The shift copies the sign, the mask takes the copies off.
+    # The shift copies the sign bit; the mask removes the copies.
     return (product >> 32) & _WORD
 
 
 def words(key: int, first: int, count: int) -> torch.Tensor:
-    """word(key, f) of the flat indices f = first .. first + count - 1, in int64."""
+    """word(key, f) for the flat indices f = first .. first + count - 1, as int64."""
     begin, end = first // _BLOCK, -(-(first + count) // _BLOCK)
     counter = torch.arange(begin * _COUNTERS, end * _COUNTERS)
     zero = torch.zeros_like(counter)

@@ -1,4 +1,4 @@
-"""Which elements are selected, in torch: csrc/include/fuseo1/select.h states the formulas."""
+"""Selections in torch: csrc/include/fuseo1/select.h states the formulas."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ def selected(select: Select, d: torch.Tensor, offset: int) -> torch.Tensor:
 
 
 def limits(select: Ranked, d: torch.Tensor) -> torch.Tensor:
-    """limit(r) of every element, in int64; `d` is whole rows, on any device."""
+    """limit(r) of every element, as int64; `d` has whole rows and may be on any device."""
     n = select.row
     magnitudes = magnitude_bits(d).clamp(max=_INFINITY).view(-1, n)
-    # From the last element to the first: of equals the sort leaves the lowest index the highest rank.
+    # Sorted from the last element to the first: of equals the lowest index then ranks highest.
     ascending = n - 1 - torch.argsort(magnitudes.flip(1), dim=1, stable=True)
     ranks = torch.arange(n, device=d.device).expand_as(ascending)
     r = torch.empty_like(ascending).scatter_(1, ascending, ranks)
-    # Not by a number of the host: on a GPU that would be a product with its reciprocal.
+    # A tensor, not a Python number: torch on a GPU divides by a number by multiplying by its reciprocal.
     last = torch.tensor(max(n - 1, 1), dtype=torch.float64, device=d.device)
     share = r.double() / last if n > 1 else torch.full_like(r, 0.5, dtype=torch.float64)
     return ((select.low + share * select.span) * 2.0**32).floor().long().view(-1)
 
 
 def score_bits(d: torch.Tensor, rows: RowFactors | None, offset: int) -> torch.Tensor:
-    """|d|, or |d| times its row's factor, as fp32 bits in int32; `d` begins at flat index `offset`."""
+    """|d|, or |d| times its row's factor, as fp32 bits in int32. `d` begins at flat index `offset`."""
     if rows is None or d.numel() == 0:
         return magnitude_bits(d)
     factors = torch.frombuffer(bytearray(rows.factors), dtype=torch.float32)
@@ -53,5 +53,5 @@ def score_bits(d: torch.Tensor, rows: RowFactors | None, offset: int) -> torch.T
 
 
 def magnitude_bits(d: torch.Tensor) -> torch.Tensor:
-    """|d| as fp32 bits, in int32: non-negative floats order as integers do."""
+    """|d| as fp32 bits in int32: non-negative floats have the order of their bits."""
     return d.abs().view(torch.int32)

@@ -1,4 +1,4 @@
-"""The surveys in torch, one line a formula: csrc/include/fuseo1/survey.h states them."""
+"""The surveys in torch, one line per formula: csrc/include/fuseo1/survey.h states them."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ def survey_whole(inputs: Sequence[torch.Tensor], request: Request) -> SurveyResu
 
 
 def task_vectors(wide: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """d_i = x_i - b of fp32 tensors, the base first."""
+    """d_i = x_i - b of fp32 tensors; base first."""
     return [x - wide[0] for x in wide[1:]]
 
 
 def total(terms: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The sum of one tensor or more, from the first to the last."""
+    """The sum of one or more tensors, in order."""
     s = terms[0]
     for term in terms[1:]:
         s = s + term
@@ -70,21 +70,21 @@ def total(terms: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def variance_bits(d: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The score of every element as fp32 bits, in int32: non-negative floats order as integers do."""
+    """The score of every element as fp32 bits in int32: non-negative floats have the order of their bits."""
     mean = total(d) / len(d)
     away = [x - mean for x in d]
     return (total([a * a for a in away]) / len(d)).view(torch.int32)
 
 
 def _count_nonfinite(wide: Sequence[torch.Tensor], out: torch.Tensor) -> tuple[int, ...]:
-    """By input, and where finite inputs overflow, of the elements `out`, whose s is not finite."""
+    """Of the elements `out`, whose s is not finite: how many are not finite by input, and how many overflow."""
     bad = [~torch.isfinite(x) & out for x in wide]
     overflow = out & ~torch.stack(bad).any(dim=0)
     return tuple(int(b.sum()) for b in [*bad, overflow])
 
 
 def _exact_sum(q: torch.Tensor, kept: torch.Tensor) -> float:
-    """The sum of q over the elements `kept`: integers per block of 256, exact per exponent."""
+    """The sum of q over the elements `kept`: integers per block of 256, added exactly per exponent."""
     padding = -q.numel() % _BLOCK
     q = torch.nn.functional.pad(q, (0, padding)).view(-1, _BLOCK)
     kept = torch.nn.functional.pad(kept, (0, padding)).view(-1, _BLOCK)
@@ -134,13 +134,13 @@ def _select(bits: torch.Tensor, select_topk: float) -> tuple[int, int, Cut]:
 
 
 def _ordered(bits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """`bits` from the largest to the smallest, and their flat indices; the lowest first among equals."""
+    """`bits` in descending order, and their flat indices; among equals the lowest index is first."""
     values, order = torch.sort(bits, descending=True, stable=True)
     return values, order
 
 
 def _cut(values: torch.Tensor, order: torch.Tensor, k: int) -> Cut:
-    """The cut after the first k of the ordered."""
+    """The cut after the first k of `_ordered`."""
     if k == 0:
         return NONE
     threshold, numel = int(values[k - 1]), values.numel()
@@ -148,18 +148,18 @@ def _cut(values: torch.Tensor, order: torch.Tensor, k: int) -> Cut:
     return Cut(threshold, numel - 1 if every_tie else int(order[k - 1]))
 
 
-# --- the others; `d` is finite, but for the norms' ---
+# --- other surveys; `d` is finite, `raw` may not be ---
 
 
 def _cuts(d: torch.Tensor, ranks: Sequence[int], rows: RowFactors | None) -> tuple[Cut, ...]:
-    """The cuts after the largest |d|, one a rank; zeros are never selected."""
+    """For each rank the cut after that many of the largest |d|; zeros are never selected."""
     values, order = _ordered(score_bits(d, rows, 0))
     most = int(torch.count_nonzero(values)) - (rows is None)
     return tuple(ALL if k > max(most, 0) else _cut(values, order, k) for k in ranks)
 
 
 def _norms(d: torch.Tensor, raw: torch.Tensor, select: Select) -> tuple[float, float]:
-    """The sums of |d|: all of it, and what is selected; a row's ranks are those of `raw`, which may not be finite."""
+    """The sums of |d|, over all elements and over the selected ones; `raw` decides the selection."""
     everything, kept = torch.ones_like(d, dtype=torch.bool), selected(select, raw, 0)
     return _exact_sum(d.abs(), everything), _exact_sum(d.abs(), kept)
 

@@ -1,7 +1,8 @@
 """The Triton backend: survey and fuse in Triton, for GPUs of NVIDIA and AMD, on the caller's stream.
 
-Follow a survey through the modules in this order: backend, launches, sampling, scan, selection, energies, settle;
-then fuse. arithmetic has what all of them do to a tile, state where they leave each other numbers.
+Read the modules in the order of a merge by SCE: backend, launch_sce, sampling, scan, threshold, energies, settle,
+fuse_sce. arithmetic has the operations on a tile, state the layout of the numbers that kernels pass on. The other
+methods: launch_surveys, sums, divergences; launch_fuse, select, philox, fuse_general.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def load() -> TritonBackend:
-    """The backend, if Triton is installed and there is a GPU, or its interpreter is asked for (TRITON_INTERPRET=1)."""
+    """The backend. Raises ImportError without Triton, and BackendError without a GPU unless TRITON_INTERPRET=1."""
     try:
         import triton  # noqa: F401
     except ImportError as error:

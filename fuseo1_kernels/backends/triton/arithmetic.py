@@ -1,8 +1,8 @@
-"""The arithmetic contract in Triton: what every kernel does to a tile of elements.
+"""The arithmetic contract in Triton: the operations that kernels share, on a tile of elements.
 
-A tile is ROWS blocks of 256 elements, a row each: shape [ROWS, 256]. Task vectors, and all that is computed of
-them, are tuples of such tiles, one a target. Formulas: csrc/include/fuseo1/survey.h and fuse.h; every line here
-is one rounding (launches pass enable_fp_fusion=False).
+A tile has ROWS blocks of 256 elements, one block per row: shape [ROWS, 256]. Task vectors, and everything computed
+from them, are tuples of such tiles, one per target. Formulas: csrc/include/fuseo1/survey.h and fuse.h; every
+operation rounds once (launches pass enable_fp_fusion=False).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 BLOCK = tl.constexpr(256)
-INF = tl.constexpr(0x7F800000)  # fp32 bits; those of NaN are above
+INF = tl.constexpr(0x7F800000)  # fp32 bits; those of NaN are larger
 # Exponent fields below this one would make a block's scale 2^(149-E) a denormal or infinity.
 LEAST_EXPONENT = tl.constexpr(22)
 # x + 2^23 rounds x in [0, 2^23] to an integer, which is then the sum's low bits.
@@ -29,19 +29,19 @@ def float_of(bits):
 
 @triton.jit
 def bits_of(x):
-    """fp32 as int32: the same order among numbers that are not negative."""
+    """fp32 as int32 bits, which have the same order for non-negative numbers."""
     return x.to(tl.int32, bitcast=True)
 
 
 @triton.jit
 def positions(ROWS: tl.constexpr):
-    """[ROWS, 256] int32: an element's place in its tile."""
+    """[ROWS, 256] int32: each element's position in its tile."""
     return tl.arange(0, ROWS)[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
 
 
 @triton.jit
 def widen(x):
-    """Elements as loaded, to fp32, exactly. bf16 comes as int16: it is the upper half of an fp32."""
+    """Loaded elements as fp32, exactly. bf16 is loaded as int16: it is the upper half of an fp32."""
     if x.dtype == tl.int16:
         wide = float_of(x.to(tl.int32) << 16)
     else:
@@ -51,9 +51,9 @@ def widen(x):
 
 @triton.jit
 def load_wide(data, start, at, left, WHOLE: tl.constexpr):
-    """Elements start + at of `data`, in fp32; zeros from the `left`-th on, unless the tile is WHOLE.
+    """Elements start + at of `data` as fp32; zeros where at >= left, unless the tile is WHOLE.
 
-    Only without a mask are loads 16 bytes wide whatever the number of elements: masks are for tails.
+    Only unmasked loads are 16 bytes wide whatever the number of elements: masks are for tails.
     """
     if WHOLE:
         x = tl.load(data + start + at)
@@ -88,7 +88,7 @@ def is_finite(x):
 
 @triton.jit
 def divide(x, N: tl.constexpr):
-    """x / N, correctly rounded. By a power of two that is a product."""
+    """x / N, correctly rounded; if N is a power of two, as a product with its exact reciprocal."""
     if N & (N - 1) == 0:
         quotient = x * (1.0 / N)
     else:
@@ -109,10 +109,10 @@ def spread(d, s, N: tl.constexpr):
 
 @triton.jit
 def by_rows(x, rows, flat):
-    """x, which is not negative, times the factor of each element's row, and at most the largest number.
+    """x >= 0 times the factor of each element's row, at most the largest finite number.
 
-    rows: pointer to a row's elements and the address of the factors, int64; these are fp32, one a row, and as many
-    more as the last tile may reach beyond the end. flat: the elements' flat indices, int64.
+    rows: pointer to two int64, the elements of a row and the address of the factors: fp32, one per row, padded by as
+    many as the last tile may reach beyond the end. flat: the elements' flat indices, int64.
     """
     factors = tl.load(rows + 1).to(tl.pointer_type(tl.float32))
     return tl.minimum(x * tl.load(factors + flat // tl.load(rows)), LARGEST)
@@ -120,7 +120,7 @@ def by_rows(x, rows, flat):
 
 @triton.jit
 def magnitude(d, inputs, flat, N: tl.constexpr):
-    """|d|; times factors of rows if `inputs` has what by_rows wants to know, after base and targets."""
+    """|d|, times the rows' factors if `inputs` ends with by_rows' `rows`, after base and targets."""
     x = tl.abs(d)
     if len(inputs) > N + 1:
         x = by_rows(x, inputs[N + 1], flat)
@@ -129,7 +129,7 @@ def magnitude(d, inputs, flat, N: tl.constexpr):
 
 @triton.jit
 def score_before(d, s, inputs, flat, N: tl.constexpr, OF: tl.constexpr):
-    """A score before its division: the spread (OF -1), or target OF's `magnitude`, which is not divided."""
+    """A score before its division by N: the spread (OF -1), or target OF's `magnitude`, which is not divided."""
     if OF < 0:
         x = spread(d, s, N)
     else:
@@ -139,7 +139,7 @@ def score_before(d, s, inputs, flat, N: tl.constexpr, OF: tl.constexpr):
 
 @triton.jit
 def bits_of_score(x, N: tl.constexpr, OF: tl.constexpr):
-    """A score's bits, of what it is before its division."""
+    """A score's bits, from score_before."""
     if OF < 0:
         bits = bits_of(divide(x, N))
     else:
@@ -149,7 +149,7 @@ def bits_of_score(x, N: tl.constexpr, OF: tl.constexpr):
 
 @triton.jit
 def score_bits(inputs, start, at, left, N: tl.constexpr, OF: tl.constexpr):
-    """The elements' scores as int32 bits; 0 beyond the end and where s is not finite."""
+    """The elements' scores as int32 bits; 0 beyond the end, and where s is not finite."""
     _, d = task_vectors(inputs, start, at, left, False, N)
     s = total(d, N)
     return tl.where(
@@ -167,20 +167,22 @@ def squares(d, TARGETS: tl.constexpr):
 
 
 @triton.jit
-def counted(d, s, TARGETS: tl.constexpr):
-    """d as it counts in the energies: 0 where s is not finite, else within the squarable numbers."""
-    sound = is_finite(s)
-    kept = ()
+def squarable(d, s, TARGETS: tl.constexpr):
+    """d as it enters the energies: 0 where s is not finite, else clamped to +-MOST_SQUARABLE."""
+    finite = is_finite(s)
+    clamped = ()
     for i in tl.static_range(TARGETS):
-        near = tl.minimum(tl.maximum(d[i], -MOST_SQUARABLE), MOST_SQUARABLE)
-        kept = kept + (tl.where(sound, near, 0.0),)
-    return kept
+        within = tl.minimum(tl.maximum(d[i], -MOST_SQUARABLE), MOST_SQUARABLE)
+        clamped = clamped + (tl.where(finite, within, 0.0),)
+    return clamped
 
 
 @triton.jit
 def block_peaks(q, TARGETS: tl.constexpr):
-    """The largest square of each block and target, as uint32 bits: a tuple of [ROWS]. NaN exceeds every number,
-    whatever its sign."""
+    """The largest square of each block and target, as uint32 bits: a tuple of [ROWS].
+
+    NaN exceeds every number, whatever its sign.
+    """
     peaks = ()
     for i in tl.static_range(TARGETS):
         peaks = peaks + (tl.max(q[i].to(tl.uint32, bitcast=True), axis=1),)
@@ -189,21 +191,21 @@ def block_peaks(q, TARGETS: tl.constexpr):
 
 @triton.jit
 def exponent_of(peak):
-    """E: the exponent field that a block's squares are measured by."""
+    """E: the exponent field that scales a block's squares."""
     return tl.maximum((peak >> 23).to(tl.int32), LEAST_EXPONENT)
 
 
 @triton.jit
 def quanta(q, exponent):
-    """rint(q * 2^(149-E)), in [0, 2^23], with the bits of the magic number above."""
+    """rint(q * 2^(149-E)), in [0, 2^23], plus RINT_MAGIC_BITS."""
     return bits_of(q * float_of((276 - exponent) << 23) + RINT_MAGIC)
 
 
 @triton.jit
 def add_quanta(q, peaks, to):
-    """Adds every block's integer sum of q, whose peaks are given, to its exponent's in `to`: [256] int64.
+    """Adds each block's integer sum of q to the sum of its exponent in `to`: [256] int64. peaks: of q.
 
-    256 times the magic number's bits are 0 modulo 2^32, and a block's sum is at most 2^31.
+    256 * RINT_MAGIC_BITS is 0 modulo 2^32, and a block's sum is at most 2^31.
     """
     exponent = exponent_of(peaks)
     biased = quanta(q, exponent[:, None]).to(tl.uint32, bitcast=True)
@@ -213,18 +215,18 @@ def add_quanta(q, peaks, to):
 
 @triton.jit
 def add_energies(q, peaks, bins, stripe, TARGETS: tl.constexpr):
-    """Adds each target's to bins[stripe]: [TARGETS, 256] int64."""
+    """Adds each target's squares to bins[stripe]: [TARGETS, 256] int64."""
     for i in tl.static_range(TARGETS):
         add_quanta(q[i], peaks[i], bins + (stripe * TARGETS + i) * BLOCK)
 
 
 @triton.jit
 def first_reaching(score, N: tl.constexpr):
-    """The least fp32 (as int64 bits) whose N-th part is at least `score` (bits); beyond infinity: there is none.
+    """The least fp32 x (as int64 bits) with x / N >= `score` (bits); above INF if there is none.
 
-    The division is monotone. So the numbers before it are compared with such bounds, and it is spared.
+    The division is monotone, so undivided numbers are compared with such bounds instead of being divided.
     """
-    below = tl.full((), 0, tl.int64)  # so many numbers are known to divide to less
+    below = tl.full((), 0, tl.int64)  # so many numbers are known to have a smaller quotient
     for bit in range(31):
         trial = below + (tl.full((), 1 << 30, tl.int64) >> bit)
         last = tl.minimum(trial - 1, INF).to(tl.int32)
@@ -235,5 +237,5 @@ def first_reaching(score, N: tl.constexpr):
 
 @triton.jit
 def bounds_of(low, high, N: tl.constexpr):
-    """(least, largest): of the fp32 whose N-th parts lie in [low, high], all as int64 bits."""
+    """(least, largest) of the fp32 x with x / N in [low, high], all as int64 bits."""
     return first_reaching(low, N), first_reaching(high + 1, N) - 1

@@ -1,4 +1,4 @@
-"""The backend's class: checks what it is given, chooses a config, launches on the caller's stream."""
+"""The backend's class: checks arguments, chooses a config, launches on the caller's stream."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import triton
 from ...errors import BackendError
 from ..arrays import Array
 from ..contract import SURVEY_BYTES, FuseParams, Request, Select
-from ..gpu_base import OnGpu, check_is_sce, check_output, device_of, upload
+from ..gpu_base import GpuBase, check_is_sce, check_output, device_of, upload
 from ..interface import OnDevice, Room
 from ..results import SceResult, SurveyResult
 from . import state as places
@@ -24,16 +24,16 @@ from .state import MOST_TARGETS, PARAMS_BYTES, RESULT, place
 from .tuning import FOR_INTERPRETER, Config, Tuner, general_config
 from .workspace import needs_scores
 
-#: Whether the kernels run in Triton's interpreter, on the CPU's tensors: TRITON_INTERPRET=1 at their import.
+#: Whether the kernels run in Triton's interpreter, on the CPU's tensors: TRITON_INTERPRET=1 when they are imported.
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 _BY_NAME = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-# Candidates have 32 bits for where they lie in one of 32 stripes.
+# A candidate has 32 bits for its place in one of 32 stripes.
 _MOST = 1 << 36
 
 
 def tensor_of(array: Array) -> torch.Tensor:
-    """The array as a flat tensor, of its owner's memory."""
+    """The array as a flat tensor in its owner's memory. Raises BackendError if it is not aligned to its dtype."""
     dtype = _BY_NAME[array.dtype.name]
     owner: torch.Tensor = array.owner
     if array.numel == 0:
@@ -46,17 +46,17 @@ def tensor_of(array: Array) -> torch.Tensor:
 
 
 def pointers(inputs: Sequence[Array]) -> tuple[torch.Tensor, ...]:
-    """What kernels take: flat tensors, bf16 as int16."""
+    """The inputs as kernels take them: flat tensors, bf16 as int16."""
     tensors = [tensor_of(a) for a in inputs]
     return tuple(t.view(torch.int16) if t.dtype == torch.bfloat16 else t for t in tensors)
 
 
-class TritonBackend(OnGpu):
+class TritonBackend(GpuBase):
     """The two ops on tensors in the memory of one GPU, or in the CPU's for the interpreter.
 
     `survey` and `fuse` wait for the device, because they return numbers. `enqueue_survey` and `enqueue_fuse` do
-    not, but for the first large tensors of a kind, on which they are tuned; with a `config` they never do. They can
-    be captured into a graph, once each kernel has been compiled by a call before.
+    not, except while they are tuned on the first large tensor of a kind; with a `config` they never wait. They can
+    be captured into a graph once an earlier call has compiled each kernel.
     """
 
     name = "triton"
@@ -80,7 +80,7 @@ class TritonBackend(OnGpu):
         max_bytes: int = SURVEY_BYTES,
         lent: Array | None = None,
     ) -> SurveyResult:
-        """SCE's by enqueue_survey; others by kernels of their own."""
+        """SCE's survey uses enqueue_survey, the others have their own kernels."""
         if isinstance(request, int | float):
             return super().survey(inputs, request, threads)
         self.check_inputs(inputs)
@@ -96,14 +96,14 @@ class TritonBackend(OnGpu):
         return self._for_fuse(given[: len(inputs) + 3], params.masked, params.floor_divisor != 0.0)
 
     def pack_params(self, params: FuseParams) -> bytes:
-        """In the layout of torch_ops."""
+        """fp64 numbers in torch_ops' layout."""
         check_is_sce(self.name, params)
         mask = (params.masked, params.threshold, params.tie_limit)
         numbers = (*params.weights, params.floor_divisor, *mask)
         return struct.pack(f"{len(numbers)}d", *numbers).ljust(self.params_bytes, b"\0")
 
     def numbers(self, survey: OnDevice) -> tuple[torch.Tensor, torch.Tensor]:
-        """A survey and its parameters as fp64 tensors of torch_ops' layout, by copies on the device."""
+        """A survey and its parameters as fp64 tensors in torch_ops' layout, copied on the device."""
         n, params = survey.targets, survey.params
         found: torch.Tensor = survey.result
 
@@ -122,7 +122,7 @@ class TritonBackend(OnGpu):
         return learned, torch.cat([params.numbers[:n].double(), floor.double(), masked, mask])
 
     def from_numbers(self, params: torch.Tensor) -> OnDevice:
-        """The inverse, of the parameters."""
+        """The inverse of `numbers`, for the parameters."""
         return self._for_fuse(params, masked=True, floored=True)
 
     def _for_fuse(self, given: torch.Tensor, masked: bool, floored: bool) -> OnDevice:
@@ -174,7 +174,7 @@ class TritonBackend(OnGpu):
                 launch_fuse(data, to, out.dtype.abi, params, result, offset, config)
 
             def attempt(config: Config) -> None:
-                run(config, torch.empty_like(found))  # so that it is not counted
+                run(config, torch.empty_like(found))  # `found` counts only the real run
 
             masks = (params.masked, params.floored)
             key = ("fuse", device, *masks, to.dtype, *(x.dtype for x in data))
@@ -183,7 +183,7 @@ class TritonBackend(OnGpu):
     def fuse(
         self, inputs: Sequence[Array], params: FuseParams, out: Array, offset: int, threads: int
     ) -> int:
-        """By any parameters; SCE's have a kernel of their own, which takes a floor for no less than 0."""
+        """By any parameters. SCE's have their own kernel, which takes only a floor_divisor >= 0."""
         if params.is_sce and params.floor_divisor >= 0 and len(inputs) > 1:
             return super().fuse(inputs, params, out, offset, threads)
         self.check_inputs(inputs, least=0)
@@ -197,7 +197,7 @@ class TritonBackend(OnGpu):
         return int(result[place(places.R_WRITTEN)])
 
     def unpack_result(self, raw: bytes, targets: int) -> tuple[SceResult, int]:
-        """As `result`, of the bytes on the host."""
+        """As `result`, from bytes on the host."""
         numbers, energies = (struct.unpack(f"{RESULT}{code}", raw) for code in "qd")
         energy, nonfinite = place(places.R_ENERGY), place(places.R_NONFINITE)
         learned = SceResult(
@@ -220,7 +220,7 @@ class TritonBackend(OnGpu):
 
 
 def _params(survey: OnDevice) -> Params:
-    """A survey's own, or those that were packed and are on the device now."""
+    """A survey's Params, or Params made from packed ones on the device."""
     if isinstance(survey.params, Params):
         return survey.params
     given = survey.params.view(torch.float64)[: survey.targets + 4]
@@ -228,6 +228,7 @@ def _params(survey: OnDevice) -> Params:
 
 
 def _device(inputs: Sequence[Array]) -> torch.device:
+    """The inputs' device. Raises BackendError if the kernels do not run there."""
     device = device_of(inputs)
     if (device.type == "cpu") != INTERPRETED:
         raise BackendError(

@@ -1,4 +1,4 @@
-"""How far rows of one model are from the base's: csrc/include/fuseo1/survey.h states the formulas, all in fp64."""
+"""Divergences of a target's rows from the base's: csrc/include/fuseo1/survey.h states the formulas, all in fp64."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from .sums import finite_elements
 LANES = tl.constexpr(8)  # element j of a row is added to lane j mod 8, in order
 LEAST_SHARE = tl.constexpr(1e-8)
 
-MAGIC = tl.constexpr(
-    1.5 * 2.0**52
-)  # x + MAGIC rounds x to an integer, which the low bits then hold
+# x + MAGIC rounds x to an integer, which is then in the low bits.
+MAGIC = tl.constexpr(1.5 * 2.0**52)
 MANTISSA_BITS = tl.constexpr(52)
 LOG2_E = tl.constexpr(float.fromhex("0x1.71547652b82fep0"))
 LN2 = tl.constexpr(float.fromhex("0x1.62e42fefa39efp-1"))
@@ -28,7 +27,7 @@ LEAST_MANTISSA = tl.constexpr(0x3FE6A09E00000000)  # bits of 0x1.6a09ep-1
 
 @triton.jit
 def exp_of(x):
-    """Of x <= 0."""
+    """exp(x) for x <= 0."""
     shifted = x * LOG2_E + MAGIC
     k = shifted - MAGIC
     r = (x - k * LN2_HIGH) - k * LN2_LOW
@@ -41,7 +40,7 @@ def exp_of(x):
 
 @triton.jit
 def log_of(y):
-    """Of y > 0, a normal number."""
+    """log(y) for normal y > 0."""
     bits = y.to(tl.int64, bitcast=True)
     k = (bits - LEAST_MANTISSA) >> MANTISSA_BITS
     f = (bits - (k << MANTISSA_BITS)).to(tl.float64, bitcast=True) - 1.0
@@ -56,7 +55,7 @@ def log_of(y):
 
 @triton.jit
 def load_tile(inputs, start, tile, row, numel, STEPS: tl.constexpr):
-    """(base, target, exist, at): each row's next STEPS times LANES elements; start: [ROWS], of the rows, int64."""
+    """(base, target, exist, at) of tile `tile` of each row: STEPS * LANES elements. start: [ROWS] int64, the rows'."""
     place = tile * (STEPS * LANES) + tl.arange(0, STEPS * LANES)[None, :]
     exist = (place < row) & (start < numel)[:, None]
     at = tl.where(exist, start[:, None] + place, numel)
@@ -66,7 +65,7 @@ def load_tile(inputs, start, tile, row, numel, STEPS: tl.constexpr):
 
 @triton.jit
 def exponentials(inputs, start, tile, row, numel, base_most, target_most, STEPS: tl.constexpr):
-    """(of base, of target, takes part) of a tile; 0 where an element takes no part."""
+    """(of base, of target, takes_part) for a tile; 0 where an element takes no part."""
     base, target, exist, _ = load_tile(inputs, start, tile, row, numel, STEPS)
     takes_part = exist & is_finite(target - base)
     base_e = exp_of(base.to(tl.float64) - base_most[:, None].to(tl.float64))
@@ -76,7 +75,7 @@ def exponentials(inputs, start, tile, row, numel, base_most, target_most, STEPS:
 
 @triton.jit
 def add_in_order(sums, terms, ROWS: tl.constexpr, STEPS: tl.constexpr):
-    """The lanes' sums, [ROWS, LANES], and a tile's terms: a step adds its own, all others being masked to 0."""
+    """The lanes' sums, [ROWS, LANES], plus a tile's terms step by step: the other steps' terms are masked to 0."""
     terms = tl.reshape(terms, [ROWS, STEPS, LANES])
     number = tl.arange(0, STEPS)[None, :, None]
     for step in tl.static_range(STEPS):
@@ -86,7 +85,7 @@ def add_in_order(sums, terms, ROWS: tl.constexpr, STEPS: tl.constexpr):
 
 @triton.jit
 def add_lanes(sums, ROWS: tl.constexpr):
-    """[ROWS]: the lanes' sums by halves."""
+    """[ROWS]: the lanes' sums, added by halves."""
     sums = tl.sum(tl.reshape(sums, [ROWS, 2, 4]), axis=1)
     sums = tl.sum(tl.reshape(sums, [ROWS, 2, 2]), axis=1)
     return tl.sum(sums, axis=1)
@@ -101,7 +100,7 @@ def find_divergences(
     numel,
     ROWS: tl.constexpr,
 ):
-    """A program takes ROWS rows, and as many steps of eight elements of each at once."""
+    """A program takes ROWS rows, in tiles of ROWS steps of eight elements of each row."""
     row, numel = tl.cast(row, tl.int64), tl.cast(numel, tl.int64)
     number = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     start = number * row

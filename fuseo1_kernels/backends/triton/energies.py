@@ -1,4 +1,4 @@
-"""The energies that the scan could not add: those of the selected candidates, or all of them on the exact path."""
+"""The energies that the scan could not add: those of the selected candidates or, on the exact path, all."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from .arithmetic import (
     RINT_MAGIC_BITS,
     add_energies,
     block_peaks,
-    counted,
     is_finite,
     positions,
     quanta,
     spread,
+    squarable,
     squares,
     task_vectors,
     total,
@@ -25,14 +25,14 @@ from .threshold import RARE_ROWS, candidate_tiles, load_candidates
 
 
 @triton.jit
-def is_selected(x, index, low, high, limit):
-    """Whether elements are, given their scores before the division and their flat indices."""
+def selected_by_score(x, index, low, high, limit):
+    """Whether elements are selected, given their scores before the division and their flat indices."""
     return (x > high) | ((x >= low) & (index <= limit))
 
 
 @triton.jit
 def add_by_exponent(amounts, exponents, to):
-    """Adds int64 amounts to to[exponent], one atomic for each exponent that occurs; exponents < 0 do not count."""
+    """Adds int64 amounts to to[exponent], with one atomic per exponent that occurs; exponents < 0 do not count."""
     most = tl.max(exponents, axis=0)
     while most >= 0:
         here = exponents == most
@@ -55,7 +55,7 @@ def add_selected(
     STRIPES: tl.constexpr,
     TILE: tl.constexpr,  # elements of a tile of the scan
 ):
-    """A program takes every n-th tile: of candidates, whose elements it reads again, or of all elements."""
+    """A program takes every n-th tile, of candidates, whose elements it reads again, or of all elements."""
     selected, failed = tl.load(state + SELECTED), tl.load(state + FAILED)
     low, high = load_bound(state, AT_LOW), load_bound(state, AT_HIGH)
     limit = tl.load(state + TIE_LIMIT)
@@ -65,11 +65,11 @@ def add_selected(
     last = tl.where((selected > 0) & (failed == 0), of_candidates, 0)
     for n in range(tl.program_id(0), last, tl.num_programs(0)):
         x, index, known = load_candidates(n, stripes, records, capacity, STRIPES, TILE)
-        chosen = known & is_selected(x, index, low, high, limit)
-        # What is not chosen is loaded as beyond the end: as zeros.
+        chosen = known & selected_by_score(x, index, low, high, limit)
+        # Elements that are not chosen get an index beyond the end, and load as zeros.
         at = tl.where(chosen, index, numel)
         _, d = task_vectors(inputs, 0, at, numel, False, TARGETS)
-        q = squares(counted(d, total(d, TARGETS), TARGETS), TARGETS)
+        q = squares(squarable(d, total(d, TARGETS), TARGETS), TARGETS)
         for i in tl.static_range(TARGETS):
             exponent = tl.load(exponents + i * blocks + index // BLOCK, mask=chosen, other=22)
             exponent = exponent.to(tl.int32)
@@ -86,9 +86,9 @@ def add_selected(
         _, d = task_vectors(inputs, start, at, left, False, TARGETS)
         s = total(d, TARGETS)
         x = tl.where(is_finite(s), spread(d, s, TARGETS), 0.0)
-        q = squares(counted(d, s, TARGETS), TARGETS)
+        q = squares(squarable(d, s, TARGETS), TARGETS)
         peaks = block_peaks(q, TARGETS)
-        chosen = is_selected(x, start + at, low, high, limit)
+        chosen = selected_by_score(x, start + at, low, high, limit)
         chosen_q = ()
         for i in tl.static_range(TARGETS):
             chosen_q = chosen_q + (tl.where(chosen, q[i], 0.0),)

@@ -1,4 +1,4 @@
-"""fuse beyond SCE's: every election, selection, divisor and scale of csrc/include/fuseo1/fuse.h."""
+"""fuse for any parameters: every election, selection, divisor and scale of csrc/include/fuseo1/fuse.h."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from .arithmetic import (
     total,
 )
 from .fuse_sce import round_from, round_sum, store_rounded
-from .select import CHOICE, in_cut, part
+from .select import SELECT_WORDS, in_cut, part
 
-# How signs are elected, as in fuse.h.
-# Sums of shares in fp64 that are nearer to 0 are taken for it.
+# An fp64 sum of shares whose magnitude is below this counts as 0.
 LEAST_DIVISOR = tl.constexpr(2.0**-27)
 
+# How signs are elected, as in fuse.h.
 SUM = tl.constexpr(0)
 WEIGHTED = tl.constexpr(1)
 COUNT = tl.constexpr(2)
 NONE = tl.constexpr(3)
 
-# What the sum is divided by.
-BY_SHARES = tl.constexpr(0)  # the survivors' shares
-BY_FLOOR = tl.constexpr(1)  # these, but no less than the floor
+# The divisor of the sum.
+BY_SHARES = tl.constexpr(0)  # the sum of the survivors' shares
+BY_FLOOR = tl.constexpr(1)  # the same, but at least the floor
 BY_NUMBER = tl.constexpr(2)
 BY_ONE = tl.constexpr(3)
 
-# Where the scalars are: [40] fp64.
+# Places of the scalars: [40] fp64.
 S_WEIGHTS = tl.constexpr(0)  # [16]
 S_SHARES = tl.constexpr(16)  # [16]
 S_DIVISOR = tl.constexpr(32)  # or the floor
@@ -45,33 +45,33 @@ SCALARS = 40
 
 @triton.jit
 def finite(x):
-    """Of fp32 or fp64."""
+    """Whether fp32 or fp64 x is finite."""
     return x - x == 0.0
 
 
 @triton.jit
 def quotient(x, y):
-    """x / y, correctly rounded, of fp32 or fp64; y may be a scalar."""
+    """x / y, correctly rounded, for fp32 or fp64; y may be a scalar."""
     if x.dtype == tl.float32:
         q = tl.div_rn(x, tl.broadcast_to(y, x.shape))
     else:
-        q = x / y  # of fp64 tl.div_rn is none, and this is
+        q = x / y  # tl.div_rn has no fp64; here / rounds correctly
     return q
 
 
 @triton.jit
 def elect_signs(z, t, ELECT: tl.constexpr, TARGETS: tl.constexpr):
-    """(survives, sound): a mask for each target, and where the votes are finite."""
+    """(survives, sound): the mask of each target's survivors, and the mask of elements whose votes are finite."""
     votes = t
     if ELECT == SUM:
         votes = z
     if ELECT == COUNT:
-        heads = ()
+        signs = ()
         sound = finite(t[0])
         for i in tl.static_range(TARGETS):
-            heads = heads + ((t[i] > 0.0).to(tl.int32) - (t[i] < 0.0).to(tl.int32),)
+            signs = signs + ((t[i] > 0.0).to(tl.int32) - (t[i] < 0.0).to(tl.int32),)
             sound = sound & finite(t[i])
-        positive = total(heads, TARGETS) >= 0
+        positive = total(signs, TARGETS) >= 0
     else:
         s = total(votes, TARGETS)
         sound = finite(s)
@@ -89,32 +89,32 @@ def elect_signs(z, t, ELECT: tl.constexpr, TARGETS: tl.constexpr):
 def merged_delta(
     z,
     chosen,
-    nothing,
+    minus_zero,
     scalars,
     ELECT: tl.constexpr,
     DIVISOR: tl.constexpr,
     MASKED: tl.constexpr,
     TARGETS: tl.constexpr,
 ):
-    """(delta, sound): what is added to the base, and where that is a number.
+    """(delta, sound): delta is added to the base; sound is the mask of elements whose votes are finite.
 
-    z: as selected, in the arithmetic's dtype; chosen: the mask by score, if MASKED; nothing: tile of -0.0, as b + -0.0
-    is b, for -0.0 too.
+    z: the selected part of each task vector, in the arithmetic's dtype; chosen: the mask by score, if MASKED;
+    minus_zero: a tile of -0.0, because b + -0.0 is b, for b = -0.0 too.
     """
     t = ()
     for i in tl.static_range(TARGETS):
         t = t + (tl.load(scalars + S_WEIGHTS + i).to(z[0].dtype) * z[i],)
     survives, sound = elect_signs(z, t, ELECT, TARGETS)
-    num = nothing
+    num = minus_zero
     den = tl.zeros(z[0].shape, z[0].dtype)
-    anybody = den != 0.0
+    any_survives = den != 0.0
     for i in tl.static_range(TARGETS):
         alive = survives[i]
         if MASKED:
             alive = alive & chosen
-        num = num + tl.where(alive, t[i], nothing)
+        num = num + tl.where(alive, t[i], minus_zero)
         den = den + tl.where(alive, tl.load(scalars + S_SHARES + i).to(num.dtype), 0.0)
-        anybody = anybody | alive
+        any_survives = any_survives | alive
     if DIVISOR == BY_ONE:
         mean = num
     elif DIVISOR == BY_NUMBER:
@@ -124,17 +124,17 @@ def merged_delta(
         mean = quotient(num, tl.where(den > floor, den, floor))
     else:
         if num.dtype == tl.float64:
-            nothing_left = tl.abs(den) < LEAST_DIVISOR
+            is_zero = tl.abs(den) < LEAST_DIVISOR
         else:
-            nothing_left = den == 0.0
-        mean = quotient(num, tl.where(nothing_left, 1.0, den))
+            is_zero = den == 0.0
+        mean = quotient(num, tl.where(is_zero, 1.0, den))
     delta = tl.load(scalars + S_SCALE).to(num.dtype) * mean
-    return tl.where(anybody, delta, nothing), sound
+    return tl.where(any_survives, delta, minus_zero), sound
 
 
 @triton.jit
 def round_fp64(x, OUT: tl.constexpr):
-    """fp64 as the nearest fp32, and rounded once, as round_from has it."""
+    """fp64 x: the nearest fp32, and round_from's bits, rounded once."""
     near = x.to(tl.float32)
     bits = bits_of(near)
     error = x - near.to(tl.float64)
@@ -146,18 +146,18 @@ def fuse_general_tiles(
     inputs,  # tuple of TARGETS + 1 pointers: [numel], base first; bf16 as int16
     out,  # [numel]: int16 (bf16, fp16) or int32 (fp32) bits, written
     scalars,  # [40] fp64
-    choices,  # [TARGETS + 1, 6] int64: of each target's selection; threshold and tie limit of the mask by score
+    selects,  # [TARGETS + 1, 6] int64: each target's selection; then the mask by score, as a BAND
     result,  # [64] int64: R_WRITTEN is added to
     first,  # the first program's tile
     offset,  # flat index of element 0, a multiple of 256
     numel,
-    WHOLE: tl.constexpr,  # all tiles are
+    WHOLE: tl.constexpr,  # every tile is
     ELECT: tl.constexpr,
-    KINDS: tl.constexpr,  # selects.py
+    KINDS: tl.constexpr,  # select.py
     DIVISOR: tl.constexpr,
     MASKED: tl.constexpr,
     OUT: tl.constexpr,
-    TARGETS: tl.constexpr,  # from 0 on
+    TARGETS: tl.constexpr,  # 0 or more
     ROWS: tl.constexpr,
 ):
     """A program takes one tile. SUM is computed in fp32, the others in fp64."""
@@ -167,23 +167,23 @@ def fuse_general_tiles(
     at = positions(ROWS)
     left = tl.minimum(numel - start, ROWS * BLOCK).to(tl.int32)
     base_scale = tl.load(scalars + S_BASE_SCALE).to(REAL)
-    # By its bits: as a number some versions of Triton lose its sign.
-    nothing = float_of(tl.full([ROWS, BLOCK], -0x80000000, tl.int32)).to(REAL)
+    # -0.0 from its bits: written as a number, it loses its sign in some versions of Triton.
+    minus_zero = float_of(tl.full([ROWS, BLOCK], -0x80000000, tl.int32)).to(REAL)
     if TARGETS == 0:
         b = base_scale * load_wide(inputs[0], start, at, left, WHOLE).to(REAL)
-        delta, sound = nothing, b == b
+        delta, sound = minus_zero, b == b
     else:
         base, d = task_vectors(inputs, start, at, left, WHOLE, TARGETS)
         b = base_scale * base.to(REAL)
         chosen = at >= 0
         if MASKED:
             score = bits_of(divide(spread(d, total(d, TARGETS), TARGETS), TARGETS))
-            chosen = in_cut(score, choices + TARGETS * CHOICE, flat, at, ROWS)
+            chosen = in_cut(score, selects + TARGETS * SELECT_WORDS, flat, at, ROWS)
         z = ()
         for i in tl.static_range(TARGETS):
-            taken = part(d[i], choices + i * CHOICE, flat, at, (KINDS >> 3 * i) & 7, ROWS)
-            z = z + (taken.to(REAL),)
-        delta, sound = merged_delta(z, chosen, nothing, scalars, ELECT, DIVISOR, MASKED, TARGETS)
+            selected = part(d[i], selects + i * SELECT_WORDS, flat, at, (KINDS >> 3 * i) & 7, ROWS)
+            z = z + (selected.to(REAL),)
+        delta, sound = merged_delta(z, chosen, minus_zero, scalars, ELECT, DIVISOR, MASKED, TARGETS)
     if ELECT == SUM:
         merged, bits = round_sum(b, delta, OUT)
     else:

@@ -1,4 +1,4 @@
-"""The fuse op (csrc/include/fuseo1/fuse.h): one read, one write."""
+"""fuse for SCE's parameters (csrc/include/fuseo1/fuse.h): one read, one write."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from .arithmetic import (
 )
 from .state import P_AT_HIGH, P_AT_LOW, P_FLOOR, P_WEIGHTS, R_WRITTEN
 
-# What the output is.
+# The output's dtype.
 TO_BF16 = tl.constexpr(BY_NAME["bfloat16"].abi)
 TO_FP16 = tl.constexpr(BY_NAME["float16"].abi)
 
 
 @triton.jit
 def round_from(bits, outward, OUT: tl.constexpr):
-    """An fp32's bits to bits of the output's dtype (its own below; above them zeros), rounded once.
+    """Bits of the output's dtype, in the low bits of an int32, rounded once from the bits of an fp32.
 
-    outward: > 0 where the exact number, of which this is the nearest fp32, is farther from 0; < 0: nearer to it. That
-    decides where the fp32 is a tie of bf16; for fp16 it makes the fp32 one rounded to odd, which rounds on correctly.
+    outward: > 0 where the exact number, whose nearest fp32 this is, is farther from 0, < 0 where it is nearer to 0. It
+    decides ties of bf16. For fp16 it turns the fp32 into one rounded to odd, from which rounding again is correct.
     """
     if OUT == TO_BF16:
         even = (bits >> 16) & 1
@@ -44,7 +44,7 @@ def round_from(bits, outward, OUT: tl.constexpr):
 
 @triton.jit
 def round_sum(b, delta, OUT: tl.constexpr):
-    """b + delta of fp32: their sum in fp32, and rounded once, as round_from has it. TwoSum tells what the sum lacks."""
+    """fp32 b + delta: the fp32 sum, and round_from's bits, rounded once. TwoSum gives the error of the fp32 sum."""
     s = b + delta
     bits = bits_of(s)
     part = s - b
@@ -56,7 +56,7 @@ def round_sum(b, delta, OUT: tl.constexpr):
 def store_rounded(
     out, start, at, left, bits, is_number, result, WHOLE: tl.constexpr, OUT: tl.constexpr
 ):
-    """Writes a tile of results, as round_from has them; NaN is the quiet one. Counts what is not finite."""
+    """Writes a tile of round_from's bits, or the quiet NaN where not is_number. Counts what is not finite."""
     nan: tl.constexpr = 0x7FC0 if OUT == TO_BF16 else 0x7E00 if OUT == TO_FP16 else 0x7FC00000
     infinite: tl.constexpr = 0x7F80 if OUT == TO_BF16 else 0x7C00 if OUT == TO_FP16 else 0x7F800000
     bits = tl.where(is_number, bits, nan)
@@ -85,9 +85,9 @@ def fuse_tiles(
     first,  # the first program's tile
     offset,  # flat index of element 0
     numel,
-    WHOLE: tl.constexpr,  # all tiles are
+    WHOLE: tl.constexpr,  # every tile is
     MASKED: tl.constexpr,
-    FLOORED: tl.constexpr,  # there may be a least divisor
+    FLOORED: tl.constexpr,  # the divisor may have a floor
     OUT: tl.constexpr,
     TARGETS: tl.constexpr,
     ROWS: tl.constexpr,
@@ -98,11 +98,11 @@ def fuse_tiles(
     left = tl.minimum(numel - start, ROWS * BLOCK).to(tl.int32)
     b, d = task_vectors(inputs, start, at, left, WHOLE, TARGETS)
     s = total(d, TARGETS)
-    # Turning the signs over where s < 0 makes "has the elected sign" read "> 0".
+    # With signs flipped where s < 0, "has the elected sign" is "> 0".
     flip = tl.where(s >= 0.0, 0, -0x80000000)
-    # -0.0, by its bits (as a number some versions of Triton lose its sign): b + -0.0 is b, for -0.0 too.
-    nothing = float_of(tl.full([ROWS, BLOCK], -0x80000000, tl.int32))
-    num = nothing
+    # b + -0.0 is b, for b = -0.0 too. From its bits: as a number it loses its sign in some versions of Triton.
+    minus_zero = float_of(tl.full([ROWS, BLOCK], -0x80000000, tl.int32))
+    num = minus_zero
     den = tl.zeros([ROWS, BLOCK], tl.float32)
     if MASKED:
         x = spread(d, s, TARGETS)
@@ -114,7 +114,7 @@ def fuse_tiles(
         survives = float_of(bits_of(d[i]) ^ flip) > 0.0
         if MASKED:
             survives = survives & selected
-        num = num + tl.where(survives, weight * d[i], nothing)
+        num = num + tl.where(survives, weight * d[i], minus_zero)
         den = den + tl.where(survives, weight, 0.0)
     if FLOORED:
         den = tl.maximum(den, tl.load(numbers + P_FLOOR))

@@ -1,4 +1,4 @@
-"""What is launched for merges other than SCE's, and their numbers as kernels take them."""
+"""Launches fuse for parameters other than SCE's, and packs the parameters as kernels take them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..contract import (
     Select,
     check_rows,
 )
-from ..gpu_base import taken, upload
+from ..gpu_base import allocated, upload
 from ..reference.select import limits
 from .arithmetic import BLOCK
 from .fuse_general import (
@@ -44,21 +44,20 @@ from .launch_sce import BITS, EXACT, tiles_of
 from .select import (
     BAND,
     BAND_BY_ROWS,
-    CHOICE,
     CLAMP,
     DRAW,
     EVERY,
     RANKED,
+    SELECT_WORDS,
 )
 from .state import RESULT, place
 from .tuning import Config
 
-# Elements whose rows are sorted at once, and bytes that torch takes for each of them, at most; and the elements of the
-# largest tile.
+# Most elements whose rows are sorted at once, most bytes that torch takes for each, and elements of the largest tile.
 _SORTED = 1 << 22
 _SORT_BYTES = 80
 _MOST_TILE = 16 * place(BLOCK)
-_CHOICE_BYTES = 8 * place(CHOICE)
+_SELECT_BYTES = 8 * place(SELECT_WORDS)
 
 _ELECT: dict[Elect, int] = {
     "sum": place(SUM),
@@ -76,17 +75,20 @@ def launch_fuse_general(
     offset: int,
     config: Config,
 ) -> torch.Tensor:
-    """Fuse `data` by `params` to `out`, of arrays.DType.abi `dtype`. Returns a result: how many are not finite."""
+    """Fuse `data` by `params` into `out`, whose arrays.DType.abi is `dtype`.
+
+    Returns [64] int64 on the device, whose R_WRITTEN counts the elements that are infinite or NaN.
+    """
     numel, targets, device = out.numel(), len(data) - 1, out.device
     result = torch.zeros(RESULT, dtype=torch.int64, device=device)
     selects = params.selects or (None,) * targets
     by_score = Band(Cut(params.threshold, params.tie_limit))
     divisor, packed = scalars_of(params)
     scalars = upload(packed, device).view(torch.float64)
-    choices, _limits = choices_of(data, [*selects, by_score], offset)
+    packed_selects, _memory = selects_on_device(data, [*selects, by_score], offset)
     for first, tiles, whole in tiles_of(numel, config):
         fuse_general_tiles[(tiles,)](
-            *(data, out.view(BITS[out.dtype]), scalars, choices, result),
+            *(data, out.view(BITS[out.dtype]), scalars, packed_selects, result),
             *(first, offset, numel),
             WHOLE=whole,
             ELECT=_ELECT[params.elect],
@@ -103,13 +105,13 @@ def launch_fuse_general(
 
 
 def fuse_bytes(numel: int, selects: Sequence[Select]) -> int:
-    """The most that launch_fuse_general has of the device's memory at once."""
+    """The most bytes of device memory that launch_fuse_general holds at once."""
     by_score = Band()
-    return taken(8 * RESULT, 8 * SCALARS) + choices_bytes(numel, [*selects, by_score])
+    return allocated(8 * RESULT, 8 * SCALARS) + selects_bytes(numel, [*selects, by_score])
 
 
 def scalars_of(params: FuseParams) -> tuple[int, bytes]:
-    """(what is divided by, the scalars), each rounded to what the arithmetic is done in."""
+    """(kind of divisor, packed scalars), each scalar rounded to the dtype of the arithmetic."""
     dtype = torch.float32 if params.elect == "sum" else torch.float64
 
     def real(x: float) -> float:
@@ -130,7 +132,7 @@ def scalars_of(params: FuseParams) -> tuple[int, bytes]:
 
 
 def kinds_of(selects: Sequence[Select]) -> int:
-    """The selections' kinds as one number (selects.py)."""
+    """The selections' kinds as one number (select.py)."""
     kinds = 0
     for i, select in enumerate(selects):
         if isinstance(select, Band):
@@ -145,10 +147,10 @@ def kinds_of(selects: Sequence[Select]) -> int:
     return kinds
 
 
-def choices_of(
+def selects_on_device(
     data: tuple[torch.Tensor, ...], selects: Sequence[Select], offset: int = 0
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """[selects, 6] int64 on the device, selects.CHOICE of each; and memory that this refers to.
+    """[selects, 6] int64 on the device, packed as select.py says, and the tensors that they point to.
 
     data: as kernels take it, from flat index `offset` on.
     """
@@ -164,23 +166,23 @@ def choices_of(
             rows = select.rows.row, referred[-1].data_ptr()
             packed.append(struct.pack("6q", *_cut(select.keep), *_cut(select.drop), *rows))
         else:
-            packed.append(_choice(select))
+            packed.append(_packed(select))
     return upload(b"".join(packed), data[0].device).view(torch.int64), referred
 
 
-def choices_bytes(numel: int, selects: Sequence[Select]) -> int:
-    """The most that choices_of has of the device's memory at once."""
-    sizes, sorting = [_CHOICE_BYTES * len(selects)], 0
+def selects_bytes(numel: int, selects: Sequence[Select]) -> int:
+    """The most bytes of device memory that selects_on_device holds at once."""
+    sizes, sorting = [_SELECT_BYTES * len(selects)], 0
     for select in selects:
         if isinstance(select, Ranked):
             sizes.append(4 * (numel + _MOST_TILE))
             sorting = max(sorting, min(numel, _rows_at_once(select)) * _SORT_BYTES)
         elif isinstance(select, Band):
             sizes.append(factors_bytes(select.rows))
-    return taken(*sizes, sorting)
+    return allocated(*sizes, sorting)
 
 
-def _choice(select: Band | Draw | Clamp | None) -> bytes:
+def _packed(select: Band | Draw | Clamp | None) -> bytes:
     if isinstance(select, Band):
         return struct.pack("4q16x", *_cut(select.keep), *_cut(select.drop))
     if isinstance(select, Draw):
@@ -190,17 +192,17 @@ def _choice(select: Band | Draw | Clamp | None) -> bytes:
 
 
 def factors_on(device: torch.device, rows: RowFactors) -> torch.Tensor:
-    """The factors, fp32, as arithmetic.by_rows wants them."""
+    """The factors as fp32 on the device, padded as arithmetic.by_rows requires."""
     return upload(rows.factors + bytes(4 * _MOST_TILE), device).view(torch.float32)
 
 
 def factors_bytes(rows: RowFactors | None) -> int:
-    """What factors_on has of the device's memory, if there are any."""
+    """Bytes of the tensor of factors_on; 0 without factors."""
     return len(rows.factors) + 4 * _MOST_TILE if rows is not None else 0
 
 
 def _limits(base: torch.Tensor, target: torch.Tensor, select: Ranked) -> torch.Tensor:
-    """The elements' limits, [numel and more] int32 on the device: torch sorts their rows, some at a time."""
+    """Each element's limit, padded to the last tile: int32 on the device. torch sorts the rows, some at a time."""
     numel = base.numel()
     found = torch.empty(numel + _MOST_TILE, dtype=torch.int32, device=base.device)
     step = _rows_at_once(select)
@@ -211,7 +213,7 @@ def _limits(base: torch.Tensor, target: torch.Tensor, select: Ranked) -> torch.T
 
 
 def _rows_at_once(select: Ranked) -> int:
-    """The elements of the rows that are sorted at once."""
+    """How many elements are sorted at once: whole rows."""
     return max(1, _SORTED // select.row) * select.row
 
 
@@ -220,5 +222,5 @@ def _wide(x: torch.Tensor) -> torch.Tensor:
 
 
 def _cut(cut: Cut) -> tuple[int, int]:
-    """As int32: above NOTHING there are only NaN, which take part anyway."""
+    """The cut as int32 holds it: only NaN is above NOTHING, and takes part anyway."""
     return min(cut.threshold, NOTHING), cut.tie_limit

@@ -1,4 +1,4 @@
-"""What is launched, in which order, on the current stream. Nothing here waits for the device."""
+"""Launches SCE's survey and fuse on the current stream. Nothing here waits for the device."""
 
 from __future__ import annotations
 
@@ -24,14 +24,20 @@ from .workspace import Layout, Workspace, needs_scores
 BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
 # For every launch: no kernel may contract a product and a sum.
 EXACT = {"enable_fp_fusion": False}
-# Programs of kernels that share their work out themselves, per multiprocessor.
+# Programs per multiprocessor, for kernels whose programs take every n-th tile.
 _PROGRAMS = 4
 
 
 @dataclass(frozen=True)
 class Params:
-    """What fuse applies. On the device: numbers [24] fp32, tie_limit [1] int64 (state.py says where); known here:
-    whether elements may be masked, and divisors may have a floor."""
+    """The parameters of fuse.
+
+    Attributes:
+        numbers: [24] fp32 on the device; state.py has their places.
+        tie_limit: [1] int64 on the device.
+        masked: whether elements may be masked.
+        floored: whether divisors may have a floor.
+    """
 
     numbers: torch.Tensor
     tie_limit: torch.Tensor
@@ -49,13 +55,13 @@ def launch_survey(
 ) -> OnDevice:
     """Survey `data` (flat tensors of `numel` elements, base first; bf16 as int16), and derive SCE's parameters.
 
-    What they are on is that of `room`: memory of workspace_bytes, RESULT int64 and PARAMS_BYTES.
+    `room`: memory on the same device of workspace_bytes, RESULT int64 and PARAMS_BYTES.
     """
     targets, scored = len(data) - 1, needs_scores(select_topk, numel)
     layout = Layout(targets, numel, scored)
     work = Workspace(layout, room.work)
     if scored:
-        launch_selection(data, numel, select_topk, layout, work, config)
+        launch_threshold(data, numel, select_topk, layout, work, config)
     else:
         _scan(data, targets, numel, layout, work, config, scored=False, of=-1)
     shape = {"TARGETS": targets, "STRIPES": layout.stripes}
@@ -67,7 +73,7 @@ def launch_survey(
             **shape,
             **EXACT,
         )
-    result = room.result.view(torch.int64).zero_()  # of which settle writes what there is
+    result = room.result.view(torch.int64).zero_()  # settle writes only what `targets` need
     mergekit = variant == "mergekit"
     params = params_in(room.params, mergekit and select_topk < 1.0, mergekit)
     settle[(1,)](
@@ -82,7 +88,7 @@ def launch_survey(
     return OnDevice(result, params, targets)
 
 
-def launch_selection(
+def launch_threshold(
     data: tuple[torch.Tensor, ...],
     numel: int,
     select_topk: float,
@@ -92,9 +98,10 @@ def launch_selection(
     of: int = -1,
     rows: tuple[torch.Tensor, ...] = (),
 ) -> None:
-    """Find the select_topk of the scores: variances, or the magnitudes of target `of`, with `rows` multiplied by these.
+    """Find the threshold of the select_topk largest scores.
 
-    work.state has THRESHOLD and TIE_LIMIT; of variances energies are added, but for those of candidates.
+    Scores are variances (`of` -1), or magnitudes of target `of`, times the factors of `rows` if given. Leaves
+    THRESHOLD and TIE_LIMIT in work.state and, for variances, adds all energies but those of candidates.
     """
     targets, many = len(data) - 1, (_programs(work.state.device),)
     inputs = (*data, *rows)
@@ -166,7 +173,7 @@ def launch_fuse(
     offset: int,
     config: Config,
 ) -> None:
-    """Fuse `data` by `params` to `out`, of arrays.DType.abi `dtype`; result counts what is not finite."""
+    """Fuse `data` by `params` into `out`, whose arrays.DType.abi is `dtype`; `result` counts infinities and NaN."""
     numel = out.numel()
     for first, tiles, whole in tiles_of(numel, config):
         fuse_tiles[(tiles,)](
@@ -184,7 +191,7 @@ def launch_fuse(
 
 
 def tiles_of(numel: int, config: Config) -> Iterator[tuple[int, int, bool]]:
-    """(first, tiles, whole): launches over a tensor's tiles, those that are whole, and the last one if it is not."""
+    """(first, tiles, whole) of each launch over a tensor's tiles: the whole ones, then a partial last one."""
     whole, rest = divmod(numel, config.rows * place(BLOCK))
     if whole:
         yield 0, whole, True
@@ -193,7 +200,7 @@ def tiles_of(numel: int, config: Config) -> Iterator[tuple[int, int, bool]]:
 
 
 def launch_params(given: torch.Tensor, masked: bool, floored: bool) -> Params:
-    """Parameters [N + 4] fp64 in the layout of torch_ops, on the device; whether they may mask, or have a floor."""
+    """Params from `given`: [N + 4] fp64 on the device, in torch_ops' layout."""
     targets = given.numel() - 4
     memory = torch.empty(PARAMS_BYTES, dtype=torch.uint8, device=given.device)
     made = params_in(memory, masked, floored)
@@ -206,14 +213,14 @@ def launch_params(given: torch.Tensor, masked: bool, floored: bool) -> Params:
 
 
 def params_in(memory: torch.Tensor, masked: bool, floored: bool) -> Params:
-    """What is, or will be, in `memory`: [PARAMS_BYTES] uint8."""
+    """Params as views of `memory`: [PARAMS_BYTES] uint8."""
     numbers = memory[: 4 * PARAMS].view(torch.float32)
     tie_limit = memory[4 * PARAMS : 4 * PARAMS + 8].view(torch.int64)
     return Params(numbers, tie_limit, masked, floored)
 
 
 def workspace_bytes(targets: int, numel: int, select_topk: float) -> int:
-    """What a survey takes beside its inputs: 3 % of them and 2.5 MiB, if they are bf16, at most."""
+    """Bytes of a survey's workspace: at most 3 % of bf16 inputs and 2.5 MiB."""
     return Layout(targets, numel, needs_scores(select_topk, numel)).nbytes
 
 

@@ -1,4 +1,4 @@
-"""Surveys other than SCE's: what is launched, and what the host makes of it. They wait for the device."""
+"""Launches surveys other than SCE's, and makes their results on the host. They wait for the device."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from ...errors import BackendError
 from ..contract import ALL, NONE, Cut, Divergences, Gram, Magnitudes, Norms
-from ..gpu_base import check_factors, check_targets, taken, upload
+from ..gpu_base import allocated, check_factors, check_targets, upload
 from ..results import (
     Counts,
     DivergencesResult,
@@ -21,8 +21,8 @@ from ..results import (
 )
 from .arithmetic import BLOCK
 from .divergences import find_divergences
-from .launch_fuse import choices_bytes, choices_of, factors_bytes, factors_on, kinds_of
-from .launch_sce import EXACT, launch_selection, tiles_of
+from .launch_fuse import factors_bytes, factors_on, kinds_of, selects_bytes, selects_on_device
+from .launch_sce import EXACT, launch_threshold, tiles_of
 from .select import CLAMP, EVERY
 from .state import (
     CUT,
@@ -39,14 +39,14 @@ from .workspace import Layout, Workspace, stripes_of
 
 Data = tuple[torch.Tensor, ...]
 
-# Bytes of what arithmetic.by_rows wants to know.
+# Bytes of arithmetic.by_rows' `rows`.
 _TABLE = 16
 
 
 def survey_general(
     data: Data, numel: int, request: Magnitudes | Norms | Gram | Divergences, config: Config
 ) -> SurveyResult:
-    """What `request` asks of `data`: flat tensors of `numel` elements, base first; bf16 as int16."""
+    """Survey `data`, flat tensors of `numel` elements, base first; bf16 as int16. Raises BackendError."""
     if isinstance(request, Norms):
         check_targets(len(request.selects), len(data) - 1, "selections")
         return _survey_norms(data, numel, request, config)
@@ -60,24 +60,24 @@ def survey_general(
 
 
 def survey_bytes(targets: int, numel: int, request: Magnitudes | Norms | Gram | Divergences) -> int:
-    """The most that survey_general has of the device's memory at once."""
+    """The most bytes of device memory that survey_general holds at once."""
     stripes, state, size = stripes_of(numel), 8 * STATE, 8 * place(BLOCK)
     if isinstance(request, Magnitudes):
         counts, memory = 8 * stripes * targets, Layout(targets, numel, True).nbytes
         rows = factors_bytes(request.rows), _TABLE
-        return taken(counts, state, max(memory, 8 * targets), *rows)
+        return allocated(counts, state, max(memory, 8 * targets), *rows)
     if isinstance(request, Divergences):
-        return taken(4 * (numel // max(request.row, 1)), state)
+        return allocated(4 * (numel // max(request.row, 1)), state)
     vectors = targets + (isinstance(request, Gram) and request.of_inputs)
     sums = vectors * (vectors + 1) // 2 if isinstance(request, Gram) else 2 * targets
-    chosen = choices_bytes(numel, request.selects) if isinstance(request, Norms) else 0
-    return taken(stripes * sums * size, state, sums * size) + chosen
+    selects = selects_bytes(numel, request.selects) if isinstance(request, Norms) else 0
+    return allocated(stripes * sums * size, state, sums * size) + selects
 
 
 def _survey_magnitudes(
     data: Data, numel: int, request: Magnitudes, config: Config
 ) -> MagnitudesResult:
-    """A read that counts; then SCE's selection for each target and rank, of target and base alone if all is finite."""
+    """One read counts; then SCE's threshold search runs per target and rank, on base and target if all is finite."""
     targets = len(data) - 1
     rows: Data = ()
     if request.rows is not None:
@@ -94,14 +94,14 @@ def _survey_magnitudes(
     cuts, reads = [], [0]
     for i, ranks in enumerate(request.ranks):
         inputs, of = ((data[0], data[i + 1]), 0) if finite else (data, i)
-        most = nonzero[i] - (not rows)  # of which the last one is told
+        most = nonzero[i] - (not rows)  # the largest k that needs a search
         found = []
         for k in ranks:
             if k == 0 or k > most:
                 found.append((ALL if k else NONE, 0))
                 continue
             work, share = Workspace(layout, memory), _share(k, nonzero[i])
-            launch_selection(inputs, numel, share, layout, work, config, of, rows)
+            launch_threshold(inputs, numel, share, layout, work, config, of, rows)
             learned = work.state.tolist()
             passes = 1 + learned[place(FAILED)] * (3 + learned[place(CUT)])
             found.append((Cut(learned[place(THRESHOLD)], learned[place(TIE_LIMIT)]), passes))
@@ -113,7 +113,7 @@ def _survey_magnitudes(
 
 
 def _share(k: int, nonzero: int) -> float:
-    """The select_topk of which SCE's selection takes the k largest of `nonzero`, which are no less."""
+    """The select_topk with which SCE selects the k largest of `nonzero` elements, k <= nonzero."""
     share = k / nonzero
     while int(share * nonzero) < k:
         share = math.nextafter(share, 1.0)
@@ -122,9 +122,9 @@ def _share(k: int, nonzero: int) -> float:
 
 def _survey_norms(data: Data, numel: int, request: Norms, config: Config) -> NormsResult:
     targets, kinds = len(data) - 1, kinds_of(request.selects)
-    choices, _limits = choices_of(data, request.selects)
+    selects, _memory = selects_on_device(data, request.selects)
     bins, state = _bins(data, numel, 2 * targets), _zeros(data, STATE)
-    _launch(add_norms, data, numel, config, choices, bins, state, KINDS=kinds)
+    _launch(add_norms, data, numel, config, selects, bins, state, KINDS=kinds)
     sums = _sums(bins)
     every, norms = sums[:targets], []
     for i, some in enumerate(sums[targets:]):
@@ -168,7 +168,7 @@ def _launch(
     rows: Data = (),
     **constants: Any,
 ) -> None:
-    """A kernel of sums.py over all tiles; rows: what arithmetic.magnitude takes with them."""
+    """Launches a kernel of sums.py over all tiles. rows: arithmetic.by_rows' `rows`, or empty."""
     for first, tiles, whole in tiles_of(numel, config):
         kernel[(tiles,)](
             *((*data, *rows), *arguments, first, numel),
@@ -191,7 +191,7 @@ def _bins(data: Data, numel: int, sums: int) -> torch.Tensor:
 
 
 def _sums(bins: torch.Tensor) -> list[float]:
-    """Of [stripes, sums, 256] integers in units of 2^(E-149) each sum in fp64, added from the smallest E up."""
+    """Each sum of [stripes, sums, 256] integers in units of 2^(E-149), as fp64, added from the smallest E up."""
     integers = bins.sum(dim=0).cpu()
     sums = torch.zeros(len(integers), dtype=torch.float64)
     for e in integers.any(dim=0).nonzero().flatten().tolist():

@@ -20,7 +20,7 @@ STEP_1 = tl.constexpr(0xBB67AE85)
 
 @triton.jit
 def words(key, first, ROWS: tl.constexpr):
-    """[ROWS, 256] uint32: word(key, f) of the blocks from `first` on; both are int64, `first` is a block's number."""
+    """[ROWS, 256] uint32: word(key, f) for ROWS blocks from block number `first` on; key and first are int64."""
     block = first + tl.arange(0, ROWS).to(tl.int64)
     counter = block[:, None] * COUNTERS + tl.arange(0, COUNTERS)[None, :]
     c0, c1 = counter.to(tl.uint32), (counter >> 32).to(tl.uint32)
@@ -32,6 +32,6 @@ def words(key, first, ROWS: tl.constexpr):
         low_0, low_1 = c0 * FACTOR_0, c2 * FACTOR_1
         c0, c1, c2, c3 = high_1 ^ c1 ^ k0, low_1, high_0 ^ c3 ^ k1, low_0
         k0, k1 = k0 + STEP_0, k1 + STEP_1
-    # [ROWS, 64, 2, 2]: a word's number is its last index, twice, and the one before.
+    # [ROWS, 64, 2, 2]: a word's number is twice its last index plus the one before.
     made = tl.join(tl.join(c0, c1), tl.join(c2, c3))
     return tl.reshape(tl.permute(made, (0, 3, 2, 1)), [ROWS, BLOCK])

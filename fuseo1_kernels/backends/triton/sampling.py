@@ -1,7 +1,7 @@
 """The sample that brackets a survey's threshold: csrc/cpu/survey/sampling.h in Triton, over a grid.
 
-No kernel waits for another: what a launch counted is read by every program of the next one, which works out for
-itself what follows.
+No kernel waits for another: every program of a launch reads the counts of the launch before, and computes the same
+next step from them.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import triton.language as tl
 from .arithmetic import INF, bounds_of, first_reaching, score_bits
 from .state import HIGH, LEAST, LOW, PREFIX, RANK, RUNS
 
-RUN = tl.constexpr(16)  # neighbours that are sampled together: a sector of bf16
+RUN = tl.constexpr(16)  # neighbours sampled together: a sector of bf16
 RUNS_AT_ONCE = tl.constexpr(128)
-DEVIATIONS = tl.constexpr(4.0)  # of the bracket, each side
+DEVIATIONS = tl.constexpr(4.0)  # standard deviations of the bracket to each side
 
 # Scores are 31 bits. Their digits, from the top: 11, 11, 9 bits.
 DIGITS = tl.constexpr(2048)
@@ -22,7 +22,7 @@ DIGITS = tl.constexpr(2048)
 
 @triton.jit
 def digit_of(bits, DIGIT: tl.constexpr):
-    """Digit 0, 1 or 2 of scores, and what stands above it."""
+    """(digit, above): digit 0, 1 or 2 of scores, and the bits above it."""
     if DIGIT == 0:
         digit, above = bits >> 20, bits >> 31
     elif DIGIT == 1:
@@ -34,7 +34,7 @@ def digit_of(bits, DIGIT: tl.constexpr):
 
 @triton.jit
 def reach_from_top(histogram, wanted):
-    """(digit, rest): the digit at which `wanted` (from 1) are reached from the top, the rest-th of that digit.
+    """(digit, rest): the `wanted`-th element (from 1) from the top has this digit, and is the rest-th that has it.
 
     histogram: [2048] int64.
     """
@@ -47,7 +47,7 @@ def reach_from_top(histogram, wanted):
 
 @triton.jit
 def add_histogram(counts, histogram):
-    """Adds [2048] int32 counts to a histogram in memory."""
+    """Adds [2048] int32 counts to a histogram in memory: [2048] int64."""
     to = histogram + tl.arange(0, DIGITS)
     tl.atomic_add(to, counts.to(tl.int64), mask=counts != 0, sem="relaxed")
 
@@ -59,7 +59,7 @@ def present_in(histogram):
 
 @triton.jit
 def fp64_of(bits):
-    """int64 bits as fp64: what Python's numbers lose as kernel arguments."""
+    """int64 bits as fp64: a Python float loses precision as a kernel argument."""
     return tl.cast(bits, tl.int64).to(tl.float64, bitcast=True)
 
 
@@ -67,13 +67,13 @@ def fp64_of(bits):
 def sample_scores(
     inputs,  # tuple of TARGETS + 1 pointers: [numel], base first
     sample,  # [runs, 16] int32: scores' bits
-    histogram,  # [2048] int64: of the first digits of those that are not 0
+    histogram,  # [2048] int64: first digits of the scores that are not 0
     numel,
     runs,
     TARGETS: tl.constexpr,
     OF: tl.constexpr,
 ):
-    """A program takes 128 runs of 16 elements, each moved by a hash within its even share of the tensor."""
+    """A program takes 128 runs of 16 elements; a hash places each within its even share of the tensor."""
     run = tl.program_id(0) * RUNS_AT_ONCE + tl.arange(0, RUNS_AT_ONCE)
     share = tl.cast(numel, tl.int64) // runs
     jitter = ((run * -1640531535) >> 15) & 0x1FFFF
@@ -95,7 +95,7 @@ def measure_runs(
     runs,
     topk,  # fp64 bits of select_topk
 ):
-    """A program takes 128 runs: how many of each lie above the level where the threshold seems to be."""
+    """A program takes 128 runs, and counts those elements of each that lie above the estimated threshold."""
     present = present_in(histogram)
     wanted = (fp64_of(topk) * present.to(tl.float64)).to(tl.int64)
     digit, _ = reach_from_top(histogram, tl.minimum(wanted, present - 1) + 1)
@@ -111,12 +111,12 @@ def measure_runs(
 
 @triton.jit
 def margin_of(state, present, share):
-    """How many of the sample the bracket reaches to each side of the threshold's rank, in fp64.
+    """How many ranks of the sample the bracket reaches to each side of the threshold's rank, in fp64.
 
-    present: how many of the sample are not 0, in fp64.
+    present: how many sampled scores are not 0, in fp64.
 
-    A run's elements are neighbours, often of one scale: the runs are what is drawn, and what each has above the
-    level beyond its share is what varies.
+    A run's elements are neighbours, often of one scale. So the random draw is of runs, and the variance is that of
+    each run's count above the level, beyond its expected share.
     """
     aa = tl.load(state + RUNS).to(tl.float64)
     ap = tl.load(state + RUNS + 1).to(tl.float64)
@@ -131,12 +131,12 @@ def margin_of(state, present, share):
 @triton.jit(do_not_specialize=["runs", "topk"])
 def refine_bracket(
     sample,  # [runs, 16] int32
-    histograms,  # [3, 2048] int64: of sample_scores; second digits at the upper and the lower side
+    histograms,  # [3, 2048] int64: of sample_scores; second digits at the bracket's upper side, at its lower side
     state,
     runs,
     topk,
 ):
-    """A program takes 128 runs: the second digits of those scores that have a side's first one."""
+    """A program takes 128 runs, and counts the second digits of the scores that have a side's first digit."""
     share = fp64_of(topk)
     present = present_in(histograms).to(tl.float64)
     rank = share * present
@@ -163,10 +163,10 @@ def refine_bracket(
 def end_bracket(
     histograms,  # [3, 2048] int64
     state,
-    runs,  # 0: there is no sample, and every score is inside
-    TARGETS: tl.constexpr,  # by which scores are divided
+    runs,  # 0: no sample; every score is inside the bracket
+    TARGETS: tl.constexpr,  # the divisor of scores
 ):
-    """One program: from the sides' digits to the bounds that the scan compares with."""
+    """One program: turns the sides' digits into the bounds that the scan compares with."""
     sampled = tl.cast(runs, tl.int64) > 0
     upper = tl.load(state + PREFIX)
     digit, _ = reach_from_top(histograms + DIGITS, tl.load(state + RANK))

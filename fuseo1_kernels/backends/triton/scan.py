@@ -1,4 +1,4 @@
-"""The one read of a survey: energies of what is selected for certain, and the candidates for the rest."""
+"""The scan, a survey's one read: adds the energies above the bracket and keeps the candidates inside it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from .arithmetic import (
     add_energies,
     bits_of,
     block_peaks,
-    counted,
     exponent_of,
     float_of,
     is_finite,
     load_wide,
     positions,
     score_before,
+    squarable,
     squares,
     task_vectors,
     total,
@@ -36,13 +36,13 @@ from .state import (
 
 @triton.jit
 def load_bound(state, place):
-    """A bound that is kept in `state` as fp32 bits."""
+    """A bound, which `state` has as fp32 bits."""
     return float_of(tl.load(state + place).to(tl.int32))
 
 
 @triton.jit
 def pick(x, column, GROUPS: tl.constexpr):
-    """x[g, column[g]] of x: [GROUPS, 8], halving what is left by each bit of the column."""
+    """x[g, column[g]] of x: [GROUPS, 8]; each bit of the column halves x."""
     for bit in tl.static_range(3):
         even, odd = tl.split(tl.reshape(x, [GROUPS, 4 >> bit, 2]))
         x = tl.where(((column >> bit) & 1)[:, None] != 0, odd, even)
@@ -63,8 +63,8 @@ def keep_candidates(
 ):
     """Appends a tile's `found` candidates to its stripe of `records`: [STRIPES, capacity] int64.
 
-    A record is x (a score before its division) above 32 bits of the place in the stripe's tiles. Candidates are few.
-    So eight neighbours, a lane's, are looked at together: every round takes the last that is left of each eight.
+    A record has x (a score before its division) in the upper 32 bits, and its place in the stripe's tiles in the lower
+    32. Candidates are few, so each round takes the last one left of each group of eight neighbours, which a lane holds.
     """
     GROUPS: tl.constexpr = ROWS * BLOCK // 8
     stripe = tile % STRIPES
@@ -105,13 +105,13 @@ def take_tile(
     ROWS: tl.constexpr,
     OF: tl.constexpr,
 ):
-    """All that the scan does with a tile whose squares are finite; magnitudes (OF) want no energies."""
+    """Scans a tile whose squares are finite. Magnitudes (OF >= 0) need no energies."""
     stripe = tile % STRIPES
     peaks = block_peaks(q, TARGETS)
     if SCORED:
         above = x > load_bound(state, HIGH)
         inside = (x >= load_bound(state, LOW)) & (above == 0)
-        # Three counts in one sum, of up to 256 in a row and 4096 in a tile: not 0, above, inside.
+        # Three counts in one sum: not 0, above, inside; each up to 256 in a row and 4096 in a tile.
         counts = tl.where(inside, 1 + (1 << 20), tl.where(x >= load_bound(state, LEAST), 1, 0))
         in_row = tl.sum(tl.where(above, 1 + (1 << 10), counts), axis=1).to(tl.int64)
         spaced = (in_row & 1023) | ((in_row & (1023 << 10)) << 22) | ((in_row >> 20) << 16)
@@ -121,7 +121,7 @@ def take_tile(
         tl.atomic_add(stripes + stripe * STRIPE + S_COUNTS, both, sem="relaxed")
         keep_candidates(x, inside, found, tile, stripes, records, capacity, STRIPES, ROWS)
         if OF < 0:
-            # Candidates are quantised later, and must know their block's exponents then.
+            # Candidates are quantized later, and then need their block's exponents.
             blocks = tl.cdiv(numel, BLOCK)
             block = tile.to(tl.int64) * ROWS + tl.arange(0, ROWS)
             certain_q = ()
@@ -136,28 +136,28 @@ def take_tile(
 
 @triton.jit(do_not_specialize=["numel", "capacity"])
 def scan_tiles(
-    inputs,  # tuple of TARGETS + 1 pointers: [numel], base first; bf16 as int16; then perhaps rows (magnitude)
+    inputs,  # tuple of TARGETS + 1 pointers: [numel], base first; bf16 as int16; then by_rows' rows, or none
     state,  # [64] int64
     stripes,  # [STRIPES, 2] int64
     bins,  # [STRIPES, TARGETS, 256] int64
     rare_tiles,  # [tiles] int32
-    exponents,  # [TARGETS, blocks] uint8; SCORED only, as the one below
-    records,  # [STRIPES, capacity] int64: candidates
+    exponents,  # [TARGETS, blocks] uint8; only if SCORED
+    records,  # [STRIPES, capacity] int64: candidates; only if SCORED
     numel,
     capacity,
     SCORED: tl.constexpr,
     TARGETS: tl.constexpr,
     STRIPES: tl.constexpr,
     ROWS: tl.constexpr,
-    OF: tl.constexpr,  # the target whose |d| are the scores; -1: variances are
+    OF: tl.constexpr,  # the target whose |d| are the scores; -1: scores are variances
 ):
-    """A program takes one whole tile. One with infinite squares or NaN is left to scan_carefully."""
+    """A program takes one whole tile. Tiles with infinite squares or NaN are left to scan_carefully."""
     tile = tl.program_id(0)
     start = tile.to(tl.int64) * (ROWS * BLOCK)
     at = positions(ROWS)
     _, d = task_vectors(inputs, start, at, 0, True, TARGETS)
     q = squares(d, TARGETS)
-    # NaN and infinity have the largest bits, and leave no sum of d finite without them.
+    # NaN and infinity have the largest bits; if no square is one of them, every sum of d is finite.
     peaks = block_peaks(q, TARGETS)
     worst = peaks[0]
     for i in tl.static_range(1, TARGETS):
@@ -189,15 +189,15 @@ def scan_tiles(
 
 @triton.jit
 def count_nonfinite(inputs, start, at, left, s, state, TARGETS: tl.constexpr):
-    """Counts, of the elements whose s is not finite, whose fault that is."""
+    """Counts the elements whose s is not finite: by input that is not finite, and overflows of finite inputs."""
     out = (is_finite(s) == 0) & (at < left)
-    innocent = out
+    overflow = out
     for i in tl.static_range(TARGETS + 1):
         bad = out & (is_finite(load_wide(inputs[i], start, at, left, False)) == 0)
-        innocent = innocent & (bad == 0)
+        overflow = overflow & (bad == 0)
         number = tl.sum(tl.sum(bad.to(tl.int32), axis=1), axis=0)
         tl.atomic_add(state + NONFINITE + i, number.to(tl.int64), mask=number != 0, sem="relaxed")
-    number = tl.sum(tl.sum(innocent.to(tl.int32), axis=1), axis=0)
+    number = tl.sum(tl.sum(overflow.to(tl.int32), axis=1), axis=0)
     to = state + NONFINITE + TARGETS + 1
     tl.atomic_add(to, number.to(tl.int64), mask=number != 0, sem="relaxed")
 
@@ -219,7 +219,7 @@ def scan_carefully(
     ROWS: tl.constexpr,
     OF: tl.constexpr,
 ):
-    """As scan_tiles, for the tiles that it left and the one that is not whole; a program takes every n-th of them."""
+    """As scan_tiles, for the tiles that it left and a partial last tile; a program takes every n-th of them."""
     whole = (tl.cast(numel, tl.int64) // (ROWS * BLOCK)).to(tl.int32)
     rare = tl.load(state + RARE).to(tl.int32)
     tail = (tl.cast(numel, tl.int64) % (ROWS * BLOCK) != 0).to(tl.int32)
@@ -232,7 +232,7 @@ def scan_carefully(
         _, d = task_vectors(inputs, start, at, left, False, TARGETS)
         s = total(d, TARGETS)
         count_nonfinite(inputs, start, at, left, s, state, TARGETS)
-        q = squares(counted(d, s, TARGETS), TARGETS)
+        q = squares(squarable(d, s, TARGETS), TARGETS)
         x = q[0]
         if SCORED:
             x = score_before(d, s, inputs, start + at, TARGETS, OF)

@@ -1,4 +1,4 @@
-"""The end of a survey: exact sums to energies, energies to SCE's weights (methods/sce.py is the twin)."""
+"""The end of a survey: turns exact sums into energies, and energies into SCE's weights (as methods/sce.py does)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from .state import (
     TIE_LIMIT,
 )
 
-# mergekit's rules: below this mean square all weights are equal, and no divisor is smaller than this.
+# mergekit's rules: below this mean square all weights are equal, and no divisor is smaller.
 MERGEKIT_FLOOR = tl.constexpr(1e-6)
 
 
@@ -62,7 +62,7 @@ def energies_of(bins, TARGETS: tl.constexpr, SLOTS: tl.constexpr, STRIPES: tl.co
 def store_weights(
     energy, numel, numbers, TARGETS: tl.constexpr, SLOTS: tl.constexpr, MERGEKIT: tl.constexpr
 ):
-    """numbers[P_WEIGHTS ...]: energy / their sum, in fp64, rounded to fp32; or 1 each."""
+    """Writes numbers[P_WEIGHTS ...]: each energy / the energies' sum, in fp64, rounded to fp32; or 1 each."""
     i = tl.arange(0, SLOTS)
     all_of = tl.full((), 0.0, tl.float64)
     for target in tl.static_range(TARGETS):
@@ -70,8 +70,8 @@ def store_weights(
     equal = all_of == 0.0
     if MERGEKIT:
         mean = all_of / tl.maximum(tl.cast(numel, tl.int64), 1).to(tl.float64)
-        few = tl.cast(numel, tl.int64) == 0
-        equal = (equal & few) | ((few == 0) & (mean < tl.full((), MERGEKIT_FLOOR, tl.float64)))
+        empty = tl.cast(numel, tl.int64) == 0
+        equal = (equal & empty) | ((empty == 0) & (mean < tl.full((), MERGEKIT_FLOOR, tl.float64)))
     one = tl.full((), 1.0, tl.float64)
     share = energy / tl.where(all_of == 0.0, one, all_of)
     tl.store(numbers + P_WEIGHTS + i, tl.where(equal, one, share).to(tl.float32), mask=i < TARGETS)
@@ -89,10 +89,10 @@ def settle(
     ALL: tl.constexpr,  # select_topk is 1
     MERGEKIT: tl.constexpr,
     TARGETS: tl.constexpr,
-    SLOTS: tl.constexpr,  # the power of two from TARGETS on
+    SLOTS: tl.constexpr,  # TARGETS, rounded up to a power of two
     STRIPES: tl.constexpr,
 ):
-    """One program."""
+    """One program: writes the result and SCE's parameters."""
     count = tl.cast(numel, tl.int64)
     nothing = tl.full((), NOTHING, tl.int64)
     if SCORED:
@@ -137,9 +137,9 @@ def take_params(
     numbers,  # [24] fp32, written
     tie_limit,  # [1] int64, written
     TARGETS: tl.constexpr,
-    SLOTS: tl.constexpr,  # the power of two from TARGETS on
+    SLOTS: tl.constexpr,  # TARGETS, rounded up to a power of two
 ):
-    """One program: parameters that are given, as fuse takes them. Unmasked ones select every score."""
+    """One program: writes given parameters as fuse takes them. Without a mask every score is selected."""
     i = tl.arange(0, SLOTS)
     weights = tl.load(given + i, mask=i < TARGETS, other=0.0)
     tl.store(numbers + P_WEIGHTS + i, weights.to(tl.float32), mask=i < TARGETS)

@@ -1,4 +1,4 @@
-"""Surveys of one read that add integers: norms, products of pairs, counts (csrc/include/fuseo1/survey.h)."""
+"""Surveys that add integers in one read: norms, inner products, counts (csrc/include/fuseo1/survey.h)."""
 
 from __future__ import annotations
 
@@ -21,37 +21,37 @@ from .arithmetic import (
     total,
 )
 from .scan import count_nonfinite
-from .select import CHOICE, CLAMP, EVERY, is_selected
+from .select import CLAMP, EVERY, SELECT_WORDS, is_selected
 
 
 @triton.jit
 def finite_elements(inputs, start, at, left, d, state, TARGETS: tl.constexpr):
-    """Where s is finite; elements where it is not are counted."""
+    """The mask of elements whose s is finite; counts the others."""
     s = total(d, TARGETS)
-    sound = is_finite(s)
-    if tl.min(tl.min(sound.to(tl.int32), axis=1), axis=0) == 0:
+    finite = is_finite(s)
+    if tl.min(tl.min(finite.to(tl.int32), axis=1), axis=0) == 0:
         count_nonfinite(inputs, start, at, left, s, state, TARGETS)
-    return sound
+    return finite
 
 
 @triton.jit
-def add_chosen(d, q, peaks, choice, start, at, to, KIND: tl.constexpr, ROWS: tl.constexpr):
-    """add_quanta of those elements that a selection takes, if there are others."""
+def add_selected_quanta(d, q, peaks, select, start, at, to, KIND: tl.constexpr, ROWS: tl.constexpr):
+    """add_quanta of the selected elements, if the selection may leave any out."""
     if KIND != EVERY and KIND != CLAMP:
-        chosen = is_selected(d, choice, start, at, KIND, ROWS)
+        chosen = is_selected(d, select, start, at, KIND, ROWS)
         add_quanta(tl.where(chosen, q, 0.0), peaks, to)
 
 
 @triton.jit(do_not_specialize=["first", "numel"])
 def add_norms(
     inputs,  # tuple of TARGETS + 1 pointers: [numel], base first; bf16 as int16
-    choices,  # [TARGETS, 6] int64: of each target's selection
-    bins,  # [STRIPES, 2 * TARGETS, 256] int64: of all elements, of those selected where some are not
+    selects,  # [TARGETS, 6] int64: each target's selection
+    bins,  # [STRIPES, 2 * TARGETS, 256] int64: of all elements; of the selected ones if some may be left out
     state,  # [64] int64
     first,  # the first program's tile
     numel,
-    WHOLE: tl.constexpr,  # all tiles are
-    KINDS: tl.constexpr,  # selects.py
+    WHOLE: tl.constexpr,  # every tile is
+    KINDS: tl.constexpr,  # select.py
     TARGETS: tl.constexpr,
     STRIPES: tl.constexpr,
     ROWS: tl.constexpr,
@@ -70,8 +70,10 @@ def add_norms(
     to = bins + (tile % STRIPES) * (2 * TARGETS * BLOCK)
     for i in tl.static_range(TARGETS):
         add_quanta(q[i], peaks[i], to + i * BLOCK)
-        choice, of_chosen = choices + i * CHOICE, to + (TARGETS + i) * BLOCK
-        add_chosen(d[i], q[i], peaks[i], choice, start, at, of_chosen, (KINDS >> 3 * i) & 7, ROWS)
+        select, chosen = selects + i * SELECT_WORDS, to + (TARGETS + i) * BLOCK
+        add_selected_quanta(
+            d[i], q[i], peaks[i], select, start, at, chosen, (KINDS >> 3 * i) & 7, ROWS
+        )
 
 
 @triton.jit(do_not_specialize=["first", "numel"])
@@ -102,12 +104,12 @@ def count_nonzero(
 
 @triton.jit
 def add_products(x, y, to):
-    """Adds every block's signed integers of x * y, which are finite, to its exponent's in `to`: [256] int64."""
+    """Adds each block's sum of signed integers of finite x * y to the sum of its exponent in `to`: [256] int64."""
     p = x * y
     size = tl.abs(p)
     exponent = exponent_of(block_peaks((size,), 1)[0])
     t = quanta(size, exponent[:, None]) - RINT_MAGIC_BITS
-    # 256 of up to 2^23 with their signs: one more than int32 holds.
+    # 256 of up to 2^23 make up to 2^31: one more than int32 holds.
     sums = tl.sum(tl.where(p < 0.0, -t, t).to(tl.int64), axis=1)
     tl.atomic_add(to + exponent, sums, mask=sums != 0, sem="relaxed")
 
@@ -120,7 +122,7 @@ def add_gram(
     first,
     numel,
     WHOLE: tl.constexpr,
-    OF_INPUTS: tl.constexpr,  # v are base and targets, else the task vectors
+    OF_INPUTS: tl.constexpr,  # v are base and targets; else task vectors
     TARGETS: tl.constexpr,
     STRIPES: tl.constexpr,
     ROWS: tl.constexpr,

@@ -1,4 +1,4 @@
-"""From the candidates, or on the exact path from the whole tensor, to the threshold and the last selected tie."""
+"""The threshold search: from the candidates or, on the exact path, the whole tensor to the threshold and its ties."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from .state import (
     WANTED,
 )
 
-RARE_ROWS = tl.constexpr(8)  # blocks of a tile where speed is of no account
-CANDIDATES = tl.constexpr(2048)  # that a program takes at once
+RARE_ROWS = tl.constexpr(8)  # blocks of a tile where speed does not matter
+CANDIDATES = tl.constexpr(2048)  # candidates that a program takes at once
 STRETCH = tl.constexpr(4096)  # ties are counted by stretches of so many elements
-STRETCHES = tl.constexpr(1024)  # that are added up at once
+STRETCHES = tl.constexpr(1024)  # stretches that are added up at once
 
 
 @triton.jit
@@ -40,9 +40,9 @@ def candidate_tiles(stripes, capacity, STRIPES: tl.constexpr):
 
 @triton.jit
 def load_candidates(n, stripes, records, capacity, STRIPES: tl.constexpr, TILE: tl.constexpr):
-    """(x, index, known): those of tile n of the candidates, the stripes' first tiles before their second ones.
+    """(x, index, known) of tile n of the candidates: first every stripe's first tile, then every second one, ...
 
-    x: the score before its division; index: in the tensor, if tiles of the scan have TILE elements.
+    x: the score before its division; index: in the tensor, whose scan had tiles of TILE elements.
     """
     stripe = n % STRIPES
     filled = tl.minimum(tl.load(stripes + stripe * STRIPE + S_FOUND), capacity)
@@ -56,7 +56,7 @@ def load_candidates(n, stripes, records, capacity, STRIPES: tl.constexpr, TILE: 
 
 @triton.jit
 def settle_count(stripes, state, topk, capacity, STRIPES: tl.constexpr):
-    """(selected, wanted, failed): k; how many of the candidates are selected, or of all elements if they fail."""
+    """(selected, wanted, failed): k; how many of the candidates are selected, or of all elements if these fail."""
     each = stripes + tl.arange(0, STRIPES) * STRIPE
     counts = tl.load(each + S_COUNTS)
     nonzero, certain = tl.sum(counts & 0xFFFFFFFF, axis=0), tl.sum(counts >> 32, axis=0)
@@ -74,7 +74,7 @@ def settle_count(stripes, state, topk, capacity, STRIPES: tl.constexpr):
 
 @triton.jit
 def digit_before(histograms, state, DIGIT: tl.constexpr):
-    """(found, rest): the digits up to DIGIT - 1, and which of the elements that have them is the last selected."""
+    """(found, rest): the digits up to DIGIT - 1; of the elements that have them, the rest-th is the last selected."""
     digit, rest = reach_from_top(
         histograms + (DIGIT - 1) * DIGITS, tl.load(state + WANTED + DIGIT - 1)
     )
@@ -98,7 +98,7 @@ def count_digit(
     TILE: tl.constexpr,  # elements of a tile of the scan
     OF: tl.constexpr,
 ):
-    """A program takes every n-th tile, of candidates or of elements: DIGIT of the scores with the digits so far."""
+    """Counts DIGIT of the scores that have the digits so far. A program takes every n-th tile."""
     if DIGIT == 0:
         selected, wanted, failed = settle_count(stripes, state, topk, capacity, STRIPES)
         found = tl.full((), 0, tl.int64)
@@ -126,7 +126,7 @@ def count_digit(
         score = score_bits(inputs, start, at, left, TARGETS, OF)
         score = tl.reshape(score, [RARE_ROWS * BLOCK])
         digit, above = digit_of(score, DIGIT)
-        # Zeros, and with them what lies beyond the end, are never selected.
+        # Zeros are never selected, and elements beyond the end are zeros.
         counts += tl.histogram(digit, DIGITS, mask=(score != 0) & (above == found))
     add_histogram(counts, histograms + DIGIT * DIGITS)
 
@@ -146,7 +146,7 @@ def count_ties(
     TILE: tl.constexpr,  # elements of a tile of the scan
     OF: tl.constexpr,
 ):
-    """A program takes every n-th tile. Nothing is to be counted if all ties at the threshold are selected."""
+    """Counts ties at the threshold, unless all of them are selected. A program takes every n-th tile."""
     selected, failed = tl.load(state + SELECTED), tl.load(state + FAILED)
     threshold, wanted = digit_before(histograms, state, 3)
     tied = tl.load(histograms + 2 * DIGITS + (threshold & 511))
@@ -182,7 +182,7 @@ def find_cut(
     TARGETS: tl.constexpr,
     OF: tl.constexpr,
 ):
-    """One program: the last selected tie, and the bounds of what is at the threshold."""
+    """One program: finds the last selected tie, and the bounds of scores at the threshold."""
     threshold = tl.load(state + THRESHOLD)
     limit = tl.where(threshold == NOTHING, -1, tl.cast(numel, tl.int64) - 1)
     if tl.load(state + CUT) != 0:

@@ -1,8 +1,7 @@
-"""Which tile and how many warps: tuned on the first large tensors, or fixed.
+"""The tile size and the number of warps: tuned on the first large tensor of a kind, or fixed.
 
-What is tuned is a whole op, survey or fuse, as it is called: both are pure functions of their inputs, so that trying
-them out changes nothing. The choice is kept by op, device, number of targets and dtypes, not by shape. Bits never
-depend on it.
+A whole op, survey or fuse, is timed as it is called: both are pure functions of their inputs, so trying configs
+changes nothing. The choice is kept by op, device, number of targets and dtypes, not by shape. Bits never depend on it.
 """
 
 from __future__ import annotations
@@ -31,23 +30,23 @@ class Config:
             raise ValueError(f"{self}: rows are 2, 4, 8 or 16, warps 1, 2, 4 or 8")
 
 
-#: A warp's 32 lanes hold a block of bf16 in a 16-byte load each: these give a lane one load an input, or two.
+#: A warp's 32 lanes load a block of bf16 with 16 bytes each: these give a lane one load per input, or two.
 #: Programs of one warp need no barriers, those of several have more warps in flight.
 SPACE = (Config(2, 1), Config(4, 2), Config(4, 4), Config(8, 4), Config(8, 8))
 DEFAULT = SPACE[0]
-#: The interpreter's: its time goes by programs, not by elements.
+#: For the interpreter, whose time depends on the number of programs, not of elements.
 FOR_INTERPRETER = Config(16, 4)
 LEAST_ROWS = 2
 
-#: Smaller tensors are launches more than reads: they get what was found before, or DEFAULT.
+#: Smaller tensors take as long as their launches: they get the config found before, or DEFAULT.
 _LEAST_TUNED = 1 << 24
 _ROUNDS = 5
 
 
 def general_config(targets: int) -> Config:
-    """For merges other than SCE's, whose kernels are compiled for each kind of parameters: nothing is tried out.
+    """The config of merges other than SCE's: not tuned, because every kind of parameters compiles a kernel of its own.
 
-    Their fp64 takes twice the registers: a lane has half as many elements, or a quarter.
+    fp64 takes twice the registers, so a lane has half as many elements, or a quarter.
     """
     return Config(4, 4) if targets <= 8 else Config(2, 4)
 
@@ -60,7 +59,7 @@ class Tuner:
     _chosen: dict[Hashable, Config] = field(default_factory=dict)
 
     def choose(self, key: Hashable, numel: int, op: Callable[[Config], object]) -> Config:
-        """The config for `key`. Where there is none yet, times `op`, waiting for the device: never in a capture."""
+        """The config for `key`. If there is none yet, times `op` and waits for the device, but not in a capture."""
         if self.fixed is not None:
             return self.fixed
         found = self._chosen.get(key)
@@ -76,7 +75,7 @@ def _event() -> Any:
 
 
 def _milliseconds(op: Callable[[Config], object], config: Config) -> float:
-    """The fastest of a few runs; the first, which compiles, is not counted."""
+    """The time of the fastest of a few runs; the first, which compiles, does not count."""
     op(config)
     times = []
     for _ in range(_ROUNDS):

@@ -1,4 +1,4 @@
-"""Where a survey works: one allocation, about 3 % of the inputs' bytes, of which the first part begins as zeros."""
+"""A survey's workspace: one allocation of about 3 % of the inputs' bytes, whose first part begins as zeros."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from .tuning import LEAST_ROWS
 _FLOOR = 2 << 20
 # Candidates may take one in so many of the inputs' bytes.
 _CANDIDATE_SHARE = 60
-# Bytes of one: its score and where it lies.
+# Bytes of a candidate: its score and its place.
 _CANDIDATE = 8
 # One in so many elements is sampled, at most _MOST_SAMPLED; of small tensors one in 32, up to _LEAST_SAMPLED.
 _ELEMENTS_PER_SAMPLED = 64
 _MOST_SAMPLED = 1 << 20
 _LEAST_SAMPLED = 65536
-# From so many elements on tiles add to 32 stripes, else to 8.
+# Tensors of at least so many elements have 32 stripes, others 8.
 _MANY = 1 << 23
 
 
@@ -40,7 +40,7 @@ def stripes_of(numel: int) -> int:
 
 
 def capacity_of(targets: int, numel: int, stripes: int) -> int:
-    """Candidates that a stripe holds: a multiple of CANDIDATES, and no more than there may be."""
+    """How many candidates a stripe holds: a multiple of CANDIDATES, and no more than there can be."""
     tile = place(CANDIDATES)
     wanted = max(_FLOOR, 2 * (targets + 1) * numel // _CANDIDATE_SHARE) // _CANDIDATE // stripes
     return int(max(1, min(wanted // tile, -(-numel // tile))) * tile)
@@ -48,7 +48,7 @@ def capacity_of(targets: int, numel: int, stripes: int) -> int:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a workspace: its dtype and shape, and where it starts in bytes."""
+    """A part of a workspace: its dtype, its shape, and its start in bytes."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -63,13 +63,13 @@ class Part:
 
 
 class Layout:
-    """The parts of a survey's workspace. `scored`: needs_scores; else most of them are not there.
+    """The parts of a survey's workspace. `scored`: needs_scores; if false, most parts are empty.
 
     zeroed: state [64], stripes [stripes, 2], bins [2 or 1, stripes, targets, 256], histograms [6, 2048] int64,
         ties [stretches] int32.
     not zeroed: rare_tiles [tiles of a block row] int32, exponents [targets, blocks] uint8,
-        records [stripes, capacity] int64: the candidates; sample [runs, 16] int32 shares their memory, as they come
-        to be when it has told all.
+        records [stripes, capacity] int64: the candidates; sample [runs, 16] int32 shares their memory, because it is
+        read before the first candidate is written.
     """
 
     def __init__(self, targets: int, numel: int, scored: bool) -> None:

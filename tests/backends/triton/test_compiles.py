@@ -74,7 +74,7 @@ TYPES = {
     "exponents": "*u8",
     **dict.fromkeys(["numbers", "divergences"], "*fp32"),
     **dict.fromkeys(["given", "scalars"], "*fp64"),
-    **dict.fromkeys(["choices", "counts"], "*i64"),
+    **dict.fromkeys(["selects", "counts"], "*i64"),
     "out": "*i16",
 }
 
