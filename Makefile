@@ -1,4 +1,4 @@
-# make merge | test | bench | lint | clean. Each sets up what it needs in .venv first.
+# make merge | test | test-all | bench | lint | clean. Each sets up what it needs in .venv first.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -6,7 +6,7 @@ DEMO ?= .work/demo
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: merge test bench lint clean
+.PHONY: merge test test-all bench lint clean
 
 $(VENV)/built: pyproject.toml setup.py CMakeLists.txt constraints.txt $(wildcard csrc/*/*.* csrc/*/*/*.* python/*)
 	$(PYTHON) -m venv $(VENV)
@@ -28,8 +28,14 @@ merge: $(VENV)/built
 	$(BIN)/python -m fuseo1_kernels
 	@ls -l $(DEMO)/merged
 
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
+
+# What a change is likely to break: every backend, instruction set and method, in 3 minutes on 2 cores.
 test: $(VENV)/built
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+test-all: $(VENV)/built
+	$(PYTEST) -m ""
 
 bench: $(VENV)/benched
 	$(BIN)/python bench/run.py
