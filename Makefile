@@ -50,11 +50,14 @@ cuda:
 	$(MAKE) FUSEO1_CUDA=1 $(VENV)/built1
 	$(BIN)/python -m fuseo1_kernels
 
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
+
+# What a change is likely to break: every backend, instruction set and method, in 3 minutes on 2 cores.
 test: $(VENV)/with-test
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
 
 test-all: $(VENV)/with-test
-	$(BIN)/python -m pytest -m "" $(PYTEST_ARGS)
+	$(PYTEST) -m "" $(PYTEST_ARGS)
 
 lint: $(VENV)/with-test $(VENV)/with-lint
 	$(BIN)/ruff check .

@@ -1,8 +1,7 @@
-"""Fixtures (every backend and instruction set, merges to be cut short), and the tests that run only when asked for."""
+"""Markers and what they mean, fixtures that many tests share, and how the tests are dealt to two processes."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,8 @@ from fuseo1_kernels.backends import _cpu
 from support.tensors import ISAS, instruction_set
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from support.forked import Forks
     from support.interrupted import Tree
     from support.models import Family
@@ -25,24 +26,26 @@ else:
     settings.register_profile("fuseo1", derandomize=True, deadline=None, print_blob=True)
     settings.load_profile("fuseo1")
 
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--large", action="store_true", help="also run the tests that need 5 GB (or FUSEO1_LARGE=1)"
-    )
+MARKERS = {
+    "slow": "not in the fast run: whole products of many axes, many kills, more than 2^31 elements (5 GB)",
+    "gpu": "needs a GPU",
+    "toolchain": "needs a C++ compiler, nm, or what comes with CUDA (nvcc, cuobjdump) or Triton (ptxas)",
+    "peer": "needs mergekit, PEFT or transformers",
+    "serial": "measures memory or time: no other test of this mark runs beside it",
+}
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "large: needs 5 GB of memory; run with --large")
+    for name, meaning in MARKERS.items():
+        config.addinivalue_line("markers", f"{name}: {meaning}")
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--large") or os.environ.get("FUSEO1_LARGE") == "1":
-        return
-    large = [item for item in items if item.get_closest_marker("large")]
-    if large:
-        config.hook.pytest_deselected(items=large)
-        items[:] = [item for item in items if item not in large]
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With pytest-xdist's --dist loadgroup: a file's tests, and all serial ones, run in one process."""
+    for item in items:
+        group = "serial" if item.get_closest_marker("serial") else str(item.path)
+        if item.config.pluginmanager.hasplugin("xdist"):
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 def _with_isa(isa: str) -> Iterator[str]:
@@ -67,7 +70,34 @@ def cpu(request: pytest.FixtureRequest) -> Iterator[str]:
     yield from _with_isa(request.param.removeprefix("cpu-"))
 
 
-# --- merges that are cut short: what they import is not there wherever kernels are tested ---
+# --- models; what these import is not there wherever kernels are tested ---
+
+
+@pytest.fixture
+def family(tmp_path: Path) -> Family:
+    """A tiny Qwen2 and two models that were tuned from it."""
+    from support.models import make_family
+
+    return make_family(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def oversized(tmp_path_factory: pytest.TempPathFactory) -> Family:
+    """Models with tensors that do not fit into a worker's share of the least memory."""
+    from support.engine_runs import oversized_family
+
+    return oversized_family(tmp_path_factory.mktemp("oversized"))
+
+
+@pytest.fixture(scope="session")
+def mixed_dtypes(tmp_path_factory: pytest.TempPathFactory) -> Family:
+    """A model in bf16 with three tunes in all dtypes, for every method."""
+    from support.method_cases import mixed_family
+
+    return mixed_family(tmp_path_factory.mktemp("methods"))
+
+
+# --- merges that are cut short ---
 
 
 @pytest.fixture(scope="module")

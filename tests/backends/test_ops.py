@@ -231,7 +231,7 @@ def test_the_bases_negative_zero_stays_where_nobody_survives(backend: str) -> No
 # --- more than 2^31 elements ---
 
 
-@pytest.mark.large
+@pytest.mark.slow
 def test_beyond_two_to_the_31_elements() -> None:
     numel = (1 << 31) + 70_001
     tail = (1 << 31) - 4096  # a multiple of 256

@@ -195,7 +195,6 @@ def test_a_survey_stays_within_its_memory(  # type: ignore[no-untyped-def]
 # What is lent suffices for the candidates that all elements are; as much again is not to be had.
 LENT = r"""
 import array, ctypes, resource, sys
-from support.paths import ROOT
 from fuseo1_kernels.backends import _cpu
 
 n = 1 << 20

@@ -2,7 +2,7 @@
 
 A normal run tries a few hundred examples, the same ones each time. To look for new ones:
 
-    FUSEO1_FUZZ_SECONDS=3600 python -m pytest tests/build/test_fuzz.py
+    FUSEO1_FUZZ_SECONDS=3600 python -m pytest -m "" tests/build/test_fuzz.py
 
 takes that many seconds in all, with fresh seeds. A failure shows hypothesis' smallest example, and
 the seed that led to it: FUSEO1_FUZZ_SEED=THE_SEED FUSEO1_FUZZ_SECONDS=1 with the same command, and

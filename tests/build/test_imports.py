@@ -5,18 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
-import pytest
-
-from support.models import Family, assert_same_state, make_family, read_model
+from support.models import Family, assert_same_state, read_model
 from support.processes import HEAVY, MERGE, imported, spawn
-
-
-@pytest.fixture
-def family(tmp_path: Path) -> Family:
-    return make_family(tmp_path)
-
 
 # --- the command line --------------------------------------------------------------------
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
-from pathlib import Path
 
 import pytest
 
-from support.models import Family, make_family
+from support.models import Family
 from support.processes import MERGE, spawn
 
 MISSING = "there is no NVIDIA driver here"
@@ -30,11 +29,6 @@ pytestmark = [
     ),
     pytest.mark.skipif(_has_driver(), reason="this machine has an NVIDIA driver"),
 ]
-
-
-@pytest.fixture
-def family(tmp_path: Path) -> Family:
-    return make_family(tmp_path)
 
 
 def test_the_module_is_imported_and_says_what_is_missing() -> None:

@@ -23,15 +23,9 @@ from fuseo1_kernels.config.load import as_config
 from fuseo1_kernels.engine.options import check_sizes
 from fuseo1_kernels.errors import ConfigError
 from fuseo1_kernels.version import __version__
-from support.models import Family, assert_same_state, make_family, read_model, weights, write_model
+from support.models import Family, assert_same_state, read_model, weights, write_model
 from support.processes import MERGE, done, environment, merge_json, run, spawn
 from support.recipes import PUBLISHED
-
-
-@pytest.fixture
-def family(tmp_path: Path) -> Family:
-    return make_family(tmp_path)
-
 
 # --- versions, recipes, options ----------------------------------------------------------
 

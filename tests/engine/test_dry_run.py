@@ -14,7 +14,6 @@ from support.checkpoint_files import raw_file, write_json
 from support.models import (
     SPECIAL,
     Family,
-    make_family,
     model_config,
     snapshot,
     tokenizer_json,
@@ -22,11 +21,6 @@ from support.models import (
 )
 from support.processes import MERGE, done, merge_json, run, spawn
 from support.recipes import PUBLISHED
-
-
-@pytest.fixture
-def family(tmp_path: Path) -> Family:
-    return make_family(tmp_path)
 
 
 def test_dry_run_reads_and_writes_nothing(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:

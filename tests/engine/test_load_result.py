@@ -55,11 +55,6 @@ def generate(path: Path) -> str:
     return str(tokenizer.decode(ids[0, prompt:]))
 
 
-@pytest.fixture
-def family(tmp_path: Path) -> Family:
-    return make_family(tmp_path)
-
-
 def weights_of(model: Any) -> State:
     return {name: t.detach() for name, t in model.state_dict().items()}
 

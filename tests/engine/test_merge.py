@@ -28,12 +28,6 @@ from support.models import (
 )
 from support.tensors import BF16, DTYPES, FP16, FP32
 
-
-@pytest.fixture
-def family(tmp_path: Path) -> Family:
-    return make_family(tmp_path)
-
-
 # --- the same bits as merge_tensors ------------------------------------------------------
 
 

@@ -8,18 +8,8 @@ import pytest
 import torch
 
 from fuseo1_kernels import MergeError
-from support.engine_runs import MIB, merge, oversized_family, spoil
+from support.engine_runs import MIB, merge, spoil
 from support.models import Family, assert_same_state, make_family, merged, read_model
-
-
-@pytest.fixture
-def family(tmp_path: Path) -> Family:
-    return make_family(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory) -> Family:
-    return oversized_family(tmp_path_factory.mktemp("large"))
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
@@ -54,8 +44,10 @@ def test_nonfinite_propagates(select_topk: float, variant: str, family: Family) 
     assert found[name].isnan().nonzero().tolist() == [[0, 0], [0, 5], [2, 6]]
 
 
-def test_nonfinite_found_in_a_tensor_that_is_read_in_chunks(large: Family, tmp_path: Path) -> None:
-    base, left, *_ = large.states
+def test_nonfinite_found_in_a_tensor_that_is_read_in_chunks(
+    oversized: Family, tmp_path: Path
+) -> None:
+    base, left, *_ = oversized.states
     name = "model.embed_tokens.weight"
     bad = {n: t.clone() for n, t in left.items()}
     bad[name][-1, -1] = float("inf")

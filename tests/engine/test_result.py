@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
 from fuseo1_kernels import MergeError
-from support.engine_runs import MIB, merge, oversized_family, spoil
-from support.models import Family, make_family, read_model, write_model
+from support.engine_runs import MIB, merge, spoil
+from support.models import Family, read_model, write_model
 from support.processes import merge_json, spawn
-
-
-@pytest.fixture
-def family(tmp_path: Path) -> Family:
-    return make_family(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory) -> Family:
-    return oversized_family(tmp_path_factory.mktemp("large"))
 
 
 class Recorder:
@@ -42,11 +30,11 @@ class Recorder:
 
 
 @pytest.mark.parametrize("max_memory", [512, 8])
-def test_progress_ends_where_it_said(max_memory: int, large: Family) -> None:
-    large.configure(parameters={"select_topk": 0.1})
+def test_progress_ends_where_it_said(max_memory: int, oversized: Family) -> None:
+    oversized.configure(parameters={"select_topk": 0.1})
     progress = Recorder()
-    merge(large, f"told{max_memory}", max_memory=max_memory * MIB, progress=progress, threads=1)
-    elements = sum(t.numel() for t in large.states[0].values())
+    merge(oversized, f"told{max_memory}", max_memory=max_memory * MIB, progress=progress, threads=1)
+    elements = sum(t.numel() for t in oversized.states[0].values())
     assert progress.total == progress.done == elements * 2 * 5
     assert progress.closed == 1
 

@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
 from fuseo1_kernels.backends import _cpu
 from fuseo1_kernels.checkpoint.source import Source
-from support.engine_runs import MIB, merge, oversized_family
-from support.models import Family, assert_same_state, make_family, read_model, weights
+from support.engine_runs import MIB, merge
+from support.models import Family, assert_same_state, read_model, weights
 from support.processes import spawn
 from support.tensors import ISAS
 from support.tuning import tune
-
-
-@pytest.fixture
-def family(tmp_path: Path) -> Family:
-    return make_family(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory) -> Family:
-    return oversized_family(tmp_path_factory.mktemp("large"))
 
 
 @pytest.mark.parametrize("select_topk", [1.0, 0.1])
@@ -51,21 +40,21 @@ def test_threads_and_runs(select_topk: float, family: Family) -> None:
 @pytest.mark.parametrize("select_topk", [1.0, 0.5, 0.1])
 @pytest.mark.parametrize("variant", ["fuseo1", "mergekit"])
 def test_any_memory(
-    variant: str, select_topk: float, way: str, large: Family, monkeypatch: pytest.MonkeyPatch
+    variant: str, select_topk: float, way: str, oversized: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Source, "is_cached", lambda self, info: way == "cached")
     if way == "direct":
         tune(monkeypatch, page_cache=0)
-    large.configure(parameters={"select_topk": select_topk, "variant": variant})
-    expected = large.expected(select_topk=select_topk, variant=variant)
+    oversized.configure(parameters={"select_topk": select_topk, "variant": variant})
+    expected = oversized.expected(select_topk=select_topk, variant=variant)
     first = None
-    twice = 2 * 8 * sum(t.numel() for t in large.states[0].values())
+    twice = 2 * 8 * sum(t.numel() for t in oversized.states[0].values())
     for max_memory, threads in ((512, 2), (8, 1), (8, 3), (9, 2), (13, 1), (60, 3)):
         out = f"{variant}-{select_topk}-{way}-{max_memory}-{threads}"
-        result = merge(large, out, max_memory=max_memory * MIB, threads=threads)
-        files = weights(large.home / out)
+        result = merge(oversized, out, max_memory=max_memory * MIB, threads=threads)
+        files = weights(oversized.home / out)
         if first is None:
-            assert_same_state(read_model(large.home / out), expected)
+            assert_same_state(read_model(oversized.home / out), expected)
             first = files
             assert result.exact_path == 0
         assert files == first, (max_memory, threads)
@@ -76,17 +65,17 @@ def test_any_memory(
             assert result.exact_path >= 1
 
 
-def test_the_exact_path_with_the_reference_backend(large: Family) -> None:
-    large.configure(parameters={"select_topk": 0.5})
-    merge(large, "reference", backend="reference", max_memory=32 * MIB)
-    merge(large, "cpu", max_memory=8 * MIB)
-    assert weights(large.home / "reference") == weights(large.home / "cpu")
+def test_the_exact_path_with_the_reference_backend(oversized: Family) -> None:
+    oversized.configure(parameters={"select_topk": 0.5})
+    merge(oversized, "reference", backend="reference", max_memory=32 * MIB)
+    merge(oversized, "cpu", max_memory=8 * MIB)
+    assert weights(oversized.home / "reference") == weights(oversized.home / "cpu")
 
 
 @pytest.mark.parametrize("cached", [True, False])
-def test_memory_is_bounded(cached: bool, large: Family) -> None:
+def test_memory_is_bounded(cached: bool, oversized: Family) -> None:
     """Memory that no file backs, above what a merge of nothing needs, stays near --max-memory."""
-    large.configure(parameters={"select_topk": 0.1})
+    oversized.configure(parameters={"select_topk": 0.1})
     code = (
         "import re, sys, threading, time\n"
         "from fuseo1_kernels.cli.merge import main\n"
@@ -110,27 +99,27 @@ def test_memory_is_bounded(cached: bool, large: Family) -> None:
         "assert main(sys.argv[1:]) == 0\n"
         "print(peak[0] - before)\n"
     )
-    out = large.home / f"bounded-{cached}"
-    argv = ["-c", code, large.config, out, "--quiet", "--max-memory", "10MiB", "--threads", "2"]
+    out = oversized.home / f"bounded-{cached}"
+    argv = ["-c", code, oversized.config, out, "--quiet", "--max-memory", "10MiB", "--threads", "2"]
     ran = spawn(*argv)
     assert ran.code == 0, ran.err
     assert int(ran.out) < 14 * MIB
 
 
 @pytest.mark.parametrize("isa", ISAS)
-def test_instruction_sets(isa: str, large: Family) -> None:
+def test_instruction_sets(isa: str, oversized: Family) -> None:
     if isa not in _cpu.available_isas():
         pytest.skip(f"this machine or build has no {isa} kernels")
-    large.configure(parameters={"select_topk": 0.3})
-    merge(large, f"default-{isa}")
-    out = large.home / f"forced-{isa}"
+    oversized.configure(parameters={"select_topk": 0.3})
+    merge(oversized, f"default-{isa}")
+    out = oversized.home / f"forced-{isa}"
     ran = spawn(
-        *("-m", "fuseo1_kernels.merge", large.config, out, "--json", "--quiet"),
+        *("-m", "fuseo1_kernels.merge", oversized.config, out, "--json", "--quiet"),
         env={"FUSEO1_ISA": isa},
     )
     assert ran.code == 0, ran.err
     assert json.loads(ran.out)["backend"].startswith(f"cpu: {isa} kernels")
-    assert weights(out) == weights(large.home / f"default-{isa}")
+    assert weights(out) == weights(oversized.home / f"default-{isa}")
 
 
 def test_hash_seeds(family: Family) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import yaml
@@ -13,17 +12,11 @@ from support.engine_runs import merge
 from support.models import (
     TEMPLATE,
     Family,
-    make_family,
     tokenizer_files,
     tokenizer_json,
     weights,
     write_model,
 )
-
-
-@pytest.fixture
-def family(tmp_path: Path) -> Family:
-    return make_family(tmp_path)
 
 
 def test_files_beside_the_weights(family: Family) -> None:

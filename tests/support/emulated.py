@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
+import hashlib
 import importlib.util
 import subprocess
 import sysconfig
@@ -19,44 +21,69 @@ from support.paths import ROOT
 _INCLUDES = ["tests/support/cuda_on_host", "csrc/include", "csrc/common", "csrc/cuda"]
 _SOURCES = ["python/cuda_module.cpp", "tests/support/cuda_on_host/emulation.cpp"]
 _FLAGS = ["-std=c++17", "-O2", "-ffp-contract=off", "-frounding-math", "-fPIC", "-shared"]
+#: What was compiled, by a digest of all that it was compiled from.
+_KEPT = ROOT / "build/emulated"
 
 
 def load_emulated() -> CudaBackend:
     """The CUDA backend whose device is the host; its tensors are the CPU's."""
-    return CudaBackend(_built()[0])
+    return CudaBackend(_loaded()[0])
 
 
 def fail_call(number: int) -> None:
     """Let the call of the runtime, or launch, of this number from now on fail, the first being 1; 0: none."""
-    _built()[1].emulation_fail(ctypes.c_int64(number))
+    _loaded()[1].emulation_fail(ctypes.c_int64(number))
 
 
 def calls() -> int:
     """How many there have been since."""
-    return int(_built()[1].emulation_calls())
+    return int(_loaded()[1].emulation_calls())
 
 
 @cache
-def _built() -> tuple[ModuleType, ctypes.CDLL]:
+def _loaded() -> tuple[ModuleType, ctypes.CDLL]:
     """The extension module, and the same library for its stand-in's own functions."""
-    suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    with TemporaryDirectory() as folder:
-        module = Path(folder) / f"_cuda{suffix}"
-        includes = [*(str(ROOT / i) for i in _INCLUDES), pybind11.get_include()]
-        includes.append(sysconfig.get_path("include"))
-        sources = [*(ROOT / s for s in _SOURCES), *sorted((ROOT / "csrc/cuda").glob("*.cu"))]
+    kept = _KEPT / _digest()
+    module = kept / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
+    kept.mkdir(parents=True, exist_ok=True)
+    with open(kept / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not module.exists():
+            _build(module)
+    return _load(module), ctypes.CDLL(str(module))
+
+
+def _sources() -> list[Path]:
+    return [*(ROOT / s for s in _SOURCES), *sorted((ROOT / "csrc/cuda").glob("*.cu"))]
+
+
+def _digest() -> str:
+    found = hashlib.sha256(repr((_FLAGS, pybind11.__version__)).encode())
+    found.update(subprocess.run(["g++", "--version"], capture_output=True, check=True).stdout)
+    headers = [path for i in _INCLUDES for path in sorted((ROOT / i).rglob("*.*"))]
+    for path in (*_sources(), *headers):
+        found.update(path.read_bytes())
+    return found.hexdigest()[:16]
+
+
+def _build(module: Path) -> None:
+    """Compile, each source by itself; the module appears whole."""
+    includes = [*(str(ROOT / i) for i in _INCLUDES), pybind11.get_include()]
+    includes.append(sysconfig.get_path("include"))
+    with TemporaryDirectory(dir=module.parent) as folder:
+        objects = {source: f"{folder}/{source.stem}.o" for source in _sources()}
         compiling = [
             subprocess.Popen(
                 ["g++", *_FLAGS, "-w", '-DFUSEO1_CUDA_ARCHITECTURES="host"']
                 + [f"-I{i}" for i in includes]
-                + ["-x", "c++", "-c", str(source), "-o", f"{folder}/{source.stem}.o"]
+                + ["-x", "c++", "-c", str(source), "-o", compiled]
             )
-            for source in sources
+            for source, compiled in objects.items()
         ]
-        assert [process.wait() for process in compiling] == [0] * len(sources)
-        objects = [f"{folder}/{source.stem}.o" for source in sources]
-        subprocess.run(["g++", "-shared", *objects, "-o", str(module)], check=True)
-        return _load(module), ctypes.CDLL(str(module))
+        assert [process.wait() for process in compiling] == [0] * len(objects)
+        linked = Path(folder) / module.name
+        subprocess.run(["g++", "-shared", *objects.values(), "-o", str(linked)], check=True)
+        linked.rename(module)
 
 
 def _load(path: Path) -> ModuleType:
