@@ -8,10 +8,11 @@ from functools import partial
 
 import torch
 
-from ..backends.contract import SurveyResult
+from ..backends.contract import Request
+from ..backends.results import SurveyResult
 from ..in_memory.merge import merge_tensors
 from ..in_memory.ops import as_array, as_arrays, backend_for
-from ..methods.rule import ByVector
+from ..methods.rule import ByVector, learn
 from .cases import Case
 from .timing import Work
 
@@ -61,11 +62,12 @@ def _passes(case: Case, tensors: Sequence[torch.Tensor], out: torch.Tensor) -> d
     inputs = as_arrays(tensors, least=1)
     backend = backend_for(inputs, case.backend)
     calls: dict[str, Call] = {}
-    learned: list[SurveyResult] = []
-    while (request := rule.request(learned)) is not None:
-        survey = partial(backend.survey, inputs, request, case.threads)
-        learned.append(survey())
-        calls[f"survey {len(learned)}"] = Call(survey, case.read_bytes)
-    params = rule.params(learned)
+
+    def survey(request: Request) -> SurveyResult:
+        call = partial(backend.survey, inputs, request, case.threads)
+        calls[f"survey {len(calls) + 1}"] = Call(call, case.read_bytes)
+        return call()
+
+    params = rule.params(learn(rule, survey, lambda _: None))
     fuse = partial(backend.fuse, inputs, params, as_array(out), 0, case.threads)
     return calls | {"fuse out=": Call(fuse, case.read_bytes + case.tensor_bytes)}
