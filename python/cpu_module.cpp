@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// fuseo1_kernels._cpu: the C ABI for Python. Addresses come in as integers; the callers in
-// fuseo1_kernels/backends/cpu.py hold the memory and vouch for sizes. The GIL is released while the kernels run.
+// fuseo1_kernels.backends._cpu: the C ABI for Python. Addresses come in as integers; the caller,
+// fuseo1_kernels/backends/cpu.py, owns the memory and guarantees the sizes. The GIL is released while the kernels run.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -44,7 +44,7 @@ std::vector<fuseo1_file> unpack(const Files& files) {
 
 fuseo1_scratch unpack(const Scratch& scratch) { return {reinterpret_cast<void*>(scratch.first), scratch.second}; }
 
-// A file that could not be read is told as (input, errno), to be explained by who knows its name.
+// Thrown for a file that could not be read, as (input, errno); the caller knows the file's name.
 struct ReadError {
   fuseo1_read_error what;
 };
@@ -67,7 +67,7 @@ void check_read(int status, const char* what, const fuseo1_read_error& error) {
   check(status, what);
 }
 
-// The factors are in the memory of `factors`, fp32; none if that is empty.
+// Points into the memory of `factors`, fp32; empty: no factors.
 fuseo1_row_factors row_factors(int64_t row, std::string_view factors) {
   return {factors.empty() ? nullptr : reinterpret_cast<const float*>(factors.data()), row};
 }
@@ -79,7 +79,7 @@ class Survey {
                [&](fuseo1_survey** out) { return fuseo1_survey_create(targets, numel, select_topk, max_bytes, out); }) {
   }
 
-  // Asks for the cuts after `ranks`, as many for every target; `factors`, unless they are empty, are fp32, one a row.
+  // For the cuts after `ranks`, as many for every target; `factors`, unless empty, are fp32, one per row.
   static std::unique_ptr<Survey> magnitudes(int64_t numel, const std::vector<std::vector<int64_t>>& ranks,
                                             int64_t max_bytes, int64_t row, const py::bytes& factors) {
     const int targets = static_cast<int>(ranks.size());
@@ -190,14 +190,14 @@ class Survey {
     return out;
   }
 
-  // fp32, one a row.
+  // fp32, one per row.
   py::bytes divergences_of() const {
     std::string out(rows_ * sizeof(float), 0);
     check(fuseo1_survey_divergences_of(survey_.get(), reinterpret_cast<float*>(out.data())), "survey.divergences_of");
     return out;
   }
 
-  // Where the bits are of what was kept, by target; 0: nowhere.
+  // The addresses of the masks that were kept, by target; 0: none.
   std::vector<uintptr_t> kept() const {
     std::vector<uintptr_t> out;
     for (int i = 0; i < targets_; ++i) {
@@ -250,7 +250,7 @@ class Survey {
   };
   int targets_;
   std::unique_ptr<fuseo1_survey, Destroy> survey_;
-  size_t cuts_ = 0, sums_ = 0, rows_ = 0;  // how many of them it learns
+  size_t cuts_ = 0, sums_ = 0, rows_ = 0;  // how many of each the result has
 };
 
 // `factors` must outlive the selection.
@@ -263,7 +263,7 @@ fuseo1_select clamp_at(double most) {
   return select_clamp(static_cast<float>(most));
 }
 
-// What fuse applies. shares and selects may be empty.
+// The parameters of fuse. shares and selects may be empty.
 class FuseParams {
  public:
   FuseParams(const std::vector<double>& weights, const std::vector<double>& shares, int elect, double divisor,
@@ -329,7 +329,7 @@ void use_isa(const std::string& name) {
   fuseo1::use_kernels(found);
 }
 
-// The benchmarks' yardstick: the C library's memcpy, split over threads.
+// The benchmarks' reference: the C library's memcpy, split over threads.
 void parallel_memcpy(uintptr_t to, uintptr_t from, int64_t bytes, int threads) {
   const py::gil_scoped_release nogil;
   const int64_t share = (bytes + threads - 1) / threads;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// fuseo1_kernels._cuda: the C ABI of include/fuseo1/cuda.h for Python. Addresses, of host and device memory, and
-// streams come in as integers; fuseo1_kernels/backends/cuda.py holds the memory and vouches for sizes. Nothing here
-// waits for the device.
+// fuseo1_kernels.backends._cuda: the C ABI of include/fuseo1/cuda.h for Python. Addresses, of host and device memory,
+// and streams come in as integers; the caller, fuseo1_kernels/backends/cuda/, owns the memory and guarantees the sizes.
+// Nothing here waits for the device.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -69,7 +69,7 @@ void fuse(uintptr_t params, const Operands& operands, int64_t offset, int64_t co
 using Selects = std::vector<fuseo1_select>;
 using Room = std::pair<uintptr_t, int64_t>;  // (address, bytes)
 
-using Rows = std::pair<int64_t, uintptr_t>;  // (elements of a row, address of the factors; 0: there are none)
+using Rows = std::pair<int64_t, uintptr_t>;  // (elements of a row, address of the factors; 0: no factors)
 
 fuseo1_row_factors unpack(const Rows& rows) { return {at<const float>(rows.second), rows.first}; }
 
@@ -86,7 +86,7 @@ int64_t deciding_bytes(const Selects& selects, int64_t numel) {
   return static_cast<int64_t>(bytes);
 }
 
-// Null where there are none.
+// nullptr if there are none.
 template <class T>
 const T* data_of(const std::vector<T>& values, const Operands& operands, const char* what) {
   if (values.empty()) return nullptr;
@@ -177,7 +177,7 @@ void merge_small(uintptr_t tensors, int64_t count, int targets, double select_to
         "merge_small");
 }
 
-// --- the structs that lie on the device, as bytes ---
+// --- the structs on the device, as bytes ---
 
 template <class T>
 py::bytes as_bytes(const T& value) {
@@ -209,7 +209,7 @@ py::bytes pack_tensor(const Operands& operands, int64_t numel, uintptr_t out, in
   return as_bytes(tensor);
 }
 
-// (the fields of SurveyResult, how many outputs were infinite or NaN)
+// (the fields of SceResult, how many outputs were infinite or NaN)
 std::pair<py::dict, int64_t> unpack_result(const py::bytes& bytes, int targets) {
   const std::string raw = bytes;
   fuseo1_cuda_survey result;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// fuseo1_select for Python, in both modules: how each kind is made. What CLAMP is given, and where BAND's factors lie,
-// is the modules' own concern.
+// fuseo1_select for Python, in both modules: constructors of each kind. BAND and CLAMP are bound by each module,
+// because their arguments differ.
 #ifndef FUSEO1_PYTHON_SELECTS_H_
 #define FUSEO1_PYTHON_SELECTS_H_
 
@@ -56,7 +56,7 @@ fuseo1_select select_ranked(uint64_t key, int64_t row, double low, double span) 
   return out;
 }
 
-// The class, without `band` and `clamp`. Local to the module: the other one has one of the same type.
+// The class, without `band` and `clamp`. Local to the module, because the other module binds the same type.
 inline pybind11::class_<fuseo1_select> define_selects(pybind11::module_& m) {
   namespace py = pybind11;
   return py::class_<fuseo1_select>(m, "Select", py::module_local())

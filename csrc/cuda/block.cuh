@@ -8,7 +8,7 @@
 
 namespace fuseo1 {
 
-// What a kernel reads, by value: no pointer table in memory. operands[0] is the base.
+// The inputs of a kernel, by value: no pointer table in memory. operands[0] is the base.
 struct Inputs {
   fuseo1_operand operands[FUSEO1_CUDA_MAX_TARGETS + 1];
   int32_t targets;
@@ -24,14 +24,14 @@ __device__ __forceinline__ int count_at(int64_t numel, int64_t at) {
   return static_cast<int>(left < 0 ? 0 : left < kLane ? left : kLane);
 }
 
-// The count of targets, where kN says only how many there may be: kN up to 4 is exact.
+// Whether there is a target i. kN is the most targets of an instance; up to 4 it is their exact number.
 template <int kN>
 __device__ __forceinline__ bool is_target(int i, int targets) {
   return kN <= 4 || i < targets;
 }
 
-// x / n, correctly rounded, for a whole n that many x are divided by: one Markstein step from the rounded reciprocal.
-// That holds where nothing under- or overflows on the way; `doubtful` collects where it might.
+// x / n, correctly rounded, for a whole n that divides many x: one Markstein step from the rounded reciprocal. This
+// holds where no intermediate under- or overflows; *doubtful is set where one might.
 struct Divisor {
   float n, reciprocal;
   explicit __device__ __forceinline__ Divisor(int targets) {
@@ -54,8 +54,8 @@ __device__ __forceinline__ float clamp_square(float d) {
   return fminf(fmaxf(d, -most), most);
 }
 
-// Counts whose fault it is that an element's s is not finite: the base's, targets', or nobody's: an overflow.
-__device__ __forceinline__ void count_culprits(const Inputs& in, int64_t at, unsigned long long* counts) {
+// Counts why an element's s is not finite: by input that is not finite, or as an overflow of finite inputs.
+__device__ __forceinline__ void count_causes(const Inputs& in, int64_t at, unsigned long long* counts) {
   bool all_finite = true;
   for (int i = 0; i <= in.targets; ++i) {
     const bool bad = !isfinite(load_one(in.operands[i], at));
@@ -65,14 +65,14 @@ __device__ __forceinline__ void count_culprits(const Inputs& in, int64_t at, uns
   if (all_finite) atomicAdd(&counts[in.targets + 1], 1ull);
 }
 
-// A lane's part of a block. Elements beyond the tensor's end are zeros in every operand: they add nothing to anything.
+// A lane's part of a block. Elements beyond the tensor's end are zeros in every operand, and add nothing to any sum.
 template <int kN, class In>
 struct Block {
   float base[kLane];
   float d[kN][kLane];
 
-  // The eight elements from `at` on, of which `count` (0 and less: none) exist. So many operands are in flight at once
-  // as 32 registers hold.
+  // Loads the eight elements from `at` on, of which `count` (0 or less: none) exist. As many operands are in flight at
+  // once as 32 registers hold.
   __device__ __forceinline__ void load(const Inputs& in, int64_t at, int count) {
     constexpr int kMost = 128 / static_cast<int>(sizeof(typename In::Raw)), kAtOnce = kN < kMost ? kN : kMost;
     typename In::Raw raw[kAtOnce];
@@ -108,7 +108,7 @@ struct Block {
     return s;
   }
 
-  // The largest d_i * d_i of the warp's block, as bits; those of infinity and NaN exceed every finite one's.
+  // The largest d_i * d_i of the warp's block, as bits; those of infinity and NaN exceed those of every finite number.
   __device__ __forceinline__ uint32_t peak(int i) const {
     uint32_t most = 0;
 #pragma unroll
@@ -118,14 +118,14 @@ struct Block {
 
   // The rare paths work on a copy in local memory, so that the block itself never leaves the registers.
 
-  // Counts the culprits of elements whose s is not finite in `counts` (not if null) and takes those elements out.
+  // Sets elements whose s is not finite to 0, and counts their causes in `counts` (unless nullptr).
   __device__ __forceinline__ void sanitize(const Inputs& in, int64_t at, int count, unsigned long long* counts) {
     Block copy = *this;
     copy.sanitize_here(in, at, count, counts);
     *this = copy;
   }
 
-  // After the scores are taken: brings every d_i to where its square is finite.
+  // Clamps every d_i so that its square is finite. Call it after the scores are computed.
   __device__ __forceinline__ void clamp_squares() {
     Block copy = *this;
     copy.clamp_here();
@@ -153,7 +153,7 @@ struct Block {
   __device__ __forceinline__ void sanitize_here(const Inputs& in, int64_t at, int count, unsigned long long* counts) {
     for (int j = 0; j < kLane; ++j) {
       if (j >= count || isfinite(sum_of_column(j, in.targets))) continue;
-      if (counts) count_culprits(in, at + j, counts);
+      if (counts) count_causes(in, at + j, counts);
       for (int i = 0; i < kN; ++i) d[i][j] = 0.0f;
     }
   }
@@ -196,7 +196,7 @@ struct Block {
   }
 };
 
-// The scores of a lane's elements, where nothing else is wanted of them.
+// Only the scores of a lane's elements.
 template <int kN>
 __device__ __forceinline__ void load_scores(const Inputs& in, int64_t at, int count, const Divisor& divisor,
                                             uint32_t* scores) {
@@ -206,18 +206,18 @@ __device__ __forceinline__ void load_scores(const Inputs& in, int64_t at, int co
   block.score(divisor, in.targets, scores);
 }
 
-// Ties are selected up to an index.
-__device__ __forceinline__ bool is_selected(uint32_t score, int64_t index, uint32_t threshold, int64_t tie_limit) {
+// Whether a score is above the threshold, or a tie at an index of at most `tie_limit`.
+__device__ __forceinline__ bool in_cut(uint32_t score, int64_t index, uint32_t threshold, int64_t tie_limit) {
   return score > threshold || (score == threshold && index <= tie_limit);
 }
 
-// A bit for each of a lane's eight elements from `at` on that is selected.
-__device__ __forceinline__ uint32_t selected_mask(const uint32_t* scores, int64_t at, uint32_t threshold,
-                                                  int64_t tie_limit) {
+// A bit for each of a lane's eight elements from `at` on that is in the cut.
+__device__ __forceinline__ uint32_t cut_mask(const uint32_t* scores, int64_t at, uint32_t threshold,
+                                             int64_t tie_limit) {
   uint32_t selected = 0;
 #pragma unroll
   for (int j = 0; j < kLane; ++j) {
-    selected |= static_cast<uint32_t>(is_selected(scores[j], at + j, threshold, tie_limit)) << j;
+    selected |= static_cast<uint32_t>(in_cut(scores[j], at + j, threshold, tie_limit)) << j;
   }
   return selected;
 }
@@ -226,8 +226,8 @@ __device__ __forceinline__ uint32_t exponent_of(uint32_t peak) {
   return peak >> 23 > kMinExponent ? peak >> 23 : kMinExponent;
 }
 
-// t = rint(q * 2^(149-E)) of a q that is not negative: a square, |d|, or the size of a product. What it is multiplied
-// by is a power of two, so that the product is exact, or far too small to matter: contracting it changes nothing.
+// t = rint(q * 2^(149-E)) for q >= 0: a square, |d|, or the magnitude of a product. The factor is a power of two, so
+// the product is exact, or far too small to matter: contracting it changes nothing.
 __device__ __forceinline__ uint32_t quantum_of(float q, float scale) {
   return __float_as_uint(__fmaf_rn(q, scale, kRintMagic)) - kRintMagicBits;
 }

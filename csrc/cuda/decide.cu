@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What is launched to decide selections, and where (include/fuseo1/cuda.h).
+// Launches the kernels that decide selections, and lays out their memory (include/fuseo1/cuda.h).
 #include "decide.cuh"
 #include "launch.cuh"
 #include "one_target.cuh"
@@ -9,7 +9,7 @@
 namespace fuseo1 {
 namespace {
 
-// A bit for each element that is in `keep` and not in `drop`; a lane writes a byte of them.
+// Sets the bit of each element that is in `keep` and not in `drop`; a lane writes a byte.
 template <class In>
 __global__ void __launch_bounds__(kThreads, 1)
     decide_band(const __grid_constant__ OneTarget in, fuseo1_cut keep, fuseo1_cut drop, int64_t offset, uint8_t* bits) {
@@ -18,12 +18,12 @@ __global__ void __launch_bounds__(kThreads, 1)
     const int64_t flat = offset + at;
     uint32_t scores[kLane];
     load_magnitudes<In>(in, false, at, flat, count, scores);
-    const uint32_t kept = selected_mask(scores, flat, keep.threshold, keep.tie_limit);
-    bits[at / kLane] = static_cast<uint8_t>(kept & ~selected_mask(scores, flat, drop.threshold, drop.tie_limit));
+    const uint32_t kept = cut_mask(scores, flat, keep.threshold, keep.tie_limit);
+    bits[at / kLane] = static_cast<uint8_t>(kept & ~cut_mask(scores, flat, drop.threshold, drop.tie_limit));
   });
 }
 
-// Rows that are sorted at the same time take no more, unless a single one does: about what an L2 cache holds.
+// Most bytes of the rows that are sorted at the same time, unless a single one takes more: about an L2 cache.
 constexpr int64_t kRankBytes = 64 << 20;
 constexpr int64_t kRankBytesAnElement = 2 * sizeof(uint64_t);
 
@@ -39,7 +39,7 @@ int64_t rows_at_once(const fuseo1_select& select, int64_t numel) {
 
 int64_t bits_bytes(int64_t numel) { return round_up((numel + 63) / 64 * 8); }
 
-// The bits, which are 0, of target i.
+// Sets the bits, which are 0, of target i.
 int decide_one(const Inputs& in, int i, const fuseo1_select& select, int64_t offset, uint64_t* rooms, void* bits,
                void* stream) {
   if (is_ranked(select)) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Selections that need rows, RANKED and BAND with factors, are decided before they are applied, and handed on as BITS:
-// so the kernels that apply them know nothing of rows.
+// Selections that need rows, RANKED and BAND with factors, are decided before they are applied, and passed on as BITS,
+// so that the kernels that apply them need not know rows.
 #ifndef FUSEO1_CUDA_DECIDE_CUH_
 #define FUSEO1_CUDA_DECIDE_CUH_
 
@@ -8,11 +8,11 @@
 
 namespace fuseo1 {
 
-// Bytes of device memory that this takes; 0 if nothing is to be decided.
+// Bytes of device memory for `decide`; 0 if there is nothing to decide.
 int64_t deciding_bytes(const fuseo1_select* selects, int32_t targets, int64_t numel);
 
-// Makes BITS of what is to be decided; the chunk's first element has flat index `offset`. `room` holds the bits until
-// the stream has passed their use. FUSEO1_BAD_ARGUMENT: it is too small.
+// Turns these selections into BITS; the chunk's first element has flat index `offset`. `room` holds the bits until the
+// stream has passed their use. FUSEO1_BAD_ARGUMENT: it is too small.
 int decide(const Inputs& in, int64_t offset, Selects* selects, void* room, size_t bytes, void* stream);
 
 }  // namespace fuseo1

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The C ABI of the survey of rows' divergences (include/fuseo1/cuda.h).
+// The C ABI of the survey of divergences (include/fuseo1/cuda.h).
 #include "divergences.cuh"
 #include "launch.cuh"
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The survey of rows' divergences (include/fuseo1/survey.h): a warp finds a row's, reading it three times.
+// The survey of divergences (include/fuseo1/survey.h): a warp computes a row's, reading the row three times.
 #ifndef FUSEO1_CUDA_DIVERGENCES_CUH_
 #define FUSEO1_CUDA_DIVERGENCES_CUH_
 
@@ -13,8 +13,8 @@ namespace fuseo1 {
 
 constexpr int kSumLanes = 8;  // of survey.h: element j of a row is added to lane j mod 8, in order
 
-// Adds the terms of a warp's elements, which follow one another, to the sums of the contract's lanes: a thread has that
-// of its number mod 8. What there is no element for is 0, which changes no sum.
+// Adds the terms of a warp's consecutive elements to the sums of the contract's lanes; a thread has that of its number
+// mod 8. A term without an element is 0, which changes no sum.
 __device__ __forceinline__ double add_in_order(double sum, double term) {
   const int lane = static_cast<int>(threadIdx.x) % kSumLanes;
 #pragma unroll
@@ -24,7 +24,7 @@ __device__ __forceinline__ double add_in_order(double sum, double term) {
   return sum;
 }
 
-// The lanes' sums by halves, to all threads.
+// Adds the lanes' sums by halves; all threads get the result.
 __device__ __forceinline__ double add_lanes(double sum) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
 #pragma unroll
@@ -37,7 +37,7 @@ __device__ __forceinline__ double add_lanes(double sum) {
 // The largest of the threads' numbers, none of which is NaN.
 __device__ __forceinline__ float warp_largest(float x) {
   const uint32_t bits = __float_as_uint(x);
-  // Bits in the order of the numbers.
+  // As bits that have the order of the numbers.
   const uint32_t most = warp_max(bits & 0x80000000u ? ~bits : bits | 0x80000000u);
   return __uint_as_float(most & 0x80000000u ? most & 0x7fffffffu : ~most);
 }
@@ -47,7 +47,7 @@ struct Pair {
   float base, target;
   bool takes_part;  // d is finite
 
-  // Element i of the n from `start` on; there may be no such.
+  // Element i of the n from `start` on, if i < n.
   __device__ __forceinline__ Pair(const Inputs& in, int64_t start, int64_t i, int64_t n)
       : base(0.0f), target(0.0f), takes_part(false) {
     if (i >= n) return;
@@ -60,10 +60,10 @@ __device__ __forceinline__ double exponential(float x, float most) {
   return exp_of(__dsub_rn(static_cast<double>(x), static_cast<double>(most)));
 }
 
-// e / sum, and a little.
+// e / sum, plus 1e-8.
 __device__ __forceinline__ double share_of(double e, double sum) { return __dadd_rn(__ddiv_rn(e, sum), 1e-8); }
 
-// Of rows of `row` elements, to divergences; tells what is not finite, and the one read that the contract speaks of.
+// Writes the divergences of rows of `row` elements; counts elements that are not finite, and the contract's one read.
 __global__ void __launch_bounds__(kThreads, 1)
     find_divergences(const __grid_constant__ Inputs in, int64_t row, float* divergences, fuseo1_cuda_sums* result) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       if (pair.takes_part) {
         base_most = fmaxf(base_most, pair.base), target_most = fmaxf(target_most, pair.target);
       } else {
-        count_culprits(in, start + i, reinterpret_cast<Count*>(result->nonfinite));
+        count_causes(in, start + i, reinterpret_cast<Count*>(result->nonfinite));
       }
     }
     base_most = warp_largest(base_most), target_most = warp_largest(target_most);

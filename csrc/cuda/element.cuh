@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// A lane's eight elements: loaded 16 bytes at a time, widened to fp32; and the rounding back.
+// A lane's eight elements: loaded 16 bytes at a time, widened to fp32, and rounded back.
 //
-// A warp works on a block of 256 elements, its lane l on the eight from 8 l on: one 16-byte load an input of 2-byte
-// elements, two of fp32. All loads of a block are issued before the first is used.
+// A warp works on a block of 256 elements, its lane l on the eight from 8 l on: one 16-byte load per input of 2-byte
+// elements, two per input of fp32. All loads of a block are issued before the first is used.
 #ifndef FUSEO1_CUDA_ELEMENT_CUH_
 #define FUSEO1_CUDA_ELEMENT_CUH_
 
@@ -19,7 +19,7 @@ constexpr int kWarp = 32;
 constexpr int kLane = kBlock / kWarp;  // elements of a lane
 constexpr unsigned kAllLanes = 0xffffffffu;
 
-// Eight elements as they are in memory: sixteen bytes, or thirty-two.
+// Eight elements as in memory: sixteen bytes, or thirty-two.
 struct Raw2 {
   uint4 words;
 };
@@ -31,8 +31,8 @@ __device__ __forceinline__ uint4 load16(const void* from) { return __ldcs(static
 
 __device__ __forceinline__ bool aligned16(const void* p) { return (reinterpret_cast<uintptr_t>(p) & 15) == 0; }
 
-// `count` (at most eight) elements, the rest zeros: a tensor's tail, or an operand that is not aligned to 16 bytes. Out
-// of line, and by value: a pointer to what was loaded would keep it in local memory on the common path, too.
+// Loads `count` (at most eight) elements, and zeros for the rest: a tensor's tail, or an operand that is not aligned to
+// 16 bytes. Out of line, and by value: a pointer to the result would keep it in local memory on the common path, too.
 template <class Bits, class Raw>
 __device__ __noinline__ Raw load_some(const void* from, int count) {
   Raw raw = {};
@@ -71,7 +71,7 @@ __device__ __forceinline__ uint32_t word(const uint4& v, int i) {
   return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
 }
 
-// All operands bf16: the case that counts.
+// All operands are bf16: the common case.
 struct AllBf16 {
   using Raw = Raw2;
   static __device__ __forceinline__ Raw load(const fuseo1_operand& op, int64_t at, int count) {
@@ -90,7 +90,7 @@ struct AllBf16 {
   }
 };
 
-// Any dtypes, each operand its own.
+// Each operand has any dtype.
 struct Mixed {
   using Raw = Raw4;
   static __device__ __forceinline__ Raw load(const fuseo1_operand& op, int64_t at, int count) {

@@ -24,7 +24,7 @@ struct Sums {
   }
 };
 
-// What a block's squares are measured by: their peaks' exponents, the same in all lanes.
+// The exponents of a block's peaks, which scale its squares; the same in all lanes.
 template <int kN>
 struct Peaks {
   uint32_t exponents[kN];
@@ -43,8 +43,8 @@ struct Peaks {
   }
 };
 
-// Loads a block; elements that must not count become zeros, what they are is told to `nonfinite` (if not null).
-// Returns whether squares are yet to be clamped, after the scores.
+// Loads a block; elements that take no part become zeros, and are counted in `nonfinite` (unless nullptr). Returns
+// whether squares must be clamped, after the scores are computed.
 template <int kN, class In>
 __device__ __forceinline__ bool load_block(const Inputs& in, int64_t at, int count, Count* nonfinite,
                                            Block<kN, In>* block, Peaks<kN>* peaks) {
@@ -60,7 +60,7 @@ __device__ __forceinline__ void clamp(const Inputs& in, Block<kN, In>* block, Pe
   peaks->find(*block, in.targets);
 }
 
-// Adds the quanta of the elements that `selected` (a bit each) has to the sums.
+// Adds the quanta of the elements in `selected` (a bit each) to the sums.
 template <int kN, class In>
 __device__ __forceinline__ void add_energies(const Block<kN, In>& block, const Peaks<kN>& peaks, uint32_t selected,
                                              int targets, Sums<kN>* sums) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// exp and log in fp64 as include/fuseo1/survey.h defines them: of single operations, so that the bits are the CPU's.
+// exp and log in fp64 as include/fuseo1/survey.h defines them, in single operations, so that the bits are the CPU's.
 #ifndef FUSEO1_CUDA_EXP_LOG_CUH_
 #define FUSEO1_CUDA_EXP_LOG_CUH_
 
@@ -12,7 +12,7 @@ __device__ __forceinline__ double from_bits(uint64_t bits) {
   return __longlong_as_double(static_cast<long long>(bits));
 }
 
-// Of x <= 0.
+// exp(x) for x <= 0.
 __device__ __forceinline__ double exp_of(double x) {
   // 1/13!, 1/12!, ..., 1/0!
   constexpr double kFactors[] = {
@@ -29,7 +29,7 @@ __device__ __forceinline__ double exp_of(double x) {
   return from_bits(bits_of(p) + (bits_of(shifted) << 52));  // times 2^k
 }
 
-// Of y > 0, a normal number.
+// log(y) for normal y > 0.
 __device__ __forceinline__ double log_of(double y) {
   // 1/21, 1/19, ..., 1/3
   constexpr double kFactors[] = {1.0 / 21, 1.0 / 19, 1.0 / 17, 1.0 / 15, 1.0 / 13,

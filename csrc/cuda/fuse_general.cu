@@ -8,33 +8,33 @@
 namespace fuseo1 {
 namespace {
 
-// False if `params` is outside the contract.
+// Rounds `params` to Real; false if they are outside the contract.
 template <class Real>
-bool tell(const fuseo1_fuse_params& params, int64_t offset, int64_t count, Told<Real>* told) {
+bool round_params(const fuseo1_fuse_params& params, int64_t offset, int64_t count, FuseParams<Real>* to) {
   const double* const shares = params.shares ? params.shares : params.weights;
   for (int i = 0; i < params.targets; ++i) {
-    told->weights[i] = static_cast<Real>(params.weights[i]), told->shares[i] = static_cast<Real>(shares[i]);
+    to->weights[i] = static_cast<Real>(params.weights[i]), to->shares[i] = static_cast<Real>(shares[i]);
   }
-  told->divisor = static_cast<Real>(params.divisor), told->floor = static_cast<Real>(params.floor_divisor);
-  told->scale = static_cast<Real>(params.scale), told->base_scale = static_cast<Real>(params.base_scale);
-  told->elect = params.elect;
-  told->masked = params.masked && params.targets;
-  told->threshold = params.threshold, told->tie_limit = params.tie_limit;
-  return told->selects.copy(params.selects, params.targets, offset, count);
+  to->divisor = static_cast<Real>(params.divisor), to->floor = static_cast<Real>(params.floor_divisor);
+  to->scale = static_cast<Real>(params.scale), to->base_scale = static_cast<Real>(params.base_scale);
+  to->elect = params.elect;
+  to->masked = params.masked && params.targets;
+  to->threshold = params.threshold, to->tie_limit = params.tie_limit;
+  return to->selects.copy(params.selects, params.targets, offset, count);
 }
 
 template <class Real>
 int fuse_in(const fuseo1_fuse_params& params, const Inputs& in, int64_t offset, const Output& out, int64_t* written,
             void* room, size_t bytes, void* stream) {
-  Told<Real> told = {};
-  if (!tell(params, offset, in.numel, &told)) return FUSEO1_BAD_ARGUMENT;
+  FuseParams<Real> rounded = {};
+  if (!round_params(params, offset, in.numel, &rounded)) return FUSEO1_BAD_ARGUMENT;
   if (in.numel == 0) return FUSEO1_OK;
-  const int status = decide(in, offset, &told.selects, room, bytes, stream);
+  const int status = decide(in, offset, &rounded.selects, room, bytes, stream);
   if (status) return status;
   return with_instance(in, [&](auto instance) {
     using Chosen = decltype(instance);
     return launch("fuse_general", in, fuse_general<Chosen::kTargets, typename Chosen::Elements, Real>, blocks_of(in),
-                  stream, in, told, offset, out, reinterpret_cast<Count*>(written));
+                  stream, in, rounded, offset, out, reinterpret_cast<Count*>(written));
   });
 }
 

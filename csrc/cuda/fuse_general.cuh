@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The fuse op with all that include/fuseo1/fuse.h knows: in fp32 for the election of SCE, in fp64 for the others.
+// fuse by any parameters of include/fuseo1/fuse.h: in fp32 for the election of SCE, in fp64 for the others.
 #ifndef FUSEO1_CUDA_FUSE_GENERAL_CUH_
 #define FUSEO1_CUDA_FUSE_GENERAL_CUH_
 
@@ -16,9 +16,9 @@ __device__ __forceinline__ double add(double a, double b) { return __dadd_rn(a, 
 __device__ __forceinline__ double multiply(double a, double b) { return __dmul_rn(a, b); }
 __device__ __forceinline__ double divide(double a, double b) { return __ddiv_rn(a, b); }
 
-// What fuse is told, rounded to what it works in; by value.
+// The parameters of fuse, rounded to the type of its arithmetic; by value.
 template <class Real>
-struct Told {
+struct FuseParams {
   Real weights[FUSEO1_CUDA_MAX_TARGETS], shares[FUSEO1_CUDA_MAX_TARGETS];
   Real divisor, floor, scale, base_scale;
   int32_t elect, masked;
@@ -27,17 +27,18 @@ struct Told {
   Selects selects;
 };
 
-// Of an element that is `kept` by its score: what is added to the scaled base; NaN if the votes are not finite. `z`:
-// what takes part of its d, target i's at z[i][j].
+// The delta of element j, which is added to the scaled base; NaN if the votes are not finite. z[i][j]: the selected
+// part of target i's d; `kept`: the element is selected by score.
 template <int kN, class Real>
-__device__ __forceinline__ Real delta_of(const Told<Real>& told, const float (*z)[kLane], int j, int targets,
+__device__ __forceinline__ Real delta_of(const FuseParams<Real>& params, const float (*z)[kLane], int j, int targets,
                                          bool kept) {
   constexpr bool kSce = sizeof(Real) == sizeof(float);  // d itself votes
-  const bool by_heads = !kSce && told.elect == FUSEO1_ELECT_COUNT, none = !kSce && told.elect == FUSEO1_ELECT_NONE;
-  const Real nothing = static_cast<Real>(-0.0);  // x + -0.0 is x, for -0.0 too
+  const bool by_count = !kSce && params.elect == FUSEO1_ELECT_COUNT;
+  const bool none = !kSce && params.elect == FUSEO1_ELECT_NONE;
+  const Real nothing = static_cast<Real>(-0.0);  // x + -0.0 is x, for x = -0.0 too
   const auto vote = [&](int i) {
     const Real own = static_cast<Real>(z[i][j]);
-    return kSce ? own : multiply(told.weights[i], own);
+    return kSce ? own : multiply(params.weights[i], own);
   };
   Real s = nothing;
   bool finite = true;
@@ -45,8 +46,8 @@ __device__ __forceinline__ Real delta_of(const Told<Real>& told, const float (*z
   for (int i = 0; i < kN; ++i) {
     if (!is_target<kN>(i, targets)) continue;
     const Real v = vote(i);
-    if (by_heads) finite = finite && isfinite(v);
-    s = add(s, !by_heads ? v : v > 0 ? Real{1} : v < 0 ? Real{-1} : Real{0});
+    if (by_count) finite = finite && isfinite(v);
+    s = add(s, !by_count ? v : v > 0 ? Real{1} : v < 0 ? Real{-1} : Real{0});
   }
   if (!finite || !isfinite(s)) return static_cast<Real>(__uint_as_float(0x7fc00000u));
   const bool negative = !(s >= 0);
@@ -57,46 +58,46 @@ __device__ __forceinline__ Real delta_of(const Told<Real>& told, const float (*z
     if (!is_target<kN>(i, targets)) continue;
     const Real v = vote(i);
     if (!kept || !(none ? v != 0 : (negative ? -v : v) > 0)) continue;
-    num = add(num, kSce ? multiply(told.weights[i], v) : v);
-    den = add(den, told.shares[i]);
+    num = add(num, kSce ? multiply(params.weights[i], v) : v);
+    den = add(den, params.shares[i]);
     any = true;
   }
   if (!any) return nothing;
-  if (told.divisor != 1) {
-    const Real over = told.divisor != 0 ? told.divisor
-                      : told.floor == 0 ? ((kSce ? den == 0 : fabs(den) < kLeastDivisor) ? Real{1} : den)
-                                        : (den > told.floor ? den : told.floor);
+  if (params.divisor != 1) {
+    const Real over = params.divisor != 0 ? params.divisor
+                      : params.floor == 0 ? ((kSce ? den == 0 : fabs(den) < kLeastDivisor) ? Real{1} : den)
+                                          : (den > params.floor ? den : params.floor);
     num = divide(num, over);
   }
-  return multiply(told.scale, num);
+  return multiply(params.scale, num);
 }
 
 template <int kN, class In, class Real>
 __global__ void __launch_bounds__(kThreads, 1)
-    fuse_general(const __grid_constant__ Inputs in, const __grid_constant__ Told<Real> told, int64_t offset, Output out,
-                 Count* written) {
+    fuse_general(const __grid_constant__ Inputs in, const __grid_constant__ FuseParams<Real> params, int64_t offset,
+                 Output out, Count* written) {
   const Divisor divisor(in.targets);
   uint32_t nonfinite = 0;
   for_each_block(in.numel, [&](int64_t at, int count) {
     Block<kN, In> block;
     block.load(in, at, count);
     uint32_t kept = 0xffu;
-    if (told.masked) {
+    if (params.masked) {
       uint32_t scores[kLane];
       block.score(divisor, in.targets, scores);
-      kept = selected_mask(scores, offset + at, told.threshold, told.tie_limit);
+      kept = cut_mask(scores, offset + at, params.threshold, params.tie_limit);
     }
-    if (told.selects.any) {
+    if (params.selects.any) {
 #pragma unroll
       for (int i = 0; i < kN; ++i) {
-        if (is_target<kN>(i, in.targets)) take_part(told.selects.of[i], at, offset + at, count, block.d[i]);
+        if (is_target<kN>(i, in.targets)) apply_select(params.selects.of[i], at, offset + at, count, block.d[i]);
       }
     }
     Real bases[kLane], deltas[kLane];
 #pragma unroll
     for (int j = 0; j < kLane; ++j) {
-      bases[j] = multiply(told.base_scale, static_cast<Real>(block.base[j]));
-      deltas[j] = delta_of<kN>(told, block.d, j, in.targets, kept >> j & 1u);
+      bases[j] = multiply(params.base_scale, static_cast<Real>(block.base[j]));
+      deltas[j] = delta_of<kN>(params, block.d, j, in.targets, kept >> j & 1u);
     }
     nonfinite += store_to(out, bases, deltas, at, count);
   });

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// fuse's C ABI on the GPU (include/fuseo1/cuda.h), and what went wrong last.
+// fuse's C ABI on the GPU for SCE's parameters (include/fuseo1/cuda.h), and the last error.
 #include <stdio.h>
 
 #include "fuse_sce.cuh"
@@ -35,11 +35,11 @@ extern "C" const char* fuseo1_cuda_last_error(void) { return last_error; }
 extern "C" const char* fuseo1_cuda_problem(void) {
   int driver = 0, devices = 0, held = 0;
   cudaError_t error = cudaDriverGetVersion(&driver);
-  // The runtime calls one that is missing too old.
+  // The runtime would call a missing driver too old.
   if (error == cudaSuccess && driver == 0) return "there is no NVIDIA driver here";
   if (error == cudaSuccess) error = cudaGetDeviceCount(&devices);
   if (error == cudaSuccess && devices == 0) error = cudaErrorNoDevice;
-  // Asking about a kernel tells whether there is code for the device.
+  // A query about a kernel fails if there is no code for the device.
   if (error == cudaSuccess) {
     error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&held, fuse<1, AllBf16>, kThreads, 0);
   }

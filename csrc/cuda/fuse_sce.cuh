@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The fuse op (include/fuseo1/fuse.h) on a warp's block.
+// fuse by SCE's parameters (include/fuseo1/fuse.h) on a warp's block.
 #ifndef FUSEO1_CUDA_FUSE_SCE_CUH_
 #define FUSEO1_CUDA_FUSE_SCE_CUH_
 
@@ -7,20 +7,20 @@
 
 namespace fuseo1 {
 
-// Where a tensor goes.
+// The memory of a merged tensor.
 struct Output {
   void* data;
   int32_t dtype;
 };
 
-// The output as kernels take it, of `count` elements from flat index `offset` on; false if it is outside the contract.
+// Fills *to for `count` elements from flat index `offset` on; false if the arguments are outside the contract.
 inline bool make_output(void* out, int32_t dtype, int64_t offset, int64_t count, Output* to) {
   *to = {out, dtype};
   return offset >= 0 && offset % kBlock == 0 && dtype >= FUSEO1_BF16 && dtype <= FUSEO1_FP32 && (out || !count);
 }
 
-// a + b, made ready to be rounded once more to fewer bits: rounded to odd (cut off towards zero; if that lost anything,
-// the last bit set). Rounding that to nearest even gives what rounding the exact sum would. NaN stays one.
+// a + b, rounded to odd: truncated towards zero, with the last bit set if that lost anything. Rounding that to nearest
+// even, to fewer bits, equals rounding the exact sum. NaN stays NaN.
 __device__ __forceinline__ float add_to_odd(float a, float b) {
   const bool exact = __fadd_rd(a, b) == __fadd_ru(a, b);
   const uint32_t towards_zero = __float_as_uint(__fadd_rz(a, b));
@@ -33,7 +33,7 @@ __device__ __forceinline__ uint32_t result_of(float base, float delta) {
   return isnan(sum) ? Out::kNan : Out::round(sum);
 }
 
-// The same of an fp64 sum, which is rounded once more: to fp32, or to fewer bits by way of an fp32 rounded to odd.
+// The same for an fp64 sum, which is rounded once: to fp32, or to fewer bits through an fp32 rounded to odd.
 template <class Out>
 __device__ __forceinline__ uint32_t result_of(double base, double delta) {
   const double sum = __dadd_rn(base, delta);
@@ -86,7 +86,7 @@ __device__ __forceinline__ uint32_t store_to(const Output& out, const Real* base
   return store<ToFp32>(base, deltas, at, count, out.data);
 }
 
-// What is added to the base; d as Block has it.
+// The deltas of a lane's elements, which are added to the base.
 template <int kN, bool kMasked, class In>
 __device__ __forceinline__ void deltas_of(const Block<kN, In>& block, const fuseo1_cuda_params& params,
                                           const Divisor& divisor, int targets, int64_t at, float* deltas) {
@@ -95,10 +95,10 @@ __device__ __forceinline__ void deltas_of(const Block<kN, In>& block, const fuse
 #pragma unroll
   for (int j = 0; j < kLane; ++j) {
     const float s = block.sum(j, targets);
-    const bool selected = !kMasked || is_selected(scores[j], at + j, params.threshold, params.tie_limit);
-    // Turning the signs over where s < 0 makes "has the elected sign" read "> 0".
+    const bool selected = !kMasked || in_cut(scores[j], at + j, params.threshold, params.tie_limit);
+    // With signs flipped where s < 0, "has the elected sign" is "> 0".
     const uint32_t flip = s >= 0.0f ? 0u : 0x80000000u;
-    float num = -0.0f, den = 0.0f;  // x + -0.0 is x, for -0.0 too
+    float num = -0.0f, den = 0.0f;  // x + -0.0 is x, for x = -0.0 too
 #pragma unroll
     for (int i = 0; i < kN; ++i) {
       if (!is_target<kN>(i, targets)) continue;
@@ -114,8 +114,8 @@ __device__ __forceinline__ void deltas_of(const Block<kN, In>& block, const fuse
   }
 }
 
-// Every `warps`-th block from `warp` on; element 0 of the operands and the output is flat index `offset`. Returns how
-// many of a lane's outputs are infinite or NaN.
+// Fuses every `warps`-th block from `warp` on; element 0 of the operands and the output has flat index `offset`.
+// Returns how many of a lane's outputs are infinite or NaN.
 template <int kN, bool kMasked, class In>
 __device__ __forceinline__ uint32_t fuse_blocks(const Inputs& in, const fuseo1_cuda_params& params, int64_t offset,
                                                 const Output& out, int64_t warp, int64_t warps) {

@@ -7,18 +7,18 @@
 
 namespace fuseo1 {
 
-// Which targets of a tensor a launch takes, from 1, as operands are counted.
+// The targets that a launch takes, as operand numbers: from 1.
 struct GramTargets {
   int32_t of[kGramTargets];
 };
 
-// A lane's part of the vectors of a block: d_1..d_N of the targets taken, or the base and these targets themselves.
+// A lane's part of the vectors of a block: d_1..d_N of these targets, or the base and these targets themselves.
 template <int kN, bool kOfInputs>
 struct Vectors {
   static constexpr int kCount = kN + kOfInputs, kPairs = kCount * (kCount + 1) / 2;
   float v[kCount][kLane];
 
-  // Returns, the same in all lanes, whether anything is not finite or has no finite square.
+  // Returns, the same in all lanes, whether any input or vector is not finite or has no finite square.
   template <class In>
   __device__ __forceinline__ bool load(const Inputs& in, const GramTargets& targets, int64_t at, int count) {
     typename In::Raw raw[kN];
@@ -40,8 +40,8 @@ struct Vectors {
     return warp_max(most) > kMaxSquarableBits;
   }
 
-  // The elements `excluded` become 0, what has no finite square the nearest number that has.
-  __device__ __forceinline__ void tame(uint32_t excluded) {
+  // Sets the elements `excluded` to 0, and clamps the others so that their squares are finite.
+  __device__ __forceinline__ void clamp(uint32_t excluded) {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
 #pragma unroll
@@ -50,14 +50,14 @@ struct Vectors {
   }
 };
 
-// The sum over a warp of numbers of at most 2^26 each, on one of 32 lanes. 2^31 itself, which would look like -2^31,
-// is the sum of none but the largest.
+// The sum over a warp of numbers of at most 2^26 each. Only 32 times 2^26 sums to 2^31, which would look like -2^31.
 __device__ __forceinline__ int64_t warp_sum_signed(int32_t mine) {
   const uint32_t sum = warp_sum(static_cast<uint32_t>(mine));
   return sum == 0x80000000u && mine > 0 ? int64_t{1} << 31 : static_cast<int32_t>(sum);
 }
 
-// Adds the products of all pairs: (0, 0), (0, 1), ... (1, 1), ... Counts what is not finite, unless it is `counted`.
+// Adds the products of all pairs: (0, 0), (0, 1), ... (1, 1), ... Counts elements that are not finite, unless they are
+// `counted` already.
 template <int kN, class In, bool kOfInputs>
 __global__ void __launch_bounds__(kThreads, 1)
     add_gram(const __grid_constant__ Inputs in, GramTargets targets, int32_t counted, SumsWork* work) {
@@ -66,12 +66,12 @@ __global__ void __launch_bounds__(kThreads, 1)
   sums.clear();
   __syncthreads();
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  // Of targets that are not taken nothing else is known.
+  // s also depends on targets that this launch does not take.
   const bool doubtful = counted && any_nonfinite(work->nonfinite);
   for_each_block(in.numel, [&](int64_t at, int count) {
     V vectors;
     if (vectors.template load<In>(in, targets, at, count) || doubtful) {
-      vectors.tame(excluded_mask(in, at, count, counted ? nullptr : work->nonfinite));
+      vectors.clamp(excluded_mask(in, at, count, counted ? nullptr : work->nonfinite));
     }
     int64_t mine = 0;
     uint32_t exponent = 0;
@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   sums.flush(&work->gram);
 }
 
-// One CTA: what `targets`, `count` of them, have added to the matrix.
+// One CTA: writes the matrix's entries for `count` targets.
 __global__ void __launch_bounds__(kThreads, 1)
     settle_gram(const SumsWork* work, GramTargets targets, int32_t count, int32_t all, int32_t of_inputs,
                 int32_t passes, fuseo1_cuda_sums* result) {

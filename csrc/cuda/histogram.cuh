@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A score is found digit by digit, from the top.
+// Histograms of the digits of scores: the search finds a score digit by digit, from the top.
 #ifndef FUSEO1_CUDA_HISTOGRAM_CUH_
 #define FUSEO1_CUDA_HISTOGRAM_CUH_
 
@@ -9,20 +9,20 @@ namespace fuseo1 {
 
 constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / kWarp;
-// Scores are 31 bits: histograms take their digits from the top, 11 bits, 11 bits, 9 bits. If a place follows them in
-// the same word, it has digits of 11 bits.
+// Scores have 31 bits. Their digits, from the top, have 11, 11 and 9 bits. A place that follows in the same word has
+// digits of 11 bits.
 constexpr int kDigitBits = 11;
 constexpr int kDigits = 1 << kDigitBits;
 constexpr int kScoreBits = 31, kScoreDigits = 3;
-constexpr int kOffsetDigits = 3;  // of a difference of scores, which is like a place
+constexpr int kOffsetDigits = 3;  // of a difference of scores; like those of a place
 FUSEO1_HOST_DEVICE constexpr int digit_shift(int digit) {
   return digit == 0 ? 20 : digit == 1 ? 9 : -kDigitBits * (digit + 1 - kScoreDigits);
 }
 
 using Count = unsigned long long;
 
-// The digit to be found next, and those found above it: of scores (uint32_t), or of words (uint64_t) that have a place
-// of `place_bits` below the score.
+// The digit to find next, and those found above it: of scores (uint32_t), or of words (uint64_t) with a place of
+// `place_bits` below the score.
 template <class Word>
 struct Digit {
   int shift, bits;  // its lowest bit, how many it has
@@ -37,7 +37,7 @@ struct Digit {
   __device__ __forceinline__ uint32_t of(Word word) const {
     return static_cast<uint32_t>(word >> shift) & ((1u << bits) - 1);
   }
-  // What is found when this one is.
+  // The digits found, with this one.
   __device__ __forceinline__ Word append(int reached) const { return found << bits | static_cast<Word>(reached); }
 };
 
@@ -60,8 +60,8 @@ struct Histogram {
   }
 };
 
-// The place from the top of a CTA's histogram at which `wanted` (from 1) are reached; takes those above off `wanted`.
-// All threads of a CTA of kThreads call it; `histogram` may be shared or global memory.
+// The digit at which `wanted` (from 1) are reached from the top of a histogram; subtracts those above from `wanted`.
+// All threads of a CTA of kThreads call it; `histogram` may be in shared or global memory.
 template <class T>
 __device__ __forceinline__ int reach_from_top(const T* histogram, int64_t* wanted) {
   constexpr int kEach = kDigits / kThreads;

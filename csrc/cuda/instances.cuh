@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which instance of a kernel serves which call. One to four targets and all bf16 have their own; the paths that are
-// rarely taken make do with two.
+// Picks the instance of a kernel for a call. One to four targets, and all bf16, have instances of their own; rare paths
+// have only two.
 #ifndef FUSEO1_CUDA_INSTANCES_CUH_
 #define FUSEO1_CUDA_INSTANCES_CUH_
 
@@ -47,7 +47,7 @@ int with_instance(const Inputs& in, const F& f) {
   return all_bf16(in) ? of(AllBf16()) : of(Mixed());
 }
 
-// The same for the rare paths.
+// The same for rare paths.
 template <class F>
 int with_rare_instance(const Inputs& in, const F& f) {
   return in.targets <= 8 ? f(Instance<8, Mixed>()) : f(Instance<16, Mixed>());

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A kernel launch as a function call: the one place where the host tests' stand-in for CUDA differs.
+// A kernel launch as a function call. The host tests have their own version of this file, which emulates CUDA.
 #ifndef FUSEO1_CUDA_KERNEL_CALL_CUH_
 #define FUSEO1_CUDA_KERNEL_CALL_CUH_
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Launches, with every error code looked at. Nothing here waits for the device.
+// Launches that check every error code. Nothing here waits for the device.
 #ifndef FUSEO1_CUDA_LAUNCH_CUH_
 #define FUSEO1_CUDA_LAUNCH_CUH_
 
@@ -10,14 +10,13 @@
 
 namespace fuseo1 {
 
-// Notes what failed for fuseo1_cuda_last_error; returns the status of the C ABI. `what` names the kernel or call.
+// Records a failure for fuseo1_cuda_last_error; returns the status of the C ABI. `what` names the kernel or call.
 int check(cudaError_t error, const char* what, int64_t count, int32_t targets, const char* unit = "elements");
 
 // Multiprocessors of the current device.
 cudaError_t multiprocessors(int* count);
 
-// The operands as kernels take them, in an empty *in; false if they are outside the contract, or fewer targets than
-// `least`.
+// Fills an empty *in; false if the operands are outside the contract, or there are fewer than `least` targets.
 inline bool make_inputs(const fuseo1_operand* operands, int32_t targets, int64_t numel, Inputs* in, int32_t least = 1) {
   if (!operands || targets < least || targets > FUSEO1_CUDA_MAX_TARGETS || numel < 0) return false;
   in->targets = targets, in->numel = numel;
@@ -28,8 +27,7 @@ inline bool make_inputs(const fuseo1_operand* operands, int32_t targets, int64_t
   return true;
 }
 
-// Launches `kernel` with as many CTAs of kThreads as the device holds at once, but no more than there is work for
-// (`warps` of it), and on failure notes `what`.
+// Launches `kernel` with as many CTAs of kThreads as the device holds at once, but no more than `warps` of work need.
 template <class... Parameters, class... Arguments>
 int launch(const char* what, const Inputs& in, void (*kernel)(Parameters...), int64_t warps, void* stream,
            Arguments... arguments) {
@@ -46,7 +44,7 @@ int launch(const char* what, const Inputs& in, void (*kernel)(Parameters...), in
   return check(error, what, in.numel, in.targets);
 }
 
-// Clears memory of the device.
+// Clears device memory.
 inline int clear(void* from, size_t bytes, const Inputs& in, void* stream) {
   return check(cudaMemsetAsync(from, 0, bytes, static_cast<cudaStream_t>(stream)), "memset", in.numel, in.targets);
 }

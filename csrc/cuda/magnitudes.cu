@@ -7,7 +7,7 @@
 namespace fuseo1 {
 namespace {
 
-// The k largest of one target, where k > 0 and there are elements.
+// Finds the cut after the k largest of one target; k > 0 and numel > 0.
 int find_rank(const OneTarget& in, int64_t k, const Workspace& work, void* stream) {
   const double share = static_cast<double>(std::min(k, in.numel)) / static_cast<double>(in.numel);
   const bool bf16 = in.operands[0].dtype == FUSEO1_BF16 && in.operands[in.target].dtype == FUSEO1_BF16;
@@ -20,7 +20,7 @@ int find_rank(const OneTarget& in, int64_t k, const Workspace& work, void* strea
   return status ? status : find_exactly<1>(in, work, stream);
 }
 
-// The first read, of all targets.
+// The first read, of all targets: counts elements that are not finite.
 int count_first(const Inputs& in, SumsWork* counts, fuseo1_cuda_sums* result, void* stream) {
   int status = clear(counts, sizeof *counts, in, stream);
   if (!status && in.numel) status = launch_count(in, counts->nonfinite, stream);

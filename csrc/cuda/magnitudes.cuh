@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The survey of magnitudes (include/fuseo1/survey.h), one target and one rank at a time: the search of SCE's survey,
-// where scores are |d| and the rank is given.
+// The survey of magnitudes (include/fuseo1/survey.h), one target and one rank at a time: SCE's threshold search, with
+// |d| as scores and a given rank.
 #ifndef FUSEO1_CUDA_MAGNITUDES_CUH_
 #define FUSEO1_CUDA_MAGNITUDES_CUH_
 
@@ -10,18 +10,18 @@
 
 namespace fuseo1 {
 
-// As scan.cuh calls it.
+// The overload for scan.cuh.
 template <int kN>
 __device__ __forceinline__ void load_scores(const OneTarget& in, int64_t at, int count, const Divisor&,
                                             uint32_t* scores) {
   load_magnitudes<Mixed>(in, *in.doubtful, at, at, count, scores);
 }
 
-// The rank is one among all elements, so that a sample keeps zeros, too: as the smallest magnitude.
+// The rank counts all elements, so a sample keeps zeros too, as the smallest magnitude.
 __device__ __forceinline__ uint32_t sampled(const OneTarget&, uint32_t score) { return max(score, 1u); }
 
-// As begin_selection, of the k-th largest; of k that leave no zero unselected nothing is to be found. Of as many as are
-// not 0 the least score is told if it is one `by_rows`.
+// As begin_threshold, for the k-th largest. If k reaches all that are not 0, there is nothing to find; `by_rows` (with
+// factors), only if k exceeds them.
 __device__ __forceinline__ void begin_rank(State* state, int64_t capacity, int64_t k, bool by_rows) {
   if (threadIdx.x != 0) return;
   const bool all = k - by_rows >= static_cast<int64_t>(state->nonzero);
@@ -31,7 +31,7 @@ __device__ __forceinline__ void begin_rank(State* state, int64_t capacity, int64
   if (!all) seek_last(state, capacity);
 }
 
-// What lies inside the bracket is kept, what lies above it counted.
+// Keeps the elements inside the bracket, counts those above it.
 template <class In>
 __global__ void __launch_bounds__(kThreads, 1)
     scan_magnitudes(const __grid_constant__ OneTarget in, State* state, Candidates candidates, int64_t k) {
@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (is_last_cta(state)) begin_rank(state, candidates.capacity, k, in.rows.factors);
 }
 
-// One CTA each: what the first read has counted; then a cut, of a tensor that has elements or not.
+// One CTA each. First the counts of the first read; below, a cut, even of a tensor without elements.
 __global__ void __launch_bounds__(kThreads, 1)
     settle_nonfinite(SumsWork* work, int32_t passes, fuseo1_cuda_sums* result) {
   settle_rest(work, passes, result);

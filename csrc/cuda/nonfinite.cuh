@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Elements that take no part in a survey, as their s is not finite, where no block of all targets is at hand.
+// Elements that take no part in a survey because their s is not finite, for kernels that hold no block of all targets.
 #ifndef FUSEO1_CUDA_NONFINITE_CUH_
 #define FUSEO1_CUDA_NONFINITE_CUH_
 
@@ -9,18 +9,18 @@
 
 namespace fuseo1 {
 
-// From here on the sum of as many targets' d as there can be may overflow, and d may be no number: 2^122, as fp32 bits.
+// From this magnitude on, 2^122 as fp32 bits, a sum of the most targets' d may overflow; d may also be infinite or NaN.
 constexpr uint32_t kDoubtfulBits = 0x7c800000u;
 
-// Whether any element's s is not finite, going by the counts of an earlier launch.
+// Whether any element's s is not finite, from the counts of an earlier launch.
 __device__ __forceinline__ bool any_nonfinite(const Count* counts) {
   Count all = 0;
   for (int i = 0; i < FUSEO1_CUDA_MAX_TARGETS + 2; ++i) all |= counts[i];
   return all != 0;
 }
 
-// A bit for each of a lane's elements whose s is not finite: element by element, for rare paths. Counts the culprits in
-// `counts` (not if null).
+// A bit for each of a lane's elements whose s is not finite: element by element, for rare paths. Counts the causes in
+// `counts` (unless nullptr).
 __device__ __forceinline__ uint32_t excluded_mask(const Inputs& in, int64_t at, int count, Count* counts) {
   uint32_t excluded = 0;
   for (int j = 0; j < count; ++j) {
@@ -29,12 +29,12 @@ __device__ __forceinline__ uint32_t excluded_mask(const Inputs& in, int64_t at, 
     for (int i = 1; i <= in.targets; ++i) s = __fadd_rn(s, __fsub_rn(load_one(in.operands[i], at + j), base));
     if (isfinite(s)) continue;
     excluded |= 1u << j;
-    if (counts) count_culprits(in, at + j, counts);
+    if (counts) count_causes(in, at + j, counts);
   }
   return excluded;
 }
 
-// Counts them, reading everything once.
+// Counts these elements in one read of all inputs.
 template <class In>
 __global__ void __launch_bounds__(kThreads, 1) count_nonfinite(const __grid_constant__ Inputs in, Count* counts) {
   for_each_block(in.numel, [&](int64_t at, int count) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The survey of norms (include/fuseo1/survey.h): sums of |d| over all elements and over those that are selected.
+// The survey of norms (include/fuseo1/survey.h): sums of |d| over all elements and over the selected ones.
 #ifndef FUSEO1_CUDA_NORMS_CUH_
 #define FUSEO1_CUDA_NORMS_CUH_
 
@@ -9,7 +9,7 @@
 
 namespace fuseo1 {
 
-// The exponents by which a block's |d| are measured, the same in all lanes; returns whether any d is doubtful.
+// The exponents that scale a block's |d|, the same in all lanes; returns whether any |d| reaches kDoubtfulBits.
 template <int kN, class In>
 __device__ __forceinline__ bool measure(const Block<kN, In>& block, int targets, uint32_t* exponents) {
   uint32_t most = 0;
@@ -26,8 +26,8 @@ __device__ __forceinline__ bool measure(const Block<kN, In>& block, int targets,
   return most >= kDoubtfulBits;
 }
 
-// Of many targets a CTA's memory holds the sums of one kind: `kind` 0 is all elements, 1 the selected ones. Of few
-// both are found at once, the second where there are selections.
+// With many targets a CTA's memory holds the sums of one kind: `kind` 0 is all elements, 1 the selected ones. With few
+// it holds both, and the second is found if there are selections.
 template <int kN>
 constexpr int kKindsAtOnce = kN <= 8 ? 2 : 1;
 
@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       if (!is_target<kN>(i, in.targets)) continue;
       const float scale = __uint_as_float(scale_bits(exponents[i]));
       const bool some = selects.any && (kKinds == 2 || kind == 1);
-      const uint32_t selected = some ? selected_of(selects.of[i], at, at, count, block.d[i]) : 0xffu;
+      const uint32_t selected = some ? select_mask(selects.of[i], at, at, count, block.d[i]) : 0xffu;
       uint32_t all = 0, chosen = 0;
 #pragma unroll
       for (int j = 0; j < kLane; ++j) {
@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   for (int k = 0; k < kKinds; ++k) sums[k].flush(&work->norms[kKinds == 2 ? k : kind]);
 }
 
-// One CTA. The sums of target 1, all and selected, those of target 2, ...
+// One CTA: writes the sums of target 1, all and selected, those of target 2, ...
 __global__ void __launch_bounds__(kThreads, 1)
     settle_norms(const SumsWork* work, int32_t targets, int32_t some, int32_t passes, fuseo1_cuda_sums* result) {
   const int i = static_cast<int>(threadIdx.x);

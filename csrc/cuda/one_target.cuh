@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Scores of one target of several: |d|, or |d| times a factor of its row's (include/fuseo1/select.h).
+// Scores of one target of several: |d|, or |d| times the factor of its row (include/fuseo1/select.h).
 #ifndef FUSEO1_CUDA_ONE_TARGET_CUH_
 #define FUSEO1_CUDA_ONE_TARGET_CUH_
 
@@ -9,14 +9,15 @@
 
 namespace fuseo1 {
 
-// What they are loaded from.
+// The inputs, and the target whose scores are loaded.
 struct OneTarget : Inputs {
-  int32_t target;           // its operand
+  int32_t target;           // its operand number
   const int32_t* doubtful;  // on the device: some element's s is not finite
   fuseo1_row_factors rows;  // `factors` are on the device
 };
 
-// Multiplies |d| of a lane's `count` elements, the first of which has flat index `flat`. What is beyond them stays 0.
+// Multiplies |d| of a lane's `count` elements, the first with flat index `flat`, by their rows' factors. The rest stay
+// 0.
 __device__ __forceinline__ void score_rows(const fuseo1_row_factors& rows, int64_t flat, int count, uint32_t* scores) {
   if (count <= 0) return;
   int64_t number = flat / rows.row, next = (number + 1) * rows.row;
@@ -29,8 +30,8 @@ __device__ __forceinline__ void score_rows(const fuseo1_row_factors& rows, int64
   }
 }
 
-// The bits of the scores of a lane's elements from `at` on, of which the first has flat index `flat`; 0 where s is not
-// finite, if any is `doubtful`.
+// The bits of the scores of a lane's elements from `at` on, the first with flat index `flat`. 0 where s is not finite,
+// which is looked for only if `doubtful`.
 template <class In>
 __device__ __forceinline__ void load_magnitudes(const OneTarget& in, bool doubtful, int64_t at, int64_t flat, int count,
                                                 uint32_t* scores) {

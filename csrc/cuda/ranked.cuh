@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which elements a RANKED selection has (include/fuseo1/select.h), as bits: a CTA sorts a row by its magnitudes, and
-// compares every element's random word with the limit of its rank.
+// Turns RANKED selections (include/fuseo1/select.h) into bits: a CTA sorts a row by magnitude, and compares every
+// element's random word with the limit of its rank.
 #ifndef FUSEO1_CUDA_RANKED_CUH_
 #define FUSEO1_CUDA_RANKED_CUH_
 
@@ -9,7 +9,7 @@
 
 namespace fuseo1 {
 
-// Of one target, in the chunk whose first element has flat index `offset`.
+// RANKED of one target, in the chunk whose first element has flat index `offset`.
 struct RankRule {
   int32_t operand;
   uint64_t key;
@@ -17,13 +17,13 @@ struct RankRule {
   double low, span;
 };
 
-// Rows are sorted by words of 31 bits, digit by digit from the lowest.
+// Rows are sorted by keys of 31 bits, digit by digit from the lowest.
 constexpr int kRadixBits = 8, kRadix = 1 << kRadixBits, kRadixDigits = 4;
 
-// How many words of each digit each warp has in its stretch of the row; then where the next of these goes.
+// The number of words with each digit in each warp's stretch of the row; later the place of the next such word.
 using RadixPlaces = uint32_t[kRadix][kWarps];
 
-// From counts to places: those of a digit follow those of smaller ones, those of a warp those of the warps before it.
+// Turns counts into places: ordered by digit, then by warp.
 __device__ __forceinline__ void add_up(RadixPlaces& places) {
   constexpr int kEach = kRadix * kWarps / kThreads;
   __shared__ uint32_t sums[kThreads];
@@ -42,8 +42,8 @@ __device__ __forceinline__ void add_up(RadixPlaces& places) {
   __syncthreads();
 }
 
-// Brings n words to `to`, ordered by the digit at `shift`; equals stay in order. By all threads of a CTA, which may
-// have written the words just now.
+// Copies n words to `to`, ordered by the digit at `shift`; equals stay in order. All threads of a CTA call it, which
+// may have just written the words.
 __device__ __forceinline__ void sort_by_digit(const uint64_t* from, uint64_t* to, int64_t n, int shift,
                                               RadixPlaces& places) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
@@ -81,7 +81,7 @@ __device__ __forceinline__ uint32_t limit_of(const RankRule& rule, int64_t rank)
   return static_cast<uint32_t>(0x1p32 * __dadd_rn(rule.low, __dmul_rn(share, rule.span)));
 }
 
-// `rooms`: two rows of words for every CTA. `bits`: all 0, a bit for each of the chunk's elements, which are whole
+// `rooms`: two rows of words for every CTA. `bits`: a bit, 0 before, for each of the chunk's elements, which are whole
 // rows.
 static __global__ void __launch_bounds__(kThreads, 1)
     rank_rows(const __grid_constant__ Inputs in, RankRule rule, uint64_t* rooms, uint32_t* bits) {
@@ -89,7 +89,8 @@ static __global__ void __launch_bounds__(kThreads, 1)
   const int64_t n = rule.row;
   uint64_t *words = rooms + 2 * n * blockIdx.x, *spare = words + n;
   for (int64_t start = n * blockIdx.x; start < in.numel; start += n * gridDim.x) {
-    // The smaller a word, the higher its element ranks: above is how far |d| lies below infinity, below its number.
+    // Smaller words rank higher: the upper half is how far |d| lies below infinity, the lower half the element's
+    // number.
     for (int64_t i = threadIdx.x; i < n; i += kThreads) {
       const float base = load_one(in.operands[0], start + i), x = load_one(in.operands[rule.operand], start + i);
       const uint32_t magnitude = min(magnitude_bits(__fsub_rn(x, base)), kInfBits);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The passes that read all of a tensor, and the sample that comes first.
+// The passes over a whole tensor, and the sample before them.
 #ifndef FUSEO1_CUDA_SCAN_CUH_
 #define FUSEO1_CUDA_SCAN_CUH_
 
@@ -10,7 +10,7 @@
 
 namespace fuseo1 {
 
-// select_topk 1 (and 0, where the energies are of no account): no scores are needed.
+// For select_topk 1 (and 0, where the energies do not matter): no scores are needed.
 template <int kN, class In>
 __global__ void __launch_bounds__(kThreads, 1) energy_all(const __grid_constant__ Inputs in, State* state) {
   __shared__ Sums<kN> sums;
@@ -26,11 +26,11 @@ __global__ void __launch_bounds__(kThreads, 1) energy_all(const __grid_constant_
   sums.flush(&state->energy[0]);
 }
 
-// Below, a Source is what scores are loaded from: Inputs, or what magnitudes.cuh makes of them. This is what a sample
-// keeps of a score.
+// Below, scores are loaded from a Source: Inputs, or magnitudes.cuh's OneTarget. `sampled` is the score that a sample
+// keeps.
 __device__ __forceinline__ uint32_t sampled(const Inputs&, uint32_t score) { return score; }
 
-// Runs of eight elements, a lane's, spread evenly over the tensor, each moved by a hash within its stretch.
+// Runs of eight elements, one lane's, are spread evenly over the tensor, each moved by a hash within its stretch.
 __device__ __forceinline__ int64_t sample_start(int64_t numel, int64_t runs, int64_t run) {
   const int64_t stretch = numel / runs;
   const uint64_t hash = static_cast<uint64_t>(run + 1) * 0x9e3779b97f4a7c15u >> 33;
@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (is_last_cta(state)) begin_bracket(state, select_topk);
 }
 
-// How many of a warp's scores are not 0, and how many lie above the bracket: of each lane its own.
+// Adds how many of a warp's scores are not 0, and how many lie above the bracket; each lane passes its own.
 __device__ __forceinline__ void add_counts(State* state, uint32_t nonzero, uint32_t above) {
   const uint32_t warp_nonzero = warp_sum(nonzero), warp_above = warp_sum(above);
   if (threadIdx.x % kWarp == 0) {
@@ -73,7 +73,7 @@ __device__ __forceinline__ void add_counts(State* state, uint32_t nonzero, uint3
   }
 }
 
-// Energies above the bracket; what lies inside it is kept.
+// Adds the energies above the bracket; keeps the candidates inside it.
 template <int kN, class In>
 __global__ void __launch_bounds__(kThreads, 1)
     scan(const __grid_constant__ Inputs in, State* state, Candidates candidates, double select_topk) {
@@ -112,13 +112,13 @@ __global__ void __launch_bounds__(kThreads, 1)
   add_counts(state, nonzero, above);
   __syncthreads();
   sums.flush(&state->energy[0]);
-  if (is_last_cta(state)) begin_selection(state, candidates.capacity, select_topk);
+  if (is_last_cta(state)) begin_threshold(state, candidates.capacity, select_topk);
 }
 
-// --- the exact path: kernels that return at once if the candidates sufficed. It looks at scores inside the bracket
-// only, or at all that are not 0 if the bracket missed ---
+// --- the exact path: kernels that return at once if the candidates sufficed. It considers only scores inside the
+// bracket or, if the bracket missed, all that are not 0 ---
 
-// One digit of how far the threshold lies above the bracket's lower bound. The first ones may be 0 for all scores.
+// Finds one digit of the threshold's distance from the bracket's lower bound. The first digits may be 0 for all scores.
 template <int kN, class Source>
 __global__ void __launch_bounds__(kThreads, 1) count_digits(Source in, State* state, int index) {
   const uint32_t low = state->low, width = state->high - low;
@@ -144,7 +144,7 @@ __global__ void __launch_bounds__(kThreads, 1) count_digits(Source in, State* st
   ++state->passes;
 }
 
-// Where the last selected tie lies, if not all are: counted by stretches, then in the one that matters.
+// Finds the last selected tie, if not all are: by counting ties in stretches, then within one of them.
 template <int kN, class Source>
 __global__ void __launch_bounds__(kThreads, 1) count_ties(Source in, State* state, uint32_t* stretches) {
   if (!state->failed || !state->cut) return;
@@ -176,7 +176,7 @@ __global__ void __launch_bounds__(kThreads, 1) count_ties(Source in, State* stat
   find_tie<kN>(in, divisor, threshold, stretch * kStretch, wanted, &state->tie_limit);
 }
 
-// The energies of the selection, known by now, but for what the scan has added.
+// Adds the energies of the selection, which is now known, except those that the scan has added.
 template <int kN>
 __global__ void __launch_bounds__(kThreads, 1) energy_selected(Inputs in, State* state) {
   if (!state->failed) return;
@@ -193,7 +193,7 @@ __global__ void __launch_bounds__(kThreads, 1) energy_selected(Inputs in, State*
     uint32_t scores[kLane];
     block.score(divisor, in.targets, scores);
     if (rare) clamp(in, &block, &peaks);
-    uint32_t selected = selected_mask(scores, at, threshold, tie_limit);
+    uint32_t selected = cut_mask(scores, at, threshold, tie_limit);
 #pragma unroll
     for (int j = 0; j < kLane; ++j) {
       if (scores[j] > high) selected &= ~(1u << j);

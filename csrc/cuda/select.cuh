@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which elements of a target take part (include/fuseo1/select.h): a bit for each of a lane's eight.
+// select: the elements of a target that take part (include/fuseo1/select.h), as a bit for each of a lane's eight.
 #ifndef FUSEO1_CUDA_SELECT_CUH_
 #define FUSEO1_CUDA_SELECT_CUH_
 
@@ -7,7 +7,7 @@
 
 namespace fuseo1 {
 
-// Words of Philox4x32-7 of the counter (low word, high word, 0, 0).
+// The words of Philox4x32-7 for the counter (low word, high word, 0, 0).
 __device__ __forceinline__ void philox(uint64_t counter, uint64_t key, uint32_t* words) {
   constexpr int kRounds = 7;
   uint32_t x0 = static_cast<uint32_t>(counter), x1 = static_cast<uint32_t>(counter >> 32), x2 = 0, x3 = 0;
@@ -22,10 +22,10 @@ __device__ __forceinline__ void philox(uint64_t counter, uint64_t key, uint32_t*
   words[0] = x0, words[1] = x1, words[2] = x2, words[3] = x3;
 }
 
-// DRAW, for the lane whose first element has flat index `flat`; called by all lanes. A lane works out two of the
-// block's 64 counters, its own number and 32 more, whose words belong to elements of other lanes: ballots bring the
-// answers there. Word j of both counters is told of elements 64 j .. 64 j + 63, which are eight lanes'. Out of line:
-// the code is long, and wanted for every target.
+// DRAW, for the lane whose first element has flat index `flat`; all lanes call it. A lane computes two of the block's
+// 64 counters, that of its own number and the one 32 further, whose words belong to elements of other lanes: ballots
+// pass the answers on. The words j of all counters are for elements 64 j .. 64 j + 63, those of eight lanes. Out of
+// line, because the code is long and used for every target.
 __device__ inline __noinline__ uint32_t drawn_mask(uint64_t key, uint32_t limit, int64_t flat) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const uint64_t counter = static_cast<uint64_t>(flat) / kBlock * (kBlock / 4) + static_cast<uint64_t>(lane);
@@ -42,8 +42,8 @@ __device__ inline __noinline__ uint32_t drawn_mask(uint64_t key, uint32_t limit,
 
 __device__ __forceinline__ uint32_t magnitude_bits(float d) { return __float_as_uint(d) & 0x7fffffffu; }
 
-// A cut, as a lane sees it whose first element has flat index `flat`: of its first `ties` elements those at the
-// threshold are in it.
+// A cut within one lane, whose first element has flat index `flat`: of its first `ties` elements, those at the
+// threshold are in the cut.
 struct LaneCut {
   int32_t threshold, ties;
 
@@ -65,9 +65,9 @@ __device__ __forceinline__ uint32_t band_mask(const fuseo1_select& select, int64
   return selected;
 }
 
-// The selected ones of d, a lane's eight elements of one target from `at` on, of which `count` exist; `flat` is the
-// first one's index in the tensor. Called by all lanes.
-__device__ __forceinline__ uint32_t selected_of(const fuseo1_select& select, int64_t at, int64_t flat, int count,
+// A bit for each selected element of d, a lane's eight elements of one target from `at` on, of which `count` exist;
+// `flat` is the first one's index in the tensor. All lanes call it.
+__device__ __forceinline__ uint32_t select_mask(const fuseo1_select& select, int64_t at, int64_t flat, int count,
                                                 const float* d) {
   switch (select.kind) {
     case FUSEO1_SELECT_BAND:
@@ -81,8 +81,9 @@ __device__ __forceinline__ uint32_t selected_of(const fuseo1_select& select, int
   }
 }
 
-// Leaves of d what takes part: z. What is not finite always does.
-__device__ __forceinline__ void take_part(const fuseo1_select& select, int64_t at, int64_t flat, int count, float* d) {
+// Turns d into z, its selected part. Elements that are not finite always take part.
+__device__ __forceinline__ void apply_select(const fuseo1_select& select, int64_t at, int64_t flat, int count,
+                                             float* d) {
   if (select.kind == FUSEO1_SELECT_ALL) return;
   if (select.kind == FUSEO1_SELECT_CLAMP) {
 #pragma unroll
@@ -91,20 +92,20 @@ __device__ __forceinline__ void take_part(const fuseo1_select& select, int64_t a
     }
     return;
   }
-  const uint32_t selected = selected_of(select, at, flat, count, d);
+  const uint32_t selected = select_mask(select, at, flat, count, d);
 #pragma unroll
   for (int j = 0; j < kLane; ++j) {
     if (!(selected >> j & 1u) && isfinite(d[j])) d[j] = 0.0f;
   }
 }
 
-// Whether RANKED is one in a chunk of `count` elements from flat index `offset` on.
+// Whether a RANKED is within the contract for a chunk of `count` elements from flat index `offset` on.
 inline bool valid_ranked(const fuseo1_select& select, int64_t offset, int64_t count) {
   return select.row >= 1 && select.row <= INT32_MAX && select.low >= 0 && select.span >= 0 &&
          select.low + select.span < 1 && offset % select.row == 0 && count % select.row == 0;
 }
 
-// Whether a target's selection is one (`bits` is device memory).
+// Whether a target's selection is within the contract (`bits` is device memory).
 inline bool valid_select(const fuseo1_select& select, int64_t offset, int64_t count) {
   switch (select.kind) {
     case FUSEO1_SELECT_BAND:
@@ -120,15 +121,15 @@ inline bool valid_select(const fuseo1_select& select, int64_t offset, int64_t co
   }
 }
 
-// Selections by value, so that no table in memory is read.
+// All targets' selections, by value, so that no table in memory is read.
 struct Selects {
   fuseo1_select of[FUSEO1_CUDA_MAX_TARGETS];
-  int32_t any;  // there are others than ALL
+  int32_t any;  // whether any is not ALL
 
-  // False if one is outside the contract, for `count` elements from flat index `offset` on. `given` null: everything
+  // False if one is outside the contract for `count` elements from flat index `offset` on. `given` nullptr: everything
   // is selected.
   bool copy(const fuseo1_select* given, int32_t targets, int64_t offset, int64_t count) {
-    int64_t row = 0;  // of those that are RANKED
+    int64_t row = 0;  // of the RANKED ones
     for (int i = 0; given && i < targets; ++i) {
       if (!valid_select(given[i], offset, count)) return false;
       of[i] = given[i], any |= given[i].kind != FUSEO1_SELECT_ALL;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The end of a survey: what it learned, and what fuse is to apply.
+// The end of a survey: writes its result, and the parameters for fuse.
 #ifndef FUSEO1_CUDA_SETTLE_CUH_
 #define FUSEO1_CUDA_SETTLE_CUH_
 
@@ -8,7 +8,7 @@
 
 namespace fuseo1 {
 
-// One CTA, once a launch.
+// One CTA.
 __global__ void __launch_bounds__(kThreads, 1)
     settle(const State* state, int32_t targets, int64_t numel, fuseo1_cuda_sce how, fuseo1_cuda_survey* result,
            fuseo1_cuda_params* params) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Where a scan puts its candidates.
+// The places of a scan's candidates.
 #ifndef FUSEO1_CUDA_SLOTS_CUH_
 #define FUSEO1_CUDA_SLOTS_CUH_
 
@@ -7,7 +7,7 @@
 
 namespace fuseo1 {
 
-// Keeps what a block's squares are measured by, for its candidates.
+// Keeps the exponents of a block's peaks, for its candidates.
 template <int kN>
 __device__ __forceinline__ void keep_exponents(const Candidates& to, int targets, const Peaks<kN>& peaks, int64_t at) {
   const int lane = threadIdx.x % kWarp;
@@ -19,12 +19,12 @@ __device__ __forceinline__ void keep_exponents(const Candidates& to, int targets
   if (lane < targets) to.exponents[at / kBlock * targets + lane] = static_cast<uint8_t>(exponent);
 }
 
-// A warp's slots for candidates: taken from all by 32, so that the counter is no bottleneck.
+// A warp's slots for candidates. It takes 32 at a time, so that the counter is no bottleneck.
 struct Slots {
   int64_t next = 0, end = 0;
   uint32_t found = 0;
 
-  // Those that `inside` (a bit each) has of a lane's eight elements from `at` on.
+  // Appends those of a lane's eight elements from `at` on that are in `inside` (a bit each).
   __device__ __forceinline__ void append(const Candidates& to, State* state, const Inputs& in, const uint32_t* scores,
                                          uint32_t inside, int64_t at) {
     const int lane = threadIdx.x % kWarp;
@@ -50,7 +50,7 @@ struct Slots {
     }
   }
 
-  // Places that stay empty are 0, which no candidate is: its score is not 0.
+  // Writes 0 to places that stay empty. No candidate is 0, because its score is not.
   __device__ __forceinline__ void finish(const Candidates& to, State* state) {
     const int64_t place = next + threadIdx.x % kWarp;
     if (place < end && place < to.capacity) to.words[place] = 0;

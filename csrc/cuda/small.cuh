@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Small tensors, many in a launch: a CTA surveys and fuses one. Its second and later reads come from the L2 cache.
+// Many small tensors in one launch: a CTA surveys and fuses one. Its second and later reads come from the L2 cache.
 #ifndef FUSEO1_CUDA_SMALL_CUH_
 #define FUSEO1_CUDA_SMALL_CUH_
 
@@ -10,24 +10,24 @@
 
 namespace fuseo1 {
 
-// The selection of a tensor, in shared memory.
-struct Selection {
+// The threshold of a tensor, in shared memory.
+struct SmallThreshold {
   uint32_t nonzero, threshold;
   int64_t selected, wanted, tie_limit;
 };
 
 // Finds the threshold by histograms of its digits.
 template <int kN>
-__device__ void select_small(const Inputs& in, double select_topk, Selection* selection) {
+__device__ void find_threshold(const Inputs& in, double select_topk, SmallThreshold* found) {
   __shared__ Histogram histogram;
   const Divisor divisor(in.targets);
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
-  if (threadIdx.x == 0) *selection = {0, 0, 0, 0, -1};
+  if (threadIdx.x == 0) *found = {0, 0, 0, 0, -1};
   for (int index = 0; index < 3; ++index) {
     __syncthreads();
     histogram.clear();
     __syncthreads();
-    const Digit<uint32_t> digit(index, selection->threshold);
+    const Digit<uint32_t> digit(index, found->threshold);
     uint32_t nonzero = 0;
     for_blocks(in.numel, warp, kWarps, [&](int64_t at, int count) {
       uint32_t scores[kLane];
@@ -37,28 +37,28 @@ __device__ void select_small(const Inputs& in, double select_topk, Selection* se
         histogram.add(digit, scores[j]);
       }
     });
-    if (index == 0 && nonzero) atomicAdd(&selection->nonzero, nonzero);
+    if (index == 0 && nonzero) atomicAdd(&found->nonzero, nonzero);
     __syncthreads();
     if (index == 0 && threadIdx.x == 0) {
-      selection->selected = static_cast<int64_t>(floor(select_topk * static_cast<double>(selection->nonzero)));
-      selection->wanted = selection->selected;
-      if (selection->selected == 0) selection->threshold = kNothing;
+      found->selected = static_cast<int64_t>(floor(select_topk * static_cast<double>(found->nonzero)));
+      found->wanted = found->selected;
+      if (found->selected == 0) found->threshold = kNothing;
     }
     __syncthreads();
-    if (selection->selected == 0) return;
-    int64_t wanted = selection->wanted;
+    if (found->selected == 0) return;
+    int64_t wanted = found->wanted;
     const int reached = reach_from_top(histogram.bins, &wanted);
     if (threadIdx.x == 0) {
-      selection->threshold = digit.append(reached);
-      selection->wanted = wanted;
+      found->threshold = digit.append(reached);
+      found->wanted = wanted;
     }
     if (digit.shift == 0) {
       const bool cut = wanted < static_cast<int64_t>(histogram.bins[reached]);
       __syncthreads();
       if (cut) {
-        find_tie<kN>(in, divisor, selection->threshold, 0, wanted, &selection->tie_limit);
+        find_tie<kN>(in, divisor, found->threshold, 0, wanted, &found->tie_limit);
       } else if (threadIdx.x == 0) {
-        selection->tie_limit = in.numel - 1;
+        found->tie_limit = in.numel - 1;
       }
     }
   }
@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     merge_small(const fuseo1_cuda_tensor* tensors, int32_t targets, fuseo1_cuda_sce how, fuseo1_cuda_survey* results) {
   __shared__ Inputs in;
   __shared__ Sums<kN> sums;
-  __shared__ Selection selection;
+  __shared__ SmallThreshold found;
   __shared__ Count nonfinite[FUSEO1_CUDA_MAX_TARGETS + 2];
   __shared__ fuseo1_cuda_params params;
   const fuseo1_cuda_tensor& tensor = tensors[blockIdx.x];
@@ -82,10 +82,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   __syncthreads();
   const bool all = how.select_topk == 1.0, none = how.select_topk == 0.0 || in.numel == 0;
   if (all || none) {
-    if (thread == 0) selection = {0, all ? 0 : kNothing, all ? in.numel : 0, 0, all ? in.numel - 1 : -1};
+    if (thread == 0) found = {0, all ? 0 : kNothing, all ? in.numel : 0, 0, all ? in.numel - 1 : -1};
     __syncthreads();
   } else {
-    select_small<kN>(in, how.select_topk, &selection);
+    find_threshold<kN>(in, how.select_topk, &found);
   }
 
   const Divisor divisor(targets);
@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (!all) {
       uint32_t scores[kLane];
       block.score(divisor, targets, scores);
-      selected = selected_mask(scores, at, selection.threshold, selection.tie_limit);
+      selected = cut_mask(scores, at, found.threshold, found.tie_limit);
     }
     if (rare) clamp(in, &block, &peaks);
     add_energies(block, peaks, selected, targets, &sums);
@@ -108,13 +108,13 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (thread < FUSEO1_CUDA_MAX_TARGETS + 2) result->nonfinite[thread] = nonfinite[thread];
   __syncthreads();
   if (thread == 0) {
-    result->nonzero = all || none ? -1 : static_cast<int64_t>(selection.nonzero);
-    result->selected = selection.selected;
-    result->threshold = selection.threshold;
-    result->tie_limit = selection.tie_limit;
+    result->nonzero = all || none ? -1 : static_cast<int64_t>(found.nonzero);
+    result->selected = found.selected;
+    result->threshold = found.threshold;
+    result->tie_limit = found.tie_limit;
     result->passes = in.numel > 0;
     result->written = 0;
-    sce_params(result->energy, targets, in.numel, how, selection.threshold, selection.tie_limit, &params);
+    sce_params(result->energy, targets, in.numel, how, found.threshold, found.tie_limit, &params);
   }
   __syncthreads();
   const Output out = {tensor.out, tensor.out_dtype};

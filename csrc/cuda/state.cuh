@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the kernels of a survey leave each other in its workspace, and how the last CTA of a launch decides for the
+// The numbers that a survey's kernels pass to each other in its workspace. The last CTA of a launch decides for the
 // next.
 #ifndef FUSEO1_CUDA_STATE_CUH_
 #define FUSEO1_CUDA_STATE_CUH_
@@ -13,21 +13,21 @@ constexpr uint32_t kNothing = 0x7fffffffu;  // a threshold above every score
 constexpr int64_t kStretch = 65536;
 
 struct State {
-  Bins energy[2];  // [missed]: those of the scan above the bracket count, or nothing of it does
+  Bins energy[2];  // [missed]: the scan's, which hold unless the bracket missed; those of the exact path if it did
   Count nonfinite[FUSEO1_CUDA_MAX_TARGETS + 2];
   Count nonzero, above;
-  Count candidates, slots;  // how many were found; how many places were given out
+  Count candidates, slots;  // how many were found; how many places were taken
   Count histogram[2][kDigits];
-  // The sample, from which the bracket comes: its scores that are not 0; sums over its runs, of how many lie above the
-  // level (a) and are not 0 (p).
+  // The sample, which gives the bracket: how many of its scores are not 0; sums over its runs, where a run has `a`
+  // scores above the level and `p` that are not 0.
   Count present, runs_aa, runs_ap, runs_pp, runs_a;
   uint32_t level;
   uint32_t prefix[2];
   int64_t rank[2];  // from the highest, counted from 0; < 0 or >= present: the bracket is open there
-  // Scores in [low, high] are candidates, scores beyond `high` are selected for certain.
+  // Scores in [low, high] are candidates, scores above `high` are selected for certain.
   uint32_t low, high;
-  // The selection, while it is narrowed and when it is known.
-  int64_t selected, wanted;  // k; how many of those in question are among them
+  // The threshold search, and its result.
+  int64_t selected, wanted;  // k; how many of the scores that are left are selected
   uint64_t found;            // digits of the threshold, or of the last candidate that is selected
   int32_t cut;               // not all ties at the threshold are selected
   int32_t failed, missed;    // candidates are left out, the exact path finds the threshold; it is not in the bracket
@@ -35,16 +35,16 @@ struct State {
   int64_t tie_limit;
   Count ties;
   int32_t passes;
-  uint32_t arrived;  // CTAs that are done with the current launch
+  uint32_t arrived;  // CTAs that have finished the current launch
 };
 
-// A candidate is a word: its score, below it how many elements follow it in the tensor. So the selected ones are those
-// of the largest words, ties included. Their squares are read again, and quantised by what the scan says of their
-// block.
+// A candidate is a word: its score in the upper bits, and below it how many elements follow it in the tensor. So the
+// selected candidates are the largest words, ties included. Their squares are read again, and quantized by the
+// exponents that the scan kept of their block.
 struct Candidates {
   uint64_t* words;
   uint8_t* exponents;  // [blocks][targets], of blocks that have candidates
-  int64_t capacity;    // 0 if places would take more than kMostPlaceBits
+  int64_t capacity;    // 0 if places need more than kMostPlaceBits
   int32_t place_bits;  // a multiple of kDigitBits
 };
 constexpr int kMostPlaceBits = 64 - kScoreBits;
@@ -53,7 +53,8 @@ __device__ __forceinline__ uint64_t place_of(uint64_t word, const Candidates& ca
   return word & ((uint64_t{1} << candidates.place_bits) - 1);
 }
 
-// Whether the caller's CTA is the last of the grid to come here; everything that the others wrote before is visible.
+// Whether the caller's CTA is the last of the grid to arrive here; it then sees everything that the others wrote
+// before.
 __device__ __forceinline__ bool is_last_cta(State* state) {
   __shared__ bool last;
   __threadfence();
@@ -67,15 +68,15 @@ __device__ __forceinline__ bool is_last_cta(State* state) {
   return last;
 }
 
-// Calls f(i) for every i below `n`, which the threads of a grid share.
+// Calls f(i) for every i below `n`, divided among the threads of a grid.
 template <class F>
 __device__ __forceinline__ void for_each(int64_t n, const F& f) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += step) f(i);
 }
 
-// Calls f(at, count) on every `warps`-th block of 256 elements, from block `warp` on: a lane's first element and how
-// many of its eight there are.
+// Calls f(at, count) for every `warps`-th block of 256 elements, from block `warp` on: a lane's first element, and how
+// many of its eight exist.
 template <class F>
 __device__ __forceinline__ void for_blocks(int64_t numel, int64_t warp, int64_t warps, const F& f) {
   const int lane = threadIdx.x % kWarp;
@@ -86,7 +87,7 @@ __device__ __forceinline__ void for_blocks(int64_t numel, int64_t warp, int64_t 
   }
 }
 
-// The same for a warp of a grid that shares a tensor.
+// The same for each warp of a grid that divides a tensor.
 template <class F>
 __device__ __forceinline__ void for_each_block(int64_t numel, const F& f) {
   for_blocks(numel, static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp,

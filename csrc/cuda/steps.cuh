@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Where a survey that selects works, and the steps that all of them take.
+// The workspace of surveys that search for a threshold, and the steps of the search.
 #ifndef FUSEO1_CUDA_STEPS_CUH_
 #define FUSEO1_CUDA_STEPS_CUH_
 
@@ -11,10 +11,10 @@ namespace fuseo1 {
 constexpr int64_t kWorkspaceFloor = 2 << 20;
 constexpr int64_t kAlign = 256;
 // One in so many elements is sampled, at most kMostSampled; of small tensors one in 32, up to kSampledFloor. A sample
-// of 2^20 makes a bracket of about 0.4 % of the elements: from there on a larger one costs more than it saves.
+// of 2^20 gives a bracket of about 0.4 % of the elements: a larger one costs more than it saves.
 constexpr int64_t kElementsPerSampled = 128;
 constexpr int64_t kSampledFloor = 65536, kMostSampled = 1 << 20;
-// What a survey may take, in percent of its inputs' bytes as bf16.
+// The most workspace, in percent of the inputs' bytes as bf16.
 constexpr int64_t kPercent = 3;
 
 inline int64_t round_up(int64_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
@@ -24,7 +24,7 @@ inline int64_t runs_of(int64_t numel) {
   return std::max<int64_t>(std::min(wanted, numel / 32) / kLane, 0);
 }
 
-// Bits that hold the place of every element, in whole digits; more than kMostPlaceBits if those do not.
+// The bits for the place of every element, in whole digits; more than kMostPlaceBits if those do not suffice.
 inline int place_bits_of(int64_t numel) {
   int bits = kDigitBits;
   while (bits <= kMostPlaceBits && numel > int64_t{1} << bits) bits += kDigitBits;
@@ -39,7 +39,7 @@ struct Workspace {
   Candidates candidates;
   int64_t bytes;
 
-  // Lays them out from `start` (null: only to learn `bytes`).
+  // Lays them out from `start` (nullptr: only computes `bytes`).
   Workspace(void* start, int32_t targets, int64_t numel) {
     bytes = 0;
     char* const begin = static_cast<char*>(start);
@@ -54,10 +54,10 @@ struct Workspace {
     candidates.exponents = static_cast<uint8_t*>(take((numel + kBlock - 1) / kBlock * targets));
     const int64_t share = 2 * (targets + 1) * numel / 100 * kPercent - (bytes - before);
     candidates.place_bits = place_bits_of(numel);
-    // Of more elements than words have places for, the exact path takes care.
+    // If words have no room for the places of so many elements, the exact path finds the threshold.
     candidates.capacity =
         candidates.place_bits > kMostPlaceBits ? 0 : std::max(kWorkspaceFloor, share) / 8 / kWarp * kWarp;
-    // The sample has told all when there are candidates.
+    // The sample is no longer needed when there are candidates.
     candidates.words = static_cast<uint64_t*>(take(std::max(candidates.capacity * 8, runs_of(numel) * kLane * 4)));
     sample = reinterpret_cast<uint32_t*>(candidates.words);
   }
@@ -65,7 +65,7 @@ struct Workspace {
 
 inline int64_t warps_of_candidates(const Workspace& work) { return (work.candidates.capacity / kWarp + 31) / 32; }
 
-// Samples scores, and places the bracket around the one that `share` of them reach.
+// Samples scores, and places the bracket around the score that a `share` of them reach.
 template <int kN, class Source>
 int find_bracket(const Source& in, const Workspace& work, double share, void* stream) {
   State* const state = work.state;
@@ -77,7 +77,7 @@ int find_bracket(const Source& in, const Workspace& work, double share, void* st
                 : launch("refine_bracket", in, refine_bracket, warps, stream, state, work.sample, runs * kLane);
 }
 
-// The last candidate that is selected, digit by digit.
+// Finds the last selected candidate, digit by digit.
 inline int find_last_candidate(const Inputs& in, const Workspace& work, void* stream) {
   const int digits = kScoreDigits + work.candidates.place_bits / kDigitBits;
   int status = FUSEO1_OK;
@@ -88,7 +88,7 @@ inline int find_last_candidate(const Inputs& in, const Workspace& work, void* st
   return status;
 }
 
-// The exact path: the threshold digit by digit, then where ties at it are cut.
+// The exact path: finds the threshold digit by digit, then the last selected tie.
 template <int kN, class Source>
 int find_exactly(const Source& in, const Workspace& work, void* stream) {
   int status = FUSEO1_OK;

@@ -17,7 +17,7 @@ int launch_norms(const Inputs& in, const Selects& selects, int32_t kind, SumsWor
   });
 }
 
-// The inner products of `count` targets, in read number `pass`, from 1; in the first what is not finite is counted.
+// The inner products of `count` targets, in read number `pass`, from 1; the first counts elements that are not finite.
 int gram_of(const Inputs& in, const GramTargets& targets, int32_t count, int32_t of_inputs, int32_t pass,
             SumsWork* work, fuseo1_cuda_sums* result, void* stream) {
   const auto add = [&](auto instance) {
@@ -33,7 +33,7 @@ int gram_of(const Inputs& in, const GramTargets& targets, int32_t count, int32_t
                 in.numel ? pass : 0, result);
 }
 
-// Those of more than kGramTargets: halves of as many, each with each.
+// The inner products of more than kGramTargets: in groups of half as many, every two groups together.
 int gram_by_halves(const Inputs& in, int32_t of_inputs, SumsWork* work, fuseo1_cuda_sums* result, void* stream) {
   constexpr int kHalf = kGramTargets / 2;
   int status = in.numel ? launch_count(in, work->nonfinite, stream) : FUSEO1_OK;
@@ -69,7 +69,7 @@ extern "C" int fuseo1_cuda_survey_norms(const fuseo1_operand* operands, int32_t 
   auto* const sums = static_cast<SumsWork*>(work);
   int status = clear(sums, sizeof *sums, in, stream);
   if (!status) status = decide(in, 0, &taken, room, bytes, stream);
-  // Of more than 8 targets the sums of all elements and of the selected ones are a launch each.
+  // With more than 8 targets, the sums of all elements and of the selected ones take a launch each.
   const int kinds = targets > 8 && taken.any ? 2 : 1;
   for (int kind = 0; kind < kinds && numel && !status; ++kind) status = launch_norms(in, taken, kind, sums, stream);
   return status

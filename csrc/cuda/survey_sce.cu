@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// survey's C ABI on the GPU (include/fuseo1/cuda.h): what is launched, and in which order.
+// The C ABI of SCE's survey on the GPU (include/fuseo1/cuda.h), and its launches in order.
 #include "instances.cuh"
 #include "launch.cuh"
 #include "scan.cuh"
@@ -15,8 +15,8 @@ int64_t bytes_for(int32_t targets, int64_t numel, double select_topk) {
   return needs_scores(select_topk, numel) ? Workspace(nullptr, targets, numel).bytes : round_up(sizeof(State));
 }
 
-// Everything between the empty state and the known selection.
-int select(const Inputs& in, double select_topk, const Workspace& work, void* stream) {
+// Finds the threshold and the energies, from an empty state.
+int find_threshold(const Inputs& in, double select_topk, const Workspace& work, void* stream) {
   State* const state = work.state;
   const int64_t blocks = blocks_of(in);
   int status = with_rare_instance(
@@ -63,7 +63,7 @@ extern "C" int fuseo1_cuda_survey_sce(const fuseo1_operand* operands, int32_t ta
   int status = clear(work.state, sizeof(State), in, stream);
   if (!status && numel) {
     status = needs_scores(how.select_topk, numel)
-                 ? select(in, how.select_topk, work, stream)
+                 ? find_threshold(in, how.select_topk, work, stream)
                  : with_instance(in, [&](auto instance) {
                      using Chosen = decltype(instance);
                      return launch("energy_all", in, energy_all<Chosen::kTargets, typename Chosen::Elements>,

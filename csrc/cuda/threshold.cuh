@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// From the sample to the bracket, and from the candidates to the threshold. All of it decided on the device, by the
-// last CTA of each launch.
+// The threshold search: from the sample to the bracket, and from the candidates to the threshold. The last CTA of each
+// launch decides, on the device.
 #ifndef FUSEO1_CUDA_THRESHOLD_CUH_
 #define FUSEO1_CUDA_THRESHOLD_CUH_
 
@@ -8,7 +8,7 @@
 
 namespace fuseo1 {
 
-constexpr double kBracketDeviations = 4.0;  // each side
+constexpr double kBracketDeviations = 4.0;  // standard deviations to each side
 
 __device__ __forceinline__ void clear_histograms(State* state) {
   __syncthreads();
@@ -16,10 +16,9 @@ __device__ __forceinline__ void clear_histograms(State* state) {
   __syncthreads();
 }
 
-// --- the bracket; each of these is called by all threads of the last CTA ---
+// --- the bracket; all threads of the last CTA call each of these ---
 
-// The level around which the sample's runs are compared: the lower edge of the digit in which the threshold seems to
-// lie.
+// Sets the level at which the sample's runs are compared: the lower edge of the digit of the estimated threshold.
 __device__ __forceinline__ void begin_bracket(State* state, double select_topk) {
   const auto present = static_cast<int64_t>(state->present);
   if (present == 0) return;
@@ -28,8 +27,8 @@ __device__ __forceinline__ void begin_bracket(State* state, double select_topk) 
   if (threadIdx.x == 0) state->level = static_cast<uint32_t>(digit) << digit_shift(0);
 }
 
-// A run's elements are neighbours, often of one row and so of one scale: the runs are what is drawn, and what each has
-// above the level beyond its share is what varies (csrc/cpu/survey/sampling.h).
+// A run's elements are neighbours, often of one row and so of one scale. So the random draw is of runs, and the
+// variance is that of each run's count above the level, beyond its expected share (csrc/cpu/survey/sampling.h).
 __device__ __forceinline__ void place_bracket(State* state, double select_topk) {
   const auto present = static_cast<int64_t>(state->present);
   const double m = static_cast<double>(present), rank = select_topk * m;
@@ -99,9 +98,9 @@ static __global__ void __launch_bounds__(kThreads, 1)
   if (is_last_cta(state)) end_bracket(state);
 }
 
-// --- the threshold; again by the last CTA ---
+// --- the threshold; the last CTA again ---
 
-// What the scan has found decides where the last selected one is sought; one thread.
+// Decides from the scan's counts where to search for the last selected element; one thread.
 __device__ __forceinline__ void seek_last(State* state, int64_t capacity) {
   state->wanted = state->selected - static_cast<int64_t>(state->above);
   state->missed = state->wanted < 1 || state->wanted > static_cast<int64_t>(state->candidates);
@@ -109,7 +108,7 @@ __device__ __forceinline__ void seek_last(State* state, int64_t capacity) {
   if (state->missed) state->wanted = state->selected, state->low = 1, state->high = kInfBits;
 }
 
-__device__ __forceinline__ void begin_selection(State* state, int64_t capacity, double select_topk) {
+__device__ __forceinline__ void begin_threshold(State* state, int64_t capacity, double select_topk) {
   if (threadIdx.x != 0) return;
   state->passes = 1;
   state->selected = static_cast<int64_t>(floor(select_topk * static_cast<double>(state->nonzero)));
@@ -118,7 +117,7 @@ __device__ __forceinline__ void begin_selection(State* state, int64_t capacity, 
   seek_last(state, capacity);
 }
 
-// Takes the digit in which the last selected one lies.
+// Finds the digit of the last selected element.
 template <class Word>
 __device__ __forceinline__ void end_digit(State* state, const Digit<Word>& digit) {
   int64_t wanted = state->wanted;
@@ -131,7 +130,7 @@ __device__ __forceinline__ void end_digit(State* state, const Digit<Word>& digit
   clear_histograms(state);
 }
 
-// The threshold is known, and how many ties at it are wanted.
+// Sets the threshold, and whether its ties are cut.
 __device__ __forceinline__ void end_threshold(State* state, uint32_t threshold, int64_t numel) {
   state->threshold = threshold;
   state->cut = state->wanted < static_cast<int64_t>(state->ties);
@@ -142,7 +141,8 @@ __device__ __forceinline__ int64_t filled(const State* state, const Candidates& 
   return min(static_cast<int64_t>(state->slots), candidates.capacity);
 }
 
-// One digit of the last selected candidate: of its score, then, if not all of its ties are selected, of its place.
+// Finds one digit of the last selected candidate: of its score, then, if not all of its ties are selected, of its
+// place.
 static __global__ void __launch_bounds__(kThreads, 1)
     count_candidates(State* state, Candidates candidates, int index, int64_t numel) {
   if (state->failed || state->selected == 0 || (index >= kScoreDigits && !state->cut)) return;
@@ -163,7 +163,7 @@ static __global__ void __launch_bounds__(kThreads, 1)
   if (digit.shift == 0) state->tie_limit = numel - 1 - static_cast<int64_t>(place_of(state->found, candidates));
 }
 
-// The energies of the selected candidates.
+// Adds the energies of the selected candidates.
 template <int kN>
 __global__ void __launch_bounds__(kThreads, 1)
     finish_candidates(const __grid_constant__ Inputs in, State* state, Candidates candidates) {
@@ -171,7 +171,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   __shared__ Sums<kN> sums;
   sums.clear();
   __syncthreads();
-  // The least word that is selected: where ties are cut all of its digits were found, else those of its score.
+  // The least selected word: if ties are cut, all of its digits were found, else those of its score.
   const uint64_t last = state->cut ? state->found : state->found << candidates.place_bits;
   for_each(filled(state, candidates), [&](int64_t c) {
     const uint64_t word = candidates.words[c];
@@ -179,7 +179,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     const int64_t at = in.numel - 1 - static_cast<int64_t>(place_of(word, candidates));
     const uint8_t* const exponents = candidates.exponents + at / kBlock * in.targets;
     const float base = load_one(in.operands[0], at);
-    // All loads come before the first atomic, past which none could be moved.
+    // All loads come before the first atomic, because the compiler cannot move loads past it.
     float d[kN];
     uint32_t of_block[kN];
 #pragma unroll

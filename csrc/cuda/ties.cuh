@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Where ties at the threshold are cut: those of the lowest indices are selected.
+// Finds the last selected tie at the threshold: ties of the lowest indices are selected.
 #ifndef FUSEO1_CUDA_TIES_CUH_
 #define FUSEO1_CUDA_TIES_CUH_
 
@@ -17,7 +17,7 @@ __device__ __forceinline__ uint32_t tie_mask(const Source& in, int64_t at, const
   return ties;
 }
 
-// Where the `wanted`-th tie (from 1) of those from `begin` on lies, to *tie_limit; called by all threads of a CTA.
+// Writes the index of the `wanted`-th tie (from 1) from `begin` on to *tie_limit; all threads of a CTA call it.
 template <int kN, class Source>
 __device__ void find_tie(const Source& in, const Divisor& divisor, uint32_t threshold, int64_t begin, int64_t wanted,
                          int64_t* tie_limit) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// From sums to energies, from energies to weights: SCE's rule on the device (methods/sce.py is its twin).
+// From sums to energies, from energies to weights: SCE's rule on the device (as in methods/sce.py).
 #ifndef FUSEO1_CUDA_WEIGHTS_CUH_
 #define FUSEO1_CUDA_WEIGHTS_CUH_
 
@@ -7,10 +7,10 @@
 
 namespace fuseo1 {
 
-// mergekit's rules: below this mean square all weights are equal, and no divisor is smaller than this.
+// mergekit's rules: below this mean square all weights are equal, and no divisor is smaller.
 constexpr double kMergekitFloor = 1e-6;
 
-// The exact sums of each exponent, added in fp64 from the smallest on. T: what they are, with a sign or without.
+// The exact sums of each exponent, added in fp64 from the smallest on. T: their type, signed or unsigned.
 template <class T>
 __device__ inline double exact_sum(const Count* sums) {
   double all = 0.0;
