@@ -1,4 +1,4 @@
-"""What does the arithmetic of a merge of files: a backend on the CPU, or GPUs."""
+"""Chooses the executor of a merge: a backend on the CPU, or GPUs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ _NAME = re.compile(r"cuda(?::(0|[1-9]\d{0,3}))?")
 
 
 def choose_executor(options: MergeOptions) -> Executor:
-    """The CPU or the GPUs that `options` name, with their backend. MergeError if one is not here."""
+    """Return an executor for the backend and the device that `options` name.
+
+    Raises:
+        BackendError: the backend or a GPU is not available here, or the two do not fit together.
+        ConfigError: a malformed device, or a wrong or misplaced `max_gpu_memory`.
+    """
     backend, device, max_gpu_memory = options.backend, options.device, options.max_gpu_memory
     on_gpu = backend in GPU_BACKENDS
     name = device or ("cuda" if on_gpu else "cpu")
@@ -27,15 +32,15 @@ def choose_executor(options: MergeOptions) -> Executor:
         if max_gpu_memory is not None:
             raise ConfigError("max_gpu_memory is for a merge on GPUs: give device, such as cuda")
         return CpuExecutor(load_backend(backend))
-    from .gpu.pool import open_gpus  # a merge on the CPU starts without it
+    from .gpu.pool import open_gpus  # imported late: a merge on the CPU does not need it
 
     return open_gpus(backend, numbers)
 
 
 def parse_devices(names: str) -> tuple[int, ...] | None:
-    """The numbers of the GPUs that "cuda", "cuda:1" or "cuda:0,cuda:1" names; None for "cpu".
+    """Return the GPU numbers in `names`, such as "cuda", "cuda:1" or "cuda:0,cuda:1"; None for "cpu".
 
-    Raises ConfigError.
+    Raises ConfigError for any other form, and for a GPU that is named twice.
     """
     if names == "cpu":
         return None

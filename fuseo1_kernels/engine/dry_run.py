@@ -1,4 +1,4 @@
-"""What a merge would do, from headers alone."""
+"""Plans a merge from headers alone and collects everything that would stop it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,17 @@ from .worker import Executor
 
 @dataclass(frozen=True)
 class DryRun:
-    """A plan for a person: sizes in bytes, and everything that would stop the merge in `problems`."""
+    """The result of a dry run.
+
+    Attributes:
+        tensors, parameters: how many the merged model has.
+        dtype: the dtype of most of the output, by torch's name.
+        bytes_to_read, bytes_to_write: bytes of tensor data.
+        peak_memory: the most bytes of host memory for buffers and survey state.
+        shards: names of the weight files.
+        problems: everything that would stop the merge; empty if nothing would.
+        notes: remarks, for example on tensors that are left out.
+    """
 
     tensors: int
     parameters: int
@@ -47,10 +57,13 @@ def dry_run(
     out_dir: str | os.PathLike[str] | None,
     options: MergeOptions | None = None,
 ) -> DryRun:
-    """Plan a merge and find everything that would stop it, without reading or writing tensor data.
+    """Plan a merge and collect everything that would stop it, without reading or writing tensor data.
 
-    Models that are not local must be in the hub's cache: nothing is downloaded. Raises MergeError only
-    where no plan can be made at all (a model that cannot be opened); the rest is in `problems`.
+    Nothing is downloaded: models that are not local must be in the hub's cache.
+
+    Raises:
+        MergeError: no plan can be made at all, for example because a model cannot be opened. Anything else that
+            would stop the merge is listed in `problems`.
     """
     options = options or MergeOptions()
     options.check_numbers()
@@ -81,9 +94,9 @@ def dry_run(
         with collected():
             executor = choose_executor(options)
         with collected():
-            # What is not here is a problem already; the memory is then that of the CPU.
-            memory, more = (executor or CpuExecutor).host_memory(plan, options)
-            notes += more
+            # Without an executor, which is a problem already, report the memory of a merge on the CPU.
+            memory, memory_notes = (executor or CpuExecutor).host_memory(plan, options)
+            notes += memory_notes
         lender, sidecars = None, {}
         title = "" if out_dir is None else os.path.basename(os.path.realpath(out_dir))
         with collected():
@@ -96,17 +109,17 @@ def dry_run(
                 notes.append(
                     f"{partial}: an unfinished merge; only the command that began it continues it"
                 )
-            # The merge leaves a model of its own alone, unless it is told to make it again.
-            again = options.overwrite or not options.resume
-            merge = digest(fingerprint(plan, options.nonfinite))
-            if not problems and not again and find_model(out, merge, sidecars, plan.shards):
+            # A merge keeps a finished model of its own, unless the options say to start over.
+            start_over = options.overwrite or not options.resume
+            identity = digest(fingerprint(plan, options.nonfinite))
+            if not problems and not start_over and find_model(out, identity, sidecars, plan.shards):
                 notes.append(f"{out}: is there already, made by this very merge")
             else:
                 with collected():
                     check_out_dir(
                         out, overwrite=options.overwrite, inputs=directories(sources, lender)
                     )
-                    # What an unfinished merge has reserved is not needed once more.
+                    # An unfinished merge has already reserved its disk space.
                     needed = 0 if partial.exists() else plan.output_bytes
                     if obstacle := find_obstacles(out, needed):
                         raise MergeError(obstacle)

@@ -1,4 +1,4 @@
-"""Runs a plan: reads, surveys, fuses and writes, tensor by tensor, in bounded memory."""
+"""Merges checkpoints: opens the models, makes a plan, runs it and publishes the result."""
 
 from __future__ import annotations
 
@@ -48,21 +48,39 @@ def merge_checkpoints(
     progress: Progress | None = None,
     tuning: Tuning = DEFAULT_TUNING,
 ) -> MergeResult:
-    """Merge Hugging Face checkpoints into `out_dir`, which appears whole or not at all.
+    """Merge Hugging Face checkpoints into the directory `out_dir`, which appears complete or not at all.
 
-    The work lies in `OUT.partial` until then. After a failure, an interruption or a kill the same call
-    goes on from there and ends with the same bytes; a model that this very merge has made is left as it is.
+    Until then the output is written to `OUT.partial`. After a failure, an interruption or a kill, the same call
+    resumes from there and ends with the same bytes. A finished model of the same merge is kept as it is.
+
+    Every keyword but `progress` is a field of MergeOptions (engine/options.py), which has the details.
 
     Args:
-        config: path of a YAML file, a recipe's name, a mapping, or a MergeConfig (docs/config.md).
-        out_dir: must not exist, be empty, or be given up with `overwrite`.
-        backend, device, threads, max_memory, max_gpu_memory, shard_size, overwrite, crop_embeddings, copy_tokenizer,
-            nonfinite, resume, survey_cache, survey_topk, random_seed, tuning: the fields of MergeOptions
-            (engine/options.py), with its defaults. Sizes are in bytes.
-        progress: reports how far the merge is.
+        config: path of a YAML file, name of a recipe, a mapping, or a MergeConfig (docs/config.md).
+        out_dir: the output directory. It must not exist or be empty, unless `overwrite` is set.
+        backend: "auto", "cpu" or "reference"; on GPUs "auto", "cuda" or "triton".
+        device: "cpu", "cuda", "cuda:1" or several GPUs, "cuda:0,cuda:1". None: the CPU, unless `backend` is for GPUs.
+        threads: number of threads. None: one for each core that this process may use.
+        max_memory: the most bytes of host memory for buffers and survey state.
+        max_gpu_memory: the most bytes of memory on each GPU. None: a quarter of its free memory.
+        shard_size: the most bytes of tensor data in one output file.
+        overwrite: replace the model at `out_dir` once the new one is complete.
+        crop_embeddings: cut embeddings of different vocabulary sizes to the rows that all models have.
+        copy_tokenizer: copy tokenizer files to the output.
+        nonfinite: "error" refuses NaN and infinite elements; "propagate" makes them NaN.
+        resume: continue an unfinished run of the same merge.
+        survey_cache: directory that keeps surveys for later merges of the same models. None: surveys are not kept.
+        survey_topk: more values of select_topk, in [0, 1], to survey in the same read (sce).
+        random_seed: seed of random masks (DARE, DELLA).
+        progress: receives the number of bytes done.
+        tuning: sizes of chunks, batches and copies.
+
+    Returns:
+        MergeResult: sizes, time, energy shares and notes.
 
     Raises:
-        MergeError: one message that says what is wrong and what to do; nothing is left at `out_dir`.
+        MergeError: the merge cannot be done or failed. The message says what is wrong and what to do; `out_dir` is
+            as it was before.
     """
     options = MergeOptions(
         backend=backend,
@@ -90,7 +108,7 @@ def run_merge(
     options: MergeOptions,
     progress: Progress | None = None,
 ) -> MergeResult:
-    """Merge into the directory `out_dir`; see merge_checkpoints. Raises MergeError."""
+    """As merge_checkpoints, with the options in one record. Raises MergeError."""
     started = time.perf_counter()
     out = Path(out_dir)
     options.check_numbers()
@@ -111,9 +129,9 @@ def run_merge(
         sidecars = make_sidecars(config, plan, sources, lender, title, options.copy_tokenizer)
         identity = fingerprint(plan, options.nonfinite)
         notes = list(plan.notes)
-        afresh = options.overwrite or not options.resume
-        done = _find_finished(out, plan, digest(identity), sidecars, afresh)
-        if done is not None:
+        start_over = options.overwrite or not options.resume
+        merged = _find_finished(out, plan, digest(identity), sidecars, start_over)
+        if merged is not None:
             notes.append("was there already, made by this very merge; nothing was done")
         else:
             cache = None
@@ -131,8 +149,8 @@ def run_merge(
                     resume=options.resume,
                 )
             )
-            done = run_plan(plan, sink, executor, options, cache, progress)
-            notes += done.notes + (cache.problems if cache else [])
+            merged = run_plan(plan, sink, executor, options, cache, progress)
+            notes += merged.notes + (cache.problems if cache else [])
             sidecars[checksums.FILE] = checksums.make_checksums(
                 made_by=f"fuseo1-kernels {__version__}",
                 merge=digest(identity),
@@ -143,11 +161,11 @@ def run_merge(
                 },
                 files=sidecars,
                 shards=plan.shards,
-                tensors=done.records,
+                tensors=merged.records,
             )
             for name, data in sidecars.items():
                 sink.add_file(name, data)
-            # Before, not after: a signal meanwhile is one that came when nothing was published.
+            # Close the models before publishing: a signal that arrives meanwhile finds nothing published.
             for source in sources.values():
                 source.close()
             sink.publish()
@@ -155,27 +173,28 @@ def run_merge(
         out_dir=str(out_dir),
         tensors=len(plan.jobs),
         parameters=sum(job.numel for job in plan.jobs),
-        bytes_read=done.bytes_read,
-        bytes_written=sum(j.output_bytes for j in plan.jobs if j.name not in done.resumed),
+        bytes_read=merged.bytes_read,
+        bytes_written=sum(j.output_bytes for j in plan.jobs if j.name not in merged.resumed),
         seconds=time.perf_counter() - started,
         shards=tuple(shard.file for shard in plan.shards),
-        energy_share=energy_share(plan, done.records),
-        exact_path=sum(record.passes > 1 for record in done.records.values()),
-        resumed=len(done.resumed),
+        energy_share=energy_share(plan, merged.records),
+        exact_path=sum(record.passes > 1 for record in merged.records.values()),
+        resumed=len(merged.resumed),
         backend=f"{executor.name}: {executor.description}",
         notes=tuple(notes),
     )
 
 
 def _find_finished(
-    out: Path, plan: Plan, merge: str, sidecars: Mapping[str, bytes], afresh: bool
+    out: Path, plan: Plan, identity: str, sidecars: Mapping[str, bytes], start_over: bool
 ) -> Merged | None:
-    """What stands at `out`, if it is what this merge would make (by its checksum file and its sizes).
+    """Return the finished model of this merge at `out`, recognized by its checksum file and file sizes; else None.
 
-    A run may have been killed when it had published the model, or the same command was given twice.
+    There is one if the same command was run twice, or if a run was killed while it published the model. The latter
+    counts even if the merge is to start over.
     """
     just_published = finish_publishing(out)
-    if afresh and not just_published:
+    if start_over and not just_published:
         return None
-    records = checksums.find_model(out, merge, sidecars, plan.shards)
+    records = checksums.find_model(out, identity, sidecars, plan.shards)
     return None if records is None else Merged(records, set(records))

@@ -23,7 +23,7 @@ class JobGuard(NonfiniteGuard):
 
     def refuse_inputs(self, counts: Sequence[int]) -> None:
         *by_model, overflows = counts
-        # A method without a base may merge one input, which is surveyed as base and as target.
+        # If there is only one input, it was surveyed as base and as target (`counted_inputs`).
         for x, count in zip(self._job.inputs, by_model, strict=False):
             if count:
                 raise CheckpointError(
@@ -44,9 +44,9 @@ class JobGuard(NonfiniteGuard):
 
 
 def counted_inputs(job: Job, inputs: Sequence[T]) -> tuple[Job, Sequence[T], Norms]:
-    """Return job, inputs and request of a survey that counts the inputs' non-finite elements.
+    """Return the job, the inputs and the request of a survey that counts the inputs' non-finite elements.
 
-    A survey needs a target: a single input is taken twice.
+    A survey needs a target, so a single input is given as base and as target.
     """
     if len(inputs) == 1:
         job, inputs = replace(job, inputs=job.inputs * 2), [*inputs, *inputs]

@@ -18,25 +18,26 @@ DEFAULT_MAX_MEMORY = 2 << 30
 
 @dataclass(frozen=True, kw_only=True)
 class MergeOptions:
-    """Everything that a merge is told besides its config and its output directory.
+    """The options of a merge. The config and the output directory are not among them.
 
     Attributes:
-        backend: "auto", "cpu" or "reference"; on GPUs "auto", "cuda" or "triton".
-        device: "cpu", "cuda", "cuda:1", or several GPUs, "cuda:0,cuda:1". None: the CPU, unless the backend is
-            for GPUs. Never changes a byte of the weights.
-        threads: None: all cores this process may use. Never changes a byte of the result.
-        max_memory: bytes of host memory for buffers and survey state together, at most.
-        max_gpu_memory: bytes of each GPU's memory, at most; None: a quarter of its free memory. Larger tensors are
-            merged on the CPU.
-        shard_size: bytes of tensor data in one output file, at most.
-        overwrite: replace a model that stands at the output directory, once the new one is whole.
-        crop_embeddings: cut embeddings of different vocabulary sizes to the smallest one's rows.
-        copy_tokenizer: copy tokenizer files beside the weights.
+        backend: "auto", "cpu" or "reference"; on GPUs "auto", "cuda" or "triton". "auto" takes the first that runs.
+        device: "cpu", "cuda", "cuda:1" or several GPUs, "cuda:0,cuda:1". None: the CPU, unless `backend` is for GPUs.
+            Never changes a byte of the weights.
+        threads: number of threads, 1 or more. None: one for each core that this process may use. Never changes a byte
+            of the result.
+        max_memory: the most bytes of host memory for buffers and survey state, together. The page cache is not counted.
+        max_gpu_memory: the most bytes of memory on each GPU. None: a quarter of its free memory. Tensors that need
+            more are merged on the CPU.
+        shard_size: the most bytes of tensor data in one output file. A larger tensor has a file of its own.
+        overwrite: replace the model at the output directory once the new one is complete.
+        crop_embeddings: cut embeddings of different vocabulary sizes to the rows that all models have.
+        copy_tokenizer: copy tokenizer files to the output.
         nonfinite: "error" refuses NaN and infinite elements; "propagate" makes them NaN.
-        resume: go on from an earlier, unfinished run of the same merge.
-        survey_cache: a directory in which surveys are kept for later merges of the same models.
-        survey_topk: further values of select_topk to survey in the same read (sce).
-        random_seed: with the names of tensors and models, the key of random masks (DARE, DELLA).
+        resume: continue an unfinished run of the same merge. False: start over.
+        survey_cache: directory that keeps surveys for later merges of the same models. None: surveys are not kept.
+        survey_topk: more values of select_topk, in [0, 1], to survey in the same read (sce). Needs `survey_cache`.
+        random_seed: seed of random masks (DARE, DELLA). With the names of the tensor and the model it keys a mask.
         tuning: sizes of chunks, batches and copies.
     """
 
@@ -62,19 +63,21 @@ class MergeOptions:
         check_seed(self.random_seed)
 
     def check_surveys(self, method: str) -> None:
-        """Raise MergeError unless `nonfinite`, `survey_cache` and `survey_topk` make sense for the merge method."""
+        """Raise MergeError if `nonfinite` is unknown, or if `survey_topk` does not fit the method or `survey_cache`."""
         check_nonfinite(self.nonfinite)
         if self.survey_topk and method != "sce":
             raise MergeError(f"survey_topk: {method} has no select_topk; leave it out")
         if self.survey_topk and self.survey_cache is None:
-            raise MergeError("survey_topk asks for surveys to keep: give survey_cache, where")
+            raise MergeError(
+                "survey_topk needs a directory that keeps the surveys: give survey_cache"
+            )
         if not all(0 <= topk <= 1 for topk in self.survey_topk):
             values = ", ".join(map(str, self.survey_topk))
             raise MergeError(f"survey_topk: must lie in [0, 1]: {values}")
 
 
 def check_sizes(**sizes: object) -> None:
-    """Raise ConfigError, naming the keyword, for a number of bytes that is not a positive whole number."""
+    """Raise ConfigError, naming the keyword, for a size in bytes that is not a positive integer."""
     for name, size in sizes.items():
         if not isinstance(size, Integral) or isinstance(size, bool):
             raise ConfigError(

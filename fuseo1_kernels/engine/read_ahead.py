@@ -1,4 +1,4 @@
-"""Brings what is merged next into the page cache, and takes it out again when it is merged."""
+"""Reads the inputs of the next units into the page cache, and drops them after the merge."""
 
 from __future__ import annotations
 
@@ -11,96 +11,109 @@ from ..plan.job import Input, Job
 from .schedule import Unit
 from .tuning import DEFAULT_TUNING, Tuning
 
-#: Threads that read ahead (docs/storage.md).
+#: The most threads that read ahead (docs/storage.md).
 READERS = 2
 
 
 def absent_inputs(job: Job) -> list[Input]:
-    """The inputs that are not in the page cache, for certain."""
+    """Return the inputs that are certainly not in the page cache."""
     return [x for x in job.inputs if x.source.is_cached(x.info) is False]
 
 
 def forget(inputs: Sequence[Input]) -> None:
-    """Take them out of the page cache."""
+    """Drop `inputs` from the page cache."""
     for x in inputs:
         x.source.forget(x.info)
 
 
 class UnitReads:
-    """A unit, and what of its inputs is to be brought into the page cache and taken out again.
+    """A unit, and the state of its inputs in the page cache.
 
-    `direct` says that it is more than there is room for: the worker reads, and drops, piece by piece.
+    A unit is `direct` if it exceeds the page cache granted to the merge. Its worker then reads ahead, and drops, piece
+    by piece. The state of the page cache is asked for once, before anything is read.
+
+    Attributes:
+        jobs, input_bytes: the unit's.
+        to_forget: inputs to drop after the merge: they were certainly not cached before.
+        direct: whether the worker reads ahead by itself.
+        unread: inputs that no reader has begun to read, one list per model.
+        pending: lists of `unread` that are not yet read to the end.
+        begun: whether a reader has begun with the unit.
+        taken: whether a worker has the unit.
     """
 
-    def __init__(self, unit: Unit, room: int, skipped: Container[str]) -> None:
+    def __init__(self, unit: Unit, capacity: int, skipped: Container[str]) -> None:
         self.jobs = unit.jobs
         self.input_bytes = unit.input_bytes
         inputs = [x for job in unit.jobs if job.name not in skipped for x in job.inputs]
-        cached = [x.source.is_cached(x.info) for x in inputs]
-        self.absent = [x for x, there in zip(inputs, cached, strict=True) if not there]
-        # Where the system does not tell what is cached, what others have there must stay.
-        self.to_forget = [x for x, there in zip(inputs, cached, strict=True) if there is False]
-        self.direct = bool(self.absent) and unit.input_bytes > room
+        is_cached = [x.source.is_cached(x.info) for x in inputs]
+        absent = [x for x, cached in zip(inputs, is_cached, strict=True) if not cached]
+        # If the system cannot tell (None), other processes may have the file cached: it stays.
+        self.to_forget = [x for x, cached in zip(inputs, is_cached, strict=True) if cached is False]
+        self.direct = bool(absent) and unit.input_bytes > capacity
+        self.is_read_ahead = bool(absent) and not self.direct
         self.unread: deque[list[Input]] = deque()
-        if self.fed:
+        if self.is_read_ahead:
             by_model: dict[int, list[Input]] = {}
-            for x in self.absent:
+            for x in absent:
                 by_model.setdefault(id(x.source), []).append(x)
             self.unread.extend(by_model.values())
         self.pending = len(self.unread)
         self.begun = self.taken = False
 
     def direct_inputs(self, job: Job) -> list[Input]:
-        """Those of the unit's `job` for which its worker must see itself."""
+        """Return the inputs of `job` that its worker reads ahead and drops by itself."""
         return [x for x in job.inputs if x in self.to_forget] if self.direct else []
-
-    @property
-    def fed(self) -> bool:
-        """Whether readers bring it."""
-        return bool(self.absent) and not self.direct
 
 
 class ReadAhead:
-    """Hands units to workers in order, each when its inputs are in the page cache.
+    """Hands units to workers in order, each once its inputs are in the page cache.
 
-    Every tensor is read twice, for survey and fuse. The page cache holds it in between, rather than memory
-    of ours: nothing must fit, and where memory is short the system reads again. `room` bounds the bytes
-    that are there because of us. Tensors named in `skipped` are not read ahead. `read` is the work of a
-    reader, of which there may be any number.
+    Every tensor is read twice, for survey and fuse. In between the page cache holds it, not a buffer: no tensor is too
+    large, and if memory is short the system reads the file again. Any number of threads may run `read`.
     """
 
     def __init__(
         self,
         units: Sequence[Unit],
         workers: int,
-        room: int,
+        capacity: int,
         skipped: Container[str] = (),
         tuning: Tuning = DEFAULT_TUNING,
     ) -> None:
-        # Asked before anything is read: later the answer would be about what was read ahead.
-        self._untaken = deque(UnitReads(unit, room, skipped) for unit in units)
-        self._unread = deque(unit for unit in self._untaken if unit.fed)
-        self._room = room
+        """Prepare to hand out `units`.
+
+        Args:
+            units: in the order in which workers take them.
+            workers: number of workers.
+            capacity: the most bytes of the page cache to fill.
+            skipped: names of tensors that are not read ahead.
+            tuning: `step` and `read_ahead` apply.
+        """
+        self._untaken = deque(UnitReads(unit, capacity, skipped) for unit in units)
+        self._unread = deque(unit for unit in self._untaken if unit.is_read_ahead)
+        self._capacity = capacity
         self._tuning = tuning
-        # Those that readers have begun and no worker is done with.
+        # Units that a reader has begun and no worker has finished.
         self._begun: set[UnitReads] = set()
-        self._ahead = self._held = 0
+        self._held = 0  # bytes of inputs in `_begun`
+        self._ahead = 0  # bytes of these that no worker has taken
         self._working = workers
         self._closed = False
         self._changed = threading.Condition()
 
     @property
     def readers(self) -> int:
-        """How many readers there is work for."""
+        """The number of readers to run."""
         return min(READERS, sum(len(unit.unread) for unit in self._unread))
 
     @property
     def working(self) -> int:
-        """How many workers have not seen the end yet."""
+        """The number of workers that may still get a unit."""
         return self._working
 
     def take(self) -> UnitReads | None:
-        """Wait for the next unit; None: there are no more, and the worker is done."""
+        """Return the next unit, once its inputs are read; None if no unit is left."""
         with self._changed:
             if not self._untaken or self._closed:
                 self._working -= 1
@@ -114,39 +127,39 @@ class ReadAhead:
             return unit
 
     def done(self, unit: UnitReads) -> None:
-        """Take what was brought for a unit out of the page cache again."""
+        """Drop the inputs of a merged unit from the page cache."""
         forget(unit.to_forget)
-        if unit.fed:
+        if unit.is_read_ahead:
             with self._changed:
                 self._begun.discard(unit)
                 self._held -= unit.input_bytes
                 self._changed.notify_all()
 
     def read(self) -> None:
-        """Read ahead until there is no more, or `close` is called."""
+        """Read ahead until everything is read or `close` is called."""
         while (next_inputs := self._next_inputs()) is not None:
             unit, inputs = next_inputs
             try:
                 for x in inputs:
-                    self._bring(x)
+                    self._read_input(x)
             finally:
                 with self._changed:
                     unit.pending -= 1
                     self._changed.notify_all()
 
     def close(self) -> None:
-        """Have everyone who waits give up."""
+        """End all waits; `take` and `read` return."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
     def forget_rest(self) -> None:
-        """Take out what was brought for nothing, when the readers and workers of a failed merge have ended."""
+        """Drop the inputs of unfinished units, after all readers and workers of a failed merge have ended."""
         while self._begun:
             forget(self._begun.pop().to_forget)
 
     def _next_inputs(self) -> tuple[UnitReads, list[Input]] | None:
-        """What one model has of the next unit, when there is room for the unit."""
+        """Wait until the next unit fits; return it and the inputs of one of its models. None: nothing left to read."""
         with self._changed:
             self._changed.wait_for(
                 lambda: self._closed or not self._unread or self._has_room(self._unread[0])
@@ -168,12 +181,12 @@ class ReadAhead:
         if unit.begun:
             return True
         ahead = self._ahead + unit.input_bytes
-        return self._held + unit.input_bytes <= self._room and (
+        return self._held + unit.input_bytes <= self._capacity and (
             unit.taken or self._ahead == 0 or ahead <= self._tuning.read_ahead
         )
 
-    def _bring(self, x: Input) -> None:
-        with suppress(Exception):  # advice: what is wrong is told by the worker, who reads it too
+    def _read_input(self, x: Input) -> None:
+        with suppress(Exception):  # only advice: the worker reads the same bytes and reports errors
             step = self._tuning.step
             for start in range(0, x.info.nbytes, step):
                 if self._closed:

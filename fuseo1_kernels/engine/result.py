@@ -11,7 +11,7 @@ from ..plan.plan import Plan
 
 
 class Progress(Protocol):
-    """Told how far a merge is; `advance` is called from any thread."""
+    """Reports how far a merge is. `advance` may be called from any thread."""
 
     def start(self, title: str, total_bytes: int) -> None: ...
     def advance(self, nbytes: int) -> None: ...
@@ -20,20 +20,21 @@ class Progress(Protocol):
 
 @dataclass(frozen=True)
 class MergeResult:
-    """What a merge did.
+    """The result of a merge.
 
     Attributes:
-        out_dir: where the merged model lies.
-        tensors, parameters: how many it has.
-        bytes_read, bytes_written: of tensor data, by this run; what is surveyed and fused is read twice (for a GPU,
-            or by columns, once), the second time, if there is memory for it, from the page cache.
-        seconds: wall time, from opening the models to the rename that publishes the result.
+        out_dir: directory of the merged model.
+        tensors, parameters: how many the merged model has.
+        bytes_read, bytes_written: bytes of tensor data, in this run. Every survey pass and the fuse read a tensor
+            once; after the first read it comes from the page cache if memory allows. On a GPU, and by columns, a
+            tensor is read once.
+        seconds: wall time, from opening the models to publishing the result.
         shards: names of the weight files.
-        energy_share: by target, its part of all selected energy; empty where the method knows no energies.
-        exact_path: tensors whose threshold needed more than one survey pass; of a GPU's, those of sce alone.
-        resumed: tensors that an earlier run of this merge had written.
-        backend: what did the arithmetic.
-        notes: what is worth knowing, for example tensors that were left out.
+        energy_share: by target, its share of all selected energy; empty for methods without energies.
+        exact_path: number of tensors whose threshold took more than one survey pass; on GPUs counted for sce only.
+        resumed: number of tensors that an earlier run of this merge wrote.
+        backend: name and description of the backend.
+        notes: remarks, for example on tensors that are left out.
     """
 
     out_dir: str
@@ -54,11 +55,11 @@ class MergeResult:
 
 
 def energy_share(plan: Plan, records: Mapping[str, TensorRecord]) -> dict[str, float]:
+    """Return each target's share of the energy of all tensors; empty for methods other than sce."""
     energy: dict[str, float] = {}
     for job in plan.jobs:
-        found = records[job.name].energy
-        # Other methods than sce learn no energies.
-        for x, e in zip(job.inputs[1:], found, strict=True) if found else ():
+        by_target = records[job.name].energy
+        for x, e in zip(job.inputs[1:], by_target, strict=True) if by_target else ():
             energy[x.source.name] = energy.get(x.source.name, 0.0) + e
     total = sum(energy.values())
     return {model: e / total if total else 0.0 for model, e in energy.items()}

@@ -1,4 +1,4 @@
-"""Runs a plan: workers take tensors in order until all are in the sink."""
+"""Runs a plan: workers take units of tensors in order until all are in the sink."""
 
 from __future__ import annotations
 
@@ -22,7 +22,14 @@ from .worker import Executor, MergeContext
 
 @dataclass
 class Merged:
-    """Tensors that are in the output: their records by name, which of them an earlier run wrote, bytes read, notes."""
+    """The merged tensors.
+
+    Attributes:
+        records: the journal's record of every tensor, by name.
+        resumed: names of the tensors that an earlier run wrote.
+        bytes_read: bytes of tensor data that this run read.
+        notes: remarks for the result.
+    """
 
     records: dict[str, TensorRecord] = field(default_factory=dict)
     resumed: set[str] = field(default_factory=set)
@@ -38,15 +45,15 @@ def run_plan(
     cache: SurveyCache | None,
     progress: Progress | None,
 ) -> Merged:
-    """Merge all tensors that are not in the sink already."""
-    done, lock, stop = Merged(), threading.Lock(), threading.Event()
-    advance = progress.advance if progress else _ignore
+    """Merge all tensors that are not in the sink already. Raises MergeError."""
+    merged, lock, stop = Merged(), threading.Lock(), threading.Event()
+    advance = progress.advance if progress else _discard
     tuning = options.tuning
     context = MergeContext(sink, options.nonfinite, advance, stop, cache, tuning)
     pool = executor.pool(plan, options, context)
     units = make_units(plan.jobs, pool.size, tuning)
-    room = free_memory() // 2 if tuning.page_cache is None else tuning.page_cache
-    read_ahead = ReadAhead(units, pool.size, room, skipped=sink.recorded, tuning=tuning)
+    capacity = free_memory() // 2 if tuning.page_cache is None else tuning.page_cache
+    read_ahead = ReadAhead(units, pool.size, capacity, skipped=sink.recorded, tuning=tuning)
     if progress:
         total = plan.input_bytes + sum(job.output_bytes for job in plan.jobs)
         progress.start(f"merging {len(plan.jobs)} tensors", total)
@@ -54,52 +61,54 @@ def run_plan(
     def work(number: int) -> None:
         worker = pool.worker(number, lambda: read_ahead.working)
         while (unit := read_ahead.take()) and not stop.is_set():
-            left = []
+            pending = []
             for job in unit.jobs:
                 record = sink.recorded.get(job.name)
                 if record is None or not sink.holds(job.name, worker.scratch):
-                    left.append(job)
+                    pending.append(job)
                     continue
                 advance(job.input_bytes + job.output_bytes)
                 with lock:
-                    done.records[job.name] = record
-                    done.resumed.add(job.name)
-            reports = worker.merge_all(left, unit.direct_inputs)
+                    merged.records[job.name] = record
+                    merged.resumed.add(job.name)
+            reports = worker.merge_all(pending, unit.direct_inputs)
             read_ahead.done(unit)
             if reports:
-                merged = {name: report.record for name, report in reports.items()}
-                sink.complete(merged)
+                records = {name: report.record for name, report in reports.items()}
+                sink.complete(records)
                 with lock:
-                    done.records.update(merged)
-                    done.bytes_read += sum(report.bytes_read for report in reports.values())
+                    merged.records.update(records)
+                    merged.bytes_read += sum(report.bytes_read for report in reports.values())
 
-    runners = ThreadPoolExecutor(pool.size + read_ahead.readers, thread_name_prefix="fuseo1")
+    threads = ThreadPoolExecutor(pool.size + read_ahead.readers, thread_name_prefix="fuseo1")
     try:
         try:
             for _ in range(read_ahead.readers):
-                runners.submit(read_ahead.read)
-            futures = [runners.submit(work, number) for number in range(pool.size)]
+                threads.submit(read_ahead.read)
+            futures = [threads.submit(work, number) for number in range(pool.size)]
             ended, _ = wait(futures, return_when=FIRST_EXCEPTION)
-        except RuntimeError as error:  # of submit; those of the pool are in their futures
+        except (
+            RuntimeError
+        ) as error:  # raised by submit; the workers' own errors are in their futures
             raise MergeError(f"{error}; lower --threads") from error
         finally:
-            # A second Ctrl-C must not close the files under a worker: their numbers may be others' by then.
+            # A second Ctrl-C must not close files that a worker reads: their descriptors could be reused.
             with held_signals(redeliver=True):
                 stop.set()
                 read_ahead.close()
                 pool.stop()
-                runners.shutdown()
+                threads.shutdown()
                 pool.close()
-        # The first failure is the cause; the others may be its echo.
+        # Raise the first failure: it is the cause, later ones may follow from it.
         for future in sorted(ended, key=lambda f: f.exception() is None):
             future.result()
-        done.notes += pool.notes
-        return done
+        merged.notes += pool.notes
+        return merged
     finally:
         read_ahead.forget_rest()
         if progress:
             progress.close()
 
 
-def _ignore(_nbytes: int) -> None:
+def _discard(_nbytes: int) -> None:
     """Discards progress."""

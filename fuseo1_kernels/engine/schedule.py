@@ -1,4 +1,4 @@
-"""In which order tensors are merged, and which of them together."""
+"""Orders the tensors of a merge and groups small ones into units."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .tuning import DEFAULT_TUNING, Tuning
 
 @dataclass(frozen=True)
 class Unit:
-    """Tensors that one worker merges, one after the other: a large one alone, small ones together."""
+    """Tensors that one worker takes together: one large tensor, or several small ones."""
 
     jobs: tuple[Job, ...]
 
@@ -21,16 +21,19 @@ class Unit:
 
 
 def make_units(jobs: Sequence[Job], workers: int, tuning: Tuning = DEFAULT_TUNING) -> list[Unit]:
-    """All `jobs`: the largest first, so that the workers end together; the rest as in the base's files.
+    """Return all `jobs` in units, in the order in which workers take them.
 
-    Small ones come in batches.
+    Large tensors come first, in descending size, so that the workers end together. The others follow in the order of
+    the first input's files; small ones are batched.
     """
-    in_order = sorted(jobs, key=lambda j: (str(j.inputs[0].info.file), j.inputs[0].info.offset))
+    in_file_order = sorted(
+        jobs, key=lambda job: (str(job.inputs[0].info.file), job.inputs[0].info.offset)
+    )
     share = sum(job.input_bytes for job in jobs) // workers
-    least = max(share // tuning.few, tuning.batch)
-    large = [job for job in in_order if job.input_bytes > least]
+    limit = max(share // tuning.few, tuning.batch)
+    large = [job for job in in_file_order if job.input_bytes > limit]
     large.sort(key=lambda job: -job.input_bytes)
-    rest = [job for job in in_order if job.input_bytes <= least]
+    rest = [job for job in in_file_order if job.input_bytes <= limit]
     return [*(Unit((job,)) for job in large), *_batches(rest, tuning.batch)]
 
 

@@ -1,4 +1,4 @@
-"""Surveys kept on disk, so that a later merge of the same tensors need not survey them again."""
+"""Keeps surveys on disk, so that later merges of the same tensors need not survey them again."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ _FILE = "surveys"
 
 
 class SurveyCache:
-    """Surveys by what they depend on: the input files' identities, the tensors' places, what was asked.
+    """Surveys, keyed by everything they depend on: the inputs' files, offsets and dtypes, and the request.
 
-    The file only grows; damaged or torn lines are as if they were not there. Two merges may use one cache
-    at the same time. `find` and `keep` may be called from any thread.
+    The file is append-only; damaged or torn lines are skipped. Two merges may use one cache at the same time.
+    `look_up` and `keep` may be called from any thread. `problems` lists failed writes.
     """
 
     def __init__(self, directory: Path, also: Sequence[float] = ()) -> None:
-        """Open or make the cache; `also` are values of select_topk to survey besides a merge's own.
+        """Open or create the cache. `also`: values of select_topk to survey besides a merge's own.
 
-        Raises OutputError.
+        Raises OutputError if the directory cannot be written.
         """
         self.also = tuple(map(float, also))
         self._file = directory / _FILE
@@ -49,7 +49,7 @@ class SurveyCache:
                 self._file, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666
             )
             data = self._file.read_bytes()
-            if data and not data.endswith(b"\n"):  # a line was cut short; the next starts afresh
+            if data and not data.endswith(b"\n"):  # the last line is torn: begin a new one
                 os.write(self._fd, b"\n")
         except OSError as error:
             raise OutputError(
@@ -58,7 +58,7 @@ class SurveyCache:
         self._surveys: dict[str, SurveyResult] = {}
         self.problems: list[str] = []
         for record in decode_records(data):
-            with suppress(KeyError, TypeError, ValueError):  # of another version
+            with suppress(KeyError, TypeError, ValueError):  # written by another version
                 self._surveys[record["key"]] = _survey(record["survey"])
 
     @property
@@ -67,17 +67,18 @@ class SurveyCache:
         return 1 + len(self.also)
 
     def look_up(self, job: Job, request: Request) -> tuple[SurveyResult | None, list[Request]]:
-        """What is kept for `job` (it took no pass now), and what to survey now, `request` first.
+        """Return the survey kept for `request`, with 0 passes, or None, and the requests to survey now.
 
-        In one look: another worker may keep a survey of the same tensors at any time.
+        The missing requests are `request` itself, first, and those of `also`. Both answers come from one look-up per
+        request, because another worker may keep a survey of the same tensors at any time.
         """
-        there = {r: self._surveys.get(_key(job, r)) for r in (request, *self.also)}
-        kept = there[request]
-        missing = [r for r, survey in there.items() if survey is None]
+        surveys = {r: self._surveys.get(_key(job, r)) for r in (request, *self.also)}
+        kept = surveys[request]
+        missing = [r for r, survey in surveys.items() if survey is None]
         return None if kept is None else replace(kept, passes=0), missing
 
     def keep(self, job: Job, surveys: Iterable[tuple[Request, SurveyResult]]) -> None:
-        """Keep what surveys of `job`'s tensors said to requests; a disk that refuses is among `problems`."""
+        """Keep the surveys of `job`, with their requests. A failed write is noted in `problems` and ends writing."""
         new = {_key(job, request): survey.lasting for request, survey in surveys}
         lines = [encode_record({"key": k, "survey": _fields(s)}) for k, s in new.items()]
         with self._lock:
@@ -121,7 +122,7 @@ _KINDS: dict[str, type[SurveyResult]] = {
     for kind in (SceResult, MagnitudesResult, NormsResult, GramResult, DivergencesResult)
 }
 
-#: Fields that JSON does not give back as they were, with what reads them.
+#: Converters of the fields that JSON changes.
 _READERS: dict[str, Callable[[Any], Any]] = {
     "nonfinite": tuple,
     "energy": tuple,
@@ -133,7 +134,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
 
 
 def _fields(survey: SurveyResult) -> dict[str, Any]:
-    """The result in JSON's types. References to memory are left out."""
+    """Return the result in JSON's types, without references to memory."""
     fields = {name: value for name, value in asdict(survey).items() if name != "kept"}
     if isinstance(survey, DivergencesResult):
         fields["divergences"] = survey.divergences.hex()
@@ -141,7 +142,7 @@ def _fields(survey: SurveyResult) -> dict[str, Any]:
 
 
 def _survey(fields: dict[str, Any]) -> SurveyResult:
-    """The inverse. KeyError, TypeError or ValueError if `fields` are no result of this version."""
+    """The inverse of `_fields`. Raises KeyError, TypeError or ValueError if another version wrote them."""
     kind = _KINDS[fields["kind"]]
     read = {name: _READERS.get(name, _same)(value) for name, value in fields.items()}
     del read["kind"]

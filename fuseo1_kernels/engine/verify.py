@@ -1,4 +1,4 @@
-"""Checks a merged model: its bytes against the recorded checksums, and tensors against a second computation."""
+"""Checks a merged model: its bytes against the recorded checksums, and tensors by merging them again."""
 
 from __future__ import annotations
 
@@ -35,21 +35,23 @@ from .read_ahead import absent_inputs, forget
 from .result import Progress
 from .worker import MergeContext
 
-#: The config of a merge, as it is put beside its result.
+#: The file that holds a merged model's config.
 CONFIG = "mergekit_config.yml"
 
+# Bytes of a tensor read at a time.
 _PIECE = 4 << 20
 
 
 @dataclass(frozen=True)
 class VerifyResult:
-    """What was checked of a merged model.
+    """The result of checking a merged model.
 
     Attributes:
-        directory: the model.
+        directory: the model's directory.
         files, tensors: how many were compared with their checksums.
         recomputed: names of the tensors that were merged again by the reference backend.
-        problems: what is not as it was written, or not as it should have been; none: all is well.
+        problems: files and tensors that differ from what was written, or from what their sources give; empty if the
+            model is correct.
         seconds: wall time.
     """
 
@@ -76,13 +78,17 @@ def verify_model(
 
     Args:
         directory: a model that `merge_checkpoints` made.
-        recompute: how many tensors, chosen by `seed`, to merge again with the reference backend from
-            their sources (which the config beside the model names), and to compare bit by bit; None: all.
-        threads: default: all cores this process may use.
-        progress: is told how far it is.
+        recompute: number of tensors to merge again with the reference backend and to compare bit by bit. Their
+            sources are the models that the config beside the weights names. None: all tensors.
+        seed: chooses the tensors to recompute.
+        threads: number of threads. None: one for each core that this process may use.
+        progress: receives the number of bytes done.
+
+    Returns:
+        VerifyResult: the model is correct if its `problems` are empty.
 
     Raises:
-        MergeError: it cannot be checked: no checksums, or no sources to recompute from.
+        MergeError: the model cannot be checked: it has no checksums, or its sources cannot be opened.
     """
     started = time.perf_counter()
     path = Path(directory)
@@ -90,7 +96,7 @@ def verify_model(
     problems = list(_check_files(path, recorded))
     recomputed: list[str] = []
     checked = 0
-    # Only files of their recorded sizes and headers say where their tensors lie.
+    # The offsets of tensors can be trusted only if all sizes and headers are as recorded.
     if not problems:
         with open_source(str(path)) as model:
             names = list(recorded["tensors"])
@@ -123,7 +129,7 @@ def verify_model(
 
 
 def _check_files(path: Path, recorded: Mapping[str, Any]) -> Iterator[str]:
-    """Problems of the small files and of the shards' sizes and headers."""
+    """Yield the problems of the small files and of the shards' sizes and headers."""
     for part in ("files", "shards"):
         for name, entry in recorded[part].items():
             file = path / name
@@ -150,7 +156,7 @@ def _read_header(file: Path) -> bytes:
 
 
 def _read(file: Path, nbytes: int) -> bytes:
-    """The first `nbytes` bytes, 0: all."""
+    """Return the first `nbytes` bytes of `file`, or all if `nbytes` is 0. Raises CheckpointError."""
     try:
         with open(file, "rb") as stream:
             return stream.read(nbytes or -1)
@@ -164,7 +170,7 @@ def _check_tensors(
     threads: int | None,
     advance: Callable[[int], None],
 ) -> list[str]:
-    """Problems of the tensors' bytes."""
+    """Return the problems of the tensors' bytes."""
     buffers = threading.local()
 
     def check(info: TensorInfo) -> str | None:
@@ -187,16 +193,16 @@ def _check_tensors(
 
 
 class _Comparison:
-    """Takes merged bytes as a sink does, and notes which tensors of the model differ from them."""
+    """A Destination that compares merged bytes with the model and notes the tensors that differ."""
 
     def __init__(self, model: Source) -> None:
         self._model = model
         self.differing: set[str] = set()
 
     def write(self, name: str, start: int, view: memoryview) -> None:
-        there = Buffer(view.nbytes)
-        self._model.read_into(self._model.tensors[name], start, there.view)
-        if there.view != view:
+        stored = Buffer(view.nbytes)
+        self._model.read_into(self._model.tensors[name], start, stored.view)
+        if stored.view != view:
             self.differing.add(name)
 
 
@@ -209,7 +215,7 @@ def _recompute(
     threads: int | None,
     progress: Progress | None,
 ) -> tuple[list[str], list[str]]:
-    """(problems, names): tensors merged again by the reference backend."""
+    """Merge `count` tensors again with the reference backend; return the problems and the tensors' names."""
     with ExitStack() as stack:
         config = as_config(path / CONFIG)
         sources = open_sources(config, stack, progress=False, download=False)
@@ -224,13 +230,13 @@ def _recompute(
         jobs = list(plan.jobs)
         if count is not None and count < len(jobs):
             jobs = random.Random(seed).sample(jobs, count)
-        problems = [p for job in jobs if (p := _unlike(job, model)) is not None]
+        problems = [p for job in jobs if (p := _mismatch(job, model)) is not None]
         if problems:
             return problems, []
         comparison = _Comparison(model)
-        # The merge itself may have been allowed more.
-        most = max(DEFAULT_MAX_MEMORY, memory_floor(plan.jobs))
-        _, memory = divide_memory(plan, MergeOptions(threads=1, max_memory=most))
+        # The original merge may have had more memory than the default, and may need it.
+        max_memory = max(DEFAULT_MAX_MEMORY, memory_floor(plan.jobs))
+        _, memory = divide_memory(plan, MergeOptions(threads=1, max_memory=max_memory))
         total = sum(job.input_bytes + job.output_bytes for job in jobs)
         nonfinite = str(options.get("nonfinite", "error"))
         advance = _start(progress, f"merging {counted(len(jobs), 'tensor')} again", total)
@@ -263,7 +269,8 @@ def _recorded_seed(path: Path, options: Mapping[str, Any]) -> int:
     return seed
 
 
-def _unlike(job: Job, model: Source) -> str | None:
+def _mismatch(job: Job, model: Source) -> str | None:
+    """Return a problem if the model's tensor has not the shape and dtype of `job`."""
     info = model.tensors.get(job.name)
     if info is not None and (info.dtype, info.shape) == (job.dtype.code, job.shape):
         return None
@@ -271,6 +278,7 @@ def _unlike(job: Job, model: Source) -> str | None:
 
 
 def _start(progress: Progress | None, title: str, total_bytes: int) -> Callable[[int], None]:
+    """Start `progress`, if there is one; return the function that advances it."""
     if progress is None:
         return lambda nbytes: None
     progress.start(title, total_bytes)

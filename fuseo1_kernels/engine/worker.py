@@ -1,4 +1,4 @@
-"""What every worker of a merge is given, on whatever processor it works."""
+"""The interfaces of workers, pools and executors, and the context that all workers of a merge share."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ from .tuning import DEFAULT_TUNING, Tuning
 
 
 class Destination(Protocol):
-    """Where merged bytes go; a Sink is one."""
+    """Takes merged bytes. A Sink is one."""
 
-    def write(self, name: str, start: int, view: memoryview) -> None: ...
+    def write(self, name: str, start: int, view: memoryview) -> None:
+        """Write `view` to the tensor `name`, from its byte `start` on."""
 
 
 @dataclass(frozen=True)
 class TensorReport:
-    """What happened to one tensor: what the journal keeps of it, and the bytes that were read."""
+    """The report on one merged tensor: the journal's record, and the bytes that were read."""
 
     record: TensorRecord
     bytes_read: int
@@ -35,14 +36,14 @@ class TensorReport:
 
 @dataclass(frozen=True)
 class MergeContext:
-    """Where merged bytes go, and how.
+    """The context of a merge, shared by all its workers.
 
     Attributes:
         destination: takes merged bytes.
         nonfinite: "error" or "propagate".
-        advance: is told of every byte read (once) or written, from any thread.
-        stop: set when the merge is to end early.
-        surveys: finds and keeps surveys; None: every tensor is surveyed.
+        advance: reports bytes: each input byte once, when it is first read, and each byte written. Any thread calls it.
+        stop: set when the merge must end early.
+        surveys: finds and keeps surveys. None: every tensor is surveyed.
         tuning: sizes of chunks, batches and copies.
     """
 
@@ -55,70 +56,78 @@ class MergeContext:
 
     @property
     def surveys_at_once(self) -> int:
-        """The most surveys of one tensor that are made in the same read."""
+        """The most surveys of one tensor in the same read."""
         return self.surveys.at_once if self.surveys else 1
 
-    def go_on(self) -> None:
-        """Raise MergeError if the merge is to end."""
+    def check_stop(self) -> None:
+        """Raise MergeError if the merge must end."""
         if self.stop.is_set():
             raise MergeError("the merge was stopped")
 
     def guard(self, job: Job) -> JobGuard:
-        """Decides on the non-finite elements of `job`."""
+        """Return the guard that decides on the non-finite elements of `job`."""
         return JobGuard(self.nonfinite, job)
 
     def look_up(self, job: Job, request: Request) -> tuple[SurveyResult | None, list[Request]]:
-        """The survey of `job` that is kept, if one is, and what to survey now, `request` first."""
+        """As SurveyCache.look_up. Without a cache, no survey is kept and only `request` is missing."""
         return self.surveys.look_up(job, request) if self.surveys else (None, [request])
 
 
 class Worker(Protocol):
-    """One worker."""
+    """Merges tensors, in one thread."""
 
     @property
     def scratch(self) -> memoryview:
-        """Room to read into, free between tensors."""
+        """A buffer that is free between tensors."""
 
     def merge_all(
         self, jobs: Sequence[Job], direct: Callable[[Job], Sequence[Input]]
     ) -> dict[str, TensorReport]:
-        """Merge `jobs` and write the results; `direct` names those inputs of a job that others do not read ahead.
+        """Merge `jobs` and write the results; return a report by tensor name.
 
-        Raises MergeError, naming tensor and model.
+        Args:
+            jobs: tensors of one unit.
+            direct: returns those inputs of a job that no reader reads ahead.
+
+        Raises:
+            MergeError: names the tensor and the model.
         """
 
 
 class WorkerPool(Protocol):
-    """All workers of a merge."""
+    """All workers of a merge, and the memory that they share."""
 
     @property
-    def size(self) -> int: ...
+    def size(self) -> int:
+        """The number of workers."""
 
     def worker(self, number: int, working: Callable[[], int]) -> Worker:
-        """Worker `number`, made in its own thread; `working` says how many have work left."""
+        """Return worker `number`. Called in that worker's thread; `working` returns how many workers have work left."""
 
     def stop(self) -> None:
-        """Have workers that wait for one another give up; `MergeContext.stop` is set."""
+        """Wake workers that wait for each other, so that they end. `MergeContext.stop` is already set."""
 
     def close(self) -> None:
-        """Give everything back, when all workers have ended."""
+        """Free all resources. All workers have ended."""
 
     @property
     def notes(self) -> list[str]:
-        """What is worth knowing of the work that was done."""
+        """Remarks on the finished merge, for its result."""
 
 
 class Executor(Protocol):
-    """Where a merge's arithmetic is done."""
+    """A backend, and the CPU or the GPUs that it runs on."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The backend's name."""
 
     @property
-    def description(self) -> str: ...
+    def description(self) -> str:
+        """The backend and its hardware, for messages."""
 
     def pool(self, plan: Plan, options: MergeOptions, context: MergeContext) -> WorkerPool:
-        """All workers for `plan`. MergeError if there is too little memory."""
+        """Return the workers for `plan`. Raises MergeError if there is too little memory."""
 
     def host_memory(self, plan: Plan, options: MergeOptions) -> tuple[int, list[str]]:
-        """Most bytes of the host's memory that they will take, and what is worth knowing. MergeError likewise."""
+        """Return the most bytes of host memory that the workers use, and notes. Raises MergeError as `pool`."""

@@ -278,7 +278,7 @@ def test_what_there_is_no_room_for_is_direct(disk: Disk) -> None:
         rest = take_all(found)
     assert [portion.direct for portion in rest] == [False, False]
     assert disk.told("read") == ["base/t1", "target/t1"]
-    assert ReadAhead(units(models, 2, 2), 1, room=0).readers == 0
+    assert ReadAhead(units(models, 2, 2), 1, capacity=0).readers == 0
 
 
 @settings(

@@ -1,7 +1,7 @@
-"""Tensors of which every column is merged by itself: read in slabs of columns, each once, and put together in memory.
+"""Merges tensors column by column: reads slabs of columns, each once, and assembles the output in memory.
 
-A column's elements lie a row apart in the file, and are read many columns at a time. Slabs are turned so that a column
-lies together, and merged by the ops in memory.
+The elements of a column are one row apart in the file, so many columns are read at once. A slab is transposed, so that
+each column is contiguous, and merged by the ops in memory.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from ..nonfinite import counted_inputs
 from ..worker import MergeContext
 from .memory import LINE, MOST_COLUMNS, column_bytes
 
-# Python's formats of elements, by their size: nothing is computed with them.
+# Memoryview formats by element size. They only move elements, so any format of that size will do.
 _FORMATS: dict[int, Literal["H", "I"]] = {2: "H", 4: "I"}
 
 
 class _Block(NamedTuple):
-    """Elements in a buffer: for the ops, as numbers without meaning, and as bytes."""
+    """Elements in a buffer, as three views: an array for the ops, elements to copy, and bytes."""
 
     array: Array
     elements: memoryview
@@ -39,83 +39,89 @@ class _Block(NamedTuple):
 
 
 class ColumnMerger:
-    """Merges a worker's tensors by columns, to its buffer for output, by way of its buffer for input."""
+    """Merges a worker's tensors by columns, into its output buffer. Slabs are read into its input buffer."""
 
     def __init__(
         self,
         backend: Backend,
         context: MergeContext,
-        room: Buffer,
+        slab: Buffer,
         out: Buffer,
         threads: Callable[[], int],
         survey_bytes: int,
     ) -> None:
         self._backend = backend
         self._context = context
-        self._room, self._out = room, out
+        self._slab, self._out = slab, out
         self._threads, self._survey_bytes = threads, survey_bytes
 
     def merge(self, job: Job, rule: ByColumn) -> int:
-        """Merge `job` to the buffer, all of it; the most passes of a survey. MergeError, naming tensor and model."""
+        """Merge all of `job` into the output buffer; return the most passes of any survey.
+
+        Raises MergeError, naming the tensor and the model.
+        """
         passes = 0
-        whole = _Block.of(self._out, job.dtype, job.numel)
+        output = _Block.of(self._out, job.dtype, job.numel)
         for first, width in _slabs(rule.columns, self._width(job, rule)):
-            inputs, at = self._read_slab(job, rule, first, width)
-            merged = _Block.of(self._room, job.dtype, rule.rows * width, at)
+            inputs, end = self._read_slab(job, rule, first, width)
+            merged = _Block.of(self._slab, job.dtype, rule.rows * width, end)
             for start in range(0, rule.rows * width, rule.rows):
-                self._context.go_on()
+                self._context.check_stop()
                 column = [x.part(start, rule.rows) for x in inputs]
                 learned = self._merge(job, rule.rule, column, merged.array.part(start, rule.rows))
                 passes = max([passes, *(survey.passes for survey in learned)])
             for row in range(rule.rows):
                 start = row * rule.columns + first
-                whole.elements[start : start + width] = merged.elements[row :: rule.rows]
+                output.elements[start : start + width] = merged.elements[row :: rule.rows]
         for x in job.inputs:
             x.source.check_unchanged(x.info.file)
         return passes
 
     def _width(self, job: Job, rule: ByColumn) -> int:
-        """How many columns a slab has."""
-        room = self._room.nbytes - LINE * len(job.inputs)
-        return min(rule.columns, MOST_COLUMNS, room // column_bytes(job, rule))
+        """Return the number of columns in a slab."""
+        available = self._slab.nbytes - LINE * len(job.inputs)
+        return min(rule.columns, MOST_COLUMNS, available // column_bytes(job, rule))
 
     def _read_slab(
         self, job: Job, rule: ByColumn, first: int, width: int
     ) -> tuple[list[Array], int]:
-        """Columns [first, first + width) of the inputs, one column after the other, and where memory is free again."""
+        """Read columns [first, first + width) of every input.
+
+        Return the inputs, column-major, and the first free byte of the buffer behind them.
+        """
         numel = rule.rows * width
-        at, places = 0, []
+        end, offsets = 0, []
         for x in job.inputs:
-            places.append(at)
-            at += -(-numel * x.dtype.size // LINE) * LINE
+            offsets.append(end)
+            end += -(-numel * x.dtype.size // LINE) * LINE
         inputs = []
-        for x, place in zip(job.inputs, places, strict=True):
-            by_row = _Block.of(self._room, x.dtype, numel, at)
+        for x, offset in zip(job.inputs, offsets, strict=True):
+            by_row = _Block.of(self._slab, x.dtype, numel, end)
             self._read(x, rule, first, by_row.view)
-            by_column = _Block.of(self._room, x.dtype, numel, place)
+            by_column = _Block.of(self._slab, x.dtype, numel, offset)
             for column in range(width):
                 start = column * rule.rows
                 by_column.elements[start : start + rule.rows] = by_row.elements[column::width]
             inputs.append(by_column.array)
         self._context.advance(numel * job.element_bytes)
-        return inputs, at
+        return inputs, end
 
     def _read(self, x: Input, rule: ByColumn, first: int, view: memoryview) -> None:
-        """Fill `view` with columns from `first` on, row by row; where these are all, at once."""
+        """Fill `view` with the columns from `first` on, row by row; a slab of all columns is one read."""
         fd, begin = x.source.place(x.info)
         row = rule.columns * x.dtype.size
         piece = view.nbytes // rule.rows
         if piece == row:
             row = piece = view.nbytes
         for number in range(view.nbytes // piece):
-            self._context.go_on()
+            self._context.check_stop()
             start = begin + number * row + first * x.dtype.size
             read_all(fd, start, x.info, view[number * piece : (number + 1) * piece])
 
     def _merge(
         self, job: Job, rule: Rule, inputs: Sequence[Array], out: Array
     ) -> list[SurveyResult]:
-        """Merge a column; return its surveys."""
+        """Merge one column; return its surveys."""
         guard = self._context.guard(job)
         learned = learn(rule, partial(self._survey, inputs), guard.check_survey)
         written = self._backend.fuse(inputs, rule.params(learned), out, 0, self._threads())
@@ -131,6 +137,6 @@ class ColumnMerger:
 
 
 def _slabs(columns: int, width: int) -> Iterator[tuple[int, int]]:
-    """(first column, how many) of each slab."""
+    """Yield (first column, number of columns) of each slab."""
     for first in range(0, columns, width):
         yield first, min(width, columns - first)

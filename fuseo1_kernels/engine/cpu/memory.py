@@ -23,38 +23,45 @@ from ...system import resolve_threads
 from ..options import MergeOptions
 from ..tuning import DEFAULT_TUNING, Tuning
 
-# Fewer workers with more threads each serve better than workers with less memory than this, in bytes.
+# Bytes. With less memory per worker, fewer workers with more threads each are faster.
 _LEAST_WORKER_MEMORY = 48 << 20
-# Touching fresh memory costs time: a merge uses at most this share of its inputs' bytes, or this many bytes.
+# Touching fresh memory costs time, so a merge uses no more than its input bytes / _MEMORY_SHARE, or _ENOUGH_MEMORY
+# bytes if that is more.
 _MEMORY_SHARE = 16
 _ENOUGH_MEMORY = 256 << 20
+# Elements.
 _LEAST_CHUNK = 1 << 16
-# Chunks begin at multiples of the kernels' block, in elements.
+# Elements of the kernels' block. Chunks begin at multiples of it.
 _BLOCK = 256
-# Bytes of all inputs that a thread reads at a time, to fuse them while they are in its core's cache. Several threads
-# read more, to be started less often (csrc/cpu/files.cpp).
+# Bytes of all inputs that a thread reads at a time, so that they are fused while in its core's cache. Several threads
+# read more at a time, to be started less often (csrc/cpu/files.cpp).
 _READ_BY_THREAD = 2 << 20
 # Bytes that a survey needs for any tensor: histograms, exponent sums, candidates of a small tensor. A survey of
 # magnitudes needs them for every cut.
 _SURVEY_FLOOR = 4 << 20
-# Bytes that a survey keeps of an element, at most (survey.h): of each input; to decide on a row, of one input; and the
-# least for such a decision.
+# The most bytes that a survey keeps per element (survey.h): of each input; and of one input while it ranks a row.
 _RECORD = 16
 _ROW_RECORD = 32
+# Bytes. The least memory for ranking a row.
 _LEAST_DECIDING = 96 << 10
-# Elements of a row that are read at a time: fewer would be reads of less than 512 bytes; more than a page gain nothing.
+# Columns in a slab. With fewer a read has less than 512 bytes; more than a page per read gain nothing.
 _LEAST_COLUMNS = 256
 MOST_COLUMNS = 2048
-# The inputs of a slab begin at multiples of a cache line, in bytes.
+# Bytes of a cache line. The inputs of a slab begin at multiples of it.
 LINE = 64
 
 
 @dataclass(frozen=True)
 class WorkerMemory:
-    """A worker's memory in bytes: for what is read, for one chunk of output, for what surveys keep.
+    """A worker's memory, in bytes.
 
-    `floor` is what one survey needs of its part, at the least, besides the room that it is lent; `deciding` is for what
-    decides on rows, in `threads` threads at most.
+    Attributes:
+        read: buffer for inputs.
+        output: buffer for one chunk of output.
+        survey: memory of all surveys of a tensor in one read.
+        floor: the part of one survey's memory that the survey allocates itself; the rest is lent to it.
+        deciding: memory for ranking rows.
+        threads: the most threads; `deciding` suffices for them.
     """
 
     read: int
@@ -72,7 +79,7 @@ class WorkerMemory:
 def divide_memory(plan: Plan, options: MergeOptions, surveys: int = 1) -> tuple[int, WorkerMemory]:
     """Return the number of workers and the memory of each, for `surveys` surveys of a tensor in one read.
 
-    MergeError if `options.max_memory` is too little.
+    Raises MergeError if `options.max_memory` is too little.
     """
     threads, max_memory = resolve_threads(options.threads), options.max_memory
     needed = memory_floor(plan.jobs, surveys)
@@ -91,41 +98,41 @@ def divide_memory(plan: Plan, options: MergeOptions, surveys: int = 1) -> tuple[
 def plan_memory(
     jobs: Sequence[Job], max_bytes: int, threads: int, tuning: Tuning = DEFAULT_TUNING
 ) -> WorkerMemory:
-    """The memory of a worker that has up to `threads` threads: at most `max_bytes`.
+    """Budget the memory of a worker with up to `threads` threads: at most `max_bytes`.
 
-    Most is for the survey, as far as any of `jobs` needs it: of the largest tensors it must hold a part in
-    a hundred, or they are read several times.
+    Surveys get most of it, as far as any of `jobs` needs it: a survey must hold about one in a hundred elements of a
+    large tensor, or it reads the tensor several times.
     """
     by_rows = [job for job in jobs if _longest_row(job)]
-    each = max((_deciding(job, 1) for job in by_rows), default=0)
+    per_thread = max((_deciding(job, 1) for job in by_rows), default=0)
     columns = ColumnMemory.of(jobs)
     floor = max([_SURVEY_FLOOR, columns.copying, *map(_survey_floor, jobs)])
-    left = max_bytes - each - columns.output - columns.least
-    share = max(min(left // 4, (left - floor) // 2), left // 8)
+    available = max_bytes - per_thread - columns.output - columns.least
+    share = max(min(available // 4, (available - floor) // 2), available // 8)
     output, read = min(tuning.chunk * 4, share), min(_READ_BY_THREAD * threads, share)
-    # Where rows must be whole, a chunk may have to be larger.
+    # A chunk of whole rows may have to be larger.
     output = max([output, columns.output, *(_step(job) * job.dtype.size for job in by_rows)])
     read = max([read, columns.least, *(_least_read(job) for job in by_rows)])
-    left = max_bytes - each - output - read
-    if each:
-        threads = max(1, min(threads, 1 + (left - floor) // each))
+    available = max_bytes - per_thread - output - read
+    if per_thread:
+        threads = max(1, min(threads, 1 + (available - floor) // per_thread))
     deciding = max((_deciding(job, threads) for job in by_rows), default=0)
-    left -= deciding - each
-    survey = min(left, floor + max(map(_survey_records, jobs), default=0))
-    # Wider slabs are fewer reads.
-    read += max(0, min(left - survey, columns.most - read))
+    available -= deciding - per_thread
+    survey = min(available, floor + max(map(_survey_records, jobs), default=0))
+    # Wider slabs need fewer reads.
+    read += max(0, min(available - survey, columns.most - read))
     return WorkerMemory(read, output, survey, floor, deciding, threads)
 
 
 def memory_floor(jobs: Sequence[Job], surveys: int = 1) -> int:
-    """The least bytes with which `jobs` can be merged, one at a time, with so many surveys of it at once."""
+    """Return the least bytes that merging `jobs` takes, one at a time, with `surveys` surveys in one read."""
     columns = ColumnMemory.of(jobs)
     least = max((_floor(job, surveys) for job in jobs), default=0)
     return least + columns.output + columns.least + columns.copying
 
 
 def _floor(job: Job, surveys: int) -> int:
-    """What `job` needs of that, unless it is for columns."""
+    """Return the least bytes for one job, without those of ColumnMemory."""
     least = 4 * _LEAST_CHUNK * (job.element_bytes + 4) + surveys * _survey_floor(job)
     if not _longest_row(job):
         return least
@@ -133,14 +140,14 @@ def _floor(job: Job, surveys: int) -> int:
 
 
 def _deciding(job: Job, threads: int) -> int:
-    """What decides on rows keeps of each element some words, and of each unit of work a bit a target."""
+    """Return the bytes for ranking rows: per thread a record for each element of a row, and a mask of each target."""
     step = max(_step(job), 1)
-    each = max(_ROW_RECORD * _longest_row(job), _LEAST_DECIDING) + step // 8 * len(job.inputs)
-    return each * min(threads, -(-job.numel // step))
+    per_thread = max(_ROW_RECORD * _longest_row(job), _LEAST_DECIDING) + step // 8 * len(job.inputs)
+    return per_thread * min(threads, -(-job.numel // step))
 
 
 def first_selects(rule: Rule) -> Sequence[Select]:
-    """The selections by which a rule begins; those that look at rows do not wait for a survey."""
+    """Return the selections known before any survey. All selections by rows are among them."""
     request = rule.request(())
     if request is None:
         return rule.params(()).selects
@@ -148,22 +155,23 @@ def first_selects(rule: Rule) -> Sequence[Select]:
 
 
 def _longest_row(job: Job) -> int:
-    """Of the rows that chunks must hold whole; 0: they need hold none."""
+    """Return the elements of the longest row that a chunk must hold whole; 0 if there is none."""
     return max((s.row for s in first_selects(job.rule) if isinstance(s, Ranked)), default=0)
 
 
 def _step(job: Job) -> int:
-    """Chunks begin at multiples of this, or the whole tensor is one."""
+    """Return the elements at whose multiples chunks begin, at most the whole tensor."""
     return min(step_of(first_selects(job.rule)), job.numel)
 
 
 def _least_read(job: Job) -> int:
-    """Bytes for what is read of whole rows at once, each input on a cache line of its own."""
+    """Return the bytes to read one step of all inputs, each on a cache line of its own."""
     blocks = -(-_step(job) // _BLOCK)
-    return blocks * _BLOCK * job.element_bytes + 64 * len(job.inputs)
+    return blocks * _BLOCK * job.element_bytes + LINE * len(job.inputs)
 
 
 def _survey_floor(job: Job) -> int:
+    """Return the least bytes for one survey."""
     request = job.rule.request(())
     if isinstance(request, Divergences):
         return max(request.cuts, 1) * _SURVEY_FLOOR + request.row * _ROW_RECORD
@@ -172,22 +180,25 @@ def _survey_floor(job: Job) -> int:
 
 
 def _survey_records(job: Job) -> int:
-    """What a survey would keep of `job`'s elements, at most; those that only sum keep nothing."""
+    """Return the most bytes that a survey keeps of `job`'s elements; surveys that only sum keep none."""
     request = job.rule.request(())
     keeps = isinstance(request, float | Magnitudes) or (
         isinstance(request, Divergences) and request.cuts > 0
     )
     if keeps:
         return job.numel * _RECORD * len(job.inputs)
-    # A survey's room is seven eighths of its share, at least.
+    # At least seven eighths of a survey's memory are lent to it (CpuWorker), and drawn masks are kept there.
     return 0 if request is None else kept_bytes(request, job.numel) * 8 // 7
 
 
 @dataclass(frozen=True)
 class ColumnMemory:
-    """Bytes that jobs need to be merged by columns: for a whole output; for a slab, at the least and at the most.
+    """The bytes that merging by columns takes.
 
-    `copying` is what Python copies a column by. It is held when no survey is.
+    Attributes:
+        output: the whole output of the largest tensor.
+        least, most: a slab of the fewest and of the most columns.
+        copying: temporary copies of a column or a row by Python. None exists while a survey runs.
     """
 
     output: int = 0
@@ -197,31 +208,31 @@ class ColumnMemory:
 
     @classmethod
     def of(cls, jobs: Sequence[Job]) -> ColumnMemory:
-        """For each of `jobs`, and those that are not merged by columns need none."""
-        shapes = [(job, job.rule) for job in jobs if isinstance(job.rule, ByColumn)]
+        """Return the bytes for any of `jobs`; all 0 if none is merged by columns."""
+        by_column = [(job, job.rule) for job in jobs if isinstance(job.rule, ByColumn)]
         return cls(
-            max((job.output_bytes for job, _ in shapes), default=0),
-            max((_slab_bytes(job, rule, _LEAST_COLUMNS) for job, rule in shapes), default=0),
-            max((_slab_bytes(job, rule, MOST_COLUMNS) for job, rule in shapes), default=0),
-            max((_longest(rule) * _largest(job) for job, rule in shapes), default=0),
+            max((job.output_bytes for job, _ in by_column), default=0),
+            max((_slab_bytes(job, rule, _LEAST_COLUMNS) for job, rule in by_column), default=0),
+            max((_slab_bytes(job, rule, MOST_COLUMNS) for job, rule in by_column), default=0),
+            max((_longest(rule) * _largest(job) for job, rule in by_column), default=0),
         )
 
 
 def _longest(rule: ByColumn) -> int:
-    """Elements that Python copies at once: a column, or a row of a slab."""
+    """Return the most elements that Python copies at once: a column, or a row of a slab."""
     return max(rule.rows, min(rule.columns, MOST_COLUMNS))
 
 
 def _largest(job: Job) -> int:
-    """Bytes of the largest element that is turned."""
+    """Return the bytes of the largest element of inputs and output."""
     return max(job.dtype.size, *(x.dtype.size for x in job.inputs))
 
 
 def column_bytes(job: Job, rule: ByColumn) -> int:
-    """A column of all inputs, and once more of one of them, as it was read, or of the output."""
+    """Return the bytes of one column: of all inputs, and of one input before transposing or of the output."""
     return rule.rows * (job.element_bytes + _largest(job))
 
 
 def _slab_bytes(job: Job, rule: ByColumn, columns: int) -> int:
-    """Bytes of a slab of so many columns, if there are so many."""
+    """Return the bytes of a slab of at most `columns` columns."""
     return min(columns, rule.columns) * column_bytes(job, rule) + LINE * len(job.inputs)

@@ -1,4 +1,4 @@
-"""The workers of a merge on the CPU: how many, and with how much memory each."""
+"""The executor and the worker pool of a merge on the CPU."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .worker import CpuWorker
 
 @dataclass(frozen=True)
 class CpuExecutor:
-    """The arithmetic done by a backend on the CPU."""
+    """A backend on the CPU."""
 
     backend: Backend
 
@@ -38,11 +38,12 @@ class CpuExecutor:
 
 
 class CpuPool:
-    """One worker a core, as far as memory goes. MergeError if `options.max_memory` is too little."""
+    """One worker per thread, fewer if memory is short."""
 
     def __init__(
         self, backend: Backend, plan: Plan, options: MergeOptions, context: MergeContext
     ) -> None:
+        """Divide the memory. Raises MergeError if `options.max_memory` is too little."""
         self.size, self._memory = divide_memory(plan, options, context.surveys_at_once)
         self._threads = resolve_threads(options.threads)
         self._backend = backend

@@ -1,4 +1,4 @@
-"""One tensor from its files through survey and fuse to its file, within a worker's share of memory."""
+"""Merges one tensor at a time, from files to the sink, within a worker's share of memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .memory import WorkerMemory, first_selects
 
 
 class CpuWorker:
-    """A worker: merges one tensor at a time in buffers of its own. `threads` is asked before every kernel call."""
+    """A worker on the CPU: merges one tensor at a time, in its own buffers."""
 
     def __init__(
         self,
@@ -33,16 +33,20 @@ class CpuWorker:
         *,
         threads: Callable[[], int],
     ) -> None:
+        """Allocate the buffers. Raises MergeError if that fails.
+
+        `threads` returns the number of threads to use; it is called before every kernel call.
+        """
         self._backend = backend
         self._context = context
         self._tuning = context.tuning
-        self._granted, self._most_threads = threads, memory.threads
+        self._available_threads, self._most_threads = threads, memory.threads
         at_once = context.surveys_at_once
         share = memory.survey // at_once
         self._survey_bytes = max(min(share, memory.floor), share // 8)
         try:
             self._out, self._in = Buffer(memory.output), Buffer(memory.read)
-            self._rooms = [Buffer(share - self._survey_bytes) for _ in range(at_once)]
+            self._survey_buffers = [Buffer(share - self._survey_bytes) for _ in range(at_once)]
         except OSError as error:
             raise MergeError(
                 f"{memory.total >> 20} MiB of memory for a worker cannot be had ({error.strerror}); "
@@ -53,25 +57,25 @@ class CpuWorker:
         )
 
     def _threads(self) -> int:
-        return min(self._granted(), self._most_threads)
+        return min(self._available_threads(), self._most_threads)
 
     @property
     def scratch(self) -> memoryview:
-        """The buffer for output: free between tensors."""
+        """The output buffer, which is free between tensors."""
         return self._out.view
 
     def merge_all(
         self, jobs: Sequence[Job], direct: Callable[[Job], Sequence[Input]]
     ) -> dict[str, TensorReport]:
-        """`merge` of each, with those inputs that `direct` says of it; reports by name."""
+        """Merge `jobs` one after the other; see Worker.merge_all."""
         return {job.name: self.merge(job, direct(job)) for job in jobs}
 
     def merge(self, job: Job, direct: Sequence[Input] = ()) -> TensorReport:
-        """Merge `job` and write the result; raises MergeError, naming tensor and model.
+        """Merge `job` and write the result. Raises MergeError, naming the tensor and the model.
 
-        Its inputs lie in the system's page cache, and are read there twice: into a core's own cache, where
-        reading all of them to memory first would send them through memory once more. Those in `direct` do
-        not: of them the system is told what to read next, and drops what was read.
+        Survey and fuse both read the inputs from the page cache, in pieces that fit a core's cache. A buffer for whole
+        inputs would send them through memory once more. The inputs in `direct` are not in the page cache: the worker
+        asks the system to read ahead of it, and to drop the bytes behind it.
         """
         self._checksum = xxhash.xxh3_128()
         if isinstance(job.rule, ByColumn):
@@ -80,15 +84,15 @@ class CpuWorker:
         passes = bytes_read = 0
         for self._start, part in job.parts():
             pairs = zip(job.inputs, part.inputs, strict=True)
-            self._direct = [here for x, here in pairs if x in direct]
+            self._direct = [part_input for x, part_input in pairs if x in direct]
             files = [FileRange(*x.source.place(x.info), x.dtype) for x in part.inputs]
             guard = self._context.guard(part)
-            learned, made, reads = self._learn(part, files, guard)
-            self._fuse(part, files, learned, guard, tell=reads == 0)
+            learned, new, reads = self._learn(part, files, guard)
+            self._fuse(part, files, learned, guard, first_read=reads == 0)
             for x in part.inputs:
                 x.source.check_unchanged(x.info.file)
             if self._context.surveys and part is job:
-                self._context.surveys.keep(job, made)
+                self._context.surveys.keep(job, new)
             energy = energy_of(learned)
             passes = max([passes, *(survey.passes for survey in learned)])
             bytes_read += part.input_bytes * (reads + 1)
@@ -99,7 +103,7 @@ class CpuWorker:
         passes = self._columns.merge(job, rule)
         self._start = 0
         for start, count in _pieces(job.numel, self._tuning.chunk, 1):
-            self._context.go_on()
+            self._context.check_stop()
             self._write(job, start, count, at=start)
         record = TensorRecord(self._checksum.hexdigest(), (), passes)
         return TensorReport(record, job.input_bytes)
@@ -107,28 +111,30 @@ class CpuWorker:
     def _learn(
         self, job: Job, files: Sequence[FileRange], guard: JobGuard
     ) -> tuple[list[SurveyResult], list[tuple[Request, SurveyResult]], int]:
-        """Return the surveys that the rule requests, those of them that are new, and the reads that they took."""
-        made: list[tuple[Request, SurveyResult]] = []
+        """Return the surveys that the rule requests, the new ones with their requests, and how often they read."""
+        new: list[tuple[Request, SurveyResult]] = []
         reads = 0
 
         def survey(request: Request) -> SurveyResult:
             nonlocal reads
             kept, missing = self._context.look_up(job, request)
-            surveys, passes = self._survey(job, files, missing, tell=reads == 0)
+            surveys, passes = self._survey(job, files, missing, first_read=reads == 0)
             reads += passes
-            made.extend(surveys.items())
+            new.extend(surveys.items())
             return kept or surveys[request]
 
-        return learn(job.rule, survey, guard.check_survey), made, reads
+        return learn(job.rule, survey, guard.check_survey), new, reads
 
     def _survey(
-        self, job: Job, files: Sequence[FileRange], wanted: Sequence[Request], tell: bool
+        self, job: Job, files: Sequence[FileRange], requests: Sequence[Request], first_read: bool
     ) -> tuple[dict[Request, SurveyResult], int]:
-        """A survey for every request, and how often the tensor was read for them."""
+        """Return a survey for every request, and how often the tensor was read for all of them."""
         shape = len(job.inputs) - 1, job.numel
         surveyors = {
-            r: self._backend.surveyor(*shape, r, self._threads(), self._survey_bytes, room)
-            for r, room in zip(wanted, self._rooms, strict=False)
+            request: self._backend.surveyor(
+                *shape, request, self._threads(), self._survey_bytes, buffer
+            )
+            for request, buffer in zip(requests, self._survey_buffers, strict=False)
         }
         for surveyor in surveyors.values():
             self._sample(job, files, surveyor)
@@ -138,7 +144,7 @@ class CpuWorker:
                 for surveyor in working:
                     with _explained(job):
                         surveyor.update_files(files, start, count, self._in)
-                if tell and passes == 0:
+                if first_read and passes == 0:
                     self._context.advance(count * job.element_bytes)
             for surveyor in working:
                 surveyor.end_pass()
@@ -154,12 +160,12 @@ class CpuWorker:
             surveyor.sample_files(files, self._tuning.sample_runs, self._in)
 
     def _chunks(self, job: Job, most: int) -> Iterator[tuple[int, int]]:
-        """(start, count) of the chunks of a tensor, in order."""
+        """Yield (start, count) of the chunks of a tensor, in order; read direct inputs ahead and drop them behind."""
         ahead = self._tuning.direct_ahead // job.element_bytes
         for start, count in _pieces(job.numel, most, step_of(first_selects(job.rule))):
-            self._context.go_on()
-            wanted = (start + ahead, count) if start else (0, ahead + count)
-            _will_need(self._direct, *wanted)
+            self._context.check_stop()
+            upcoming = (start + ahead, count) if start else (0, ahead + count)
+            _will_need(self._direct, *upcoming)
             yield start, count
             for x in self._direct:
                 x.source.drop(x.info, start * x.dtype.size, count * x.dtype.size)
@@ -170,7 +176,7 @@ class CpuWorker:
         files: Sequence[FileRange],
         learned: Sequence[SurveyResult],
         guard: JobGuard,
-        tell: bool,
+        first_read: bool,
     ) -> None:
         params = job.rule.params(learned)
         for start, count in self._chunks(
@@ -181,18 +187,18 @@ class CpuWorker:
                 written = self._backend.fuse_files(
                     files, params, out, start, self._threads(), self._in
                 )
-            if tell:
+            if first_read:
                 self._context.advance(count * job.element_bytes)
             guard.check_output(written, learned, lambda: self._count_nonfinite(job, files))
             self._write(job, start, count)
 
     def _count_nonfinite(self, job: Job, files: Sequence[FileRange]) -> SurveyResult:
         job, files, request = counted_inputs(job, files)
-        surveys, _ = self._survey(job, files, [request], tell=False)
+        surveys, _ = self._survey(job, files, [request], first_read=False)
         return surveys[request]
 
     def _write(self, job: Job, start: int, count: int, at: int = 0) -> None:
-        """Write elements [start, start + count) of the part, which are in the output buffer from element `at` on."""
+        """Write elements [start, start + count) of the part from the output buffer, which has them at element `at`."""
         size = job.dtype.size
         merged = self._out.view[at * size : (at + count) * size]
         self._checksum.update(merged)
@@ -201,21 +207,21 @@ class CpuWorker:
 
 
 def _pieces(numel: int, most: int, unit: int) -> Iterator[tuple[int, int]]:
-    """(start, count) of pieces that begin at multiples of `unit`: of at most `most` elements, if that is no less."""
+    """Yield (start, count) of pieces that begin at multiples of `unit`, with at most max(`most`, `unit`) elements."""
     step = max(most // unit * unit, unit)
     for start in range(0, numel, step):
         yield start, min(step, numel - start)
 
 
 def _will_need(inputs: Sequence[Input], start: int, count: int) -> None:
-    """Have the system read elements [start, start + count), as far as there are, in the background."""
+    """Ask the system to read elements [start, start + count), as far as they exist, in the background."""
     for x in inputs:
         x.source.will_need(x.info, start * x.dtype.size, count * x.dtype.size)
 
 
 @contextmanager
 def _explained(job: Job) -> Iterator[None]:
-    """A backend knows an unreadable input by its number alone."""
+    """Turn a backend's InputUnreadable, which only has the input's number, into an error that names the tensor."""
     try:
         yield
     except InputUnreadable as error:

@@ -1,1 +1,1 @@
-"""Merges of tensors in files on NVIDIA GPUs: copied there, merged and copied back, one while the other is computed."""
+"""Workers on NVIDIA GPUs: copies to and from the device overlap with kernels."""

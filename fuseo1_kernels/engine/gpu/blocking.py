@@ -1,4 +1,4 @@
-"""A tensor in a GPU's memory, merged by any rule: survey after survey, then the fuse, by the ops that wait."""
+"""Merges a tensor in a GPU's memory by any rule, with the backend's blocking ops."""
 
 from __future__ import annotations
 
@@ -20,53 +20,59 @@ from .staging import Stopped
 _Surveys = dict[Request, SurveyResult]
 
 
-class Found(NamedTuple):
-    """What was learned of a tensor: the surveys that were made of it now, and what the journal says of all."""
+class SurveySummary(NamedTuple):
+    """The surveys of one tensor.
 
-    made: _Surveys
+    Attributes:
+        new: surveys made in this merge, by request.
+        energy: by target, as in the journal.
+        passes: the most passes of any survey, as in the journal.
+    """
+
+    new: _Surveys
     energy: tuple[float, ...]
     passes: int
 
 
 class BlockingMerger:
-    """Merges on a gpu by the backend's ops that wait. They end on the host, so that nothing need wait for the kernels.
+    """Merges on a GPU with the backend's blocking ops. They return when their kernels have ended.
 
-    An op has the kernels' stream, and the memory for what it allocates (`ContextSize.own`), for itself. Between two ops
-    others have their turn: nobody waits for what a rule makes of its surveys.
+    One op at a time uses the kernels' stream and the memory for torch's allocations (`ContextSize.torch_bytes`).
+    Workers take turns between ops, so that none waits while a rule computes its next request.
     """
 
     def __init__(self, gpu: GpuContext, context: MergeContext) -> None:
         self._gpu = gpu
         self._context = context
 
-    def merge(self, job: Job, inputs: Sequence[Array], out: Array) -> Found:
-        """Merge what is on the device; MergeError where the result must not be written."""
-        made: _Surveys = {}
+    def merge(self, job: Job, inputs: Sequence[Array], out: Array) -> SurveySummary:
+        """Merge `inputs` into `out`, all on the device. Raises MergeError if the result must not be written."""
+        new: _Surveys = {}
         passes = 0
         for start, part in job.parts():
             arrays = [x.part(start, part.numel) for x in inputs]
             guard = self._context.guard(part)
-            learned, new = self._learn(part, arrays, guard)
+            learned, new_of_part = self._learn(part, arrays, guard)
             self._fuse(part, arrays, learned, guard, out.part(start, part.numel))
             if part is job:
-                made = new
-            # Most of these surveys read a tensor more than once: here that is no sign of the exact path.
+                new = new_of_part
+            # On GPUs most of these surveys read a tensor several times, which is not the exact path: count one pass.
             passes = max([passes, *(min(survey.passes, 1) for survey in learned)])
-        return Found(made, (), passes)
+        return SurveySummary(new, (), passes)
 
     def _learn(
         self, job: Job, inputs: Sequence[Array], guard: JobGuard
     ) -> tuple[list[SurveyResult], _Surveys]:
-        """Return the surveys that the rule requests, and those of them that are new."""
-        made: _Surveys = {}
+        """Return the surveys that the rule requests, and the new ones by request."""
+        new: _Surveys = {}
 
         def survey(request: Request) -> SurveyResult:
             kept, _ = self._context.look_up(job, request)
             if kept is None:
-                kept = made[request] = self._survey(inputs, request)
+                kept = new[request] = self._survey(inputs, request)
             return kept
 
-        return learn(job.rule, survey, guard.check_survey), made
+        return learn(job.rule, survey, guard.check_survey), new
 
     def _survey(self, inputs: Sequence[Array], request: Request) -> SurveyResult:
         with self._turn() as backend:
@@ -91,7 +97,7 @@ class BlockingMerger:
 
     @contextmanager
     def _turn(self) -> Iterator[GpuBackend]:
-        """The backend, with the stream of the kernels to itself."""
+        """Yield the backend while no other worker uses the kernels' stream. Raises Stopped."""
         if self._context.stop.is_set():
             raise Stopped
         with self._gpu.enqueuing, self._gpu.kernels.current():

@@ -1,4 +1,4 @@
-"""What all workers of one GPU share: its memory, its streams, the ring of page-locked memory, the readers."""
+"""The context that all workers of one GPU share: its memory, streams, staging rings and readers."""
 
 from __future__ import annotations
 
@@ -20,77 +20,79 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ContextSize:
-    """How much one GPU's part of a merge may use.
+    """The sizes of one GPU's context.
 
     Attributes:
-        workers: tensors, or groups of small ones, that are under way at the same time.
-        readers: threads that read for them.
-        slot: bytes that are copied at once, a power of two.
-        region: bytes of the device's memory for tensors.
-        work: the same for the survey that runs; one runs at a time.
-        own: the same for what ops that wait allocate by themselves, through torch; likewise.
+        workers: number of workers. Each has one tensor, or one group of small tensors, in progress.
+        readers: number of threads that read for them.
+        slot: bytes of a staging slot, a power of two.
+        region_bytes: bytes of device memory for tensors.
+        workspace_bytes: bytes of device memory for the workspace of a survey. One survey runs at a time.
+        torch_bytes: bytes of device memory that a blocking op allocates through torch. One op runs at a time.
     """
 
     workers: int
     readers: int
     slot: int
-    region: int
-    work: int
-    own: int = 0
+    region_bytes: int
+    workspace_bytes: int
+    torch_bytes: int = 0
 
     @property
     def slots_in(self) -> int:
-        """Two more than readers: those of which the copies run."""
+        """Staging slots for inputs: one for each reader, and two whose copies are in progress."""
         return self.readers + 2
 
     @property
     def slots_out(self) -> int:
+        """Staging slots for outputs."""
         return self.workers + 2
 
     @property
     def host_bytes(self) -> int:
-        """Page-locked memory, and a buffer for each worker."""
+        """Bytes of host memory: staging slots, and a buffer of one slot for each worker."""
         return (self.slots_in + self.slots_out + self.workers) * self.slot
 
 
 class GpuContext:
-    """One GPU during a merge. Three streams: copies in, kernels, copies out. MergeError if memory is short."""
+    """One GPU during a merge, with three streams: copies in, kernels, copies out."""
 
     def __init__(self, device: Device, backend: GpuBackend, size: ContextSize) -> None:
+        """Allocate the device memory. Raises MergeError if that fails."""
         self.device, self.backend, self.size = device, backend, size
         with explained(device):
-            self.memory = device.allocate(size.region + size.work)
-            self.work = self.memory.tensor[size.region :]
+            self.memory = device.allocate(size.region_bytes + size.workspace_bytes)
+            self.workspace = self.memory.tensor[size.region_bytes :]
             self.copies_in, self.kernels, self.copies_out = (device.stream() for _ in range(3))
-            if size.own:
-                # torch keeps it for this stream, and what is allocated there from now on comes out of it.
+            if size.torch_bytes:
+                # torch's allocator caches the freed memory for this stream and serves later allocations from it.
                 with self.kernels.current():
-                    device.allocate(size.own)
-        self.regions = Regions(size.region)
+                    device.allocate(size.torch_bytes)
+        self.regions = Regions(size.region_bytes)
         self.staging_in = StagingRing(device, size.slots_in, size.slot)
         self.staging_out = StagingRing(device, size.slots_out, size.slot)
-        # A survey is many kernels in the same workspace: those of two must not mix. And `own` is enough for one op.
+        # Held while a tensor's kernels are enqueued: all use one workspace, and `torch_bytes` suffice for one op.
         self.enqueuing = threading.Lock()
         self._readers = ThreadPoolExecutor(size.readers, thread_name_prefix="fuseo1-gpu")
 
     def submit(self, read: Callable[[], T]) -> Future[T]:
-        """Have a reader do it."""
+        """Run `read` in a reader thread. Raises MergeError if no thread can be started."""
         try:
             return self._readers.submit(read)
-        except RuntimeError as error:  # there can be no more threads
+        except RuntimeError as error:
             raise MergeError(f"{error}; lower --threads") from error
 
     def stop(self) -> None:
-        """Have everyone who waits give up."""
-        for waited_for in (self.regions, self.staging_in, self.staging_out):
-            waited_for.close()
+        """End all waits for regions and slots; they raise Stopped."""
+        for resource in (self.regions, self.staging_in, self.staging_out):
+            resource.close()
 
     def close(self) -> None:
-        """Give the memory back, when all workers have ended, and no copy uses it any more."""
+        """Wait for the streams and free the memory. All workers have ended."""
         self.stop()
         self._readers.shutdown(cancel_futures=True)
         for stream in (self.copies_in, self.kernels, self.copies_out):
-            with suppress(RuntimeError):  # of a device that failed, and was told of
+            with suppress(RuntimeError):  # a failed device has already raised an error
                 stream.record().synchronize()
-        del self.memory, self.work, self.staging_in, self.staging_out
+        del self.memory, self.workspace, self.staging_in, self.staging_out
         self.device.close()

@@ -1,4 +1,4 @@
-"""Tensors that a GPU cannot take are merged by the CPU, to the same bits."""
+"""Merges on the CPU the tensors that the GPU cannot merge. The bits are the same."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from ..worker import TensorReport
 
 
 class CpuFallback:
-    """Merges the tensors named in `reasons`, one at a time; `worker` is None where there are none."""
+    """Merges tensors on the CPU, one at a time, for the workers of all GPUs."""
 
     def __init__(self, reasons: Mapping[str, str], worker: CpuWorker | None) -> None:
+        """`reasons`: by tensor name, why the GPU cannot merge it. `worker` is None if there are no such tensors."""
         self._reasons = reasons
         self._worker = worker
         self._lock = threading.Lock()
@@ -34,12 +35,12 @@ class CpuFallback:
 
     @property
     def notes(self) -> list[str]:
-        """How many tensors it merged, and why."""
+        """How many tensors were merged on the CPU, by reason."""
         return fallback_notes(self._merged)
 
 
 def fallback_notes(reasons: Mapping[str, int]) -> list[str]:
-    """A note for each reason, with the number of tensors that the CPU merges for it."""
+    """Return a note for each reason. `reasons`: the number of tensors by reason."""
     return [
         f"{counted(number, 'tensor')} merged on the CPU: {reason}"
         for reason, number in reasons.items()

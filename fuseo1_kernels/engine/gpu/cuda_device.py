@@ -1,4 +1,4 @@
-"""The GPUs that torch finds: their memory, streams and events."""
+"""Implements Device with torch: memory, streams and events of NVIDIA GPUs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class _PinnedMemory(_CudaMemory):
 
 class _CudaEvent:
     def __init__(self, stream: Any) -> None:
-        # A wait gives the core to another thread, which has bytes to move.
+        # A blocking event yields the core while it waits; other threads need it to move bytes.
         self.event: Any = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         self.event.record(stream)
 
@@ -45,8 +45,8 @@ class _CudaStream:
         self, to: DeviceMemory, to_start: int, of: DeviceMemory, of_start: int, nbytes: int
     ) -> Event:
         with self.current():
-            target = to.tensor[to_start : to_start + nbytes]
-            target.copy_(of.tensor[of_start : of_start + nbytes], non_blocking=True)
+            destination = to.tensor[to_start : to_start + nbytes]
+            destination.copy_(of.tensor[of_start : of_start + nbytes], non_blocking=True)
             return _CudaEvent(self._stream)
 
     def record(self) -> Event:
@@ -83,5 +83,5 @@ class CudaDevice:
         return _CudaStream(self._device.index)
 
     def close(self) -> None:
-        with suppress(RuntimeError):  # of a device that is lost, and was told of
+        with suppress(RuntimeError):  # a lost device has already raised an error
             torch.cuda.empty_cache()

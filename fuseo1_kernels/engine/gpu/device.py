@@ -1,4 +1,4 @@
-"""What the engine needs of a GPU: memory on both sides, streams, events."""
+"""The protocol of a GPU as the engine uses it: device memory, page-locked memory, streams, events."""
 
 from __future__ import annotations
 
@@ -13,69 +13,77 @@ class Event(Protocol):
     """A point in a stream."""
 
     def synchronize(self) -> None:
-        """Return when the device has passed it. Raises RuntimeError if the device failed."""
+        """Wait until the device has passed the event. Raises RuntimeError if the device failed."""
 
 
 class DeviceMemory(Protocol):
-    """Bytes of a device's memory, or of host memory that the device copies from and to by itself."""
+    """Device memory, or page-locked host memory, which the device can copy by itself."""
 
     @property
-    def address(self) -> int: ...
+    def address(self) -> int:
+        """Address of the first byte."""
 
     @property
     def tensor(self) -> Any:
-        """All of it as a torch tensor of bytes; what kernels take are slices of it."""
+        """All of the memory as a uint8 torch tensor. Kernels take slices of it."""
 
 
 class HostMemory(DeviceMemory, Protocol):
+    """Page-locked host memory."""
+
     @property
-    def view(self) -> memoryview: ...
+    def view(self) -> memoryview:
+        """All of the memory as bytes."""
 
 
 class Stream(Protocol):
-    """Copies and kernels that a device does one after the other. Nothing here waits for it."""
+    """A queue of copies and kernels, which the device executes in order. None of the methods waits for the device."""
 
     def copy(
         self, to: DeviceMemory, to_start: int, of: DeviceMemory, of_start: int, nbytes: int
     ) -> Event:
-        """Copy bytes between the host's memory and the device's; the event is behind the copy."""
+        """Enqueue a copy of `nbytes` bytes between host and device memory; return an event after the copy."""
 
-    def record(self) -> Event: ...
+    def record(self) -> Event:
+        """Return an event after everything that is enqueued."""
 
     def wait(self, event: Event) -> None:
-        """What is enqueued from now on begins when the device has passed `event`."""
+        """Delay everything enqueued from now on until the device has passed `event`."""
 
     def current(self) -> AbstractContextManager[None]:
-        """Within the context this thread enqueues kernels here."""
+        """Within the context, kernels of this thread are enqueued in this stream."""
 
 
 class Device(Protocol):
-    """One GPU. Whatever it cannot do raises RuntimeError, which `explained` turns into a MergeError."""
+    """One GPU. Its methods raise RuntimeError on failure, which `explained` turns into a MergeError."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """For example "cuda:0"."""
 
     @property
-    def description(self) -> str: ...
+    def description(self) -> str:
+        """The model and the name."""
 
     def free_bytes(self) -> int:
-        """Bytes of its memory that nothing uses."""
+        """Return the bytes of free device memory."""
 
     def allocate(self, nbytes: int) -> DeviceMemory:
-        """DeviceMemory for the stream that is current."""
+        """Allocate device memory for the current stream."""
 
     def allocate_pinned(self, nbytes: int) -> HostMemory:
-        """Page-locked host memory; a power of two wastes none."""
+        """Allocate page-locked host memory. It takes the next power of two bytes."""
 
-    def stream(self) -> Stream: ...
+    def stream(self) -> Stream:
+        """Create a stream."""
 
     def close(self) -> None:
-        """Give device memory that was let go back to the system. torch keeps page-locked memory for later use."""
+        """Return freed device memory to the system. torch keeps page-locked memory for later use."""
 
 
 @contextmanager
 def explained(device: Device) -> Iterator[None]:
-    """Turn what torch and the kernels raise for a failing device into one message."""
+    """Turn a RuntimeError of torch or the kernels into a MergeError of one line that names the device."""
     try:
         yield
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""Where the tensors of a group lie in a region of a device's memory, and in which pieces they get there and back."""
+"""Lays out a group of tensors in a region of device memory, and cuts the region into chunks to copy."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class TensorRequest:
-    """A tensor to merge: what is known of it, and for which values of select_topk it is surveyed now.
+    """A tensor to merge on a GPU. All fields but `job` are for SCE; other rules get their surveys from blocking ops.
 
-    `kept` is a survey that was made before, `params` what it means for the fuse, as the device has it; None
-    and b"": the first of `topks` is the fuse's own. Other rules than SCE's have none of them: what their surveys
-    say comes to the host at once.
+    Attributes:
+        job: the tensor.
+        topks: values of select_topk to survey. If `kept` is None, the first is the merge's own.
+        kept: a survey from the cache, or None.
+        params: the parameters of fuse that follow from `kept`, as the backend packs them; else empty.
     """
 
     job: Job
@@ -32,10 +34,13 @@ class TensorRequest:
 
 @dataclass(frozen=True)
 class Task:
-    """A tensor of a group: where in its region everything begins.
+    """The byte offsets of one tensor in its group's region.
 
-    `results` and `params` are one for every survey, in `request.topks`'s order, and one for a survey that was
-    kept; `fuse` is the number of those that the fuse goes by.
+    Attributes:
+        request: the tensor.
+        inputs: offset of each input.
+        params, results: offsets for every survey: those of `request.topks` in order, then a kept one.
+        out: offset of the output.
     """
 
     request: TensorRequest
@@ -50,12 +55,13 @@ class Task:
 
     @property
     def fuse(self) -> int:
+        """Index in `params` and `results` of the survey that fuse uses."""
         return len(self.request.topks) if self.request.kept else 0
 
 
 @dataclass(frozen=True)
 class Part(Generic[T]):
-    """`nbytes` bytes of `item` from its byte `start` on, which lie at byte `at` of a chunk."""
+    """Bytes [start, start + nbytes) of `item`, at offset `at` of a chunk."""
 
     item: T
     start: int
@@ -65,7 +71,7 @@ class Part(Generic[T]):
 
 @dataclass(frozen=True)
 class Chunk(Generic[T]):
-    """A piece of a region that is copied at once; between its parts may be bytes that mean nothing."""
+    """Bytes [start, start + nbytes) of a region, copied at once. Bytes between its parts are padding."""
 
     start: int
     nbytes: int
@@ -80,9 +86,9 @@ class _Segment(Generic[T]):
 
 
 class Layout:
-    """A group of tensors in one region: inputs, parameters, results of surveys, outputs.
+    """A group of tensors in one region, in this order: inputs, parameters, results of surveys, outputs.
 
-    What is copied in ends behind the results (they begin as zeros), what is copied out begins with them.
+    Everything up to the results is copied in; results begin as zeros. Results and outputs are copied out.
     """
 
     def __init__(
@@ -98,8 +104,8 @@ class Layout:
         self.results_bytes = self._end - self.results_start
         self._out.append(_Segment(self.results_start, self.results_bytes, None))
         tasks = []
-        for request, *places in zip(requests, inputs, params, results, strict=True):
-            inputs_at, params_at, results_at = map(tuple, places)
+        for request, *offsets in zip(requests, inputs, params, results, strict=True):
+            inputs_at, params_at, results_at = map(tuple, offsets)
             task = Task(request, inputs_at, params_at, results_at, self._end)
             self._out.append(_Segment(self._end, request.job.output_bytes, task))
             self._add(request.job.output_bytes)
@@ -108,18 +114,19 @@ class Layout:
 
     @property
     def nbytes(self) -> int:
-        """At least a byte: a group may be of empty tensors alone."""
+        """Bytes of the region; at least 1, because all tensors of a group may be empty."""
         return max(self._end, 1)
 
     def chunks_in(self, most: int) -> Iterator[Chunk[Input | bytes]]:
-        """What is copied to the device, `most` bytes at a time."""
+        """Yield the chunks to copy to the device, of at most `most` bytes."""
         return _cut(self._in, most)
 
     def chunks_out(self, most: int) -> Iterator[Chunk[Task | None]]:
-        """What is copied from there: the results of all surveys, an item called None, and the outputs."""
+        """Yield the chunks to copy from the device, of at most `most` bytes. The item of the survey results is None."""
         return _cut(self._out, most)
 
     def _add(self, nbytes: int) -> int:
+        """Reserve `nbytes` bytes; return their offset."""
         start, self._end = self._end, self._end + aligned(nbytes)
         return start
 
@@ -129,22 +136,22 @@ class Layout:
         return self._add(nbytes)
 
     def _params(self, request: TensorRequest, nbytes: int) -> list[int]:
-        places = [self._add(nbytes) for _ in request.topks]
+        offsets = [self._add(nbytes) for _ in request.topks]
         if request.kept:
             self._in.append(_Segment(self._end, nbytes, request.params))
-            places.append(self._add(nbytes))
-        return places
+            offsets.append(self._add(nbytes))
+        return offsets
 
     def _results(self, request: TensorRequest, nbytes: int) -> list[int]:
-        places = []
+        offsets = []
         for _ in range(len(request.topks) + (request.kept is not None)):
             self._in.append(_Segment(self._end, nbytes, bytes(nbytes)))
-            places.append(self._add(nbytes))
-        return places
+            offsets.append(self._add(nbytes))
+        return offsets
 
 
 def footprint(job: Job, surveys: int, result_bytes: int, params_bytes: int) -> int:
-    """The most bytes that `job` takes of a region, with so many surveys of it (SCE's) at once and one that was kept."""
+    """Return the most bytes that `job` takes in a region, with `surveys` new surveys (SCE) and a kept one."""
 
     def tensor(dtype: DType) -> int:
         return aligned(job.numel * dtype.size)
@@ -156,7 +163,7 @@ def footprint(job: Job, surveys: int, result_bytes: int, params_bytes: int) -> i
 
 
 def _cut(segments: Sequence[_Segment[T]], most: int) -> Iterator[Chunk[T]]:
-    """Chunks of at most `most` bytes, a multiple of the alignment, that hold all of `segments` in order."""
+    """Yield chunks of at most `most` bytes that hold all of `segments`, in order. `most` is a multiple of ALIGNMENT."""
     assert most % ALIGNMENT == 0
     parts: list[Part[T]] = []
     begin = end = segments[0].start

@@ -1,4 +1,4 @@
-"""How host and device memory are divided among the GPUs of a merge, and what they leave to the CPU."""
+"""Budgets the host and device memory of a merge on GPUs, and leaves tensors that do not fit to the CPU."""
 
 from __future__ import annotations
 
@@ -21,20 +21,27 @@ from .cpu_fallback import fallback_notes
 from .device import Device, explained
 from .layout import footprint
 from .regions import ALIGNMENT, aligned
-from .workspace import needed_bytes
+from .workspace import blocking_bytes
 
-# Without --max-gpu-memory this part of the memory that is free on the GPU may be used.
+# Without --max-gpu-memory a merge uses free memory / _DEFAULT_SHARE.
 _DEFAULT_SHARE = 4
-# More tensors under way at once, or more readers, gain nothing.
+# More workers or readers per GPU gain nothing.
 _MOST_WORKERS = 6
 _MOST_READERS = 8
-# Bytes copied at once, at the least: fewer are far below the bus's speed.
+# Bytes. Smaller copies are far below the speed of the bus.
 _LEAST_SLOT = 64 << 10
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What each GPU gets, and why some tensors, by name, are merged on the CPU, with how much memory."""
+    """The memory of a merge on GPUs.
+
+    Attributes:
+        context: the sizes of each GPU's context.
+        cpu_reasons: by tensor name, why it is merged on the CPU.
+        cpu_memory: the memory of the worker on the CPU; None if `cpu_reasons` is empty.
+        gpus: number of GPUs.
+    """
 
     context: ContextSize
     cpu_reasons: dict[str, str]
@@ -43,12 +50,12 @@ class MemoryPlan:
 
     @property
     def notes(self) -> list[str]:
-        """How many tensors are left to the CPU, and why."""
+        """How many tensors are merged on the CPU, by reason."""
         return fallback_notes(Counter(self.cpu_reasons.values()))
 
     @property
     def host_bytes(self) -> int:
-        """Most of the host's memory that buffers and survey state take."""
+        """The most bytes of host memory for buffers and survey state."""
         return self.gpus * self.context.host_bytes + (
             self.cpu_memory.total if self.cpu_memory else 0
         )
@@ -61,9 +68,9 @@ def plan_gpu_memory(
     options: MergeOptions,
     also: Sequence[float] = (),
 ) -> MemoryPlan:
-    """Divide the memory for this plan; `also` are other values of select_topk to survey in the same read.
+    """Divide the memory for `plan`. `also`: more values of select_topk to survey in the same read.
 
-    MergeError if `options.max_memory` is too little.
+    Raises MergeError if `options.max_memory` is too little.
     """
     threads, max_memory = resolve_threads(options.threads), options.max_memory
     limit = (options.max_gpu_memory or min(map(_default_limit, devices))) // ALIGNMENT * ALIGNMENT
@@ -72,22 +79,25 @@ def plan_gpu_memory(
         job.name: footprint(job, surveys, backend.result_bytes, backend.params_bytes)
         for job in plan.jobs
     }
-    works, reasons = _works(plan, also, backend)
-    few = [name for name in works if sizes[name] + works[name] <= limit]
-    work = max((works[name] for name in few), default=0)
-    fit = {name for name in few if sizes[name] + work <= limit}
+    workspaces, reasons = _workspaces(plan, also, backend)
+    candidates = [name for name in workspaces if sizes[name] + workspaces[name] <= limit]
+    workspace = max((workspaces[name] for name in candidates), default=0)
+    fit = {name for name in candidates if sizes[name] + workspace <= limit}
     too_large = f"each needs more than {_mib(limit)} of a GPU's memory (--max-gpu-memory)"
-    reasons |= {name: too_large for name in works if name not in fit}
-    left = [job for job in plan.jobs if job.name in reasons]
-    memory = None
-    if left:
-        memory = _cpu_memory(left, threads, max_memory // 2, surveys, options.tuning)
-    host = (max_memory - (memory.total if memory else 0)) // len(devices)
-    region = min(limit - work, sum(sizes[name] for name in fit))
-    gpu = _context_size(threads, len(devices), host, region, work, max_memory, options.tuning.slot)
+    reasons |= {name: too_large for name in workspaces if name not in fit}
+    cpu_jobs = [job for job in plan.jobs if job.name in reasons]
+    cpu_memory = None
+    if cpu_jobs:
+        cpu_memory = _cpu_memory(cpu_jobs, threads, max_memory // 2, surveys, options.tuning)
+    host = (max_memory - (cpu_memory.total if cpu_memory else 0)) // len(devices)
+    region = min(limit - workspace, sum(sizes[name] for name in fit))
+    context = _context_size(
+        threads, len(devices), host, region, workspace, max_memory, options.tuning.slot
+    )
     if not all(isinstance(job.rule, Sce) for job in plan.jobs):
-        gpu = replace(gpu, work=0, own=work)
-    return MemoryPlan(gpu, reasons, memory, len(devices))
+        # Blocking ops allocate their workspace through torch.
+        context = replace(context, workspace_bytes=0, torch_bytes=workspace)
+    return MemoryPlan(context, reasons, cpu_memory, len(devices))
 
 
 def _context_size(
@@ -95,17 +105,18 @@ def _context_size(
     gpus: int,
     host: int,
     region: int,
-    work: int,
+    workspace: int,
     max_memory: int,
     most_slot: int = DEFAULT_TUNING.slot,
 ) -> ContextSize:
+    """Choose workers, readers and slots that fit `host` bytes of host memory. Raises MergeError if none do."""
     readers = min(_MOST_READERS, max(1, threads // gpus))
     workers = min(_MOST_WORKERS, readers + 1)
     while True:
-        slots = ContextSize(workers, readers, 1, region, work).host_bytes
+        slots = ContextSize(workers, readers, 1, region, workspace).host_bytes
         slot = _power_of_two(min(most_slot, host // slots))
         if slot >= _LEAST_SLOT:
-            return ContextSize(workers, readers, slot, region, work)
+            return ContextSize(workers, readers, slot, region, workspace)
         if (workers, readers) == (1, 1):
             raise MergeError(
                 f"--max-memory {_mib(max_memory)} is too little to feed {counted(gpus, 'GPU')}; "
@@ -117,6 +128,7 @@ def _context_size(
 def _cpu_memory(
     jobs: Sequence[Job], threads: int, max_memory: int, surveys: int, tuning: Tuning
 ) -> WorkerMemory:
+    """Budget the worker for `jobs`, which are merged on the CPU. Raises MergeError if `max_memory` is too little."""
     needed = memory_floor(jobs, surveys)
     if needed > max_memory:
         raise MergeError(
@@ -131,11 +143,11 @@ def _default_limit(device: Device) -> int:
         return device.free_bytes() // _DEFAULT_SHARE
 
 
-def _works(
+def _workspaces(
     plan: Plan, also: Sequence[float], backend: GpuBackend
 ) -> tuple[dict[str, int], dict[str, str]]:
-    """By tensor: bytes that its surveys (or any op) work in; or why the backend cannot merge it."""
-    works: dict[str, int] = {}
+    """Return, by tensor name, the bytes of workspace that its ops need, or why the backend cannot merge it."""
+    workspaces: dict[str, int] = {}
     reasons: dict[str, str] = {}
     for job in plan.jobs:
         if isinstance(job.rule, ByColumn):
@@ -147,21 +159,21 @@ def _works(
             )
             continue
         try:
-            works[job.name] = aligned(_work_bytes(job, also, backend))
+            workspaces[job.name] = aligned(_workspace_bytes(job, also, backend))
         except BackendError as error:
             reasons[job.name] = str(error)
-    return works, reasons
+    return workspaces, reasons
 
 
-def _work_bytes(job: Job, also: Sequence[float], backend: GpuBackend) -> int:
+def _workspace_bytes(job: Job, also: Sequence[float], backend: GpuBackend) -> int:
     if not isinstance(job.rule, Sce):
-        return needed_bytes(job, backend)
+        return blocking_bytes(job, backend)
     targets, topks = len(job.inputs) - 1, {job.rule.select_topk, *also}
     return max(backend.workspace_bytes(targets, job.numel, topk) for topk in topks)
 
 
 def _power_of_two(nbytes: int) -> int:
-    """The largest that is not more."""
+    """Return the largest power of two that is at most `nbytes`; 0 if there is none."""
     return 1 << nbytes.bit_length() >> 1
 
 

@@ -1,4 +1,4 @@
-"""The workers of a merge on GPUs: each takes whole tensors, for one of them."""
+"""The executor and the worker pool of a merge on GPUs. Every tensor is merged on one GPU."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .worker import GpuWorker
 
 @dataclass(frozen=True)
 class GpuExecutor:
-    """GPUs, and the backend whose kernels run on them."""
+    """A backend and the GPUs that its kernels run on."""
 
     backend: GpuBackend
     devices: tuple[Device, ...]
@@ -49,42 +49,42 @@ class GpuExecutor:
 
 
 def open_gpus(backend: str, numbers: tuple[int, ...]) -> GpuExecutor:
-    """The GPUs of these numbers with the backend of that name ("auto": the best), or BackendError."""
+    """Return an executor for the named backend ("auto": the first that runs) on these GPUs. Raises BackendError."""
     return GpuExecutor(load_gpu_backend(backend), open_devices(numbers))
 
 
 def open_devices(numbers: tuple[int, ...]) -> tuple[Device, ...]:
-    """The GPUs of these numbers, for which torch is imported; BackendError for one that is not there."""
+    """Return the GPUs with these numbers. Imports torch. Raises BackendError if a GPU does not exist."""
     from .cuda_device import CudaDevice, device_count
 
-    there = device_count()
+    count = device_count()
     for number in numbers:
-        if number >= there:
-            are = "is 1 GPU" if there == 1 else f"are {there} GPUs"
+        if number >= count:
+            are = "is 1 GPU" if count == 1 else f"are {count} GPUs"
             raise BackendError(f"there is no cuda:{number} here: there {are}, counted from 0")
     return tuple(CudaDevice(number) for number in numbers)
 
 
 class GpuPool:
-    """Several workers for every GPU, all of which take from one feed."""
+    """The workers of all GPUs, several for each."""
 
     def __init__(
         self, gpus: GpuExecutor, plan: Plan, options: MergeOptions, context: MergeContext
     ) -> None:
-        """Reserve the memory of all GPUs. MergeError if there is too little of it, or of the host's."""
+        """Allocate the memory of all GPUs. Raises MergeError if there is too little on a GPU or on the host."""
         also = context.surveys.also if context.surveys else ()
         budget = gpus.plan_memory(plan, options, also)
         self._context = context
         self._gpus: list[GpuContext] = []
-        helper = None
+        cpu_worker = None
         if budget.cpu_memory:
-            helper = CpuWorker(
+            cpu_worker = CpuWorker(
                 load_backend("auto"),
                 budget.cpu_memory,
                 context,
                 threads=lambda: resolve_threads(options.threads),
             )
-        self._cpu_fallback = CpuFallback(budget.cpu_reasons, helper)
+        self._cpu_fallback = CpuFallback(budget.cpu_reasons, cpu_worker)
         try:
             for device in gpus.devices:
                 self._gpus.append(GpuContext(device, gpus.backend, budget.context))

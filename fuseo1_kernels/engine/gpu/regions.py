@@ -1,4 +1,4 @@
-"""A device's memory, given out in regions to tensors that are merged at the same time."""
+"""Divides device memory into regions, one for each group of tensors in progress."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ from collections import deque
 
 from .staging import Stopped
 
-#: Everything in a device's memory begins at multiples of this, where its loads are fastest.
+#: Bytes. Everything in device memory begins at a multiple of this, where loads are fastest.
 ALIGNMENT = 256
 
 
 def aligned(nbytes: int) -> int:
+    """Round up to a multiple of ALIGNMENT."""
     return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
 class Regions:
-    """Regions of `nbytes` bytes, in the order in which they are asked for: a large one is not passed by."""
+    """Regions of `nbytes` bytes of device memory, granted in the order of the requests. Any thread may use it.
+
+    A request for a large region is not overtaken by later requests for small ones.
+    """
 
     def __init__(self, nbytes: int) -> None:
         self.nbytes = nbytes
@@ -26,7 +30,7 @@ class Regions:
         self._changed = threading.Condition()
 
     def take(self, nbytes: int) -> int:
-        """Wait for a region of `nbytes` bytes; its start. Raises Stopped when the reservation is closed."""
+        """Wait for a region of `nbytes` bytes; return its offset. Raises Stopped after `close`."""
         if not 0 < nbytes <= self.nbytes:
             raise ValueError(f"{nbytes} bytes of {self.nbytes}")
         ticket = object()
@@ -34,10 +38,10 @@ class Regions:
             self._waiting.append(ticket)
             self._changed.wait_for(
                 lambda: (
-                    self._closed or (self._waiting[0] is ticket and self._place(nbytes) is not None)
+                    self._closed or (self._waiting[0] is ticket and self._find(nbytes) is not None)
                 )
             )
-            start = self._place(nbytes)
+            start = self._find(nbytes)
             if self._closed or start is None:
                 raise Stopped
             self._waiting.popleft()
@@ -46,19 +50,19 @@ class Regions:
             return start
 
     def give(self, start: int) -> None:
-        """Let others have the region: nothing on the device uses it any more."""
+        """Return the region that begins at `start`. Nothing on the device uses it any more."""
         with self._changed:
             del self._taken[start]
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Have everyone who waits give up."""
+        """End all waits; `take` raises Stopped."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
-    def _place(self, nbytes: int) -> int | None:
-        """The first gap of so many bytes."""
+    def _find(self, nbytes: int) -> int | None:
+        """Return the offset of the first gap of `nbytes` bytes; None if there is none."""
         start = 0
         for begin, end in sorted(self._taken.items()):
             if begin - start >= nbytes:

@@ -1,4 +1,4 @@
-"""Page-locked host memory for copies to and from a device, in slots that are used over and over."""
+"""Staging slots: page-locked host memory for copies to and from a device, reused throughout a merge."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from .device import Device, Event, HostMemory
 
 
 class Stopped(MergeError):
-    """The merge ends: what was waited for will not come."""
+    """The merge is stopping; the wait was ended."""
 
     def __init__(self) -> None:
         super().__init__("the merge was stopped")
 
 
 class Slot:
-    """A piece of a ring. `copied` is behind the last copy from it, where one may still be under way."""
+    """A staging slot. `copied` is the event after the last copy from it; None if no copy can be in progress."""
 
     def __init__(self, memory: HostMemory) -> None:
         self.memory = memory
@@ -26,62 +26,63 @@ class Slot:
 
 
 class StagingRing:
-    """At most `slots` slots of `nbytes` bytes, made when they are first needed. Any thread may use it.
+    """At most `slots` staging slots of `nbytes` bytes, allocated when first needed. Any thread may use it.
 
-    Who gives back a slot that a copy may still read says so in its `copied`.
+    A slot may be returned while a copy still reads it, if its `copied` is set.
     """
 
     def __init__(self, device: Device, slots: int, nbytes: int) -> None:
         self.nbytes = nbytes
         self._device = device
-        self._unmade = slots
-        # The one whose copy began first comes first.
+        self._unallocated = slots
+        # Slots in the order in which they were returned, so that the oldest copy is waited for first.
         self._free: deque[Slot] = deque()
         self._closed = False
         self._changed = threading.Condition()
 
     def take(self) -> Slot:
-        """Wait for a slot that nothing uses any more. Raises Stopped when the ring is closed."""
+        """Wait for a slot that nothing uses any more. Raises Stopped after `close`."""
         with self._changed:
-            self._changed.wait_for(lambda: self._free or self._unmade or self._closed)
+            self._changed.wait_for(lambda: self._free or self._unallocated or self._closed)
             slot = self._next()
         return self._ready(slot)
 
     def take_if_free(self) -> Slot | None:
-        """As `take`; None where it would wait for another thread."""
+        """As `take`, but return None instead of waiting for another thread."""
         with self._changed:
-            if not (self._free or self._unmade or self._closed):
+            if not (self._free or self._unallocated or self._closed):
                 return None
             slot = self._next()
         return self._ready(slot)
 
     def give(self, slot: Slot) -> None:
-        """Let others have the slot."""
+        """Return a slot."""
         with self._changed:
             self._free.append(slot)
             self._changed.notify()
 
     def close(self) -> None:
-        """Have everyone who waits give up."""
+        """End all waits; `take` raises Stopped."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
     def _next(self) -> Slot | None:
-        """A slot that was given back; None: one is to be made, which takes milliseconds."""
+        """Return a free slot, or None if the caller must allocate one. That takes milliseconds and needs no lock."""
         if self._closed:
             raise Stopped
-        if self._unmade:
-            self._unmade -= 1
+        if self._unallocated:
+            self._unallocated -= 1
             return None
         return self._free.popleft()
 
     def _ready(self, slot: Slot | None) -> Slot:
+        """Allocate a slot if there is none; wait for the copy from it."""
         if slot is None:
             try:
                 return Slot(self._device.allocate_pinned(self.nbytes))
             except RuntimeError as error:
-                self._device.free_bytes()  # a device that failed before fails here again, and is told of
+                self._device.free_bytes()  # if the device itself has failed, this raises its error instead
                 raise MergeError(
                     f"{self.nbytes >> 10} KiB of page-locked memory cannot be had; lower --max-memory"
                 ) from error

@@ -1,4 +1,4 @@
-"""A worker that has tensors merged by a GPU: from their files to its memory, and from there to their file."""
+"""Merges groups of tensors on a GPU: from files to its memory, and from there to the sink."""
 
 from __future__ import annotations
 
@@ -15,43 +15,43 @@ from ...checkpoint.journal import TensorRecord
 from ...methods.sce import Sce
 from ...plan.job import Input, Job
 from ..worker import MergeContext, TensorReport
-from .blocking import BlockingMerger, Found
+from .blocking import BlockingMerger, SurveySummary
 from .context import GpuContext
 from .cpu_fallback import CpuFallback
 from .device import Event, explained
 from .layout import Chunk, Layout, Task, TensorRequest, footprint
 from .staging import Slot, Stopped
 
-# Copies from the device that a worker has under way: one arrives while the other is written.
+# Copies from the device that a worker has in progress: one runs while the output of the other is written.
 _COPIES_OUT = 2
-# Small tensors are merged in groups that leave room for others.
+# A group of small tensors takes at most 1 / _GROUP_SHARE of the memory for regions.
 _GROUP_SHARE = 8
 
 
 class GpuWorker:
-    """A worker of a GPU. Others work on the same one: while this reads, their kernels run and their outputs leave.
+    """A worker of a GPU, which it shares with others: while one reads, the others' kernels and copies run.
 
-    Host and device keep step by events alone: kernels begin when the copies in have ended, copies out when
-    the kernels have (by other rules than SCE the host waits for both: BlockingMerger). A slot is filled when the copy
-    from it has ended, a region given to others when all of the output is here.
+    Events order the streams: kernels wait for the copies in, copies out wait for the kernels. For rules other than SCE
+    the host waits for both (BlockingMerger). A slot is filled again once the copy from it has ended; a region is
+    returned once all of its output is on the host.
     """
 
     def __init__(self, gpu: GpuContext, context: MergeContext, cpu_fallback: CpuFallback) -> None:
         self._gpu = gpu
         self._context = context
         self._cpu_fallback = cpu_fallback
-        self._by_rule = BlockingMerger(gpu, context)
+        self._blocking = BlockingMerger(gpu, context)
         self._scratch = Buffer(gpu.size.slot)
 
     @property
     def scratch(self) -> memoryview:
-        """Room to read into, free between tensors."""
+        """A buffer that is free between tensors."""
         return self._scratch.view
 
     def merge_all(
         self, jobs: Sequence[Job], direct: Callable[[Job], Sequence[Input]]
     ) -> dict[str, TensorReport]:
-        """As CpuWorker.merge_all. Each tensor is read once."""
+        """Merge `jobs`; see Worker.merge_all. On the GPU each tensor is read once."""
         reports = {
             job.name: self._cpu_fallback.merge(job, direct(job))
             for job in jobs
@@ -63,7 +63,8 @@ class GpuWorker:
         return reports
 
     def _groups(self, jobs: Sequence[Job]) -> Iterator[list[Job]]:
-        backend, most = self._gpu.backend, self._gpu.size.region // _GROUP_SHARE
+        """Yield groups of jobs to merge in one region: small ones together, a large one alone."""
+        backend, most = self._gpu.backend, self._gpu.size.region_bytes // _GROUP_SHARE
         group: list[Job] = []
         held = 0
         for job in jobs:
@@ -79,6 +80,7 @@ class GpuWorker:
             yield group
 
     def _merge(self, jobs: Sequence[Job], direct: Sequence[Input]) -> dict[str, TensorReport]:
+        """Merge a group; return reports by tensor name."""
         gpu, cache = self._gpu, self._context.surveys
         requests = [self._request(job) for job in jobs]
         layout = Layout(requests, gpu.backend.result_bytes, gpu.backend.params_bytes)
@@ -89,25 +91,26 @@ class GpuWorker:
                 x.source.check_unchanged(x.info.file)
         if all(isinstance(job.rule, Sce) for job in jobs):
             gpu.copies_out.wait(self._enqueue_kernels(layout, region, copied))
-            known = None
+            summaries = None
         else:
-            known = self._merge_by_rule(layout, region, copied)
+            summaries = self._merge_by_rule(layout, region, copied)
         reports = {}
-        for job, found, checksum in self._copy_out(layout, region, known):
+        for job, summary, checksum in self._copy_out(layout, region, summaries):
             if cache:
-                cache.keep(job, found.made.items())
-            record = TensorRecord(checksum, found.energy, found.passes)
+                cache.keep(job, summary.new.items())
+            record = TensorRecord(checksum, summary.energy, summary.passes)
             reports[job.name] = TensorReport(record, job.input_bytes)
-        # Where anything failed it is not given back: copies may still be under way.
+        # After a failure the region is not returned: copies may still be in progress.
         gpu.regions.give(region)
         return reports
 
     def _request(self, job: Job) -> TensorRequest:
+        """Look up the job's survey in the cache and list what to survey. Raises MergeError for a refused survey."""
         rule = job.rule
         if not isinstance(rule, Sce):
             return TensorRequest(job)
-        kept, wanted = self._context.look_up(job, rule.select_topk)
-        topks = tuple(topk for topk in wanted if isinstance(topk, float))
+        kept, missing = self._context.look_up(job, rule.select_topk)
+        topks = tuple(topk for topk in missing if isinstance(topk, float))
         if kept is None:
             return TensorRequest(job, topks)
         kept = expect(SceResult, kept)
@@ -117,13 +120,14 @@ class GpuWorker:
     # --- to the device -------------------------------------------------------------------
 
     def _copy_in(self, layout: Layout, region: int, direct: Sequence[Input]) -> list[Event]:
-        """Have the group read and copied to its region; what the kernels must wait for."""
+        """Read the group and copy it to its region; return the events of the copies."""
         gpu = self._gpu
         chunks = layout.chunks_in(gpu.size.slot)
         reads = [gpu.submit(partial(self._read, chunk, region, direct)) for chunk in chunks]
         return [read.result() for read in reads]
 
     def _read(self, chunk: Chunk[Input | bytes], region: int, direct: Sequence[Input]) -> Event:
+        """Read a chunk into a staging slot and enqueue its copy; return the copy's event. Raises Stopped."""
         gpu = self._gpu
         slot = gpu.staging_in.take()
         for part in chunk.parts:
@@ -146,6 +150,7 @@ class GpuWorker:
     # --- on the device -------------------------------------------------------------------
 
     def _enqueue_kernels(self, layout: Layout, region: int, copied: Sequence[Event]) -> Event:
+        """Enqueue the kernels of a group, behind its copies; return the event after them."""
         gpu = self._gpu
         with gpu.enqueuing, gpu.kernels.current():
             for event in copied:
@@ -154,13 +159,18 @@ class GpuWorker:
                 self._enqueue(task, region)
             return gpu.kernels.record()
 
-    def _merge_by_rule(self, layout: Layout, region: int, copied: Sequence[Event]) -> list[Found]:
+    def _merge_by_rule(
+        self, layout: Layout, region: int, copied: Sequence[Event]
+    ) -> list[SurveySummary]:
+        """Wait for the copies, then merge the group with blocking ops."""
         for event in copied:
             event.synchronize()
-        return [self._by_rule.merge(task.job, *self._arrays(task, region)) for task in layout.tasks]
+        return [
+            self._blocking.merge(task.job, *self._arrays(task, region)) for task in layout.tasks
+        ]
 
     def _arrays(self, task: Task, region: int) -> tuple[list[Array], Array]:
-        """Inputs and output of a task, on the device."""
+        """Return the inputs and the output of a task, on the device."""
         memory, job = self._gpu.memory, task.job
         start = memory.address + region
         inputs = [
@@ -170,6 +180,7 @@ class GpuWorker:
         return inputs, Array(start + task.out, job.dtype, job.numel, memory.tensor)
 
     def _enqueue(self, task: Task, region: int) -> None:
+        """Enqueue the surveys and the fuse of one tensor, by SCE."""
         gpu, backend = self._gpu, self._gpu.backend
 
         def part(at: int, nbytes: int) -> object:
@@ -177,7 +188,11 @@ class GpuWorker:
 
         inputs, out = self._arrays(task, region)
         rooms = [
-            Room(gpu.work, part(result, backend.result_bytes), part(params, backend.params_bytes))
+            Room(
+                gpu.workspace,
+                part(result, backend.result_bytes),
+                part(params, backend.params_bytes),
+            )
             for result, params in zip(task.results, task.params, strict=True)
         ]
         assert isinstance(task.job.rule, Sce)
@@ -193,11 +208,12 @@ class GpuWorker:
     # --- from the device -----------------------------------------------------------------
 
     def _copy_out(
-        self, layout: Layout, region: int, known: list[Found] | None
-    ) -> list[tuple[Job, Found, str]]:
-        """Write the outputs, if the surveys allow it; for each tensor what these said, and its checksum.
+        self, layout: Layout, region: int, summaries: list[SurveySummary] | None
+    ) -> list[tuple[Job, SurveySummary, str]]:
+        """Copy the outputs to the host and write them; return job, surveys and checksum of each tensor.
 
-        What is not `known` of the surveys comes from the device.
+        If `summaries` is None the survey results come from the device, before the outputs. Raises MergeError if they
+        forbid to write an output.
         """
         results = bytearray()
         checksums = {id(task): xxhash.xxh3_128() for task in layout.tasks}
@@ -207,53 +223,53 @@ class GpuWorker:
                 if part.item is None:
                     results += view
                     if len(results) == layout.results_bytes:
-                        known = [self._settle(task, layout, results) for task in layout.tasks]
+                        summaries = [self._unpack(task, layout, results) for task in layout.tasks]
                     continue
                 checksums[id(part.item)].update(view)
                 self._context.destination.write(part.item.job.name, part.start, view)
                 self._context.advance(part.nbytes)
-        assert known is not None
+        assert summaries is not None
         return [
-            (task.job, found, checksums[id(task)].hexdigest())
-            for task, found in zip(layout.tasks, known, strict=True)
+            (task.job, summary, checksums[id(task)].hexdigest())
+            for task, summary in zip(layout.tasks, summaries, strict=True)
         ]
 
     def _chunks_from(
         self, layout: Layout, region: int
     ) -> Iterator[tuple[Chunk[Task | None], Slot]]:
-        """The chunks of results and outputs, each in a slot until the next is asked for."""
+        """Yield the chunks of results and outputs, each in a slot that is valid until the next chunk."""
         gpu = self._gpu
-        waiting = deque(layout.chunks_out(gpu.size.slot))
-        coming: deque[tuple[Chunk[Task | None], Slot, Event]] = deque()
-        while waiting or coming:
-            while waiting and len(coming) < _COPIES_OUT:
-                # Who has one does not wait for another: all could wait for each other.
-                slot = gpu.staging_out.take_if_free() if coming else gpu.staging_out.take()
+        pending = deque(layout.chunks_out(gpu.size.slot))
+        copying: deque[tuple[Chunk[Task | None], Slot, Event]] = deque()
+        while pending or copying:
+            while pending and len(copying) < _COPIES_OUT:
+                # A worker that holds a slot must not wait for a second one: all workers could deadlock.
+                slot = gpu.staging_out.take_if_free() if copying else gpu.staging_out.take()
                 if slot is None:
                     break
-                chunk = waiting.popleft()
+                chunk = pending.popleft()
                 copied = gpu.copies_out.copy(
                     slot.memory, 0, gpu.memory, region + chunk.start, chunk.nbytes
                 )
-                coming.append((chunk, slot, copied))
-            chunk, slot, copied = coming.popleft()
+                copying.append((chunk, slot, copied))
+            chunk, slot, copied = copying.popleft()
             copied.synchronize()
             yield chunk, slot
             gpu.staging_out.give(slot)
 
-    def _settle(self, task: Task, layout: Layout, results: bytearray) -> Found:
-        """What the surveys of a tensor found, if it may be written."""
+    def _unpack(self, task: Task, layout: Layout, results: bytearray) -> SurveySummary:
+        """Unpack the survey results of a tensor. Raises MergeError if its output must not be written."""
         backend, targets = self._gpu.backend, len(task.job.inputs) - 1
-        found = []
+        unpacked = []
         for at in task.results:
             start = at - layout.results_start
             raw = bytes(results[start : start + backend.result_bytes])
-            found.append(backend.unpack_result(raw, targets))
-        survey, written = found[task.fuse]
+            unpacked.append(backend.unpack_result(raw, targets))
+        survey, written = unpacked[task.fuse]
         survey = task.request.kept or survey
         self._check(task.job, survey, written)
-        made = zip(task.request.topks, (new for new, _ in found), strict=False)
-        return Found(dict(made), survey.energy, survey.passes)
+        new = zip(task.request.topks, (result for result, _ in unpacked), strict=False)
+        return SurveySummary(dict(new), survey.energy, survey.passes)
 
     def _check(self, job: Job, survey: SurveyResult, written: int) -> None:
         """Raise MergeError if inputs or output have non-finite elements that must not be written."""

@@ -1,4 +1,4 @@
-"""What a GPU's kernels need to merge a tensor by a rule other than SCE's, before anything of the tensor is known."""
+"""Computes, before any tensor is read, the device memory that blocking ops need for a rule other than SCE."""
 
 from __future__ import annotations
 
@@ -12,37 +12,38 @@ from ...plan.job import Job
 from ..nonfinite import counted_inputs
 
 
-def needed_bytes(job: Job, backend: GpuBackend) -> int:
-    """The most bytes of the device's memory that the backend's ops have of torch at once, to merge `job`.
+def blocking_bytes(job: Job, backend: GpuBackend) -> int:
+    """Return the most bytes of device memory that any blocking op allocates through torch to merge `job`.
 
-    BackendError if it cannot.
+    Raises BackendError if the backend cannot merge it.
     """
     whole, targets = job.rule, len(job.inputs) - 1
     rule, numel = (whole.rule, whole.row) if isinstance(whole, ByRow) else (whole, job.numel)
     requests, selects = rehearse(rule, numel, targets)
-    _, asked, norms = counted_inputs(job, job.inputs)
-    surveys = [backend.survey_bytes(len(asked) - 1, numel, r) for r in requests or [norms]]
+    _, surveyed, norms = counted_inputs(job, job.inputs)
+    surveys = [backend.survey_bytes(len(surveyed) - 1, numel, r) for r in requests or [norms]]
     return max(*surveys, backend.fuse_bytes(targets, numel, selects))
 
 
 def rehearse(rule: Rule, numel: int, targets: int) -> tuple[list[Request], Sequence[Select]]:
-    """All that a rule asks of a tensor, and the selections it makes, but for the numbers in them.
+    """Return the requests and the selections that `rule` makes for a tensor. The numbers in them are meaningless.
 
-    A rule is given answers of the right shape. It makes no difference to a backend what they say.
+    The rule gets made-up survey results of the right shape: the memory that a backend needs does not depend on their
+    values.
     """
     requests: list[Request] = []
     learned: list[SurveyResult] = []
     while (request := rule.request(learned)) is not None:
         requests.append(request)
         if isinstance(request, Gram):
-            # Rules that ask for it select nothing; some refuse what no tensors can have said.
+            # Rules that request inner products select nothing, and some raise for values no tensors can have.
             return requests, ()
-        learned.append(_answer(request, numel, targets))
+        learned.append(_simulated_result(request, numel, targets))
     return requests, rule.params(learned).selects
 
 
-def _answer(request: Request, numel: int, targets: int) -> SurveyResult:
-    """What a survey could say: that nothing differs from the base."""
+def _simulated_result(request: Request, numel: int, targets: int) -> SurveyResult:
+    """Return a possible result of a survey: no target differs from the base."""
     nonfinite = (0,) * (targets + 2)
     if isinstance(request, Magnitudes):
         cuts = tuple((ALL,) * len(ranks) for ranks in request.ranks)
