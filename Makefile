@@ -8,8 +8,11 @@ BENCH_ARGS ?=
 # Wheels hold the CPU part alone, unless this is 1 (docs/wheels.md).
 WHEEL_CUDA ?= 0
 
+SHELL := /bin/bash -o pipefail
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip --disable-pip-version-check install --quiet --no-compile
+# Without compiling what may never be imported; of what pip says, what takes long.
+install = $(BIN)/pip --disable-pip-version-check install --no-compile $(1) \
+	| sed -un 's/^ *\(Downloading .* MB)\|Building .* started\|Installing collected packages\).*/   \1/p'
 # Of what pip builds with, too; newer versions of pip read the second.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_BUILD_CONSTRAINT := $(PIP_CONSTRAINT)
@@ -22,16 +25,16 @@ BUILT := $(VENV)/built$(FUSEO1_CUDA)
 .PHONY: merge cuda test test-all lint docs bench wheel clean
 
 $(BUILT): pyproject.toml setup.py CMakeLists.txt constraints.txt $(wildcard csrc/*/*.* csrc/*/*/*.* python/*)
-	@echo "== a virtual environment: $(VENV)"
-	$(PYTHON) -m venv $(VENV)
-	@echo "== the packages that a merge needs (torch is large), and the kernels, compiled: a minute, without downloads"
-	$(PIP) --editable .
+	@echo "== a virtual environment, $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "== the packages that a merge needs, and the kernels, compiled: a minute, and the time to download torch"
+	@$(call install,--editable .)
 	@rm -f $(VENV)/built*
 	@touch $(VENV)/built $@
 
 $(VENV)/with-%: $(BUILT)
 	@echo "== the packages of the extra $*"
-	$(BIN)/python .ci/extra.py $* | $(PIP) --requirement /dev/stdin
+	@$(BIN)/python .ci/extra.py $* | $(call install,--requirement /dev/stdin)
 	@touch $@
 
 # The main job: three fine-tuned siblings of a small Qwen2 model, merged by a FuseO1-shaped recipe.
@@ -41,10 +44,10 @@ merge: $(BUILT)
 	@echo "== their merge"
 	$(BIN)/python -m fuseo1_kernels.merge $(DEMO)/merge.yaml $(DEMO)/merged --overwrite
 	@echo
-	@echo "Next:"
-	@echo "  $(BIN)/python -m fuseo1_kernels                  # versions, and which backends run here"
-	@echo "  $(BIN)/python -m fuseo1_kernels.verify $(DEMO)/merged --recompute 5    # checksums; 5 tensors merged again"
-	@echo "  $(BIN)/python -m fuseo1_kernels.merge --list-recipes    # the published models"
+	@echo "To try next:"
+	@echo "  $(BIN)/python -m fuseo1_kernels                   # versions, and which backends run here"
+	@echo "  $(BIN)/python -m fuseo1_kernels.merge --list-recipes              # the published FuseO1 models"
+	@echo "  $(BIN)/python -m fuseo1_kernels.verify $(DEMO)/merged --recompute 5   # check what was merged"
 
 cuda:
 	$(MAKE) FUSEO1_CUDA=1 $(VENV)/built1
