@@ -23,16 +23,20 @@ export FUSEO1_CUDA
 BUILT := $(VENV)/built$(FUSEO1_CUDA)
 
 .PHONY: merge cuda test test-all lint docs bench wheel clean
+.NOTPARALLEL:
 
-$(BUILT): pyproject.toml setup.py CMakeLists.txt constraints.txt $(wildcard csrc/*/*.* csrc/*/*/*.* python/*)
+$(VENV)/made:
 	@echo "== a virtual environment, $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(BUILT): $(VENV)/made pyproject.toml setup.py constraints.txt CMakeLists.txt $(wildcard csrc/*/*.* csrc/*/*/*.* python/*)
 	@echo "== the packages that a merge needs, and the kernels, compiled: a minute, and the time to download torch"
 	@$(call install,--editable .)
 	@rm -f $(VENV)/built*
 	@touch $(VENV)/built $@
 
-$(VENV)/with-%: $(BUILT)
+$(VENV)/with-%: $(VENV)/made pyproject.toml constraints.txt
 	@echo "== the packages of the extra $*"
 	@$(BIN)/python .ci/extra.py $* | $(call install,--requirement /dev/stdin)
 	@touch $@
@@ -53,13 +57,13 @@ cuda:
 	$(MAKE) FUSEO1_CUDA=1 $(VENV)/built1
 	$(BIN)/python -m fuseo1_kernels
 
-test: $(VENV)/with-test
+test: $(BUILT) $(VENV)/with-test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-test-all: $(VENV)/with-test
+test-all: $(BUILT) $(VENV)/with-test
 	$(BIN)/python -m pytest -m "" $(PYTEST_ARGS)
 
-lint: $(VENV)/with-test $(VENV)/with-lint
+lint: $(BUILT) $(VENV)/with-test $(VENV)/with-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -68,7 +72,7 @@ lint: $(VENV)/with-test $(VENV)/with-lint
 docs: $(VENV)/with-docs
 	$(BIN)/mkdocs build --strict --site-dir .work/site
 
-bench: $(VENV)/with-bench
+bench: $(BUILT) $(VENV)/with-bench
 	$(BIN)/python bench/run.py $(BENCH_ARGS)
 
 wheel: $(VENV)/with-wheel
