@@ -8,7 +8,8 @@ BENCH_ARGS ?=
 # Wheels hold the CPU part alone, unless this is 1 (docs/wheels.md).
 WHEEL_CUDA ?= 0
 
-SHELL := /bin/bash -o pipefail
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
 BIN := $(VENV)/bin
 # Without compiling what may never be imported; of what pip says, what takes long.
 install = $(BIN)/pip --disable-pip-version-check install --no-compile $(1) \
@@ -17,7 +18,8 @@ install = $(BIN)/pip --disable-pip-version-check install --no-compile $(1) \
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_BUILD_CONSTRAINT := $(PIP_CONSTRAINT)
 
-# setup.py's: 1 builds the CUDA kernels, 0 does not, unset does where there is a GPU. Once built, they are built again.
+# For setup.py: 1 builds the CUDA kernels, 0 leaves them out, unset builds them where there is a GPU. Unset after a
+# build with 1, it stays 1.
 FUSEO1_CUDA ?= $(if $(wildcard $(VENV)/built1),1)
 export FUSEO1_CUDA
 BUILT := $(VENV)/built$(FUSEO1_CUDA)
