@@ -8,30 +8,39 @@ BENCH_ARGS ?=
 # Wheels hold the CPU part alone, unless this is 1 (docs/wheels.md).
 WHEEL_CUDA ?= 0
 
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip --disable-pip-version-check install --quiet --no-compile
+# Without compiling what may never be imported; of what pip says, what takes long.
+install = $(BIN)/pip --disable-pip-version-check install --no-compile $(1) \
+	| sed -un 's/^ *\(Downloading .* MB)\|Building .* started\|Installing collected packages\).*/   \1/p'
 # Of what pip builds with, too; newer versions of pip read the second.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_BUILD_CONSTRAINT := $(PIP_CONSTRAINT)
 
-# setup.py's: 1 builds the CUDA kernels, 0 does not, unset does where there is a GPU. Once built, they are built again.
+# For setup.py: 1 builds the CUDA kernels, 0 leaves them out, unset builds them where there is a GPU. Unset after a
+# build with 1, it stays 1.
 FUSEO1_CUDA ?= $(if $(wildcard $(VENV)/built1),1)
 export FUSEO1_CUDA
 BUILT := $(VENV)/built$(FUSEO1_CUDA)
 
 .PHONY: merge cuda test test-all lint docs bench wheel clean
+.NOTPARALLEL:
 
-$(BUILT): pyproject.toml setup.py CMakeLists.txt constraints.txt $(wildcard csrc/*/*.* csrc/*/*/*.* python/*)
-	@echo "== a virtual environment: $(VENV)"
-	$(PYTHON) -m venv $(VENV)
-	@echo "== the packages that a merge needs (torch is large), and the kernels, compiled: a minute, without downloads"
-	$(PIP) --editable .
+$(VENV)/made:
+	@echo "== a virtual environment, $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(BUILT): $(VENV)/made pyproject.toml setup.py constraints.txt CMakeLists.txt $(wildcard csrc/*/*.* csrc/*/*/*.* python/*)
+	@echo "== the packages that a merge needs, and the kernels, compiled: a minute, and the time to download torch"
+	@$(call install,--editable .)
 	@rm -f $(VENV)/built*
 	@touch $(VENV)/built $@
 
-$(VENV)/with-%: $(BUILT)
+$(VENV)/with-%: $(VENV)/made pyproject.toml constraints.txt
 	@echo "== the packages of the extra $*"
-	$(BIN)/python .ci/extra.py $* | $(PIP) --requirement /dev/stdin
+	@$(BIN)/python .ci/extra.py $* | $(call install,--requirement /dev/stdin)
 	@touch $@
 
 # The main job: three fine-tuned siblings of a small Qwen2 model, merged by a FuseO1-shaped recipe.
@@ -41,10 +50,10 @@ merge: $(BUILT)
 	@echo "== their merge"
 	$(BIN)/python -m fuseo1_kernels.merge $(DEMO)/merge.yaml $(DEMO)/merged --overwrite
 	@echo
-	@echo "Next:"
-	@echo "  $(BIN)/python -m fuseo1_kernels                  # versions, and which backends run here"
-	@echo "  $(BIN)/python -m fuseo1_kernels.verify $(DEMO)/merged --recompute 5    # checksums; 5 tensors merged again"
-	@echo "  $(BIN)/python -m fuseo1_kernels.merge --list-recipes    # the published models"
+	@echo "To try next:"
+	@echo "  $(BIN)/python -m fuseo1_kernels                   # versions, and which backends run here"
+	@echo "  $(BIN)/python -m fuseo1_kernels.merge --list-recipes              # the published FuseO1 models"
+	@echo "  $(BIN)/python -m fuseo1_kernels.verify $(DEMO)/merged --recompute 5   # check what was merged"
 
 cuda:
 	$(MAKE) FUSEO1_CUDA=1 $(VENV)/built1
@@ -53,13 +62,13 @@ cuda:
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 # What a change is likely to break: every backend, instruction set and method, in 3 minutes on 2 cores.
-test: $(VENV)/with-test
+test: $(BUILT) $(VENV)/with-test
 	$(PYTEST) $(PYTEST_ARGS)
 
-test-all: $(VENV)/with-test
+test-all: $(BUILT) $(VENV)/with-test
 	$(PYTEST) -m "" $(PYTEST_ARGS)
 
-lint: $(VENV)/with-test $(VENV)/with-lint
+lint: $(BUILT) $(VENV)/with-test $(VENV)/with-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -68,7 +77,7 @@ lint: $(VENV)/with-test $(VENV)/with-lint
 docs: $(VENV)/with-docs
 	$(BIN)/mkdocs build --strict --site-dir .work/site
 
-bench: $(VENV)/with-bench
+bench: $(BUILT) $(VENV)/with-bench
 	$(BIN)/python bench/run.py $(BENCH_ARGS)
 
 wheel: $(VENV)/with-wheel

@@ -1,4 +1,4 @@
-"""Print the requirements of an extra of the installed package, one a line: `pip install -r` takes them.
+"""Print the requirements of an extra in pyproject.toml, one a line: `pip install -r` takes them.
 
     python .ci/extra.py NAME
 
@@ -7,12 +7,13 @@ pip itself installs an extra only together with the package, whose kernels it th
 
 from __future__ import annotations
 
-import re
 import sys
-from importlib.metadata import requires
+from pathlib import Path
 
-name = sys.argv[1]
-marker = re.compile(rf"""\s*(;|\band)\s*extra\s*==\s*["']{name}["']\s*$""")
-for requirement in requires("fuseo1-kernels") or ():
-    if marker.search(requirement):
-        print(marker.sub("", requirement))
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    from pip._vendor import tomli as tomllib
+
+project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+print(*project["optional-dependencies"][sys.argv[1]], sep="\n")
