@@ -30,7 +30,7 @@ from .rule import TensorSpec
 
 _LARGEST = float.fromhex("0x1.fffffep127")
 # A tie limit that selects every tie.
-_ANYWHERE = 2**63 - 1
+_EVERY_TIE = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def _reaching(least: float) -> Cut:
     if least > _LARGEST:
         return NONE
     (bits,) = struct.unpack("<I", struct.pack("<f", least))
-    return Cut(bits + (_number(bits) < least), _ANYWHERE)
+    return Cut(bits + (_number(bits) < least), _EVERY_TIE)
 
 
 def _rule(_values: Values, target: TensorSpec) -> ArceeFusion:
