@@ -1,22 +1,22 @@
-"""The ops as `torch.ops.fuseo1.*`, for programs that torch.compile or torch.cuda.graph holds.
+"""The ops as `torch.ops.fuseo1.*`, for programs under torch.compile or in CUDA graphs.
 
-Importing this module registers them. They take and return tensors of one device, change none of their arguments and
-have fake kernels; on a GPU they are enqueued on the current stream and wait for nothing. What survey learns goes to
-fuse in fp64 tensors, whose layout is that of every device, for N targets (fp64 holds every integer here exactly):
+Importing this module registers them. They take and return tensors of one device, mutate no argument and have fake
+kernels; on a GPU they only enqueue on the current stream. survey hands its results to fuse in fp64 tensors, whose
+layout is the same on every device, for N targets (fp64 holds every integer here exactly):
 
-    survey  [2N + 6]  nonzero, selected, threshold, tie_limit,  as SurveyResult has them
+    survey  [2N + 6]  nonzero, selected, threshold, tie_limit,  as in SceResult
                       energy of target 1..N,
                       non-finite elements of the base, of target 1..N, and overflows of finite inputs
     params  [N + 4]   weight of target 1..N (rounded to fp32), floor_divisor,
-                      masked (0 or 1), the survey's threshold and tie_limit; FuseParams says what fuse does with them
+                      masked (0 or 1), the survey's threshold and tie_limit; as in FuseParams
 
-Nothing waits for the data, so nothing refuses it: an element where any input is NaN or infinite becomes NaN and counts
-for nothing else, an element that overflows becomes infinite. `merged.isfinite().all()` tells of both.
+The ops do not wait for the data, so they do not refuse any: an element where any input is NaN or infinite becomes NaN
+and takes no other part, an element that overflows becomes infinite. `merged.isfinite().all()` detects both.
 
-In a compiled program sizes may be dynamic; numbers and strings are constants: a new value compiles again.
+In a compiled program sizes may be dynamic; numbers and strings are constants: a new value recompiles.
 
 Inputs: 1 to 64 targets (on a GPU 16) of the base's shape and device; 0-d, empty and non-contiguous tensors
-included; bf16, fp16 or fp32, mixed. MergeError: anything else. There are no gradients: backward through an op raises.
+included; bf16, fp16 or fp32, mixed. Others raise MergeError. There are no gradients: backward through an op raises.
 
 Source: SCE, arXiv 2408.07990. Formulas: csrc/include/fuseo1/survey.h and fuse.h.
 """
@@ -48,7 +48,7 @@ from .system import resolve_threads
 
 Tensors = Sequence[torch.Tensor]
 
-# What a fake tensor may be on.
+# Device types of fake tensors.
 _DEVICES = ("cpu", "cuda", "meta")
 
 
@@ -60,7 +60,10 @@ _DEVICES = ("cpu", "cuda", "meta")
 def survey(
     base: torch.Tensor, targets: Tensors, select_topk: float = 1.0, variant: str = "fuseo1"
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Read base and targets once; returns (survey, params), `params` for SCE in that variant."""
+    """Survey base and targets, usually in one read. Raises MergeError.
+
+    Returns (survey, params), [2N + 6] and [N + 4] fp64 on the inputs' device; `params` are SCE's for `variant`.
+    """
     _resolve(select_topk, variant)
     inputs = as_arrays([base, *targets])
     backend = backend_for(inputs, "auto")
@@ -101,7 +104,10 @@ def fuse(
     params: torch.Tensor,
     out_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """Mask, elect, sum by `params`, add to the base, round to `out_dtype` (default: the base's); contiguous."""
+    """Mask, elect and sum by `params` ([N + 4] fp64), add to the base, round to `out_dtype` (default: the base's).
+
+    Returns a contiguous tensor of the base's shape. Raises MergeError.
+    """
     tensors = [base, *targets]
     inputs = as_arrays(tensors)
     _check_params(params, base, targets)
@@ -139,8 +145,11 @@ def merge_sce(
     variant: str = "fuseo1",
     out_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """survey and fuse: `merge_tensors` with nonfinite="propagate"; `out_dtype`: default the inputs', promoted."""
-    check_inputs([base, *targets])  # whose errors call the tensors as those of the other ops do
+    """survey and fuse in one op: `merge_tensors` with nonfinite="propagate". Raises MergeError.
+
+    `out_dtype` defaults to the inputs' promoted dtype.
+    """
+    check_inputs([base, *targets])  # its errors name the tensors as the other ops' do
     return merge_tensors(
         [base, *targets],
         "sce",

@@ -1,4 +1,4 @@
-"""Model files: checkpoints to read, the merged one to write, and what stands beside the weights.
+"""Model files: reads checkpoints, writes the merged one and the small files beside its weights.
 
-Nothing here knows of merge methods, and nothing but `torch_bin` imports torch.
+Nothing here depends on merge methods, and only `torch_bin` imports torch.
 """

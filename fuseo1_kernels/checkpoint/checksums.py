@@ -4,9 +4,9 @@
       "algorithm": "xxh3_128",
       "made_by": "fuseo1-kernels 0.2.0",
       "merge": checksum of everything that the tensors' bytes depend on,
-      "options": what the config does not say,
+      "options": options that are not in the config,
       "files": {name: {"size": bytes, "checksum": of the whole file}},
-      "shards": {name: {"size": bytes, "header": checksum of what precedes the tensors}},
+      "shards": {name: {"size": bytes, "header": checksum of everything before the tensors}},
       "tensors": {name: {"checksum": of its bytes, "energy": of each target, in the config's order, if any}}
     }
 
@@ -67,7 +67,7 @@ def make_checksums(
 
 
 def describe_file(data: bytes) -> dict[str, Any]:
-    """Return what is recorded of a small file."""
+    """Return the record of a small file: its size in bytes, and its checksum."""
     return {"size": len(data), "checksum": xxhash.xxh3_128_hexdigest(data)}
 
 
@@ -96,7 +96,7 @@ def find_model(
 ) -> dict[str, TensorRecord] | None:
     """Return the records of the tensors in `directory` if it holds the model of `merge`, else None.
 
-    Only the checksum file and sizes are looked at.
+    Only the checksum file and the files' sizes are read.
     """
     try:
         if not (directory / FILE).exists():

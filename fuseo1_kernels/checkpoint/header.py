@@ -1,4 +1,4 @@
-"""The header of a safetensors file, read as strictly as the format demands, and written.
+"""Reads the header of a safetensors file, as strictly as the format demands, and writes it.
 
 Format: 8 bytes of little-endian length n, n bytes of JSON (padded with spaces), then the tensors'
 bytes, which cover the rest of the file without overlap or hole. Source:
@@ -20,8 +20,8 @@ from ..errors import CheckpointError
 from .identity import FileIdentity
 from .json_file import parse_object
 
-#: Bytes an element of every safetensors dtype of whole bytes (F4 and F6 pack below a byte:
-#: refused).
+#: Bytes per element of every safetensors dtype of whole bytes; F4 and F6, which are smaller, are
+#: refused.
 DTYPE_BYTES: dict[str, int] = {
     "BOOL": 1,
     "U8": 1,
@@ -60,7 +60,7 @@ _MAX_INT = 2**63 - 1
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where one tensor lies: `nbytes` bytes at the absolute `offset` of `file`, row-major."""
+    """One tensor and its place: `nbytes` bytes at the absolute `offset` of `file`, row-major."""
 
     name: str
     dtype: str
@@ -77,7 +77,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Header:
-    """What the header of `file` says; `tensors` in the order of their bytes."""
+    """The header of `file`; `tensors` in the order of their bytes."""
 
     file: Path
     tensors: dict[str, TensorInfo]
@@ -88,7 +88,7 @@ class Header:
 def read_header(file: Path) -> Header:
     """Read and check the header of `file`; no tensor data is read.
 
-    Raises CheckpointError, naming the file and the tensor, for whatever the format forbids.
+    Raises CheckpointError, naming the file and the tensor, for anything that the format forbids.
     """
     text, identity = _read_text(file)
     file_size = identity.size
@@ -127,10 +127,9 @@ def read_header(file: Path) -> Header:
 def write_header(
     tensors: Sequence[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str]
 ) -> bytes:
-    """Return all that precedes the data of a file of `tensors` (name, dtype, shape), in that order.
+    """Return all bytes before the data of a file of `tensors` (name, dtype, shape), in that order.
 
-    Their bytes follow one another without a gap; the first starts at `len(result)`, a multiple of
-    ALIGNMENT.
+    The tensors' bytes are contiguous; the first starts at `len(result)`, a multiple of ALIGNMENT.
     """
     entries: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
     offset = 0
@@ -146,7 +145,7 @@ def write_header(
 
 
 def _read_text(file: Path) -> tuple[bytes, FileIdentity]:
-    """Return the JSON part of the header and which file it was read from."""
+    """Return the JSON part of the header, and the identity of the file it was read from."""
     try:
         with open(file, "rb") as stream:
             identity = FileIdentity.of(os.fstat(stream.fileno()))
@@ -183,7 +182,7 @@ def _metadata(file: Path, value: Any) -> dict[str, str]:
 
 
 def _tensor(file: Path, name: str, entry: Any, data_start: int) -> TensorInfo:
-    """Check one entry on its own; how entries lie beside one another is for the caller."""
+    """Check one entry by itself; the caller checks whether the entries overlap or leave holes."""
     where = f"{file}: tensor {name!r}"
     if not isinstance(entry, dict):
         raise CheckpointError(f"{where}: its entry must be a JSON object")

@@ -1,4 +1,4 @@
-"""From a model's name to a directory: a local one, or a snapshot in the hub's cache."""
+"""Resolves a model's name to a directory: a local one, or a snapshot in the hub's cache."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 from ..errors import CheckpointError
 from .layout import CONFIG, FORMATS, find_weights
 
-#: What is fetched beside the weights, from the top folder only: configuration, tokenizer, chat
-#: template.
+#: Files that are fetched beside the weights, from the top folder only: configuration, tokenizer,
+#: chat template.
 SMALL_FILES = ("*.json", "*.txt", "*.jinja", "*.model")
 
 _HUB_ID = re.compile(
@@ -20,7 +20,7 @@ _HUB_ID = re.compile(
 )
 
 
-# Why nothing is downloaded, and what to do.
+# Reasons why nothing is downloaded, with a remedy.
 _OFFLINE = "offline (HF_HUB_OFFLINE is set): go online, or run {command} where you are online"
 _NO_DOWNLOAD = "dry runs and checks download nothing: run the merge itself, or {command}, first (or mend the path)"
 
@@ -36,9 +36,9 @@ def resolve(
 ) -> Path:
     """Return the directory of `model`: itself if it is one, else the snapshot of that hub id.
 
-    What the cache lacks is downloaded, with progress bars if `progress`; under HF_HUB_OFFLINE=1, or
-    without `download`, the cache must hold everything. `weights=False` asks for the small files
-    alone. Raises CheckpointError.
+    Files that the cache lacks are downloaded, with progress bars if `progress`; under
+    HF_HUB_OFFLINE=1, or without `download`, the cache must hold everything. With `weights=False`
+    only the small files are needed. Raises CheckpointError.
     """
     path = Path(model)
     try:
@@ -63,7 +63,7 @@ def resolve(
 
 
 def _no_directory(model: str) -> str:
-    """What to say of `model`, which is not there: for a relative path, where it was looked for."""
+    """The error text for a missing `model`; for a relative path it names the current directory."""
     return "no such directory" + ("" if os.path.isabs(model) else f" (seen from {os.getcwd()})")
 
 
@@ -79,7 +79,7 @@ def _is_valid(repo: str) -> bool:
 
 
 def _cached(repo: str, revision: str, with_weights: bool, advice: str) -> Path:
-    """Return the snapshot in the hub cache, checked to be whole; `advice` is for when it is not."""
+    """Return the snapshot in the hub cache. Raises CheckpointError, with `advice`, unless it is complete."""
     from huggingface_hub import constants, try_to_load_from_cache
 
     def error(problem: str) -> CheckpointError:
@@ -114,7 +114,7 @@ def _cached(repo: str, revision: str, with_weights: bool, advice: str) -> Path:
 
 
 def _download(repo: str, revision: str, progress: bool, with_weights: bool) -> Path:
-    """Fetch what is not cached yet: small files, then weights in the best format there is."""
+    """Download files that are not cached yet: small files, then weights in the best available format."""
     from huggingface_hub import snapshot_download
 
     def fetch(names: Sequence[str], ignore: str | None = None) -> Path:
@@ -124,8 +124,7 @@ def _download(repo: str, revision: str, progress: bool, with_weights: bool) -> P
                     repo, revision=revision, allow_patterns=list(names), ignore_patterns=ignore
                 )
             )
-        # The hub's client raises its own errors and those of whichever HTTP library it was built
-        # on.
+        # The hub's client raises its own errors and those of its HTTP library.
         except Exception as error:
             raise CheckpointError(
                 f"{repo}: {_no_directory(repo)}, and the hub does not give revision {revision!r}:"

@@ -1,4 +1,4 @@
-"""Whether a file is still the one that was looked at."""
+"""Tells whether a file is still the one that was read before."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 
 class FileIdentity(NamedTuple):
-    """What tells a file's content from another without reading it: bytes, time of modification in ns, inode."""
+    """Identifies a file's content without reading it: size in bytes, time of modification in ns, inode."""
 
     size: int
     mtime_ns: int
@@ -16,14 +16,14 @@ class FileIdentity(NamedTuple):
 
     @classmethod
     def of(cls, status: os.stat_result) -> FileIdentity:
-        """The identity in what `os.stat` or `os.fstat` returned."""
+        """The identity from the result of `os.stat` or `os.fstat`."""
         return cls(status.st_size, status.st_mtime_ns, status.st_ino)
 
 
 def describe_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """Say how what a merge is made from differs from what it was; None if it does not.
+    """Describe how the inputs and options of a merge differ from those before; None if they do not.
 
-    Both are what `fingerprint` returns: {"files": {path: FileIdentity}, ...}, in JSON's types.
+    Both are results of `fingerprint`: {"files": {path: FileIdentity}, ...}, in JSON's types.
     """
     files, current = before.get("files", {}), now["files"]
     changed = [f for f in current if f in files and list(files[f]) != list(current[f])]

@@ -1,4 +1,4 @@
-"""What a merge has done so far, on disk: lines that survive a kill, and the lock that keeps a second merge out."""
+"""A merge's progress on disk: a journal of lines that survive a kill, with a lock that keeps a second merge out."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _IDENTITY, _TENSORS, _PUBLISHING = "identity", "tensors", "publishing"
 
 
 class TensorRecord(NamedTuple):
-    """A tensor that was merged and written: the checksum of its bytes, and what its survey said.
+    """A tensor that was merged and written: the checksum of its bytes, and results of its surveys.
 
-    `energy` is by target, in the merge's order, or empty where the method knows none; `passes` counts the
-    reads of the tensor by the survey that took most (on a GPU those of SCE's; other surveys count for one).
+    `energy` is by target, in the merge's order, or empty if the method has none; `passes` counts the
+    reads of the tensor by the survey that took most (on a GPU, surveys other than SCE's count as one).
     """
 
     checksum: str
@@ -29,16 +29,16 @@ class TensorRecord(NamedTuple):
 class Journal:
     """An open journal, locked until `close`.
 
-    `identity` is what the merge was that wrote it (None: nothing usable), `tensors` what it had done,
-    `publishing` the inode of the directory that it was about to move to OUT. Whoever uses it decides
-    what that is worth; `restart` forgets all of it. `add` may be called from any thread.
+    `identity` describes the merge that wrote it (None: nothing usable), `tensors` are those it completed,
+    `publishing` is the inode of the directory that it was about to move to OUT. The caller decides
+    whether to use them; `restart` clears them. `add` may be called from any thread.
     """
 
     def __init__(self, file: Path) -> None:
         """Open or create `file`.
 
-        Raises OutputError if another process has it open or it cannot be had, FileNotFoundError if its
-        directory is gone.
+        Raises OutputError if another process has it open or it cannot be opened and locked,
+        FileNotFoundError if its directory is gone.
         """
         try:
             self._fd = _open_locked(file)
@@ -62,24 +62,24 @@ class Journal:
             raise
 
     def restart(self, identity: Mapping[str, Any]) -> None:
-        """Begin anew, for the merge that `identity` describes."""
+        """Clear the journal, and begin the merge that `identity` describes."""
         os.ftruncate(self._fd, 0)
         self.identity, self.tensors, self.publishing = dict(identity), {}, None
         self._append({_IDENTITY: self.identity})
 
     def add(self, tensors: Mapping[str, TensorRecord]) -> None:
-        """Note tensors whose every byte was written."""
+        """Record tensors whose every byte was written."""
         self._append({_TENSORS: tensors})
         self.tensors.update(tensors)
 
     def add_publishing(self, inode: int) -> None:
-        """Note that the directory of this inode is about to become OUT."""
+        """Record that the directory of this inode is about to become OUT."""
         self._append({_PUBLISHING: inode})
         os.fsync(self._fd)
         self.publishing = inode
 
     def close(self) -> None:
-        """Let go of the lock; harmless when repeated."""
+        """Release the lock. Idempotent."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -100,7 +100,9 @@ class Journal:
             for name, (checksum, energy, passes) in record.get(_TENSORS, {}).items():
                 self.tensors[name] = TensorRecord(checksum, tuple(energy), passes)
             self.publishing = record.get(_PUBLISHING, self.publishing)
-        if data and not data.endswith(b"\n"):  # a line was cut short; the next starts afresh
+        if data and not data.endswith(
+            b"\n"
+        ):  # a line was cut short; end it, so that the next is whole
             os.write(self._fd, b"\n")
 
 
@@ -109,7 +111,7 @@ def _open_locked(file: Path) -> int:
         fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The run that held it may have removed the file before it let go.
+            # The run that held the lock may have removed the file before it released it.
             if os.fstat(fd).st_nlink > 0:
                 return fd
         except BaseException:

@@ -1,4 +1,4 @@
-"""JSON objects in a model's files; every problem is a CheckpointError that names the file."""
+"""Reads and writes JSON objects in a model's files; every error is a CheckpointError that names the file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import CheckpointError
 
-#: No file of a model comes near. What is deeper can be parsed, but not be compared, shown or written.
+#: No model's file comes near it. Deeper JSON can be parsed, but not be compared, shown or written.
 MAX_DEPTH = 100
 
 
@@ -19,9 +19,10 @@ def parse_object(
 ) -> dict[str, Any]:
     """Return the JSON object that the UTF-8 `text` holds; `where` names it in errors.
 
-    With `unique_keys` a key that stands twice in one object is an error (RFC 8259 leaves its
-    meaning open). With `strict`, so is what Python takes and stricter parsers do not: NaN, numbers
-    above a double's, half of a surrogate pair; and -0 is no whole number.
+    With `unique_keys`, a key that stands twice in one object is an error (RFC 8259 leaves its
+    meaning open). With `strict`, so is everything that Python accepts and stricter parsers do not:
+    NaN, numbers above a double's, half of a surrogate pair; and -0 is a float. Raises
+    CheckpointError.
     """
 
     def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -82,12 +83,12 @@ def _refuse_constant(text: str) -> None:
 
 
 def read_object(file: Path, *, unique_keys: bool = False) -> dict[str, Any]:
-    """Return the JSON object in `file`."""
+    """Return the JSON object in `file`. Raises CheckpointError."""
     return parse_object(read_bytes(file), str(file), unique_keys=unique_keys)
 
 
 def read_bytes(file: Path) -> bytes:
-    """Return the whole of a small file."""
+    """Return the content of a small file. Raises CheckpointError."""
     try:
         return file.read_bytes()
     except OSError as error:
@@ -97,5 +98,5 @@ def read_bytes(file: Path) -> bytes:
 def dump_object(data: dict[str, Any]) -> bytes:
     """Return `data` as Hugging Face's libraries write it: indented, UTF-8, a newline at the end."""
     text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
-    # What UTF-8 cannot hold is half of a surrogate pair; Python's escape for it is also JSON's.
+    # UTF-8 cannot hold half of a surrogate pair; Python's escape for it is valid JSON too.
     return text.encode("utf-8", "backslashreplace")

@@ -1,4 +1,4 @@
-"""Which files of a model's directory hold its weights, as the Hugging Face hub lays them out."""
+"""Finds the weight files in a model's directory, as the Hugging Face hub lays them out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .json_file import read_object
 
 CONFIG = "config.json"
 
-#: What weights are called, best first: (in one file, the index of several).
+#: Names of weight files, best first: (a single file, the index of several).
 FORMATS = (
     ("model.safetensors", "model.safetensors.index.json"),
     ("pytorch_model.bin", "pytorch_model.bin.index.json"),
@@ -20,7 +20,7 @@ FORMATS = (
 
 
 class Weights(NamedTuple):
-    """A model's weight files by name; if there is an index, its map from tensors to them."""
+    """The names of a model's weight files and, if there is an index, its map from tensors to them."""
 
     files: list[str]
     weight_map: dict[str, str] | None
@@ -28,7 +28,7 @@ class Weights(NamedTuple):
 
 
 def find_weights(path: Path, formats: Sequence[tuple[str, str]] = FORMATS) -> Weights | None:
-    """Return the weights that `path` holds, or its index promises, in the first of `formats`."""
+    """Return the weights that `path` has, or that its index names, in the first of `formats`; else None."""
     for single, index in formats:
         if (path / single).exists():
             return Weights([single], None, single.endswith(".bin"))
@@ -40,7 +40,7 @@ def find_weights(path: Path, formats: Sequence[tuple[str, str]] = FORMATS) -> We
 
 
 def read_weight_map(index: Path) -> dict[str, str]:
-    """Return the index's map from tensor to shard; no name in it leads out of the directory."""
+    """Return the index's map from tensor to shard. Raises CheckpointError if a name leads out of the directory."""
     weight_map = read_object(index, unique_keys=True).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: has no 'weight_map' from tensor names to shard files")
@@ -58,7 +58,7 @@ def read_weight_map(index: Path) -> dict[str, str]:
 
 
 def check_shard(path: Path, shard: str) -> Path:
-    """Return the path of a shard of the index: it must exist and be no link out of the model."""
+    """Return the path of a shard of the index. Raises CheckpointError if it is missing or a link out of the model."""
     try:
         target = Path(os.path.realpath(path / shard, strict=True))
     except (OSError, ValueError):  # ValueError: a name that no file can have
@@ -73,7 +73,7 @@ def check_shard(path: Path, shard: str) -> Path:
 
 
 def _homes(path: Path) -> list[Path]:
-    """Return the directories in which the shards of the model at `path` may really lie.
+    """Return the real directories that may hold the shards of the model at `path`.
 
     A snapshot in the hub's cache, CACHE/models--org--name/snapshots/REVISION, links to
     models--org--name/blobs; since huggingface_hub 2 those may link on to CACHE/blobs, shared by all

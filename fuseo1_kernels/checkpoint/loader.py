@@ -19,7 +19,7 @@ def open_source(
 
     Weights are looked for in the order model.safetensors, its index with shards, pytorch_model.bin,
     its index. Every header is read and checked; no tensor data is. With `weights=False` only the
-    small files are wanted, and `tensors` is empty; with `download=False` the hub's cache must hold
+    small files are needed, and `tensors` is empty; with `download=False` the hub's cache must hold
     the model. Raises CheckpointError.
     """
     path = Path(model)

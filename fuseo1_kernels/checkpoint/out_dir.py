@@ -1,4 +1,4 @@
-"""Whether a model may be published at a place."""
+"""Checks whether a model may be published at a path."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..errors import OutputError
 
 
 def check_out_dir(out_dir: Path, *, overwrite: bool, inputs: Sequence[Path]) -> Path:
-    """Return the real path of `out_dir` if a model may be published there, else raise OutputError.
+    """Return the real path of `out_dir`. Raises OutputError unless a model may be published there.
 
     Nothing is written. `inputs` are the directories of the models that are read.
     """
@@ -48,7 +48,7 @@ def check_out_dir(out_dir: Path, *, overwrite: bool, inputs: Sequence[Path]) -> 
 
 
 def find_obstacles(out_dir: Path, nbytes: int) -> str | None:
-    """Why a model of `nbytes` cannot be written beside `out_dir`, found by trying; None if it can."""
+    """The reason why a model of `nbytes` bytes cannot be written beside `out_dir`, found by trying; None if it can."""
     out = Path(os.path.realpath(out_dir))
     parent = next(p for p in out.parents if p.exists())
     try:

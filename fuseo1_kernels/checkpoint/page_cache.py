@@ -13,18 +13,19 @@ import re
 from contextlib import suppress
 from functools import cache
 
-# The kernel takes one piece of advice for at most its own readahead size, often 512 KiB or less.
+# The kernel heeds one call's advice for at most its own readahead size, often 512 KiB or less.
 _ADVICE = 512 << 10
-# Pages that a write brings into the page cache leave it at once. Python has no name for it. It came with Linux 6.14,
-# and could drop pages that another write had made dirty again until "gate dropbehind invalidate on folio !dirty".
+# RWF_DONTCACHE, which Python does not name: pages that a write brings into the page cache leave it at once. Linux has
+# it since 6.14; until "gate dropbehind invalidate on folio !dirty" it could drop pages that another write had made
+# dirty again.
 _RWF_DONTCACHE = 0x80
 _DONTCACHE_SINCE = (6, 16)
 _RWF_NOWAIT = 0x8
-# Linux 6.5, on all architectures; for files of one's own.
+# The number of cachestat on all architectures; since Linux 6.5, for files that the process owns or may write.
 _CACHESTAT = 451
-# Where the kernel does not say more, it is asked for a page in so many bytes.
+# Without cachestat, one page in so many bytes is asked for.
 _PROBE = 1 << 20
-# Where the kernel has no such flag: after how many bytes a file is synced and its pages are dropped.
+# Without RWF_DONTCACHE, a file is synced and its pages are dropped after so many bytes.
 _SYNC_EVERY = 64 << 20
 
 
@@ -32,7 +33,7 @@ def is_cached(fd: int, offset: int, nbytes: int) -> bool | None:
     """Whether all of [offset, offset + nbytes) is in the page cache; None: the system does not tell."""
     pages = _round_up(offset + nbytes, mmap.PAGESIZE) // mmap.PAGESIZE - offset // mmap.PAGESIZE
     asked, found = (ctypes.c_uint64 * 2)(offset, nbytes), (ctypes.c_uint64 * 5)()
-    # Unlike a read that does not wait, this starts no reads, whose pages would break up the large folios.
+    # Unlike a non-blocking read, this starts no reads, whose pages would break up the large folios.
     if nbytes and _libc().syscall(_CACHESTAT, fd, asked, found, 0) == 0:
         return found[0] >= pages
     for at in range(offset, offset + nbytes, _PROBE):
@@ -58,7 +59,7 @@ def _is_page_cached(fd: int, offset: int) -> bool | None:
 
 
 def advise(fd: int, offset: int, nbytes: int, advice: int) -> None:
-    """Tell the kernel, if it listens, what [offset, offset + nbytes) is read for (0 bytes: to the end)."""
+    """Advise the kernel on the use of [offset, offset + nbytes) (0 bytes: to the end). Ignores errors."""
     with suppress(OSError):  # a kernel or a sandbox without it
         os.posix_fadvise(fd, offset, nbytes, advice)
 
@@ -71,9 +72,9 @@ def will_need(fd: int, offset: int, nbytes: int) -> None:
 
 
 def read_ahead(fd: int, offset: int, nbytes: int) -> None:
-    """Bring [offset, offset + nbytes) into the page cache and wait for it; raises OSError.
+    """Read [offset, offset + nbytes) into the page cache, and wait for it. Raises OSError.
 
-    The bytes are sent to /dev/null: unlike a read that copies nothing, and unlike advice it uses the large
+    The bytes are sent to /dev/null. Unlike a read this copies nothing, and unlike advice it uses the large
     folios of sequential reads.
     """
     with open(os.devnull, "wb", buffering=0) as nowhere:
@@ -82,18 +83,18 @@ def read_ahead(fd: int, offset: int, nbytes: int) -> None:
 
 
 def drop(fd: int, offset: int, nbytes: int) -> None:
-    """Take [offset, offset + nbytes) out of the page cache, as far as it is on the disk.
+    """Drop [offset, offset + nbytes) from the page cache, as far as it is on the disk.
 
-    A folio that this cuts stays until its other part is dropped too.
+    A folio that is only partly in the range stays until its other part is dropped too.
     """
     advise(fd, offset, nbytes, os.POSIX_FADV_DONTNEED)
 
 
 class WriteBehind:
-    """Writes a file whose pages are not kept: they are on their way to the disk at once.
+    """Writes a file without keeping its pages in the page cache: they are sent to the disk at once.
 
-    So the last sync is short, no read of the same merge waits behind gigabytes of dirty pages, and what
-    other programs have cached stays. Any thread may write.
+    So the last sync is short, no read of the same merge waits behind gigabytes of dirty pages, and the
+    cached pages of other programs stay. Any thread may write.
     """
 
     def __init__(self, fd: int) -> None:
@@ -102,10 +103,10 @@ class WriteBehind:
         self._unsynced = 0
 
     def write(self, data: memoryview, offset: int) -> None:
-        """Write all of `data` (bytes) at `offset`; raises OSError."""
+        """Write all of `data` (bytes) at `offset`. Raises OSError."""
         end = offset + data.nbytes
-        # A page of which a part is written, and which has left the cache, is read first: pages that this write
-        # may share with another one stay there until `sync`.
+        # Writing part of a page that has left the cache would read the page first. So pages that this write may
+        # share with another one stay in the cache until `sync`.
         first = min(_round_up(offset, mmap.PAGESIZE), end)
         last = max(first, end // mmap.PAGESIZE * mmap.PAGESIZE)
         self._write_all(data[: first - offset], offset, past_cache=False)
@@ -113,7 +114,7 @@ class WriteBehind:
         self._write_all(data[last - offset :], last, past_cache=False)
         if self._flags:
             return
-        # Threads may count past one another: a sync comes a little early or late.
+        # Not locked: threads may miscount, and a sync then comes a little early or late.
         self._unsynced += data.nbytes
         if self._unsynced >= _SYNC_EVERY:
             self._unsynced = 0
@@ -121,7 +122,7 @@ class WriteBehind:
             drop(self.fd, 0, 0)
 
     def sync(self) -> None:
-        """Have everything on the disk, and nothing in the page cache; raises OSError."""
+        """Flush everything to the disk, and drop it from the page cache. Raises OSError."""
         os.fsync(self.fd)
         drop(self.fd, 0, 0)
 

@@ -1,10 +1,10 @@
 """OUT.partial: the directory beside OUT in which a merge is made, continued after a kill, and published from.
 
-    OUT.partial/journal    what was done, and the lock
+    OUT.partial/journal    the journal, which is also the lock
     OUT.partial/model/     becomes OUT by one rename
-    OUT.partial/replaced/  the old OUT, while it is replaced where directories cannot be exchanged
+    OUT.partial/replaced/  the old OUT while it is replaced, if directories cannot be exchanged
 
-Kills at any point are told apart by the journal: before its `publishing` line nothing has touched OUT;
+The journal tells at which point a run was killed: before its `publishing` line nothing has touched OUT;
 after it, OUT is the new model if it has the inode in that line.
 """
 
@@ -29,31 +29,31 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 def partial_path(out: Path) -> Path:
-    """Return where the merge into `out` is made; `out` is a real path."""
+    """Return the work directory of a merge into `out`, a real path."""
     return out.with_name(out.name + ".partial")
 
 
 class Partial:
     """The work directory of a merge into `out`, locked until `leave`, `remove` or `publish`.
 
-    `model` is the directory to fill; `journal.tensors` says what an earlier run of the same merge left
-    in it (after a `restart`, nothing).
+    `model` is the directory to fill; `journal.tensors` has the tensors that an earlier run of the same
+    merge left in it (after a `restart`, none).
     """
 
     def __init__(self, out: Path) -> None:
-        """Make `out`'s work directory, or take over the one that a run left. Raises OutputError."""
+        """Make `out`'s work directory, or take over that of an earlier run. Raises OutputError."""
         self._out = out
         self.path = partial_path(out)
         self.model = self.path / _MODEL
         self._made: list[Path] = []
         try:
-            with self._explained("cannot be created"):
+            with self._output_errors("cannot be created"):
                 self.journal = self._open_journal()
         except BaseException:
             self._remove_directories()
             raise
         try:
-            with self._explained("cannot be read"):
+            with self._output_errors("cannot be read"):
                 self._put_back()
                 self.published = self._is_published()
         except BaseException:
@@ -61,15 +61,15 @@ class Partial:
             raise
 
     def restart(self, identity: Mapping[str, Any]) -> None:
-        """Forget what is there; begin the merge that `identity` describes."""
-        with self._explained("cannot be cleared"):
+        """Delete what is there, and begin the merge that `identity` describes."""
+        with self._output_errors("cannot be cleared"):
             self.journal.restart(identity)
             if self.model.exists():
                 shutil.rmtree(self.model)
             self.model.mkdir()
 
     def leave(self) -> None:
-        """Keep what was completed for the next run, or remove everything if that is nothing."""
+        """Keep completed tensors for the next run; remove everything if there are none."""
         if self.journal.tensors:
             self.journal.close()
         else:
@@ -90,7 +90,7 @@ class Partial:
     def publish(self, overwrite: bool) -> None:
         """Move the model to its place in one step, and remove the rest. Raises OSError.
 
-        A signal that comes meanwhile is answered by the model being there.
+        SIGINT and SIGTERM meanwhile are ignored: the model is then published.
         """
         sync_directory(self.model)
         with held_signals(redeliver=False):
@@ -99,7 +99,7 @@ class Partial:
             if overwrite and self._out.exists():
                 self._exchange()
             else:
-                # Onto an empty directory rename replaces it, onto any other it fails: nothing is lost.
+                # rename replaces an empty directory, and fails on any other: nothing is lost.
                 os.rename(self.model, self._out)
             for directory in (self._out, *self._made):
                 sync_directory(directory.parent)
@@ -111,7 +111,7 @@ class Partial:
             try:
                 return Journal(self.path / _JOURNAL)
             except FileNotFoundError:
-                continue  # the run that was here has ended in this moment
+                continue  # the run that had the directory has just ended
 
     def _make_directories(self) -> None:
         absent = [parent for parent in self.path.parents if not parent.exists()]
@@ -134,12 +134,12 @@ class Partial:
                 break
 
     def _is_published(self) -> bool:
-        """Whether a run was killed between the rename and its end: then OUT is what it made."""
+        """Whether a run was killed between the rename and its end: OUT is then its model."""
         inode = self.journal.publishing
         return inode is not None and self._out.exists() and self._out.stat().st_ino == inode
 
     def _put_back(self) -> None:
-        """Undo half of a replacement: the old model went, the new one did not come."""
+        """Undo half of a replacement: restore the old model if the new one is not in place."""
         replaced = self.path / _REPLACED
         if replaced.exists() and not self._out.exists():
             os.rename(replaced, self._out)
@@ -150,7 +150,7 @@ class Partial:
         except OSError as error:
             if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
                 raise
-            # No exchange on this file system: for a moment there is no OUT, which the next run mends.
+            # No exchange on this file system: for a moment there is no OUT. After a kill the next run restores it.
             os.rename(self._out, self.path / _REPLACED)
             try:
                 os.rename(self.model, self._out)
@@ -159,7 +159,8 @@ class Partial:
                 raise
 
     @contextmanager
-    def _explained(self, what: str) -> Iterator[None]:
+    def _output_errors(self, what: str) -> Iterator[None]:
+        """Turns OSError into OutputError."""
         try:
             yield
         except OSError as error:
@@ -167,7 +168,7 @@ class Partial:
 
 
 def finish_publishing(out_dir: Path) -> bool:
-    """Finish what a run left that was killed when its model was at `out_dir` already; whether one was."""
+    """Clean up after a run that was killed once its model was at `out_dir`. Returns whether there was one."""
     out = Path(os.path.realpath(out_dir))
     if not partial_path(out).exists():
         return False
@@ -181,7 +182,7 @@ def finish_publishing(out_dir: Path) -> bool:
 
 
 def sync_directory(path: Path) -> None:
-    """Have the names in the directory `path` on the disk. Raises OSError."""
+    """Flush the names in the directory `path` to the disk. Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)

@@ -1,4 +1,4 @@
-"""Lines of JSON, each behind its checksum: what a killed process or a lost page left of them shows line by line."""
+"""Lines of JSON, each after its checksum, which detects lines that a killed process or a lost page has damaged."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def encode_record(record: dict[str, Any]) -> bytes:
 
 
 def decode_records(data: bytes) -> list[dict[str, Any]]:
-    """Return the records in `data` that are whole, in their order; torn or damaged lines are left out."""
+    """Return the intact records in `data`, in order; torn or damaged lines are left out."""
     records = []
     for line in data.split(b"\n"):
         digest, _, text = line.partition(b" ")

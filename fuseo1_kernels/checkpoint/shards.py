@@ -1,4 +1,4 @@
-"""The weight files of the merged model, planned from names, dtypes and shapes alone."""
+"""Plans the weight files of the merged model from names, dtypes and shapes alone."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class Shard:
 
 
 def plan_shards(tensors: Sequence[OutputTensor], shard_size: int) -> tuple[Shard, ...]:
-    """Deal `tensors`, in their order, into shards of at most `shard_size` bytes of data each.
+    """Distribute `tensors`, in their order, over shards of at most `shard_size` bytes of data each.
 
-    A tensor that is larger has a shard of its own. One shard is called model.safetensors, several
-    model-00001-of-0000N.safetensors.
+    A larger tensor has its own shard. A single shard is called model.safetensors, several
+    model-00001-of-0000N.safetensors. Raises OutputError.
     """
     if shard_size < 1:
         raise OutputError(f"the shard size must be at least one byte, not {shard_size}")

@@ -17,7 +17,7 @@ GENERATION_CONFIG = "generation_config.json"
 TOKENIZER_JSON, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 CHAT_TEMPLATE, CHAT_TEMPLATE_JSON = "chat_template.jinja", "chat_template.json"
 
-#: What a tokenizer may consist of.
+#: The files of a tokenizer, as far as a model has them.
 TOKENIZER_FILES = (
     TOKENIZER_JSON,
     TOKENIZER_CONFIG,
@@ -48,11 +48,12 @@ def sidecar_files(
 ) -> dict[str, bytes]:
     """Return name -> content of the files to put beside the weights.
 
-    `base` is the base, or where a merge has none another of its models. config.json is the base's with
-    `out_dtype` ("bfloat16", ...) and, where given, `num_layers` and `vocab_size`; generation_config.json is the
+    `base` is the base or, in a merge without one, another of its models. config.json is the base's with
+    `out_dtype` ("bfloat16", ...) and, if given, `num_layers` and `vocab_size`; generation_config.json is the
     base's. The tokenizer's files come from `tokenizer` (None: the base) byte for byte, except that
     `tokenizer_overrides` replace keys of tokenizer_config.json and `chat_template` (Jinja text, or "auto": the
-    most common one of `sources`, the first on a tie) replaces the template wherever it stands.
+    most common one of `sources`, the first on a tie) replaces the template in every file that has it. Raises
+    CheckpointError or ConfigError.
     """
     files: dict[str, bytes] = {}
     if base.config:
@@ -95,8 +96,8 @@ def check_same_vocabulary(reference: Source, others: Sequence[Source]) -> None:
     """Raise CheckpointError if a token has one id in `reference` and another in one of `others`.
 
     Rows of embeddings are merged by id, so such a token's rows would be mixed with another token's.
-    Tokens that only one of the models has are no contradiction; a model without tokenizer.json or
-    vocab.json is not checked.
+    A token that only one of the models has is allowed; a model without tokenizer.json or vocab.json
+    is not checked.
     """
     tokenizer = reference.path / TOKENIZER_JSON
     same = read_bytes(tokenizer) if tokenizer.exists() else None
@@ -104,7 +105,7 @@ def check_same_vocabulary(reference: Source, others: Sequence[Source]) -> None:
     for other in others:
         tokenizer = other.path / TOKENIZER_JSON
         if same is not None and tokenizer.exists() and read_bytes(tokenizer) == same:
-            continue  # the usual case, and 7 MB of JSON not parsed
+            continue  # the usual case, without parsing 7 MB of JSON
         if ids is None:
             ids = _vocabulary(reference)
         for token, index in _vocabulary(other).items():
@@ -129,7 +130,7 @@ def model_card(
 ) -> bytes:
     """Return the merged model's README.md: the hub's front matter, sources, recipe, versions.
 
-    A merge without a base has `targets` alone. Only hub ids go into the front matter: the hub refuses a
+    A merge without a base has only `targets`. Only hub ids go into the front matter: the hub refuses a
     card whose base_model is a local path.
     """
     models = [*([] if base is None else [base]), *targets]
@@ -182,7 +183,7 @@ def _config(
         if isinstance(layer_types, list) and len(layer_types) != num_layers:
             if len(layer_types) > num_layers:
                 result["layer_types"] = layer_types[:num_layers]
-            else:  # of the added layers nothing is known; transformers derives the list
+            else:  # the added layers' types are not known; transformers derives the list
                 del result["layer_types"]
     return result
 
@@ -198,7 +199,7 @@ def _most_common_template(sources: Sequence[Source]) -> str | None:
 
 
 def _template(source: Source) -> str | None:
-    """Return the model's chat template; where several are named, the default one."""
+    """Return the model's chat template; if it names several, the default one."""
     file = source.path / CHAT_TEMPLATE
     if file.exists():
         return read_bytes(file).decode("utf-8", "replace")
@@ -225,7 +226,7 @@ def _vocabulary(source: Source) -> dict[str, int]:
     data = read_object(file)
     try:
         vocab = data["model"]["vocab"]
-        # A Unigram model lists (token, score), the id being the place in the list.
+        # A Unigram model lists (token, score); a token's id is its place in the list.
         ids = (
             dict(vocab)
             if isinstance(vocab, dict)

@@ -1,4 +1,4 @@
-"""Steps that a signal must not cut in two."""
+"""Holds signals back during steps that they must not interrupt."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _HELD = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def held_signals(*, redeliver: bool) -> Iterator[None]:
-    """Hold SIGINT and SIGTERM back; afterwards deliver the first one that came, or let it go.
+    """Hold SIGINT and SIGTERM back; afterwards redeliver the first one that came, or ignore them.
 
-    Signals reach Python code in the main thread alone: elsewhere there is nothing to hold.
+    Signals reach Python code only in the main thread: in others this is a no-op.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -30,7 +30,7 @@ def held_signals(*, redeliver: bool) -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            # None: not Python's to restore, so the default is the best there is.
+            # None: a handler that Python cannot restore; the default replaces it.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
     if redeliver and caught:
         signal.raise_signal(caught[0])

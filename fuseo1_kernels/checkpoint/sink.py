@@ -26,10 +26,9 @@ from .signals import held_signals
 class Sink:
     """The output being written, in OUT.partial beside its place; a context manager.
 
-    Leaving the context without `publish` keeps what was completed for the next run of the same merge,
-    or removes everything if that is nothing. `recorded` are the tensors that an earlier run completed,
-    by its journal; `holds` says whether their bytes are there. All methods but `publish` may be called
-    from any thread.
+    Leaving the context without `publish` keeps completed tensors for the next run of the same merge,
+    or removes everything if there are none. `recorded` are the tensors that an earlier run completed,
+    by its journal; `holds` checks their bytes. All methods but `publish` may be called from any thread.
     """
 
     def __init__(
@@ -42,11 +41,10 @@ class Sink:
         inputs: Sequence[Path],
         resume: bool = True,
     ) -> None:
-        """Check `out_dir`, take up what an earlier run left, reserve all space, write the headers.
+        """Check `out_dir`, continue what an earlier run left, reserve all space, write the headers.
 
         `identity` describes, in JSON's types, everything that the tensors' bytes depend on: only a
-        partial output of the same identity is continued. Without `resume` any is started afresh.
-        Raises OutputError.
+        partial output of the same identity is continued. Without `resume` none is. Raises OutputError.
         """
         self._out = Path(os.path.realpath(out_dir))
         self._overwrite = overwrite
@@ -56,15 +54,15 @@ class Sink:
         self._lock = threading.Lock()
         self._files: dict[str, WriteBehind] = {}
         if not partial_path(self._out).exists():
-            # Nothing is made where nothing may be written.
+            # Create nothing where the output is not allowed.
             check_out_dir(out_dir, overwrite=overwrite, inputs=inputs)
         self._partial: Partial | None = None
         try:
-            # A signal meanwhile is one that came afterwards: then `close` knows what was made.
+            # Signals are held until `close` knows what was made.
             with held_signals(redeliver=True):
                 self._partial = Partial(self._out)
             check_out_dir(out_dir, overwrite=overwrite, inputs=inputs)
-            self._take_up(identity, resume)
+            self._resume_or_restart(identity, resume)
             self._reserve()
         except BaseException:
             self.close()
@@ -72,11 +70,11 @@ class Sink:
 
     @property
     def recorded(self) -> Mapping[str, TensorRecord]:
-        """What the journal says of tensors that are complete, by name."""
+        """The journal's records of completed tensors, by name."""
         return self._journaled
 
     def holds(self, name: str, buffer: memoryview) -> bool:
-        """Whether the recorded tensor `name` is there, byte for byte; `buffer` is room to read into."""
+        """Whether the recorded tensor `name` is on the disk, by its checksum; reads it through `buffer`."""
         shard, tensor = self._shard_of[name]
         fd, offset, digest = self._files[shard.file].fd, shard.offsets[name], xxhash.xxh3_128()
         done = 0
@@ -89,7 +87,7 @@ class Sink:
                 digest.update(room[:count])
                 done += count
             drop(fd, offset, tensor.nbytes)
-        except OSError:  # written anew, it may be readable
+        except OSError:  # once rewritten, it may be readable
             return False
         if digest.hexdigest() != self._journaled[name].checksum:
             return False
@@ -100,8 +98,7 @@ class Sink:
     def write(self, name: str, start: int, view: memoryview) -> None:
         """Write `view` (C-contiguous) to the bytes [start, start + view.nbytes) of tensor `name`.
 
-        Every byte of every tensor is to be written exactly once. Raises OutputError when the disk
-        refuses.
+        Every byte of every tensor must be written exactly once. Raises OutputError if the write fails.
         """
         shard, tensor = self._shard_of[name]
         if not 0 <= start <= start + view.nbytes <= tensor.nbytes:
@@ -122,7 +119,7 @@ class Sink:
             self._missing[name] -= view.nbytes
 
     def complete(self, tensors: Mapping[str, TensorRecord]) -> None:
-        """Note that these tensors are written whole, for a run that continues this one."""
+        """Record that these tensors are completely written, for a run that continues this one."""
         with self._lock:
             wrong = [name for name in tensors if self._missing[name]]
             if wrong:
@@ -149,9 +146,9 @@ class Sink:
             ) from error
 
     def publish(self) -> None:
-        """Move the model to its place in one step, if every byte of it was written.
+        """Move the model to its place in one step. Raises OutputError unless every byte of it was written.
 
-        A signal that comes during that step is answered by the model being there.
+        SIGINT and SIGTERM during that step are ignored: the model is then published.
         """
         wrong = [name for name, missing in self._missing.items() if missing]
         if wrong:
@@ -172,7 +169,7 @@ class Sink:
         self._partial = None
 
     def close(self) -> None:
-        """Keep what was completed, or remove everything if that is nothing; harmless when repeated."""
+        """Keep completed tensors, or remove everything if there are none. Idempotent."""
         self._close_files()
         partial, self._partial = self._partial, None
         if partial is not None:
@@ -195,8 +192,8 @@ class Sink:
             raise ValueError("the sink is closed")
         return self._partial
 
-    def _take_up(self, identity: Mapping[str, Any], resume: bool) -> None:
-        """Decide what the journal is worth: all of it, or nothing."""
+    def _resume_or_restart(self, identity: Mapping[str, Any], resume: bool) -> None:
+        """Use everything in the journal, or nothing."""
         partial = self._open_partial
         journal = partial.journal
         if journal.identity is not None and journal.tensors and resume:
@@ -211,7 +208,7 @@ class Sink:
         self._journaled = dict(journal.tensors)
 
     def _reserve(self) -> None:
-        """Give every shard its full size: a full disk is found before anything is merged."""
+        """Give every shard its full size, so that a full disk is found before anything is merged."""
         model = self._open_partial.model
         planned = {shard.file for shard in self._shards}
         try:
@@ -246,7 +243,7 @@ class Sink:
             os.ftruncate(fd, 0)
             _reserve(fd, shard.size)
         else:
-            # What is found is read from the disk: after a failed sync the cache has more than that.
+            # Drop the cache, so that `holds` reads the disk: after a failed sync the cache has more.
             drop(fd, 0, 0)
         if os.pread(fd, len(shard.header), 0) != shard.header:
             file.write(memoryview(shard.header), 0)

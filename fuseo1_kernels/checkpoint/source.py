@@ -1,4 +1,4 @@
-"""A model to read: where its tensors lie, and their bytes on demand from any thread."""
+"""A model to read: the places of its tensors, and their bytes on demand from any thread."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _FOLIO = 2 << 20
 
 @dataclass(frozen=True)
 class _OpenFile:
-    """A file's descriptor, and one for what is read from begin to end: the kernel keeps its place in both."""
+    """A file's descriptor, and a second one for sequential reads: the kernel keeps a readahead state for each."""
 
     fd: int
     sequential: int
@@ -34,9 +34,9 @@ class _OpenFile:
 class Source:
     """A model whose weights are safetensors files; a context manager.
 
-    `name` is what the config calls the model, `path` its directory, `tensors` everything it holds,
-    `config` its config.json ({} if it has none), `files` the weight files as they were when their
-    headers were read. Tensors may be read from any thread until `close`.
+    `name` is the model's name in the config, `path` its directory, `tensors` everything it holds,
+    `config` its config.json ({} if it has none), `files` the identities of the weight files when
+    their headers were read. Tensors may be read from any thread until `close`.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Source:
 
     @property
     def num_layers(self) -> int | None:
-        """The number of layers that config.json states, None if it states none."""
+        """The number of layers in config.json, None if it states none."""
         layers = self.config.get("num_hidden_layers")
         return layers if type(layers) is int else None
 
@@ -75,44 +75,44 @@ class Source:
             read_all(self._open(info.file).sequential, info.offset + start, info, data)
 
     def place(self, info: TensorInfo) -> tuple[int, int]:
-        """Return the open file and the byte in it at which the tensor begins, for reads by others."""
+        """Return (file descriptor, byte offset) of the tensor, for reads by the caller."""
         return self._open(info.file).fd, info.offset
 
     def is_cached(self, info: TensorInfo) -> bool | None:
-        """Whether the tensor lies in the system's page cache; None: the system does not tell."""
+        """Whether the tensor is in the system's page cache; None: the system does not tell."""
         return is_cached(self._open(info.file).fd, info.offset, info.nbytes)
 
     def check_unchanged(self, file: Path) -> None:
         """Raise CheckpointError if `file` changed since its header was read.
 
-        Called after a tensor was read, it says that all of its bytes are of that one version.
+        Called after a tensor was read, it guarantees that all of its bytes are of that version.
         """
         opened = self._open(file)
         status = os.fstat(opened.fd)
-        # A time of modification can be put back, a time of change cannot; but a file whose name went, or was
-        # given to another, has a new one too, and is what it was.
+        # A time of modification can be reset, a time of change cannot. But that changes too when a file is unlinked
+        # or its name is given to another, although its content stays.
         touched = status.st_ctime_ns != opened.ctime_ns and status.st_nlink == opened.links
         if FileIdentity.of(status) != self.files[file] or touched:
             raise _changed(file)
 
     def read_ahead(self, info: TensorInfo, start: int, nbytes: int) -> None:
-        """Bring these bytes, as far as the tensor has them, into the page cache; raises OSError."""
+        """Read these bytes, up to the tensor's end, into the page cache. Raises OSError."""
         nbytes = min(nbytes, info.nbytes - start)
         read_ahead(self._open(info.file).sequential, info.offset + start, nbytes)
 
     def will_need(self, info: TensorInfo, start: int, nbytes: int) -> None:
-        """Have the system read these bytes, as far as the tensor has them, in the background."""
+        """Have the system read these bytes, up to the tensor's end, in the background."""
         will_need(self._open(info.file).fd, info.offset + start, min(nbytes, info.nbytes - start))
 
     def drop(self, info: TensorInfo, start: int, nbytes: int) -> None:
-        """Take these bytes out of the system's page cache, and a folio that they share with those before."""
+        """Drop these bytes from the system's page cache, with a folio that they share with earlier bytes."""
         begin, end = max(0, start - _FOLIO), min(start + nbytes, info.nbytes)
         drop(self._open(info.file).fd, info.offset + begin, end - begin)
 
     def forget(self, info: TensorInfo) -> None:
-        """Take a tensor that is not needed again out of the system's page cache.
+        """Drop a tensor that is not needed again from the system's page cache.
 
-        A folio that other tensors have a part of goes when all of those it touches were forgotten.
+        A folio that it shares with other tensors is dropped when all of these are forgotten.
         """
         begin, end = info.offset, info.offset + info.nbytes
         with self._lock:
@@ -121,11 +121,11 @@ class Source:
         drop(self._open(info.file).fd, begin, end - begin)
 
     def close(self) -> None:
-        """Give the files back; harmless when repeated."""
+        """Close the files. Idempotent."""
         with self._lock:
             while self._open_files:
                 path, file = self._open_files.popitem()
-                # The kernel reads further ahead than it was asked to: some of it came back.
+                # The kernel reads further ahead than asked, so some forgotten bytes came back.
                 for begin, end in self._forgotten.get(path, ()):
                     drop(file.fd, begin, end - begin)
                 os.close(file.fd)
@@ -169,7 +169,7 @@ def _open_for_reading(file: Path, opened: ExitStack) -> int:
 
 
 def read_all(fd: int, begin: int, info: TensorInfo, data: memoryview) -> None:
-    """Fill `data` from byte `begin` of an open file on, which is of the tensor `info`. Raises CheckpointError."""
+    """Fill `data` from byte `begin` of an open file, which holds the tensor `info`. Raises CheckpointError."""
     done = 0
     # One call moves at most 2,147,479,552 bytes, and may move fewer.
     while done < data.nbytes:
@@ -183,7 +183,7 @@ def read_all(fd: int, begin: int, info: TensorInfo, data: memoryview) -> None:
 
 
 def unreadable(info: TensorInfo, number: int) -> CheckpointError:
-    """Return the error for a read of the tensor that ended with errno `number`, 0: at the end of the file."""
+    """Return the error for a read of the tensor that failed with errno `number`; 0: the file ended."""
     if number == 0:
         return CheckpointError(f"{info.file}: the file shrank while tensor {info.name!r} was read")
     reason = os.strerror(number)
@@ -197,7 +197,7 @@ def _changed(file: Path) -> CheckpointError:
 
 
 def check_range(info: TensorInfo, start: int, view: memoryview) -> None:
-    """Refuse a read outside of the tensor: a mistake in this package, never in a model."""
+    """Raises ValueError for a read outside of the tensor: a bug in this package, never in a model."""
     if not 0 <= start <= start + view.nbytes <= info.nbytes:
         raise ValueError(
             f"tensor {info.name!r} has {info.nbytes} bytes: [{start}, {start + view.nbytes}) asked"
@@ -210,7 +210,7 @@ def collect_shards(
     weight_map: Mapping[str, str] | None,
     path: Path,
 ) -> dict[str, TensorInfo]:
-    """Join what the shards hold, in file order; it must be what the index says."""
+    """Join the shards' tensors, in file order. Raises CheckpointError unless the index has the same."""
     found: dict[str, TensorInfo] = {}
     for file, held in zip(files, tensors, strict=True):
         for name, info in held.items():

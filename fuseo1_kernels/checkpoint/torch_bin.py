@@ -1,14 +1,14 @@
-"""Weights in torch's own files (pytorch_model*.bin), as places in files like any other.
+"""Weights in torch's own files (pytorch_model*.bin), as byte ranges of files like those of any other format.
 
 Such a file is a zip archive whose entries are stored, not compressed: `data.pkl`, the pickled dict
 of tensors, and `data/KEY`, the bytes of one storage each. Source:
 https://docs.pytorch.org/docs/stable/notes/serialization.html#serialized-file-format
 
 Only the structure is read here: torch's weights-only unpickler, which runs no code of the file,
-builds tensors without data, and the archive's directory says where their bytes lie. torch.load
-would map the file, and a mapped file that shrinks or whose disk fails is a SIGBUS. Its offsets
-under FakeTensorMode come with torch 2.7, and are computed on the assumption that the entries stand
-in the pickle's order; here they are looked up by name.
+builds tensors without data, and the archive's directory has the offsets of their bytes. torch.load
+would map the file, and a mapped file that shrinks, or whose disk fails, raises SIGBUS. Its offsets
+under FakeTensorMode need torch 2.7, and assume that the entries are in the pickle's order; here
+they are looked up by name.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ DTYPE_NAMES: dict[torch.dtype, str] = {
 _AGAIN = "download it again"
 _CONVERT = "convert the model to safetensors"
 
-#: How a pickle names the function that rebuilds a sparse tensor.
+#: The name, in a pickle, of the function that rebuilds a sparse tensor.
 _SPARSE = b"torch._utils\n_rebuild_sparse_tensor\n"
 
-#: A zip entry's local header: signature, 22 bytes the directory has too, lengths of name and extra.
+#: A zip entry's local header: signature, 22 bytes as in the directory, lengths of name and extra.
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _UTF8_NAME = 0x800
 
-#: torch.storage, whose classes lack the annotations that mypy wants of what is called.
+#: torch.storage as Any: its classes lack the annotations that mypy requires.
 _storage: Any = torch.storage
 
 
@@ -102,13 +102,13 @@ class _Archive:
                 entries = archive.infolist()
         except OSError:
             raise
-        # zipfile reports damage in several types.
+        # zipfile reports damage with several types of exceptions.
         except Exception as error:
             raise CheckpointError(
                 f"{file}: not an archive as torch.save writes it: damaged, or saved by torch < 1.6;"
                 f" {_AGAIN} or {_CONVERT} ({_reason(error)})"
             ) from error
-        # Like torch, which knows the folder by the first entry.
+        # Like torch, which takes the folder from the first entry.
         folder = entries[0].filename.partition("/")[0] if entries else ""
         for entry in entries:
             found, _, record = entry.filename.partition("/")
@@ -123,7 +123,7 @@ class _Archive:
         return record in self._entries
 
     def locate(self, record: str, where: str) -> tuple[int, int]:
-        """Return offset and size of an entry's bytes, all of which the file holds."""
+        """Return offset and size of an entry's bytes. Raises CheckpointError unless the file has them all."""
         entry = self._entries.get(record)
         if entry is None:
             raise CheckpointError(f"{where}: the archive has no entry {record!r}; {_AGAIN}")
@@ -132,7 +132,7 @@ class _Archive:
                 f"{where}: the archive's entry {record!r} is compressed or encrypted,"
                 f" which torch.save never does; {_CONVERT}"
             )
-        # The directory tells where the entry's header is; how long that is, only the header does.
+        # The directory has the offset of the entry's header; only the header itself has its length.
         start = entry.header_offset
         encoding = "utf-8" if entry.flag_bits & _UTF8_NAME else "cp437"
         stored_name = entry.orig_filename.encode(encoding)
@@ -177,13 +177,13 @@ class _Structure(Unpickler):
         self._storages: dict[str, torch.storage.TypedStorage] = {}
 
     def persistent_load(self, pid: Any) -> torch.storage.TypedStorage:
-        """Return the storage that the pickle calls ("storage", type, key, location, numel)."""
+        """Return the storage with the pickle's id ("storage", type, key, location, numel)."""
         _, kind, key, _, numel = pid
         if key not in self._storages:
             dtype = torch.uint8 if kind is torch.UntypedStorage else kind.dtype
             nbytes = numel * dtype.itemsize
             storage = _storage.UntypedStorage(nbytes, device="meta")
-            # Its own size may change: a view that reaches past a storage on meta makes it grow.
+            # The storage's own size may change: a view that reaches past a storage on meta makes it grow.
             storage.entry = f"data/{key}", nbytes
             self._storages[key] = _storage.TypedStorage(
                 wrap_storage=storage, dtype=dtype, _internal=True
@@ -210,7 +210,7 @@ def _read_structure(archive: _Archive) -> dict[str, torch.Tensor]:
             f"{file}: holds Python objects besides tensors, which could run code: not opened."
             " Convert it to safetensors where you trust it"
         ) from error
-    # torch reports damage, and tensors that it cannot build without data, in several types.
+    # torch reports damage, and tensors that it cannot build without data, with several types of exceptions.
     except Exception as error:
         raise CheckpointError(
             f"{file}: torch cannot build its tensors: damaged, or of a kind that is not supported"
@@ -227,7 +227,7 @@ def _read_structure(archive: _Archive) -> dict[str, torch.Tensor]:
 
 
 def _info(archive: _Archive, name: str, tensor: torch.Tensor) -> TensorInfo:
-    """Return where the bytes of `tensor` lie; they must be all there, and lie row-major."""
+    """Return the place of the bytes of `tensor`. Raises CheckpointError unless they are complete and row-major."""
     where = f"{archive.file}: tensor {name!r}"
     if any("\ud800" <= char <= "\udfff" for char in name):
         raise CheckpointError(f"{where}: its name is not valid Unicode")
@@ -257,6 +257,6 @@ def _info(archive: _Archive, name: str, tensor: torch.Tensor) -> TensorInfo:
 
 
 def _reason(error: Exception) -> str:
-    """Return the first line of the message, or its beginning: torch's can fill a page."""
+    """Return the first line of the message, shortened: torch's can fill a page."""
     line = (str(error).splitlines() or [type(error).__name__])[0]
     return line if len(line) <= 200 else f"{line[:200]} ..."

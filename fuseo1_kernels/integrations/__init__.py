@@ -1,4 +1,4 @@
 """The kernels inside other merge tools: each module has install(), uninstall() and counts().
 
-None of them is needed to run the package, and none is imported by it.
+The package neither needs nor imports them.
 """

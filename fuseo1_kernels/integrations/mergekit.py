@@ -1,9 +1,9 @@
-"""mergekit 0.1.5 with its merge methods done by the kernels.
+"""Runs the merge methods of mergekit 0.1.5 on the kernels.
 
-A method is looked up in many ways (the registry, a name imported from its module, a plan made before), and all of
-them end in one object's `implementation`, or in `GeneralizedTaskArithmeticMerge.merge_group`. Those are replaced, so
-that binding of parameters, validation, batching, dtypes and errors stay mergekit's. What the kernels do not merge
-goes on to what was there before.
+mergekit looks a method up in many ways (the registry, a name imported from its module, a plan made before), and all
+of them end in one object's `implementation`, or in `GeneralizedTaskArithmeticMerge.merge_group`. Only those are
+replaced, so the binding of parameters, validation, batching, dtypes and errors stay mergekit's. A merge that the
+kernels do not support goes on to the replaced code.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from ..in_memory.merge import merge_tensors
 from ..methods import METHODS
 from .tally import NOTHING_TO_COMPUTE, Counts, LeftToTool, Tally
 
-#: The version whose semantics the kernels keep.
+#: The version whose semantics the kernels reproduce.
 SUPPORTED = "0.1.5"
 
-#: A generalized task arithmetic by its consensus and sparsification. What else tells them apart are defaults, which
-#: mergekit has filled in.
+#: mergekit's generalized task arithmetics, by (consensus, sparsification). They differ otherwise only in defaults,
+#: which mergekit has filled in.
 _TASK_ARITHMETIC = {
     (None, None): "task_arithmetic",
     ("sum", "magnitude"): "ties",
@@ -44,12 +44,12 @@ _DEVICES = ("cpu", "cuda")
 
 _tally = Tally("mergekit")
 _lock = threading.Lock()
-#: What puts one replaced attribute back; empty: not installed.
+#: Functions that each restore one replaced attribute; empty: not installed.
 _restore: list[Callable[[], None]] = []
 
 
 def install() -> None:
-    """Have the kernels merge what mergekit merges in this process, from now on. Twice is once.
+    """Run mergekit's merges in this process on the kernels from now on. Idempotent.
 
     Raises:
         MergeError: mergekit is missing, or of another version.
@@ -76,7 +76,7 @@ def install() -> None:
                 (BatchedMergeMethod, _batch_kernel),
                 (FunctionalGroupMergeMethod, _group_kernel),
             ):
-                # Methods that a program has registered are its own.
+                # Methods that the program has registered itself are left alone.
                 if isinstance(method, kind) and _is_mergekits(method.implementation):
                     own = method.implementation
                     _replace(method, "implementation", kernel(method.spec.name, own))
@@ -84,18 +84,19 @@ def install() -> None:
 
 
 def uninstall() -> None:
-    """Give mergekit its own code back. Twice is once."""
+    """Restore mergekit's own code. Idempotent."""
     with _lock:
         while _restore:
             _restore.pop()()
 
 
 def counts() -> Counts:
-    """How many tensors were merged since the start, or the last `reset_counts`, and by whom."""
+    """The tensors merged since the start, or the last `reset_counts`, by the kernels and by mergekit's own code."""
     return _tally.counts()
 
 
 def reset_counts() -> None:
+    """Set all counts to 0."""
     _tally.reset()
 
 
@@ -107,7 +108,7 @@ def _replace(owner: Any, name: str, replacement: Callable[..., torch.Tensor]) ->
     own = getattr(owner, name)
 
     def restore() -> None:
-        # What someone else has put on top calls ours, which calls mergekit's once nothing is installed.
+        # A later replacement by someone else stays: it calls ours, which calls mergekit's while not installed.
         if getattr(owner, name) is replacement:
             setattr(owner, name, own)
 
@@ -115,11 +116,11 @@ def _replace(owner: Any, name: str, replacement: Callable[..., torch.Tensor]) ->
     _restore.append(restore)
 
 
-# --- what stands in for mergekit's functions ---------------------------------------------
+# --- replacements of mergekit's functions ------------------------------------------------
 
 
 def _group_kernel(method: str, own: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """For a method that takes a TensorGroup, and parameters that are scalars or mappings by input."""
+    """Replace a method that takes a TensorGroup, and parameters that are scalars or mappings by input."""
 
     @wraps(own)
     def kernel(group: Any, **parameters: Any) -> torch.Tensor:
@@ -134,12 +135,12 @@ def _group_kernel(method: str, own: Callable[..., torch.Tensor]) -> Callable[...
 
 
 def _task_arithmetic(own: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """For the method of a class, one instance of which is TIES, another DARE."""
+    """Replace `merge_group` of the class whose instances are TIES, DARE and others."""
 
     @wraps(own)
     def merge_group(self: Any, group: Any, /, **parameters: Any) -> torch.Tensor:
         kind = self.consensus_method, self.sparsification_method
-        # A program's own instance may combine what has no name here, and have any name itself.
+        # A program's own instance may have any name, and combine options that have no name here.
         method = _TASK_ARITHMETIC.get(kind, f"another {self.method_name}")
         return _attempt(
             method,
@@ -152,7 +153,7 @@ def _task_arithmetic(own: Callable[..., torch.Tensor]) -> Callable[..., torch.Te
 
 
 def _batch_kernel(method: str, own: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """For a method that takes a TensorBatch: inputs of shape (outputs, *weight), coefficients (outputs, inputs)."""
+    """Replace a method that takes a TensorBatch: inputs (outputs, *weight), coefficients (outputs, inputs)."""
 
     @wraps(own)
     def kernel(batch: Any, **parameters: Any) -> torch.Tensor:
@@ -172,7 +173,7 @@ def _attempt(
     ours: Callable[[], torch.Tensor],
     own: Callable[[], torch.Tensor],
 ) -> torch.Tensor:
-    """What the kernels make of that many tensors, or mergekit's `own` code where they refuse."""
+    """Merge with the kernels (`ours`), or with mergekit's `own` code if they refuse; counts `tensors` tensors."""
     if not _restore:
         return own()
     try:
@@ -182,7 +183,7 @@ def _attempt(
     else:
         _tally.merged(method, tensors)
         return result
-    # Out of the handler: the error held what was allocated before it was raised.
+    # Outside the handler, because the error holds what was allocated before it was raised.
     _tally.left(method, reason, tensors)
     return own()
 
@@ -193,7 +194,7 @@ def _merge_group(method: str, group: Any, parameters: Mapping[str, Any]) -> torc
     base = None
     if METHODS[method].base != "ignored":
         base = next((i for i, entry in enumerate(group.entries) if entry.is_base), None)
-    # Values by input are those of all inputs, or of all but the base.
+    # Mappings by input have values for all inputs, or for all but the base.
     values = {
         name: [value[entry.id] for entry in group.entries if entry.id in value]
         if isinstance(value, Mapping)
@@ -210,7 +211,7 @@ def _merge_batch(method: str, batch: Any, parameters: Mapping[str, Any]) -> torc
     coefficients = {k: v for k, v in parameters.items() if isinstance(v, torch.Tensor)}
     _check(method, batch.tensors, *coefficients.values())
     base = None if METHODS[method].base == "ignored" else batch.base_index
-    # The inputs may have any strides; the merged tensors lie one after the other.
+    # The inputs may have any strides; the merged tensors are contiguous.
     result = torch.empty_like(batch.tensors[0], memory_format=torch.contiguous_format)
     for row, out in enumerate(result):
         values = {**parameters, **{name: v[row].tolist() for name, v in coefficients.items()}}
@@ -219,7 +220,7 @@ def _merge_batch(method: str, batch: Any, parameters: Mapping[str, Any]) -> torc
 
 
 def _check(method: str, tensors: Sequence[torch.Tensor], *coefficients: torch.Tensor) -> None:
-    """Raise LeftToTool for what the kernels cannot merge, whatever the parameters."""
+    """Raise LeftToTool for inputs that the kernels cannot merge, whatever the parameters."""
     if method not in METHODS:
         raise LeftToTool("not a method of the kernels")
     if torch.is_grad_enabled() and any(t.requires_grad for t in (*tensors, *coefficients)):
@@ -242,7 +243,7 @@ def _merge(
     out: torch.Tensor | None = None,
     **masks: Any,
 ) -> torch.Tensor:
-    """Merge checked tensors of one dtype; `masks` is what random ones depend on. Raises MergeError."""
+    """Merge checked tensors of one dtype; `masks`: arguments of merge_tensors for random masks. Raises MergeError."""
     if method == "sce":
         parameters = {**parameters, "variant": "mergekit"}
     return merge_tensors(
@@ -258,9 +259,10 @@ def _merge(
 
 
 def _masks(group: Any) -> dict[str, Any]:
-    """What random masks depend on: torch's seed and the names of tensor and models, not on what was merged before.
+    """Arguments of merge_tensors for random masks, which depend on torch's seed and the names of tensor and models.
 
-    Tensors without a name must not share their masks: they take torch's next random number.
+    They do not depend on earlier merges. Tensors without a name must not share masks, so they take torch's next
+    random number.
     """
     ids = [entry.id for entry in group.entries]
     if group.metadata.name is None:

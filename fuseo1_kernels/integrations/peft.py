@@ -1,8 +1,8 @@
-"""PEFT's merging of adapters done by the kernels: `add_weighted_adapter`, and the functions of peft.utils.merge_utils.
+"""Runs PEFT's merges of adapters on the kernels: `add_weighted_adapter`, and the functions of peft.utils.merge_utils.
 
-Task tensors are what PEFT calls an adapter's matrices; they are merged into a base of zeros. Signs are elected, and
-shared out, as in peft.utils.merge_utils (0.19 to 0.21): by the sum of what was not pruned, each survivor counting for
-one. What the kernels do not merge goes to PEFT's own functions.
+PEFT calls an adapter's matrices task tensors; they are merged into a base of zeros. Signs are elected, and survivors
+averaged, as in peft.utils.merge_utils (0.19 to 0.21): by the sum of the elements that were not pruned, with a share of
+one for each survivor. A merge that the kernels do not support goes to PEFT's own functions.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _own: dict[str, Callable[..., torch.Tensor]] = {}
 
 
 def install() -> None:
-    """Have the kernels merge PEFT's adapters in this process, from now on. Twice is once.
+    """Run PEFT's merges of adapters in this process on the kernels from now on. Idempotent.
 
     Raises:
         MergeError: PEFT is missing, or has no such functions.
@@ -43,7 +43,7 @@ def install() -> None:
         if _own:
             return
         try:
-            # What imports the functions by name has done so from here on.
+            # Imports every module that imports the functions by name, so that `_exchange` finds them.
             import_module("peft.tuners.lora.model")
             home = import_module(_HOME)
         except ImportError as error:
@@ -55,11 +55,11 @@ def install() -> None:
             raise MergeError(f"this PEFT has no {', '.join(missing)} in {_HOME}")
         _own.update({name: getattr(home, name) for name in _KERNELS})
         for name, own in _own.items():
-            _exchange(own, _standing_in(name, own))
+            _exchange(own, _replacement(name, own))
 
 
 def uninstall() -> None:
-    """Give PEFT its own functions back. Twice is once."""
+    """Restore PEFT's own functions. Idempotent."""
     with _lock:
         for name, own in _own.items():
             _exchange(getattr(sys.modules[_HOME], name), own)
@@ -67,16 +67,17 @@ def uninstall() -> None:
 
 
 def counts() -> Counts:
-    """How many tensors were merged since the start, or the last `reset_counts`, and by whom."""
+    """The tensors merged since the start, or the last `reset_counts`, by the kernels and by PEFT's own code."""
     return _tally.counts()
 
 
 def reset_counts() -> None:
+    """Set all counts to 0."""
     _tally.reset()
 
 
 def _exchange(old: object, new: object) -> None:
-    """Put `new` wherever one of PEFT's modules has `old` under a name."""
+    """Replace `old` by `new` under every name in PEFT's modules."""
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] == "peft":
             for key, value in list(vars(module).items()):
@@ -84,7 +85,7 @@ def _exchange(old: object, new: object) -> None:
                     setattr(module, key, new)
 
 
-def _standing_in(name: str, own: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+def _replacement(name: str, own: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     kernel = _KERNELS[name]
 
     @wraps(own)
@@ -97,7 +98,7 @@ def _standing_in(name: str, own: Callable[..., torch.Tensor]) -> Callable[..., t
         else:
             _tally.merged(name)
             return result
-        # Out of the handler: the error held what was allocated before it was raised.
+        # Outside the handler, because the error holds what was allocated before it was raised.
         _tally.left(name, reason)
         return own(task_tensors, weights, *args, **kwargs)
 
@@ -126,7 +127,7 @@ def _check(task_tensors: Any, weights: Any) -> None:
 def task_arithmetic(task_tensors: Sequence[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
     """The weighted sum of tensors of one shape and dtype (bf16, fp16 or fp32).
 
-    Raises MergeError, as the functions below.
+    Raises MergeError, as do the functions below.
     """
     return _sum(task_tensors, weights, ())
 
@@ -134,7 +135,7 @@ def task_arithmetic(task_tensors: Sequence[torch.Tensor], weights: torch.Tensor)
 def magnitude_prune(
     task_tensors: Sequence[torch.Tensor], weights: torch.Tensor, density: float
 ) -> torch.Tensor:
-    """The weighted sum of each tensor's share `density` of elements of largest magnitude."""
+    """The weighted sum of each tensor's elements of largest magnitude, a share `density`."""
     return _sum(task_tensors, weights, _largest(task_tensors, density))
 
 
@@ -143,7 +144,7 @@ def dare_linear(
 ) -> torch.Tensor:
     """The weighted sum of a random share `density` of each tensor's elements, divided by the density.
 
-    What is drawn depends on torch's default generator, as in PEFT.
+    The draw depends on torch's default generator, as in PEFT.
     """
     return _sum(task_tensors, weights, _drawn(task_tensors, density), _rescaling(density))
 
@@ -154,7 +155,7 @@ def ties(
     density: float,
     majority_sign_method: str = "total",
 ) -> torch.Tensor:
-    """The mean over those of the elected sign, of each tensor's elements of largest magnitude."""
+    """The mean of each tensor's elements of largest magnitude (a share `density`) that have the elected sign."""
     selects = _largest(task_tensors, density)
     return _elected(task_tensors, weights, selects, majority_sign_method)
 
@@ -165,7 +166,7 @@ def dare_ties(
     density: float,
     majority_sign_method: str = "total",
 ) -> torch.Tensor:
-    """The mean over those of the elected sign, of random elements of each tensor."""
+    """The mean of random elements of each tensor (a share `density`) that have the elected sign."""
     selects = _drawn(task_tensors, density)
     return _elected(task_tensors, weights, selects, majority_sign_method, _rescaling(density))
 
@@ -193,7 +194,7 @@ def _elected(
     majority_sign_method: str,
     scale: float = 1.0,
 ) -> torch.Tensor:
-    # By counting heads fuse looks at weighted values, PEFT at unweighted ones.
+    # To count signs, fuse looks at weighted values, PEFT at unweighted ones.
     if majority_sign_method == "frequency" and bool((weights <= 0).any()):
         raise LeftToTool("signs counted where a weight is not positive")
     if majority_sign_method not in ("total", "frequency"):
@@ -215,7 +216,7 @@ def _elected(
 def _merge(
     tensors: Sequence[torch.Tensor], weights: torch.Tensor, params: FuseParams
 ) -> torch.Tensor:
-    # As PEFT's come out, which multiplies by the weights, and after an election divides by fp32.
+    # The dtype of PEFT's results: PEFT multiplies by the weights, and after an election divides by fp32.
     dtype = torch.promote_types(tensors[0].dtype, weights.dtype)
     if params.elect != "none":
         dtype = torch.promote_types(dtype, torch.float32)

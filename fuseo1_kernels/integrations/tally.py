@@ -1,4 +1,4 @@
-"""Which merges the kernels did inside another tool, and which were left to the tool, and why."""
+"""Counts the merges that the kernels did inside another tool, and those that they left to the tool, by reason."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ..errors import MergeError
 
-#: Why a merge that moves no element is left to the tool. Worth no warning.
+#: The reason for leaving a merge that changes no element; it is logged as information, not as a warning.
 NOTHING_TO_COMPUTE = "nothing to compute"
 
 
@@ -18,7 +18,7 @@ class Counts:
     """Numbers of merged tensors.
 
     Attributes:
-        tool: who merged the others.
+        tool: the tool that merged the others.
         merged: by method, those that the kernels merged.
         left: by method and reason, those that the tool's own code merged.
     """
@@ -37,7 +37,7 @@ class Counts:
 
 
 class Tally:
-    """Counts, from any thread. The first merge of a method that is left for a reason is logged."""
+    """Counts merges; thread-safe. Logs the first merge of a method that is left for a new reason."""
 
     def __init__(self, tool: str) -> None:
         self._tool = tool

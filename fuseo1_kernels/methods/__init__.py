@@ -1,4 +1,4 @@
-"""The table of merge methods: every one is a record of its parameters and its rule for a tensor."""
+"""The table of merge methods: each is a record of its parameters and its rule for a tensor."""
 
 from __future__ import annotations
 

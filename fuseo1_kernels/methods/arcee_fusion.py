@@ -1,11 +1,11 @@
-"""Arcee Fusion: of one model the elements that matter most, the base's for the others (https://arcee.ai).
+"""Arcee Fusion: takes the most important elements of one model, and the base's others (https://arcee.ai).
 
 importance = |d| * divergence of the element's row (csrc/include/fuseo1/survey.h), in fp32
 threshold = median + 1.5 * (third quartile - first quartile) of the importances
 out = b + d where the importance is at least that, else b
 
-Quartiles are elements: of n in ascending order, counted from 0, that of index (n - 1) * share, rounded down. mergekit
-0.1.5 takes them of a random million of a larger tensor's, we of all.
+A quartile is an element: of n in ascending order, from 0, the one of index (n - 1) * share, rounded down. mergekit
+0.1.5 takes it of a random million elements of larger tensors, we of all.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from .method import Values, method
 from .rule import TensorSpec
 
 _LARGEST = float.fromhex("0x1.fffffep127")
-# Elements that reach a threshold are selected wherever they are.
-_ANYWHERE = 2**63 - 1
+# A tie limit that selects every tie.
+_EVERY_TIE = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class ArceeFusion:
             return Divergences(self.row, cuts=3)
         if len(learned) == 1:
             n = self.numel
-            # As many are at least as large as the element of ascending index i: n - i.
+            # n - i elements are at least as large as the one of ascending index i.
             ranks = tuple(n - (n - 1) * quarters // 4 for quarters in (1, 2, 3))
             return Magnitudes((ranks,), self._rows(learned))
         return None
@@ -63,17 +63,17 @@ class ArceeFusion:
 
 
 def _number(bits: int) -> float:
-    """The fp32 of these bits."""
+    """The fp32 number of these bits."""
     number: float = struct.unpack("<f", struct.pack("<I", bits))[0]
     return number
 
 
 def _reaching(least: float) -> Cut:
-    """The elements of importance `least` or more: of the least fp32 that is not below it."""
+    """The cut of the elements of importance `least` or more: at the least fp32 that is not below it."""
     if least > _LARGEST:
         return NONE
     (bits,) = struct.unpack("<I", struct.pack("<f", least))
-    return Cut(bits + (_number(bits) < least), _ANYWHERE)
+    return Cut(bits + (_number(bits) < least), _EVERY_TIE)
 
 
 def _rule(_values: Values, target: TensorSpec) -> ArceeFusion:

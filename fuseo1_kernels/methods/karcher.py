@@ -1,12 +1,12 @@
-"""Karcher mean: the point of the sphere from which the models' directions are least far, found step by step.
+"""Karcher mean: the point of the sphere that minimizes the squared distances to the models' directions, by iteration.
 
     step = mean over the models of  (u - cos(a) m) a / sin(a),  a: the angle from m to the model's direction u
     m'   = cos(|step|) m + sin(|step|) step / |step|
 
-The result's length is the mean of theirs. Models shorter than `tol` have no direction. Neither, from m, has a model
-that is opposed to it: u - cos(a) m is 0 then but for rounding, of which 1 / sin(a) would make anything. So what cancels
-all but a small share of its parts' lengths counts as 0: the model takes no part in the step, and where the mean that
-the steps start from is 0, they start from the first model. In mergekit 0.1.5 so does what is 0 exactly.
+The result's length is the mean of the models' lengths. Models shorter than `tol` have no direction. A model opposed to
+m has none as seen from m: u - cos(a) m is then 0 except for rounding, which 1 / sin(a) would blow up. So a vector
+whose parts cancel, all but a small share of their lengths, counts as 0: such a model takes no part in the step, and if
+the mean from which the steps start is 0, they start from the first model. mergekit 0.1.5 does so for exact zeros only.
 Source: arXiv 2603.04972.
 """
 
@@ -36,10 +36,10 @@ from .sphere import (
 
 @dataclass(frozen=True)
 class Karcher:
-    """The rule, for `models` of them, all alike.
+    """The rule for `models` models, none of which is special.
 
     Attributes:
-        least_left: the least share of its parts' lengths that a vector must have.
+        least_left: a vector counts as 0 if its length is no more than this share of its parts' lengths.
     """
 
     models: int
@@ -85,7 +85,7 @@ class Karcher:
 
 
 def _rule(values: Values, target: TensorSpec) -> Karcher:
-    # 2^-24 / (1/16)^2: a length is known to 2e-5 then; of more elements the roundings are independent and average out.
+    # For a share of 1/16 a length is known to 2^-24 / (1/16)^2 = 2e-5; over many elements roundings average out.
     least_left = max(ROUNDING, 2.0**-4 / max(target.numel, 1) ** 0.25)
     return Karcher(len(target.models), least_left, values["max_iter"], values["tol"])
 

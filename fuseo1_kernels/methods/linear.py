@@ -1,4 +1,4 @@
-"""Linear: a weighted mean of models (model soups, arXiv 2203.05482); passthrough: one model as it is."""
+"""Linear: a weighted mean of models (model soups, arXiv 2203.05482); passthrough: one model, times `scale`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .rule import LEAST_TOTAL, TensorSpec, combination, of
 
 @dataclass(frozen=True)
 class Linear:
-    """out = (sum of weight_i x_i) / divisor, whose divisor is the sum of the weights or 1."""
+    """out = (sum of weight_i x_i) / divisor; the divisor is the sum of the weights (normalize) or 1."""
 
     weights: tuple[float, ...]
     normalize: bool

@@ -1,7 +1,7 @@
-"""What a merge method is: its parameters, and its rule for one tensor.
+"""Merge methods: each is a record of its parameters and its rule for one tensor.
 
-A method is a record, not a code path: `survey` and `fuse` do the arithmetic of all of them. What differs is what a
-rule asks of the one and tells the other.
+A method is not a code path: `survey` and `fuse` do the arithmetic of all methods. A rule only says what to survey, and
+with which parameters to fuse.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .rule import Rule, TensorSpec
 
 Scalar = bool | float | str
 
-# Numbers are fp32's in the end.
+# The largest finite fp32: parameters may be rounded to fp32.
 _MOST = float.fromhex("0x1.fffffep127")
 
 
@@ -25,9 +25,9 @@ class Parameter:
     """One parameter of a merge method.
 
     Attributes:
-        default: None: it may be left out, and then is None, or it is `required`.
-        per_model: each model that is merged has a value of its own; else all share one.
-        idle: it changes nothing here; a config that gives another value than the default is mistaken.
+        default: its value if it is left out; None also for one that is `required`.
+        per_model: each merged model has its own value; otherwise all share one.
+        idle: it has no effect here; a config that gives it another value than the default is mistaken.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Parameter:
     idle: bool = False
 
     def validate(self, value: Any, where: str) -> Scalar:
-        """Return `value` as this parameter's type, or raise ConfigError naming `where` it stands."""
+        """Return `value` as this parameter's type. Raises ConfigError that names `where` the value is."""
         if self.kind == "bool":
             if isinstance(value, bool):
                 return value
@@ -72,7 +72,7 @@ class Parameter:
         return f"{noun} in [{self.low:g}, {self.high:g}]"
 
 
-#: A method's parameters for one tensor: of a per-model one a value for each model, in order.
+#: A method's parameters for one tensor; a per-model one is a tuple of one value per model, in order.
 Values = Mapping[str, Any]
 
 
@@ -81,10 +81,10 @@ class Method:
     """One merge method.
 
     Attributes:
-        reference: where it comes from.
-        base: whether it needs a base model; a base that is "ignored" is a model like the others.
-        least, most: how many models it merges, the base not counted unless it is ignored.
-        rule: from parameters and a tensor to its rule. Raises ConfigError.
+        reference: the URL of its source.
+        base: whether it needs a base model; if "ignored", the base is a model like the others.
+        least, most: how many models it merges, not counting the base unless that is ignored.
+        rule: makes the rule from parameters and a tensor. Raises ConfigError.
     """
 
     name: str
@@ -96,7 +96,7 @@ class Method:
     most: int | None = None
 
     def takes(self, models: int) -> bool:
-        """Whether it merges so many, beside a base."""
+        """Whether it merges so many models, besides a base."""
         return models >= self.least and (self.most is None or models <= self.most)
 
     @property
@@ -118,5 +118,5 @@ def method(
     least: int = 1,
     most: int | None = None,
 ) -> Method:
-    """A Method of these parameters."""
+    """Make a Method of these parameters."""
     return Method(name, reference, {p.name: p for p in parameters}, rule, base, least, most)

@@ -1,10 +1,10 @@
-"""Model Stock: how far to go from the base to the mean of the others, by the angle between them (arXiv 2403.19522).
+"""Model Stock: a step from the base towards the mean of the others, by the angles between them (arXiv 2403.19522).
 
     out = b + t * mean of d_i,  t = N cos / (1 + (N - 1) cos),  cos: the mean over all pairs of task vectors
 
-With filter_wise every row has a t of its own. At a pole of t, where opposing task vectors cancel, nothing is added.
-Products of lengths below 1e-6 count as that, as in mergekit 0.1.5, and poles below 1e-6 (N - 1): so often cos's
-rounding counts there.
+With filter_wise every row has its own t. At a pole of t, where opposing task vectors cancel, nothing is added.
+Products of lengths are at least 1e-6, as in mergekit 0.1.5. A denominator of t counts as 0 below 1e-6 (N - 1), because
+it has cos's rounding N - 1 times.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _LEAST = 1e-6
 
 @dataclass(frozen=True)
 class ModelStock:
-    """The rule, for `targets` of them."""
+    """The rule for `targets` targets."""
 
     targets: int
 

@@ -30,7 +30,7 @@ from .sphere import (
 
 @dataclass(frozen=True)
 class MultiSlerp:
-    """The rule, between task vectors, or models where there is no base."""
+    """The rule for task vectors or, without a base, for models."""
 
     weights: tuple[float, ...]
     eps: float
@@ -54,7 +54,7 @@ class MultiSlerp:
         mean = weighted(self.weights, units)
         length = norm(mean, gram)
         if length <= max(self.eps, ROUNDING * uncancelled(mean, gram)):
-            # Two, as in mergekit; and where all are 0, as what no fine-tune has touched, there is nothing to weigh.
+            # Two models: as in mergekit. If all vectors are 0, because no fine-tune changed them, any weights will do.
             if n == 2 or not any(lengths):
                 return list(self.weights)
             raise MergeError(
@@ -71,7 +71,7 @@ class MultiSlerp:
 
 
 def _inverse(length: float) -> float:
-    """0 where there is no direction, which eps 0 lets happen."""
+    """1 / length, or 0 for a vector without a direction, which eps 0 allows."""
     return 1 / length if length else 0.0
 
 

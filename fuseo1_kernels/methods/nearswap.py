@@ -1,7 +1,7 @@
-"""NearSwap: towards the other model where the two are near each other.
+"""NearSwap: moves towards the other model where the two are near each other.
 
 out = b + w d, w = min(1, t / |d|): the other model's element if it is within t of the base's, else a step of t towards
-it. (mergekit 0.1.5 divides by no less than 1e-6, so that it differs where both |d| and t are smaller than that.)
+it. (mergekit 0.1.5 divides by at least 1e-6, so it differs where both |d| and t are smaller.)
 Source: https://huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001
 """
 
@@ -18,7 +18,7 @@ from .rule import TensorSpec
 
 @dataclass(frozen=True)
 class NearSwap:
-    """The rule: no survey."""
+    """The rule: it needs no survey."""
 
     t: float
 

@@ -1,4 +1,4 @@
-"""A method's parameters as a program gives them, checked and spread over the models."""
+"""Checks a method's parameters as a program gives them, and spreads them over the models."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .method import Method, Parameter, Scalar
 
 
 def resolve_method(name: str) -> Method:
-    """The method of that name. Raises ConfigError."""
+    """The method `name`. Raises ConfigError."""
     if name not in METHODS:
         raise ConfigError(f"merge method {name!r}: this version has {', '.join(METHODS)}")
     return METHODS[name]
@@ -21,10 +21,10 @@ def resolve_method(name: str) -> Method:
 def resolve_parameters(
     name: str, parameters: Mapping[str, Any] | None, ids: Sequence[Hashable] = ()
 ) -> dict[str, Any]:
-    """Every parameter of method `name`, as given or by default; of a per-model one a tuple, a value for each of `ids`.
+    """Every parameter of method `name`, as given or by default; a per-model one is a tuple, a value for each of `ids`.
 
     A per-model parameter may be given as one value for all, as a sequence in the order of `ids`, or as a mapping from
-    them. Raises ConfigError.
+    `ids`. Raises ConfigError.
     """
     known = resolve_method(name).parameters
     given = dict(parameters or {})
@@ -44,7 +44,7 @@ def resolve_parameters(
 
 
 def check_seed(seed: object) -> None:
-    """Refuse a random seed that is no whole number."""
+    """Raises ConfigError unless `seed` is a whole number."""
     if not isinstance(seed, Integral) or isinstance(seed, bool):
         raise ConfigError(f"random_seed: must be a whole number, not {seed!r}")
 

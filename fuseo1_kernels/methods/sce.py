@@ -13,13 +13,13 @@ from .rule import TensorSpec
 VARIANTS = ("fuseo1", "mergekit")
 
 # mergekit's rules, which its variant reproduces: below this mean square all weights are equal, and no divisor is
-# smaller than this.
+# smaller.
 _MERGEKIT_FLOOR = 1e-6
 
 
 @dataclass(frozen=True)
 class Sce:
-    """The rule: one survey, of the share `select_topk` of the elements."""
+    """The rule: one survey that selects the share `select_topk` of the elements."""
 
     select_topk: float
     variant: str
@@ -35,9 +35,9 @@ class Sce:
 def sce_params(survey: SceResult, numel: int, select_topk: float, variant: str) -> FuseParams:
     """Weights, divisor and mask of SCE (arXiv 2408.07990) from a tensor's survey.
 
-    `fuseo1` is the authors' rule, which made the published models: the mask selects what counts for the
-    weights, and every element is merged. In `mergekit` (0.1.5) elements that are not selected stay the
-    base's, weights are equal when the mean squares sum to less than 1e-6, and divisors are at least 1e-6.
+    `fuseo1` is the authors' rule, which made the published models: the mask selects the elements that count
+    for the weights, and every element is merged. In `mergekit` (0.1.5) elements that are not selected stay
+    the base's, weights are equal when the mean squares sum to less than 1e-6, and divisors are at least 1e-6.
     Equal weights are 1 each: only their ratios matter, and 1/3 would break exact rounding ties.
     """
     total = 0.0

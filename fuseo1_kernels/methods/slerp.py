@@ -1,11 +1,11 @@
-"""SLERP and NuSLERP: two models, or what they added to a base, along the arc between them.
+"""SLERP and NuSLERP: a point on the arc between two models, or between their task vectors.
 
     slerp:   out = c_0 b + c_1 x,  c = sin((1-t) angle) / sin(angle), sin(t angle) / sin(angle)
-    nuslerp: the same of two targets, or of their task vectors, t being the second's share of the weights
+    nuslerp: the same for two targets, or for their task vectors, where t is the second's share of the weights
 
-Both are straight lines where the two are nearly parallel, or opposed. Source: https://en.wikipedia.org/wiki/Slerp; what
-counts as that, and shorter lengths than which as 0, as in mergekit 0.1.5; but nuslerp's are opposed as soon as rounding
-hides which way the arc goes (sphere.py).
+Both follow a straight line where the two are nearly parallel or opposed. Source: https://en.wikipedia.org/wiki/Slerp.
+The bounds for that, and for lengths that count as 0, are those of mergekit 0.1.5; but in nuslerp two vectors are
+opposed as soon as rounding hides the direction of the arc (sphere.py).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _LEAST_WEIGHT = 1e-6
 
 @dataclass(frozen=True)
 class Slerp:
-    """The rule, between the base and the other model."""
+    """The rule for the base and the other model."""
 
     t: float
 
@@ -47,10 +47,10 @@ class Slerp:
 
 @dataclass(frozen=True)
 class NuSlerp:
-    """The rule, between two task vectors, or two models where there is no base.
+    """The rule for two task vectors or, without a base, for two models.
 
     Attributes:
-        single: they have one element each, and are parallel, though the sums of fp32's are rounded.
+        single: the vectors have one element each, and so are parallel, although rounded sums may say otherwise.
     """
 
     t: float
@@ -90,7 +90,7 @@ def _nuslerp(values: Values, target: TensorSpec) -> Rule:
 
     if values["nuslerp_flatten"]:
         return vectors(target.numel)
-    if values["nuslerp_row_wise"]:  # what is called so is columns
+    if values["nuslerp_row_wise"]:  # mergekit's row_wise works on columns
         return by_column(vectors(target.rows), target)
     return ByRow(vectors(target.row), target.row)
 

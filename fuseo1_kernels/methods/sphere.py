@@ -1,8 +1,8 @@
-"""Vectors as combinations of others of which only the inner products are known: what spherical methods compute with.
+"""Linear combinations of vectors of which only the inner products are known, for the spherical methods.
 
 A combination is a list of coefficients; gram[i][j] is the inner product of vectors i and j, in fp64. It is a sum of
-products that were rounded to fp32. So where a combination's parts cancel, all but a share s of their lengths, its
-length is known to about 2^-24 / s^2, and where s is below 2^-10 it is mere rounding.
+products that were rounded to fp32. So if a combination's parts cancel, all but a share s of their lengths, its length
+is known to about 2^-24 / s^2, and if s is below 2^-10 it is mere rounding.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 GramMatrix = Sequence[Sequence[float]]
 
-#: Of parts that leave no more than this share of their lengths nothing is known.
+#: If no more than this share of its parts' lengths is left, nothing is known of a combination.
 ROUNDING = 2.0**-10
 
 
@@ -29,12 +29,12 @@ def norm(a: Sequence[float], gram: GramMatrix) -> float:
 
 
 def uncancelled(a: Sequence[float], gram: GramMatrix) -> float:
-    """The length of a combination if all its parts were parallel."""
+    """The sum of the lengths of a combination's parts."""
     return math.fsum(abs(x) * math.sqrt(gram[i][i]) for i, x in enumerate(a))
 
 
 def axis(i: int, n: int) -> list[float]:
-    """Vector i of n itself."""
+    """The combination that is vector i of n."""
     return [float(i == j) for j in range(n)]
 
 
@@ -47,7 +47,7 @@ def plus(a: Sequence[float], b: Sequence[float]) -> list[float]:
 
 
 def weighted(weights: Sequence[float], vectors: Sequence[Sequence[float]]) -> list[float]:
-    """The weighted sum of one combination or more."""
+    """The weighted sum of one or more combinations."""
     total = [0.0] * len(vectors[0])
     for weight, vector in zip(weights, vectors, strict=True):
         total = plus(total, times(weight, vector))
@@ -55,10 +55,10 @@ def weighted(weights: Sequence[float], vectors: Sequence[Sequence[float]]) -> li
 
 
 def as_cosine(ratio: float) -> float:
-    """What rounding may have put beyond 1, brought back."""
+    """`ratio` clamped to [-1, 1], which rounding may have exceeded."""
     return max(-1.0, min(1.0, ratio))
 
 
 def arc(t: float, angle: float) -> tuple[float, float]:
-    """How much of either end makes the point at t on the arc of that angle."""
+    """The coefficients of both ends for the point at t on the arc of that angle."""
     return math.sin((1 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)

@@ -1,11 +1,11 @@
-"""Task arithmetic and what grew from it: TIES, DARE, breadcrumbs, DELLA. One rule, and a row of a table for each.
+"""Task arithmetic, TIES, DARE, breadcrumbs and DELLA: one rule, and a table row for each method.
 
-    z_i = d_i, sparsified to the share `density` of its elements, then rescaled to its L1 norm (rescale)
+    z_i = d_i, sparsified to the share `density` of its elements, then rescaled to the L1 norm of d_i (rescale)
     out = b + lambda * (sum of weight_i z_i over the survivors of the election) / divisor
 
-divisor (normalize): the sum of weight_i, over the survivors where there is an election; 1 if it is 0. Sources: the
-papers that the table names, and mergekit 0.1.5 for how it combines them (`rescale` by norms is its way; DARE's paper
-divides by the density, which is the same on average).
+divisor (normalize): the sum of weight_i, over the survivors if there is an election; 1 if it is 0. Sources: the papers
+in the table, and mergekit 0.1.5 for how they are combined (`rescale` by norms is mergekit's; DARE's paper divides by
+the density, which is the same on average).
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ from .rule import LEAST_TOTAL, TensorSpec
 
 Sparsify = Literal["nothing", "small", "small and large", "random", "random by rank"]
 
-# Norms below this are not rescaled to or by.
+# If either norm is below this, nothing is rescaled.
 _LEAST_NORM = 1e-7
 
 
 @dataclass(frozen=True)
 class TaskArithmetic:
-    """The rule. Values that differ between models stand in their order.
+    """The rule. Values that differ between models are in the models' order.
 
     Attributes:
-        densities: the share of elements that is kept; 1 and more: all of them, as they are.
-        ranks: where magnitudes decide: how many of the largest are kept and dropped, (kept and dropped, dropped).
-        keys: where chance decides: keys of the draws.
-        epsilons: where chance decides by rank: from density - epsilon for the smallest to density + epsilon for the
-            largest magnitude of a row.
-        row: how many elements a row has, then.
+        densities: the share of elements to keep; 1 or more: all of them, unchanged.
         elects: whether signs are elected.
+        ranks: if magnitudes decide: how many of the largest are kept or dropped, and how many of these are dropped.
+        keys: if chance decides: the keys of the draws.
+        epsilons: if chance decides by rank: probabilities go from density - epsilon for a row's smallest magnitude to
+            density + epsilon for its largest.
+        row: if chance decides by rank: the elements of a row.
     """
 
     weights: tuple[float, ...]
@@ -128,18 +128,18 @@ def _rescaling(every: float, kept: float) -> float:
 
 def draw_key(seed: int, tensor: str, model: str) -> int:
     """The key of a model's random masks in a tensor."""
-    import xxhash  # merges that draw nothing do without it
+    import xxhash  # merges that draw nothing do not need it
 
     return xxhash.xxh3_64_intdigest(f"{seed}\0{tensor}\0{model}".encode())
 
 
 def _kept_and_dropped(numel: int, density: float, gamma: float | None) -> tuple[int, int]:
-    """How many of the largest magnitudes are kept and dropped, and how many of them are dropped."""
+    """How many of the largest magnitudes are kept or dropped, and how many of these are dropped."""
     if density >= 1 or density <= 0:
         return numel, 0
     if gamma is None:
         return max(1, int(density * numel)), 0
-    # Fewer large ones are dropped where density asks for so many that too few would be left.
+    # If `density` and `gamma` together exceed 1, fewer large ones are dropped.
     kept = int(density * numel)
     small = max(0, numel - kept - int(gamma * numel))
     return numel - small, numel - small - kept
@@ -148,9 +148,9 @@ def _kept_and_dropped(numel: int, density: float, gamma: float | None) -> tuple[
 def _check_chances(
     densities: Sequence[float], epsilons: Sequence[float], target: TensorSpec
 ) -> None:
-    """Chances are chances. Raises ConfigError."""
+    """Raises ConfigError unless all probabilities lie between 0 and 1."""
     for model, density, epsilon in zip(target.models, densities, epsilons, strict=True):
-        # The last is how chances are computed (select.h).
+        # The second is how select.h computes the largest probability.
         highest = max(density + epsilon, (density - epsilon) + 2 * epsilon)
         if 0 < density < 1 and not (density > epsilon and highest < 1):
             raise ConfigError(
