@@ -1,1 +1,1 @@
-"""The plan: what is merged into which output tensor, known before any weight is read."""
+"""The plan: every output tensor with its inputs and its rule, made before any weight is read."""

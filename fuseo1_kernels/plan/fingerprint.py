@@ -1,4 +1,4 @@
-"""What the bytes of a merge depend on, in few words: how a run knows its own unfinished work again."""
+"""Identifies a merge by everything its bytes depend on, so that a run recognizes its own unfinished output."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from .plan import Plan
 def fingerprint(plan: Plan, nonfinite: str) -> dict[str, Any]:
     """Return, in JSON's types, everything that decides the bytes of the merged tensors.
 
-    {"version", "nonfinite", "plan": checksum, "files": {path: [size, mtime in ns, inode]}}: threads,
-    memory and backend are not in it, for they change nothing.
+    The keys are "version", "nonfinite", "plan" (a checksum) and "files" ({path: [size, mtime in ns, inode]}). Threads,
+    memory and backend are not included: they do not change the bytes.
     """
     sources = {id(x.source): x.source for job in plan.jobs for x in job.inputs}
     identities = {f: i for source in sources.values() for f, i in source.files.items()}
@@ -38,5 +38,5 @@ def fingerprint(plan: Plan, nonfinite: str) -> dict[str, Any]:
 
 
 def digest(value: Any) -> str:
-    """Return the checksum of a value in JSON's types."""
+    """Return the xxh3-128 checksum, in hex, of a value in JSON's types."""
     return xxhash.xxh3_128_hexdigest(json.dumps(value, sort_keys=True).encode())

@@ -24,17 +24,25 @@ class Input:
         return BY_CODE[self.info.dtype]
 
     def part(self, start: int, numel: int) -> Input:
-        """`numel` elements from flat index `start` on, as a tensor."""
+        """Return `numel` elements from flat index `start` on, as a one-dimensional input."""
         size = self.dtype.size
-        place = self.info.offset + start * size
+        offset = self.info.offset + start * size
         return replace(
-            self, info=replace(self.info, shape=(numel,), offset=place, nbytes=numel * size)
+            self, info=replace(self.info, shape=(numel,), offset=offset, nbytes=numel * size)
         )
 
 
 @dataclass(frozen=True)
 class Job:
-    """One merged tensor: its inputs, the base (or what a method without one has in its place) first, and its rule."""
+    """One merged tensor.
+
+    Attributes:
+        name: the output tensor's name.
+        shape: the output's shape. The inputs may have more rows (cropped embeddings).
+        dtype: the output's dtype.
+        inputs: base first; a method without a base has its first model there.
+        rule: the method's rule for this tensor.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -47,7 +55,10 @@ class Job:
         return prod(self.shape)
 
     def parts(self) -> Iterator[tuple[int, Job]]:
-        """What is merged by itself, and the flat index at which it begins: every row, or all of it. Not for columns."""
+        """Yield (flat start index, job) for each part that is merged independently: every row, or the whole tensor.
+
+        Not for rules by column.
+        """
         assert not isinstance(self.rule, ByColumn)
         if not isinstance(self.rule, ByRow):
             yield 0, self
@@ -58,7 +69,7 @@ class Job:
 
     @property
     def input_bytes(self) -> int:
-        """Bytes of all inputs, as far as they are merged."""
+        """Bytes of all inputs, without cropped rows."""
         return self.numel * self.element_bytes
 
     @property

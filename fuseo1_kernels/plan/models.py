@@ -1,4 +1,4 @@
-"""From a config to opened models, a plan and the small files: all that precedes reading weights."""
+"""Opens the models that a config names."""
 
 from __future__ import annotations
 
@@ -16,9 +16,20 @@ from ..errors import CheckpointError, ConfigError
 def open_sources(
     config: MergeConfig, stack: ExitStack, *, progress: bool = True, download: bool = True
 ) -> dict[str, Source]:
-    """Open every model that is merged, by the config's names, until `stack` closes."""
+    """Open every model to merge and return them by the config's names. `stack` closes them.
+
+    Args:
+        config: names the models.
+        stack: closes the models.
+        progress: show the progress of downloads.
+        download: False: models that are not local must be in the hub's cache.
+
+    Raises:
+        CheckpointError: lists every model that cannot be opened.
+        ConfigError: two names are the same directory.
+    """
     sources: dict[str, Source] = {}
-    named: dict[str, str] = {}
+    name_by_path: dict[str, str] = {}
     problems = []
     for name in config.model_names():
         try:
@@ -27,7 +38,7 @@ def open_sources(
             problems.append(str(error))
             continue
         sources[name] = stack.enter_context(source)
-        first = named.setdefault(os.path.realpath(source.path), name)
+        first = name_by_path.setdefault(os.path.realpath(source.path), name)
         if first != name:
             raise ConfigError(f"models {first} and {name} are the same directory; name it once")
     if problems:
@@ -38,7 +49,10 @@ def open_sources(
 def open_lender(
     config: MergeConfig, sources: Mapping[str, Source], stack: ExitStack, download: bool = True
 ) -> Source | None:
-    """The model whose tokenizer is asked for, if one is; not merged, it lends its small files alone."""
+    """Return the model that lends its tokenizer to the output; None if the config names none.
+
+    A model that is not merged is opened without its weights. Raises CheckpointError.
+    """
     if config.tokenizer_files is not None:
         name = config.tokenizer_files.model
     elif config.tokenizer_source is not None:
@@ -53,5 +67,5 @@ def open_lender(
 
 
 def directories(sources: Mapping[str, Source], lender: Source | None) -> list[Path]:
-    """Everything that is read, and so must not be overwritten."""
+    """Return the directories of all opened models; the output must not overwrite them."""
     return [s.path for s in [*sources.values(), *([lender] if lender else [])]]

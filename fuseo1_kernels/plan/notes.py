@@ -1,4 +1,4 @@
-"""Notes on a plan: tensors left out, other architectures, filters that match nothing."""
+"""Makes the notes on a plan: tensors left out, differing architectures, filters that match no tensor."""
 
 from __future__ import annotations
 
@@ -18,42 +18,42 @@ def model_notes(
     placements: Sequence[Placement],
 ) -> Iterator[str]:
     """Yield a note on every model with tensors that are left out, and on every model of another architecture."""
-    used = {used for placement in placements for used in placement.tensors.items()}
+    used = {item for placement in placements for item in placement.tensors.items()}
     first_name, *others = dict.fromkeys(name for part in parts for name in part.models)
     first = sources[first_name]
-    whose = "the base" if first_name == base else f"model {first_name}"
+    first_label = "the base" if first_name == base else f"model {first_name}"
     for model in others:
         extra = sorted({*sources[model].tensors} - {*first.tensors})
         if parts[0].layers is not None:
-            # Slices say which layers are taken; the last slice's models lend what follows the layers.
+            # Slices choose their layers on purpose, and tensors outside them may come from another model.
             extra = [n for n in extra if (model, n) not in used and not LAYER.fullmatch(n)]
         if extra:
             shown = ", ".join(map(printable, extra[:5])) + (", ..." if len(extra) > 5 else "")
             lacking = "1 tensor that" if len(extra) == 1 else f"{len(extra)} tensors that"
-            yield f"model {model}: {lacking} {whose} lacks left out: {shown}"
-        ours, theirs = (s.config.get("architectures") for s in (first, sources[model]))
-        if ours and theirs and ours != theirs:
-            yield f"model {model}: architecture {theirs!r}, {whose}'s is {ours!r}"
+            yield f"model {model}: {lacking} {first_label} lacks left out: {shown}"
+        expected, actual = (s.config.get("architectures") for s in (first, sources[model]))
+        if expected and actual and expected != actual:
+            yield f"model {model}: architecture {actual!r}, {first_label}'s is {expected!r}"
 
 
 def filter_notes(parts: Sequence[Part], placements: Sequence[Placement]) -> Iterator[str]:
     """Yield a note on every filter that matches no tensor: it is most likely misspelt."""
     for scope in all_scopes(parts):
-        seen = _seen_by_filters(scope, placements)
+        tensors = _tensors_in_scope(scope, placements)
         for name, setting in scope.parameters.items():
-            for pattern in idle_filters(setting, seen):
+            for pattern in idle_filters(setting, tensors):
                 key = f"{scope.where}.{name}" if scope.where else name
                 yield f"{key}: filter {pattern!r} matches no tensor"
 
 
-def _seen_by_filters(scope: Scope, placements: Sequence[Placement]) -> list[str]:
-    """The tensor names that the scope's filters look at: a model's own are its own tensors'."""
-    seen: list[str] = []
+def _tensors_in_scope(scope: Scope, placements: Sequence[Placement]) -> list[str]:
+    """Return the tensor names that the scope's filters are matched with; for a model's own scope, its tensors'."""
+    names: list[str] = []
     for placement in placements:
         if scope not in placement.part.scopes:
             continue
         if scope.model is not None:
-            seen.append(placement.tensors[scope.model])
+            names.append(placement.tensors[scope.model])
         else:
-            seen += [placement.name, *placement.tensors.values()]
-    return seen
+            names += [placement.name, *placement.tensors.values()]
+    return names

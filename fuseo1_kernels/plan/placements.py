@@ -9,13 +9,11 @@ from dataclasses import dataclass
 from ..checkpoint.source import Source
 from ..config.resolve import Part
 
-# Numbered as Python writes numbers: layers.00 is not a second layers.0.
+# A layer's index has no leading zeros: layers.00 is not layers.0.
 LAYER = re.compile(
     r"(?P<before>(?:.*\.)?(?:layers|h|blocks)\.)(?P<index>0|[1-9][0-9]{0,8})(?P<after>\..+)"
 )
-
-
-# Outside the layers, these come before them; the others after. It matters for `slices` alone.
+# Tensors outside the layers that come before them; all others come after. Only `slices` distinguish the two.
 _BEFORE_LAYERS = re.compile(r"embed|wte|wpe")
 
 
@@ -25,8 +23,8 @@ class Placement:
 
     Attributes:
         name: the output tensor's name.
-        t: the layer's place in a gradient, from 0 to 1.
-        part: models and parameters.
+        t: the layer's position in a gradient, from 0 to 1.
+        part: the models and parameters.
         tensors: the input tensors' names by model, in the order of the part's models.
     """
 
@@ -39,9 +37,10 @@ class Placement:
 def place_tensors(
     parts: Sequence[Part], sources: Mapping[str, Source], problems: list[str]
 ) -> Iterator[Placement]:
-    """Yield every output tensor in order, adding to `problems` what the models lack.
+    """Yield every output tensor in order; add missing layers to `problems`.
 
-    Layers come in the order of the parts; tensors before them from the first part, tensors after from the last.
+    Layers come in the order of the parts. Tensors before the layers come from the first part, tensors after them from
+    the last.
     """
     if parts[0].layers is None:
         yield from _place_whole_models(parts[0], sources)
@@ -83,13 +82,14 @@ def _place_slices(
 
 
 def _outside(part: Part, sources: Mapping[str, Source], before: bool) -> Iterator[Placement]:
-    """The tensors outside the layers that come before them, or after."""
+    """Yield the tensors outside the layers, either those before the layers or those after."""
     for name in sources[part.models[0]].tensors:
         if not LAYER.fullmatch(name) and bool(_BEFORE_LAYERS.search(name)) == before:
             yield Placement(name, 0.0, part, dict.fromkeys(part.models, name))
 
 
 def _by_layer(source: Source) -> dict[int, list[tuple[str, str]]]:
+    """Return the names of each layer's tensors, as the text before and after the layer's index."""
     layers: dict[int, list[tuple[str, str]]] = {}
     for name in source.tensors:
         if match := LAYER.fullmatch(name):
@@ -102,5 +102,5 @@ def _count_layers(source: Source) -> int:
 
 
 def _position(index: int, layers: int) -> float:
-    """Where a layer stands in a gradient: 0 the first, 1 the last (mergekit's rule)."""
+    """Return a layer's position in a gradient: 0 for the first, 1 for the last or only one (mergekit's rule)."""
     return min(index / (layers - 1), 1.0) if layers > 1 else 1.0

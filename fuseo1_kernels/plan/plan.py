@@ -1,4 +1,4 @@
-"""From a config and the models' headers to what is to be done, tensor by tensor. Pure: reads no tensor data."""
+"""Makes a plan from a config and the models' headers, tensor by tensor. Reads no tensor data."""
 
 from __future__ import annotations
 
@@ -19,18 +19,25 @@ from .job import Input, Job
 from .notes import filter_notes, model_notes
 from .placements import Placement, place_tensors
 
-# Rows are tokens.
+# Tensors with one row per token.
 _EMBEDDING = re.compile(
     r"(?:.*\.)?(?:embed_tokens|word_embeddings|wte|embed_in|embed_out|lm_head)\.weight"
 )
+# The most problems that an error lists.
+_PROBLEMS_SHOWN = 20
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that is known before the first byte is read.
+    """Everything that is known about a merge before any tensor data is read.
 
-    `problems` make the merge impossible, `notes` are worth knowing. `num_layers` is given for a merge of
-    slices, `vocab_size` for one that crops embeddings.
+    Attributes:
+        jobs: the output tensors, in order.
+        shards: the output files.
+        problems: everything that makes the merge impossible.
+        notes: remarks that do not stop it.
+        num_layers: the number of output layers of a merge of slices; else None.
+        vocab_size: the number of rows of cropped embeddings; None if none is cropped.
     """
 
     jobs: tuple[Job, ...]
@@ -50,7 +57,7 @@ class Plan:
 
     @property
     def dtype_name(self) -> str:
-        """The dtype of most of the output, by torch's name."""
+        """The dtype of most output elements, by torch's name."""
         sizes: dict[str, int] = {}
         for job in self.jobs:
             sizes[job.dtype.name] = sizes.get(job.dtype.name, 0) + job.numel
@@ -65,11 +72,18 @@ def make_plan(
     crop_embeddings: bool = False,
     random_seed: int = 0,
 ) -> Plan:
-    """Plan the merge of `sources` (by the config's names), or say in `problems` all that prevents it.
+    """Plan a merge. Everything that prevents it is listed in the plan's `problems`.
 
-    `crop_embeddings` cuts embeddings of different vocabulary sizes to the smallest one's rows, as the
-    FuseO1 authors' code does. `random_seed` is what random masks are drawn from. ConfigError where
-    parameters have no value for a tensor, or make no sense.
+    Args:
+        config: the merge.
+        sources: the opened models, by the config's names.
+        shard_size: the most bytes of tensor data in one output file.
+        crop_embeddings: cut embeddings of different vocabulary sizes to the rows that all models have, as the FuseO1
+            authors' code does.
+        random_seed: seed of random masks.
+
+    Raises:
+        ConfigError: a parameter has no value for a tensor, or an invalid one.
     """
     problems: list[str] = []
     parts = config.resolve()
@@ -77,11 +91,11 @@ def make_plan(
     targets = max((len(placement.tensors) - 1 for placement in placements), default=0)
     if targets > MAX_TARGETS:
         problems.append(f"{targets} targets; at most {MAX_TARGETS} are supported")
-    wanted = None if config.output_dtype is None else BY_NAME[config.output_dtype]
+    dtype = None if config.output_dtype is None else BY_NAME[config.output_dtype]
     jobs = []
     cropped: dict[str, int] = {}
     for placement in placements:
-        job = _job(placement, sources, wanted, crop_embeddings, random_seed, problems)
+        job = _job(placement, sources, dtype, crop_embeddings, random_seed, problems)
         if job is not None:
             jobs.append(job)
             if job.shape != job.inputs[0].info.shape:
@@ -107,12 +121,12 @@ def make_plan(
 def _job(
     placement: Placement,
     sources: Mapping[str, Source],
-    wanted: DType | None,
+    dtype: DType | None,
     crop_embeddings: bool,
     random_seed: int,
     problems: list[str],
 ) -> Job | None:
-    """The job of one output tensor; None if something in `problems` prevents it."""
+    """Return the job of one output tensor; None if it is impossible, with the reason added to `problems`."""
     name, part = placement.name, placement.part
     inputs = []
     for model, tensor in placement.tensors.items():
@@ -135,7 +149,7 @@ def _job(
     return Job(
         name=name,
         shape=shape,
-        dtype=wanted or promote({x.dtype for x in inputs}),
+        dtype=dtype or promote({x.dtype for x in inputs}),
         inputs=tuple(inputs),
         rule=part.method.rule(part.values(name, placement.t, placement.tensors), spec),
     )
@@ -144,12 +158,13 @@ def _job(
 def _common_shape(
     name: str, inputs: list[Input], crop_embeddings: bool, problems: list[str]
 ) -> tuple[int, ...] | None:
+    """Return the output's shape; None if the inputs' shapes do not fit, with the reason added to `problems`."""
     shapes = {x.info.shape for x in inputs}
     if len(shapes) == 1:
         return shapes.pop()
     listed = ", ".join(f"{x.source.name}: {list(x.info.shape)}" for x in inputs)
-    rows_alone = len({s[1:] for s in shapes}) == 1 and all(len(s) == 2 for s in shapes)
-    if not (rows_alone and _EMBEDDING.fullmatch(name)):
+    only_rows_differ = len({s[1:] for s in shapes}) == 1 and all(len(s) == 2 for s in shapes)
+    if not (only_rows_differ and _EMBEDDING.fullmatch(name)):
         problems.append(f"tensor {printable(name)}: shapes differ ({listed})")
         return None
     if not crop_embeddings:
@@ -163,7 +178,7 @@ def _common_shape(
 
 
 def _uneven_embeddings(jobs: list[Job], cropped: Mapping[str, int]) -> Iterator[str]:
-    """Cropping must leave one vocabulary size: the input and the output embedding belong together."""
+    """Yield a problem for every embedding that would keep more rows than the cropped ones: all must have as many."""
     rows = min(cropped.values())
     for job in jobs:
         if len(job.shape) == 2 and _EMBEDDING.fullmatch(job.name) and job.shape[0] != rows:
@@ -173,11 +188,8 @@ def _uneven_embeddings(jobs: list[Job], cropped: Mapping[str, int]) -> Iterator[
             )
 
 
-_PROBLEMS_SHOWN = 20
-
-
 def refuse_problems(plan: Plan) -> None:
-    """Raise one error that lists what makes the merge impossible, if anything does."""
+    """Raise one CheckpointError that lists the plan's problems, if there are any."""
     if not plan.problems:
         return
     shown = list(plan.problems[:_PROBLEMS_SHOWN])

@@ -1,4 +1,4 @@
-"""Makes the small files beside the weights."""
+"""Makes the sidecars of a merged model: the small files beside the weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,19 @@ def make_sidecars(
     title: str,
     copy_tokenizer: bool,
 ) -> dict[str, bytes]:
-    """The small files beside the weights: made before any weight is read, so that a mistake shows early."""
+    """Return the sidecars by file name. They are made before any weight is read, so that mistakes show early.
+
+    Args:
+        config: the merge.
+        plan: its plan.
+        sources: the merged models, by the config's names.
+        lender: the model that lends its tokenizer, or None.
+        title: the model's name in its README.md.
+        copy_tokenizer: copy tokenizer files.
+
+    Raises:
+        MergeError: a file is missing or damaged, or vocabularies differ.
+    """
     base = sources[config.config_model]
     if lender is not None and config.tokenizer_source is not None:
         check_same_vocabulary(lender, [s for s in sources.values() if s is not lender])
@@ -46,7 +58,7 @@ def make_sidecars(
         dtype=plan.dtype_name,
         versions={"fuseo1-kernels": __version__, "Python": platform.python_version()},
     )
-    # mergekit's name for it, which tools on the hub look for.
+    # Tools on the hub look for the config under mergekit's name.
     files["mergekit_config.yml"] = config.to_yaml().encode()
     index = index_json(plan.shards)
     if index is not None:
