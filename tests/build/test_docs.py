@@ -1,13 +1,61 @@
-"""docs/arithmetic.md is a program: what it says must come out."""
+"""The docs hold: docs/arithmetic.md is a program whose output must come out, and files that a page names exist."""
+
+from __future__ import annotations
 
 import doctest
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
 
 from support.paths import ROOT
 
-PAGE = ROOT / "docs" / "arithmetic.md"
+PAGES = [
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
+]
+FOLDERS = (".ci", "bench", "csrc", "docs", "fuseo1_kernels", "python", "tests")
+#: Files that the how-to pages have the reader write, and those that a merge or a build makes.
+MADE = re.compile(
+    r"balanced|traced|one_tensor|NAME|FOLDER|bench/results/GPU|_cpu|_cuda|OUT|merge\.yaml|a\.yaml|config\.json"
+)
 
 
-def test_the_page_is_true() -> None:
-    result = doctest.testfile(str(PAGE), module_relative=False)
+@cache
+def existing() -> set[str]:
+    """Every end of every path in the repository: a page may leave out what its context says."""
+    paths = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*")]
+    paths += [ROOT / folder for folder in FOLDERS] + list(ROOT.glob("*.*"))
+    ends = set()
+    for path in paths:
+        parts = path.relative_to(ROOT).parts
+        slash = "/" if path.is_dir() else ""
+        ends |= {"/".join(parts[start:]) + slash for start in range(len(parts))}
+    return ends
+
+
+def names(text: str) -> Iterator[str]:
+    """What stands in code spans, outside of code blocks, and looks like a file or a folder of the repository."""
+    prose = re.sub(r"^( *)```.*?^\1```", "", text, flags=re.MULTILINE | re.DOTALL)
+    for span in re.findall(r"`([^`\n]+)`", prose):
+        if re.fullmatch(r"[\w.]+(/[\w.]+)*(\.(py|h|cpp|cu|cuh|sh|md)|/)", span):
+            yield span
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_on_a_page_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    named = {name for name in names(text) if not MADE.search(name)}
+    absent = named - existing()
+    links = re.findall(r"\]\((?![a-z]+:|#)([^)\s#]+)", text)
+    dead = {link for link in links if not (page.parent / link).exists()}
+    assert not absent | dead
+
+
+def test_the_arithmetic_page_is_true() -> None:
+    page = ROOT / "docs" / "arithmetic.md"
+    result = doctest.testfile(str(page), module_relative=False)
     assert result.attempted >= 15
     assert result.failed == 0

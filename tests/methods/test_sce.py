@@ -103,7 +103,7 @@ def test_every_backend_gives_the_same_bits(
         assert other.shape == shape
 
 
-# --- where SCE has nothing to go by: the table in docs/design.md ---
+# --- where SCE has nothing to go by: the table in docs/arithmetic.md ---
 
 
 def mean_merge(tensors: list[torch.Tensor]) -> torch.Tensor:

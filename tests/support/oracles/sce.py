@@ -1,4 +1,4 @@
-"""SCE in float64, from the paper's formula alone (arXiv 2408.07990) and the table of variants in docs/design.md.
+"""SCE in float64, from the paper's formula alone (arXiv 2408.07990) and the table of variants in docs/arithmetic.md.
 
 It shares no code with the package and none of its arithmetic: the elements are widened to float64, the scores are
 compared without a division, the energies are summed exactly, and the one rounding is the output's.
