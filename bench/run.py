@@ -24,7 +24,7 @@ def main() -> None:
         *(["--no-peer"] if options.no_peer else []),
         *(["--results", str(options.results.resolve())] if options.results else []),
     ]
-    pytest = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "bench/test_bench_ops.py"]
+    pytest = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "", "bench/test_bench_ops.py"]
     pytest += (
         ["--benchmark-disable"] if options.quick else ["--benchmark-columns=median,iqr,rounds"]
     )

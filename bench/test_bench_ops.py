@@ -1,6 +1,6 @@
 """pytest-benchmark of survey and fuse: every instruction set, dtype and way of selecting.
 
-pytest bench/test_bench_ops.py
+pytest -m "" bench/test_bench_ops.py      (the marks that pyproject.toml selects by are those of tests/)
 """
 
 from __future__ import annotations
