@@ -1,7 +1,6 @@
 """Checkpoint merging at memory bandwidth, correct to the bit.
 
-The public functions are loaded when they are first used: importing this package imports neither torch nor
-transformers.
+Public names are imported when first used: importing this package imports neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from .version import __version__
 
-_HOMES = {
+# Public names, with the modules that define them.
+_MODULES = {
     "FuseParams": "backends.contract",
     "MergeError": "errors",
     "MergeResult": "engine.result",
@@ -26,7 +26,7 @@ _HOMES = {
     "verify_model": "engine.verify",
 }
 
-__all__ = ["__version__", *sorted(_HOMES)]
+__all__ = ["__version__", *sorted(_MODULES)]
 
 if TYPE_CHECKING:
     from .backends.contract import FuseParams as FuseParams
@@ -44,9 +44,9 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""`python -m fuseo1_kernels`: versions, instruction set, and which backends work here."""
+"""`python -m fuseo1_kernels`: prints versions and, for every backend, what it runs on or why it cannot run."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ _PACKAGES = ("torch", "numpy", "huggingface_hub", "pydantic")
 
 
 def main() -> int:
+    """Print the report; return the exit code 0."""
     print(f"fuseo1-kernels {__version__}, Python {platform.python_version()}, {platform.machine()}")
     for package in _PACKAGES:
         try:

@@ -1,11 +1,11 @@
-"""The errors of this package: a user's mistake ends in one, with a message that says what to do."""
+"""The exceptions of this package, and the wording that messages share. Messages say what to do."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class MergeError(Exception):
-    """Base of every error that this package raises for bad input or a failed merge."""
+    """Base class of the errors for invalid input and for merges that fail."""
 
 
 class ConfigError(MergeError):
@@ -13,11 +13,11 @@ class ConfigError(MergeError):
 
 
 class CheckpointError(MergeError):
-    """A model's files are missing, damaged or do not fit the other models."""
+    """A model's files are missing or damaged, or do not fit the other models."""
 
 
 class BackendError(MergeError):
-    """A backend was asked for that cannot run here, or it refused its arguments."""
+    """A backend cannot run here, or refuses its arguments."""
 
 
 class OutputError(MergeError):
@@ -25,7 +25,7 @@ class OutputError(MergeError):
 
 
 def did_you_mean(word: object, valid: Iterable[str]) -> str:
-    """Return the end of an error message: the valid word nearest to `word`, or all of them."""
+    """Return the end of an error message: the valid word most similar to `word`, or all valid words."""
     by_lower = {name.lower(): name for name in valid}
     near = difflib.get_close_matches(str(word).lower(), by_lower, n=1)
     if near:
@@ -34,10 +34,10 @@ def did_you_mean(word: object, valid: Iterable[str]) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """A number with its noun: 1 file, 2 files."""
+    """Return a number with its noun: 1 file, 2 files."""
     return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def printable(name: str) -> str:
-    """A tensor's name as a message shows it: as it is, unless it would break the line or worse."""
+    """Return a tensor's name for a message: quoted and escaped if it has unprintable characters, such as newlines."""
     return name if name.isprintable() else repr(name)

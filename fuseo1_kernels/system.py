@@ -1,4 +1,4 @@
-"""How many threads to use."""
+"""The system's resources: threads and free memory."""
 
 from __future__ import annotations
 
@@ -7,12 +7,21 @@ from pathlib import Path
 
 from .errors import MergeError
 
-# More than this many a core gain nothing and cost memory.
+# More threads per core gain nothing and cost memory.
 _MOST_PER_CORE = 4
+_MEMINFO = Path("/proc/meminfo")
+# The memory limit of this process's container, in bytes: control groups version 2, version 1.
+_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
 
 
 def resolve_threads(threads: int | None) -> int:
-    """`threads`, within reason; None: the cores that this process may run on."""
+    """Return the number of threads to use: `threads`, but at most 4 per core; None: one per core.
+
+    Only cores that this process may run on are counted. Raises MergeError if `threads` is less than 1.
+    """
     cores = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
@@ -23,18 +32,8 @@ def resolve_threads(threads: int | None) -> int:
     return min(threads, _MOST_PER_CORE * cores)
 
 
-_MEMINFO = Path("/proc/meminfo")
-
-
-# The limit of this process's container, where there is one: control groups version 2, version 1.
-_LIMITS = (
-    Path("/sys/fs/cgroup/memory.max"),
-    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-)
-
-
 def free_memory() -> int:
-    """Bytes that the system can give without swapping, or the container's limit if that is less."""
+    """Return the bytes that the system can allocate without swapping, or the container's limit if that is less."""
     return min([_available(), *_limits()])
 
 
@@ -53,6 +52,6 @@ def _limits() -> list[int]:
     for file in _LIMITS:
         try:
             limits.append(int(file.read_text()))
-        except (OSError, ValueError):  # none, or "max"
+        except (OSError, ValueError):  # no such file, or "max"
             continue
     return limits

@@ -1,1 +1,1 @@
-"""The command lines."""
+"""The commands: arguments, progress and reports."""

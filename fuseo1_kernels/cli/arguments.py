@@ -6,24 +6,20 @@ import argparse
 import math
 import re
 from decimal import Decimal
-from typing import TYPE_CHECKING
 
 from ..backends.registry import BACKENDS, GPU_BACKENDS
 from ..methods.nonfinite import NONFINITE
 from ..version import __version__
 
-if TYPE_CHECKING:
-    pass
-
-
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9, "T": 10**12}
-
-
 _SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*(?:([KMGT])(i?)B?|(B)?)", re.IGNORECASE)
 
 
 def parse_size(text: str) -> int:
-    """Bytes from "5GB", "512MiB", "2G", or mergekit's "5B" (billions) and plain numbers."""
+    """Return the bytes in "5GB", "512MiB", "2G", mergekit's "5B" (billions) or a plain number.
+
+    Raises ArgumentTypeError.
+    """
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size; write for example 5GB or 512MiB")
@@ -54,7 +50,7 @@ def _fractions(text: str) -> tuple[float, ...]:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="fuseo1-merge",
         description="Merge Hugging Face checkpoints. The output appears whole or not at all.",
@@ -76,7 +72,7 @@ def make_parser() -> argparse.ArgumentParser:
     add(
         "--dry-run",
         action="store_true",
-        help="plan from headers alone: sizes, memory, everything that would fail",
+        help="only plan, from headers alone: sizes, memory, everything that would stop the merge",
     )
     add(
         "--backend",
@@ -90,25 +86,25 @@ def make_parser() -> argparse.ArgumentParser:
         help="cpu, cuda, cuda:1, or several GPUs: cuda:0,cuda:1 (default: cpu, unless --backend is for GPUs;"
         " merges on GPUs have not run on a real one yet)",
     )
-    add("--cuda", action="store_true", help="the same as --device cuda, as mergekit-yaml has it")
+    add("--cuda", action="store_true", help="the same as --device cuda (mergekit-yaml's flag)")
     add(
         "--threads",
         "-j",
         "--num-threads",
         type=_threads,
-        help="default: all cores; never changes the result",
+        help="number of threads (default: all cores); never changes the result",
     )
     add(
         "--max-memory",
         type=parse_size,
         metavar="SIZE",
-        help="most for buffers and survey state (default 2GiB)",
+        help="limit of buffers and survey state (default 2GiB)",
     )
     add(
         "--max-gpu-memory",
         type=parse_size,
         metavar="SIZE",
-        help="most of each GPU's memory (default: a quarter of what is free); larger tensors are merged"
+        help="limit of memory on each GPU (default: a quarter of its free memory); larger tensors are merged"
         " on the CPU",
     )
     add(
@@ -116,35 +112,35 @@ def make_parser() -> argparse.ArgumentParser:
         "--out-shard-size",
         type=parse_size,
         metavar="SIZE",
-        help="most bytes in one output file (default 5GB)",
+        help="limit of tensor data in one output file (default 5GB)",
     )
     add(
         "--overwrite",
         action="store_true",
-        help="replace a model that stands at OUT, once the new one is whole",
+        help="replace the model at OUT, once the new one is complete",
     )
     add(
         "--resume",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="go on where an earlier run of this merge stopped (default: yes)",
+        help="continue an unfinished run of the same merge (default: yes)",
     )
     add(
         "--survey-cache",
         metavar="DIR",
-        help="keep surveys there: later merges of the same models read less",
+        help="keep surveys in DIR: later merges of the same models read less",
     )
     add(
         "--survey-topk",
         type=_fractions,
         default=(),
         metavar="A,B,...",
-        help="values of select_topk to survey for later merges, in the same read",
+        help="more values of select_topk to survey, in the same read, for later merges",
     )
     add(
         "--crop-embeddings",
         action="store_true",
-        help="cut embeddings of different vocabulary sizes to the smallest",
+        help="cut embeddings of different vocabulary sizes to the rows that all models have",
     )
     add(
         "--copy-tokenizer",
@@ -156,14 +152,14 @@ def make_parser() -> argparse.ArgumentParser:
         "--nonfinite",
         choices=NONFINITE,
         default="error",
-        help="what NaN or infinite weights do (default: error)",
+        help="refuse NaN and infinite elements, or make them NaN (default: error)",
     )
     add(
         "--random-seed",
         type=int,
         default=0,
         metavar="N",
-        help="what the random masks of dare_... and della... are drawn from (default 0)",
+        help="seed of the random masks of dare_... and della... (default 0)",
     )
     add(
         "--json", action="store_true", help="print the result as one JSON object on standard output"

@@ -26,30 +26,30 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str] | None = None, *, tuning: Tuning = DEFAULT_TUNING) -> int:
-    """Run the command line; returns the exit code: 0, 1 for a failed merge, 130 if interrupted.
+    """Run the command; return the exit code: 0, 1 for a failed merge, 130 if interrupted.
 
-    `tuning` has the engine's sizes, for tests.
+    `tuning`: the engine's sizes; tests pass small ones.
     """
     parser = make_parser()
-    options = parser.parse_args(argv)
-    if options.list_recipes:
+    arguments = parser.parse_args(argv)
+    if arguments.list_recipes:
         return list_recipe_names()
-    if options.config is None:
+    if arguments.config is None:
         parser.error("give a config or a recipe's name (--list-recipes lists them)")
-    if options.out is None and not options.dry_run:
+    if arguments.out is None and not arguments.dry_run:
         parser.error("give OUT, the directory of the merged model")
     _allow_many_files()
     try:
         with _sigterm_interrupts():
-            return _merge(options, tuning)
+            return _merge(arguments, tuning)
     except MergeError as error:
         print(f"fuseo1-merge: error: {error}", file=sys.stderr)
-        _say_what_is_kept(options, str(error))
+        _print_resume_hint(arguments, str(error))
         return 1
     except KeyboardInterrupt:
-        untouched = f"; nothing was written to {options.out}" if options.out is not None else ""
+        untouched = f"; nothing was written to {arguments.out}" if arguments.out is not None else ""
         print(f"fuseo1-merge: interrupted{untouched}", file=sys.stderr)
-        _say_what_is_kept(options, "")
+        _print_resume_hint(arguments, "")
         return 130
     except MemoryError:
         print(
@@ -59,8 +59,8 @@ def main(argv: list[str] | None = None, *, tuning: Tuning = DEFAULT_TUNING) -> i
 
 
 def _allow_many_files() -> None:
-    """A merge holds two descriptors for every shard of every model; shells often allow 1024, systems far more."""
-    with suppress(ValueError, OSError):  # a system that does not allow what it says
+    """Raise the limit of open files: a merge opens every shard of every model twice, and shells often allow 1024."""
+    with suppress(ValueError, OSError):  # some systems refuse their own hard limit
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
@@ -114,12 +114,12 @@ def _options(arguments: argparse.Namespace, tuning: Tuning) -> MergeOptions:
     )
 
 
-def _say_what_is_kept(options: argparse.Namespace, error: str) -> None:
-    """Say how to go on, unless the error is about what is kept."""
+def _print_resume_hint(arguments: argparse.Namespace, error: str) -> None:
+    """Print how to continue the merge, unless the error is about the partial output itself."""
     from ..checkpoint.partial import partial_path
 
-    if options.out is not None and not options.dry_run:
-        partial = partial_path(Path(os.path.realpath(options.out)))
+    if arguments.out is not None and not arguments.dry_run:
+        partial = partial_path(Path(os.path.realpath(arguments.out)))
         if partial.exists() and str(partial) not in error:
             print(
                 f"fuseo1-merge: {partial} keeps what was merged: the same command goes on from there",
@@ -127,27 +127,27 @@ def _say_what_is_kept(options: argparse.Namespace, error: str) -> None:
             )
 
 
-def _device(options: argparse.Namespace) -> str | None:
-    """The device that was asked for, if one was."""
-    device: str | None = options.device
-    if not options.cuda:
+def _device(arguments: argparse.Namespace) -> str | None:
+    """Return the device of --device or --cuda; None without both. Raises ConfigError if arguments contradict."""
+    device: str | None = arguments.device
+    if not arguments.cuda:
         return device
     if device is not None and not device.startswith("cuda"):
         raise ConfigError(f"--cuda contradicts --device {device}; drop one of them")
-    if options.backend in BACKENDS:
-        raise ConfigError(f"--cuda contradicts --backend {options.backend}; drop one of them")
+    if arguments.backend in BACKENDS:
+        raise ConfigError(f"--cuda contradicts --backend {arguments.backend}; drop one of them")
     return device or "cuda"
 
 
-def _backend(options: argparse.Namespace, device: str | None) -> str:
-    """The backend to take; what is slower than it should be is said, even if --quiet."""
-    name: str = options.backend or "auto"
+def _backend(arguments: argparse.Namespace, device: str | None) -> str:
+    """Return the backend's name. Print a note, even with --quiet, if a faster one cannot run."""
+    name: str = arguments.backend or "auto"
     if name != "auto" or device not in (None, "cpu"):
         return name
     try:
         backend, reasons = first_that_runs()
     except BackendError:
-        return name  # whoever loads it says so
+        return name  # loading it raises the same error later
     for reason in reasons:
         print(f"note: {reason}; {backend.name} is used instead", file=sys.stderr)
     return backend.name
@@ -155,7 +155,7 @@ def _backend(options: argparse.Namespace, device: str | None) -> str:
 
 @contextmanager
 def _sigterm_interrupts() -> Iterator[None]:
-    """SIGTERM ends a merge as Ctrl-C does: what was merged is kept, for the same command to go on from."""
+    """Make SIGTERM end a merge as Ctrl-C does: the partial output is kept, so that the same command resumes."""
 
     def interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
         raise KeyboardInterrupt
@@ -163,8 +163,8 @@ def _sigterm_interrupts() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, interrupt)
+    previous = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)

@@ -8,9 +8,9 @@ from ..errors import MergeError
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run mergekit-yaml; then one line on stderr says who merged how many tensors.
+    """Run mergekit-yaml, then print to stderr how many tensors the kernels and mergekit merged.
 
-    Returns 1 where mergekit is missing or of another version; else ends as mergekit-yaml does, by SystemExit.
+    Return 1 if mergekit is missing or has another version; else end as mergekit-yaml does, by SystemExit.
     """
     from ..integrations import mergekit as kernels
 
@@ -24,8 +24,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         mergekit_yaml(argv, prog_name="fuseo1-mergekit")
     finally:
-        found = kernels.counts()
-        if found.merged or found.left:
-            print(f"fuseo1-mergekit: {found}", file=sys.stderr)
+        counts = kernels.counts()
+        if counts.merged or counts.left:
+            print(f"fuseo1-mergekit: {counts}", file=sys.stderr)
         kernels.uninstall()
     return 0

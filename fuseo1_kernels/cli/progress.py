@@ -1,4 +1,4 @@
-"""How far a merge or a check is, for a person: a bar on a terminal, plain lines elsewhere."""
+"""Shows how far a merge or a check is: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class TerminalProgress:
 
 
 class LineProgress:
-    """A line at the start and then one every ten seconds: for logs."""
+    """A line at the start and then one every ten seconds, for logs."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
@@ -45,35 +45,35 @@ class LineProgress:
     def start(self, title: str, total_bytes: int) -> None:
         self._lock = threading.Lock()
         self._total, self._done = total_bytes, 0
-        self._began = self._said = time.monotonic()
-        self._say(f"{title}, {total_bytes / 1e9:.2f} GB")
+        self._began = self._printed = time.monotonic()
+        self._print(f"{title}, {total_bytes / 1e9:.2f} GB")
 
     def advance(self, nbytes: int) -> None:
         with self._lock:
             self._done += nbytes
             now = time.monotonic()
-            if now - self._said < _SECONDS_BETWEEN_LINES or not self._done:
+            if now - self._printed < _SECONDS_BETWEEN_LINES or not self._done:
                 return
-            self._said = now
+            self._printed = now
             rate = self._done / (now - self._began)
             left = (self._total - self._done) / rate
-            self._say(
+            self._print(
                 f"{self._done / self._total:4.0%} of {self._total / 1e9:.2f} GB, "
                 f"{per_second(rate)}, {left:.0f} s left"
             )
 
     def close(self) -> None:
-        """Nothing is open."""
+        """No-op: nothing is open."""
 
-    def _say(self, line: str) -> None:
+    def _print(self, line: str) -> None:
         print(line, file=self._stream, flush=True)
 
 
 def per_second(rate: float) -> str:
-    """Bytes a second, for a person."""
+    """Format a rate in bytes per second."""
     return f"{rate / 1e9:.2f} GB/s" if rate >= 1e7 else f"{rate / 1e6:.2f} MB/s"
 
 
 def make_progress() -> TerminalProgress | LineProgress:
-    """What fits standard error."""
+    """Return a bar if stderr is a terminal, else lines."""
     return TerminalProgress() if sys.stderr.isatty() else LineProgress()

@@ -1,4 +1,4 @@
-"""The text that a merge or a dry run prints."""
+"""The reports that a merge, a dry run and --list-recipes print."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 
 def list_recipe_names() -> int:
+    """Print every recipe's name and description; return the exit code 0."""
     from ..config.recipes import list_recipes
 
     for recipe in list_recipes():
@@ -18,6 +19,7 @@ def list_recipe_names() -> int:
 
 
 def describe_plan(plan: DryRun) -> str:
+    """Return the report on a dry run."""
     from ..errors import counted
 
     lines = [
@@ -32,7 +34,7 @@ def describe_plan(plan: DryRun) -> str:
 
 
 def describe_result(result: MergeResult) -> str:
-    """Return a table of what came out: tensors, bytes, time, rate, and each source's share of the energy."""
+    """Return the report on a merge, as a table: tensors, bytes, time, rate, energy share of each target."""
     from ..errors import counted
     from .progress import per_second
 
@@ -65,7 +67,7 @@ def describe_result(result: MergeResult) -> str:
 
 
 def short(number: int) -> str:
-    """Three digits and a decimal prefix."""
+    """Format a number with three digits and a decimal prefix."""
     value, prefixes = float(number), iter(("", "k", "M", "G", "T"))
     prefix = next(prefixes)
     while value >= 1000 and prefix != "T":

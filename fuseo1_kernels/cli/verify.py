@@ -19,22 +19,22 @@ def _count(text: str) -> int | None:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="fuseo1-verify",
         description="Check a merged model against the checksums recorded beside it.",
     )
     add = parser.add_argument
-    add("model", metavar="MODEL", help="directory that a merge has written")
+    add("model", metavar="MODEL", help="directory of a merged model")
     add(
         "--recompute",
         type=_count,
         default=0,
         metavar="N|all",
-        help="also merge N random tensors (or all) again, with the reference backend; needs the sources",
+        help="also merge N random tensors (or all) again, with the reference backend; needs the source models",
     )
     add("--seed", type=int, default=0, help="chooses the tensors to recompute (default 0)")
-    add("--threads", "-j", type=int, help="default: all cores")
+    add("--threads", "-j", type=int, help="number of threads (default: all cores)")
     add("--json", action="store_true", help="print the result as one JSON object")
     add("--quiet", "-q", action="store_true", help="print nothing but problems")
     add("--version", action="version", version=f"fuseo1-kernels {__version__}")
@@ -42,10 +42,10 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0 all is well, 1 it is not, 130 if interrupted."""
-    options = make_parser().parse_args(argv)
+    """Run the command; return the exit code: 0 if the model is correct, 1 if not, 130 if interrupted."""
+    arguments = make_parser().parse_args(argv)
     try:
-        return _verify(options)
+        return _verify(arguments)
     except MergeError as error:
         print(f"fuseo1-verify: error: {error}", file=sys.stderr)
         return 1
@@ -54,24 +54,24 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
-def _verify(options: argparse.Namespace) -> int:
+def _verify(arguments: argparse.Namespace) -> int:
     from ..engine.verify import verify_model
     from ..errors import counted
     from .progress import make_progress
 
     result = verify_model(
-        options.model,
-        recompute=options.recompute,
-        seed=options.seed,
-        threads=options.threads,
-        progress=None if options.quiet else make_progress(),
+        arguments.model,
+        recompute=arguments.recompute,
+        seed=arguments.seed,
+        threads=arguments.threads,
+        progress=None if arguments.quiet else make_progress(),
     )
-    if options.json:
+    if arguments.json:
         print(json.dumps(result.as_dict()))
         return 1 if result.problems else 0
     for problem in result.problems:
         print(f"problem: {problem}", file=sys.stderr)
-    if not options.quiet:
+    if not arguments.quiet:
         again = f", {len(result.recomputed)} merged again" if result.recomputed else ""
         verdict = counted(len(result.problems), "problem") if result.problems else "all as written"
         print(

@@ -1,1 +1,1 @@
-"""The config: a YAML file in mergekit's vocabulary, parsed and validated."""
+"""The config: a YAML file in mergekit's vocabulary, parsed, validated and resolved."""

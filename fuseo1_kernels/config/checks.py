@@ -1,4 +1,4 @@
-"""Checks of a config that look at a few values, not at the whole. They raise ConfigError."""
+"""Checks of a config that need only a few of its values. They raise ConfigError."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .parameter_values import Setting, scalars
 
 
 def check_spelling(names: Sequence[str]) -> None:
-    """Refuse one model under two names, which would count twice: `a`, `./a`, `a/`."""
+    """Raise ConfigError if one model has two spellings, such as `a`, `./a` and `a/`: it would count twice."""
     spellings: dict[str, str] = {}
     for name in names:
         first = spellings.setdefault(os.path.normpath(name), name)
@@ -20,7 +20,7 @@ def check_spelling(names: Sequence[str]) -> None:
 
 
 def how_many(least: int, most: int | None) -> str:
-    """Return a number of models in words."""
+    """Return in words how many models a method merges; `most` is None or equal to `least`."""
     if least == most:
         return "exactly one model" if most == 1 else f"exactly {most} models"
     assert most is None
@@ -30,12 +30,16 @@ def how_many(least: int, most: int | None) -> str:
 def check_setting(
     method: Method, where: str, name: str, setting: Setting, of_one_model: bool
 ) -> None:
-    known = method.parameters
-    if name not in known:
+    """Raise ConfigError if `method` has no such parameter, or if one of the setting's values is invalid.
+
+    `where` is the key path of the `parameters:` mapping. `of_one_model`: it belongs to one model.
+    """
+    if name not in method.parameters:
         raise ConfigError(
-            f"{where}: {method.name} has no parameter {name!r}{did_you_mean(name, known)}"
+            f"{where}: {method.name} has no parameter {name!r}"
+            f"{did_you_mean(name, method.parameters)}"
         )
-    spec = known[name]
+    spec = method.parameters[name]
     if of_one_model and not spec.per_model:
         raise ConfigError(
             f"{where}.{name}: all models share this parameter: "

@@ -1,4 +1,4 @@
-"""Loads a config from a file, a recipe's name or a mapping, and words its errors."""
+"""Loads a config from a file, a recipe or a mapping, and turns pydantic's errors into ConfigErrors."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import (
-    ValidationError,
-)
+from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from ..errors import ConfigError
@@ -18,11 +16,20 @@ from .recipes import find_recipe, nearest_recipe
 from .schema import MergeConfig
 from .yaml_text import read_yaml, shown
 
+# Messages for missing keys.
+_REQUIRED = {
+    "merge_method": f"is required: {', '.join(METHODS)}",
+    "layer_range": "is required: [first, end), such as [0, 24]",
+}
+# By pydantic's error type.
+_MUST_BE = {"string_type": "text", "list_type": "a list", "dict_type": "a mapping"}
+
 
 def load_config(source: str | os.PathLike[str], text: str | None = None) -> MergeConfig:
-    """Return the config in the YAML file `source`; `text`, if given, is the YAML itself.
+    """Return the config in the YAML file `source`. If `text` is given, it is parsed instead of the file.
 
-    ConfigError names `source` and says what is wrong: the file, the YAML (with its line), or a key.
+    Raises:
+        ConfigError: names `source` and the cause: an unreadable file, invalid YAML (with line and column), or a key.
     """
     name = os.fspath(source)
     if text is None:
@@ -42,7 +49,7 @@ def load_config(source: str | os.PathLike[str], text: str | None = None) -> Merg
 
 
 def parse_config(data: Mapping[str, Any], name: str = "config") -> MergeConfig:
-    """Return the config in `data`, the mapping that YAML gave; `name` stands in front of errors."""
+    """Return the config in the mapping `data`. Raises ConfigError; messages begin with `name`."""
     if not isinstance(data, Mapping):
         raise ConfigError(
             f"{name}: must be a mapping of keys such as merge_method, not {shown(data)}"
@@ -57,7 +64,7 @@ def parse_config(data: Mapping[str, Any], name: str = "config") -> MergeConfig:
 
 
 def _problem(detail: ErrorDetails) -> str:
-    """Return one of pydantic's errors in the words of a config: the key's path and what to do."""
+    """Return the message for one of pydantic's errors: the key's path and a remedy."""
     path = "".join(
         f"[{key}]" if isinstance(key, int) else f".{key if key.isprintable() else shown(key)}"
         for key in detail["loc"]
@@ -74,24 +81,15 @@ def _problem(detail: ErrorDetails) -> str:
     return f"{path.lstrip('.')}: {text}" if path else text
 
 
-_REQUIRED = {
-    "merge_method": f"is required: {', '.join(METHODS)}",
-    "layer_range": "is required: [first, end), such as [0, 24]",
-}
-
-
-_MUST_BE = {"string_type": "text", "list_type": "a list", "dict_type": "a mapping"}
-
-
 def as_config(config: str | os.PathLike[str] | Mapping[str, Any] | MergeConfig) -> MergeConfig:
-    """The validated config, whatever form it came in."""
+    """Return the validated config from a path, a recipe's name or a mapping. Raises ConfigError."""
     if isinstance(config, MergeConfig):
         return config
     if isinstance(config, Mapping):
         return parse_config(config)
     name = os.fspath(config)
     text = find_recipe(name)
-    # A directory of a recipe's name is most likely what the recipe made.
+    # A directory with a recipe's name is most likely the recipe's output.
     if text is not None and (os.path.isdir(name) or not os.path.exists(name)):
         return load_config(name, text)
     if os.path.exists(name):

@@ -1,4 +1,4 @@
-"""What a config may write as a parameter's value: a scalar, a layer gradient, or a list of filters.
+"""The settings of parameters in a config: a scalar, a layer gradient, or a list of filters.
 
     select_topk: 0.5              # a scalar
     select_topk: [0.1, 0.9]       # a gradient: interpolated from the first layer to the last
@@ -7,7 +7,7 @@
         value: [0.5, 0.7]
       - value: 1.0
 
-The meaning is that of mergekit 0.1.5. What a scalar may be is the method's business (`methods/`).
+The meaning is that of mergekit 0.1.5. The method's parameters (`methods/`) decide which scalars are valid.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Setting = Scalar | Gradient | tuple[Condition, ...]
 
 
 def parse_setting(raw: Any) -> Setting:
-    """Return what YAML gave as a Setting; ValueError (without the place) if it is none."""
+    """Return plain data from YAML as a Setting. Raises ValueError, without the key's path."""
     if isinstance(raw, Mapping):
         return (_condition(raw),)
     if isinstance(raw, (list, tuple)) and any(isinstance(entry, Mapping) for entry in raw):
@@ -48,27 +48,27 @@ def parse_setting(raw: Any) -> Setting:
 
 
 def setting_as_data(setting: Setting) -> Any:
-    """Return the lists, mappings and scalars from which `parse_setting` makes `setting`."""
+    """Return `setting` as lists, mappings and scalars: the inverse of `parse_setting`."""
     if not isinstance(setting, tuple):
         return setting
     return [_condition_as_data(e) if isinstance(e, Condition) else e for e in setting]
 
 
 def scalars(setting: Setting) -> Iterator[tuple[str, Scalar]]:
-    """Yield every scalar inside `setting` behind its place, such as `[0].value[1]`."""
+    """Yield (path, scalar) for every scalar in `setting`; a path is such as `[0].value[1]`."""
     if not isinstance(setting, tuple):
         yield "", setting
         return
     for index, entry in enumerate(setting):
         if isinstance(entry, Condition):
-            for place, scalar in scalars(entry.value):
-                yield f"[{index}].value{place}", scalar
+            for path, scalar in scalars(entry.value):
+                yield f"[{index}].value{path}", scalar
         else:
             yield f"[{index}]", entry
 
 
 def idle_filters(setting: Setting, tensors: Sequence[str]) -> list[str]:
-    """Return the filters in `setting`, each once, that match none of `tensors`; never None and "*"."""
+    """Return the filters in `setting`, each once, that match none of `tensors`. None and "*" match every tensor."""
     filters = setting if isinstance(setting, tuple) else ()
     return list(
         dict.fromkeys(
@@ -86,9 +86,12 @@ def evaluate(
 ) -> Scalar | None:
     """Return the value of `setting` for one tensor, or None if no filter matches it.
 
-    `t` in [0, 1] is the layer's place in its slice. `convert` turns each scalar into the
-    parameter's type; numbers are then interpolated, of names and truth values the last one passed
-    is taken.
+    Args:
+        setting: as in the config.
+        tensor: the name that filters are matched with.
+        t: the layer's position in a gradient, in [0, 1].
+        convert: turns a scalar into the parameter's type. Numbers are then interpolated; of text and booleans the
+            last entry at or before `t` is taken.
     """
     if not isinstance(setting, tuple):
         return convert(setting)
@@ -102,12 +105,13 @@ def evaluate(
 
 
 def _at(values: list[Scalar], t: float) -> Scalar:
-    place = t * (len(values) - 1)
-    left = int(place)
-    low, high = values[left], values[min(left + 1, len(values) - 1)]
+    """Return the value of the gradient `values` at `t`."""
+    position = t * (len(values) - 1)
+    index = int(position)
+    low, high = values[index], values[min(index + 1, len(values) - 1)]
     if isinstance(low, (bool, str)) or isinstance(high, (bool, str)):
         return low
-    share = place - left
+    share = position - index
     return (1 - share) * low + share * high
 
 

@@ -1,4 +1,4 @@
-"""The config as the plan reads it: parts, each with its models, its base and the values of its parameters."""
+"""The config as the plan reads it: a list of parts, each with its models, its base and its parameters."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Scope:
     """One `parameters:` mapping of the config.
 
     Attributes:
-        where: the mapping's key path, such as "slices[0].parameters"; "" is the top level.
-        model: the model whose values these are; None: the values hold for all models.
+        where: the mapping's key path, such as "slices[0].parameters"; "" for the top level.
+        model: the model that the values are for. None: all models.
         parameters: settings by parameter name.
     """
 
@@ -32,10 +32,10 @@ class Part:
 
     Attributes:
         method: the merge method.
-        models: the base first, if there is one, then in config order.
-        base: the base model; None if the method goes without one.
-        layer_ranges: by model, the layers [first, end) that it lends; empty for whole models.
-        scopes: every `parameters:` mapping that holds for this part; a later one overrides the ones before.
+        models: the base first, if there is one; then in config order.
+        base: the base model; None for a method without a base.
+        layer_ranges: by model, the layers [first, end) to merge; empty for whole models.
+        scopes: every `parameters:` mapping that applies to this part. Later ones override earlier ones.
     """
 
     method: Method
@@ -57,10 +57,15 @@ class Part:
         return None
 
     def values(self, name: str, t: float, tensors: Mapping[str, str]) -> dict[str, Any]:
-        """Return every parameter of the method for the output tensor `name`; a per-model one is a tuple by target.
+        """Return every parameter of the method for one output tensor. Per-model parameters are tuples by target.
 
-        `t` is the layer's place in a gradient, from 0 to 1. `tensors` are the input tensors' names by model: as in
-        mergekit, a model's own filters look at these. Raises ConfigError where a required parameter has no value.
+        Args:
+            name: the output tensor's name.
+            t: the layer's position in a gradient, from 0 to 1.
+            tensors: the input tensors' names by model. As in mergekit, a model's own filters are matched with these.
+
+        Raises:
+            ConfigError: a required parameter has no value.
         """
         values: dict[str, Any] = {}
         for spec in self.method.parameters.values():
@@ -73,9 +78,10 @@ class Part:
         return values
 
     def value(self, spec: Parameter, tensor: str, t: float, model: str | None = None) -> Any:
-        """Return the value of one parameter for one tensor: from the last scope that has one, or the default.
+        """Return the value of one parameter for one tensor: from the last scope with a value, or the default.
 
-        `t` is i / (n - 1) in layer i of n layers, 1 if n == 1, and 0 outside the layers, as in mergekit.
+        `t` is i / (n - 1) in layer i of n layers, 1 if n == 1, and 0 outside the layers, as in mergekit. `model`: the
+        model that a per-model parameter is for.
         """
 
         def convert(scalar: Scalar) -> Scalar:
@@ -86,7 +92,7 @@ class Part:
                 setting = scope.parameters[spec.name]
                 value = evaluate(setting, tensor=tensor, t=t, convert=convert)
                 if value is not None:
-                    # Interpolation between whole numbers need not give one.
+                    # Interpolated integers may be fractions, which `convert` refuses.
                     return convert(value) if spec.kind == "int" else value
         return spec.default
 
@@ -96,7 +102,7 @@ class Part:
             for model in self.targets if spec.per_model else (None,):
                 scopes = self._scopes_of(model)
                 if spec.required and not any(spec.name in scope.parameters for scope in scopes):
-                    raise ConfigError(self._lacks(spec, model))
+                    raise ConfigError(self._missing(spec, model))
 
     def _scopes_of(self, model: str | None) -> list[Scope]:
         return [scope for scope in self.scopes if scope.model is None or scope.model == model]
@@ -105,27 +111,28 @@ class Part:
         value = self.value(spec, tensor, t, model)
         if value is None and spec.required:
             raise ConfigError(
-                f"tensor {printable(tensor)}: no filter matches it, but {self._lacks(spec, model)}"
+                f"tensor {printable(tensor)}: no filter matches it, but {self._missing(spec, model)}"
             )
         return value
 
-    def _lacks(self, spec: Parameter, model: str | None) -> str:
-        whose, also = "", ""
+    def _missing(self, spec: Parameter, model: str | None) -> str:
+        """Return the message for a required parameter without a value."""
+        for_model, own = "", ""
         if model is not None:
-            whose = f" for model {model!r}"
-            also = "the model's own `parameters:`, or for all models under "
+            for_model = f" for model {model!r}"
+            own = "the model's own `parameters:`, or for all models under "
         return (
-            f"{self.method.name} needs the parameter {spec.name!r}{whose}: give it under {also}"
+            f"{self.method.name} needs the parameter {spec.name!r}{for_model}: give it under {own}"
             "the top-level `parameters:`"
         )
 
 
 def all_scopes(parts: Sequence[Part]) -> list[Scope]:
-    """Every `parameters:` mapping of the config, once."""
+    """Return every `parameters:` mapping of the config, once."""
     return list({scope.where: scope for part in parts for scope in part.scopes}.values())
 
 
 def count_layers(parts: Sequence[Part]) -> int | None:
-    """The number of output layers; None for whole models."""
+    """Return the number of output layers of all parts; None for whole models."""
     layers = [part.layers for part in parts if part.layers is not None]
     return sum(layers) if layers else None

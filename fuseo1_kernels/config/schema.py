@@ -1,11 +1,10 @@
-"""The merge configuration: mergekit's YAML vocabulary, checked in full before any model is opened.
+"""The merge configuration in mergekit's YAML vocabulary, checked in full before any model is opened.
 
     config = load_config("merge.yaml")
     config.base_model, config.target_names(), config.output_dtype
 
-Whatever is wrong ends in one ConfigError that names the file, the key and what to write instead.
-What mergekit 0.1.5 understands and this package does not is refused by name, never ignored.
-docs/config.md describes every key.
+Every mistake raises one ConfigError that names the file, the key and the remedy. Keys of mergekit 0.1.5 that this
+package does not support are refused by name, never ignored. docs/config.md describes every key.
 """
 
 from __future__ import annotations
@@ -41,11 +40,11 @@ from .yaml_text import dump_yaml, shown
 
 
 class _Section(BaseModel):
-    """One mapping of the config. Its keys are its fields, and no others."""
+    """One mapping of the config. Only its fields are valid keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    #: What mergekit takes here and this package does not, with what to do instead.
+    #: Keys that mergekit has here and this package has not, with a remedy.
     not_yet: ClassVar[dict[str, str]] = {}
 
     @model_validator(mode="before")
@@ -70,7 +69,7 @@ class _Section(BaseModel):
 
 
 class InputModel(_Section):
-    """One entry of `models`: a model, and values of parameters that each model has for itself."""
+    """One entry of `models`: a model and its own values of per-model parameters."""
 
     model: ModelName
     parameters: Parameters = Field(default_factory=dict)
@@ -83,7 +82,7 @@ class SliceSource(InputModel):
 
 
 class OutputSlice(_Section):
-    """One entry of `slices`: a run of output layers, merged from as many layers of each source."""
+    """One entry of `slices`: consecutive output layers, merged from as many layers of each source."""
 
     not_yet = {"residual_weight": ""}
 
@@ -93,9 +92,9 @@ class OutputSlice(_Section):
 
 
 class TokenizerFiles(_Section):
-    """`tokenizer_files`: copy this model's tokenizer and chat template, token ids as they stand.
+    """`tokenizer_files`: copy this model's tokenizer and chat template. Token ids and embedding rows stay as they are.
 
-    No embedding row is moved. `overrides` replace keys of the copied tokenizer_config.json.
+    `overrides` replace keys of the copied tokenizer_config.json.
     """
 
     model: ModelName
@@ -103,7 +102,7 @@ class TokenizerFiles(_Section):
 
 
 class MergeConfig(_Section):
-    """A whole merge. Make one with `load_config` or `parse_config`, which raise ConfigError."""
+    """The config of a merge. Make one with `load_config` or `parse_config`, which raise ConfigError."""
 
     not_yet = {
         "modules": " (use `models` or `slices`)",
@@ -123,18 +122,18 @@ class MergeConfig(_Section):
 
     @property
     def output_dtype(self) -> DType | None:
-        """The dtype of the merged tensors; None if the config leaves it to the checkpoints."""
+        """The dtype of the merged tensors. None: each tensor has its inputs' promoted dtype."""
         return self.out_dtype or self.dtype
 
     @property
     def method(self) -> Method:
-        """The record of the merge method."""
+        """The merge method."""
         return METHODS[self.merge_method]
 
     def resolve(self) -> tuple[Part, ...]:
         """Return one part for each slice, in output order; for whole models, one part.
 
-        As in mergekit, a base that the method ignores is one model more, the last, if `models` does not list it.
+        As in mergekit, a `base_model` that the method ignores is merged as the last model if `models` does not list it.
         """
         if self.slices is None:
             return (self._part(self.models or (), self.base_model, "models", None, ()),)
@@ -170,9 +169,9 @@ class MergeConfig(_Section):
         return Part(self.method, tuple(names), base, ranges or {}, (everywhere, *shared, *own))
 
     def model_names(self) -> list[str]:
-        """Every model that is opened, once: the base first, if there is one, then in config order.
+        """Return every model to open, once: the base first, if there is one; then in config order.
 
-        A model that only lends its tokenizer (`tokenizer_source`, `tokenizer_files`) is not one.
+        A model that only lends its tokenizer (`tokenizer_source`, `tokenizer_files`) is not included.
         """
         names = [] if self.base is None else [self.base]
         for part in self.resolve():
@@ -182,22 +181,22 @@ class MergeConfig(_Section):
         return list(dict.fromkeys(names))
 
     def target_names(self) -> list[str]:
-        """The models that are merged, in config order, without the base."""
+        """Return the models to merge, in config order, without the base."""
         names = [name for part in self.resolve() for name in part.models]
         return [name for name in dict.fromkeys(names) if name != self.base]
 
     @property
     def base(self) -> str | None:
-        """The base of the whole merge; None if the method goes without one."""
+        """The base of the merge; None if there is none or the method ignores it."""
         return None if self.method.base == "ignored" else self.base_model
 
     @property
     def config_model(self) -> str:
-        """The model that lends its config.json and, if nothing else is said, its tokenizer."""
+        """The model that lends its config.json, and its tokenizer unless the config names another."""
         return self.base_model or self.model_names()[0]
 
     def to_yaml(self) -> str:
-        """Return the config as YAML text, without the keys that stand at their default."""
+        """Return the config as YAML text, without keys that have their default value."""
         return dump_yaml(self.model_dump(mode="json", exclude_defaults=True))
 
     @field_validator("merge_method")
@@ -246,7 +245,7 @@ class MergeConfig(_Section):
         return self
 
     def _check_group(self, where: str, sources: Sequence[InputModel], part: Part) -> None:
-        """Models that are merged with each other: each once, and as many as the method takes."""
+        """Raise ConfigError if a model is listed twice, or if the method does not take that many models."""
         names = [source.model for source in sources]
         for index, name in enumerate(names):
             if name in names[:index]:
@@ -254,16 +253,17 @@ class MergeConfig(_Section):
         number, method = len(part.targets), self.method
         if method.takes(number):
             return
-        rule = f"{method.name} merges {how_many(method.least, method.most)}"
+        takes = f"{method.name} merges {how_many(method.least, method.most)}"
         if part.base is not None:
-            rule += f" beside the base {part.base!r}"
-        lent = part.base is None and part.models[len(names) :]
-        added = f", the base_model {part.models[-1]!r} included" if lent else ""
-        raise ConfigError(f"{where}: {rule}; here {'is' if number == 1 else 'are'} {number}{added}")
+            takes += f" beside the base {part.base!r}"
+        base_added = part.base is None and len(part.models) > len(names)
+        included = f", the base_model {part.models[-1]!r} included" if base_added else ""
+        are = "is" if number == 1 else "are"
+        raise ConfigError(f"{where}: {takes}; here {are} {number}{included}")
 
 
 def _check_sources(where: str, part: OutputSlice, base: str | None) -> None:
-    """The base is one of a slice's sources, and all have as many layers."""
+    """Raise ConfigError unless the base is one of a slice's sources and all sources have as many layers."""
     if base is not None and base not in [source.model for source in part.sources]:
         raise ConfigError(
             f"{where}: the base {base!r} is not among them: add it, with its layer_range"

@@ -1,6 +1,6 @@
-"""What single keys of a config may hold, as pydantic types.
+"""The types of a config's keys, for pydantic.
 
-Each check raises ValueError without naming the key: pydantic knows it, `config.py` joins the two.
+Each check raises ValueError without the key's name: pydantic knows the key, and load.py joins the two.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, PlainSerializer, PlainVali
 from .parameter_values import Setting, parse_setting, setting_as_data
 from .yaml_text import shown
 
-# More than any model has, and few enough to count through.
+# More than any model has, and few enough to enumerate.
 _MAX_LAYERS = 10_000
 
 DType = Literal["bfloat16", "float16", "float32"]

@@ -1,7 +1,7 @@
-"""YAML in and out: safe, and strict where a slip of the pen would go unnoticed.
+"""Reads and writes YAML: safe, and strict about mistakes that would go unnoticed.
 
-YAML lets a mapping name one key twice and PyYAML silently keeps the last; here that is an error. So
-is text that means more than a person would write: aliases of aliases of aliases, absurd nesting.
+PyYAML silently keeps the last of two equal keys in a mapping; here they are an error. So is text that expands to more
+than a config needs: nested aliases ("billion laughs"), extreme nesting.
 """
 
 from __future__ import annotations
@@ -13,49 +13,49 @@ import yaml
 
 from ..errors import ConfigError
 
-# A config is a few mappings deep; only the overrides of a tokenizer's configuration may be long.
+# A config is a few mappings deep. Only the overrides of a tokenizer's configuration may be long.
 _MAX_DEPTH = 50
 _MAX_NODES = 100_000
-# Line breaks to YAML 1.1. PyYAML writes them as they are unless told to escape them, and reads "\x85" as "\n".
+# Line breaks in YAML 1.1. PyYAML writes them raw unless they are escaped, and reads "\x85" as "\n".
 _ODD_BREAKS = frozenset("\x85\u2028\u2029")
 
 
 def read_yaml(text: str, name: str) -> Any:
-    """Return the data in the YAML `text`; ConfigError names `name`, the line and the column."""
+    """Return the data in the YAML `text`. Raises ConfigError with `name`, the line and the column."""
     try:
         return _Loader(text).get_single_data()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise ConfigError(f"{name}: {place}{error.problem or error.context}") from error
+        position = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise ConfigError(f"{name}: {position}{error.problem or error.context}") from error
     except (yaml.YAMLError, ValueError, OverflowError) as error:
-        # Control characters, or an escape such as "\UFFFFFFFF".
+        # For example control characters, or an escape such as "\UFFFFFFFF".
         raise ConfigError(f"{name}: is not YAML: {str(error).splitlines()[0]}") from error
     except RecursionError as error:
         raise ConfigError(f"{name}: is not a config: it is nested too deeply") from error
 
 
 def shown(value: Any) -> str:
-    """Return `value` as an error message shows it: short, and in YAML's words."""
+    """Return `value` as error messages show it: short, in YAML's terms."""
     if value is None:
         return "nothing"
     if isinstance(value, dict):
         return "a mapping"
     try:
         text = repr(value)
-    except ValueError:  # Python writes no whole number of more than 4,300 digits
+    except ValueError:  # Python refuses to print an integer of more than 4,300 digits
         return "a number of thousands of digits"
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def dump_yaml(data: Any) -> str:
-    """Return plain data as YAML in its own order, flat lists on one line, long text in blocks."""
+    """Return plain data as YAML: keys in their order, flat lists on one line, text of several lines in blocks."""
     text = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
     return str(text)
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, which makes plain data only, with the check for repeated keys."""
+    """PyYAML's safe loader, which makes only plain data, with checks for repeated keys and for size."""
 
     def compose_mapping_node(self, anchor: dict[Any, Any]) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -82,15 +82,15 @@ class _Loader(yaml.SafeLoader):
         try:
             return super().construct_object(node, deep)
         except (ArithmeticError, AttributeError, LookupError, ValueError) as error:
-            # PyYAML trusts what a scalar looks like, and its tag: 2024-13-45, `!!bool x`, `!!int ''`.
+            # PyYAML does not validate scalars before it converts them: 2024-13-45, `!!bool x`, `!!int ''`.
             problem = f"{short(node.value)} is no {node.tag.rpartition(':')[2]}; put text in quotes"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from error
 
     def _measure(self, node: yaml.Node, known: dict[yaml.Node, tuple[int, int]]) -> tuple[int, int]:
-        """Return how many nodes `node` has with every alias written out, and how deep they lie."""
+        """Return the number of nodes in `node`, with every alias expanded, and their depth."""
         if node in known:
             return known[node]
-        known[node] = (0, _MAX_DEPTH)  # met again while it is measured, it contains itself
+        known[node] = (0, _MAX_DEPTH)  # a node that contains itself is too deep
         parts = node.value if isinstance(node, yaml.CollectionNode) else []
         if isinstance(node, yaml.MappingNode):
             parts = [part for pair in parts for part in pair]
@@ -108,7 +108,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """PyYAML's safe dumper, writing as a person would: indented lists, and no `&id001`."""
+    """PyYAML's safe dumper, with indented lists and without anchors such as `&id001`."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

@@ -1,6 +1,6 @@
-"""Merging in memory: torch tensors, state dictionaries, modules.
+"""Merges in memory: torch tensors, state dictionaries and modules.
 
-Signatures follow mergekit 0.1.5's in-memory functions, so that one program can call both.
+The signatures follow mergekit 0.1.5's in-memory functions, so that a program can call either.
 """
 
 from __future__ import annotations
@@ -35,39 +35,40 @@ def merge_tensors(
     random_seed: int = 0,
     name: str = "",
 ) -> torch.Tensor:
-    """Merge the tensors that several models have under one name.
+    """Merge one tensor of several models.
+
+    On a GPU, a merge by SCE is enqueued on the current stream. With nonfinite="error" the call waits for it once. With
+    "propagate" it does not wait, except for a survey that is new to `surveys`. Without `surveys`, and after one call
+    that loads the kernels, `torch.cuda.graph` can capture it.
 
     Args:
-        tensors: one shape (0-d and empty included), each bf16, fp16 or fp32, contiguous or not, all on the CPU
-            or on one NVIDIA GPU (at most 17 there).
+        tensors: tensors of one shape (0-d and empty included), each bf16, fp16 or fp32, contiguous or not, all on the
+            CPU or on one NVIDIA GPU (at most 17 there).
         method: one of fuseo1_kernels.methods.METHODS, such as "sce", "ties" or "slerp" (docs/config.md).
-        base_index: which of `tensors` is the base; the order of the others is the order of the sums. None: there is
-            none, for the methods that need none.
-        parameters: the method's, as docs/config.md lists them. Of one that each model has for itself ("weight",
-            "density") one value for all, a sequence of one for each tensor but the base, or a mapping from `ids`.
-        ids: what errors call the tensors; default: their indices. Random masks depend on them.
-        dtype, out_dtype: the output's dtype, `out_dtype` winning; default: the inputs', promoted.
-            Inputs are never rounded to it first.
-        backend: "auto", "cpu" or "reference", for tensors on a GPU "cuda" or "triton"; one that is named and
-            cannot run is an error.
-        out: written in place and returned; overlaps no input. After an error about NaN, infinity or overflow it
-            holds what "propagate" returns; but what it held before if the inputs were at fault and that was known
-            before fuse: on the CPU always, on a GPU from `surveys`.
-        threads: default: all cores this process may use. Never changes a bit of the result.
-        nonfinite: "error" (default), or "propagate": an element where any input is NaN or infinite
-            becomes NaN and counts for nothing else.
-        surveys: is asked for the survey of these tensors, and given it if it is new.
-        random_seed, name: with a model's id these key its random masks (DARE); `name` is the tensor's.
-
-    On a GPU an SCE merge is enqueued on the current stream. "error" waits for it, once. "propagate" waits for
-    nothing, except for a survey that is new to `surveys`: without `surveys`, and after one call that loads the
-    kernels, `torch.cuda.graph` can capture it.
+        base_index: index of the base in `tensors`. The others are summed in their order. None: no base, for methods
+            that need none.
+        parameters: the method's parameters (docs/config.md). A per-model parameter ("weight", "density") is one value
+            for all models, a sequence with one value for each tensor but the base, or a mapping from `ids`.
+        ids: names of the tensors in errors. Default: their indices. Random masks depend on them.
+        dtype, out_dtype: the output's dtype; `out_dtype` wins. Default: the inputs' promoted dtype. Inputs are never
+            rounded to it first.
+        backend: "auto", "cpu" or "reference"; for tensors on a GPU "auto", "cuda" or "triton".
+        out: written in place and returned. It must not overlap an input. After an error about NaN, infinity or overflow
+            it holds the result of "propagate". It is unchanged if the inputs are refused before fuse: always on the
+            CPU, on a GPU if `surveys` has the survey.
+        threads: number of threads. None: one for each core that this process may use. Never changes a bit of the
+            result.
+        nonfinite: "error" refuses NaN and infinite elements. "propagate": an element that is NaN or infinite in any
+            input becomes NaN and is otherwise left out.
+        surveys: finds and keeps surveys of these tensors.
+        random_seed: seed of random masks (DARE, DELLA). With `name` and a model's id it keys a mask.
+        name: the tensor's name.
 
     Returns:
-        A tensor of the base's shape, without autograd history. The inputs are untouched.
+        A tensor of the base's shape, without autograd history. The inputs are not changed.
 
     Raises:
-        MergeError: bad input, with what is wrong and where.
+        MergeError: invalid arguments, non-finite elements that are refused, or a backend that cannot run.
 
     Source: the method's, METHODS[method].reference.
     """
@@ -107,24 +108,25 @@ def merge_state_dicts(
     surveys: ResidentSurveys | None = None,
     random_seed: int = 0,
 ) -> dict[str, torch.Tensor]:
-    """Merge modules or state dictionaries, name by name.
+    """Merge modules or state dictionaries, tensor by tensor.
+
+    On a GPU, SCE merges tensors of up to 65,536 elements together in one launch, and waits for the GPU once everything
+    is enqueued: errors about the data are raised then.
 
     Args:
-        models: by id, or a sequence (then the ids are 0, 1, ...), the base among them.
-        base: the base's id; None: there is none.
-        strict: every model must have the same names; else the names that all of them have are merged.
-        method, parameters, dtype, out_dtype, backend, threads, nonfinite, surveys, random_seed: as for
-            `merge_tensors`.
+        models: modules or state dictionaries by id, or a sequence of them with the ids 0, 1, ... The base is included.
+        method: as for `merge_tensors`.
+        base: the base's id. None: no base.
+        parameters: as for `merge_tensors`.
+        strict: refuse models with different tensor names. False: merge the names that all models have.
+        dtype, out_dtype, backend, threads, nonfinite, surveys, random_seed: as for `merge_tensors`.
 
     Returns:
         The merged state dictionary, in the first model's order. Tensors that are not floating point (step
         counters, position ids) must be equal in all models and are copied.
 
-    On a GPU tensors of up to 65,536 elements are merged together in one launch, and the GPU is waited for when
-    everything is enqueued: an error comes then.
-
     Raises:
-        MergeError: bad input; the message names the tensor and the models.
+        MergeError: as for `merge_tensors`. Errors about a tensor's data name the tensor.
     """
     items = list(models.items()) if isinstance(models, Mapping) else list(enumerate(models))
     states = {key: _state_dict(key, model) for key, model in items}
@@ -133,17 +135,17 @@ def merge_state_dicts(
     if not states:
         raise MergeError("there are no models to merge")
     names = list(next(iter(states.values())))
-    everywhere = set.intersection(*(set(s) for s in states.values()))
+    common = set.intersection(*(set(s) for s in states.values()))
     for key, state in states.items():
-        if strict and set(state) != everywhere:
-            extra = ", ".join(sorted(set(state) - everywhere)[:5])
+        if strict and set(state) != common:
+            extra = ", ".join(sorted(set(state) - common)[:5])
             raise MergeError(f"model {key!r} has tensors that not all models have: {extra}")
 
     merged: dict[str, torch.Tensor] = {}
-    begun: dict[str, InMemoryMerge] = {}
+    merges: dict[str, InMemoryMerge] = {}
     base_index = None if base is None else list(states).index(base)
     for name in names:
-        if name not in everywhere:
+        if name not in common:
             continue
         tensors = [state[name] for state in states.values()]
         if not all(t.is_floating_point() for t in tensors):
@@ -155,7 +157,7 @@ def merge_state_dicts(
             merged[name] = first.clone()
             continue
         with _named(name):
-            begun[name] = merge = InMemoryMerge.check(
+            merges[name] = merge = InMemoryMerge.check(
                 tensors,
                 method,
                 base_index=base_index,
@@ -173,8 +175,8 @@ def merge_state_dicts(
             if not merge.is_small:
                 merge.start()
         merged[name] = merge.result
-    start_together([merge for merge in begun.values() if merge.is_small])
-    for name, merge in begun.items():
+    start_together([merge for merge in merges.values() if merge.is_small])
+    for name, merge in merges.items():
         with _named(name):
             merge.finish()
     return merged
@@ -182,7 +184,7 @@ def merge_state_dicts(
 
 @contextmanager
 def _named(tensor: str) -> Iterator[None]:
-    """Errors about a tensor's data, not those about parameters, name it."""
+    """Prefix errors with the tensor's name, except errors about parameters."""
     try:
         yield
     except ConfigError:
@@ -192,6 +194,7 @@ def _named(tensor: str) -> Iterator[None]:
 
 
 def _state_dict(key: Hashable, model: StateDict | torch.nn.Module) -> StateDict:
+    """Return the state dictionary of `model`. Raises MergeError, naming `key`, if it has none."""
     state = model.state_dict() if isinstance(model, torch.nn.Module) else model
     if not isinstance(state, Mapping) or not all(
         isinstance(t, torch.Tensor) for t in state.values()

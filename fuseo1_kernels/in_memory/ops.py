@@ -1,4 +1,4 @@
-"""The two ops on torch tensors: validated once, then handed to a backend."""
+"""The two ops on torch tensors: arguments are validated, then passed to a backend."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..system import resolve_threads
 
 _NAMES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}
 
-# From here on a new output gets memory of its own from the system, not reused memory.
+# Bytes. The allocator maps new pages for outputs of at least this size, and huge pages make them faster to touch.
 _HUGE = 4 << 20
 
 
@@ -56,18 +56,21 @@ def survey(
     backend: str = "auto",
     threads: int | None = None,
 ) -> SurveyResult:
-    """Read base and targets once; learn what a merge must know of the whole, and count what is not finite.
+    """Survey a whole tensor: compute the threshold, energies or sums that fuse needs, and count non-finite elements.
 
     Args:
-        base: any shape, 0-d and empty included; bf16, fp16 or fp32, on the CPU or an NVIDIA GPU. Need not be
-            contiguous.
-        targets: 1 to 64 (on a GPU 16) tensors of the base's shape and device, each of any of those dtypes.
-        select_topk: fraction of the elements with non-zero variance to select, in [0, 1]: SCE's threshold and energies.
-        request: something else that is to be learned: Magnitudes (TIES, breadcrumbs), Norms, Gram or
-            Divergences.
-        backend: "auto", "cpu", "reference", or "cuda" or "triton" for tensors on a GPU; the current stream is
-            used, and waited for. With TRITON_INTERPRET=1 "triton" takes tensors on the CPU.
-        threads: default: all cores this process may use.
+        base: a tensor of any shape, 0-d and empty included; bf16, fp16 or fp32; on the CPU or an NVIDIA GPU; contiguous
+            or not.
+        targets: 1 to 64 (on a GPU 16) tensors of the base's shape and device, each bf16, fp16 or fp32.
+        select_topk: fraction of the elements with non-zero variance to select, in [0, 1]. SCE's survey: threshold and
+            energies.
+        request: another survey instead: Magnitudes (TIES, breadcrumbs), Norms, Gram or Divergences.
+        backend: "auto", "cpu" or "reference"; for tensors on a GPU "auto", "cuda" or "triton", which use the current
+            stream and wait for it. With TRITON_INTERPRET=1 "triton" takes tensors on the CPU.
+        threads: number of threads. None: one for each core that this process may use.
+
+    Returns:
+        SceResult, or the result type of `request` (fuseo1_kernels.backends.results).
 
     Raises:
         MergeError: shapes differ, or a dtype, device or number is not supported.
@@ -77,8 +80,9 @@ def survey(
     if not 0.0 <= select_topk <= 1.0:
         raise MergeError(f"select_topk: must be a number in [0, 1], not {select_topk!r}")
     inputs = as_arrays([base, *targets])
-    wanted = float(select_topk) if request is None else request
-    return backend_for(inputs, backend).survey(inputs, wanted, resolve_threads(threads)).lasting
+    if request is None:
+        request = float(select_topk)
+    return backend_for(inputs, backend).survey(inputs, request, resolve_threads(threads)).lasting
 
 
 def fuse(
@@ -91,13 +95,17 @@ def fuse(
     backend: str = "auto",
     threads: int | None = None,
 ) -> torch.Tensor:
-    """Mask, elect the sign, sum with weights, add to the base and round, in one read and one write.
+    """Select elements, elect signs, sum with weights, add to the base and round, in one read and one write.
 
     Args:
-        base, targets, backend, threads: as for `survey`.
-        params: weights (one per target), election, divisor and masks.
-        out_dtype: bf16, fp16 or fp32; default: the base's (or `out`'s).
-        out: written in place and returned; the base's shape, overlapping no input.
+        base, targets: as for `survey`; there may be no targets.
+        params: weights (one per target), election, divisor and selections.
+        out_dtype: bf16, fp16 or fp32. Default: the dtype of `out`, or of the base.
+        out: written in place and returned. It has the base's shape and device and overlaps no input.
+        backend, threads: as for `survey`.
+
+    Returns:
+        `out`, or a new tensor of the base's shape and device.
 
     Raises:
         MergeError: as for `survey`, and for an `out` that does not fit.
@@ -113,14 +121,14 @@ def fuse(
         if values is not None and len(values) != len(targets):
             raise MergeError(f"{len(values)} {noun} for {len(targets)} targets")
     check_dtypes(out_dtype=out_dtype)
-    wanted = out_dtype or (base.dtype if out is None else out.dtype)
-    result = output_for([base, *targets], wanted, out)
+    dtype = out_dtype or (base.dtype if out is None else out.dtype)
+    result = output_for([base, *targets], dtype, out)
     fuse_into(backend_for(inputs, backend), inputs, params, result, resolve_threads(threads))
     return result if out is None else out
 
 
 def backend_for(inputs: Sequence[Array], backend: str) -> Ops:
-    """The backend of that name for the memory in which `inputs` lie."""
+    """Return the named backend for the memory that holds `inputs`. Raises BackendError."""
     on_gpu = inputs[0].owner.device.type == "cuda"
     interpreted = backend == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
     return load_gpu_backend(backend) if on_gpu or interpreted else load_backend(backend)
@@ -129,9 +137,9 @@ def backend_for(inputs: Sequence[Array], backend: str) -> Ops:
 def as_arrays(
     tensors: Sequence[torch.Tensor], names: Sequence[str] | None = None, least: int = 2
 ) -> list[Array]:
-    """Checked views of base and targets; a tensor that is not contiguous is copied.
+    """Check base and targets and return views of them. A tensor that is not contiguous is copied.
 
-    `names` is what errors call the tensors, `least` how many there must be.
+    The arguments are those of `check_inputs`. Raises MergeError.
     """
     check_inputs(tensors, names, least=least)
     return [as_array(tensor.detach().contiguous()) for tensor in tensors]
@@ -143,7 +151,14 @@ def check_inputs(
     devices: Sequence[str] = ("cpu", "cuda"),
     least: int = 2,
 ) -> None:
-    """Refuse a base and targets that cannot be merged, by shape, dtype and device alone."""
+    """Raise MergeError unless base and targets fit together in number, dtype, device and shape.
+
+    Args:
+        tensors: the base first.
+        names: names of the tensors in errors.
+        devices: the supported device types.
+        least: the least number of tensors.
+    """
     if names is None:
         names = ["the base", *(f"target {i}" for i in range(1, len(tensors)))]
     if len(tensors) < least:
@@ -163,19 +178,19 @@ def check_inputs(
 
 
 def promoted(tensors: Sequence[torch.Tensor]) -> torch.dtype:
-    """The narrowest dtype that holds those of `tensors`."""
+    """Return the narrowest dtype that holds the dtypes of all `tensors`."""
     return reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
 
 
 def check_dtypes(**dtypes: object) -> None:
-    """Refuse a dtype, by its parameter's name, that is neither torch's nor left out."""
+    """Raise ConfigError, naming the parameter, unless each value is a torch.dtype or None."""
     for name, dtype in dtypes.items():
         if dtype is not None and not isinstance(dtype, torch.dtype):
             raise ConfigError(f"{name} must be a torch.dtype such as torch.bfloat16, not {dtype!r}")
 
 
 def check_out_dtype(dtype: torch.dtype) -> None:
-    """Refuse a dtype that is none of an output's."""
+    """Raise MergeError if `dtype` is not supported for outputs."""
     if dtype not in _NAMES:
         raise MergeError(f"the output dtype is {dtype}; supported: {', '.join(_NAMES.values())}")
 
@@ -183,7 +198,7 @@ def check_out_dtype(dtype: torch.dtype) -> None:
 def output_for(
     tensors: Sequence[torch.Tensor], dtype: torch.dtype, out: torch.Tensor | None
 ) -> torch.Tensor:
-    """`out` if the merge of `tensors` can be written there, else a new tensor."""
+    """Return `out`, or a new tensor if it is None. Raises MergeError if `out` cannot hold the merge of `tensors`."""
     base = tensors[0]
     check_out_dtype(dtype)
     if out is None:
@@ -210,7 +225,7 @@ def output_for(
 def fuse_into(
     backend: Ops, inputs: Sequence[Array], params: FuseParams, out: torch.Tensor, threads: int
 ) -> int:
-    """fuse, to an `out` of any strides; returns how many elements are infinity or NaN."""
+    """Fuse into `out`, which may have any strides; return the number of output elements that are infinite or NaN."""
     with dense(out) as array:
         return backend.fuse(inputs, params, array, 0, threads)
 
@@ -218,42 +233,42 @@ def fuse_into(
 def enqueue_into(
     backend: GpuBackend, inputs: Sequence[Array], survey: OnDevice, out: torch.Tensor
 ) -> None:
-    """The same by what a survey left on the device, waiting for nothing."""
+    """Enqueue the fuse into `out`, with the parameters that `survey` left on the device. Does not wait."""
     with dense(out) as array:
         backend.enqueue_fuse(inputs, survey, array)
 
 
 @contextmanager
 def dense(out: torch.Tensor) -> Iterator[Array]:
-    """`out` if it is contiguous, else memory that is copied to it."""
+    """Yield `out` if it is contiguous, else a buffer that is copied to `out` at the end."""
     if out.is_contiguous():
         yield as_array(out)
         return
-    dense = torch.empty(out.shape, dtype=out.dtype, device=out.device)
-    yield as_array(dense)
-    out.copy_(dense)
+    buffer = torch.empty(out.shape, dtype=out.dtype, device=out.device)
+    yield as_array(buffer)
+    out.copy_(buffer)
 
 
 def columns_of(tensor: torch.Tensor, rows: int) -> Array:
-    """A copy of a tensor of so many rows, its columns one after the other."""
+    """Return a column-major copy of a tensor with `rows` rows."""
     return as_array(tensor.detach().reshape(rows, -1).t().contiguous())
 
 
 @contextmanager
 def dense_columns(out: torch.Tensor, rows: int) -> Iterator[Array]:
-    """Memory for the columns of `out`, one after the other, that is copied to it."""
+    """Yield a column-major buffer that is copied to `out`, of `rows` rows, at the end."""
     columns = torch.empty((out.numel() // rows, rows), dtype=out.dtype, device=out.device)
     yield as_array(columns)
     out.copy_(columns.t().view(out.shape))
 
 
 def as_array(tensor: torch.Tensor) -> Array:
-    """A view of a contiguous tensor."""
+    """Return a view of a contiguous tensor."""
     return Array(tensor.data_ptr(), BY_NAME[_NAMES[tensor.dtype]], tensor.numel(), tensor)
 
 
 def _extent(tensor: torch.Tensor) -> tuple[int, int]:
-    """The first byte that `tensor` touches and the one after its last."""
+    """Return the address of the tensor's first byte and the address after its last byte."""
     if tensor.numel() == 0:
         return 0, 0
     last = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))

@@ -1,4 +1,4 @@
-"""Surveys of tensors that stay in memory, for programs that merge the same models over and over."""
+"""Keeps surveys in memory, for programs that merge the same tensors repeatedly."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from ..backends.results import SurveyResult
 
 
 class ResidentSurveys:
-    """Surveys by tensors and what was asked, in memory.
+    """Surveys in memory, by tensors and request.
 
         surveys = ResidentSurveys()
         for candidate in population:
             merge_state_dicts(models, "sce", base=0, parameters=candidate, surveys=surveys)
 
-    A survey depends on the inputs and on what is asked (select_topk, densities): calls that differ in variant,
-    weights or output dtype, or return to a value of select_topk, need none. Tensors are told apart by the
-    memory they lie in and by torch's count of changes in place; what changes them behind torch's back (numpy,
-    `.data`) must be followed by `clear`. The tensors are kept alive until then.
+    A survey depends on the inputs and on the request (select_topk, densities). Calls that differ only in variant,
+    weights or output dtype, or that repeat a value of select_topk, need no new survey. Tensors are identified by their
+    memory and by torch's version counter. Call `clear` after changes that torch does not count (numpy, `.data`). The
+    tensors are kept alive until then.
     """
 
     def __init__(self) -> None:
@@ -31,16 +31,16 @@ class ResidentSurveys:
         return len(self._surveys)
 
     def clear(self) -> None:
-        """Forget all surveys, and let go of the tensors."""
+        """Drop all surveys and the references to their tensors."""
         self._surveys.clear()
         self._alive.clear()
 
     def find(self, tensors: Sequence[torch.Tensor], request: Request) -> SurveyResult | None:
-        """Return what a survey of `tensors` (the base first), as they are now, said."""
+        """Return the survey of `tensors`, base first, as they are now; None if there is none."""
         return self._surveys.get(_key(tensors, request))
 
     def keep(self, tensors: Sequence[torch.Tensor], request: Request, survey: SurveyResult) -> None:
-        """Keep what a survey of `tensors` said."""
+        """Keep a survey of `tensors`, base first."""
         key = _key(tensors, request)
         if key is not None:
             self._surveys[key] = survey.lasting
@@ -48,7 +48,7 @@ class ResidentSurveys:
 
 
 def _key(tensors: Sequence[torch.Tensor], request: Request) -> Hashable:
-    """What tells these tensors from others; None if nothing does (inference mode counts no changes)."""
+    """Return the key of these tensors; None for inference tensors, whose changes torch does not count."""
     if any(tensor.is_inference() for tensor in tensors):
         return None
     return request, *(

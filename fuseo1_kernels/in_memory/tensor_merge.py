@@ -1,4 +1,4 @@
-"""One merge of tensors in memory: checked, started, finished. On a GPU to start it waits for nothing."""
+"""One merge of tensors in memory: `check`, `start`, `finish`. On a GPU, `start` only enqueues a merge by SCE."""
 
 from __future__ import annotations
 
@@ -37,16 +37,17 @@ from .survey_cache import ResidentSurveys
 
 
 class TensorGuard(NonfiniteGuard):
-    """Decides on the non-finite elements of one merge of tensors; `names` are the inputs' in errors, the base first."""
+    """Decides on the non-finite elements of one merge of tensors."""
 
     def __init__(self, mode: str, names: Sequence[str], dtype: torch.dtype) -> None:
+        """`names`: the inputs' names in errors, base first. `dtype`: the output's."""
         super().__init__(mode)
         self._names = names
         self._dtype = dtype
 
     def refuse_inputs(self, counts: Sequence[int]) -> None:
         *by_model, overflows = counts
-        # A single input is surveyed as base and as target.
+        # A single input was surveyed as base and as target.
         bad = [f"{name} has {n}" for name, n in zip(self._names, by_model, strict=False) if n]
         if bad:
             raise MergeError(
@@ -65,11 +66,16 @@ class TensorGuard(NonfiniteGuard):
 
 @dataclass
 class InMemoryMerge:
-    """A merge of `tensors`, base first, to `result`: `check` makes it, then `start` and `finish` it, in this order.
+    """A merge of tensors. `check` makes one; then call `start` and `finish`, in this order.
 
     Attributes:
-        names: what errors call the tensors.
-        rule: the method's.
+        tensors: the inputs, base first.
+        names: the inputs' names in errors.
+        result: the output.
+        rule: the method's rule for the tensor.
+        backend: runs survey and fuse.
+        threads: number of threads on the CPU.
+        surveys: finds and keeps surveys, or None.
     """
 
     tensors: list[torch.Tensor]
@@ -81,10 +87,12 @@ class InMemoryMerge:
     surveys: ResidentSurveys | None
     _guard: TensorGuard
     _inputs: list[Array]
-    _is_new: bool  # the result: until it is written, surveys may use its memory
-    _known: SurveyResult | None = None
-    # Waits for what was enqueued: the survey, and how many outputs are not finite.
-    _found: Callable[[], tuple[SceResult, int]] | None = None
+    _is_new: (
+        bool  # whether `result` is a new tensor: until fuse writes it, surveys may use its memory
+    )
+    _kept: SurveyResult | None = None  # from `surveys`
+    # Waits for the enqueued merge; returns its survey and the number of non-finite outputs. None: nothing is enqueued.
+    _wait: Callable[[], tuple[SceResult, int]] | None = None
 
     @classmethod
     def check(
@@ -105,7 +113,7 @@ class InMemoryMerge:
         name: str = "",
         out: torch.Tensor | None = None,
     ) -> InMemoryMerge:
-        """The arguments are those of merge_tensors. Raises MergeError."""
+        """Check the arguments of merge_tensors and return the merge. Raises MergeError."""
         record = resolve_method(method)
         check_dtypes(dtype=dtype, out_dtype=out_dtype)
         check_nonfinite(nonfinite)
@@ -121,14 +129,14 @@ class InMemoryMerge:
         merged = [i if ids is None else ids[i] for i in order[has_base:]]
         values = resolve_parameters(method, parameters, merged)
         inputs = as_arrays(ordered, names, least=1)
-        wanted = out_dtype or dtype or (promoted(tensors) if out is None else out.dtype)
-        result = output_for(ordered, wanted, out)
-        target = TensorSpec.of_shape(name, result.shape, [*map(str, merged)], has_base, random_seed)
+        result_dtype = out_dtype or dtype or (promoted(tensors) if out is None else out.dtype)
+        result = output_for(ordered, result_dtype, out)
+        spec = TensorSpec.of_shape(name, result.shape, [*map(str, merged)], has_base, random_seed)
         return cls(
             ordered,
             names,
             result,
-            record.rule(values, target),
+            record.rule(values, spec),
             backend_for(inputs, backend),
             resolve_threads(threads),
             surveys,
@@ -139,7 +147,7 @@ class InMemoryMerge:
 
     @property
     def is_small(self) -> bool:
-        """Whether others can be merged in the same launch."""
+        """Whether the merge can share a launch with others (`start_together`)."""
         if not can_enqueue_small(self.backend) or self.surveys is not None:
             return False
         if not isinstance(self.rule, Sce):
@@ -147,25 +155,25 @@ class InMemoryMerge:
         return 0 < self.result.numel() <= self.backend.most_small and self.result.is_contiguous()
 
     def start(self) -> None:
-        """Merge, or (SCE, on a GPU) enqueue the merge on the current stream. Raises MergeError."""
+        """Merge; for SCE on a GPU, only enqueue the merge on the current stream. Raises MergeError."""
         if can_enqueue(self.backend) and isinstance(self.rule, Sce):
-            self._known = self._find(self.rule.select_topk)
-            if self._known is not None:
-                self._guard.check_survey(self._known)
-            self.started(partial(self.backend.result, self._enqueue(self.backend, self.rule)))
+            self._kept = self._find(self.rule.select_topk)
+            if self._kept is not None:
+                self._guard.check_survey(self._kept)
+            self.enqueued(partial(self.backend.result, self._enqueue(self.backend, self.rule)))
             return
         with self._laid_out() as (inputs, out):
             written = sum(self._merge(*part) for part in self._parts(inputs, out))
         self._guard.check_output(written, (), self._count_nonfinite)
 
     def _count_nonfinite(self) -> SurveyResult:
-        """A survey of all inputs. It needs a target: a single input is taken twice."""
+        """Survey all inputs. A survey needs a target, so a single input is given as base and as target."""
         inputs = self._inputs * 2 if len(self._inputs) == 1 else self._inputs
         return self.backend.survey(inputs, count_request(len(inputs)), self.threads)
 
     @contextmanager
     def _laid_out(self) -> Iterator[tuple[list[Array], Array]]:
-        """Inputs and output, of which what is merged by itself lies together."""
+        """Yield inputs and output in a layout in which each part is contiguous: column-major for rules by column."""
         if isinstance(self.rule, ByColumn):
             rows = self.rule.rows
             with dense_columns(self.result, rows) as out:
@@ -175,7 +183,7 @@ class InMemoryMerge:
                 yield self._inputs, out
 
     def _parts(self, inputs: list[Array], out: Array) -> Iterator[tuple[list[Array], Array]]:
-        """Inputs and output of what is merged by itself: every row, every column, or all."""
+        """Yield inputs and output of each part that is merged independently: every row, every column, or everything."""
         if not isinstance(self.rule, ByVector):
             yield inputs, out
             return
@@ -184,24 +192,27 @@ class InMemoryMerge:
             yield [x.part(start, length) for x in inputs], out.part(start, length)
 
     def _merge(self, inputs: list[Array], out: Array) -> int:
-        """Learn, then fuse; returns how many elements are infinity or NaN."""
+        """Survey and fuse one part; return the number of output elements that are infinite or NaN."""
         learned = learn(
             self.rule, lambda request: self._survey(inputs, request, out), self._guard.check_survey
         )
         return self.backend.fuse(inputs, self.rule.params(learned), out, 0, self.threads)
 
-    def started(self, found: Callable[[], tuple[SceResult, int]]) -> None:
-        """It was enqueued; `found` waits. Copies of what was not contiguous go back to the stream's memory."""
-        self._inputs, self._found = [], found
+    def enqueued(self, wait: Callable[[], tuple[SceResult, int]]) -> None:
+        """Note that the merge is enqueued. Contiguous copies of inputs are freed; the stream may reuse their memory.
+
+        `wait` waits for the merge and returns its survey and the number of non-finite outputs.
+        """
+        self._inputs, self._wait = [], wait
 
     def finish(self) -> None:
-        """Wait for a GPU, if anything is to be learned of it. Raises MergeError."""
-        if self._found is None:
+        """Wait for the GPU if elements may be refused or a survey must be kept. Raises MergeError."""
+        if self._wait is None:
             return
-        if not self._guard.refuses and (self.surveys is None or self._known is not None):
+        if not self._guard.refuses and (self.surveys is None or self._kept is not None):
             return
-        survey, written = self._found()
-        if self._known is None:
+        survey, written = self._wait()
+        if self._kept is None:
             self._keep(self._sce.select_topk, survey)
             self._guard.check_survey(survey)
         self._guard.check_output(written, [survey], lambda: survey)
@@ -213,7 +224,7 @@ class InMemoryMerge:
 
     @property
     def kind(self) -> tuple[Ops, torch.device, int, float, str]:
-        """What merges in one launch have in common."""
+        """The properties that all merges of one launch must share."""
         rule = self._sce
         return (
             self.backend,
@@ -225,20 +236,20 @@ class InMemoryMerge:
 
     @property
     def operands(self) -> tuple[list[Array], Array]:
-        """Inputs and output, where `is_small`."""
+        """The inputs and the output of a small merge."""
         return self._inputs, as_array(self.result)
 
     def _enqueue(self, backend: GpuBackend, rule: Sce) -> OnDevice:
-        """The whole merge, by a survey of its own if none is known."""
-        if self._known is None:
-            pending = backend.enqueue_survey(self._inputs, rule.select_topk, rule.variant)
+        """Enqueue the fuse, after a survey unless one was kept; return the survey on the device."""
+        if self._kept is None:
+            survey = backend.enqueue_survey(self._inputs, rule.select_topk, rule.variant)
         else:
-            pending = backend.place(self._inputs, rule.params([self._known]))
-        enqueue_into(backend, self._inputs, pending, self.result)
-        return pending
+            survey = backend.place(self._inputs, rule.params([self._kept]))
+        enqueue_into(backend, self._inputs, survey, self.result)
+        return survey
 
     def _survey(self, inputs: list[Array], request: Request, out: Array) -> SurveyResult:
-        """What a survey says, now or, of whole tensors, before; what it found may be refused."""
+        """Answer a request, with a kept survey if there is one. Only surveys of whole tensors are kept."""
         whole = inputs is self._inputs
         survey = self._find(request) if whole else None
         if survey is None:
@@ -257,20 +268,20 @@ class InMemoryMerge:
 
 
 def start_together(merges: Sequence[InMemoryMerge]) -> None:
-    """Start merges that are small, in as few launches as can be, on the current streams of their GPUs."""
+    """Start small merges in one launch per kind, on the current streams of their GPUs."""
     kinds: dict[object, list[InMemoryMerge]] = {}
     for merge in merges:
         kinds.setdefault(merge.kind, []).append(merge)
-    for alike in kinds.values():
-        backend, _, _, topk, variant = alike[0].kind
+    for group in kinds.values():
+        backend, _, _, topk, variant = group[0].kind
         assert can_enqueue_small(backend)
-        inputs, outs = zip(*(merge.operands for merge in alike), strict=True)
-        # Whoever is the first to be finished waits for all.
+        inputs, outs = zip(*(merge.operands for merge in group), strict=True)
+        # Cached: the first merge to finish waits for the whole launch.
         results = cache(
             partial(backend.results, backend.enqueue_small(inputs, outs, topk, variant))
         )
-        for number, merge in enumerate(alike):
-            merge.started(partial(_result, results, number))
+        for number, merge in enumerate(group):
+            merge.enqueued(partial(_result, results, number))
 
 
 def _result(
@@ -280,7 +291,7 @@ def _result(
 
 
 def _order(method: Method, tensors: int, base_index: int | None) -> list[int]:
-    """The indices of the tensors as they are merged, the base first. Raises MergeError."""
+    """Return the indices of the tensors in merge order: the base first. Raises MergeError."""
     order = list(range(tensors))
     if base_index is not None:
         if not -tensors <= base_index < tensors:

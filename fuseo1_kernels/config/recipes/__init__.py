@@ -1,6 +1,6 @@
-"""The merges that made the published FuseO1 models, to be run by name.
+"""The recipes of the published FuseO1 models, to be run by name.
 
-Each recipe is a config of its own beside this file; its first line is a comment that describes it.
+Each recipe is a config file beside this module. Its first line is a comment that describes it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _SUFFIX = ".yaml"
 
 
 class Recipe(NamedTuple):
-    """A recipe's name, and in one line what it makes."""
+    """A recipe's name and a description of one line."""
 
     name: str
     description: str
@@ -26,7 +26,7 @@ def list_recipes() -> list[Recipe]:
 
 
 def find_recipe(name: str) -> str | None:
-    """Return the YAML text of the recipe `name` (in any case), or None if there is none."""
+    """Return the YAML text of the recipe `name`, ignoring case; None if there is no such recipe."""
     for known, text in _texts().items():
         if known.lower() == name.lower():
             return text
@@ -34,7 +34,7 @@ def find_recipe(name: str) -> str | None:
 
 
 def nearest_recipe(name: str) -> str | None:
-    """Return the name of the recipe that looks most like `name`, or None if none does."""
+    """Return the name of the recipe most similar to `name`; None if none is similar."""
     by_lower = {known.lower(): known for known in _texts()}
     near = difflib.get_close_matches(name.lower(), by_lower, n=1)
     return by_lower[near[0]] if near else None
