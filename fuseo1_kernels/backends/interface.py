@@ -7,13 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeGuard
 
 from .arrays import Array, Buffer, DType
-from .contract import NOTHING as NOTHING
-from .contract import SURVEY_BYTES
-from .contract import Cut as Cut
-from .contract import FuseParams as FuseParams
-from .contract import Kept as Kept
-from .contract import Request as Request
-from .contract import Select as Select
+from .contract import SURVEY_BYTES, FuseParams, Request, Select
 from .results import SceResult, SurveyResult
 
 

@@ -11,12 +11,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import BackendError
-from .contract import NOTHING as NOTHING
-from .contract import Cut as Cut
-from .contract import FuseParams as FuseParams
-from .contract import Kept as Kept
-from .contract import Request as Request
-from .contract import Select as Select
 from .interface import Backend, GpuBackend
 
 _PACKAGE = __name__.rpartition(".")[0]

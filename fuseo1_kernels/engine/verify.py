@@ -27,6 +27,7 @@ from ..errors import CheckpointError, counted
 from ..plan.job import Job
 from ..plan.models import open_sources
 from ..plan.plan import make_plan, refuse_problems
+from ..plan.sidecars import MERGE_CONFIG
 from ..system import resolve_threads
 from .cpu.memory import divide_memory, memory_floor
 from .cpu.worker import CpuWorker
@@ -34,9 +35,6 @@ from .options import DEFAULT_MAX_MEMORY, DEFAULT_SHARD_SIZE, MergeOptions
 from .read_ahead import absent_inputs, forget
 from .result import Progress
 from .worker import MergeContext
-
-#: The file that holds a merged model's config.
-CONFIG = "mergekit_config.yml"
 
 # Bytes of a tensor read at a time.
 _PIECE = 4 << 20
@@ -217,7 +215,7 @@ def _recompute(
 ) -> tuple[list[str], list[str]]:
     """Merge `count` tensors again with the reference backend; return the problems and the tensors' names."""
     with ExitStack() as stack:
-        config = as_config(path / CONFIG)
+        config = as_config(path / MERGE_CONFIG)
         sources = open_sources(config, stack, progress=False, download=False)
         plan = make_plan(
             config,

@@ -12,6 +12,9 @@ from ..config.schema import MergeConfig
 from ..version import __version__
 from .plan import Plan
 
+#: The file that holds a merged model's config. Tools on the hub look for it under mergekit's name.
+MERGE_CONFIG = "mergekit_config.yml"
+
 
 def make_sidecars(
     config: MergeConfig,
@@ -58,8 +61,7 @@ def make_sidecars(
         dtype=plan.dtype_name,
         versions={"fuseo1-kernels": __version__, "Python": platform.python_version()},
     )
-    # Tools on the hub look for the config under mergekit's name.
-    files["mergekit_config.yml"] = config.to_yaml().encode()
+    files[MERGE_CONFIG] = config.to_yaml().encode()
     index = index_json(plan.shards)
     if index is not None:
         files["model.safetensors.index.json"] = index
