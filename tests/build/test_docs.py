@@ -19,7 +19,7 @@ PAGES = [
 FOLDERS = (".ci", "bench", "csrc", "docs", "fuseo1_kernels", "python", "tests")
 #: Files that the how-to pages have the reader write, and those that a merge or a build makes.
 MADE = re.compile(
-    r"balanced|traced|one_tensor|NAME|FOLDER|bench/results/GPU|_cpu|_cuda|OUT|merge\.yaml|a\.yaml|config\.json"
+    r"dist|balanced|traced|one_tensor|NAME|FOLDER|bench/results/GPU|_cpu|_cuda|OUT|merge\.yaml|a\.yaml|config\.json"
 )
 
 
