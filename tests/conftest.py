@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fuseo1_kernels.backends import _cpu
-from support.tensors import ISAS, instruction_set
+from support.tensors import BACKENDS, CPUS, instruction_set
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,7 +55,7 @@ def _with_isa(isa: str) -> Iterator[str]:
         yield "cpu"
 
 
-@pytest.fixture(params=["reference", *(f"cpu-{isa}" for isa in ISAS)])
+@pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """The name of every backend, the cpu one with each instruction set."""
     if request.param == "reference":
@@ -64,7 +64,7 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
         yield from _with_isa(request.param.removeprefix("cpu-"))
 
 
-@pytest.fixture(params=[f"cpu-{isa}" for isa in ISAS])
+@pytest.fixture(params=CPUS)
 def cpu(request: pytest.FixtureRequest) -> Iterator[str]:
     """The cpu backend with each instruction set."""
     yield from _with_isa(request.param.removeprefix("cpu-"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -28,9 +27,9 @@ from fuseo1_kernels.backends.contract import (
     Select,
 )
 from fuseo1_kernels.backends.cpu import CpuBackend
-from fuseo1_kernels.backends.interface import FileRange
 from fuseo1_kernels.backends.registry import load_backend
 from fuseo1_kernels.in_memory.ops import as_array
+from support.file_ranges import stored
 from support.fuse_cases import ELECTS, MIXED, MODES, WEIGHTS, bit_masks, selections, tensors_of
 from support.oracles import fuse as emulation
 from support.tensors import (
@@ -226,40 +225,29 @@ def test_bits_select(cpu: str, numel: int) -> None:
         assert_same_bits(out, by_bits)
 
 
-def written(tensors: Sequence[torch.Tensor], path: Path) -> int:
-    """A file of the tensors' bytes, one after the other, open for reading."""
-    path.write_bytes(b"".join(bytes(t.view(torch.uint8).numpy()) for t in tensors))
-    return os.open(path, os.O_RDONLY)
-
-
 @pytest.mark.parametrize("offset", [0, 512])
 @pytest.mark.parametrize("numel", SIZES)
 def test_files_are_merged_in_pieces(cpu: str, numel: int, offset: int, tmp_path: Path) -> None:
     """A chunk of files of `offset` elements more: bits are told from its first element, pieces of it too."""
     whole, scratch = tensors_of(offset + numel, 3, MIXED), Buffer(64 << 10)
     tensors = [t[offset:] for t in whole]
-    file = written(whole, tmp_path / "tensors")
-    arrays = arrays_of(whole)
-    starts = itertools.accumulate([a.numel * a.dtype.size for a in arrays], initial=0)
-    places = [FileRange(file, start, a.dtype) for start, a in zip(starts, arrays, strict=False)]
     out = torch.empty(numel, dtype=BF16)
-    into = as_array(out)
-    engine = CpuBackend()
-    for selects in selections(3).values():
-        params = FuseParams(WEIGHTS[:3], elect="weighted", selects=selects, base_scale=0.5)
-        engine.fuse_files(places, params, into, offset, 2, scratch)
-        assert_same_bits(out, emulation.fuse(tensors, params, BF16, offset))
-    alone = FuseParams((), base_scale=0.5)
-    engine.fuse_files(places[:1], alone, into, offset, 1, scratch)
-    assert_same_bits(out, emulation.fuse(tensors[:1], alone, BF16))
-    masks, words = bit_masks(numel)
-    bits = native([_cpu.Select.bits(w.ctypes.data) for w in words])
-    ranges = [(p.fd, p.dtype.abi, p.offset) for p in places]
-    room = (scratch.address, scratch.nbytes)
-    _cpu.fuse_files(ranges, bits, offset, numel, room, out.data_ptr(), 0, 2)
-    os.close(file)
-    by_bits = emulation.fuse(tensors, FuseParams(WEIGHTS[:3], elect="weighted"), BF16, 0, masks)
-    assert_same_bits(out, by_bits)
+    into, engine = as_array(out), CpuBackend()
+    with stored(tmp_path, whole) as places:
+        for selects in selections(3).values():
+            params = FuseParams(WEIGHTS[:3], elect="weighted", selects=selects, base_scale=0.5)
+            engine.fuse_files(places, params, into, offset, 2, scratch)
+            assert_same_bits(out, emulation.fuse(tensors, params, BF16, offset))
+        alone = FuseParams((), base_scale=0.5)
+        engine.fuse_files(places[:1], alone, into, offset, 1, scratch)
+        assert_same_bits(out, emulation.fuse(tensors[:1], alone, BF16))
+        masks, words = bit_masks(numel)
+        bits = native([_cpu.Select.bits(w.ctypes.data) for w in words])
+        ranges = [(p.fd, p.dtype.abi, p.offset) for p in places]
+        room = (scratch.address, scratch.nbytes)
+        _cpu.fuse_files(ranges, bits, offset, numel, room, out.data_ptr(), 0, 2)
+        by_bits = emulation.fuse(tensors, FuseParams(WEIGHTS[:3], elect="weighted"), BF16, 0, masks)
+        assert_same_bits(out, by_bits)
 
 
 # --- any bits, any parameters ---
@@ -327,25 +315,3 @@ def test_any_bits_and_parameters(
         assert_same_bits(
             fused(tensors, params, out, 256), emulation.fuse(tensors, params, out, 256)
         )
-
-
-# --- what the contract excludes ---
-
-
-@pytest.mark.parametrize(
-    "params",
-    [
-        lambda: native([_cpu.Select()] * 3, elect=4),
-        lambda: native([_cpu.Select()] * 3, elect=-1),
-        lambda: native([_cpu.Select.bits(0)] * 3),
-        lambda: native([_cpu.Select.clamp(-1.0)] * 3),
-        lambda: native([_cpu.Select.clamp(torch.nan)] * 3),
-    ],
-    ids=["elect 4", "elect -1", "no bits", "negative bound", "NaN for a bound"],
-)
-def test_the_native_fuse_refuses(cpu: str, params) -> None:  # type: ignore[no-untyped-def]
-    tensors = siblings(512, 3)
-    places = [(a.address, a.dtype.abi) for a in arrays_of(tensors)]
-    out = torch.empty(512, dtype=BF16)
-    with pytest.raises(ValueError, match="outside the contract"):
-        _cpu.fuse(places, params(), 0, 512, out.data_ptr(), 0, 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,13 +25,13 @@ from fuseo1_kernels.backends.contract import (
     kept_bytes,
     step_of,
 )
-from fuseo1_kernels.backends.interface import FileRange
 from fuseo1_kernels.backends.reference.select import selected
 from fuseo1_kernels.backends.registry import load_backend
 from fuseo1_kernels.in_memory.merge import merge_tensors
 from fuseo1_kernels.in_memory.ops import as_array, as_arrays
 from fuseo1_kernels.in_memory.survey_cache import ResidentSurveys
-from support.tensors import BF16, assert_same_bits, bits
+from support.file_ranges import stored
+from support.tensors import BF16, assert_same_bits
 
 SIZES = (1, 4, 255, 256, 257, 511, 8192, 70_001)
 
@@ -142,17 +141,10 @@ def test_what_is_not_kept_is_decided_beside_what_is(cpu: str, row: int, tmp_path
     step = step_of(chosen)
     for chunk in (numel, step * 3):
         assert_same_bits(fused(inputs, params, cpu, chunk), right)
-    files = []
-    for i, tensor in enumerate(tensors):
-        (tmp_path / str(i)).write_bytes(bits(tensor).numpy().tobytes())
-        files.append(FileRange(os.open(tmp_path / str(i), os.O_RDONLY), 0, inputs[i].dtype))
-    try:
+    with stored(tmp_path, tensors) as files:
         out, scratch = torch.empty_like(right), Buffer(4 * (step * 2 + 64))
         engine.fuse_files(files, params, as_array(out), 0, 2, scratch)
         assert_same_bits(out, right)
-    finally:
-        for file in files:
-            os.close(file.fd)
 
 
 def test_surveys_keep_within_their_memory(cpu: str) -> None:

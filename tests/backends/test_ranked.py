@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from fuseo1_kernels.backends.registry import load_backend
 from fuseo1_kernels.backends.results import SurveyResult
 from fuseo1_kernels.errors import BackendError
 from fuseo1_kernels.in_memory.ops import as_array, as_arrays
+from support.file_ranges import stored
 from support.oracles.fuse import words as emulated_words
 from support.ranked import (
     KEY,
@@ -197,11 +197,7 @@ def test_files(backend: str, row: int, threads: int, tmp_path: Path) -> None:
     tensors = made(differences, row, 3 * step // row + 1)
     right, asked = fused("reference", tensors, params_of(selects(row))), Norms(selects(row))
     norms = load_backend("reference").survey(as_arrays(tensors), asked, 1)
-    files = []
-    for i, (tensor, array) in enumerate(zip(tensors, as_arrays(tensors), strict=True)):
-        (tmp_path / str(i)).write_bytes(bits(tensor).numpy().tobytes())
-        files.append(FileRange(os.open(tmp_path / str(i), os.O_RDONLY), 0, array.dtype))
-    try:
+    with stored(tmp_path, tensors) as files:
         for nbytes in (least_scratch(step), 8 << 20):
             scratch = Buffer(nbytes)
             assert from_files(backend, files, asked, right.numel(), threads, scratch) == norms
@@ -216,9 +212,6 @@ def test_files(backend: str, row: int, threads: int, tmp_path: Path) -> None:
                 load_backend(backend).fuse_files(
                     files, params_of(selects(row)), as_array(out), 0, threads, too_small
                 )
-    finally:
-        for file in files:
-            os.close(file.fd)
 
 
 def least_scratch(step: int) -> int:

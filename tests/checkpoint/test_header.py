@@ -141,6 +141,11 @@ BAD: dict[str, tuple[Any, bytes, str]] = {
         "data_offsets must be",
     ),
     "absurd offset": ({"a": entry(0, 2**70)}, b"1234", "data_offsets must be"),
+    "offsets beyond any file": (
+        {"a": entry(2**62, 2**62 + 4)},
+        b"1234",
+        "bytes between the header",
+    ),
     "shape x dtype too small": (
         {"a": entry(shape=[1])},
         b"1234",

@@ -292,16 +292,6 @@ def test_a_link_to_a_directory_is_followed(tmp_path: Path) -> None:
     assert len(list((tmp_path / "real").iterdir())) == 2
 
 
-def test_out_exists(tmp_path: Path) -> None:
-    refused(single_model(tmp_path / "out"), "exists and is not empty; .*--overwrite")
-
-
-def test_out_is_a_file(tmp_path: Path) -> None:
-    (tmp_path / "out").write_text("x")
-    refused(tmp_path / "out", "is not a directory", overwrite=True)
-    refused(tmp_path / "out" / "below", "cannot be (created|read)")
-
-
 def test_overwrite_replaces_the_whole_model(tmp_path: Path) -> None:
     out = single_model(tmp_path / "out")
     (out / "old.txt").touch()
@@ -310,12 +300,6 @@ def test_overwrite_replaces_the_whole_model(tmp_path: Path) -> None:
         assert (out / "old.txt").exists()
         sink.publish()
     assert tree(tmp_path).keys() == {"out", "out/model.safetensors"}
-
-
-def test_overwrite_deletes_nothing_but_models(tmp_path: Path) -> None:
-    (tmp_path / "home").mkdir()
-    (tmp_path / "home" / "thesis.tex").touch()
-    refused(tmp_path / "home", "does not look like a model", overwrite=True)
 
 
 def test_the_old_model_comes_back_when_the_new_one_cannot_be_moved_in(
@@ -353,43 +337,9 @@ def test_someone_else_fills_out_meanwhile(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
 
 
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_out_and_the_inputs(overwrite: bool, tmp_path: Path) -> None:
-    model = single_model(tmp_path / "models" / "m")
-    (tmp_path / "link").symlink_to(model)
-    for inputs in ([model], [tmp_path / "link"]):
-        for out in (model, model / "out", model / "a" / "b", tmp_path / "link" / "out"):
-            refused(out, "lies inside the input model", overwrite=overwrite, inputs=inputs)
-        refused(tmp_path / "models", "contains the input", overwrite=overwrite, inputs=inputs)
-    with make(tmp_path / "models" / "m2", inputs=[model]) as sink:
-        fill(sink)
-        sink.publish()
-
-
 def test_a_mount_point() -> None:
     with pytest.raises(OutputError, match="/proc: is a mount point"):
         check_out_dir(Path("/proc"), overwrite=True, inputs=[])
-
-
-def test_unwritable() -> None:
-    with pytest.raises(OutputError, match=r"/proc/fuseo1/out\.partial: cannot be created"):
-        make(Path("/proc/fuseo1/out"))
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_no_permission(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    refused(tmp_path / "out", r"cannot be created \(Permission denied\)")
-
-
-def test_what_is_not_ours_is_not_touched(tmp_path: Path) -> None:
-    other = tmp_path / "out.partial"
-    other.mkdir()
-    (other / "x").touch()
-    with pytest.raises(OutputError, match="something else is there") as caught:
-        make(tmp_path / "out")
-    assert str(other) in str(caught.value)
-    assert tree(tmp_path) == {"out.partial": None, "out.partial/x": b""}
 
 
 # --- a disk that refuses -----------------------------------------------------------------

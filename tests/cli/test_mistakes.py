@@ -1,17 +1,18 @@
-"""Bad configs and options on the command line: a clear message, exit code 1, OUT untouched."""
+"""Bad configs, models and options on the command line: a clear message, exit code 1, OUT untouched."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from support.checkpoint_files import write_json
-from support.models import Family, model_config
+from support.models import Family, write_model
 from support.processes import done, run, spawn
-from support.refusals import one_layer_family, refused
+from support.refusals import UP, one_layer_family, refused
 
 
 @pytest.fixture
@@ -19,28 +20,15 @@ def family(tmp_path: Path) -> Family:
     return one_layer_family(tmp_path)
 
 
-# --- the config --------------------------------------------------------------------------
+# --- the config: every mistake has its test in tests/config --------------------------------------
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"base_model": ...}, ("base_model", "is required")),
-        ({"merge_method": ...}, ("merge_method", "is required")),
         ({"merge_method": "sec"}, ("merge_method", "'sec'", "'sce'")),
-        ({"merge_method": "ram"}, ("ram", "not in fuseo1-kernels yet")),
-        ({"models": []}, ("at least one model beside the base",)),
-        ({"models": None}, ("`models`", "`slices`")),
-        ({"modles": []}, ("'modles'", "'models'")),
-        ({"parameters": {"select_topk": 1.5}}, ("parameters.select_topk", "[0, 1]", "1.5")),
-        ({"parameters": {"select_topk": -0.1}}, ("parameters.select_topk", "-0.1")),
-        ({"parameters": {"select_topk": "abc"}}, ("parameters.select_topk", "'abc'")),
-        ({"parameters": {"select_topk": float("nan")}}, ("parameters.select_topk", "nan")),
         ({"parameters": {"select_topk": [0.1, 2]}}, ("parameters.select_topk[1]", "2")),
-        ({"parameters": {"select_top": 1}}, ("'select_top'", "'select_topk'")),
-        ({"parameters": {"variant": "other"}}, ("parameters.variant", "fuseo1, mergekit")),
-        ({"dtype": "int8"}, ("dtype", "bfloat16")),
-        ({"tokenizer_source": "union"}, ("tokenizer_source", "union")),
+        ({"models": []}, ("at least one model beside the base",)),
     ],
 )
 def test_bad_config(changes: dict[str, object], words: tuple[str, ...], family: Family) -> None:
@@ -48,17 +36,10 @@ def test_bad_config(changes: dict[str, object], words: tuple[str, ...], family: 
     refused(family, words=(family.config, *words))
 
 
-@pytest.mark.parametrize(
-    "text", ["", "- a\n- b\n", "just text", "3", "null", "{", "a: b: c", "\x00", "{a: 1, a: 2}"]
-)
+@pytest.mark.parametrize("text", ["- a\n- b\n", "{", "\x00"])
 def test_yaml_that_is_no_config(text: str, family: Family) -> None:
     family.config.write_text(text)
     refused(family, words=(family.config,))
-
-
-def test_yaml_that_is_no_mapping_says_so(family: Family) -> None:
-    family.config.write_text("- model: a\n")
-    refused(family, words=("must be a mapping",))
 
 
 def test_config_that_cannot_be_read(family: Family) -> None:
@@ -68,18 +49,6 @@ def test_config_that_cannot_be_read(family: Family) -> None:
     family.config.mkdir()
     words = f"{family.config}: is a directory; give a YAML file or a recipe's name"
     refused(family, words=(words,))
-
-
-def test_one_model_only(family: Family) -> None:
-    family.configure(models=[{"model": str(family.base)}])
-    refused(family, words=("at least one model beside the base", family.base))
-
-
-@pytest.mark.parametrize("spelling", ["{}", "{}/", "{}/../target1", "{}/."])
-def test_duplicate_models(spelling: str, family: Family) -> None:
-    name = str(family.target(1))
-    family.configure(models=[{"model": name}, {"model": spelling.format(name)}])
-    refused(family, words=(name, "twice" if spelling == "{}" else "are one model"))
 
 
 def test_one_directory_under_two_names(family: Family) -> None:
@@ -93,17 +62,71 @@ def test_one_directory_under_two_names(family: Family) -> None:
     refused(family, words=(family.base,))
 
 
-def test_slice_beyond_the_model(family: Family) -> None:
-    ranges = [{"model": str(family.base), "layer_range": [0, 1]}]
-    ranges += [{"model": str(family.target(1)), "layer_range": [1, 2]}]
-    family.configure(models=..., slices=[{"sources": ranges}])
-    write_json(family.target(1) / "config.json", model_config(num_hidden_layers=1))
-    refused(family, words=(family.target(1), "layer_range ends at 2", "1 layers"))
+# --- models: damaged files have their tests in tests/checkpoint, models that do not fit in tests/plan ---
 
 
-def test_no_copy_tokenizer_contradicts_a_template(family: Family) -> None:
+def cut_short(file: Path) -> None:
+    os.truncate(file, file.stat().st_size - 1)
+
+
+def with_more(file: Path) -> None:
+    with file.open("ab") as stream:
+        stream.write(b"\0")
+
+
+def lfs_pointer(file: Path) -> None:
+    file.write_text("version https://git-lfs.github.com/spec/v1\n")
+
+
+@pytest.mark.parametrize("model", [0, 2])
+@pytest.mark.parametrize(
+    ("damage", "word"),
+    [(cut_short, "truncated"), (with_more, "belong to no tensor"), (lfs_pointer, "git-lfs")],
+)
+def test_damaged_file(
+    damage: Callable[[Path], None], word: str, model: int, family: Family
+) -> None:
+    file = (family.target(model) if model else family.base) / "model.safetensors"
+    damage(file)
+    refused(family, words=(file, word))
+
+
+def test_a_torch_file_that_holds_code(family: Family) -> None:
+    (family.target(1) / "model.safetensors").unlink()
+    file = family.target(1) / "pytorch_model.bin"
+    torch.save({"w": torch.ones(4), "evil": print}, file)
+    refused(family, words=(file, "not opened"))
+
+
+def test_many_problems_at_once(family: Family) -> None:
+    names = list(family.states[1])
+    save_file({"w": torch.ones(1)}, family.target(1) / "model.safetensors")
+    message = refused(
+        family, words=[f"tensor {n}: missing in model {family.target(1)}" for n in names]
+    )
+    assert len(message.splitlines()) == 1 + len(names)
+
+
+def test_nonfinite(family: Family) -> None:
+    state = {n: t.clone() for n, t in family.states[2].items()}
+    state[UP].view(-1)[:5] = float("-inf")
+    write_model(family.target(2), state)
+    refused(family, words=(family.target(2), UP, "5 NaN or infinite", "--nonfinite propagate"))
+    done(family.config, family.out, "--nonfinite", "propagate")
+
+
+def test_nothing_there(family: Family) -> None:
+    for entry in family.target(1).iterdir():
+        entry.unlink()
+    refused(family, words=(family.target(1), "holds no weights"))
+    family.target(1).rmdir()
+    refused(family, words=(f"{str(family.target(1))!r}: no such directory, nor a hub id",))
+
+
+def test_bad_small_files(family: Family) -> None:
+    (family.base / "tokenizer_config.json").write_text("[]")
     family.configure(chat_template="{{ messages }}")
-    refused(family, "--no-copy-tokenizer", words=("--no-copy-tokenizer", "template"))
+    refused(family, words=(family.base / "tokenizer_config.json",))
 
 
 # --- the command line --------------------------------------------------------------------

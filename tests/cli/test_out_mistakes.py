@@ -13,7 +13,7 @@ import torch
 
 from support.models import Family, snapshot, write_model
 from support.mounts import in_mount
-from support.processes import Run, run, spawn
+from support.processes import Run, done, run, spawn
 from support.refusals import one_layer_family, refused, untouched
 
 
@@ -51,6 +51,7 @@ def test_out_inside_a_source(options: list[str], family: Family) -> None:
     for out in (family.base, family.base / "out", family.target(2) / "a" / "b", link, link / "x"):
         untouched(family, out, *options, words=(out, "inside the input model"))
     untouched(family, family.home, *options, words=(family.home, "contains the input model"))
+    done(family.config, f"{family.target(1)}0", *options)  # begins like a source's name
 
 
 def test_out_is_where_the_tokenizer_comes_from(family: Family) -> None:

@@ -212,7 +212,10 @@ def test_residual_weight_is_refused_by_name() -> None:
         (["org/base", "org/base", "org/left"], "models[1].model: 'org/base' is listed twice"),
         (["org/base"], "models: sce merges at least one model beside the base 'org/base'"),
         ([], "models: sce merges at least one model beside the base"),
-        (["org/left", "./org/left"], "'org/left' and './org/left' are one model"),
+        *(
+            (["org/left", other], f"'org/left' and '{other}' are one model")
+            for other in ("./org/left", "org/right/../left", "org/left/.")
+        ),
         (["org/base/", "org/left"], "'org/base' and 'org/base/' are one model"),
     ],
 )

@@ -21,7 +21,7 @@ from fuseo1_kernels.engine.dry_run import dry_run
 from fuseo1_kernels.engine.options import MergeOptions
 from fuseo1_kernels.engine.verify import verify_model
 from fuseo1_kernels.methods import METHODS
-from support.engine_runs import MIB, merge, spoil
+from support.engine_runs import MIB, merge
 from support.interrupted import partial_of
 from support.method_cases import CASES, EMBED, Case, Told, mixed_family
 from support.models import (
@@ -329,38 +329,7 @@ def test_survey_topk_is_for_sce(family: Family, out: Path, tmp_path: Path) -> No
     assert not (tmp_path / "cache").exists()
 
 
-# --- what is not finite, memory ------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "name", ["linear", "passthrough", "task_arithmetic", "ties", "nearswap", "arcee_fusion"]
-)
-def test_nonfinite_elements(name: str, tmp_path: Path) -> None:
-    """The model is named, by a survey if there was none; nothing is left."""
-    family = mixed_family(tmp_path)
-    case = CASES[name]
-    case.configure(family)
-    spoil(family, 1, EMBED, {3: torch.nan, 70_000: torch.inf})
-    words = rf"model .*target1, tensor {EMBED}: 2 NaN or infinite elements"
-    with pytest.raises(MergeError, match=words):
-        merge(family, backend="reference")
-    merge(family, backend="reference", nonfinite="propagate")
-    assert_same_state(read_model(family.out), case.expected(family))
-
-
-def test_an_overflow_of_finite_inputs(tmp_path: Path) -> None:
-    states = [{"w": torch.full((300,), value)} for value in (0.0, 60000.0, 50000.0)]
-    family = make_family(tmp_path, states)
-    case = Case("task_arithmetic", 2, shared={"weight": 1.0})
-    case.configure(family)
-    family.config.write_text(family.config.read_text() + "dtype: float16\n")
-    with pytest.raises(MergeError, match="tensor w: 300 merged elements overflow float16"):
-        merge(family, backend="reference")
-    states = [{"w": torch.full((300,), value)} for value in (-3e38, 3e38)]
-    family = make_family(tmp_path / "wide", [*states, states[0]])
-    case.configure(family)
-    with pytest.raises(MergeError, match=r"300 elements the difference to model .*base overflows"):
-        merge(family, backend="reference")
+# --- memory --------------------------------------------------------------------------------------
 
 
 def test_memory_for_many_cuts(family: Family, out: Path) -> None:

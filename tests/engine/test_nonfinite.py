@@ -1,4 +1,4 @@
-"""Whole merges of NaN and infinity, and outputs that overflow: refused, or passed on."""
+"""Whole merges of NaN and infinity, and outputs that overflow: refused with the model's name, or passed on."""
 
 from __future__ import annotations
 
@@ -9,21 +9,39 @@ import torch
 
 from fuseo1_kernels import MergeError
 from support.engine_runs import MIB, merge, spoil
+from support.fake_gpu import FakeDevice
+from support.gpu.runs import on_gpus, refusals, same
+from support.method_cases import CASES, EMBED, Case, mixed_family
 from support.models import Family, assert_same_state, make_family, merged, read_model
 
+METHODS = (
+    *("linear", "passthrough", "task_arithmetic", "ties", "nearswap", "arcee_fusion", "della"),
+    *("model_stock, by row", "nuslerp, by column"),
+)
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
-@pytest.mark.parametrize("model", [0, 2])
-def test_nonfinite_is_an_error_that_counts(model: int, backend: str, family: Family) -> None:
-    name = "model.layers.1.mlp.up_proj.weight"
-    spoil(family, model, name, {0: float("nan"), 70: float("inf"), 2000: float("-inf")})
+
+@pytest.mark.parametrize(
+    ("name", "model"), [*(("sce", model) for model in (0, 1, 2)), *((n, 1) for n in METHODS)]
+)
+def test_the_model_is_named_and_nothing_is_left(name: str, model: int, tmp_path: Path) -> None:
+    """By a survey if there was none; a GPU says what the CPU says. Or they are NaN, and nothing else is."""
+    family = mixed_family(tmp_path)
+    case = CASES[name]
+    case.configure(family)
+    other = (
+        404 if case.by_column else 5
+    )  # of the same column or row: what is merged by itself is counted
+    spoil(family, model, EMBED, {3: torch.nan, other: torch.inf})
+    on_cpu, on_gpu = refusals(family)
     path = family.target(model) if model else family.base
-    with pytest.raises(MergeError) as caught:
-        merge(family, backend=backend)
-    text = str(caught.value)
-    assert str(path) in text and name in text and "3 NaN or infinite" in text
-    assert "--nonfinite propagate" in text
-    assert not family.out.parent.exists()
+    assert on_cpu == on_gpu and f"model {path}, tensor {EMBED}: 2 NaN or infinite" in on_cpu
+    assert "--nonfinite propagate" in on_cpu
+    merge(family, "cpu", nonfinite="propagate")
+    found = read_model(family.home / "cpu")
+    assert_same_state(found, case.expected(family))
+    assert not found[EMBED].view(-1)[[3, other]].isfinite().any()
+    on_gpus(family, FakeDevice(), nonfinite="propagate", resume=False)
+    assert same(family)
 
 
 @pytest.mark.parametrize("variant", ["fuseo1", "mergekit"])
@@ -31,9 +49,11 @@ def test_nonfinite_is_an_error_that_counts(model: int, backend: str, family: Fam
 def test_nonfinite_propagates(select_topk: float, variant: str, family: Family) -> None:
     name = "model.layers.1.mlp.up_proj.weight"
     spoil(family, 0, name, {5: float("nan")})
-    spoil(family, 2, name, {0: float("nan"), 70: float("inf")})
+    spoil(family, 2, name, {0: float("nan"), 70: float("-inf")})
     parameters = {"select_topk": select_topk, "variant": variant}
     family.configure(parameters=parameters)
+    with pytest.raises(MergeError, match="1 NaN or infinite"):
+        merge(family, backend="reference")
     merge(family, nonfinite="propagate")
     found = read_model(family.out)
     expected = {
@@ -59,14 +79,32 @@ def test_nonfinite_found_in_a_tensor_that_is_read_in_chunks(
     assert read_model(family.out)[name].isnan().sum() == 1
 
 
-def test_overflow_of_the_output_dtype(tmp_path: Path) -> None:
-    base = {"w": torch.full((300,), 60000.0)}
-    target = {"w": base["w"].clone()}
-    target["w"][7] = 70000.0
-    family = make_family(tmp_path, [base, target])
-    family.configure(out_dtype="float16")
-    with pytest.raises(MergeError, match=r"tensor w: 1 merged elements overflow float16"):
-        merge(family)
-    assert not family.out.parent.exists()
+WAY = {"nuslerp_flatten": False, "nuslerp_row_wise": True}
+OVERFLOWS = {
+    "sce": Case("sce", 2),
+    "linear": Case("linear", 2, False, shared={"weight": 1}),
+    "model_stock": Case("model_stock", 2),
+    "columns": Case("nuslerp", 2, own={"weight": (-1.0, 2.0)}, shared=WAY),
+}
+
+
+@pytest.mark.parametrize("name", OVERFLOWS)
+def test_an_overflow_of_the_output(name: str, tmp_path: Path) -> None:
+    states = [{"w": torch.full((301, 7), x)} for x in (6e4, 9e4, 12e4)]
+    family = make_family(tmp_path, states)
+    OVERFLOWS[name].configure(family)
+    family.config.write_text(family.config.read_text() + "dtype: float16\n")
+    on_cpu, on_gpu = refusals(family)
+    assert on_cpu == on_gpu
+    count = 301 if name == "columns" else 2107  # a column's number is told
+    assert f"tensor w: {count} merged elements overflow float16" in on_cpu
     merge(family, nonfinite="propagate")
-    assert read_model(family.out)["w"].isinf().nonzero().tolist() == [[7]]
+    assert read_model(family.out)["w"].isinf().all()
+
+
+def test_a_difference_that_overflows(tmp_path: Path) -> None:
+    states = [{"w": torch.full((300,), value)} for value in (-3e38, 3e38, -3e38)]
+    family = make_family(tmp_path, states)
+    Case("task_arithmetic", 2, shared={"weight": 1.0}).configure(family)
+    with pytest.raises(MergeError, match=r"300 elements the difference to model .*base overflows"):
+        merge(family, backend="reference")

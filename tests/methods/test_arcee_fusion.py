@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
-import random
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -14,7 +12,6 @@ import pytest
 import torch
 
 from fuseo1_kernels import merge_tensors
-from fuseo1_kernels.backends import _cpu
 from fuseo1_kernels.backends.arrays import Buffer
 from fuseo1_kernels.backends.contract import (
     NONE,
@@ -27,35 +24,24 @@ from fuseo1_kernels.backends.contract import (
     Request,
     RowFactors,
 )
-from fuseo1_kernels.backends.interface import FileRange
 from fuseo1_kernels.backends.registry import load_backend
 from fuseo1_kernels.backends.results import SurveyResult
-from fuseo1_kernels.errors import BackendError
 from fuseo1_kernels.in_memory.ops import as_array, as_arrays
 from fuseo1_kernels.methods.arcee_fusion import ArceeFusion, _reaching
+from support.file_ranges import stored
+from support.survey_cases import LEAST, PLENTY, stream
 from support.tensors import (
     BF16,
     DTYPES,
     FP16,
     FP32,
-    bits,
     denormals_flushed,
     learned,
     siblings,
     wild,
 )
 
-ROWS = (
-    (64, 48),
-    (1, 1),
-    (9, 1),
-    (1, 255),
-    (1, 20_001),
-    (200, 401),
-    (41, 8),
-    (5, 1000),
-)
-LEAST, PLENTY = 0, 128 << 20
+ROWS = ((64, 48), (1, 1), (9, 1), (1, 255), (1, 20_001), (200, 401), (41, 8), (5, 1000))
 
 
 def surveyed(
@@ -223,63 +209,39 @@ def test_one_read_is_the_rule(cpu: str) -> None:
 # --- chunks and files ---
 
 
-def streamed(
-    request: Request, tensors: Sequence[torch.Tensor], size: int, sampled: bool
-) -> SurveyResult:
-    """In chunks of `size` elements, in any order."""
-    inputs, numel = as_arrays(tensors), tensors[0].numel()
-    surveyor = load_backend("cpu").surveyor(1, numel, request, 2, PLENTY)
-    starts, length = surveyor.sample_runs()
-    runs = [torch.cat([t.flatten()[s : s + length] for s in starts]) for t in tensors if starts]
-    surveyor.sample(as_arrays(runs) if sampled and runs else [])
-    while not surveyor.done:
-        offsets = list(range(0, numel, size))
-        random.Random(size).shuffle(offsets)
-        for at in offsets:
-            surveyor.update([a.part(at, min(size, numel - at)) for a in inputs], at)
-        surveyor.end_pass()
-    return surveyor.result()
-
-
 @pytest.mark.parametrize("shape", [(400, 401), (1, 70_011)], ids=str)
 def test_chunks_in_any_order(cpu: str, shape: tuple[int, int]) -> None:
     """Rows lie across them, one across all of them."""
     tensors, answers = made(shape, True)
+    flat = [t.flatten() for t in tensors]
     for request, expected in answers[:3]:
         for size, sampled in itertools.product((256, 4352, 65536), (False, True)):
-            assert learned(streamed(request, tensors, size, sampled)) == expected
+            surveyor = load_backend("cpu").surveyor(1, flat[0].numel(), request, 2, PLENTY)
+            assert learned(stream(surveyor, flat, size, sampled)) == expected
 
 
 def test_files(backend: str, tmp_path: Path) -> None:
     tensors = siblings((700, 401), 1, [BF16, FP32])
-    opened, files = [], []
-    for i, (tensor, array) in enumerate(zip(tensors, as_arrays(tensors), strict=True)):
-        (tmp_path / str(i)).write_bytes(b"\0" * 8 + bits(tensor).numpy().tobytes())
-        opened.append(os.open(tmp_path / str(i), os.O_RDONLY))
-        files.append(FileRange(opened[-1], 8, array.dtype))
-    scratch, used = Buffer(1 << 18), load_backend(backend)
-    for request in requests_of(tensors)[:3]:
-        surveyor = used.surveyor(1, 700 * 401, request, 2, PLENTY)
-        surveyor.sample_files(files, 100, scratch)
-        while not surveyor.done:
-            for at in (131_072, 0):
-                count = (131_072, 700 * 401 - 131_072)[at > 0]
-                surveyor.update_files(files, at, count, scratch)
-            surveyor.end_pass()
-        found = surveyor.result()
-        assert learned(found) == learned(surveyed("reference", tensors, request))
-        assert found.passes == 1  # its sample is of rows that it knows
-    rule = ArceeFusion(700 * 401, 401)
-    results: list[SurveyResult] = []
-    while (wanted := rule.request(results)) is not None:
-        results.append(surveyed("reference", tensors, wanted))
-    expected = merged("reference", tensors).view(-1)
-    for start, count in ((0, 131_072), (131_072, 1280), (132_352, 148_348)):
-        out = torch.empty(count)
-        used.fuse_files(files, rule.params(results), as_array(out), start, 2, scratch)
-        assert torch.equal(out, expected[start : start + count])
-    for fd in opened:
-        os.close(fd)
+    scratch, used, numel = Buffer(1 << 18), load_backend(backend), 700 * 401
+    with stored(tmp_path, tensors) as files:
+        for request in requests_of(tensors)[:3]:
+            surveyor = used.surveyor(1, numel, request, 2, PLENTY)
+            surveyor.sample_files(files, 100, scratch)
+            while not surveyor.done:
+                for at in (131_072, 0):
+                    surveyor.update_files(files, at, (131_072, numel - 131_072)[at > 0], scratch)
+                surveyor.end_pass()
+            found = surveyor.result()
+            assert learned(found) == learned(surveyed("reference", tensors, request))
+            assert found.passes == 1  # its sample is of rows that it knows
+        rule, results = ArceeFusion(numel, 401), list[SurveyResult]()
+        while (wanted := rule.request(results)) is not None:
+            results.append(surveyed("reference", tensors, wanted))
+        expected = merged("reference", tensors).view(-1)
+        for start, count in ((0, 131_072), (131_072, 1280), (132_352, 148_348)):
+            out = torch.empty(count)
+            used.fuse_files(files, rule.params(results), as_array(out), start, 2, scratch)
+            assert torch.equal(out, expected[start : start + count])
 
 
 # --- the rule ---
@@ -354,26 +316,3 @@ def test_the_least_number_that_reaches_a_threshold() -> None:
     largest = float.fromhex("0x1.fffffep127")
     assert _reaching(largest).threshold == 0x7F7FFFFF
     assert _reaching(1.0000001 * largest) == NONE
-
-
-# --- misuse ---
-
-
-def test_requests_that_do_not_fit() -> None:
-    inputs = as_arrays(siblings(300, 2, BF16))
-    cpu = load_backend("cpu")
-    with pytest.raises(BackendError, match="divergences for 1 targets, but there are 2"):
-        cpu.survey(inputs, Divergences(3), 1)
-    few = RowFactors(3, bytes(4 * 99))
-    with pytest.raises(BackendError, match="factors for 297 elements, but there are 300"):
-        cpu.survey(inputs[:2], Norms((Band(rows=few),)), 1)
-    with pytest.raises(BackendError, match="factors for 297 elements, but there are 300"):
-        params = FuseParams((1.0,), elect="none", divisor=1.0, selects=(Band(rows=few),))
-        cpu.fuse(inputs[:2], params, inputs[0], 0, 1)
-    with pytest.raises(ValueError, match="not as many factors as rows"):
-        cpu.survey(inputs[:2], Magnitudes(((1,),), few), 1)
-    for row in (0, -1, 7):
-        with pytest.raises(ValueError, match="outside the contract"):
-            _cpu.Survey.divergences(300, row)
-    with pytest.raises(ValueError, match="outside the contract"):
-        _cpu.Survey.gram(1, 0, False).divergences_of()

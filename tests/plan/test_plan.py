@@ -16,7 +16,7 @@ from fuseo1_kernels.plan.job import Job
 from fuseo1_kernels.plan.plan import Plan, make_plan
 from support.checkpoint_files import Tensors, safetensors_file, write_json
 
-SIZES = {"BF16": 2, "F16": 2, "F32": 4, "I64": 8, "F64": 8}
+SIZES = {"BF16": 2, "F16": 2, "F32": 4, "I64": 8, "F64": 8, "F8_E4M3": 1, "BOOL": 1}
 
 
 def tensors(shapes: Mapping[str, tuple[int, ...]], dtype: str = "BF16") -> Tensors:
@@ -337,7 +337,7 @@ def test_all_problems_are_found_at_once(models: Models) -> None:
     assert note.startswith("model left: 1 ") and note.endswith("left out: e")
 
 
-@pytest.mark.parametrize("dtype", ["I64", "F64"])
+@pytest.mark.parametrize("dtype", ["I64", "F64", "F8_E4M3", "BOOL"])
 def test_a_dtype_that_cannot_be_merged(dtype: str, models: Models) -> None:
     models.add("base", tensors({"w": (4,)}, dtype))
     models.add("left", tensors({"w": (4,)}))

@@ -9,9 +9,10 @@ from functools import cache
 import torch
 
 from fuseo1_kernels import survey
-from fuseo1_kernels.backends.results import SurveyResult
+from fuseo1_kernels.backends.results import SceResult
 
 N = 70_001  # more than a segment, sampled, odd
+Pattern = Callable[[torch.Generator], list[torch.Tensor]]
 
 
 def constant(g: torch.Generator) -> list[torch.Tensor]:
@@ -107,7 +108,7 @@ def nonfinite(g: torch.Generator) -> list[torch.Tensor]:
     return tensors
 
 
-PATTERNS: tuple[Callable[[torch.Generator], list[torch.Tensor]], ...] = (
+PATTERNS: tuple[Pattern, ...] = (
     constant,
     two_values,
     few_values,
@@ -127,13 +128,11 @@ PATTERNS: tuple[Callable[[torch.Generator], list[torch.Tensor]], ...] = (
 
 
 @cache
-def pattern(make: Callable[[torch.Generator], list[torch.Tensor]]) -> list[torch.Tensor]:
+def pattern(make: Pattern) -> list[torch.Tensor]:
     return make(torch.Generator().manual_seed(0))
 
 
 @cache
-def pattern_survey(
-    make: Callable[[torch.Generator], list[torch.Tensor]], topk: float
-) -> SurveyResult:
+def pattern_survey(make: Pattern, topk: float) -> SceResult:
     base, *targets = pattern(make)
     return survey(base, targets, select_topk=topk, backend="reference")

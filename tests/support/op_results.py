@@ -8,13 +8,13 @@ import torch
 
 from fuseo1_kernels import fuse, survey
 from fuseo1_kernels.backends.contract import FuseParams
-from fuseo1_kernels.backends.results import SurveyResult
+from fuseo1_kernels.backends.results import SceResult
 from support.tensors import BF16, FP16, FP32, siblings
 
 MIXED = (BF16, FP32, FP16)
 
 
-def params_for(result: SurveyResult, masked: bool) -> FuseParams:
+def params_for(result: SceResult, masked: bool) -> FuseParams:
     """Weights that are no round numbers, and what the survey selected."""
     weights = tuple(
         torch.tensor([0.3 / (i + 1) for i in range(len(result.energy))], dtype=FP32).tolist()
@@ -24,7 +24,7 @@ def params_for(result: SurveyResult, masked: bool) -> FuseParams:
 
 
 @cache
-def surveyed(shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...], topk: float) -> SurveyResult:
+def surveyed(shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...], topk: float) -> SceResult:
     base, *targets = siblings(shape, 3, dtypes)
     return survey(base, targets, select_topk=topk, backend="reference")
 

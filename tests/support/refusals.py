@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ import torch
 from support.models import Family, base_state, make_family, snapshot, tuned, write_model
 from support.processes import run
 
-NORM, UP = "model.norm.weight", "model.layers.0.mlp.up_proj.weight"
+UP = "model.layers.0.mlp.up_proj.weight"
 
 
 def one_layer_family(home: Path) -> Family:
@@ -17,7 +18,7 @@ def one_layer_family(home: Path) -> Family:
     return make_family(home, [base, tuned(base, 1), tuned(base, 2)])
 
 
-def refused(family: Family, *options: object, words: tuple[object, ...]) -> str:
+def refused(family: Family, *options: object, words: Sequence[object]) -> str:
     """The merge fails, names `words`, and leaves OUT as it is: absent, and with an older model."""
     old = family.home / "old" / "model"
     if not old.exists():
@@ -41,7 +42,7 @@ def refused(family: Family, *options: object, words: tuple[object, ...]) -> str:
     return message
 
 
-def untouched(family: Family, out: Path, *options: object, words: tuple[object, ...]) -> None:
+def untouched(family: Family, out: Path, *options: object, words: Sequence[object]) -> None:
     """The merge to `out` fails, names `words`, and changes nothing."""
     before = snapshot(family.home)
     result = run(family.config, out, *options)

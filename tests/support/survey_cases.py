@@ -1,4 +1,4 @@
-"""Tensors, what is asked of their surveys, and the answers of the oracles (support/oracles/surveys.py)."""
+"""Tensors, what is asked of their surveys, and the answers: the oracles', and of SCE the reference backend's."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from fuseo1_kernels.backends.contract import (
     Request,
     Select,
 )
+from fuseo1_kernels.backends.interface import Surveyor
 from fuseo1_kernels.backends.registry import load_backend
 from fuseo1_kernels.backends.results import (
     Counts,
@@ -31,21 +32,18 @@ from fuseo1_kernels.in_memory.ops import as_arrays
 from support.oracles.surveys import Widened, cut_after, gram_matrix, norm_pair, widen
 from support.tensors import learned, siblings
 
-Make = Callable[..., list[torch.Tensor]]
-
+Dtypes = torch.dtype | Sequence[torch.dtype]
+Make = Callable[[int, int, Dtypes], list[torch.Tensor]]
 SIZES = (0, 1, 255, 256, 257, 4097, 70_000, 300_000)
 LEAST, PLENTY = 0, 128 << 20
 
 
-def spread(
-    numel: int, targets: int, dtypes: torch.dtype | Sequence[torch.dtype]
-) -> list[torch.Tensor]:
+def spread(numel: int, targets: int, dtypes: Dtypes) -> list[torch.Tensor]:
+    """Scores nearly all different, unless a dtype is narrow: one read is enough."""
     return siblings(numel, targets, dtypes)
 
 
-def ties(
-    numel: int, targets: int, dtypes: torch.dtype | Sequence[torch.dtype]
-) -> list[torch.Tensor]:
+def ties(numel: int, targets: int, dtypes: Dtypes) -> list[torch.Tensor]:
     """Seven values, zeros among them, NaN, infinities, and differences that overflow."""
     g = torch.Generator().manual_seed(numel + targets)
     dealt = itertools.cycle([dtypes] if isinstance(dtypes, torch.dtype) else dtypes)
@@ -55,6 +53,15 @@ def ties(
         t[i * 101 :: 3001] = (torch.nan, torch.inf, -torch.inf)[i % 3]
     tensors[0][77::5003], tensors[1][77::5003] = -3e38, 3e38
     return tensors
+
+
+def one_tie(numel: int, targets: int, dtypes: Dtypes) -> list[torch.Tensor]:
+    """A single score, everywhere."""
+    kind = dtypes if isinstance(dtypes, torch.dtype) else dtypes[0]
+    return [torch.full((numel,), min(i, 2) / 2, dtype=kind) for i in range(targets + 1)]
+
+
+MAKES = (spread, ties, one_tie)
 
 
 def ranks_of(numel: int, targets: int, seed: int = 0) -> tuple[tuple[int, int], ...]:
@@ -76,6 +83,9 @@ def some_selects(d: Sequence[torch.Tensor]) -> tuple[Select, ...]:
 def expected(
     tensors: Sequence[torch.Tensor], request: Request, exact: Widened | None = None
 ) -> SurveyResult:
+    """The answer of the oracles, which share nothing with the package; to a select_topk the reference's."""
+    if isinstance(request, float):
+        return load_backend("reference").survey(as_arrays(tensors), request, 1)
     exact = exact or widen(tensors)
     counts = Counts(passes=1, nonfinite=exact.nonfinite)
     if isinstance(request, Magnitudes):
@@ -89,38 +99,69 @@ def expected(
     return GramResult(**counts, gram=gram_matrix(exact.inputs if request.of_inputs else exact.d))
 
 
-def requests_of(tensors: Sequence[torch.Tensor], exact: Widened) -> list[Request]:
-    targets = len(tensors) - 1
-    return [
+Answers = list[tuple[Request, SurveyResult]]
+
+
+def answers_to(tensors: Sequence[torch.Tensor], *topks: float) -> Answers:
+    exact, targets = widen(tensors), len(tensors) - 1
+    asked: list[Request] = [
         Magnitudes(ranks_of(tensors[0].numel(), targets)),
         Norms(some_selects(exact.d)),
         Gram(),
         Gram(of_inputs=True),
+        *topks,
     ]
-
-
-def whole(
-    tensors: Sequence[torch.Tensor], request: Request, threads: int = 2, max_bytes: int = PLENTY
-) -> SurveyResult:
-    return load_backend("cpu").survey(as_arrays(tensors), request, threads, max_bytes)
-
-
-Answers = list[tuple[Request, SurveyResult]]
-
-
-def answers_to(tensors: Sequence[torch.Tensor]) -> Answers:
-    exact = widen(tensors)
-    return [(r, expected(tensors, r, exact)) for r in requests_of(tensors, exact)]
+    return [(request, expected(tensors, request, exact)) for request in asked]
 
 
 @cache
 def made(
-    make: Make, numel: int, targets: int, *dtypes: torch.dtype
+    make: Make, numel: int, targets: int, *dtypes: torch.dtype, topks: tuple[float, ...] = ()
 ) -> tuple[list[torch.Tensor], Answers]:
     tensors = make(numel, targets, dtypes)
-    return tensors, answers_to(tensors)
+    return tensors, answers_to(tensors, *topks)
 
 
-def check(tensors: Sequence[torch.Tensor], answers: Answers) -> None:
+def whole(
+    tensors: Sequence[torch.Tensor],
+    request: Request,
+    threads: int = 2,
+    max_bytes: int = PLENTY,
+    backend: str = "cpu",
+) -> SurveyResult:
+    return load_backend(backend).survey(as_arrays(tensors), request, threads, max_bytes)
+
+
+def check(tensors: Sequence[torch.Tensor], answers: Answers, backend: str = "cpu") -> None:
     for request, answer in answers:
-        assert learned(whole(tensors, request)) == learned(answer), request
+        assert learned(whole(tensors, request, backend=backend)) == learned(answer), request
+
+
+# --- in chunks ---
+
+
+def take_sample(
+    surveyor: Surveyor, tensors: Sequence[torch.Tensor], most: int | None = None
+) -> None:
+    """Give the surveyor the runs that it asks for, or the first `most` of them."""
+    starts, length = surveyor.sample_runs()
+    runs = (
+        [torch.cat([t[s : s + length] for s in starts[:most]]) for t in tensors] if starts else []
+    )
+    surveyor.sample(as_arrays(runs))
+
+
+def stream(
+    surveyor: Surveyor, tensors: Sequence[torch.Tensor], size: int, sampled: bool | None = True
+) -> SurveyResult:
+    """Survey in chunks of `size` elements, in any order; `sampled` is None where the caller saw to the sample."""
+    if sampled is not None:
+        take_sample(surveyor, tensors) if sampled else surveyor.sample([])
+    inputs, numel = as_arrays(tensors), tensors[0].numel()
+    while not surveyor.done:
+        offsets = list(range(0, numel, size))
+        random.Random(size).shuffle(offsets)
+        for at in offsets:
+            surveyor.update([a.part(at, min(size, numel - at)) for a in inputs], at)
+        surveyor.end_pass()
+    return surveyor.result()

@@ -17,6 +17,9 @@ from fuseo1_kernels.backends.results import SurveyResult
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 DTYPES = (BF16, FP16, FP32)
 ISAS = ("baseline", "avx2", "avx512")
+#: Parameters of the fixtures `cpu` and `backend`.
+CPUS = tuple(f"cpu-{isa}" for isa in ISAS)
+BACKENDS = ("reference", *CPUS)
 QUIET_NAN = {BF16: 0x7FC0, FP16: 0x7E00, FP32: 0x7FC00000}
 
 #: Shapes at and around the edges of vectors, blocks of 256 and segments of 65,536 elements.

@@ -31,10 +31,9 @@ from fuseo1_kernels.methods.slerp import NuSlerp
 from fuseo1_kernels.plan.job import Input, Job
 from fuseo1_kernels.plan.plan import make_plan
 from support.engine_runs import MIB, merge, spoil
-from support.interrupted import partial_of
-from support.method_cases import CASES, Case
+from support.method_cases import CASES
 from support.models import Family, State, assert_same_state, make_family, read_model, tuned, weights
-from support.processes import HEAVY, MERGE, imported, run, spawn
+from support.processes import HEAVY, MERGE, imported, spawn
 from support.streamed import Collected, limited
 from support.tensors import BF16, FP16, FP32, assert_same_bits, siblings
 from support.tuning import current, tune
@@ -287,30 +286,6 @@ def test_gone_on_with(family: Family, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 # --- what must not be merged -------------------------------------------------------------
-
-
-def test_nonfinite_elements(tmp_path: Path, narrow: None) -> None:
-    """The model is named, with a column's number of them; nothing is left. Or they are NaN, and nothing else is."""
-    family = make_family(tmp_path, states(BF16, FP16, FP32))
-    COLUMNS.configure(family)
-    spoil(family, 2, "matrix", {11: torch.nan, 11 + 4 * 67: torch.inf, 66: torch.nan})
-    said = run(family.config, family.out, "--quiet")
-    words = f"model {family.target(2)}, tensor matrix: 2 NaN or infinite elements"
-    assert said.code == 1 and words in said.err
-    assert not family.out.exists() and not partial_of(family.out).exists()
-    merge(family, nonfinite="propagate")
-    found = read_model(family.out)
-    assert_same_state(found, COLUMNS.expected(family))
-    assert found["matrix"].isnan().sum() == 3
-
-
-def test_an_overflow_of_the_output(tmp_path: Path) -> None:
-    shape = 301, 7
-    family = make_family(tmp_path, [{"w": torch.full(shape, x)} for x in (0.0, 3e4, 6e4)])
-    Case("nuslerp", 2, own={"weight": (-1.0, 2.0)}, shared=WAY).configure(family)
-    family.config.write_text(family.config.read_text() + "dtype: float16\n")
-    with pytest.raises(MergeError, match="tensor w: 301 merged elements overflow float16"):
-        merge(family)
 
 
 def test_a_rule_that_surveys_nothing(tmp_path: Path) -> None:

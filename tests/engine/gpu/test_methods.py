@@ -20,11 +20,11 @@ from fuseo1_kernels.engine.gpu.regions import Regions
 from fuseo1_kernels.engine.gpu.worker import GpuWorker
 from fuseo1_kernels.engine.worker import MergeContext
 from support.emulated import load_emulated
-from support.engine_runs import MIB, merge, spoil
+from support.engine_runs import MIB, merge
 from support.fake_gpu import COPIES_IN, COPIES_OUT, FakeDevice, FakeKernels, install
-from support.gpu.runs import SCHEDULES, checksums, noticed, on_gpus, refusals, same, use_small_slots
+from support.gpu.runs import SCHEDULES, checksums, noticed, on_gpus, same, use_small_slots
 from support.interrupted import partial_of
-from support.method_cases import CASES, EMBED, Case, Told, mixed_family
+from support.method_cases import CASES, Case, Told, mixed_family
 from support.models import Family, State, make_family, weights
 from support.peak import Measured
 from support.processes import done, run
@@ -254,39 +254,6 @@ def test_rows_have_surveys_that_are_not_kept(family: Family, tmp_path: Path) -> 
         device = FakeDevice()
         on_gpus(family, device, survey_cache=tmp_path)
         assert same(family) and device.surveys == device.fuses > 523
-
-
-@pytest.mark.parametrize(
-    "name", ["linear", "passthrough", "task_arithmetic", "ties", "della", "model_stock, by row"]
-)
-def test_nonfinite_elements(name: str, tmp_path: Path) -> None:
-    """What the CPU says; nothing is left."""
-    family = mixed_family(tmp_path)
-    CASES[name].configure(family)
-    spoil(family, 1, EMBED, {3: torch.nan, 7: torch.inf})
-    said = []
-    for device in ("cpu", "cuda"):
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(MergeError) as caught:
-            install(patch, FakeDevice())
-            merge(family, "refused", device=device, threads=1)
-        said.append(str(caught.value))
-        assert not (tmp_path / "refused").exists()
-    assert said[0] == said[1] and f"tensor {EMBED}: 2 NaN or infinite elements" in said[0]
-    merge(family, "cpu", nonfinite="propagate", overwrite=True)
-    on_gpus(family, FakeDevice(), nonfinite="propagate", resume=False)
-    assert same(family)
-
-
-def test_an_overflow_of_the_output(tmp_path: Path) -> None:
-    base = {"w": torch.full((5000,), 6e4)}
-    family = make_family(tmp_path, [base, {"w": base["w"] * 2}, {"w": base["w"] * 3}])
-    for name in ("linear", "model_stock"):
-        Case(name, 2, CASES[name].base, shared={"weight": 1} if name == "linear" else {}).configure(
-            family
-        )
-        family.config.write_text(family.config.read_text() + "dtype: float16\n")
-        said = refusals(family)
-        assert said[0] == said[1] and "5000 merged elements overflow float16" in said[0]
 
 
 @pytest.mark.parametrize("name", ["ties, rescaled", "linear"])
