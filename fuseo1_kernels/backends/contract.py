@@ -1,4 +1,4 @@
-"""What surveys are asked and what fuse is told: csrc/include/fuseo1/{survey,select,fuse}.h define it all."""
+"""Requests of surveys and parameters of fuse, as csrc/include/fuseo1/{survey,select,fuse}.h define them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..errors import BackendError
 
 _BLOCK = 256
 
-#: No score and no magnitude reaches it: nothing is selected.
+#: A threshold that no score and no magnitude reaches: nothing is selected.
 NOTHING = 0x7FFFFFFF
 
 
@@ -23,16 +23,17 @@ class Cut:
     tie_limit: int
 
 
-#: Everything but zeros, whose selection makes no difference; and nothing.
+#: Everything but zeros, whose selection makes no difference.
 ALL = Cut(0, -1)
+#: Nothing.
 NONE = Cut(NOTHING, -1)
 
 
 @dataclass(frozen=True)
 class RowFactors:
-    """What |d| is multiplied by: a factor of at least 0 for each `row` elements that follow one another.
+    """Factors of at least 0 for |d|: one for each `row` consecutive elements.
 
-    `factors` are fp32, one after the other in the machine's byte order.
+    `factors` are fp32 numbers in the machine's byte order.
     """
 
     row: int
@@ -40,13 +41,13 @@ class RowFactors:
 
     @property
     def numel(self) -> int:
-        """How many elements there are factors for."""
+        """The number of elements that have factors."""
         return self.row * (len(self.factors) // 4)
 
 
 @dataclass(frozen=True)
 class Band:
-    """Of one target the elements in `keep` and not in `drop`, by |d| or by |d| times `rows`' factors."""
+    """The elements of one target in `keep` and not in `drop`, by |d| or by |d| times `rows`' factors."""
 
     keep: Cut = ALL
     drop: Cut = NONE
@@ -63,9 +64,9 @@ class Draw:
 
 @dataclass(frozen=True)
 class Ranked:
-    """Elements drawn at random, from `low` for the smallest |d| of a row to `low` + `span` for the largest.
+    """Elements drawn at random, with probability `low` for a row's smallest |d| up to `low` + `span` for its largest.
 
-    A row are `row` elements that follow one another; whoever works in chunks works in whole rows (`step_of`).
+    A row is `row` consecutive elements; chunks must have whole rows (`step_of`).
     """
 
     key: int
@@ -76,22 +77,22 @@ class Ranked:
 
 @dataclass(frozen=True)
 class Clamp:
-    """Every element, but its difference to the base only within +-`most`."""
+    """Every element, with its difference to the base clamped to +-`most`."""
 
     most: float
 
 
-#: Which elements of one target take part; None: all.
+#: The elements of one target that take part; None: all.
 Select: TypeAlias = Band | Draw | Ranked | Clamp | None
 
 
 def step_of(selects: Sequence[Select]) -> int:
-    """Chunks begin at multiples of so many elements: they are whole blocks of 256 and whole rows."""
+    """The unit of chunks, in elements: whole blocks of 256 and whole rows. Chunks begin at multiples of it."""
     return math.lcm(_BLOCK, *(select.row for select in selects if isinstance(select, Ranked)))
 
 
 def check_rows(selects: Sequence[Select], numel: int) -> None:
-    """Raises BackendError unless there are factors, where there are any, for `numel` elements."""
+    """Raises BackendError if a selection has factors for fewer than `numel` elements."""
     for select in selects:
         if isinstance(select, Band) and select.rows is not None and select.rows.numel < numel:
             raise BackendError(
@@ -101,24 +102,24 @@ def check_rows(selects: Sequence[Select], numel: int) -> None:
 
 @dataclass(frozen=True)
 class Kept:
-    """What chance has decided of one target: bit f, from `address` on, is set if its selection has element f.
+    """The drawn mask of one target: bit f, from `address` on, is set if its selection has element f.
 
-    `owner` keeps the memory, unless it was lent: then another survey may write there.
+    `owner` keeps the memory alive, unless it was lent: then another survey may overwrite it.
     """
 
     address: int
     owner: Any = None
 
 
-#: How the sign of an element is elected: of the sum of d (SCE), of w * d, by counting heads, or not at all.
+#: How an element's sign is elected: by the sum of d (SCE), by the sum of w * d, by counting signs, or not at all.
 Elect: TypeAlias = Literal["sum", "weighted", "count", "none"]
 
 
 @dataclass(frozen=True)
 class Magnitudes:
-    """Asks for the cuts after the ranks[i] largest |d| of target i; every target has as many ranks.
+    """Asks for the cuts after the ranks[i] largest |d| of target i; every target has the same number of ranks.
 
-    With `rows` |d| is multiplied by their factors.
+    With `rows`, |d| is multiplied by their factors.
     """
 
     ranks: tuple[tuple[int, ...], ...]
@@ -134,51 +135,52 @@ class Norms:
 
 @dataclass(frozen=True)
 class Gram:
-    """Asks for the inner products of all task vectors with each other, or, `of_inputs`, of base and targets."""
+    """Asks for the inner products of all task vectors or, with `of_inputs`, of base and targets."""
 
     of_inputs: bool = False
 
 
 @dataclass(frozen=True)
 class Divergences:
-    """Asks how far each row of `row` elements of the one target is from the base's.
+    """Asks for the divergence of each row of `row` elements of the one target from the base's.
 
     Attributes:
-        cuts: how many cuts a rule will ask for next, of which who plans memory wants to know.
+        cuts: how many cuts the rule requests next; used only to budget memory.
     """
 
     row: int
     cuts: int = 0
 
 
-#: What a survey is to learn; a number is SCE's select_topk.
+#: The request of a survey; a number is SCE's select_topk.
 Request: TypeAlias = float | Magnitudes | Norms | Gram | Divergences
 
 
 def kept_bytes(request: Request, numel: int) -> int:
-    """The memory for all that a survey may keep of what chance decides."""
+    """Bytes of all masks that a survey may draw and keep."""
     selects = request.selects if isinstance(request, Norms) else ()
-    chance = sum(isinstance(select, Draw | Ranked) for select in selects)
-    return chance * -(-numel // _BLOCK) * (_BLOCK // 8)
+    drawn = sum(isinstance(select, Draw | Ranked) for select in selects)
+    return drawn * -(-numel // _BLOCK) * (_BLOCK // 8)
 
 
 @dataclass(frozen=True)
 class FuseParams:
     """How `fuse` selects, elects, weighs and scales. The defaults are SCE's.
 
-    SCE's election, "sum", is done in fp32, to which its numbers are rounded first; all others in fp64.
+    SCE's election, "sum", is done in fp32, to which the parameters are rounded first; all others in fp64.
 
     Attributes:
-        weights: w, one a target.
+        weights: w, one per target.
         floor_divisor: the least divisor, or 0.
-        masked, threshold, tie_limit: whether an element must be selected by its score, and how.
+        masked: whether an element must be selected by its score.
+        threshold, tie_limit: the cut of the selected scores.
         elect: how signs are elected.
         divisor: None: the sum of the survivors' shares.
-        shares: what each target counts for in the divisor; None: the weights.
+        shares: each target's share in the divisor; None: the weights.
         scale, base_scale: factors of the merged task vector and of the base.
-        selects: one a target; empty: everything is selected.
-        kept: one a target, or empty: what a survey of the same backend has decided of `selects`, for those who would
-            rather not decide it again.
+        selects: one per target; empty: everything is selected.
+        kept: one per target, or empty: the masks that a survey of the same backend drew for `selects`; lets fuse skip
+            redrawing them.
     """
 
     weights: tuple[float, ...]
@@ -203,9 +205,9 @@ class FuseParams:
         return self == plain
 
 
-#: Default bound on what a survey keeps in memory, bytes.
+#: Default bound on a survey's own memory, in bytes.
 SURVEY_BYTES = 128 << 20
 
 
-#: Most targets of one merge (FUSEO1_MAX_TARGETS).
+#: The most targets of one merge (FUSEO1_MAX_TARGETS).
 MAX_TARGETS = 64

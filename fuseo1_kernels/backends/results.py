@@ -97,7 +97,7 @@ class DivergencesResult(SurveyResult):
     """The answer to Divergences.
 
     Attributes:
-        divergences: fp32 numbers in the machine's byte order, one a row, as in RowFactors.
+        divergences: fp32 numbers in the machine's byte order, one per row, as in RowFactors.
     """
 
     divergences: bytes

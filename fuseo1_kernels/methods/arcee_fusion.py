@@ -76,8 +76,8 @@ def _reaching(least: float) -> Cut:
     return Cut(bits + (_number(bits) < least), _EVERY_TIE)
 
 
-def _rule(_values: Values, target: TensorSpec) -> ArceeFusion:
-    return ArceeFusion(target.numel, target.row)
+def _rule(_values: Values, spec: TensorSpec) -> ArceeFusion:
+    return ArceeFusion(spec.numel, spec.row)
 
 
 ARCEE_FUSION = method("arcee_fusion", "https://arcee.ai", _rule, most=1)

@@ -84,10 +84,10 @@ class Karcher:
         return times(math.fsum(lengths) / n, mean)
 
 
-def _rule(values: Values, target: TensorSpec) -> Karcher:
+def _rule(values: Values, spec: TensorSpec) -> Karcher:
     # For a share of 1/16 a length is known to 2^-24 / (1/16)^2 = 2e-5; over many elements roundings average out.
-    least_left = max(ROUNDING, 2.0**-4 / max(target.numel, 1) ** 0.25)
-    return Karcher(len(target.models), least_left, values["max_iter"], values["tol"])
+    least_left = max(ROUNDING, 2.0**-4 / max(spec.numel, 1) ** 0.25)
+    return Karcher(len(spec.models), least_left, values["max_iter"], values["tol"])
 
 
 KARCHER = method(

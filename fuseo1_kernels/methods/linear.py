@@ -29,15 +29,15 @@ class Linear:
         return FuseParams(self.weights[1:], elect="none", divisor=math.fsum(self.weights))
 
 
-def _linear(values: Values, target: TensorSpec) -> Linear:
+def _linear(values: Values, spec: TensorSpec) -> Linear:
     if values["normalize"] and abs(math.fsum(values["weight"])) < LEAST_TOTAL:
         raise ConfigError(
-            f"linear: the weights{of(target.name)} sum to 0; change them, or set normalize: false"
+            f"linear: the weights{of(spec.name)} sum to 0; change them, or set normalize: false"
         )
     return Linear(values["weight"], values["normalize"])
 
 
-def _passthrough(values: Values, _target: TensorSpec) -> Linear:
+def _passthrough(values: Values, _spec: TensorSpec) -> Linear:
     (scale,) = values["scale"]
     return Linear((1.0 if scale is None else scale,), False)
 

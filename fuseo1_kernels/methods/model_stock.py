@@ -45,9 +45,9 @@ class ModelStock:
         return FuseParams((1.0,) * self.targets, elect="none", divisor=float(self.targets), scale=t)
 
 
-def _rule(values: Values, target: TensorSpec) -> Rule:
-    whole = ModelStock(len(target.models))
-    return ByRow(whole, target.row) if values["filter_wise"] else whole
+def _rule(values: Values, spec: TensorSpec) -> Rule:
+    whole = ModelStock(len(spec.models))
+    return ByRow(whole, spec.row) if values["filter_wise"] else whole
 
 
 MODEL_STOCK = method(

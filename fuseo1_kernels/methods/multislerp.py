@@ -75,17 +75,17 @@ def _inverse(length: float) -> float:
     return 1 / length if length else 0.0
 
 
-def _rule(values: Values, target: TensorSpec) -> MultiSlerp:
+def _rule(values: Values, spec: TensorSpec) -> MultiSlerp:
     weights = values["weight"]
     if values["normalize_weights"]:
         total = math.fsum(weights)
         if abs(total) < LEAST_TOTAL:
             raise ConfigError(
-                f"multislerp: the weights{of(target.name)} sum to 0; change them, or set "
+                f"multislerp: the weights{of(spec.name)} sum to 0; change them, or set "
                 "normalize_weights: false"
             )
         weights = tuple(w / total for w in weights)
-    return MultiSlerp(weights, values["eps"], target.has_base, target.name)
+    return MultiSlerp(weights, values["eps"], spec.has_base, spec.name)
 
 
 MULTISLERP = method(

@@ -29,7 +29,7 @@ class NearSwap:
         return FuseParams((1.0,), elect="none", divisor=1.0, selects=(Clamp(self.t),))
 
 
-def _rule(values: Values, _target: TensorSpec) -> NearSwap:
+def _rule(values: Values, _spec: TensorSpec) -> NearSwap:
     return NearSwap(values["t"])
 
 

@@ -9,7 +9,7 @@ from ..backends.contract import Norms
 from ..backends.results import SurveyResult
 from ..errors import MergeError
 
-#: What NaN and infinite elements do to a merge.
+#: The effect of NaN and infinite elements on a merge.
 NONFINITE = ("error", "propagate")
 
 

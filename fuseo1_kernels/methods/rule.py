@@ -1,4 +1,4 @@
-"""Rules: what a method asks surveys to learn of one tensor, and what it has `fuse` apply."""
+"""Rules: the surveys that a method requests for one tensor, and the parameters with which it fuses it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from ..backends.results import SurveyResult
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A tensor that is to be merged, as far as a rule needs to know it.
+    """A tensor to be merged, as rules see it.
 
     Attributes:
-        name: keys its random masks, with `models` and `seed`.
-        numel: how many elements it has.
-        rows: how long its first dimension is.
-        row: how many of them follow one another in its last dimension.
-        models: the models beside the base, in order; a method that ignores the base takes the first for it.
-        has_base: whether there is a base beside them.
+        name: its name, which keys its random masks together with `models` and `seed`.
+        numel: its number of elements.
+        rows: the size of its first dimension.
+        row: the size of its last dimension.
+        models: the models besides the base, in order; a method that ignores the base uses the first one as the base.
+        has_base: whether there is a base besides them.
     """
 
     name: str
@@ -37,22 +37,22 @@ class TensorSpec:
     def of_shape(
         cls, name: str, shape: Sequence[int], models: Sequence[str], has_base: bool, seed: int
     ) -> TensorSpec:
-        """A tensor of that shape; one without dimensions is a row of one element."""
+        """The spec of a tensor of this shape; one without dimensions is a row of one element."""
         rows, row = (shape[0], shape[-1]) if shape else (1, 1)
         return cls(name, math.prod(shape), rows, row, tuple(models), has_base, seed)
 
 
 class Rule(Protocol):
-    """A method's way with one tensor; a frozen dataclass, whose repr says all that the result depends on.
+    """A method's rule for one tensor; a frozen dataclass, whose repr has everything that the result depends on.
 
-    The kinds of requests and of selections do not depend on what was learned: who plans memory finds them out before.
+    The kinds of requests and of selections do not depend on results, so that memory can be planned before.
     """
 
     def request(self, learned: Sequence[SurveyResult]) -> Request | None:
-        """What is to be surveyed next, given what was learned so far; None: nothing more."""
+        """The next request, given the results so far; None: no more."""
 
     def params(self, learned: Sequence[SurveyResult]) -> FuseParams:
-        """What fuse applies, when everything was learned. Raises MergeError."""
+        """The parameters for fuse, given the results of all requests. Raises MergeError."""
 
 
 def learn(
@@ -74,14 +74,14 @@ def learn(
 
 @dataclass(frozen=True)
 class ByVector(ABC):
-    """Vectors of a tensor are merged each by itself, as if it were a tensor, by the same rule."""
+    """Merges every vector of a tensor separately, like a tensor, by the same rule."""
 
     rule: Rule
 
     @property
     @abstractmethod
     def length(self) -> int:
-        """Elements of a vector."""
+        """The number of elements of a vector."""
 
     def request(self, learned: Sequence[SurveyResult]) -> Request | None:
         return self.rule.request(learned)
@@ -92,7 +92,7 @@ class ByVector(ABC):
 
 @dataclass(frozen=True)
 class ByRow(ByVector):
-    """Every row of `row` elements is merged by itself."""
+    """Merges every row of `row` elements separately."""
 
     row: int
 
@@ -103,10 +103,10 @@ class ByRow(ByVector):
 
 @dataclass(frozen=True)
 class ByColumn(ByVector):
-    """Every column is merged by itself.
+    """Merges every column separately.
 
-    Column k is the `rows` elements k, k + columns, k + 2 columns, ...: all along the first dimension, however many
-    dimensions there are. A rule of one column, or of columns of one element, is another: `by_column`.
+    Column k is the `rows` elements k, k + columns, k + 2 columns, ...: along the first dimension, however many
+    dimensions there are. `by_column` makes simpler rules for a single column, and for columns of one element.
     """
 
     rows: int
@@ -117,27 +117,27 @@ class ByColumn(ByVector):
         return self.rows
 
 
-def by_column(rule: Rule, target: TensorSpec) -> Rule:
-    """The rule that merges every column of `target` by `rule`; of nothing, and of one dimension, it is `rule`."""
-    columns = target.numel // max(target.rows, 1)
+def by_column(rule: Rule, spec: TensorSpec) -> Rule:
+    """The rule that merges every column of `spec` by `rule`: `rule` itself for one dimension, or for no elements."""
+    columns = spec.numel // max(spec.rows, 1)
     if columns <= 1:
         return rule
-    return ByRow(rule, 1) if target.rows == 1 else ByColumn(rule, target.rows, columns)
+    return ByRow(rule, 1) if spec.rows == 1 else ByColumn(rule, spec.rows, columns)
 
 
 def of(tensor: str) -> str:
-    """Whose something is, if that has a name."""
+    """A suffix for error messages: ` of tensor NAME`, or nothing without a name."""
     return f" of tensor {tensor}" if tensor else ""
 
 
-#: Sums of weights below this are taken for 0, as in mergekit 0.1.5: decimal weights that cancel leave a little.
+#: Sums of weights below this count as 0, as in mergekit 0.1.5: decimal weights that cancel leave a residue.
 LEAST_TOTAL = 1e-8
 
 
 def combination(factors: Sequence[float], scale: float = 1.0) -> FuseParams:
-    """scale * (factors[0] x_0 + factors[1] x_1 + ...), x_0 being the base that fuse is given.
+    """scale * (factors[0] x_0 + factors[1] x_1 + ...), where x_0 is fuse's base.
 
-    As (sum of factors) x_0 + sum of factors[i] (x_i - x_0): what is rounded is small where models are alike.
+    Computed as (sum of factors) x_0 + sum of factors[i] (x_i - x_0), which rounds small numbers if models are alike.
     """
     return FuseParams(
         tuple(scale * f for f in factors[1:]),

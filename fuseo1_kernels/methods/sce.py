@@ -58,8 +58,8 @@ def sce_params(survey: SceResult, numel: int, select_topk: float, variant: str) 
     )
 
 
-def _rule(values: Values, target: TensorSpec) -> Sce:
-    return Sce(values["select_topk"], values["variant"], target.numel)
+def _rule(values: Values, spec: TensorSpec) -> Sce:
+    return Sce(values["select_topk"], values["variant"], spec.numel)
 
 
 SCE = method(

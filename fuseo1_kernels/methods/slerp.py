@@ -76,23 +76,23 @@ def _line(t: float) -> FuseParams:
     return FuseParams((t,), elect="none", divisor=1.0)
 
 
-def _slerp(values: Values, _target: TensorSpec) -> Slerp:
+def _slerp(values: Values, _spec: TensorSpec) -> Slerp:
     return Slerp(values["t"])
 
 
-def _nuslerp(values: Values, target: TensorSpec) -> Rule:
+def _nuslerp(values: Values, spec: TensorSpec) -> Rule:
     first, second = values["weight"]
     total = first + second
     t = 0.5 if abs(total) < _LEAST_WEIGHT else second / total
 
     def vectors(numel: int) -> NuSlerp:
-        return NuSlerp(t, target.has_base, numel == 1)
+        return NuSlerp(t, spec.has_base, numel == 1)
 
     if values["nuslerp_flatten"]:
-        return vectors(target.numel)
+        return vectors(spec.numel)
     if values["nuslerp_row_wise"]:  # mergekit's row_wise works on columns
-        return by_column(vectors(target.rows), target)
-    return ByRow(vectors(target.row), target.row)
+        return by_column(vectors(spec.rows), spec)
+    return ByRow(vectors(spec.row), spec.row)
 
 
 SLERP = method(

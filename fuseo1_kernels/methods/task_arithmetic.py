@@ -145,16 +145,14 @@ def _kept_and_dropped(numel: int, density: float, gamma: float | None) -> tuple[
     return numel - small, numel - small - kept
 
 
-def _check_chances(
-    densities: Sequence[float], epsilons: Sequence[float], target: TensorSpec
-) -> None:
+def _check_chances(densities: Sequence[float], epsilons: Sequence[float], spec: TensorSpec) -> None:
     """Raises ConfigError unless all probabilities lie between 0 and 1."""
-    for model, density, epsilon in zip(target.models, densities, epsilons, strict=True):
+    for model, density, epsilon in zip(spec.models, densities, epsilons, strict=True):
         # The second is how select.h computes the largest probability.
         highest = max(density + epsilon, (density - epsilon) + 2 * epsilon)
         if 0 < density < 1 and not (density > epsilon and highest < 1):
             raise ConfigError(
-                f"model {model}, tensor {target.name}: density {density:g} with epsilon {epsilon:g}: density - epsilon"
+                f"model {model}, tensor {spec.name}: density {density:g} with epsilon {epsilon:g}: density - epsilon"
                 " and density + epsilon must both lie between 0 and 1; set an epsilon below"
                 f" {min(density, 1 - density):g}"
             )
@@ -169,7 +167,7 @@ def _row(
     normalize: bool = False,
     rescale: bool = False,
 ) -> Method:
-    def rule(values: Values, target: TensorSpec) -> TaskArithmetic:
+    def rule(values: Values, spec: TensorSpec) -> TaskArithmetic:
         densities = values["density"]
         ranks: tuple[tuple[int, int], ...] = ()
         keys: tuple[int, ...] = ()
@@ -179,13 +177,12 @@ def _row(
         elif sparsify in ("random", "random by rank"):
             if sparsify == "random by rank":
                 epsilons = values["epsilon"]
-                _check_chances(densities, epsilons, target)
-            keys = tuple(draw_key(target.seed, target.name, model) for model in target.models)
+                _check_chances(densities, epsilons, spec)
+            keys = tuple(draw_key(spec.seed, spec.name, model) for model in spec.models)
         else:
             gammas = values.get("gamma", (None,) * len(densities))
             ranks = tuple(
-                _kept_and_dropped(target.numel, d, g)
-                for d, g in zip(densities, gammas, strict=True)
+                _kept_and_dropped(spec.numel, d, g) for d, g in zip(densities, gammas, strict=True)
             )
         return TaskArithmetic(
             values["weight"],
@@ -197,7 +194,7 @@ def _row(
             ranks,
             keys,
             epsilons,
-            row=max(target.row, 1),
+            row=max(spec.row, 1),
         )
 
     extra = []

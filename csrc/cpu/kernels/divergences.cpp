@@ -105,6 +105,6 @@ float divergence_run(const Chunk& chunk, int64_t begin, int64_t end, double* roo
 
 }  // namespace
 
-extern const decltype(Kernels::divergence) FUSEO1_JOIN(divergence_, FUSEO1_ISA) = divergence_run;
+extern const decltype(Kernels::divergence) FUSEO1_JOIN(divergences_, FUSEO1_ISA) = divergence_run;
 
 }  // namespace fuseo1

@@ -40,7 +40,7 @@ FUSEO1_INLINE Vf add_to_odd(Vf a, Vf b) {
 // The block's d are z; `chosen` nullptr: every element is selected by score. The result is rounded to odd if it will be
 // rounded again, else to nearest.
 //
-// Where no target survives, delta is -0.0. The empty sum is -0.0, and stays so when it is divided and multiplied by
+// If no target survives, delta is -0.0. The empty sum is -0.0, and stays so when it is divided and multiplied by
 // anything not negative; the instance for any number of targets (kTargets 0) also handles negative numbers.
 template <int kTargets>
 void merge_fp32(const Fp32Numbers& by, bool to_odd, const Block& block, const Mask* chosen, float* merged) {

@@ -40,7 +40,7 @@ struct Election {
 // The block's d are z; `chosen` nullptr: every element is selected by score. Only the instance for any number of
 // targets (kTargets 0) reads `chosen`. The result is rounded to odd if it will be rounded again, else to nearest.
 //
-// Where no target survives, delta is -0.0. The empty sum is -0.0, and stays so when it is divided and multiplied by
+// If no target survives, delta is -0.0. The empty sum is -0.0, and stays so when it is divided and multiplied by
 // anything not negative; the instance for any number of targets also handles negative numbers.
 //
 // kFixed: the divisor is params.divisor. A template argument, because GCC 12 would test it in the loop.

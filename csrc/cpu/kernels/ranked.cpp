@@ -300,6 +300,6 @@ void rank_run(const Chunk& pair, int64_t count, const RankRule& rule, const Rank
 
 }  // namespace
 
-extern const decltype(Kernels::rank) FUSEO1_JOIN(rank_, FUSEO1_ISA) = rank_run;
+extern const decltype(Kernels::rank) FUSEO1_JOIN(ranked_, FUSEO1_ISA) = rank_run;
 
 }  // namespace fuseo1

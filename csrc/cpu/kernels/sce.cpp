@@ -137,6 +137,6 @@ void score_run(const Chunk& chunk, int64_t begin, int64_t end, uint32_t* scores,
 
 }  // namespace
 
-extern const SurveyKernels FUSEO1_JOIN(survey_, FUSEO1_ISA) = {energy_run, scan_run, score_run};
+extern const SceKernels FUSEO1_JOIN(sce_, FUSEO1_ISA) = {energy_run, scan_run, score_run};
 
 }  // namespace fuseo1

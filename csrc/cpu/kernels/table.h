@@ -136,20 +136,20 @@ struct Kernels {
   float (*divergence)(const Chunk&, int64_t begin, int64_t end, double* room, int64_t* nonfinite);
 };
 
-struct SurveyKernels {
+struct SceKernels {
   decltype(Kernels::energy) energy;
   decltype(Kernels::scan) scan;
   decltype(Kernels::score) score;
 };
 
-// Each source of kernels/ defines its part once per instruction set.
-#define FUSEO1_DECLARE_ISA(isa)                    \
-  extern const SurveyKernels survey_##isa;         \
-  extern const decltype(Kernels::fuse) fuse_##isa; \
-  extern const MagnitudeKernels magnitudes_##isa;  \
-  extern const SumKernels sums_##isa;              \
-  extern const decltype(Kernels::rank) rank_##isa; \
-  extern const decltype(Kernels::divergence) divergence_##isa;
+// Each source of kernels/ defines its part, which has the name of the source, once per instruction set.
+#define FUSEO1_DECLARE_ISA(isa)                      \
+  extern const SceKernels sce_##isa;                 \
+  extern const decltype(Kernels::fuse) fuse_##isa;   \
+  extern const MagnitudeKernels magnitudes_##isa;    \
+  extern const SumKernels sums_##isa;                \
+  extern const decltype(Kernels::rank) ranked_##isa; \
+  extern const decltype(Kernels::divergence) divergences_##isa;
 FUSEO1_DECLARE_ISA(baseline)
 FUSEO1_DECLARE_ISA(avx2)
 FUSEO1_DECLARE_ISA(avx512)
