@@ -58,9 +58,16 @@ def test_sizes_and_dtypes(backend: str, make: Make, dtype: torch.dtype, numel: i
     check(*made(make, numel, 3, dtype), backend)
 
 
-@pytest.mark.parametrize("targets", [1, 2, 4, 5, 17, 64])
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [spread, ties])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_larger_tensors(backend: str, dtype: torch.dtype, make: Make) -> None:
+    check(*made(make, 300_000, 3, dtype), backend)
+
+
+@pytest.mark.parametrize("targets", [1, 2, 4, 5, 17, pytest.param(64, marks=pytest.mark.slow)])
 def test_numbers_of_targets(backend: str, targets: int) -> None:
-    check(*made(ties, 4097 if targets > 5 else 70_000, targets, BF16, FP32, FP16), backend)
+    check(*made(ties, 4097 if targets > 5 else 9001, targets, BF16, FP32, FP16), backend)
 
 
 @pairwise(

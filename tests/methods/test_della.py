@@ -6,6 +6,7 @@ Source: DELLA, arXiv 2406.11617; how norms rescale, mergekit 0.1.5.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import pytest
@@ -19,7 +20,8 @@ from fuseo1_kernels.methods.rule import TensorSpec
 from fuseo1_kernels.methods.task_arithmetic import draw_key
 from support.oracles import general as general_oracle
 from support.oracles import sce as sce_oracle
-from support.tensors import BF16, FP32, assert_same_bits, bits, siblings
+from support.pairwise import pairwise
+from support.tensors import BACKENDS, BF16, FP32, assert_same_bits, bits, siblings
 
 WEIGHTS = (0.318309886, 0.577215665, 0.414213562)
 LAMBDA = 0.7071067811865476
@@ -39,29 +41,31 @@ def mask(d: torch.Tensor, density: float, epsilon: float, key: int) -> torch.Ten
     return (drawn < (p * 2**32).floor().long()).view_as(d)
 
 
+@cache
+def tuned(shape: tuple[int, ...]) -> list[torch.Tensor]:
+    return siblings(shape, 3, BF16, growing=False)
+
+
+@cache
 def exact(
-    tensors: Sequence[torch.Tensor],
+    method: str,
+    shape: tuple[int, ...],
     densities: Sequence[float],
     epsilons: Sequence[float],
-    *,
-    elect: str,
     normalize: bool,
     rescale: bool,
-    seed: int = 0,
+    seed: int,
 ) -> torch.Tensor:
-    base, *targets = (t.double() for t in tensors)
-    z = []
+    base, *targets = (t.double() for t in tuned(shape))
+    elect, z = ELECT[method], []
     for i, target in enumerate(targets):
         d = target - base
-        if densities[i] < 1:
-            kept = torch.where(
-                mask(d, densities[i], epsilons[i], draw_key(seed, "", str(i + 1))), d, 0.0
-            )
-            d = kept * (d.abs().sum() / kept.abs().sum()) if rescale else kept
-        z.append(d)
+        kept = mask(d, densities[i], epsilons[i], draw_key(seed, "", str(i + 1)))
+        kept = torch.where(kept, d, 0.0)
+        z.append(kept * (d.abs().sum() / kept.abs().sum()) if rescale else kept)
     divisor = None if normalize and elect != "none" else sum(WEIGHTS) if normalize else 1.0
     merged = general_oracle.merge(base, z, WEIGHTS, elect, divisor=divisor, scale=LAMBDA)
-    return sce_oracle.rounded(merged, tensors[0].dtype)
+    return sce_oracle.rounded(merged, BF16)
 
 
 def merged(
@@ -81,27 +85,31 @@ ELECT = {"della": "weighted", "della_linear": "none"}
 DENSITIES, EPSILONS = (0.5, 0.3, 0.8), (0.1, 0.25, 0.15)
 
 
+def differ(out: torch.Tensor, right: torch.Tensor) -> float:
+    """Elements in 100,000."""
+    return int((bits(out) != bits(right)).sum()) / out.numel() * 100_000
+
+
 @pytest.mark.parametrize("shape", [SHAPE, (10, 30, 1000), (300_000,)])
 @pytest.mark.parametrize("method", ELECT)
 def test_few_elements_differ_from_the_formulas(
     backend: str, method: str, shape: tuple[int, ...]
 ) -> None:
-    tensors = siblings(shape, 3, BF16, growing=False)
-    out = merged(backend, method, tensors, density=list(DENSITIES), epsilon=list(EPSILONS))
-    how = {"elect": ELECT[method], "normalize": method == "della", "rescale": True}
-    right = exact(tensors, DENSITIES, EPSILONS, **how)  # type: ignore[arg-type]
-    assert int((bits(out) != bits(right)).sum()) < 5 * out.numel() / 100_000
+    own = {"density": list(DENSITIES), "epsilon": list(EPSILONS)}
+    out = merged(backend, method, tuned(shape), **own)
+    assert differ(out, exact(method, shape, DENSITIES, EPSILONS, method == "della", True, 0)) < 5
 
 
-@pytest.mark.parametrize("method", ELECT)
-@pytest.mark.parametrize("normalize", [False, True])
-@pytest.mark.parametrize("rescale", [False, True])
+@pairwise(
+    "backend, method, normalize, rescale",
+    *(BACKENDS, [*ELECT], (False, True), (False, True)),
+    indirect=["backend"],
+)
 def test_normalize_and_rescale(backend: str, method: str, normalize: bool, rescale: bool) -> None:
-    tensors = siblings(SHAPE, 3, BF16, growing=False)
-    how: dict[str, Any] = {"normalize": normalize, "rescale": rescale}
-    out = merged(backend, method, tensors, seed=7, density=0.5, **how)
-    right = exact(tensors, (0.5,) * 3, (0.15,) * 3, elect=ELECT[method], seed=7, **how)
-    assert int((bits(out) != bits(right)).sum()) < 5 * out.numel() / 100_000
+    how = {"density": 0.5, "normalize": normalize, "rescale": rescale}
+    out = merged(backend, method, tuned(SHAPE), seed=7, **how)
+    right = exact(method, SHAPE, (0.5,) * 3, (0.15,) * 3, normalize, rescale, 7)
+    assert differ(out, right) < 5
 
 
 @pytest.mark.parametrize("method", ELECT)

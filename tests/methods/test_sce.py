@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from fuseo1_kernels import merge_tensors
 from fuseo1_kernels.methods.sce import VARIANTS
 from support.calls import sce
 from support.oracles import sce as sce_oracle
+from support.pairwise import pairwise
 from support.tensors import (
     BF16,
     FP16,
@@ -24,6 +26,11 @@ from support.tensors import (
     siblings,
 )
 
+
+def merge(tensors: list[torch.Tensor], topk: float, variant: str, **options: Any) -> torch.Tensor:
+    return merge_tensors(tensors, "sce", base_index=0, parameters=sce(topk, variant), **options)
+
+
 # --- against float64 ---
 
 
@@ -34,17 +41,12 @@ def square(rms: float, growing: bool = True) -> list[torch.Tensor]:
     return siblings((1024, 1024), 3, BF16, rms=rms, growing=growing, seed=1)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("topk", [1.0, 0.5, 0.1])
-@pytest.mark.parametrize("rms", [1e-3, 1e-4])
-@pytest.mark.parametrize(
-    "growing", [True, False]
-)  # alike: weights almost equal, means next to ties
+@pairwise("growing, rms, topk, variant", (True, False), (1e-3, 1e-4), (1.0, 0.5, 0.1), VARIANTS)
 def test_under_5_in_100_000_elements_differ_from_float64(
     growing: bool, rms: float, topk: float, variant: str
 ) -> None:
     tensors = square(rms, growing)
-    merged = merge_tensors(tensors, "sce", base_index=0, parameters=sce(topk, variant))
+    merged = merge(tensors, topk, variant)
     by_fp32 = sce_oracle.merge(tensors[0], tensors[1:], topk, variant, sce_oracle.fp32_scores)
     exact = sce_oracle.rounded(by_fp32, BF16)
     different = int((bits(merged) != bits(exact)).sum())
@@ -70,37 +72,29 @@ def test_every_output_dtype_against_float64(backend: str, variant: str) -> None:
     tensors = siblings((200, 201), 4, FP32, rms=0.01)  # midpoints between outputs are unlikely
     exact = sce_oracle.merge(tensors[0], tensors[1:], 0.4, variant)
     for dtype, most in ((BF16, 6), (FP16, 30)):
-        merged = merge_tensors(
-            tensors,
-            "sce",
-            base_index=0,
-            parameters=sce(0.4, variant),
-            backend=backend,
-            out_dtype=dtype,
-        )
+        merged = merge(tensors, 0.4, variant, backend=backend, out_dtype=dtype)
         assert int((bits(merged) != bits(sce_oracle.rounded(exact, dtype))).sum()) <= most
-    merged = merge_tensors(
-        tensors, "sce", base_index=0, parameters=sce(0.4, variant), backend=backend, out_dtype=FP32
-    )
+    merged = merge(tensors, 0.4, variant, backend=backend, out_dtype=FP32)
     # b + num / den: each of a few roundings of numbers no larger than 0.2 is off by 2^-27 at most.
     assert (merged.double() - exact).abs().max() < 16 * 2.0**-27
 
 
+@cache
+def by_reference(
+    shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...], topk: float, variant: str
+) -> torch.Tensor:
+    return merge(siblings(shape, 3, dtypes), topk, variant, backend="reference")
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("shape", UGLY_SHAPES, ids=SHAPE_IDS)
-def test_every_backend_gives_the_same_bits(
-    backend: str, shape: tuple[int, ...], variant: str
+def test_every_instruction_set_gives_the_same_bits(
+    cpu: str, shape: tuple[int, ...], variant: str
 ) -> None:
-    for dtypes, topk in itertools.product((BF16, (FP16, FP32, BF16)), (0.0, 0.2, 1.0)):
-        tensors = siblings(shape, 3, dtypes)
-        one = merge_tensors(
-            tensors, "sce", base_index=0, parameters=sce(topk, variant), backend="reference"
-        )
-        other = merge_tensors(
-            tensors, "sce", base_index=0, parameters=sce(topk, variant), backend=backend, threads=2
-        )
-        assert_same_bits(other, one)
-        assert other.shape == shape
+    for dtypes, topk in itertools.product(((BF16,), (FP16, FP32, BF16)), (0.0, 0.2, 1.0)):
+        merged = merge(siblings(shape, 3, dtypes), topk, variant, backend=cpu, threads=2)
+        assert_same_bits(merged, by_reference(shape, dtypes, topk, variant))
+        assert merged.shape == shape
 
 
 # --- where SCE has nothing to go by: the table in docs/arithmetic.md ---
@@ -124,22 +118,16 @@ def mean_merge(tensors: list[torch.Tensor]) -> torch.Tensor:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_select_topk_0(backend: str, variant: str) -> None:
     tensors = siblings((50, 50), 3, FP32, rms=0.1)
-    merged = merge_tensors(
-        tensors, "sce", base_index=0, parameters=sce(0.0, variant), backend=backend
-    )
+    merged = merge(tensors, 0.0, variant, backend=backend)
     assert_same_bits(merged, tensors[0] if variant == "mergekit" else mean_merge(tensors))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_k_rounds_down_to_0(backend: str, variant: str) -> None:
     tensors = siblings(99, 3, FP32, rms=0.1)
-    merged = merge_tensors(
-        tensors, "sce", base_index=0, parameters=sce(0.01, variant), backend=backend
-    )
+    merged = merge(tensors, 0.01, variant, backend=backend)
     assert_same_bits(merged, tensors[0] if variant == "mergekit" else mean_merge(tensors))
-    merged = merge_tensors(
-        tensors, "sce", base_index=0, parameters=sce(1 / 99, variant), backend=backend
-    )
+    merged = merge(tensors, 1 / 99, variant, backend=backend)
     changed = int((merged != tensors[0]).sum())
     assert changed == 1 if variant == "mergekit" else changed == 99
 
@@ -149,13 +137,9 @@ def test_a_single_target(backend: str, variant: str) -> None:
     base, target = siblings((50, 50), 1, FP32, rms=0.1)
     whole = base + (target - base)
     for topk in (0.0, 0.5, 0.999):  # one target has no variance
-        merged = merge_tensors(
-            [base, target], "sce", base_index=0, parameters=sce(topk, variant), backend=backend
-        )
+        merged = merge([base, target], topk, variant, backend=backend)
         assert_same_bits(merged, base if variant == "mergekit" else whole)
-    merged = merge_tensors(
-        [base, target], "sce", base_index=0, parameters=sce(1.0, variant), backend=backend
-    )
+    merged = merge([base, target], 1.0, variant, backend=backend)
     assert_same_bits(merged, whole)
 
 
@@ -165,13 +149,9 @@ def test_identical_targets(backend: str, targets: int, variant: str) -> None:
     base, target = siblings((50, 50), 1, BF16, rms=0.01)
     tensors = [base, *[target.clone() for _ in range(targets)]]
     for topk in (0.0, 0.5):
-        merged = merge_tensors(
-            tensors, "sce", base_index=0, parameters=sce(topk, variant), backend=backend
-        )
+        merged = merge(tensors, topk, variant, backend=backend)
         assert_same_bits(merged, base if variant == "mergekit" else target)
-    merged = merge_tensors(
-        tensors, "sce", base_index=0, parameters=sce(1.0, variant), backend=backend
-    )
+    merged = merge(tensors, 1.0, variant, backend=backend)
     assert_same_bits(merged, target)
 
 
@@ -180,13 +160,7 @@ def test_identical_targets(backend: str, targets: int, variant: str) -> None:
 def test_no_target_moved(backend: str, topk: float, variant: str) -> None:
     base = siblings((50, 50), 1, BF16)[0]
     base[0, :5] = -0.0
-    merged = merge_tensors(
-        [base, *(base.clone() for _ in range(3))],
-        "sce",
-        base_index=0,
-        parameters=sce(topk, variant),
-        backend=backend,
-    )
+    merged = merge([base, *(base.clone() for _ in range(3))], topk, variant, backend=backend)
     assert_same_bits(merged, base)
 
 
@@ -201,21 +175,15 @@ def test_the_mergekit_variant_takes_equal_weights_below_a_mean_square_of_one_mil
             ("fuseo1", weighted),
             ("mergekit", 2 * scale if equal else weighted),
         ):
-            merged = merge_tensors(
-                [base, *targets], "sce", base_index=0, parameters=sce(1.0, variant), backend=backend
-            )
+            merged = merge([base, *targets], 1.0, variant, backend=backend)
             torch.testing.assert_close(merged, torch.full((1000,), expected), rtol=1e-6, atol=0.0)
 
 
 def test_the_mergekit_variant_masks_what_is_merged(backend: str) -> None:
     base = torch.zeros(1000, dtype=FP32)
     targets = [torch.linspace(1, 2, 1000), -torch.linspace(0.5, 1, 1000)]
-    all_merged = merge_tensors(
-        [base, *targets], "sce", base_index=0, parameters=sce(0.25), backend=backend
-    )
-    masked = merge_tensors(
-        [base, *targets], "sce", base_index=0, parameters=sce(0.25, "mergekit"), backend=backend
-    )
+    all_merged = merge([base, *targets], 0.25, "fuseo1", backend=backend)
+    masked = merge([base, *targets], 0.25, "mergekit", backend=backend)
     assert torch.count_nonzero(all_merged) == 1000
     assert not masked[:750].any() and masked[750:].all()
 

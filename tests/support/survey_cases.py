@@ -34,7 +34,7 @@ from support.tensors import learned, siblings
 
 Dtypes = torch.dtype | Sequence[torch.dtype]
 Make = Callable[[int, int, Dtypes], list[torch.Tensor]]
-SIZES = (0, 1, 255, 256, 257, 4097, 70_000, 300_000)
+SIZES = (0, 1, 255, 256, 257, 4097, 70_000)
 LEAST, PLENTY = 0, 128 << 20
 
 
