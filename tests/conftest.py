@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 
 from fuseo1_kernels.backends import _cpu
 from support.tensors import BACKENDS, CPUS, instruction_set
@@ -16,6 +18,11 @@ if TYPE_CHECKING:
     from support.forked import Forks
     from support.interrupted import Tree
     from support.models import Family
+
+# torch's threads wait for each other by spinning. Beside a second test process every such wait costs a time slice, and
+# the reference backend takes ten times as long. The second line is for processes that tests start.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 try:
     from hypothesis import settings
