@@ -1,4 +1,4 @@
-"""What was asked for beside what was reached."""
+"""Goals beside the figures that were reached."""
 
 from __future__ import annotations
 

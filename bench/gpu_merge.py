@@ -38,7 +38,7 @@ _SAFETY = 1.2
 
 @dataclass
 class Bench:
-    """What all turns share."""
+    """The state that all turns share."""
 
     merges: Merges
     tiny: Merges
@@ -51,7 +51,7 @@ class Bench:
         """Take one turn; the first of a program begins with merges that are not counted, and looks at its outputs."""
         begun, first = time.monotonic(), program not in self.took
         if first:
-            # What is compiled once is compiled: Python's modules, and triton's kernels, which differ.
+            # Everything that is compiled once is compiled now: Python's modules, and Triton's kernels, which differ.
             for topk in SELECT_TOPK if program == "triton" else SELECT_TOPK[:1]:
                 self._merge(self.tiny, program, topk)
         out = self.merges.work / "copy"
@@ -84,7 +84,7 @@ class Bench:
         told: list[str] = []
         seconds = merges.merge(command, look=look, told=told).seconds
         if look is not None:
-            # What ran elsewhere than it should have is told there.
+            # Notes name the tensors that ran elsewhere than they should have.
             result = json.loads(told[0].splitlines()[-1])
             notes = [f"{program}, select_topk {select_topk:g}: {n}" for n in result["notes"]]
             self.found.notes += notes

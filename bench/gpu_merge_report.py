@@ -1,4 +1,4 @@
-"""What bench/gpu_merge.py found, as JSON and Markdown: whole merges beside plain copies, and whose bytes are whose."""
+"""The results of bench/gpu_merge.py as JSON and Markdown: whole merges beside plain copies, and equal bytes."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class WholeMerges:
     digests: dict[str, dict[str, str]] = field(default_factory=dict)
     # Program to what it said that it ran on.
     ran: dict[str, str] = field(default_factory=dict)
-    # Which plain copy, to bytes of a piece, to seconds.
+    # By plain copy, by bytes of a piece: seconds.
     tried: dict[str, dict[str, float]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 

@@ -1,4 +1,4 @@
-"""What the runs on a GPU found, as JSON and Markdown: figures beside their goals, and which stages passed."""
+"""The results of the runs on a GPU as JSON and Markdown: figures beside their goals, and the stages that passed."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Stage:
-    """What became of one stage of bench/gpu.sh."""
+    """The outcome of one stage of bench/gpu.sh."""
 
     name: str
     passed: bool | None  # None: not run
@@ -199,7 +199,7 @@ def slug(gpu: str) -> str:
 
 
 def folders(results: Path | None, quick: bool) -> list[Path]:
-    """Where results go: --results or bench/results (nowhere with --quick), and $OUT if that is set."""
+    """The folders for results: --results or bench/results (none with --quick), and $OUT if that is set."""
     out = os.environ.get("OUT")
     places = (chosen(results, quick), Path(out) if out else None)
     return [folder for folder in places if folder is not None]

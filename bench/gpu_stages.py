@@ -1,4 +1,4 @@
-"""What bench/gpu.sh runs: build, tests, compute-sanitizer, benches, each within its own time, and a report of all.
+"""The stages of bench/gpu.sh: build, tests, compute-sanitizer, benches, each within its own time, and a report of all.
 
     bench/gpu.sh [--quick]
 
@@ -61,7 +61,7 @@ class Job:
     reserve: float = LEAST
     environment: Mapping[str, str] = field(default_factory=dict)
     together: bool = False
-    # What its commands import that a machine may lack: such a stage is not run.
+    # Packages that its commands import and a machine may lack: then the stage is not run.
     modules: Sequence[str] = ()
 
 
@@ -157,7 +157,7 @@ def run_all(
 
 
 def missing() -> list[str]:
-    """What the stages need and this machine lacks."""
+    """The packages that the stages need and this machine lacks."""
     tools = [tool for tool in TOOLS if shutil.which(tool) is None]
     return tools + absent(MODULES)
 
@@ -259,7 +259,7 @@ def architecture() -> str | None:
 
 
 def findings(folder: Path) -> tuple[dict[str, str], Findings | None, WholeMerges]:
-    """What bench/gpu.py and bench/gpu_merge.py wrote to `folder`, as far as they came, and what they ran on."""
+    """The results that bench/gpu.py and bench/gpu_merge.py wrote to `folder`, as far as they came, and their machine."""
     machine, merges = saved(folder / "merge") or ({}, WholeMerges())
     for path in folder.glob("*.json"):
         content = json.loads(path.read_text(encoding="utf-8"))

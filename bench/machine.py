@@ -1,4 +1,4 @@
-"""What the figures were measured on: the machine, and the packages that the benchmarks use."""
+"""The machine that figures are measured on, and the packages that the benchmarks use."""
 
 from __future__ import annotations
 

@@ -165,7 +165,7 @@ def differing(case: Case, tensors: list[torch.Tensor], merged: torch.Tensor) -> 
 
 
 def taking_part(params: FuseParams, i: int, d: torch.Tensor) -> torch.Tensor:
-    """What takes part of task vector `i`, in float64."""
+    """The selected part of task vector `i`, in float64."""
     select = params.selects[i] if params.selects else None
     if isinstance(select, Clamp):
         return d.double().clamp(-select.most, select.most)

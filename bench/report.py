@@ -1,4 +1,4 @@
-"""What all benchmarks share: options, medians, Markdown tables, and files in bench/results/."""
+"""Shared by all benchmarks: options, medians, Markdown tables, and files in bench/results/."""
 
 from __future__ import annotations
 

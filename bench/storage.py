@@ -1,4 +1,4 @@
-"""What storage gives to each way of reading and writing: the mechanisms behind the engine's choices.
+"""The rate of storage by each way of reading and writing: the mechanisms behind the engine's choices.
 
     python bench/storage.py [--quick] [--runs 3] [--pause 10] [--results DIR]
 

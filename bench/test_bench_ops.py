@@ -34,7 +34,7 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def run(benchmark: Any, call: Call) -> Any:
-    """What the call returns, measured."""
+    """Measure the call; return its result."""
     result = benchmark(call.work)
     if benchmark.stats is not None:  # None with --benchmark-disable
         rate = call.nbytes / benchmark.stats.stats.median

@@ -59,7 +59,7 @@ class Peak:
 
 @dataclass(frozen=True)
 class Bench(Merges):
-    """What all measurements share."""
+    """The state that all measurements share."""
 
     pieces: Pieces
     mergekit: str | None

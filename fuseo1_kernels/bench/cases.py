@@ -61,7 +61,7 @@ class Case:
 
     @property
     def device(self) -> str:
-        """Where the tensors lie: "cpu" or "cuda"."""
+        """The tensors' device: "cpu" or "cuda"."""
         interpreted = self.backend == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
         return "cuda" if self.backend in GPU_BACKENDS and not interpreted else "cpu"
 
@@ -84,7 +84,7 @@ class Case:
 
     @property
     def merge_bytes(self) -> int:
-        """What a merge must move at the least: inputs once, or twice where the method surveys; the output once."""
+        """The least bytes that a merge moves: inputs once, or twice where the method surveys; the output once."""
         surveys = self.rule.request([]) is not None
         return (1 + surveys) * self.read_bytes + self.tensor_bytes
 
@@ -162,7 +162,7 @@ def _values(method: str, settings: Sequence[tuple[str, str]]) -> Iterator[Mappin
 
 
 def _value(text: str) -> Any:
-    """What the parameter checks itself: text, a bool, or a list of either."""
+    """The value in the form that the parameter checks: text, a bool, or a list of either."""
     if "," in text:
         return [_value(part) for part in text.split(",")]
     return {"true": True, "false": False}.get(text.lower(), text)

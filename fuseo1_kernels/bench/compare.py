@@ -79,7 +79,7 @@ class Comparison:
 
 
 def _key(figure: Figure) -> str:
-    """What a case and a call are known by in every run."""
+    """The key of a case and a call, the same in every run."""
     return json.dumps([getattr(figure, name) for name in _CASE], sort_keys=True)
 
 

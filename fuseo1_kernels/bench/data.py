@@ -19,7 +19,7 @@ _SAMPLE = 1 << 16
 
 @dataclass(frozen=True)
 class Data:
-    """What the fine-tunes differ by from the base, before they are rounded to their dtype.
+    """The fine-tunes' differences to the base, before they are rounded to their dtype.
 
     Attributes:
         kind: "gauss": Gaussian task vectors of root mean square `value`; "coarse": of that root mean square with which

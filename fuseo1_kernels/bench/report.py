@@ -1,4 +1,4 @@
-"""What is printed: figures as a table, and where they were measured."""
+"""Prints figures as a table, and the machine they were measured on."""
 
 from __future__ import annotations
 

@@ -159,7 +159,7 @@ def test_surveys_keep_within_their_memory(cpu: str) -> None:
 @pytest.mark.parametrize("asked", [Gram(), Magnitudes(((5,),)), Norms((None,)), 0.5])
 def test_nothing_random_nothing_kept(cpu: str, asked: object) -> None:
     found = load_backend(cpu).survey(as_arrays(made(300)[:2]), asked, 1)  # type: ignore[arg-type]
-    assert found.kept == ()
+    assert getattr(found, "kept", ()) == ()  # of NormsResult alone
     assert kept_bytes(asked, 300) == 0  # type: ignore[arg-type]
 
 

@@ -145,10 +145,8 @@ def take_sample(
 ) -> None:
     """Give the surveyor the runs that it asks for, or the first `most` of them."""
     starts, length = surveyor.sample_runs()
-    runs = (
-        [torch.cat([t[s : s + length] for s in starts[:most]]) for t in tensors] if starts else []
-    )
-    surveyor.sample(as_arrays(runs))
+    runs = [torch.cat([t[s : s + length] for s in starts[:most]]) for t in tensors if starts]
+    surveyor.sample(as_arrays(runs) if runs else [])
 
 
 def stream(
