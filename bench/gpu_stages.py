@@ -259,7 +259,7 @@ def architecture() -> str | None:
 
 
 def findings(folder: Path) -> tuple[dict[str, str], Findings | None, WholeMerges]:
-    """The results that bench/gpu.py and bench/gpu_merge.py wrote to `folder`, as far as they came, and their machine."""
+    """The results that bench/gpu.py and bench/gpu_merge.py wrote to `folder`, as far as there are any, and where."""
     machine, merges = saved(folder / "merge") or ({}, WholeMerges())
     for path in folder.glob("*.json"):
         content = json.loads(path.read_text(encoding="utf-8"))

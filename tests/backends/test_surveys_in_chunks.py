@@ -168,7 +168,7 @@ def test_data_that_deceive_the_sample(
     base, *targets = spread(N, 3, FP32)
     starts, length = load_backend("cpu").surveyor(3, N, request_, 1, UNLIMITED).sample_runs()
     assert starts
-    for t in targets:
+    for t in targets[:1] if isinstance(request_, Magnitudes) else targets:
         for s in starts:
             t[s : s + length] = base[s : s + length] + (t - base)[s : s + length] * factor
     result = whole([base, *targets], request_, max_bytes=UNLIMITED)
