@@ -99,7 +99,7 @@ def test_a_reader_that_fails_does_no_harm(
 def test_a_reader_that_fails_hides_no_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a reader cannot read, the worker cannot either, and says so."""
+    """The worker cannot read what the reader could not read, and reports the error."""
     family = small_family(tmp_path)
     file = next(family.target(1).glob("*-00001-of-*.safetensors"))
     monkeypatch.setattr(os, "sendfile", refusing(errno.EIO))

@@ -50,7 +50,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
 
 @pytest.fixture(scope="module")
 def expected(family: Family) -> dict[str, bytes]:
-    """What the reference backend makes of them."""
+    """Return the weights that the reference backend merges."""
     merge_checkpoints(family.config, family.home / "expected", backend="reference")
     return weights(family.home / "expected")
 

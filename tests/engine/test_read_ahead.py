@@ -1,4 +1,4 @@
-"""What is merged next: the order of units, what readers bring before a worker has it, and what is forgotten."""
+"""Units come in order, readers bring them before a worker takes them, and workers' reads are forgotten."""
 
 from __future__ import annotations
 

@@ -171,7 +171,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def compile_backwards() -> None:
-    """What fails, fails in the tests too."""
+    """Compile from the last kernel to the first. A kernel that fails here fails in the tests too."""
     for name in reversed(KERNELS):
         for target in reversed(TARGETS.values()):
             with suppress(Exception):
@@ -205,7 +205,7 @@ def compiled(
 
 
 def assembled(ptx: str, folder: Path) -> str:
-    """What ptxas says of registers and spills on sm_90."""
+    """Return ptxas's report on registers and spills for sm_90."""
     (folder / "kernel.ptx").write_text(ptx)
     ran = subprocess.run(
         [
@@ -294,7 +294,7 @@ def test_the_familys_configs_spill_nothing(
 
 
 class _Hopper:
-    """What Triton asks of a driver to compile a launch."""
+    """A simulated driver answers what Triton asks when it compiles a launch."""
 
     def get_current_target(self) -> GPUTarget:
         return TARGETS["cuda:90"]

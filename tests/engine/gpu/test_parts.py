@@ -1,4 +1,4 @@
-"""What merges on GPUs are made of: regions, slots, layouts, names of devices, and errors of theirs."""
+"""These tests cover the parts of merges on GPUs: regions, slots, layouts, names of devices, and their errors."""
 
 from __future__ import annotations
 
