@@ -177,8 +177,8 @@ def test_a_merge_that_fails_wakes_readers_that_wait_for_room(
     waits, real = threading.Event(), ReadAhead._has_room
     place = Source.place
 
-    def has_room(self: ReadAhead, portion: read_ahead.UnitReads) -> bool:
-        found = real(self, portion)
+    def has_room(self: ReadAhead, unit: read_ahead.UnitReads) -> bool:
+        found = real(self, unit)
         if not found:
             waits.set()
         return found

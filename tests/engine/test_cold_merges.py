@@ -227,10 +227,10 @@ def test_the_last_worker_has_all_threads(family: Family, monkeypatch: pytest.Mon
     fuse_files, take, merge_one = CpuBackend.fuse_files, ReadAhead.take, CpuWorker.merge
 
     def taken(self: ReadAhead) -> UnitReads | None:
-        portion = take(self)
-        if portion is None:
+        unit = take(self)
+        if unit is None:
             ended.set()
-        return portion
+        return unit
 
     def merged(self: CpuWorker, job: Job, direct: Sequence[Input] = ()) -> TensorReport:
         current.name = job.name
