@@ -126,7 +126,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Family:
 
 @pytest.fixture(scope="module")
 def expected(small: Family) -> Tree:
-    """What merging `small` gives that nothing disturbs."""
+    """Return the files that an undisturbed merge of `small` writes."""
     from support.interrupted import ARGV, undisturbed
 
     return undisturbed(small, *ARGV)

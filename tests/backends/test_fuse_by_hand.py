@@ -112,7 +112,7 @@ def test_shares_that_cancel_divide_by_one(backend: str) -> None:
 
 @pytest.mark.parametrize(("elect", "merged"), [("sum", 2.0), ("none", 2.0**100)])
 def test_numbers_are_those_of_the_arithmetic(backend: str, elect: Elect, merged: float) -> None:
-    """What fp32 cannot tell from 0 is 0 for "sum": no divisor. The others divide in fp64."""
+    """For "sum", a divisor that fp32 rounds to 0 counts as no divisor. The other elections divide in fp64."""
     tensors = as_arrays([torch.zeros(1), torch.ones(1)])
     params = FuseParams((2.0**-60,), elect=elect, divisor=2.0**-160, shares=(2.0**-61,))
     out = torch.empty(1)

@@ -84,7 +84,7 @@ def test_the_emulation_gives_random123s_known_answers(counter: str, key: str, kn
 
 
 def drawn(key: int, limit: int, offset: int, numel: int) -> torch.Tensor:
-    """Which elements of a chunk the kernels draw."""
+    """Return a mask of the elements of a chunk that the kernels draw."""
     base, target = torch.zeros(numel, dtype=BF16), torch.ones(numel, dtype=BF16)
     params = FuseParams((1.0,), elect="none", divisor=1.0, selects=(Draw(key, limit),))
     return fused([base, target], params, BF16, offset).bool()

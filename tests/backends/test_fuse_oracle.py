@@ -120,7 +120,7 @@ def test_equal_weights_decide_ties_alike(backend: str, elect: Elect) -> None:
 
 
 def test_without_a_selection_the_elections_differ() -> None:
-    """What is compared are four different merges."""
+    """The four elections give four different merges."""
     results = [exact("all", elect, "mean") for elect in ELECTS]
     for i, a in enumerate(results):
         for b in results[:i]:

@@ -1,4 +1,4 @@
-"""What the GPU backends enqueue is merges by sce alone; they say so before they touch a GPU."""
+"""The GPU backends enqueue merges by sce alone; they refuse all others before they touch a GPU."""
 
 from __future__ import annotations
 

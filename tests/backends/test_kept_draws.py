@@ -1,4 +1,4 @@
-"""What a survey of norms has drawn is kept for fuse, where there is memory for it: the same elements, drawn once."""
+"""A survey of norms keeps its draws for fuse where memory allows: both use the same elements, drawn once."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ def test_all_kernels_select_what_the_reference_does(
     assert same(
         fused(cpu, tensors, params_of(chosen)), fused("reference", tensors, params_of(chosen))
     )
-    # Where one of several targets is not finite: what the others count is not this file's matter.
+    # A target that is not finite is surveyed alone: this file does not test what others count beside it.
     targets = 1 if kind is not_finite else 2
     inputs, asked = as_arrays(tensors[: targets + 1]), Norms(chosen[:targets])
     assert load_backend(cpu).survey(inputs, asked, 2) == reference.survey(inputs, asked, 1)

@@ -1,4 +1,4 @@
-"""What survey selects among scores that make it hard, and the energies of what it selected."""
+"""survey selects exactly among scores that make it hard, and sums the energies of the selected elements."""
 
 from __future__ import annotations
 

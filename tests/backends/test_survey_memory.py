@@ -192,7 +192,7 @@ def test_a_survey_stays_within_its_memory(  # type: ignore[no-untyped-def]
     assert found["bounded"] == found["free"]
 
 
-# What is lent suffices for the candidates that all elements are; as much again is not to be had.
+# The lent memory holds all elements as candidates; the process cannot allocate as much again.
 LENT = r"""
 import array, ctypes, resource, sys
 from fuseo1_kernels.backends import _cpu

@@ -1,4 +1,4 @@
-"""Which cases the command makes, what each must move, and what its calls compute."""
+"""The command makes cases; each counts the bytes that it must move, and its calls compute the merge."""
 
 from __future__ import annotations
 

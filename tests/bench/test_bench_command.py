@@ -258,7 +258,7 @@ runpy.run_module("fuseo1_kernels.bench", run_name="__main__")
 
 
 def test_the_installed_command() -> None:
-    """What pyproject.toml names is there."""
+    """The function that pyproject.toml names exists."""
     text = (Path(__file__).resolve().parents[2] / "pyproject.toml").read_text()
     (target,) = re.findall(r'^fuseo1-bench = "(.+)"$', text, re.MULTILINE)
     assert pkgutil.resolve_name(target) is main

@@ -1,4 +1,4 @@
-"""What bench/gpu.sh does around the GPU: stages within their time, figures beside goals. No GPU is needed."""
+"""bench/gpu.sh keeps stages within their time and sets figures beside goals. These tests need no GPU."""
 
 from __future__ import annotations
 

@@ -19,12 +19,12 @@ from support import bare_machine
 
 STAGES = gpu_stages.jobs("90-real", False, Path("results"))
 PYTEST = ("pytest", "-q", "-p", "no:cacheprovider")
-#: Where a module's distribution has another name.
+#: These modules' distributions have other names.
 NAMES = {"yaml": "PyYAML"}
 
 
 def on_bare_machine(*argv: str, brought: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
-    """What becomes of `python -m ARGV...` where nothing is installed but what must be, and `brought`."""
+    """Run `python -m ARGV...` as if only the required distributions and those in `brought` were installed."""
     more = ["--and", ",".join(NAMES.get(b, b) for b in brought)] if brought else []
     path = os.pathsep.join(
         (*(str(ROOT / p) for p in ("", "tests", "bench")), *filter(None, sys.path))
@@ -47,7 +47,7 @@ def run_by(stages: Sequence[gpu_stages.Job]) -> tuple[list[str], list[str]]:
 
 
 def test_nothing_else_is_there() -> None:
-    """What is hidden is as if it were not installed, for those who ask first and for those who do not."""
+    """A hidden distribution seems not installed, both to code that asks first and to code that imports it."""
     code = "import importlib.util as i; assert i.find_spec('xxhash') is None; import xxhash"
     script = f"import runpy, sys; exec({code!r})"
     ran = on_bare_machine("timeit", "-n", "1", "-r", "1", script)

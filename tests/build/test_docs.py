@@ -37,7 +37,7 @@ def existing() -> set[str]:
 
 
 def names(text: str) -> Iterator[str]:
-    """What stands in code spans, outside of code blocks, and looks like a file or a folder of the repository."""
+    """Yield each code span, outside of code blocks, that looks like a file or a folder of the repository."""
     prose = re.sub(r"^( *)```.*?^\1```", "", text, flags=re.MULTILINE | re.DOTALL)
     for span in re.findall(r"`([^`\n]+)`", prose):
         if re.fullmatch(r"[\w.]+(/[\w.]+)*(\.(py|h|cpp|cu|cuh|sh|md)|/)", span):

@@ -123,7 +123,7 @@ def time_limit() -> Iterator[None]:
 
 
 def check_text(text: str) -> None:
-    """What is said: no control sequence for the terminal, no half of a surrogate, no novel."""
+    """A message has no control sequence for the terminal, no half of a surrogate pair, and no excessive length."""
     assert text.replace("\n", "").isprintable()
     assert len(text) < 50_000
 
@@ -323,7 +323,7 @@ def test_recipes(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.usefixtures("models")
 def test_mappings(capsys: pytest.CaptureFixture[str]) -> None:
-    """What a program hands over instead of YAML."""
+    """A program may hand over objects instead of YAML."""
     data = TREES.flatmap(lambda tree: edited(tree, OBJECTS, object_keys(KEYS)))
 
     def check(example: tuple[Any, tuple[int, bool]]) -> None:

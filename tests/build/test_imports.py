@@ -1,4 +1,4 @@
-"""What a process of its own imports, and which backend and kernels it gets."""
+"""A fresh process imports no more than it needs, and gets the expected backend and kernels."""
 
 from __future__ import annotations
 

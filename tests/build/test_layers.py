@@ -1,4 +1,4 @@
-"""What may import what: the package's folders and modules from the bottom up, csrc/cpu, and the tests themselves."""
+"""Imports and includes point down the layers of the package and of csrc/cpu, and no test imports another."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def arrows() -> dict[str, set[str]]:
         for imported in imports_of(path):
             if imported == PACKAGE or imported.startswith(f"{PACKAGE}."):
                 inner = imported.removeprefix(PACKAGE).lstrip(".")
-                # What is imported is a module, or something that a module has.
+                # `inner` names a module, or something that a module has.
                 module = inner if inner in known else inner.rpartition(".")[0] or "__init__"
                 found[name].add(module)
     return found
@@ -114,7 +114,7 @@ def test_includes_of_the_cpus_kernels_point_down() -> None:
 
 
 def test_no_test_imports_another() -> None:
-    """What two of them need is in tests/support."""
+    """tests/support holds what two tests need."""
     folders = {path.name for path in TESTS.iterdir() if path.is_dir()} - {"support", "__pycache__"}
     for path in TESTS.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

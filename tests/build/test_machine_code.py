@@ -1,4 +1,4 @@
-"""What nvcc made of the kernels: main loops without local memory, 16 bytes at a time, and nothing contracted.
+"""nvcc compiles main loops that use no local memory and move 16 bytes at a time, and contracts nothing.
 
 No GPU is needed: the built module is read.
 """

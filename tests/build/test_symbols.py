@@ -1,4 +1,4 @@
-"""What the native module's objects show to the linker: nothing that another object could be mixed up with."""
+"""The native module's objects show the linker no symbol that it could mix up with another object's."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def symbols(*arguments: str | Path) -> list[tuple[str, str]]:
 
 
 def isa_flags() -> dict[str, list[str]]:
-    """What CMakeLists.txt compiles each instruction set's sources with."""
+    """Return the flags with which CMakeLists.txt compiles each instruction set's sources."""
     text = (ROOT / "CMakeLists.txt").read_text()
     arithmetic = re.search(r"set\(FUSEO1_ARITHMETIC (.*?)\)", text)
     isas = re.findall(r"^\s*fuseo1_add_isa\((\w+)(.*?)\)$", text, re.MULTILINE)

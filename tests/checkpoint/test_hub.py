@@ -175,7 +175,7 @@ def test_offline_and_a_shard_not_cached(cache: Path, weights: bytes) -> None:
 
 
 class Hub:
-    """Plays snapshot_download: gives the files that match, records what was asked."""
+    """Simulates snapshot_download: gives the files that match, records what was asked."""
 
     def __init__(self, folder: Path, files: dict[str, bytes]) -> None:
         self.folder, self.files = folder, files

@@ -1,4 +1,4 @@
-"""What is brought into the page cache, what leaves it, and writes that are not kept there; on a real disk."""
+"""Reading ahead brings bytes into the page cache, dropping takes them out, writes leave none; on a real disk."""
 
 from __future__ import annotations
 

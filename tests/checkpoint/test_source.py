@@ -154,7 +154,7 @@ def is_byte_cached(source: Source, name: str, byte: int) -> bool:
 
 
 def test_a_tensor_is_read_ahead_in_parts(three: Source) -> None:
-    """What the system reads besides, of what lies behind, is its own choice."""
+    """The system may also read bytes behind those that it was asked for."""
     b = three.tensors["b"]
     assert not any(three.is_cached(info) for info in three.tensors.values())
     three.read_ahead(b, 0, 100)
@@ -176,7 +176,7 @@ def test_a_page_is_forgotten_with_the_last_tensor_that_has_a_part_of_it(
     assert is_byte_cached(three, "b", 0)
     three.forget(second)
     assert not three.is_cached(second)
-    # What is left is what `c` shares, and the file's header, with them.
+    # Only the pages that the tensors share with `c` or with the file's header are left.
     end = three.tensors["b"].nbytes
     assert not any(is_byte_cached(three, "b", at) for at in range(0, end - (2 << 20), 4096))
     begin = three.tensors["a"].nbytes

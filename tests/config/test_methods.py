@@ -35,7 +35,7 @@ def models(*names: str, **parameters: list[Any]) -> list[dict[str, Any]]:
 
 
 def keys(method: str, **changes: Any) -> dict[str, Any]:
-    """What a config of `method` must say, with as few models as it takes."""
+    """Return the smallest config that `method` takes, with as few models as possible."""
     spec = METHODS[method]
     required = {p.name: 0.5 for p in spec.parameters.values() if p.required}
     names = ["left", "right", "more"][: spec.least]
@@ -389,7 +389,7 @@ def test_layers_of_several_models_stacked(planned: Any) -> None:
 
 
 def test_what_stacked_models_have_beside_their_layers(tmp_path: Path) -> None:
-    """What follows the layers is the last slice's; what no slice takes is noted."""
+    """The last slice's model gives the tensors after the layers; a note names the tensors that no slice takes."""
     for model, extra in (("first", "embed_tokens"), ("middle", "rotary"), ("last", "lm_head")):
         names = [f"model.{extra}.weight", *(f"model.layers.{i}.mlp.weight" for i in range(3))]
         held = {name: ("BF16", (2, 2), bytes(8)) for name in names}

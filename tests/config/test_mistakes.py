@@ -1,4 +1,4 @@
-"""What is said about mistakes in a config: always one ConfigError, with the place and a way out."""
+"""A mistake in a config always raises one ConfigError, which names the place and a way out."""
 
 from __future__ import annotations
 

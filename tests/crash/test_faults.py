@@ -96,7 +96,7 @@ def test_a_tensor_that_cannot_be_read(
 
 
 def span(file: Path, tensor: str) -> tuple[int, int]:
-    """Where a tensor's bytes lie in a safetensors file."""
+    """Return the begin and the end of a tensor's bytes in a safetensors file."""
     content = file.read_bytes()
     start = 8 + int.from_bytes(content[:8], "little")
     begin, end = json.loads(content[8:start])[tensor]["data_offsets"]

@@ -251,7 +251,7 @@ def test_signals_and_kills_at_random_times(forks: Forks, large: Family) -> None:
         if ended.code == 130:
             assert ended.err.startswith("fuseo1-merge: interrupted")
             assert place.out.parent.exists() == bool(journaled(place.out))
-        # What was complete is kept; the CPU ends it.
+        # The CPU keeps the complete tensors and merges the rest.
         complete = 0 if ended.code == 0 else journaled(place.out)
         again = merge_json(large.config, place.out, "--threads", "2")
         assert ended.code == 0 or again["resumed"] == complete

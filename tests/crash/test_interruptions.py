@@ -32,7 +32,7 @@ INTERRUPTED = "fuseo1-merge: interrupted; nothing was written to {}\n"
 
 @pytest.fixture
 def fifo(tmp_path: Path) -> Path:
-    """Where a child says that it has come to a point, and waits for an answer."""
+    """Make the pipe in which a child reports that it has come to a point, and waits for an answer."""
     os.mkfifo(tmp_path / "fifo")
     return tmp_path / "fifo"
 

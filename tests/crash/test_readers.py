@@ -99,7 +99,7 @@ def test_a_reader_that_fails_does_no_harm(
 def test_a_reader_that_fails_hides_no_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a reader cannot read, the worker cannot either, and says so."""
+    """The worker cannot read what the reader could not read, and reports the error."""
     family = small_family(tmp_path)
     file = next(family.target(1).glob("*-00001-of-*.safetensors"))
     monkeypatch.setattr(os, "sendfile", refusing(errno.EIO))
@@ -177,8 +177,8 @@ def test_a_merge_that_fails_wakes_readers_that_wait_for_room(
     waits, real = threading.Event(), ReadAhead._has_room
     place = Source.place
 
-    def has_room(self: ReadAhead, portion: read_ahead.UnitReads) -> bool:
-        found = real(self, portion)
+    def has_room(self: ReadAhead, unit: read_ahead.UnitReads) -> bool:
+        found = real(self, unit)
         if not found:
             waits.set()
         return found

@@ -1,4 +1,4 @@
-"""What a run that continues another takes from it: only what is proved to be this merge's, byte for byte."""
+"""A run that continues another takes only what is proved to be this merge's, byte for byte."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
 
 @pytest.fixture(scope="module")
 def expected(family: Family) -> dict[str, bytes]:
-    """What the reference backend makes of them."""
+    """Return the weights that the reference backend merges."""
     merge_checkpoints(family.config, family.home / "expected", backend="reference")
     return weights(family.home / "expected")
 
@@ -227,10 +227,10 @@ def test_the_last_worker_has_all_threads(family: Family, monkeypatch: pytest.Mon
     fuse_files, take, merge_one = CpuBackend.fuse_files, ReadAhead.take, CpuWorker.merge
 
     def taken(self: ReadAhead) -> UnitReads | None:
-        portion = take(self)
-        if portion is None:
+        unit = take(self)
+        if unit is None:
             ended.set()
-        return portion
+        return unit
 
     def merged(self: CpuWorker, job: Job, direct: Sequence[Input] = ()) -> TensorReport:
         current.name = job.name

@@ -1,4 +1,4 @@
-"""What is merged next: the order of units, what readers bring before a worker has it, and what is forgotten."""
+"""Units come in order, readers bring them before a worker takes them, and workers' reads are forgotten."""
 
 from __future__ import annotations
 
@@ -91,15 +91,15 @@ def at_work(*threads: Callable[[], object]) -> Iterator[list[object]]:
 def take_all(found: ReadAhead) -> list[UnitReads]:
     """A worker's work."""
     taken = []
-    while portion := found.take():
-        taken.append(portion)
-        found.done(portion)
+    while unit := found.take():
+        taken.append(unit)
+        found.done(unit)
     return taken
 
 
-def names(portion: UnitReads | None) -> list[str]:
-    assert portion is not None
-    return [job.name for job in portion.jobs]
+def names(unit: UnitReads | None) -> list[str]:
+    assert unit is not None
+    return [job.name for job in unit.jobs]
 
 
 @pytest.fixture
@@ -116,12 +116,12 @@ def test_units_come_in_order_when_they_were_brought(readers: int, disk: Disk) ->
     found, _ = made(units(models, 8, 16, 2, 4, 32), 1, PLENTY)
     with at_work(*[found.read] * readers):
         for number in range(5):
-            portion = found.take()
-            assert names(portion) == [f"t{number}"]
-            assert not portion.direct
+            unit = found.take()
+            assert names(unit) == [f"t{number}"]
+            assert not unit.direct
             read = disk.told("read")
             assert {f"base/t{number}", f"target/t{number}"} <= set(read)
-            found.done(portion)
+            found.done(unit)
             forgotten = [f"{model}/t{n}" for n in range(number + 1) for model in ("base", "target")]
             assert disk.told("forget") == forgotten
         assert found.take() is None
@@ -148,7 +148,7 @@ def test_a_worker_waits_for_its_inputs(disk: Disk) -> None:
         with at_work(found.read):
             pass
     assert disk.told("read") == ["base/t0", "target/t0"]
-    assert [names(portion) for portion in taken] == [["t0"]]
+    assert [names(unit) for unit in taken] == [["t0"]]
 
 
 def test_models_of_a_unit_are_read_at_once(disk: Disk) -> None:
@@ -223,7 +223,7 @@ def test_skipped_tensors_are_not_read(disk: Disk) -> None:
     found.done(first)
     assert disk.log == [] and found.readers == 1
     with at_work(found.read):
-        assert [names(portion) for portion in take_all(found)] == [["a", "b"]]
+        assert [names(unit) for unit in take_all(found)] == [["a", "b"]]
     assert disk.told("read") == disk.told("forget") == ["m/a"]
 
 
@@ -238,8 +238,8 @@ def test_what_waits_is_bounded(disk: Disk) -> None:
         for taken, read in enumerate((2, 3, 3, 4, 7)):
             waits.until_all_wait()
             assert sorted(disk.told("read")) == [f"m/t{i}" for i in range(read)]
-            portion = found.take()
-            assert names(portion) == [f"t{taken}"]
+            unit = found.take()
+            assert names(unit) == [f"t{taken}"]
     assert sorted(disk.told("read")) == [f"m/t{i}" for i in range(8)]
 
 
@@ -276,7 +276,7 @@ def test_what_there_is_no_room_for_is_direct(disk: Disk) -> None:
     assert disk.told("read") == [] and disk.told("forget") == ["base/t0", "target/t0"]
     with at_work(found.read):
         rest = take_all(found)
-    assert [portion.direct for portion in rest] == [False, False]
+    assert [unit.direct for unit in rest] == [False, False]
     assert disk.told("read") == ["base/t1", "target/t1"]
     assert ReadAhead(units(models, 2, 2), 1, capacity=0).readers == 0
 
@@ -309,7 +309,7 @@ def test_any_units(
     found, _ = made(units(models, *sizes), workers, room, skipped, tuning=tuning)
     with at_work(*[found.read] * readers, *[lambda: take_all(found)] * workers) as results:
         pass
-    taken = [portion for result in results if isinstance(result, list) for portion in result]
+    taken = [unit for result in results if isinstance(result, list) for unit in result]
     assert Counter(n for p in taken for n in names(p)) == Counter(
         f"t{i}" for i in range(len(sizes))
     )
@@ -362,7 +362,7 @@ def test_a_reader_survives_what_cannot_be_read(error: Exception, disk: Disk) -> 
     models = [Model(disk, "base"), Model(disk, "target")]
     found, _ = made(units(models, 8, 8), 1, PLENTY)
     with at_work(found.read):
-        assert [names(portion) for portion in take_all(found)] == [["t0"], ["t1"]]
+        assert [names(unit) for unit in take_all(found)] == [["t0"], ["t1"]]
     assert disk.told("read") == ["target/t0", "base/t1", "target/t1"]
 
 
@@ -386,9 +386,9 @@ def test_where_nobody_knows_what_is_cached_nothing_is_forgotten(disk: Disk) -> N
     model.is_cached = lambda info: None  # type: ignore[method-assign]
     found = ReadAhead(units([model], 2), 1, PLENTY)
     found.read()
-    portion = found.take()
-    assert portion is not None and not portion.direct
-    found.done(portion)
+    unit = found.take()
+    assert unit is not None and not unit.direct
+    found.done(unit)
     found.forget_rest()
     assert disk.log == [("read", "m/t0")]
-    assert ReadAhead(units([model], 2), 1, 0).take().direct_inputs(portion.jobs[0]) == []
+    assert ReadAhead(units([model], 2), 1, 0).take().direct_inputs(unit.jobs[0]) == []

@@ -1,4 +1,4 @@
-"""What a merge tells its caller: progress, its result, and what is wrong with its options."""
+"""A merge reports to its caller: its progress, its result, and mistakes in its options."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ MIB = 1 << 20
 
 
 def place(job: Job) -> tuple[str, int]:
-    """Where the base has it."""
+    """Return the base's file and the tensor's offset in it."""
     info = job.inputs[0].info
     return str(info.file), info.offset
 

@@ -1,4 +1,4 @@
-"""What a merge writes beside the weights: configs, the model card, the tokenizer."""
+"""A merge writes configs, the model card and the tokenizer beside the weights."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ HERE = TESTS
 SUPPORTED = "0.1.5"
 SDIST = f"mergekit=={SUPPORTED} --hash=sha256:caa51dbbfa493bcd62218d17f2bc7bb1c7a2a2e4baf4e2f34a29d73c66c594aa\n"
 
-#: What the suite merges without gradients, in a dtype that the kernels have.
+#: The suite merges with these methods without gradients, in a dtype that the kernels have.
 MERGED = (
     *("arcee_fusion", "breadcrumbs", "breadcrumbs_ties", "dare_linear", "dare_ties", "della"),
     *("della_linear", "karcher", "linear"),
@@ -89,6 +89,6 @@ def test_mergekits_tests_pass_with_the_kernels_at_work(suite: Path) -> None:
     assert passed(suite, FUSEO1_COUNTS=str(suite / "counts.json")) >= PASS
     done = json.loads((suite / "counts.json").read_text())
     assert min(done["merged"].get(method, 0) for method in MERGED) > 0, done["merged"]
-    # What is left to mergekit is left for what it is, not because kernels failed.
+    # mergekit does the other merges because the kernels do not take them, not because kernels failed.
     others = [row for row in done["left"] if not re.fullmatch(REASONS, row[1])]
     assert others == []

@@ -29,7 +29,7 @@ SHAPE = (300, 1000)
 
 
 def mask(d: torch.Tensor, density: float, epsilon: float, key: int) -> torch.Tensor:
-    """What stays of float64 rows: chances rise with the rank, and of equals the first ranks highest."""
+    """Return DELLA's selection from float64 rows: chances rise with the rank, and the first of equals ranks highest."""
     n = d.shape[-1]
     rows = d.abs().reshape(-1, n)
     # From the largest to the smallest, the first of equals first.

@@ -304,7 +304,7 @@ def test_slices_renumber_layers(models: Models) -> None:
     attention = [layer(i, "self_attn.q_proj").rule.select_topk for i in range(5)]
     assert attention == [0.25, 0.75, 0.5, 1.0, 1.0]
 
-    # What stands before the layers is of the first slice, what stands after them of the last.
+    # The first slice has the tensors before the layers, the last slice has those after them.
     assert [model for model, _ in inputs(jobs["model.embed_tokens.weight"])] == ["base", "left"]
     for name in ("model.norm.weight", "lm_head.weight"):
         assert [model for model, _ in inputs(jobs[name])] == ["base", "left", "right"]

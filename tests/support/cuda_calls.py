@@ -30,7 +30,7 @@ from support.tensors import BF16, FP32
 NUMEL, TARGETS = 520, 3
 TENSORS = [as_array(t) for t in tensors_of(NUMEL, TARGETS, (BF16, FP32))]
 OUT = as_array(torch.empty(NUMEL))
-#: What chance decides by rank, and bands by rows' factors, are decided by kernels of their own.
+#: Kernels of their own decide draws by rank, and bands by rows' factors.
 FACTORS = RowFactors(NUMEL // 4, struct.pack("4f", 1.0, 0.5, 2.0, 1.5))
 SELECTS = (
     Band(Cut(0x3A800000, 100), rows=FACTORS),

@@ -14,7 +14,7 @@ from fuseo1_kernels.plan.job import Input, Job
 
 
 class Disk:
-    """What happens to models' tensors: a log of it, and what is in the page cache because of it."""
+    """A simulated disk logs what happens to models' tensors, and counts their bytes in the page cache."""
 
     def __init__(self) -> None:
         self.log: list[tuple[str, str]] = []  # (what, MODEL/TENSOR)
@@ -36,7 +36,7 @@ class Disk:
             self.brought.pop(tensor, 0)
 
     def told(self, what: str) -> list[str]:
-        """What was "read", or was to be "forget", in order."""
+        """Return the tensors that were "read", or were to be "forget", in order."""
         return [tensor for done, tensor in self.log if done == what]
 
 

@@ -353,7 +353,7 @@ class Enqueued:
 
 
 def _fields(survey: SurveyResult) -> dict[str, Any]:
-    """What JSON can hold, and SCE needs."""
+    """Return the fields that SCE needs; JSON can hold all of them."""
     return {name: value for name, value in asdict(survey).items() if name != "divergences"}
 
 

@@ -43,7 +43,7 @@ class Child:
         self.pid = pid
 
     def wait(self) -> Ended:
-        """What it ended with."""
+        """Wait for the merge to end, and return its exit code and its output."""
         code = self._forks.ask(wait=self.pid)
         out, err, log = (
             self._files.with_suffix(f".{name}").read_text() for name in ("out", "err", "log")
@@ -66,7 +66,7 @@ class Ended:
 
     @property
     def result(self) -> dict[str, Any]:
-        """What --json said."""
+        """Return the object that --json printed."""
         said: dict[str, Any] = json.loads(self.out)
         return said
 

@@ -1,4 +1,4 @@
-"""What fuse is given beyond SCE: elections, selections, divisors, and tensors that make them matter."""
+"""These cases give fuse more than SCE does: elections, selections, divisors, and tensors that make them matter."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ELECTS: tuple[Elect, ...] = ("sum", "weighted", "count", "none")
 MIXED = (BF16, FP32, FP16)
 WEIGHTS = (0.7, -0.3, 0.45, 1.5, -0.01)
 
-#: What differs from the defaults of FuseParams, besides weights, election and selections.
+#: Each mode changes defaults of FuseParams; weights, election and selections come on top.
 MODES: tuple[dict[str, object], ...] = (
     {},
     {"floor_divisor": 0.4},

@@ -58,14 +58,14 @@ def _family(home: Path, shapes: dict[str, tuple[int, ...]], **writing: Any) -> F
 
 
 def undisturbed(family: Family, *argv: object) -> Tree:
-    """What a merge makes that nothing disturbs, in a directory that is called like `Family.out`."""
+    """Return the files of an undisturbed merge, in a directory that is called like `Family.out`."""
     out = family.home / "undisturbed" / family.out.name
     done(family.config, out, *argv)
     return tree(out)
 
 
 def alone(out: Path) -> Tree:
-    """What `out` holds; nothing may be beside it."""
+    """Return the files in `out`; nothing may be beside it."""
     assert [entry.name for entry in out.parent.iterdir()] == [out.name]
     return tree(out)
 

@@ -75,7 +75,7 @@ def tuned(base: Mapping[str, torch.Tensor], seed: int, dtype: torch.dtype | None
 
 
 def merged(states: Sequence[Mapping[str, torch.Tensor]], name: str, **keywords: Any) -> Any:
-    """What the in-memory function makes of one tensor; the base's state comes first."""
+    """Return the tensor that the in-memory function merges; the base's state comes first."""
     return merge_tensors([s[name] for s in states], "sce", base_index=0, **keywords)
 
 
@@ -202,7 +202,7 @@ class Family:
 
     @property
     def out(self) -> Path:
-        """Where tests let the result be written: neither it nor its parent is there."""
+        """Return the path to which tests write the result; neither it nor its parent exists."""
         return self.home / "results" / "merged"
 
     def target(self, number: int) -> Path:

@@ -162,7 +162,7 @@ INDEX = "model.safetensors.index.json"
 CONFIG = {"architectures": ["Qwen2ForCausalLM"], "num_hidden_layers": 2, "layer_types": ["a", "b"]}
 FIRST, SECOND = "1.safetensors", "sub/2.safetensors"
 WEIGHT_MAP = {name: FIRST if place < 2 else SECOND for place, name in enumerate(HELD)}
-#: What an index may try to lead to.
+#: An index may try to lead to these.
 SHARDS = (
     *(FIRST, f"./{FIRST}", f"sub/../{FIRST}", f"{FIRST}/", "sub", ".", "..", "/", "~", "*", ""),
     *(f"../left/{FIRST}", f"../outside/{FIRST}", f"directory/{FIRST}", "link", "loop", "gone"),
@@ -283,7 +283,7 @@ def yaml_keys(known: Sequence[str]) -> st.SearchStrategy[Any]:
     return st.one_of(st.sampled_from(known), _SCALARS, st.sampled_from(_RAW_YAML).map(Raw))
 
 
-#: What a program, not a YAML file, may hand over as a config.
+#: A program, not a YAML file, may hand over these as a config.
 OBJECTS = st.one_of(
     _PLAIN,
     st.sampled_from([b"left", b"\xff", (0, 2), frozenset("a"), ..., int, 1j, range(2)]),

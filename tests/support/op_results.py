@@ -1,4 +1,4 @@
-"""What the reference backend makes of `siblings`, kept for all the tests that compare with it."""
+"""The reference backend merges `siblings` once; all the tests that compare with it share the results."""
 
 from __future__ import annotations
 

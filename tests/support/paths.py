@@ -1,4 +1,4 @@
-"""Where the repository's parts are."""
+"""These constants name the repository's folders."""
 
 from __future__ import annotations
 

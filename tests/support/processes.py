@@ -25,7 +25,7 @@ MERGE = ("-m", "fuseo1_kernels.merge")
 
 @dataclass(frozen=True)
 class Run:
-    """What a command line gave back."""
+    """A run has a command line's exit code and its output."""
 
     code: int
     out: str

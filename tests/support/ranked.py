@@ -1,4 +1,4 @@
-"""What RANKED selections (DELLA's) are tested on: rows of every kind, and what must be refused."""
+"""The tests of RANKED selections (DELLA's) use these rows of every kind, and selections that must be refused."""
 
 from __future__ import annotations
 

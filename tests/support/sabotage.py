@@ -1,4 +1,4 @@
-"""What goes wrong in a merge that `forked` starts: functions by name, called in the child before the command line."""
+"""The child that `forked` starts calls these functions, by name, before the command line; they disturb its merge."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 from support import tuning
 
-#: Where `count` writes.
+#: `count` writes to this file.
 log_file = ""
 
 

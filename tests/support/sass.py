@@ -10,7 +10,7 @@ from dataclasses import dataclass
 _FUNCTION = re.compile(r"^\s*Function : (\S+)")
 _INSTRUCTION = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;")
 _PREDICATE = re.compile(r"^@!?U?P\w+\s+")
-# What ends a block of instructions.
+# These instructions end a basic block.
 _LEAVES = re.compile(r"^(BRA|BRX|EXIT|RET|BSYNC|JMP)\b")
 
 

@@ -49,7 +49,7 @@ def assert_same_bits(actual: torch.Tensor, expected: torch.Tensor, what: object 
 
 
 def learned(result: SurveyResult) -> dict[str, Any]:
-    """What a survey learned, without how many reads that took."""
+    """Return what a survey learned, without the number of its passes."""
     fields = asdict(result.lasting)
     del fields["passes"]
     return fields

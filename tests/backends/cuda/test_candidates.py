@@ -33,7 +33,7 @@ def scores(targets: int, rms: float, spread: bool) -> torch.Tensor:
 
 
 def inside(bits: torch.Tensor, topk: float) -> float:
-    """Which part of all elements the bracket of a sample of SAMPLED is expected to hold."""
+    """Return the fraction of all elements that the bracket of a sample of SAMPLED is expected to hold."""
     present = len(bits) / DRAWN * SAMPLED
     margin = (16 + 4 * math.sqrt(present * topk * (1 - topk))) / present
     high = int(bits[int((topk - margin) * len(bits))]) | 511
@@ -42,7 +42,7 @@ def inside(bits: torch.Tensor, topk: float) -> float:
 
 
 def room(targets: int) -> float:
-    """For which part of all elements there is memory."""
+    """Return the fraction of all elements for which there is memory."""
     held = load_emulated().workspace_bytes(targets, NUMEL, 0.5)
     rest = NUMEL / BLOCK * targets + NUMEL / STRETCH * 4 + (1 << 18)
     return (held - rest) / WORD / NUMEL

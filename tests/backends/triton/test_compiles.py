@@ -35,19 +35,13 @@ from fuseo1_kernels.backends.triton import (
     backend,
     divergences,
     energies,
+    fuse_general,
+    fuse_sce,
     sampling,
     scan,
     settle,
     sums,
-)
-from fuseo1_kernels.backends.triton import (
-    fuse_general as fuse_family,
-)
-from fuseo1_kernels.backends.triton import (
-    fuse_sce as fuse,
-)
-from fuseo1_kernels.backends.triton import (
-    threshold as selection,
+    threshold,
 )
 from fuseo1_kernels.backends.triton.tuning import SPACE, Config, general_config
 from support.gpu.grid import array, placed
@@ -89,8 +83,8 @@ DIGITS = {"TILE": 512, "OF": -1}
 MAGNITUDES = {"TARGETS": 1, "OF": 0}
 SETTLE = {**SHAPE, "SLOTS": 4}
 
-# fuse_family.py's ELECT and DIVISOR, selects.py's KINDS.
-FAMILY = {"MASKED": False, **FUSE}
+# fuse_general.py's ELECT and DIVISOR, select.py's KINDS.
+GENERAL = {"MASKED": False, **FUSE}
 TIES = {"ELECT": 1, "KINDS": 0o111, "DIVISOR": 0}
 DARE = {"ELECT": 3, "KINDS": 0o222, "DIVISOR": 3}
 ARCEE = {"ELECT": 3, "KINDS": 0o6, "DIVISOR": 3, "TARGETS": 1}
@@ -101,27 +95,30 @@ PEFTS = {"ELECT": 0, "KINDS": 0o111, "DIVISOR": 2}
 STREAMING = {
     "scan_tiles scored": (scan.scan_tiles, {"SCORED": True, **SCAN}),
     "scan_tiles all": (scan.scan_tiles, {"SCORED": False, **SCAN}),
-    "fuse_tiles": (fuse.fuse_tiles, {**FUSE, **PLAIN}),
-    "fuse_tiles masked": (fuse.fuse_tiles, {**FUSE, **MASKED}),
+    "fuse_tiles": (fuse_sce.fuse_tiles, {**FUSE, **PLAIN}),
+    "fuse_tiles masked": (fuse_sce.fuse_tiles, {**FUSE, **MASKED}),
 }
 #: Those beyond SCE's, whose config is general_config's.
-OF_FAMILY = {
-    "fuse_general_tiles ties": (fuse_family.fuse_general_tiles, {**FAMILY, **TIES}),
-    "fuse_general_tiles dare": (fuse_family.fuse_general_tiles, {**FAMILY, **DARE}),
+GENERAL_KERNELS = {
+    "fuse_general_tiles ties": (fuse_general.fuse_general_tiles, {**GENERAL, **TIES}),
+    "fuse_general_tiles dare": (fuse_general.fuse_general_tiles, {**GENERAL, **DARE}),
     "add_norms": (sums.add_norms, {**TILES, "WHOLE": True, "KINDS": 0o021}),
     "count_nonzero": (sums.count_nonzero, {**TILES, "WHOLE": True}),
     "add_gram": (sums.add_gram, {**TILES, "WHOLE": True, "OF_INPUTS": True}),
 }
 OTHERS = {
-    "fuse_tiles fp16": (fuse.fuse_tiles, {**FUSE, **PLAIN, "OUT": 1}),
-    "fuse_tiles tail": (fuse.fuse_tiles, {**FUSE, **MASKED, "WHOLE": False}),
+    "fuse_tiles fp16": (fuse_sce.fuse_tiles, {**FUSE, **PLAIN, "OUT": 1}),
+    "fuse_tiles tail": (fuse_sce.fuse_tiles, {**FUSE, **MASKED, "WHOLE": False}),
     "fuse_general_tiles tail": (
-        fuse_family.fuse_general_tiles,
-        {**FAMILY, **VARIED, "WHOLE": False, "MASKED": True, "OUT": 1},
+        fuse_general.fuse_general_tiles,
+        {**GENERAL, **VARIED, "WHOLE": False, "MASKED": True, "OUT": 1},
     ),
-    "fuse_general_tiles sum": (fuse_family.fuse_general_tiles, {**FAMILY, **PEFTS, "MASKED": True}),
-    "fuse_general_tiles base": (fuse_family.fuse_general_tiles, {**FAMILY, **DARE, "TARGETS": 0}),
-    "fuse_general_tiles by rows": (fuse_family.fuse_general_tiles, {**FAMILY, **ARCEE}),
+    "fuse_general_tiles sum": (
+        fuse_general.fuse_general_tiles,
+        {**GENERAL, **PEFTS, "MASKED": True},
+    ),
+    "fuse_general_tiles base": (fuse_general.fuse_general_tiles, {**GENERAL, **DARE, "TARGETS": 0}),
+    "fuse_general_tiles by rows": (fuse_general.fuse_general_tiles, {**GENERAL, **ARCEE}),
     "find_divergences": (divergences.find_divergences, ROWS),
     "add_norms tail": (sums.add_norms, {**TILES, "WHOLE": False, "KINDS": 0o152}),
     "add_gram tail": (sums.add_gram, {**TILES, "WHOLE": False, "OF_INPUTS": False}),
@@ -129,30 +126,30 @@ OTHERS = {
     "scan_carefully magnitudes": (scan.scan_carefully, {**SCAN, "OF": 2, "SCORED": True}),
     "sample_scores magnitudes": (sampling.sample_scores, MAGNITUDES),
     "count_digit magnitudes": (
-        selection.count_digit,
+        threshold.count_digit,
         {**SHAPE, **DIGITS, **MAGNITUDES, "DIGIT": 1},
     ),
     "scan_tiles by rows": (scan.scan_tiles, {**SCAN, **MAGNITUDES, "SCORED": True}),
     "scan_carefully by rows": (scan.scan_carefully, {**SCAN, **MAGNITUDES, "SCORED": True}),
     "sample_scores by rows": (sampling.sample_scores, MAGNITUDES),
     "count_nonzero by rows": (sums.count_nonzero, {**TILES, "TARGETS": 1, "WHOLE": False}),
-    "find_cut by rows": (selection.find_cut, MAGNITUDES),
+    "find_cut by rows": (threshold.find_cut, MAGNITUDES),
     "scan_carefully scored": (scan.scan_carefully, {"SCORED": True, **SCAN}),
     "scan_carefully all": (scan.scan_carefully, {"SCORED": False, **SCAN}),
     "sample_scores": (sampling.sample_scores, {"TARGETS": 3, "OF": -1}),
     "measure_runs": (sampling.measure_runs, {}),
     "refine_bracket": (sampling.refine_bracket, {}),
     "end_bracket": (sampling.end_bracket, {"TARGETS": 3}),
-    "count_digit first": (selection.count_digit, {**SHAPE, **DIGITS, "DIGIT": 0}),
-    "count_digit last": (selection.count_digit, {**SHAPE, **DIGITS, "DIGIT": 2}),
-    "count_ties": (selection.count_ties, {**SHAPE, **DIGITS}),
-    "find_cut": (selection.find_cut, {"TARGETS": 3, "OF": -1}),
+    "count_digit first": (threshold.count_digit, {**SHAPE, **DIGITS, "DIGIT": 0}),
+    "count_digit last": (threshold.count_digit, {**SHAPE, **DIGITS, "DIGIT": 2}),
+    "count_ties": (threshold.count_ties, {**SHAPE, **DIGITS}),
+    "find_cut": (threshold.find_cut, {"TARGETS": 3, "OF": -1}),
     "add_selected": (energies.add_selected, {**SHAPE, "TILE": 512}),
     "settle": (settle.settle, {**SETTLE, "SCORED": True, "ALL": False, "MERGEKIT": True}),
     "settle all": (settle.settle, {**SETTLE, "SCORED": False, "ALL": True, "MERGEKIT": False}),
     "take_params": (settle.take_params, {"TARGETS": 3, "SLOTS": 4}),
 }
-KERNELS = {**STREAMING, **OF_FAMILY, **OTHERS}
+KERNELS = {**STREAMING, **GENERAL_KERNELS, **OTHERS}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -171,7 +168,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def compile_backwards() -> None:
-    """What fails, fails in the tests too."""
+    """Compile from the last kernel to the first. A kernel that fails here fails in the tests too."""
     for name in reversed(KERNELS):
         for target in reversed(TARGETS.values()):
             with suppress(Exception):
@@ -184,7 +181,7 @@ def compiled(
     """As a launch with 16-byte aligned pointers compiles it: with `warps` where a config says how many."""
     kernel, constants = KERNELS[name]
     inputs = inputs or ("*i16",) * (constants.get("TARGETS", 1) + 1)
-    if name.endswith("by rows") and kernel is not fuse_family.fuse_general_tiles:
+    if name.endswith("by rows") and kernel is not fuse_general.fuse_general_tiles:
         inputs = (*inputs, "*i64")  # arithmetic.magnitude
     warps = warps if "ROWS" in constants else 4
     signature: dict[str, Any] = {}
@@ -205,7 +202,7 @@ def compiled(
 
 
 def assembled(ptx: str, folder: Path) -> str:
-    """What ptxas says of registers and spills on sm_90."""
+    """Return ptxas's report on registers and spills for sm_90."""
     (folder / "kernel.ptx").write_text(ptx)
     ran = subprocess.run(
         [
@@ -236,7 +233,7 @@ def test_compiles(name: str, target: GPUTarget, tmp_path: Path) -> None:
     assert kernel.asm["cubin"]
     # Nothing is contracted, denormals are kept, divisions round correctly.
     assert not re.findall(r"\bfma\.|\.ftz|div\.(?:full|approx)", ptx)
-    if name in STREAMING or name in OF_FAMILY:
+    if name in STREAMING or name in GENERAL_KERNELS:
         wide = re.findall(r"ld\.global\S*\.v4\.b32", ptx)
         assert len(wide) == 4 * CONFIG.rows // CONFIG.warps  # an input's block: 16 bytes a lane
         # Those of sums.py count what is not finite themselves, and load it once more for that, with a mask.
@@ -283,7 +280,7 @@ def test_the_familys_configs_spill_nothing(
     targets: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kernels = {}
-    for name, (kernel, constants) in OF_FAMILY.items():
+    for name, (kernel, constants) in GENERAL_KERNELS.items():
         of_all = {"TARGETS": targets}
         if "KINDS" in constants:
             of_all["KINDS"] = int(str(constants["KINDS"] & 7) * targets, 8)
@@ -294,7 +291,7 @@ def test_the_familys_configs_spill_nothing(
 
 
 class _Hopper:
-    """What Triton asks of a driver to compile a launch."""
+    """A simulated driver answers what Triton asks when it compiles a launch."""
 
     def get_current_target(self) -> GPUTarget:
         return TARGETS["cuda:90"]

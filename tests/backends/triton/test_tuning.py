@@ -1,4 +1,4 @@
-"""Which config Triton's kernels are launched with: the tuner, with a clock that the tests wind. No kernel runs."""
+"""The tuner chooses the config of each launch of Triton's kernels. The tests wind its clock; no kernel runs."""
 
 from __future__ import annotations
 

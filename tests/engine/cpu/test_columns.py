@@ -177,8 +177,8 @@ def merge_within(
             found, options.pop("nonfinite", "error"), lambda _: None, stop, tuning=current()
         )
         memory = WorkerMemory(read, job.output_bytes, MIB)
-        merger = CpuWorker(load_backend(backend), memory, work, threads=lambda: 2)
-        report = merger.merge(job)
+        worker = CpuWorker(load_backend(backend), memory, work, threads=lambda: 2)
+        report = worker.merge(job)
         assert found.written == job.output_bytes
         return bytes(found.data), job, report
     finally:

@@ -59,8 +59,8 @@ def merge_with(
     )
     found = Collected(job.output_bytes)
     work = MergeContext(found, "error", lambda _: None, threading.Event(), tuning=current())
-    merger = CpuWorker(load_backend(backend), memory, work, threads=lambda: 2)
-    report = merger.merge(job, inputs if direct else ())
+    cpu_worker = CpuWorker(load_backend(backend), memory, work, threads=lambda: 2)
+    report = cpu_worker.merge(job, inputs if direct else ())
     assert found.written == job.output_bytes
     assert report.record.passes >= 1
     assert report.bytes_read == (1 + report.record.passes) * job.input_bytes

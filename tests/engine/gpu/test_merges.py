@@ -168,7 +168,7 @@ def test_surveys_are_kept_and_found(mixed: Family, tmp_path: Path) -> None:
 
 
 def test_surveys_for_later_that_need_more_memory(tmp_path: Path) -> None:
-    """Where everything is selected there is nothing to choose from; at other values there is."""
+    """A survey that selects everything has no candidates; surveys at other values have."""
     family = make_family(tmp_path)
     merge(family, "cpu")
     device = FakeDevice()

@@ -130,7 +130,7 @@ def test_every_gpu(family: Family) -> None:
 
 
 def test_too_much_memory_is_refused(family: Family) -> None:
-    """A reservation is no larger than the plan needs; this one is asked for by itself."""
+    """A merge's regions take no more memory than the plan needs; this test allocates by itself."""
     [device] = open_devices((0,))
     with pytest.raises(RuntimeError, match="out of memory"):
         device.allocate(1 << 50)

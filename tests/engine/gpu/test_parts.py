@@ -1,4 +1,4 @@
-"""What merges on GPUs are made of: regions, slots, layouts, names of devices, and errors of theirs."""
+"""These tests cover the parts of merges on GPUs: regions, slots, layouts, names of devices, and their errors."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ BF16, FP32 = BY_NAME["bfloat16"], BY_NAME["float32"]
 
 
 def test_regions_do_not_overlap_and_are_all_used() -> None:
-    reservation, draw = Regions(1 << 16), random.Random(1)
+    regions, draw = Regions(1 << 16), random.Random(1)
     held: dict[int, int] = {}
     for _ in range(2000):
         nbytes = draw.choice([1, 255, 256, 257, 5000])
         if len(held) > 8 or (held and draw.random() < 0.4):
             start = draw.choice(list(held))
             del held[start]
-            reservation.give(start)
+            regions.give(start)
             continue
-        start = reservation.take(nbytes)
+        start = regions.take(nbytes)
         assert start % 256 == 0 and start + nbytes <= 1 << 16
         assert all(start + nbytes <= s or s + n <= start for s, n in held.items())
         held[start] = nbytes
     for start in held:
-        reservation.give(start)
-    assert reservation.take(1 << 16) == 0
+        regions.give(start)
+    assert regions.take(1 << 16) == 0
 
 
 def in_thread(function: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
@@ -68,28 +68,28 @@ def in_thread(function: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]
 
 
 def test_a_large_region_is_not_passed_by() -> None:
-    reservation = Regions(1024)
-    first, second = reservation.take(512), reservation.take(256)
-    large, got_large = in_thread(lambda: reservation.take(1000))
+    regions = Regions(1024)
+    first, second = regions.take(512), regions.take(256)
+    large, got_large = in_thread(lambda: regions.take(1000))
     large.join(0.05)
-    small, got_small = in_thread(lambda: reservation.take(256))
+    small, got_small = in_thread(lambda: regions.take(256))
     small.join(0.05)
     assert not got_large and not got_small  # 256 bytes are free, but it is not this one's turn
-    reservation.give(first)
-    reservation.give(second)
+    regions.give(first)
+    regions.give(second)
     large.join(5)
     assert got_large == [0]
-    reservation.give(0)
+    regions.give(0)
     small.join(5)
     assert got_small == [0]
 
 
 def test_who_waits_gives_up_when_all_is_closed() -> None:
-    reservation, ring = Regions(256), StagingRing(FakeDevice(), 1, 256)
-    reservation.take(256)
+    regions, ring = Regions(256), StagingRing(FakeDevice(), 1, 256)
+    regions.take(256)
     ring.take()
-    waiting = [in_thread(lambda: reservation.take(1)), in_thread(ring.take)]
-    for closed in (reservation, ring):
+    waiting = [in_thread(lambda: regions.take(1)), in_thread(ring.take)]
+    for closed in (regions, ring):
         closed.close()
     for thread, found in waiting:
         thread.join(5)

@@ -237,7 +237,7 @@ class Surveys:
     def test_the_sample_misleads(
         self, beside: float, gpu: GpuBackend, device: torch.device
     ) -> None:
-        """What the CUDA kernels sample is larger, or smaller, than the rest."""
+        """The elements that the CUDA kernels sample are larger, or smaller, than the rest."""
         n = 70_000
         larger = torch.rand(n, generator=torch.Generator().manual_seed(5)) + 1
         made = larger * torch.where(sampled_by_cuda(n), 1.0, beside)
@@ -334,7 +334,7 @@ class Methods:
 
 
 class MergesRefused:
-    """What the general fuse of a backend, the fixture `gpu`, refuses on the host."""
+    """A backend, the fixture `gpu`, refuses these general merges on the host."""
 
     def test_more_than_it_takes(self, gpu: GpuBackend) -> None:
         one, params = array(torch.zeros(4)), FuseParams((1.0,) * 17, elect="none")

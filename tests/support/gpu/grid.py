@@ -101,7 +101,7 @@ def check(
 
 
 def sampled_by_cuda(n: int) -> torch.Tensor:
-    """Which elements of a small tensor the CUDA kernels sample."""
+    """Return a mask of the elements of a small tensor that the CUDA kernels sample."""
     sampled = torch.zeros(n, dtype=torch.bool)
     runs = n // 32 // 8
     stretch = n // runs
@@ -118,7 +118,7 @@ Case = tuple[list[torch.Tensor], float, str, torch.Tensor]
 def drawn(
     kind: Callable[..., list[torch.Tensor]], device: torch.device, few: bool = False
 ) -> Iterator[Case]:
-    """What `compare` takes, drawn from all sizes, numbers of targets, dtypes, alignments and options.
+    """Yield arguments of `compare`, drawn from all sizes, numbers of targets, dtypes, alignments and options.
 
     `few`: of two kinds of operands only, for kernels that are compiled for each.
     """

@@ -80,7 +80,7 @@ def same(family: Family) -> bool:
 
 
 def refusals(family: Family) -> list[str]:
-    """What the CPU and a GPU say of a merge that neither makes; of its output nothing is left."""
+    """Return the errors of the CPU and of a GPU for a merge that both refuse; neither leaves any output."""
     said = []
     for device in ("cpu", "cuda"):
         with pytest.MonkeyPatch.context() as patch, pytest.raises(MergeError) as caught:
@@ -92,7 +92,7 @@ def refusals(family: Family) -> list[str]:
 
 
 def checksums(model: Path) -> list[Any]:
-    """What the checksum file says of the weights: the small files have the directory's name."""
+    """Return the checksum file's entries for the weights; those for small files depend on the directory's name."""
     said = json.loads((model / "fuseo1_checksums.json").read_text())
     return [said[key] for key in ("merge", "options", "shards", "tensors")]
 
@@ -102,7 +102,7 @@ def noticed(family: Family, device: FakeDevice) -> bool:
     try:
         on_gpus(family, device, threads=2, max_gpu_memory=8 * MIB)
     except (MergeError, ValueError):
-        # What it got wrong is not to be gone on from.
+        # No later merge may continue a wrong one.
         shutil.rmtree(partial_of(family.home / "gpu"), ignore_errors=True)
         return True
     return not same(family)

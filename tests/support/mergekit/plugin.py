@@ -1,4 +1,4 @@
-"""What `test_mergekit_suite.py` makes the conftest.py of mergekit's tests: they run with the kernels, and count."""
+"""`test_mergekit_suite.py` copies this file to mergekit's tests as conftest.py: they use the kernels, and count."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def fuse(
     offset: int = 0,
     masks: Sequence[Bools] = (),
 ) -> torch.Tensor:
-    """What fuse makes of flat tensors, base first. `masks`: selections of kind BITS, in place of the params' own."""
+    """Return fuse's result on flat tensors, base first. `masks`: selections of kind BITS that replace the params'."""
     with np.errstate(all="ignore"):
         b, *x = (t.float().numpy() for t in tensors)
         real = number(params)

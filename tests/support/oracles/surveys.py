@@ -1,4 +1,4 @@
-"""What the surveys of magnitudes, norms and Gram matrices must find, by other means: sorting, and Python's integers.
+"""These oracles survey magnitudes, norms and Gram matrices by other means: sorting, and Python's integers.
 
 csrc/include/fuseo1/survey.h and select.h are the source of every formula.
 """
