@@ -56,6 +56,11 @@ TARGETS = {
     "cuda:120": GPUTarget("cuda", 120, 32),
     "hip:gfx942": GPUTarget("hip", "gfx942", 64),
 }
+#: The fast run compiles for Hopper alone.
+EVERY_TARGET = [
+    pytest.param(target, id=name, marks=() if name == "cuda:90" else pytest.mark.slow)
+    for name, target in TARGETS.items()
+]
 CPU = torch.device("cpu")
 MIXED = ("*i16", "*fp32", "*fp16", "*i16")
 # A kernel's parameters have the same type wherever they have the same name.
@@ -222,7 +227,7 @@ def assembled(ptx: str, folder: Path) -> str:
     return ran.stderr
 
 
-@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+@pytest.mark.parametrize("target", EVERY_TARGET)
 @pytest.mark.parametrize("name", KERNELS)
 def test_compiles(name: str, target: GPUTarget, tmp_path: Path) -> None:
     kernel = compiled(name, target)
@@ -253,7 +258,7 @@ def test_polynomials_keep_their_numbers() -> None:
         assert f"0d{struct.pack('>d', number).hex().upper()}" in ptx
 
 
-@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+@pytest.mark.parametrize("target", EVERY_TARGET)
 @pytest.mark.parametrize("name", ["scan_tiles scored", "fuse_tiles masked"])
 def test_mixed_dtypes_compile(name: str, target: GPUTarget) -> None:
     assert compiled(name, target, MIXED).asm
@@ -270,11 +275,13 @@ def no_spills(
         assert "0 bytes spill stores, 0 bytes spill loads" in said, said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", SPACE[1:], ids=str)
 def test_no_config_spills(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     no_spills(STREAMING, config, tmp_path, monkeypatch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("targets", [8, 16])
 def test_the_familys_configs_spill_nothing(
     targets: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -303,6 +310,7 @@ class _Hopper:
         return 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", [0, 1], ids=["aligned", "misaligned"])
 def test_launches_compile(by: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """All that the backend launches, as Triton specialises its arguments; only the launch itself is left out."""

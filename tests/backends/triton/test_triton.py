@@ -6,8 +6,6 @@ import importlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 import torch
@@ -30,25 +28,14 @@ def interpreted(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-PARTS = ("sce", "general", "merges")
-
-
-@pytest.fixture(scope="module")
-def runs() -> Iterator[dict[str, Future[subprocess.CompletedProcess[str]]]]:
-    """A run of each part, two at a time: they take minutes."""
-    with ThreadPoolExecutor(2) as pool:
-        asked = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
-        yield {
-            part: pool.submit(interpreted, *asked, f"tests/backends/triton/interpreted_{part}.py")
-            for part in PARTS
-        }
-
-
-@pytest.mark.parametrize("part", PARTS)
-def test_in_the_interpreter(
-    part: str, runs: dict[str, Future[subprocess.CompletedProcess[str]]]
-) -> None:
-    ran = runs[part].result()
+@pytest.mark.parametrize(
+    "part",
+    ["merges", *(pytest.param(part, marks=pytest.mark.slow) for part in ("sce", "general"))],
+)
+def test_in_the_interpreter(part: str) -> None:
+    """Every method, in `merges`; every kernel on data that are hard for it, in the other two."""
+    file = f"tests/backends/triton/interpreted_{part}.py"
+    ran = interpreted("-m", "pytest", "-q", "-m", "", "-p", "no:cacheprovider", file)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     print(ran.stdout.splitlines()[-1])
 
