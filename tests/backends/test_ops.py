@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import mmap
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -15,7 +14,15 @@ from fuseo1_kernels.backends.contract import NOTHING, FuseParams
 from fuseo1_kernels.backends.registry import load_backend
 from fuseo1_kernels.errors import MergeError
 from fuseo1_kernels.in_memory.ops import as_arrays
-from support.hard_scores import N, denormal, denormal_scores, few_values, pattern, pattern_survey
+from support.hard_scores import (
+    N,
+    Pattern,
+    denormal,
+    denormal_scores,
+    few_values,
+    pattern,
+    pattern_survey,
+)
 from support.op_results import MIXED, fused, params_for, surveyed
 from support.tensors import (
     BF16,
@@ -35,29 +42,29 @@ TOPKS = (0.0, 0.1, 0.5, 1.0)
 
 
 @pytest.mark.parametrize("shape", UGLY_SHAPES, ids=SHAPE_IDS)
-def test_every_dtype_and_shape(backend: str, shape: tuple[int, ...]) -> None:
+def test_every_dtype_and_shape(cpu: str, shape: tuple[int, ...]) -> None:
     for dtypes in (*((d,) for d in DTYPES), MIXED):
         base, *targets = siblings(shape, 3, dtypes)
         for topk in TOPKS:
-            result = survey(base, targets, select_topk=topk, backend=backend)
+            result = survey(base, targets, select_topk=topk, backend=cpu)
             assert learned(result) == learned(surveyed(shape, dtypes, topk)), (dtypes, topk)
         for topk, masked, out in itertools.product((0.5,), (False, True), DTYPES):
             params = params_for(surveyed(shape, dtypes, topk), masked)
-            merged = fuse(base, targets, params, out_dtype=out, backend=backend)
+            merged = fuse(base, targets, params, out_dtype=out, backend=cpu)
             assert_same_bits(merged, fused(shape, dtypes, topk, masked, out), (dtypes, masked))
 
 
 @pytest.mark.parametrize("targets", [*range(1, 17), 64])
-def test_one_to_sixtyfour_targets(backend: str, targets: int) -> None:
+def test_one_to_sixtyfour_targets(cpu: str, targets: int) -> None:
     for dtypes in (BF16, MIXED):
         base, *others = siblings(1000, targets, dtypes)
         for topk in (0.3, 1.0):
             expected = survey(base, others, select_topk=topk, backend="reference")
-            result = survey(base, others, select_topk=topk, backend=backend)
+            result = survey(base, others, select_topk=topk, backend=cpu)
             assert learned(result) == learned(expected)
             for masked in (False, True):
                 params = params_for(expected, masked)
-                merged = fuse(base, others, params, backend=backend)
+                merged = fuse(base, others, params, backend=cpu)
                 assert_same_bits(merged, fuse(base, others, params, backend="reference"))
 
 
@@ -73,19 +80,19 @@ def test_sixtyfive_targets_are_refused(backend: str) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_threads_change_no_bit(backend: str, threads: int) -> None:
+def test_threads_change_no_bit(cpu: str, threads: int) -> None:
     base, *targets = siblings(200_003, 3, MIXED)
     for topk in (0.2, 1.0):
         expected = surveyed((200_003,), MIXED, topk)
-        result = survey(base, targets, select_topk=topk, backend=backend, threads=threads)
+        result = survey(base, targets, select_topk=topk, backend=cpu, threads=threads)
         assert learned(result) == learned(expected)
         for masked in (False, True):
             params = params_for(expected, masked)
-            merged = fuse(base, targets, params, backend=backend, threads=threads, out_dtype=FP32)
+            merged = fuse(base, targets, params, backend=cpu, threads=threads, out_dtype=FP32)
             assert_same_bits(merged, fused((200_003,), MIXED, topk, masked, FP32))
 
 
-@pytest.mark.parametrize("chunk", [256, 4096, 4352])
+@pytest.mark.parametrize("chunk", [256, 4352])
 def test_fuse_in_chunks(backend: str, chunk: int) -> None:
     tensors = [t.bfloat16() for t in pattern(few_values)]
     result = survey(tensors[0], tensors[1:], select_topk=0.5, backend="reference")
@@ -137,9 +144,7 @@ def test_nothing_is_written_beyond_the_output(cpu: str, numel: int) -> None:
 
 
 @pytest.mark.parametrize("make", [denormal, denormal_scores, few_values], ids=lambda m: m.__name__)
-def test_a_caller_that_flushes_denormals_gets_the_same_bits(
-    cpu: str, make: Callable[[torch.Generator], list[torch.Tensor]]
-) -> None:
+def test_a_caller_that_flushes_denormals_gets_the_same_bits(cpu: str, make: Pattern) -> None:
     base, *targets = pattern(make)
     expected = pattern_survey(make, 0.35)
     params = params_for(expected, masked=True)

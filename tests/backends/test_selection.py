@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
 
 from fuseo1_kernels import fuse, survey
 from fuseo1_kernels.backends.contract import FuseParams
-from support.hard_scores import PATTERNS, N, constant, pattern, pattern_survey
+from support.hard_scores import PATTERNS, N, Pattern, constant, pattern, pattern_survey
 from support.op_results import params_for
 from support.oracles import sce as sce_oracle
 from support.tensors import BF16, FP32, assert_same_bits, learned, siblings
@@ -18,18 +18,21 @@ from support.tensors import BF16, FP32, assert_same_bits, learned, siblings
 SOME_TOPKS = (1e-5, 0.1, 0.35, 0.5, 0.999, 1.0)
 
 
+@cache
+def fused(make: Pattern, topk: float, masked: bool) -> torch.Tensor:
+    base, *targets = pattern(make)
+    return fuse(base, targets, params_for(pattern_survey(make, topk), masked), backend="reference")
+
+
 @pytest.mark.parametrize("topk", SOME_TOPKS)
 @pytest.mark.parametrize("make", PATTERNS, ids=lambda make: make.__name__)
-def test_hard_scores(
-    backend: str, make: Callable[[torch.Generator], list[torch.Tensor]], topk: float
-) -> None:
+def test_hard_scores(cpu: str, make: Pattern, topk: float) -> None:
     base, *targets = pattern(make)
     expected = pattern_survey(make, topk)
-    assert learned(survey(base, targets, select_topk=topk, backend=backend)) == learned(expected)
+    assert learned(survey(base, targets, select_topk=topk, backend=cpu)) == learned(expected)
     for masked in (False, True):
-        params = params_for(expected, masked)
-        merged = fuse(base, targets, params, backend=backend)
-        assert_same_bits(merged, fuse(base, targets, params, backend="reference"))
+        merged = fuse(base, targets, params_for(expected, masked), backend=cpu)
+        assert_same_bits(merged, fused(make, topk, masked))
 
 
 def test_a_cut_through_ties_takes_the_lowest_indices(backend: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from fuseo1_kernels import MergeError, merge_checkpoints
 from fuseo1_kernels.backends import contract
 from fuseo1_kernels.backends.contract import FuseParams
 from fuseo1_kernels.backends.cpu import CpuBackend
-from fuseo1_kernels.backends.registry import BACKENDS
 from fuseo1_kernels.config.load import as_config
 from fuseo1_kernels.engine.cpu import worker
 from fuseo1_kernels.engine.dry_run import dry_run
@@ -23,7 +21,7 @@ from fuseo1_kernels.engine.verify import verify_model
 from fuseo1_kernels.methods import METHODS
 from support.engine_runs import MIB, merge
 from support.interrupted import partial_of
-from support.method_cases import CASES, EMBED, Case, Told, mixed_family
+from support.method_cases import CASES, EMBED, Case, Told
 from support.models import (
     Family,
     State,
@@ -38,17 +36,17 @@ from support.processes import done, merge_json, run
 from support.tuning import current, tune
 
 
-@pytest.fixture(scope="module")
-def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
-    return mixed_family(tmp_path_factory.mktemp("methods"))
+@pytest.fixture
+def family(mixed_dtypes: Family) -> Family:
+    return mixed_dtypes
 
 
 @pytest.fixture
-def out(family: Family, tmp_path: Path) -> Iterator[Path]:
-    yield tmp_path / "merged"
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "merged"
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["cpu", pytest.param("reference", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_what_the_ops_make_of_it(
     case: Case, backend: str, family: Family, out: Path, monkeypatch: pytest.MonkeyPatch
@@ -64,16 +62,9 @@ def test_what_the_ops_make_of_it(
     assert (case.method == "sce") == bool(result.energy_share)
     tune(monkeypatch, chunk=1 << 16)
     for threads, memory in ((1, 30 * MIB), (3, 100 * MIB)):
-        merge_checkpoints(
-            family.config,
-            out,
-            backend=backend,
-            threads=threads,
-            max_memory=memory,
-            overwrite=True,
-            resume=False,
-            tuning=current(),
-        )
+        options = {"threads": threads, "max_memory": memory, "tuning": current()}
+        again = {"backend": backend, "overwrite": True, "resume": False}
+        merge_checkpoints(family.config, out, **options, **again)
         assert_same_state(read_model(out), expected)
 
 
@@ -194,7 +185,7 @@ def test_a_base_that_lends_its_config(tmp_path: Path) -> None:
 # --- seeds, resumption, verification -------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kept", [0, 1, 2, 3])
+@pytest.mark.parametrize("kept", [0, 1, pytest.param(2, marks=pytest.mark.slow), 3])
 @pytest.mark.parametrize("method", ["dare_ties", "della"])
 def test_random_masks_are_kept_as_far_as_memory_goes(
     method: str, kept: int, family: Family, out: Path, monkeypatch: pytest.MonkeyPatch

@@ -10,9 +10,12 @@ from fuseo1_kernels.backends import _cpu
 from fuseo1_kernels.checkpoint.source import Source
 from support.engine_runs import MIB, merge
 from support.models import Family, assert_same_state, read_model, weights
+from support.pairwise import pairwise
 from support.processes import spawn
 from support.tensors import ISAS
 from support.tuning import tune
+
+WAYS = ("cached", "read ahead", "direct")
 
 
 @pytest.mark.parametrize("select_topk", [1.0, 0.1])
@@ -36,9 +39,7 @@ def test_threads_and_runs(select_topk: float, family: Family) -> None:
     assert everything[0] == everything[1]
 
 
-@pytest.mark.parametrize("way", ["cached", "read ahead", "direct"])
-@pytest.mark.parametrize("select_topk", [1.0, 0.5, 0.1])
-@pytest.mark.parametrize("variant", ["fuseo1", "mergekit"])
+@pairwise("variant, select_topk, way", ("fuseo1", "mergekit"), (1.0, 0.5, 0.1), WAYS)
 def test_any_memory(
     variant: str, select_topk: float, way: str, oversized: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -221,15 +221,15 @@ def test_chunks_in_any_order(cpu: str, shape: tuple[int, int]) -> None:
 
 
 def test_files(backend: str, tmp_path: Path) -> None:
-    tensors = siblings((700, 401), 1, [BF16, FP32])
-    scratch, used, numel = Buffer(1 << 18), load_backend(backend), 700 * 401
+    tensors = siblings((330, 401), 1, [BF16, FP32])
+    scratch, used, numel = Buffer(1 << 18), load_backend(backend), 330 * 401
     with stored(tmp_path, tensors) as files:
         for request in requests_of(tensors)[:3]:
             surveyor = used.surveyor(1, numel, request, 2, PLENTY)
             surveyor.sample_files(files, 100, scratch)
             while not surveyor.done:
-                for at in (131_072, 0):
-                    surveyor.update_files(files, at, (131_072, numel - 131_072)[at > 0], scratch)
+                for at in (65_536, 0):
+                    surveyor.update_files(files, at, (65_536, numel - 65_536)[at > 0], scratch)
                 surveyor.end_pass()
             found = surveyor.result()
             assert learned(found) == learned(surveyed("reference", tensors, request))
@@ -238,7 +238,7 @@ def test_files(backend: str, tmp_path: Path) -> None:
         while (wanted := rule.request(results)) is not None:
             results.append(surveyed("reference", tensors, wanted))
         expected = merged("reference", tensors).view(-1)
-        for start, count in ((0, 131_072), (131_072, 1280), (132_352, 148_348)):
+        for start, count in ((0, 65_536), (65_536, 1280), (66_816, 65_514)):
             out = torch.empty(count)
             used.fuse_files(files, rule.params(results), as_array(out), start, 2, scratch)
             assert torch.equal(out, expected[start : start + count])

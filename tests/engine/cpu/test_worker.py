@@ -31,6 +31,7 @@ from fuseo1_kernels.methods.rule import TensorSpec
 from fuseo1_kernels.methods.sce import Sce
 from fuseo1_kernels.plan.job import Input, Job
 from support.models import Family, make_family, merged, tuned, weights
+from support.pairwise import pairwise
 from support.processes import spawn
 from support.streamed import BUDGET, MIB, Collected, limited
 from support.tensors import BF16
@@ -69,9 +70,10 @@ def merge_with(
     return bytes(found.data)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
-@pytest.mark.parametrize("select_topk", [1.0, 0.5, 0.1])
-@pytest.mark.parametrize("chunk", [512, 4096, 4097, 5555, 65535, 65537, 1 << 20])
+@pairwise(
+    "chunk, select_topk, backend",
+    *((512, 4096, 4097, 5555, 65535, 65537, 1 << 20), (1.0, 0.5, 0.1), ("cpu", "reference")),
+)
 def test_chunked_is_whole(
     chunk: int, select_topk: float, backend: str, family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,7 +24,7 @@ from support.engine_runs import MIB, merge
 from support.fake_gpu import COPIES_IN, COPIES_OUT, FakeDevice, FakeKernels, install
 from support.gpu.runs import SCHEDULES, checksums, noticed, on_gpus, same, use_small_slots
 from support.interrupted import partial_of
-from support.method_cases import CASES, Case, Told, mixed_family
+from support.method_cases import CASES, Case, Told
 from support.models import Family, State, make_family, weights
 from support.peak import Measured
 from support.processes import done, run
@@ -36,9 +36,9 @@ BY_ROW = CASES["model_stock, by row"]
 every_method = pytest.mark.parametrize("case", OTHERS.values(), ids=OTHERS)
 
 
-@pytest.fixture(scope="module")
-def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
-    return mixed_family(tmp_path_factory.mktemp("mixed"))
+@pytest.fixture
+def family(mixed_dtypes: Family) -> Family:
+    return mixed_dtypes
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from fuseo1_kernels.backends.registry import load_gpu_backend
 from fuseo1_kernels.engine.gpu.pool import open_devices
 from fuseo1_kernels.errors import BackendError
 from support.engine_runs import MIB, merge, oversized_family, spoil
-from support.method_cases import CASES, Case, mixed_family
+from support.method_cases import CASES, Case
 from support.models import Family, State, make_family, tuned, weights
 from support.tensors import BF16, FP16, FP32
 from support.tuning import tune
@@ -81,18 +81,13 @@ def test_little_memory(
     assert torch.cuda.max_memory_allocated() <= max_gpu_memory
 
 
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Family:
-    return mixed_family(tmp_path_factory.mktemp("small"))
-
-
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_every_method(case: Case, small: Family) -> None:
+def test_every_method(case: Case, mixed_dtypes: Family) -> None:
     """On the GPU, but for columns: a note would say what is merged on the CPU."""
-    case.configure(small)
+    case.configure(mixed_dtypes)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    result = same(small, max_gpu_memory=16 * MIB, threads=4)
+    result = same(mixed_dtypes, max_gpu_memory=16 * MIB, threads=4)
     assert torch.cuda.max_memory_allocated() <= 16 * MIB
     assert [n for n in result.notes if "by columns" not in n] == []
     assert len(result.notes) == case.by_column
