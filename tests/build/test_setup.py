@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from importlib.machinery import EXTENSION_SUFFIXES
 from importlib.util import find_spec
@@ -59,7 +60,7 @@ class Tree:
         path.chmod(0o755)
 
     def build(self, kind: str, cuda: str | None) -> subprocess.CompletedProcess[str]:
-        """Build as pip does: `kind` is "wheel" or "editable"; `cuda` is FUSEO1_CUDA."""
+        """Build as pip does: `kind` is "wheel", "editable" or "sdist"; `cuda` is FUSEO1_CUDA."""
         code = f"from setuptools import build_meta as b; b.build_{kind}('dist')"
         env = {k: v for k, v in os.environ.items() if k not in ("FUSEO1_CUDA", "CUDACXX")}
         env |= {"PATH": str(self.programs)} | ({} if cuda is None else {"FUSEO1_CUDA": cuda})
@@ -113,6 +114,22 @@ def test_a_gpu_and_a_compiler_are(tree: Tree) -> None:
     assert tree.modules("editable", "0") == ["_cpu"]
 
 
+def test_a_source_distribution_has_what_is_compiled(tree: Tree) -> None:
+    for name in ("csrc", "python"):
+        shutil.copytree(ROOT / name, tree.root / name)
+    for name in ("CMakeLists.txt", "MANIFEST.in"):
+        shutil.copy(ROOT / name, tree.root)
+    built = tree.build("sdist", "0")
+    assert built.returncode == 0, built.stderr
+    [archive] = (tree.root / "dist").glob("*.tar.gz")
+    with tarfile.open(archive) as file:
+        there = {name.partition("/")[2] for name in file.getnames()}
+    sources = [p for name in ("csrc", "python") for p in (tree.root / name).rglob("*")]
+    needed = {str(p.relative_to(tree.root)) for p in sources if p.is_file()} | {"CMakeLists.txt"}
+    assert len(needed) > 50
+    assert needed - there == set()
+
+
 def test_versions_name_what_is_built() -> None:
     said = subprocess.run(
         [sys.executable, "-m", "fuseo1_kernels"], capture_output=True, text=True, check=True
@@ -128,6 +145,7 @@ def test_another_value_is_refused(tree: Tree) -> None:
     assert "FUSEO1_CUDA must be 0, 1 or unset, not 'yes'" in built.stderr
 
 
+@pytest.mark.toolchain
 def test_cuda_without_nvcc_fails_and_says_so(tmp_path: Path) -> None:
     """By the real CMake, which looks for the compiler."""
     import pybind11
