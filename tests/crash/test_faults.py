@@ -355,12 +355,12 @@ STEPS = """
 import json, os, shutil, subprocess, sys
 from pathlib import Path
 from fuseo1_kernels import merge
-from fuseo1_kernels.engine import schedule
 from fuseo1_kernels.checkpoint.journal import Journal
+from fuseo1_kernels.engine.tuning import Tuning
 
 place, config, outside, how, after = Path(sys.argv[1]), sys.argv[2], *sys.argv[3:5], int(sys.argv[5])
 out, hog, codes = place / "merged", place / "hog", []
-real, calls, schedule._BATCH = Journal.add, [], 1
+real, calls, tuning = Journal.add, [], Tuning(batch=1)
 
 def add(self, tensors):
     real(self, tensors)
@@ -378,7 +378,8 @@ def add(self, tensors):
 def step(*command):
     if command:
         subprocess.run(command, check=True)
-    codes.append([merge.main([config, str(out), "--json", "--quiet", "--threads", "1"]), out.exists()])
+    code = merge.main([config, str(out), "--json", "--quiet", "--threads", "1"], tuning=tuning)
+    codes.append([code, out.exists()])
     print(file=sys.stderr)
 
 Journal.add = add
