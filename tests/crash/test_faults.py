@@ -203,7 +203,13 @@ TIMES: dict[str, Callable[[Reads], int]] = {
 }
 
 
-@pytest.mark.parametrize("when", TIMES)
+def at_times(*names: str) -> list[Any]:
+    """The times as parameters; in the fast run two of them."""
+    fast = ("between survey and fuse", "the last")
+    return [pytest.param(n, marks=() if n in fast else pytest.mark.slow, id=n) for n in names]
+
+
+@pytest.mark.parametrize("when", at_times(*TIMES))
 @pytest.mark.parametrize("how", ["shrinks", "grows", "is rewritten", "is rewritten and dated back"])
 def test_a_model_that_changes(
     how: str, when: str, reads: Reads, torch_bin: bool, forks: Forks, tmp_path: Path
@@ -228,7 +234,7 @@ def test_a_model_that_changes(
     assert alone(family.out) == undisturbed(family, *ONE_THREAD)
 
 
-@pytest.mark.parametrize("when", [*TIMES][:4])
+@pytest.mark.parametrize("when", at_times(*[*TIMES][:4]))
 @pytest.mark.parametrize("how", ["is replaced", "is removed"])
 def test_a_model_that_is_replaced(
     how: str, when: str, reads: Reads, torch_bin: bool, forks: Forks, tmp_path: Path

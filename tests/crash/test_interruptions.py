@@ -58,7 +58,10 @@ def check_interrupted(ended: Ended, place: Place) -> None:
     place.check_continues()
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way",
+    ["overwrite", *(pytest.param(w, marks=pytest.mark.slow) for w in WAYS if w != "overwrite")],
+)
 def test_a_signal_at_every_call(way: str, forks: Forks, small: Family, expected: Tree) -> None:
     """Just before every call that changes the state on disk; in turn SIGINT and SIGTERM."""
     calls = Place(forks, small, f"{way} whole", way, expected).run(("count",)).calls
