@@ -61,7 +61,7 @@ cuda:
 
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
 
-# What a change is likely to break: every backend, instruction set and method, in 3 minutes on 2 cores.
+# What a change is likely to break: every backend, instruction set and method.
 test: $(BUILT) $(VENV)/with-test
 	$(PYTEST) $(PYTEST_ARGS)
 
