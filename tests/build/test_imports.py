@@ -118,3 +118,11 @@ def test_an_unknown_fuseo1_isa_is_a_backend_error() -> None:
     assert done.returncode == 1
     assert "BackendError: FUSEO1_ISA=nonsense: this machine or build has no kernels" in done.stderr
     assert "available: baseline" in done.stderr
+
+
+def test_the_former_name_of_the_contract() -> None:
+    """docs/integrations.md named it: every request and selection is the same object by either name."""
+    from fuseo1_kernels.backends import contract, requests
+
+    for name in ("Band", "Clamp", "Cut", "Divergences", "Draw", "FuseParams", "Gram", "Magnitudes"):
+        assert getattr(requests, name) is getattr(contract, name)

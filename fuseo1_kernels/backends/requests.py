@@ -1,0 +1,3 @@
+"""The former, documented name of `contract`: `from fuseo1_kernels.backends.requests import Magnitudes` still works."""
+
+from .contract import *  # noqa: F403
