@@ -2,84 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fuseo1_kernels.checkpoint.loader import open_source
-from fuseo1_kernels.checkpoint.source import Source
-from fuseo1_kernels.config.load import parse_config
-from fuseo1_kernels.config.schema import MergeConfig
 from fuseo1_kernels.plan.job import Job
-from fuseo1_kernels.plan.plan import Plan, make_plan
-from support.checkpoint_files import Tensors, safetensors_file, write_json
-
-SIZES = {"BF16": 2, "F16": 2, "F32": 4, "I64": 8, "F64": 8, "F8_E4M3": 1, "BOOL": 1}
-
-
-def tensors(shapes: Mapping[str, tuple[int, ...]], dtype: str = "BF16") -> Tensors:
-    made: dict[str, tuple[str, tuple[int, ...], bytes]] = {}
-    for name, shape in shapes.items():
-        size = SIZES[dtype]
-        for n in shape:
-            size *= n
-        made[name] = (dtype, shape, bytes(size))
-    return made
-
-
-def layered(layers: int, vocab: int = 10) -> dict[str, tuple[int, ...]]:
-    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocab, 4)}
-    for i in range(layers):
-        found[f"model.layers.{i}.self_attn.q_proj.weight"] = (4, 4)
-        found[f"model.layers.{i}.mlp.up_proj.weight"] = (8, 4)
-    return found | {"model.norm.weight": (4,), "lm_head.weight": (vocab, 4)}
-
-
-class Models:
-    """Models in a directory, and plans of them."""
-
-    def __init__(self, home: Path) -> None:
-        self.home = home
-
-    def add(self, name: str, held: Tensors, **config: Any) -> None:
-        safetensors_file(self.home / name / "model.safetensors", held)
-        write_json(self.home / name / "config.json", config)
-
-    def plan(self, names: str, **keys: Any) -> Plan:
-        """The plan of merging the models `names`, the base first."""
-        first, *rest = names.split()
-        data = {"merge_method": "sce", "base_model": first} | keys
-        if not {"slices", "models"} & keys.keys():
-            data["models"] = [{"model": name} for name in rest]
-        options = {k: data.pop(k) for k in ("crop_embeddings", "shard_size") if k in data}
-        config = parse_config(data)
-        return make_plan(config, self.open(config), **{"shard_size": 10**9, **options})
-
-    def open(self, config: MergeConfig) -> dict[str, Source]:
-        found = {}
-        for name in config.model_names():
-            source = open_source(str(self.home / name))
-            source.name = name
-            found[name] = source
-        return found
-
-
-@pytest.fixture
-def models(tmp_path: Path) -> Models:
-    return Models(tmp_path)
-
-
-def only(plan: Plan) -> Job:
-    assert not plan.problems
-    [job] = plan.jobs
-    return job
-
-
-def inputs(job: Job) -> list[tuple[str, str]]:
-    return [(x.source.name, x.info.name) for x in job.inputs]
-
+from fuseo1_kernels.plan.plan import Plan
+from support.headers import Models, inputs, layered, only, tensors
 
 # --- notes ---------------------------------------------------------------------------------
 
@@ -358,65 +287,3 @@ def test_another_architecture_is_a_note(models: Models) -> None:
     assert plan.problems == ()
     [note] = plan.notes
     assert "left" in note and "LlamaForCausalLM" in note and "Qwen2ForCausalLM" in note
-
-
-# --- vocabularies of different sizes -----------------------------------------------------
-
-
-def test_embeddings_of_different_sizes(models: Models) -> None:
-    models.add("base", tensors(layered(1, vocab=12)))
-    models.add("left", tensors(layered(1, vocab=10)))
-    models.add("right", tensors(layered(1, vocab=11)))
-    plan = models.plan("base left right")
-    embedding, head = plan.problems
-    assert embedding.startswith("tensor model.embed_tokens.weight: vocabulary sizes differ")
-    assert head.startswith("tensor lm_head.weight: vocabulary sizes differ")
-    for problem in plan.problems:
-        assert "base: [12, 4], left: [10, 4], right: [11, 4]" in problem
-        assert "--crop-embeddings" in problem
-
-
-@pytest.mark.parametrize(("base", "left", "vocab"), [(12, 10, 10), (10, 12, None)])
-def test_cropped_embeddings(base: int, left: int, vocab: int | None, models: Models) -> None:
-    models.add("base", tensors(layered(1, vocab=base)))
-    models.add("left", tensors(layered(1, vocab=left)))
-    plan = models.plan("base left", crop_embeddings=True)
-    assert plan.problems == ()
-    assert plan.vocab_size == vocab  # None: the base's own
-    shapes = {job.name: job.shape for job in plan.jobs}
-    assert shapes == layered(1, vocab=10)
-    assert plan.jobs[0].input_bytes == 2 * 10 * 4 * 2
-
-
-def test_only_rows_of_embeddings_are_cropped(models: Models) -> None:
-    models.add("base", tensors({"embed.weight": (10, 4), "mlp.weight": (6, 4)}))
-    models.add("left", tensors({"embed.weight": (10, 5), "mlp.weight": (5, 4)}))
-    plan = models.plan("base left", crop_embeddings=True)
-    assert [problem.split(" (")[0] for problem in plan.problems] == [
-        "tensor embed.weight: shapes differ",
-        "tensor mlp.weight: shapes differ",
-    ]
-
-
-# --- names and numbers that no model has -------------------------------------------------
-
-
-@pytest.mark.parametrize("index", ["00", "٣", "9" * 400, "9" * 5000])
-def test_a_number_that_is_no_layers(index: str, models: Models) -> None:
-    """A second spelling of a layer, or one that Python cannot count to: a tensor beside the layers."""
-    held = tensors({"layers.0.w": (4,), f"layers.{index}.w": (4,), "layers.1.w": (4,)})
-    for name in ("base", "left"):
-        models.add(name, held)
-    sources = [{"model": name, "layer_range": [0, 2]} for name in ("base", "left")]
-    for keys in ({}, {"slices": [{"sources": sources}]}):
-        plan = models.plan("base left", **keys)
-        assert plan.problems == ()
-        assert {job.name for job in plan.jobs} == held.keys()
-
-
-def test_names_that_cannot_be_printed_are_escaped(models: Models) -> None:
-    models.add("base", tensors({"a\x1b[2J": (4,), "b\n": (4,), "c\n": (4,)}))
-    models.add("left", {**tensors({"b\n": (5,), "d\n": (4,)}), **tensors({"c\n": (4,)}, "I64")})
-    plan = models.plan("base left")
-    assert len(plan.problems) == 3 and len(plan.notes) == 1
-    assert all(text.isprintable() for text in (*plan.problems, *plan.notes))

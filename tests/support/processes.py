@@ -90,3 +90,11 @@ def imported(err: str) -> set[str]:
     """The top-level packages in what `-X importtime` printed."""
     lines = [line for line in err.splitlines() if line.startswith("import time:")]
     return {line.rsplit("|", 1)[1].strip().split(".")[0] for line in lines}
+
+
+def one_error(code: int, err: str, *words: object) -> None:
+    """The merge failed with one message that has these words."""
+    assert code == 1, (code, err)
+    assert err.count("error: ") == 1 and "Traceback" not in err, err
+    for word in words:
+        assert str(word) in err, (word, err)

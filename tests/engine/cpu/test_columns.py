@@ -14,13 +14,9 @@ from fuseo1_kernels import MergeError, merge_state_dicts, merge_tensors
 from fuseo1_kernels.backends.cpu import CpuBackend
 from fuseo1_kernels.backends.registry import BACKENDS, load_backend
 from fuseo1_kernels.checkpoint.loader import open_source
-from fuseo1_kernels.config.load import as_config
-from fuseo1_kernels.engine import verify
 from fuseo1_kernels.engine.cpu import columns
-from fuseo1_kernels.engine.cpu.memory import ColumnMemory, WorkerMemory, memory_floor, plan_memory
+from fuseo1_kernels.engine.cpu.memory import WorkerMemory
 from fuseo1_kernels.engine.cpu.worker import CpuWorker
-from fuseo1_kernels.engine.dry_run import dry_run
-from fuseo1_kernels.engine.options import MergeOptions
 from fuseo1_kernels.engine.verify import verify_model
 from fuseo1_kernels.engine.worker import MergeContext
 from fuseo1_kernels.errors import CheckpointError
@@ -29,40 +25,18 @@ from fuseo1_kernels.methods.linear import Linear
 from fuseo1_kernels.methods.rule import ByColumn, ByRow, TensorSpec
 from fuseo1_kernels.methods.slerp import NuSlerp
 from fuseo1_kernels.plan.job import Input, Job
-from fuseo1_kernels.plan.plan import make_plan
+from support.column_states import SHAPES, states
 from support.engine_runs import MIB, merge, spoil
 from support.method_cases import CASES
-from support.models import Family, State, assert_same_state, make_family, read_model, tuned, weights
+from support.models import Family, assert_same_state, make_family, read_model
 from support.processes import HEAVY, MERGE, imported, spawn
-from support.streamed import Collected, limited
+from support.streamed import Collected
 from support.tensors import BF16, FP16, FP32, assert_same_bits, siblings
 from support.tuning import current, tune
 
 COLUMNS = CASES["nuslerp, by column"]
 WAY = {"nuslerp_flatten": False, "nuslerp_row_wise": True}
 PARAMETERS = {"weight": [0.3, 0.5], **WAY}
-
-SHAPES: dict[str, tuple[int, ...]] = {
-    "matrix": (301, 67),
-    "tall": (1001, 3),
-    "wide": (3, 1001),
-    "three": (5, 7, 11),
-    "four": (4, 3, 1, 2),
-    "row": (1, 40),
-    "column": (40, 1),
-    "vector": (40,),
-    "scalar": (),
-    "no rows": (0, 3),
-    "no columns": (3, 0),
-    "none": (3, 0, 5),
-}
-
-
-def states(*dtypes: torch.dtype, shapes: dict[str, tuple[int, ...]] | None = None) -> list[State]:
-    g = torch.Generator().manual_seed(1)
-    base = {n: torch.randn(s, generator=g) * 0.05 for n, s in (shapes or SHAPES).items()}
-    first = {n: t.to(dtypes[0]) for n, t in base.items()}
-    return [first, *(tuned(base, i, dtype) for i, dtype in enumerate(dtypes[1:], 1))]
 
 
 @pytest.fixture(scope="module", params=[(BF16, BF16, BF16), (BF16, FP16, FP32)], ids=str)
@@ -352,71 +326,10 @@ def test_a_merge_of_columns_stops_at_once(
     assert calls == 10
 
 
-# --- memory ------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory) -> Family:
-    """An output of 12 MB, whose inputs are three times as large, and one whose slabs are larger than it."""
-    shapes = {"w": (2048, 3000), "tall": (400_001, 2)}
-    family = make_family(tmp_path_factory.mktemp("large"), states(BF16, BF16, BF16, shapes=shapes))
-    COLUMNS.configure(family)
-    return family
-
-
-def refused(family: Family) -> int:
-    """The least memory of which the merge says that it suffices, in MiB."""
-    with pytest.raises(MergeError, match=r"--max-memory 9 MiB is too little .* the least is") as e:
-        merge(family, "refused", max_memory=9 * MIB)
-    assert not list(family.home.glob("refused*"))
-    said = str(e.value)
-    assert dry_run(as_config(family.config), None, MergeOptions(max_memory=9 * MIB)).problems == (
-        said,
-    )
-    return int(said.split()[-2])
-
-
-def test_too_little_memory_is_refused(large: Family) -> None:
-    least = refused(large)
-    # The output, 256 columns of three inputs and one of them once more, a survey, and chunks.
-    assert 12.3e6 + 4.2e6 + 4 * MIB < least * MIB < 12.3e6 + 6.4e6 + 10 * MIB
-    assert (
-        dry_run(as_config(large.config), None, MergeOptions(max_memory=least * MIB)).problems == ()
-    )
-
-
-def test_what_is_planned_stays_within_the_budget(large: Family) -> None:
-    with open_source(str(large.base)) as one, open_source(str(large.target(1))) as other:
-        sources = {str(large.base): one, str(large.target(1)): other, str(large.target(2)): other}
-        jobs = make_plan(as_config(large.config), sources, shard_size=1 << 30).jobs
-        needed, least = ColumnMemory.of(jobs), memory_floor(jobs)
-        assert needed.output == 2048 * 3000 * 2
-        assert needed.least == 2 * 400_001 * 8 + 192 > 256 * 2048 * 8
-        for budget in (least, least + 1, 2 * least, 64 * MIB, 1 << 30):
-            for threads in (1, 2, 64):
-                planned = plan_memory(jobs, budget, threads)
-                assert planned.total <= budget
-                assert planned.output >= needed.output and planned.survey >= planned.floor
-                assert planned.read >= needed.least
-        # A slab takes what is left, but no more than gains anything.
-        assert plan_memory(jobs, 1 << 30, 1).read == needed.most == 2048 * 2048 * 8 + 192
-        assert ColumnMemory.of([]) == ColumnMemory(0, 0, 0, 0)
-
-
-def test_the_least_memory_suffices(large: Family) -> None:
-    merge(large, "free", overwrite=True)
-    least = refused(large) * MIB
-    code, err = limited(large, "limited", least, "cached", least)
-    assert code == 0, err
-    assert weights(large.home / "limited") == weights(large.home / "free")
-    code, err = limited(large, "more", 4 * least, "cached", least)
-    assert code == 1 and "lower --max-memory" in err
-
-
 def test_verify_takes_what_it_needs(
     family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     COLUMNS.configure(family)
     merge(family, "verified", overwrite=True)
-    monkeypatch.setattr(verify, "DEFAULT_MAX_MEMORY", 1 << 16)
+    monkeypatch.setattr("fuseo1_kernels.engine.verify.DEFAULT_MAX_MEMORY", 1 << 16)
     assert verify_model(family.home / "verified", recompute=None).problems == ()
