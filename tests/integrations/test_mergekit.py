@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from mergekit.merge_methods import (
 
 import fuseo1_kernels
 from fuseo1_kernels import MergeError
-from fuseo1_kernels import mergekit as command
+from fuseo1_kernels.cli.mergekit import main
 from fuseo1_kernels.integrations import mergekit as kernels
 from support.models import assert_same_state, make_family, read_model
 from support.processes import spawn
@@ -63,20 +64,20 @@ def ours(inputs: list[torch.Tensor], base: int) -> torch.Tensor:
 # --- every way to a method ---------------------------------------------------------------
 
 
-def by_name(inputs: list[torch.Tensor]) -> torch.Tensor:
+def by_name(inputs: list[torch.Tensor]) -> Any:
     return merge_methods.merge_tensors(inputs, "sce", base_index=1, parameters=TOPK)
 
 
-def by_imported_object(inputs: list[torch.Tensor]) -> torch.Tensor:
+def by_imported_object(inputs: list[torch.Tensor]) -> Any:
     return merge_methods.merge_tensors(inputs, sce_merge, base_index=1, parameters=TOPK)
 
 
-def by_group(inputs: list[torch.Tensor]) -> torch.Tensor:
+def by_group(inputs: list[torch.Tensor]) -> Any:
     group = TensorGroup.from_tensors(inputs, base_index=1, name="w")
     return sce_merge.merge_group(group, **TOPK)
 
 
-def by_state_dicts(inputs: list[torch.Tensor]) -> torch.Tensor:
+def by_state_dicts(inputs: list[torch.Tensor]) -> Any:
     states = [{"w": tensor} for tensor in inputs]
     return merge_methods.merge_state_dicts(states, "sce", base=1, parameters=TOPK)["w"]
 
@@ -191,7 +192,7 @@ def test_a_batch_may_be_strided(reference: None) -> None:
     torch.testing.assert_close(merged, stack + 0.75)
 
 
-def dare(name: str | None, **options: Any) -> torch.Tensor:
+def dare(name: str | None, **options: Any) -> Any:
     return merge_methods.merge_tensors(
         tensors(3), "dare_linear", base_index=0, parameters={"weight": 1.0, "density": 0.5},
         name=name, **options,
@@ -342,7 +343,7 @@ def test_a_patch_on_top_survives(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_programs_own_methods_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    def kernel(group: TensorGroup) -> torch.Tensor:
+    def kernel(group: TensorGroup) -> Any:
         return group.entries[0].tensor
 
     kernel.__annotations__ = {"group": TensorGroup, "return": torch.Tensor}
@@ -395,7 +396,7 @@ def test_the_commands_random_seed_decides_the_masks(tmp_path: Path) -> None:
         with torch.random.fork_rng(devices=[]), pytest.raises(SystemExit) as stop:
             torch.manual_seed(earlier)
             argv = [str(family.config), str(out), "--random-seed", str(seed), "--quiet"]
-            command.main(argv)
+            main(argv)
         assert stop.value.code == 0
         return read_model(out)
 
@@ -408,7 +409,7 @@ def test_the_commands_random_seed_decides_the_masks(tmp_path: Path) -> None:
 def test_the_command_has_mergekits_options(capsys: pytest.CaptureFixture[str]) -> None:
     for argv, code in ((["--help"], 0), (["config.yaml", "out", "--no-such-option"], 2)):
         with pytest.raises(SystemExit) as stop:
-            command.main(argv)
+            main(argv)
         assert stop.value.code == code
     said = capsys.readouterr()
     assert "Usage: fuseo1-mergekit" in said.out and "--lora-merge-cache" in said.out
@@ -419,10 +420,10 @@ def test_without_mergekit_the_command_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def missing(_: str) -> str:
-        raise kernels.PackageNotFoundError
+        raise PackageNotFoundError
 
     monkeypatch.setattr(kernels, "version", missing)
-    assert command.main([]) == 1
+    assert main([]) == 1
     assert capsys.readouterr().err == (
         "fuseo1-mergekit: error: mergekit is not installed: pip install mergekit==0.1.5\n"
     )
