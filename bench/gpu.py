@@ -90,7 +90,7 @@ def peer(found: Findings, wanted: bool) -> Callable[..., Any] | None:
     except ImportError as error:
         found.notes.append(f"mergekit: not installed here ({error})")
         return None
-    return api and api.merge_tensors  # type: ignore[no-any-return]
+    return api.merge_tensors if api else None
 
 
 def measure(found: Findings, options: argparse.Namespace, publish_so_far: MergeContext) -> None:
@@ -140,9 +140,11 @@ def by_clock(
     for topk, variant in ways:
         ours = {"select_topk": topk, "variant": variant}
         for gpu in running:
-            merge = partial(merge_tensors, parameters=ours, backend=gpu.name)
+            merge: Any = partial(merge_tensors, parameters=ours, backend=gpu.name)
             made.append(case.by_clock("merge_tensors", gpu.name, merge, topk, variant, repeats))
-    for topk in dict.fromkeys(topk for topk, _ in ways) if mergekit else ():
+    for topk in dict.fromkeys(topk for topk, _ in ways):
+        if mergekit is None:
+            break
         merge = partial(mergekit, parameters={"select_topk": topk})
         made.append(case.by_clock("mergekit", "mergekit", merge, topk, "mergekit", repeats))
     return made

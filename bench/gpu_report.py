@@ -96,7 +96,9 @@ def goals(found: Findings) -> list[Goal]:
         triton = merges.get(("merge", "triton", topk, variant))
         peer = merges.get(("mergekit", "mergekit", topk, "mergekit"))
         case = f"{shape}, bf16, 3 targets, select_topk {topk:g}, {variant}"
-        rows.append(at_least(f"cuda, of the copy: {case}", part, ours and ours.of_copy, "%"))
+        rows.append(
+            at_least(f"cuda, of the copy: {case}", part, ours.of_copy if ours else None, "%")
+        )
         ratio = ours.ms / triton.ms if ours and triton else None
         rows.append(at_least(f"triton's rate over cuda's: {case}", TRITON_RATE, ratio, "%"))
         whole = merges.get(("merge_tensors", "cuda", topk, variant))
@@ -173,8 +175,10 @@ def _explained(found: Findings) -> str:
     )
 
 
-_HEADER = "call backend targets dtypes rms select_topk variant ms GB/s copy of-copy host-us passes"
-_HEADER = _HEADER.split()
+_HEADER = [
+    *("call", "backend", "targets", "dtypes", "rms", "select_topk", "variant", "ms", "GB/s"),
+    *("copy", "of-copy", "host-us", "passes"),
+]
 
 
 def _row(f: Figure) -> list[str]:

@@ -168,7 +168,7 @@ def absent(modules: Sequence[str]) -> list[str]:
 
 def outcome(jobs: Sequence[Job], stages: Sequence[Stage]) -> tuple[int, str]:
     """The exit status, and a line that names what failed and what was not run."""
-    failed, timeless, lacking = [], [], []
+    failed, timeless, lacking = list[str](), list[str](), list[str]()
     for job, stage in zip(jobs, stages, strict=True):
         if stage.passed is False:
             failed.append(stage.name)

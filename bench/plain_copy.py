@@ -79,8 +79,10 @@ def try_pieces(inputs: Sequence[Path], output_bytes: int, out: Path) -> Pieces:
         what: {size: median(seconds) for size, seconds in taken.items()}
         for what, taken in (("read", read), ("read, cold", cold), ("write and fsync", write))
     }
-    best = [min(seconds, key=lambda size: seconds[size]) for seconds in tried.values()]
-    return Pieces(*best, tried=tried)
+    read_by, cold_by, write_by = (
+        min(seconds, key=lambda size: seconds[size]) for seconds in tried.values()
+    )
+    return Pieces(read_by, cold_by, write_by, tried)
 
 
 def plain_copy(

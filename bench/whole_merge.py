@@ -220,7 +220,9 @@ def main() -> None:
         ]
         peaks = measure_peaks(bench)
         help_seconds = median(run([*MERGE, "--help"]).seconds for _ in range(runs))
-        copies = {cache: [t.copy for t in turns if t.cache == cache] for cache in ("warm", "cold")}
+        copies: dict[str, Sequence[Copy]] = {
+            cache: [t.copy for t in turns if t.cache == cache] for cache in ("warm", "cold")
+        }
         sections = [
             merges_table(turns),
             peaks_table(peaks),

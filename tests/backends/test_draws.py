@@ -14,6 +14,7 @@ import torch
 from fuseo1_kernels.backends.contract import Clamp, Draw, FuseParams, Norms
 from fuseo1_kernels.backends.reference.philox import philox, words
 from fuseo1_kernels.backends.registry import load_backend
+from fuseo1_kernels.backends.results import NormsResult, expect
 from fuseo1_kernels.in_memory.ops import as_array, as_arrays
 from support.tensors import BF16, FP32
 
@@ -174,7 +175,9 @@ def test_elements_are_independent(lag: int) -> None:
 
 def test_the_four_words_of_a_counter_are_independent_together() -> None:
     by_counter = (words(KEY, 0, N) >> 30).view(-1, 4, 64).transpose(0, 1).reshape(4, -1)
-    cells = torch.bincount(sum(by_counter[j] << 2 * j for j in range(4)), minlength=256)
+    cells = torch.bincount(
+        torch.stack([by_counter[j] << 2 * j for j in range(4)]).sum(dim=0), minlength=256
+    )
     statistic, bound = chi_square(cells, N / 4 / 256)
     assert statistic < bound
 
@@ -204,7 +207,7 @@ def test_norms_are_of_what_is_drawn(backend: str) -> None:
     d = torch.randint(-1024, 1025, (N,), generator=g) / 1024
     inputs = as_arrays([torch.zeros(N), d, d, d])
     asked = Norms((Draw(KEY, HALF), None, Clamp(0.25)))
-    result = load_backend(backend).survey(inputs, asked, 2)
+    result = expect(NormsResult, load_backend(backend).survey(inputs, asked, 2))
     everything = float(d.abs().double().sum())
     some = float(d.abs().double()[drawn(KEY)].sum())
     assert result.norms == ((everything, some), (everything, everything), (everything, everything))
@@ -221,7 +224,8 @@ def merged_draws(backend: str, d: torch.Tensor, keys: range, by_norms: bool) -> 
     for key in keys:
         select, scale = Draw(key, limit), 1 / RATE
         if by_norms:
-            [(everything, some)] = engine.survey(inputs, Norms((select,)), 2).norms
+            found = expect(NormsResult, engine.survey(inputs, Norms((select,)), 2))
+            [(everything, some)] = found.norms
             scale = everything / some
         params = FuseParams((1.0,), elect="none", divisor=1.0, scale=scale, selects=(select,))
         engine.fuse(inputs, params, as_array(out), 0, 2)

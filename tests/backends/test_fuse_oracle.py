@@ -21,6 +21,7 @@ from fuseo1_kernels.backends.contract import (
 )
 from fuseo1_kernels.backends.reference.philox import words
 from fuseo1_kernels.backends.registry import load_backend
+from fuseo1_kernels.backends.results import MagnitudesResult, expect
 from fuseo1_kernels.in_memory.ops import as_arrays
 from support.oracles import general as general_oracle
 from support.oracles import sce as sce_oracle
@@ -67,8 +68,8 @@ def selects(kind: str) -> tuple[Select, ...]:
     if kind == "band":
         arrays = as_arrays(list(tensors()))
         asked = Magnitudes(((KEEP, DROP),) * N)
-        found = load_backend("reference").survey(arrays, asked, 1).cuts
-        return tuple(Band(keep, drop) for keep, drop in found)
+        found = load_backend("reference").survey(arrays, asked, 1)
+        return tuple(Band(keep, drop) for keep, drop in expect(MagnitudesResult, found).cuts)
     if kind == "draw":
         return tuple(Draw(1000 + i, LIMIT) for i in range(N))
     return (Clamp(MOST) if kind == "clamp" else None,) * N

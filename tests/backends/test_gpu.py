@@ -7,6 +7,7 @@ grid, for compute-sanitizer.
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 import torch
@@ -15,10 +16,11 @@ from fuseo1_kernels import merge_tensors
 from fuseo1_kernels.backends.interface import GpuBackend
 from fuseo1_kernels.backends.registry import GPU_BACKENDS, load_gpu_backend
 from fuseo1_kernels.errors import BackendError, MergeError
+from fuseo1_kernels.in_memory.ops import as_array as array
 from fuseo1_kernels.system import free_memory
 from support.gpu.data import tied, tuned
 from support.gpu.general import Merges, Methods, Surveys
-from support.gpu.grid import SMALL, SameBits, array, compare, on_cpu
+from support.gpu.grid import SMALL, SameBits, compare, on_cpu
 from support.gpu.rows import Ranks, Scores
 from support.tensors import BF16, assert_same_bits
 
@@ -134,7 +136,10 @@ def test_a_device_that_is_not_the_current_one(gpu: GpuBackend) -> None:
 
 def test_through_the_public_functions(gpu: GpuBackend, device: torch.device) -> None:
     made = [t.to(BF16).view(100, 257) for t in tied(25_700, 3, torch.Generator().manual_seed(4))]
-    keywords = {"base_index": 0, "parameters": {"select_topk": 0.3, "variant": "mergekit"}}
+    keywords: dict[str, Any] = {
+        "base_index": 0,
+        "parameters": {"select_topk": 0.3, "variant": "mergekit"},
+    }
     expected = merge_tensors(made, "sce", **keywords)
     tensors = [t.to(device) for t in made]
     merged = merge_tensors(tensors, "sce", backend=gpu.name, **keywords)

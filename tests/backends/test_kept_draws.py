@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,12 +23,14 @@ from fuseo1_kernels.backends.contract import (
     Magnitudes,
     Norms,
     Ranked,
+    Request,
     Select,
     kept_bytes,
     step_of,
 )
 from fuseo1_kernels.backends.reference.select import selected
 from fuseo1_kernels.backends.registry import load_backend
+from fuseo1_kernels.backends.results import NormsResult, expect
 from fuseo1_kernels.in_memory.merge import merge_tensors
 from fuseo1_kernels.in_memory.ops import as_array, as_arrays
 from fuseo1_kernels.in_memory.survey_cache import ResidentSurveys
@@ -68,13 +72,19 @@ def fused(inputs: list[Array], params: FuseParams, backend: str, chunk: int) -> 
     return out
 
 
+def surveyed(backend: str, inputs: list[Array], request: Any, *rest: Any, **more: Any) -> Any:
+    return load_backend(backend).survey(inputs, request, *rest, **more)
+
+
 @pytest.mark.parametrize("numel", SIZES)
 @pytest.mark.parametrize("made_selects", [selects, by_rank])
-def test_the_same_elements(cpu: str, numel: int, made_selects: object) -> None:
-    chosen = made_selects(numel)  # type: ignore[operator]
+def test_the_same_elements(
+    cpu: str, numel: int, made_selects: Callable[[int], tuple[Select, ...]]
+) -> None:
+    chosen = made_selects(numel)
     inputs = as_arrays(tensors := made(numel))
-    found = load_backend(cpu).survey(inputs, Norms(chosen), 2)
-    assert found == load_backend("reference").survey(inputs, Norms(chosen), 2)
+    found = surveyed(cpu, inputs, Norms(chosen), 2)
+    assert found == surveyed("reference", inputs, Norms(chosen), 2)
     for i, (select, kept) in enumerate(zip(chosen, found.kept, strict=True)):
         assert (kept is not None) == isinstance(select, Draw | Ranked)
         if kept is not None:
@@ -92,7 +102,7 @@ def test_the_same_elements(cpu: str, numel: int, made_selects: object) -> None:
 def test_it_is_what_fuse_goes_by(cpu: str) -> None:
     """With other bits there, other elements are merged."""
     inputs = as_arrays(tensors := made(1000)[:2])
-    found = load_backend(cpu).survey(inputs, Norms((Draw(1, 1 << 31),)), 1)
+    found = surveyed(cpu, inputs, Norms((Draw(1, 1 << 31),)), 1)
     [kept] = found.kept
     assert kept is not None
     ctypes.memset(kept.address, 0, 125)
@@ -113,10 +123,10 @@ def test_as_far_as_memory_goes(cpu: str, numel: int) -> None:
         surveyor.sample([])
         surveyor.update(inputs, 0)
         surveyor.end_pass()
-        found = surveyor.result()
+        found = expect(NormsResult, surveyor.result())
         there = [k is not None for k in found.kept]
         assert there == ([True, False, False, count > 1] if count else [])
-        assert found == engine.survey(inputs, asked, 1, max_bytes=0)
+        assert found == surveyed(cpu, inputs, asked, 1, max_bytes=0)
         for kept, select in zip(found.kept, asked.selects, strict=False):
             if kept is not None:
                 assert torch.equal(told(kept, numel), selected(select, torch.ones(numel), 0))
@@ -133,7 +143,7 @@ def test_what_is_not_kept_is_decided_beside_what_is(cpu: str, row: int, tmp_path
     surveyor.sample([])
     surveyor.update(inputs, 0)
     surveyor.end_pass()
-    kept = surveyor.result().kept
+    kept = expect(NormsResult, surveyor.result()).kept
     assert [k is not None for k in kept] == [True, False, False]
     params = FuseParams((0.3, 0.4, 0.5), elect="weighted", selects=chosen)
     right = fused(inputs, params, "reference", numel)
@@ -150,24 +160,26 @@ def test_what_is_not_kept_is_decided_beside_what_is(cpu: str, row: int, tmp_path
 def test_surveys_keep_within_their_memory(cpu: str) -> None:
     inputs, asked = as_arrays(made(1000)), Norms(selects(1000))
     needed = kept_bytes(asked, 1000)
-    assert load_backend(cpu).survey(inputs, asked, 1, 2 * needed - 1).kept == ()
-    assert (
-        sum(k is not None for k in load_backend(cpu).survey(inputs, asked, 1, 2 * needed).kept) == 2
-    )
+    assert surveyed(cpu, inputs, asked, 1, 2 * needed - 1).kept == ()
+    assert sum(k is not None for k in surveyed(cpu, inputs, asked, 1, 2 * needed).kept) == 2
 
 
 @pytest.mark.parametrize("asked", [Gram(), Magnitudes(((5,),)), Norms((None,)), 0.5])
-def test_nothing_random_nothing_kept(cpu: str, asked: object) -> None:
-    found = load_backend(cpu).survey(as_arrays(made(300)[:2]), asked, 1)  # type: ignore[arg-type]
+def test_nothing_random_nothing_kept(cpu: str, asked: Request) -> None:
+    found = surveyed(cpu, as_arrays(made(300)[:2]), asked, 1)
     assert getattr(found, "kept", ()) == ()  # of NormsResult alone
-    assert kept_bytes(asked, 300) == 0  # type: ignore[arg-type]
+    assert kept_bytes(asked, 300) == 0
 
 
 def test_kept_surveys_hold_no_memory(cpu: str) -> None:
     """The merge that follows draws anew, and comes to the same."""
     tensors, surveys = made(5000)[:4], ResidentSurveys()
-    call = {"base_index": 0, "parameters": {"weight": 0.5, "density": 0.3}, "backend": cpu}
-    first, second = (merge_tensors(tensors, "dare_ties", surveys=surveys, **call) for _ in range(2))  # type: ignore[arg-type]
+    call: dict[str, Any] = {
+        "base_index": 0,
+        "parameters": {"weight": 0.5, "density": 0.3},
+        "backend": cpu,
+    }
+    first, second = (merge_tensors(tensors, "dare_ties", surveys=surveys, **call) for _ in range(2))
     assert len(surveys) == 1
-    assert all(survey.kept == () for survey in surveys._surveys.values())
+    assert all(expect(NormsResult, survey).kept == () for survey in surveys._surveys.values())
     assert_same_bits(first, second)

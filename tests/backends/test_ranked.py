@@ -18,7 +18,7 @@ from fuseo1_kernels.backends.cpu import native_select
 from fuseo1_kernels.backends.interface import FileRange
 from fuseo1_kernels.backends.reference.philox import words
 from fuseo1_kernels.backends.registry import load_backend
-from fuseo1_kernels.backends.results import SurveyResult
+from fuseo1_kernels.backends.results import NormsResult, SurveyResult, expect
 from fuseo1_kernels.errors import BackendError
 from fuseo1_kernels.in_memory.ops import as_array, as_arrays
 from support.file_ranges import stored
@@ -138,8 +138,8 @@ def test_inputs_of_any_dtype(cpu: str, row: int) -> None:
 def test_no_elements(backend: str) -> None:
     empty = [torch.empty(0)] * 3
     assert fused_nothing(backend, empty) == 0
-    norms = load_backend(backend).survey(as_arrays(empty), Norms(selects(5)), 2).norms
-    assert norms == ((0.0, 0.0), (0.0, 0.0))
+    found = load_backend(backend).survey(as_arrays(empty), Norms(selects(5)), 2)
+    assert expect(NormsResult, found).norms == ((0.0, 0.0), (0.0, 0.0))
 
 
 def fused_nothing(backend: str, empty: list[torch.Tensor]) -> int:

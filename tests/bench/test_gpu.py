@@ -28,7 +28,7 @@ MACHINE = {"gpu": "NVIDIA H200", "driver": "580.1", "commit": "abc", "date": "20
 
 
 def figure(**changes: Any) -> Figure:
-    known = {
+    known: dict[str, Any] = {
         **{"call": "merge", "backend": "cuda", "targets": 3, "dtypes": "bfloat16", "rms": 1e-3},
         **{"select_topk": 1.0, "variant": "fuseo1", "ms": 1.0, "gb_per_s": 4000.0, "passes": 1},
         **{"copy_gb_per_s": 4200.0, "of_copy": 0.9, "host_us": 50.0, "samples": [1e-3]},
@@ -225,7 +225,8 @@ def test_the_benches_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
     found, published = Findings([4, 320]), []
     options = argparse.Namespace(quick=True, no_peer=True)
-    monkeypatch.setattr(gpu, "peer", lambda found, wanted: gpu.merge_tensors)
+    merged = vars(gpu)["merge_tensors"]
+    monkeypatch.setattr(gpu, "peer", lambda found, wanted: merged)
     gpu.measure(found, options, lambda: published.append(len(found.figures)))
     calls = {(f.targets, f.dtypes, f.call) for f in found.figures}
     for targets in (1, 2, 3, 7, 15):

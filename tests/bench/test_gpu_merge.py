@@ -116,13 +116,14 @@ def test_the_bench_runs(tmp_path: Path, in_process: list[list[str]]) -> None:
 def test_a_backend_that_fails_is_noted_and_cuda_must_not(
     tmp_path: Path, in_process: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    works = merges.run
+    works: Any = vars(merges)["run"]
 
     def run(command: Sequence[str], **options: Any) -> Run:
         if failing in command:
             Path(f"{command[len(MERGE) + 1]}.partial").mkdir()
             raise SystemExit("it said this\nand failed")
-        return works(command, **options)
+        ran: Run = works(command, **options)
+        return ran
 
     monkeypatch.setattr(merges, "run", run)
     failing = "triton"
@@ -166,7 +167,7 @@ def turn(
 
 def whole(**changes: Any) -> WholeMerges:
     same = {"1": "a", "0.5": "b", "0.1": "c"}
-    known = {
+    known: dict[str, Any] = {
         **{"parameters": 630_000_000, "models": 4, "turns": [turn(), turn("cpu")]},
         "ran": {"cuda": "cuda: H200", "cpu": "cpu: avx2"},
         **{"input_bytes": 5 * 10**9, "output_bytes": 10**9, "digests": {"cuda": same, "cpu": same}},

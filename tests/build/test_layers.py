@@ -50,7 +50,7 @@ def ranks(layers: tuple[set[str], ...]) -> dict[str, int]:
 @cache
 def modules() -> dict[str, Path]:
     """By dotted name without the package's own; the package itself is `__init__`."""
-    found = {}
+    found: dict[str, Path] = {}
     for path in (ROOT / PACKAGE).rglob("*.py"):
         parts = path.relative_to(ROOT / PACKAGE).with_suffix("").parts
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
@@ -73,7 +73,7 @@ def imports_of(path: Path) -> Iterator[str]:
 @cache
 def arrows() -> dict[str, set[str]]:
     """The modules of the package that each of them imports."""
-    known, found = modules(), {}
+    known, found = modules(), dict[str, set[str]]()
     for name, path in known.items():
         found[name] = set()
         for imported in imports_of(path):

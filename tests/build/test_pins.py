@@ -23,7 +23,7 @@ PINS = {
 
 def extra(name: str) -> list[Requirement]:
     """The requirements of an extra, as the Makefile installs them."""
-    command = [sys.executable, ROOT / ".ci/extra.py", name]
+    command: list[str | Path] = [sys.executable, ROOT / ".ci/extra.py", name]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return [Requirement(line) for line in printed.splitlines()]
 

@@ -154,7 +154,7 @@ def test_cuda_without_nvcc_fails_and_says_so(tmp_path: Path) -> None:
     cmake, ninja = shutil.which("cmake", path=path), shutil.which("ninja", path=path)
     assert cmake and ninja, "the extra `test` has both"
 
-    command = [
+    command: list[str | Path] = [
         *(cmake, "-S", ROOT, "-B", tmp_path, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"),
         *(f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DPython_EXECUTABLE={sys.executable}"),
         "-DFUSEO1_CUDA=1",

@@ -193,7 +193,7 @@ def test_a_view_of_any_format_is_written(tmp_path: Path) -> None:
     [shard] = shards = plan_shards([OutputTensor("x", "F32", (2, 2))], 100)
     with Sink(tmp_path / "out", shards, IDENTITY, overwrite=False, inputs=[]) as sink:
         view = memoryview(bytes(range(16))).cast("f", (2, 2))
-        sink.write("x", 0, view)
+        sink.write("x", 0, view)  # type: ignore[arg-type]
         sink.publish()
     assert (tmp_path / "out" / shard.file).read_bytes() == shard.header + bytes(range(16))
 

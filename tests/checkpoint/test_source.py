@@ -77,7 +77,7 @@ def test_number_of_layers_unknown(config: dict[str, Any] | None, tmp_path: Path)
 def test_a_view_of_any_format_is_filled(tmp_path: Path) -> None:
     with open_source(str(single_model(tmp_path))) as source:
         buffer = torch.zeros(2, 3, dtype=torch.int16).numpy()
-        source.read_into(source.tensors["a"], 0, memoryview(buffer))
+        source.read_into(source.tensors["a"], 0, memoryview(buffer))  # type: ignore[arg-type]
         assert buffer.tobytes() == TWO["a"][2]
 
 
@@ -147,7 +147,7 @@ def bring(source: Source) -> None:
         assert source.is_cached(info)
 
 
-def is_byte_cached(source: Source, name: str, byte: int) -> bool:
+def is_byte_cached(source: Source, name: str, byte: int) -> bool | None:
     """Whether the page is cached in which a byte of a tensor lies."""
     fd, offset = source.place(source.tensors[name])
     return is_cached(fd, offset + byte, 1)

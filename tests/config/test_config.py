@@ -103,7 +103,7 @@ def test_yaml_merge_keys_and_aliases() -> None:
 # --- parameters ----------------------------------------------------------------------------------
 
 
-def topk(setting: Any, *, tensor: str = "w", t: float = 0.0) -> float:
+def topk(setting: Any, *, tensor: str = "w", t: float = 0.0) -> Any:
     merge = config(parameters={"select_topk": setting})
     return value(merge, "select_topk", tensor, t)
 
@@ -200,7 +200,7 @@ def test_parameters_of_one_model() -> None:
     models = [{"model": "org/left", "parameters": {"weight": 0.3}}, {"model": "org/right"}]
     merge = config(models=models, parameters={"weight": [{"filter": "mlp", "value": 0.5}]})
 
-    def weight(model: str | None, tensor: str) -> float:
+    def weight(model: str | None, tensor: str) -> Any:
         return value(merge, "weight", tensor, model=model)
 
     assert [weight(m, "mlp") for m in ("org/left", "org/right", None)] == [0.3, 0.5, 0.5]

@@ -78,7 +78,7 @@ def test_where_a_value_comes_from(planned: Any) -> None:
 
 
 def test_a_slice_comes_between_a_model_and_the_top_level(planned: Any) -> None:
-    sources = [
+    sources: list[dict[str, Any]] = [
         {"model": "org/base", "layer_range": [0, 2]},
         {"model": "org/left", "layer_range": [1, 3], "parameters": {"weight": [5, 7]}},
         {"model": "org/right", "layer_range": [3, 5]},

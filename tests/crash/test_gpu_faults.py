@@ -17,7 +17,6 @@ import pytest
 import torch
 
 from fuseo1_kernels.checkpoint.sink import Sink
-from fuseo1_kernels.engine import merge
 from fuseo1_kernels.engine.gpu.context import GpuContext
 from fuseo1_kernels.errors import OutputError
 from support.fake_gpu import FakeDevice, install
@@ -311,9 +310,12 @@ def test_workers_have_ended_when_files_are_closed(
         ended.append([t for t in threading.enumerate() if t.name.startswith("fuseo1")])
 
     monkeypatch.setattr(GpuContext, "close", closed)
-    source_close, order = merge.Sink.close, []
-    monkeypatch.setattr(
-        merge.Sink, "close", lambda self: (order.append(len(ended)), source_close(self))[1]
-    )
+    sink_close, order = Sink.close, list[int]()
+
+    def noted(self: Sink) -> None:
+        order.append(len(ended))
+        sink_close(self)
+
+    monkeypatch.setattr(Sink, "close", noted)
     fails(family)
     assert ended == [[]] and order[0] == 1

@@ -6,6 +6,7 @@ import itertools
 import random
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,7 @@ def test_before_every_call(way: str, forks: Forks, small: Family, expected: Tree
     print(f"{way}: killed at {len(points)} points of {len(calls)} calls")
 
 
-def check_coverage(way: str, calls: list[str], lines: list[str]) -> None:
+def check_coverage(way: str, calls: list[str], lines: Sequence[str]) -> None:
     """The calls that this test is about are among those that are counted."""
     needed = {"mkdir", "open", "flock", "ftruncate", "posix_fallocate", "write", "fsync"}
     assert needed | {"pwrite", "pwritev", "unlink", "rmdir"} <= set(calls)

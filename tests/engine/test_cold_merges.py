@@ -73,7 +73,7 @@ def warm(model: Path) -> None:
         file.read_bytes()
 
 
-def pages(model: Path) -> Iterator[tuple[str, int, bool]]:
+def pages(model: Path) -> Iterator[tuple[str, int, bool | None]]:
     """(tensor, offset, whether it is cached) of every page that belongs to a large tensor alone."""
     with open_source(str(model)) as source:
         for name in LARGE:

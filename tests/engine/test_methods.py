@@ -62,8 +62,8 @@ def test_what_the_ops_make_of_it(
     assert (case.method == "sce") == bool(result.energy_share)
     tune(monkeypatch, chunk=1 << 16)
     for threads, memory in ((1, 30 * MIB), (3, 100 * MIB)):
-        options = {"threads": threads, "max_memory": memory, "tuning": current()}
-        again = {"backend": backend, "overwrite": True, "resume": False}
+        options: dict[str, Any] = {"threads": threads, "max_memory": memory, "tuning": current()}
+        again: dict[str, Any] = {"backend": backend, "overwrite": True, "resume": False}
         merge_checkpoints(family.config, out, **options, **again)
         assert_same_state(read_model(out), expected)
 
@@ -75,7 +75,7 @@ def test_every_method_is_merged_here() -> None:
 # --- what a person would compute -----------------------------------------------------------------
 
 
-def float64(case: Case, states: list[State], name: str) -> torch.Tensor:
+def float64(case: Case, states: list[State], name: str) -> Any:
     """The textbook's formula in float64; fp32's rounding is all that can differ."""
     base, *others = [state[name].double() for state in states[: 1 + case.models]]
     if case.method == "linear":
@@ -251,7 +251,7 @@ def test_verified_and_found_again(name: str, family: Family, out: Path) -> None:
 
 def test_gone_on_with(family: Family, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A seed that changes nothing is not in the way; one that does, or another parameter, is."""
-    write, written = worker.CpuWorker._write, []
+    write, written = worker.CpuWorker._write, list[str]()
 
     def fail(self: Any, job: Any, *rest: Any) -> None:
         if len(written) > 5:
@@ -299,7 +299,8 @@ def test_gone_on_with(family: Family, out: Path, monkeypatch: pytest.MonkeyPatch
 def test_surveys_of_every_kind_are_kept(
     name: str, family: Family, out: Path, tmp_path: Path
 ) -> None:
-    case, options = CASES[name], {"backend": "reference", "survey_cache": tmp_path / "cache"}
+    case = CASES[name]
+    options: dict[str, Any] = {"backend": "reference", "survey_cache": tmp_path / "cache"}
     case.configure(family)
     first = merge_checkpoints(family.config, out, **options)
     again = merge_checkpoints(family.config, out, overwrite=True, **options)

@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from hypothesis import Phase, given, settings
@@ -67,9 +68,9 @@ def made(
 
 
 @contextmanager
-def at_work(*threads: Callable[[], object]) -> Iterator[list[object]]:
+def at_work(*threads: Callable[[], object]) -> Iterator[list[Any]]:
     """Run them until they end, which they must; gives their results, the order is that of their ends."""
-    results: list[object] = []
+    results: list[Any] = []
     errors: list[BaseException] = []
 
     def run(work: Callable[[], object]) -> None:
@@ -86,6 +87,13 @@ def at_work(*threads: Callable[[], object]) -> Iterator[list[object]]:
         thread.join(TIMEOUT)
         assert not thread.is_alive(), "does not end"
     assert errors == []
+
+
+def take(found: ReadAhead) -> UnitReads:
+    """The next unit, which there is."""
+    unit = found.take()
+    assert unit is not None
+    return unit
 
 
 def take_all(found: ReadAhead) -> list[UnitReads]:
@@ -116,7 +124,7 @@ def test_units_come_in_order_when_they_were_brought(readers: int, disk: Disk) ->
     found, _ = made(units(models, 8, 16, 2, 4, 32), 1, PLENTY)
     with at_work(*[found.read] * readers):
         for number in range(5):
-            unit = found.take()
+            unit = take(found)
             assert names(unit) == [f"t{number}"]
             assert not unit.direct
             read = disk.told("read")
@@ -186,7 +194,7 @@ def test_what_is_cached_is_neither_read_nor_forgotten(disk: Disk) -> None:
     """Handed out at once, without any reader, also before others that are brought."""
     models = [Model(disk, "base", ["t0", "t2"]), Model(disk, "target", ["t0", "t2"])]
     found, _ = made(units(models, 8, 8, 8), 1, PLENTY)
-    first = found.take()
+    first = take(found)
     assert names(first) == ["t0"] and not first.direct
     found.done(first)
     assert disk.log == []
@@ -218,7 +226,7 @@ def test_skipped_tensors_are_not_read(disk: Disk) -> None:
     models = [Model(disk, "m")]
     pair = Unit((job("a", models, 8), job("b", models, 8)))
     found, _ = made([*units(models, 8), pair], 1, PLENTY, skipped={"t0", "b"})
-    first = found.take()
+    first = take(found)
     assert names(first) == ["t0"]
     found.done(first)
     assert disk.log == [] and found.readers == 1
@@ -238,7 +246,7 @@ def test_what_waits_is_bounded(disk: Disk) -> None:
         for taken, read in enumerate((2, 3, 3, 4, 7)):
             waits.until_all_wait()
             assert sorted(disk.told("read")) == [f"m/t{i}" for i in range(read)]
-            unit = found.take()
+            unit = take(found)
             assert names(unit) == [f"t{taken}"]
     assert sorted(disk.told("read")) == [f"m/t{i}" for i in range(8)]
 
@@ -253,13 +261,13 @@ def test_what_is_not_done_is_bounded(disk: Disk) -> None:
 
     with at_work(found.read):
         waits_when_read(2)
-        held = [found.take(), found.take()]
+        held = [take(found), take(found)]
         waits_when_read(2)
         found.done(held[0])
         waits_when_read(3)
         found.done(held[1])
         waits_when_read(3)
-        held.append(found.take())
+        held.append(take(found))
         waits_when_read(3)
         found.done(held[2])
     assert disk.told("read") == ["m/t0", "m/t1", "m/t2", "m/t3"]
@@ -270,7 +278,7 @@ def test_what_there_is_no_room_for_is_direct(disk: Disk) -> None:
     """It is handed out at once and not brought; the worker's reads are forgotten. Not if it is cached."""
     models = [Model(disk, "base", ["t2"]), Model(disk, "target", ["t2"])]
     found, _ = made(units(models, 18, 16, 18), 1, room=32)
-    first = found.take()
+    first = take(found)
     assert names(first) == ["t0"] and first.direct
     found.done(first)
     assert disk.told("read") == [] and disk.told("forget") == ["base/t0", "target/t0"]
@@ -370,8 +378,7 @@ def test_what_was_brought_for_nothing_is_forgotten(disk: Disk) -> None:
     """After a failure: what was read for units that no worker finished."""
     found = ReadAhead(units([Model(disk, "a"), Model(disk, "b", ["t1"])], 2, 4, 6), 1, PLENTY)
     found.read()
-    first = found.take()
-    assert first is not None
+    first = take(found)
     found.done(first)
     assert disk.told("forget") == ["a/t0", "b/t0"]
     found.forget_rest()
@@ -383,12 +390,12 @@ def test_what_was_brought_for_nothing_is_forgotten(disk: Disk) -> None:
 def test_where_nobody_knows_what_is_cached_nothing_is_forgotten(disk: Disk) -> None:
     """It is read ahead, which costs little where it is cached, and left to whoever had it there."""
     model = Model(disk, "m")
-    model.is_cached = lambda info: None  # type: ignore[method-assign]
+    model.is_cached = lambda info: None  # type: ignore[method-assign,assignment,return-value]
     found = ReadAhead(units([model], 2), 1, PLENTY)
     found.read()
-    unit = found.take()
-    assert unit is not None and not unit.direct
+    unit = take(found)
+    assert not unit.direct
     found.done(unit)
     found.forget_rest()
     assert disk.log == [("read", "m/t0")]
-    assert ReadAhead(units([model], 2), 1, 0).take().direct_inputs(unit.jobs[0]) == []
+    assert take(ReadAhead(units([model], 2), 1, 0)).direct_inputs(unit.jobs[0]) == []

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -40,7 +41,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Family]:
 
 
 def merge(
-    family: Family, out: str, select_topk: float, variant: str, **options: object
+    family: Family, out: str, select_topk: float, variant: str, **options: Any
 ) -> MergeResult:
     family.configure(parameters={"select_topk": select_topk, "variant": variant})
     return merge_checkpoints(
@@ -257,7 +258,10 @@ def test_surveys_are_json(family: Family, tmp_path: Path) -> None:
 
 def test_a_record_of_another_version_is_left_alone(family: Family, tmp_path: Path) -> None:
     """It is whole, but its survey has other fields."""
-    lines = [{"key": "k", "survey": {"threshold": 1}}, {"key": "l", "survey": 7}]
+    lines: list[dict[str, Any]] = [
+        {"key": "k", "survey": {"threshold": 1}},
+        {"key": "l", "survey": 7},
+    ]
     (tmp_path / "surveys").write_bytes(b"".join(map(encode_record, lines)))
     [file] = tmp_path.iterdir()
     cache = SurveyCache(tmp_path)

@@ -8,14 +8,16 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from fuseo1_kernels import merge_checkpoints, verify, verify_model
+from fuseo1_kernels import merge_checkpoints, verify_model
 from fuseo1_kernels.checkpoint import checksums
 from fuseo1_kernels.checkpoint.header import TensorInfo, read_header
 from fuseo1_kernels.checkpoint.source import Source
+from fuseo1_kernels.cli.verify import main
 from fuseo1_kernels.errors import CheckpointError, MergeError
 from support.checkpoint_files import tree, write_json
 from support.models import Family, base_state, make_family, tuned, write_model
@@ -166,7 +168,7 @@ def test_a_sample_of_them(made: Family) -> None:
 
 
 @pytest.mark.parametrize("options", [{"crop_embeddings": True}, {"nonfinite": "propagate"}])
-def test_options_that_the_config_does_not_tell(options: dict[str, object], tmp_path: Path) -> None:
+def test_options_that_the_config_does_not_tell(options: dict[str, Any], tmp_path: Path) -> None:
     base = base_state()
     other = tuned(base_state(vocab=260), 1)
     bad = tuned(base, 1)
@@ -226,29 +228,29 @@ def test_what_is_read_leaves_the_page_cache_if_it_was_not_there(
 def test_exit_codes_and_words(
     made: Family, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert verify.main([str(made.out), "--recompute", "3"]) == 0
+    assert main([str(made.out), "--recompute", "3"]) == 0
     out = capsys.readouterr().out
     assert f"{made.out}: " in out and "39 tensors, 3 merged again: all as written" in out
     flip(model / "config.json", 3)
-    assert verify.main([str(model), "--quiet"]) == 1
+    assert main([str(model), "--quiet"]) == 1
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err == f"problem: {model / 'config.json'}: differs from what was written\n"
-    assert verify.main([str(model), "--json", "--quiet"]) == 1
+    assert main([str(model), "--json", "--quiet"]) == 1
     assert json.loads(capsys.readouterr().out)["problems"]
-    assert verify.main([str(made.base)]) == 1
+    assert main([str(made.base)]) == 1
     assert capsys.readouterr().err.startswith("fuseo1-verify: error: ")
 
 
 def test_one_is_no_plural(made: Family, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flip(model / "config.json", 3)
-    assert verify.main([str(model)]) == 1
+    assert main([str(model)]) == 1
     assert ": 1 problem (" in capsys.readouterr().out
 
 
 def test_the_command_has_the_name_that_it_says(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        verify.main(["--help"])
+        main(["--help"])
     assert capsys.readouterr().out.startswith("usage: fuseo1-verify ")
     project = (ROOT / "pyproject.toml").read_text()
     assert 'fuseo1-merge = "fuseo1_kernels.merge:main"\n' in project
@@ -258,7 +260,7 @@ def test_the_command_has_the_name_that_it_says(capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize("count", ["-1", "some", "1.5"])
 def test_counts_that_are_none(count: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        verify.main(["model", "--recompute", count])
+        main(["model", "--recompute", count])
     assert "neither a number of tensors nor `all`" in capsys.readouterr().err
 
 

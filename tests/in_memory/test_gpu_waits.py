@@ -11,7 +11,7 @@ from fuseo1_kernels import ResidentSurveys, merge_state_dicts, merge_tensors
 from fuseo1_kernels.backends.cuda.backend import CudaBackend
 from fuseo1_kernels.backends.interface import OnDevice
 from fuseo1_kernels.backends.registry import load_backend
-from fuseo1_kernels.backends.results import SurveyResult
+from fuseo1_kernels.backends.results import SceResult
 from fuseo1_kernels.errors import MergeError
 from fuseo1_kernels.in_memory import tensor_merge
 from support.emulated import load_emulated
@@ -28,7 +28,7 @@ class Waits(CudaBackend):
         super().__init__(cuda._kernels)
         self.count = self.surveys = self.launches = 0
 
-    def results(self, surveys: OnDevice) -> list[tuple[SurveyResult, int]]:
+    def results(self, surveys: OnDevice) -> list[tuple[SceResult, int]]:
         self.count += 1  # the only place where the backend reads from the device
         return super().results(surveys)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -187,7 +188,11 @@ def test_nonfinite_elements_propagate_to_themselves_only(
     for t in healthy[1:]:
         t[places] = healthy[0][places]
     for dtype in DTYPES:
-        options = {"parameters": sce(topk, variant), "backend": backend, "out_dtype": dtype}
+        options: dict[str, Any] = {
+            "parameters": sce(topk, variant),
+            "backend": backend,
+            "out_dtype": dtype,
+        }
         expected = merge_tensors(healthy, "sce", base_index=0, **options)
         merged = merge_tensors(broken, "sce", base_index=0, nonfinite="propagate", **options)
         nan = torch.zeros(2000, dtype=torch.bool)
@@ -257,8 +262,11 @@ def test_parameters_that_are_missing_or_none() -> None:
 
 def test_ids_and_seeds_of_random_masks() -> None:
     tensors = siblings((20, 30), 2, torch.float32)
-    arguments = {"base_index": 0, "parameters": {"weight": 1.0, "density": 0.5}}
+    arguments: dict[str, Any] = {
+        "base_index": 0,
+        "parameters": {"weight": 1.0, "density": 0.5},
+    }
     with pytest.raises(MergeError, match="ids must differ, as text too"):
         merge_tensors(tensors, "dare_ties", ids=["b", 1, "1"], **arguments)
     with pytest.raises(ConfigError, match="random_seed: must be a whole number, not 'q'"):
-        merge_tensors(tensors, "dare_ties", random_seed="q", **arguments)
+        merge_tensors(tensors, "dare_ties", **arguments, random_seed="q")  # type: ignore[arg-type]

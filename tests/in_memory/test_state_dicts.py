@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from fuseo1_kernels import merge_state_dicts, merge_tensors
@@ -26,8 +28,9 @@ def models(n: int = 3) -> list[Model]:
 
 def test_modules_and_dictionaries(backend: str) -> None:
     modules = models()
-    states = [m.state_dict() for m in modules]
+    states: list[Any] = [m.state_dict() for m in modules]
     before = [{k: v.clone() for k, v in s.items()} for s in states]
+    given: Any
     for given in (modules, states, [modules[0], states[1], modules[2]]):
         merged = merge_state_dicts(given, "sce", base=1, parameters=sce(0.5), backend=backend)
         assert list(merged) == list(states[0])
@@ -47,7 +50,7 @@ def test_modules_and_dictionaries(backend: str) -> None:
 
 
 def test_models_by_name(backend: str) -> None:
-    states = {name: m.state_dict() for name, m in zip("abc", models(), strict=True)}
+    states: dict[Any, Any] = {name: m.state_dict() for name, m in zip("abc", models(), strict=True)}
     by_name = merge_state_dicts(states, "sce", base="c", backend=backend)
     by_place = merge_state_dicts(list(states.values()), "sce", base=2, backend=backend)
     for name, tensor in by_name.items():
@@ -76,7 +79,7 @@ def test_names_that_not_all_models_have() -> None:
     assert list(merged) == ["b", "a"]
     del states[2]["b"]
     message = error(
-        lambda: merge_state_dicts(dict(zip("xyz", states, strict=True)), "sce", base="x")
+        lambda: merge_state_dicts({**dict(zip("xyz", states, strict=True))}, "sce", base="x")
     )
     assert "model 'x' has tensors that not all models have: b" in message
     assert list(merge_state_dicts(states, "sce", base=0, strict=False)) == ["a"]
@@ -87,7 +90,7 @@ def test_misuse_of_merge_state_dicts() -> None:
     assert "base 7 is none of the models: 0, 1, 2" in error(
         lambda: merge_state_dicts(states, "sce", base=7)
     )
-    named = dict(zip("ab", states, strict=False))
+    named: dict[Any, Any] = dict(zip("ab", states, strict=False))
     assert "base 'c' is none of the models: 'a', 'b'" in error(
         lambda: merge_state_dicts(named, "sce", base="c")
     )

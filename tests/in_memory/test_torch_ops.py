@@ -135,12 +135,12 @@ def _split(tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Te
 # --- compiled programs ---
 
 
-def one_op(base: torch.Tensor, targets: list[torch.Tensor]) -> torch.Tensor:
+def one_op(base: torch.Tensor, targets: list[torch.Tensor]) -> Any:
     merged = OPS.merge_sce(base * 2, [t + base for t in targets], TOPK, VARIANT)
     return merged.relu() + base
 
 
-def two_ops(base: torch.Tensor, targets: list[torch.Tensor]) -> torch.Tensor:
+def two_ops(base: torch.Tensor, targets: list[torch.Tensor]) -> Any:
     learned, params = OPS.survey(base, targets, TOPK, VARIANT)
     halved = torch.cat([params[:-4] / 2, params[-4:]])
     return OPS.fuse(base, targets, halved, FP32) * learned[1]

@@ -59,20 +59,20 @@ def ours(inputs: list[torch.Tensor], base: int) -> torch.Tensor:
 # --- every way to a method ---------------------------------------------------------------
 
 
-def by_name(inputs: list[torch.Tensor]) -> torch.Tensor:
+def by_name(inputs: list[torch.Tensor]) -> Any:
     return merge_methods.merge_tensors(inputs, "sce", base_index=1, parameters=TOPK)
 
 
-def by_imported_object(inputs: list[torch.Tensor]) -> torch.Tensor:
+def by_imported_object(inputs: list[torch.Tensor]) -> Any:
     return merge_methods.merge_tensors(inputs, sce_merge, base_index=1, parameters=TOPK)
 
 
-def by_group(inputs: list[torch.Tensor]) -> torch.Tensor:
+def by_group(inputs: list[torch.Tensor]) -> Any:
     group = TensorGroup.from_tensors(inputs, base_index=1, name="w")
     return sce_merge.merge_group(group, **TOPK)
 
 
-def by_state_dicts(inputs: list[torch.Tensor]) -> torch.Tensor:
+def by_state_dicts(inputs: list[torch.Tensor]) -> Any:
     states = [{"w": tensor} for tensor in inputs]
     return merge_methods.merge_state_dicts(states, "sce", base=1, parameters=TOPK)["w"]
 
@@ -187,7 +187,7 @@ def test_a_batch_may_be_strided(reference: None) -> None:
     torch.testing.assert_close(merged, stack + 0.75)
 
 
-def dare(name: str | None, **options: Any) -> torch.Tensor:
+def dare(name: str | None, **options: Any) -> Any:
     return merge_methods.merge_tensors(
         tensors(3), "dare_linear", base_index=0, parameters={"weight": 1.0, "density": 0.5},
         name=name, **options,
@@ -338,7 +338,7 @@ def test_a_patch_on_top_survives(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_programs_own_methods_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    def kernel(group: TensorGroup) -> torch.Tensor:
+    def kernel(group: TensorGroup) -> Any:
         return group.entries[0].tensor
 
     kernel.__annotations__ = {"group": TensorGroup, "return": torch.Tensor}

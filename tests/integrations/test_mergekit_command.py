@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 pytest.importorskip("mergekit")
 
 
-from fuseo1_kernels import mergekit as command
+from fuseo1_kernels.cli import mergekit as command
 from fuseo1_kernels.integrations import mergekit as kernels
 from support.models import assert_same_state, make_family, read_model
 from support.processes import spawn
@@ -75,7 +76,7 @@ def test_without_mergekit_the_command_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def missing(_: str) -> str:
-        raise kernels.PackageNotFoundError
+        raise PackageNotFoundError
 
     monkeypatch.setattr(kernels, "version", missing)
     assert command.main([]) == 1

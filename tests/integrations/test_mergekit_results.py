@@ -18,7 +18,7 @@ from fuseo1_kernels import merge_tensors
 from fuseo1_kernels.methods import METHODS
 from support.tensors import siblings
 
-BY_COLUMN = {"nuslerp_flatten": False, "nuslerp_row_wise": True}
+BY_COLUMN: dict[str, Any] = {"nuslerp_flatten": False, "nuslerp_row_wise": True}
 
 #: method, tensors, whether the first is the base, parameters
 CASES: list[tuple[str, int, bool, dict[str, Any]]] = [
@@ -95,7 +95,7 @@ def test_parameters_and_defaults_are_mergekits() -> None:
 def test_as_mergekit_in_float64(backend: str, case: tuple[str, int, bool, dict[str, Any]]) -> None:
     method, n, has_base, parameters = case
     tensors = siblings((64, 48), n - 1, torch.float32)
-    base = {"base_index": 0} if has_base else {}
+    base: dict[str, Any] = {"base_index": 0} if has_base else {}
     wide = [t.double() for t in tensors]
     expected = api.merge_tensors(wide, method, parameters=parameters, **base)
     variant = {"variant": "mergekit"} if method == "sce" else {}
@@ -124,8 +124,8 @@ def test_rows_are_merged_as_tensors_of_their_own(backend: str, method: str, colu
 
 def compare_vectors(backend: str, tensors: list[torch.Tensor], row_wise: bool) -> None:
     """NuSLERP of columns, which mergekit calls rows, or of rows: to fp32's rounding."""
-    parameters = {"weight": [1.0, 2.0], **BY_COLUMN, "nuslerp_row_wise": row_wise}
-    base = {"base_index": 0} if len(tensors) == 3 else {}
+    parameters: dict[str, Any] = {"weight": [1.0, 2.0], **BY_COLUMN, "nuslerp_row_wise": row_wise}
+    base: dict[str, Any] = {"base_index": 0} if len(tensors) == 3 else {}
     wide = [t.double() for t in tensors]
     expected = api.merge_tensors(wide, "nuslerp", parameters=parameters, **base)
     merged = merge_tensors(tensors, "nuslerp", parameters=parameters, backend=backend, **base)
@@ -179,7 +179,7 @@ def test_models_of_one_element_may_be_opposed(backend: str, values: tuple[float,
     """They are so exactly, and have no direction along the sphere from there."""
     tensors = [torch.tensor([x]) for x in values]
     for method, given in (("karcher", tensors), ("model_stock", [torch.zeros(1), *tensors])):
-        base = {} if method == "karcher" else {"base_index": 0}
+        base: dict[str, Any] = {} if method == "karcher" else {"base_index": 0}
         expected = api.merge_tensors([t.double() for t in given], method, **base)
         merged = merge_tensors(given, method, backend=backend, **base)
         assert float(merged) == pytest.approx(float(expected), rel=1e-6)

@@ -98,9 +98,8 @@ def with_adapters(adapters: str, modules: list[str], layers: int) -> Any:
         num_key_value_heads=2,
     )
     lora = LoraConfig(r=4, target_modules=modules, init_lora_weights=False)
-    first, *others = adapters
-    model = get_peft_model(Qwen2ForCausalLM(config), lora, adapter_name=first)
-    for name in others:
+    model = get_peft_model(Qwen2ForCausalLM(config), lora, adapter_name=adapters[0])
+    for name in adapters[1:]:
         model.add_adapter(name, lora)
     return model
 

@@ -95,7 +95,7 @@ def differ(out: torch.Tensor, right: torch.Tensor) -> float:
 def test_few_elements_differ_from_the_formulas(
     backend: str, method: str, shape: tuple[int, ...]
 ) -> None:
-    own = {"density": list(DENSITIES), "epsilon": list(EPSILONS)}
+    own: dict[str, Any] = {"density": list(DENSITIES), "epsilon": list(EPSILONS)}
     out = merged(backend, method, tuned(shape), **own)
     assert differ(out, exact(method, shape, DENSITIES, EPSILONS, method == "della", True, 0)) < 5
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from fuseo1_kernels.methods.sce import Sce
 from fuseo1_kernels.plan.job import Job
 from fuseo1_kernels.plan.plan import Plan
 from support.headers import Models, inputs, layered, only, tensors
@@ -57,7 +58,7 @@ def test_every_tensor_of_the_base_in_its_order_and_models_in_the_configs(models:
     for job in plan.jobs:
         assert inputs(job) == [("base", job.name), ("right", job.name), ("left", job.name)]
         assert job.shape == layered(2)[job.name]
-        assert (job.rule.select_topk, job.rule.variant) == (1.0, "fuseo1")
+        assert (sce(job).select_topk, sce(job).variant) == (1.0, "fuseo1")
     assert (plan.num_layers, plan.vocab_size) == (None, None)
     assert plan.problems == plan.notes == ()
     elements = 2 * 10 * 4 + 2 * (16 + 32) + 4
@@ -127,8 +128,13 @@ def test_shards(models: Models) -> None:
 # --- parameters --------------------------------------------------------------------------
 
 
+def sce(job: Job) -> Sce:
+    assert isinstance(job.rule, Sce)
+    return job.rule
+
+
 def topk(plan: Plan) -> dict[str, float]:
-    return {job.name: job.rule.select_topk for job in plan.jobs}
+    return {job.name: sce(job).select_topk for job in plan.jobs}
 
 
 def test_gradient_over_the_layers_the_config_states(models: Models) -> None:
@@ -180,8 +186,8 @@ def test_variant_by_filter(models: Models) -> None:
         models.add(name, tensors(layered(1)))
     filters = [{"filter": "mlp", "value": "mergekit"}]
     plan = models.plan("base left", parameters={"variant": filters})
-    assert {job.rule.variant for job in plan.jobs if "mlp" in job.name} == {"mergekit"}
-    assert {job.rule.variant for job in plan.jobs if "mlp" not in job.name} == {"fuseo1"}
+    assert {sce(job).variant for job in plan.jobs if "mlp" in job.name} == {"mergekit"}
+    assert {sce(job).variant for job in plan.jobs if "mlp" not in job.name} == {"fuseo1"}
 
 
 # --- slices ------------------------------------------------------------------------------
@@ -229,16 +235,16 @@ def test_slices_renumber_layers(models: Models) -> None:
     assert came_from(3) == [("right", 5), ("base", 1)]
     assert came_from(4) == [("base", 5), ("left", 5), ("right", 0)]
     # Gradients run over each slice; where a slice has no value, the top level's gradient does too.
-    assert [layer(i).rule.select_topk for i in range(5)] == [0.25, 0.75, 0.125, 0.125, 1.0]
-    attention = [layer(i, "self_attn.q_proj").rule.select_topk for i in range(5)]
+    assert [sce(layer(i)).select_topk for i in range(5)] == [0.25, 0.75, 0.125, 0.125, 1.0]
+    attention = [sce(layer(i, "self_attn.q_proj")).select_topk for i in range(5)]
     assert attention == [0.25, 0.75, 0.5, 1.0, 1.0]
 
     # The first slice has the tensors before the layers, the last slice has those after them.
     assert [model for model, _ in inputs(jobs["model.embed_tokens.weight"])] == ["base", "left"]
     for name in ("model.norm.weight", "lm_head.weight"):
         assert [model for model, _ in inputs(jobs[name])] == ["base", "left", "right"]
-        assert jobs[name].rule.select_topk == 0.5
-    assert jobs["model.embed_tokens.weight"].rule.select_topk == 0.25
+        assert sce(jobs[name]).select_topk == 0.5
+    assert sce(jobs["model.embed_tokens.weight"]).select_topk == 0.25
 
 
 def test_a_slice_that_ends_behind_the_model(models: Models) -> None:

@@ -50,7 +50,7 @@ class Installed(PathFinder):
         return None if name in cls.absent else super().find_spec(name, path, target)
 
     @classmethod
-    def find_distributions(cls, *context: Any) -> Iterable[metadata.Distribution]:
+    def find_distributions(cls, *context: Any) -> Iterable[metadata.PathDistribution]:
         found = super().find_distributions(*context)
         return [d for d in found if canonicalize_name(d.metadata["Name"]) in cls.there]
 

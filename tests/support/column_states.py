@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from support.models import State, tuned
@@ -22,7 +24,9 @@ SHAPES: dict[str, tuple[int, ...]] = {
 }
 
 
-def states(*dtypes: torch.dtype, shapes: dict[str, tuple[int, ...]] | None = None) -> list[State]:
+def states(
+    *dtypes: torch.dtype, shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> list[State]:
     g = torch.Generator().manual_seed(1)
     base = {n: torch.randn(s, generator=g) * 0.05 for n, s in (shapes or SHAPES).items()}
     first = {n: t.to(dtypes[0]) for n, t in base.items()}

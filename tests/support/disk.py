@@ -59,5 +59,5 @@ class Model:
 def job(name: str, models: Sequence[Model], nbytes: int, file: str = "f", offset: int = 0) -> Job:
     """A tensor of `nbytes` in every model."""
     info = TensorInfo(name, "BF16", (nbytes // 2,), Path(file), offset, nbytes)
-    inputs = tuple(Input(model, info) for model in models)
+    inputs = tuple(Input(model, info) for model in models)  # type: ignore[arg-type]
     return Job(name, info.shape, BY_CODE["BF16"], inputs, Sce(1.0, "fuseo1", 1))

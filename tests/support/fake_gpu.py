@@ -23,7 +23,7 @@ from fuseo1_kernels.backends.arrays import Array
 from fuseo1_kernels.backends.contract import NOTHING, FuseParams, Request, Select
 from fuseo1_kernels.backends.interface import OnDevice, Room
 from fuseo1_kernels.backends.registry import load_backend
-from fuseo1_kernels.backends.results import SceResult, SurveyResult
+from fuseo1_kernels.backends.results import SceResult, SurveyResult, expect
 from fuseo1_kernels.engine.gpu import pool
 from fuseo1_kernels.errors import BackendError
 from fuseo1_kernels.methods.sce import sce_params
@@ -39,7 +39,7 @@ class FakeMemory:
     def __init__(self, nbytes: int) -> None:
         self.tensor = torch.full((nbytes,), _POISON, dtype=torch.uint8)
         self.address, self.nbytes = self.tensor.data_ptr(), nbytes
-        self.view = memoryview(self.tensor.numpy())
+        self.view = memoryview(self.tensor.numpy())  # type: ignore[arg-type]
 
 
 @dataclass
@@ -162,7 +162,7 @@ class FakeDevice:
             self.pinned.append(nbytes)
         return FakeMemory(nbytes)
 
-    def stream(self) -> FakeStream:
+    def stream(self) -> Any:
         self.streams.append(FakeStream(self, len(self.streams) % 3))
         return self.streams[-1]
 
@@ -284,7 +284,7 @@ class FakeKernels:
         def end() -> None:
             if not bool((room.work == mark).all()):
                 raise RuntimeError("two surveys work in the same memory")
-            survey = self._cpu.survey(inputs, select_topk, 1)
+            survey = expect(SceResult, self._cpu.survey(inputs, select_topk, 1))
             _put(room.result, {"survey": _fields(survey), "written": 0})
             _put(room.params, asdict(sce_params(survey, numel, select_topk, variant)))
 

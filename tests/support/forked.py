@@ -160,7 +160,7 @@ def _serve() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in sys.argv[1:]:
         importlib.import_module(name)
-    children = set()
+    children: set[int] = set()
     for line in sys.stdin:
         request = json.loads(line)
         if "wait" in request:
@@ -178,7 +178,7 @@ def _serve() -> None:
 
 
 def _merge(argv: list[str], sabotage: list[list[Any]], files: str) -> None:
-    from fuseo1_kernels import merge
+    from fuseo1_kernels.cli import merge
     from support import sabotage as saboteurs
     from support import tuning
 

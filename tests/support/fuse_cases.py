@@ -67,7 +67,13 @@ def selections(targets: int) -> dict[str, tuple[Select, ...]]:
     draw = Draw(0x0123456789ABCDEF, 0xA0000000)
     clamp = Clamp(7e-4)
     every: tuple[Select, ...] = (band, draw, None, clamp, between, ties)
-    same = {"band": band, "between": between, "ties": ties, "draw": draw, "clamp": clamp}
+    same: dict[str, Select] = {
+        "band": band,
+        "between": between,
+        "ties": ties,
+        "draw": draw,
+        "clamp": clamp,
+    }
     kinds: dict[str, tuple[Select, ...]] = {k: (s,) * targets for k, s in same.items()}
     in_turn = tuple(itertools.islice(itertools.cycle(every), targets))
     return {"all": (), **kinds, "in turn": in_turn, "none": (Band(NONE),) * targets}

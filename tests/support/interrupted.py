@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ def large_family(home: Path, **writing: Any) -> Family:
     return _family(home, shapes, **writing)
 
 
-def _family(home: Path, shapes: dict[str, tuple[int, ...]], **writing: Any) -> Family:
+def _family(home: Path, shapes: Mapping[str, tuple[int, ...]], **writing: Any) -> Family:
     g = torch.Generator().manual_seed(3)
     base: State = {
         f"model.{name}.weight": (torch.randn(shape, generator=g) * 0.05).to(BF16)

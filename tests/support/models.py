@@ -151,7 +151,7 @@ def write_model(
             save_file(part, file, metadata={"format": "pt"})
 
     names = list(state)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for i in range(shards):
         part = names[i * len(names) // shards : (i + 1) * len(names) // shards]
         file = f"{stem}.{ending}" if shards == 1 else f"{stem}-{i + 1:05d}-of-{shards:05d}.{ending}"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import fuseo1_kernels
-from fuseo1_kernels import merge
+from fuseo1_kernels.cli import merge
 from support.paths import TESTS
 from support.tuning import current
 

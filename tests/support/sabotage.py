@@ -49,7 +49,7 @@ def count(nth: int = 0, action: str = "kill", number: int = signal.SIGKILL, fifo
 
     # Not every file system knows the flag with which the engine writes: without it, all count alike.
     pwritev = os.pwritev
-    os.pwritev = lambda fd, views, offset, _flags: pwritev(fd, views, offset)
+    _patch(os, "pwritev", lambda fd, views, offset, _flags: pwritev(fd, views, offset))
     for module, name, counts in _changing_calls():
         setattr(module, name, counted(name, getattr(module, name), counts))
 
@@ -62,7 +62,7 @@ def _subject(args: Sequence[Any]) -> str:
     """The file that a call is about, whether by number or by name."""
     if isinstance(args[0], int):
         return os.readlink(f"/proc/self/fd/{args[0]}")
-    return os.fspath(args[0])
+    return str(os.fspath(args[0]))
 
 
 def _changing_calls() -> list[tuple[Any, str, Callable[..., bool]]]:
@@ -107,7 +107,7 @@ def kill_after(tensors: int) -> None:
         if calls == tensors:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    Journal.add = add
+    _patch(Journal, "add", add)
 
 
 def announce(fifo: str) -> None:
@@ -146,12 +146,12 @@ def no_exchange() -> None:
     def refuse(_a: Path, _b: Path) -> None:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
-    partial._rename_exchange = refuse
+    _patch(partial, "_rename_exchange", refuse)
 
 
 def no_sync() -> None:
     """Save the time that a disk takes: a kill, unlike a power cut, loses nothing that was written."""
-    os.fsync = lambda _fd: None
+    _patch(os, "fsync", lambda _fd: None)
 
 
 def slowly(rate: float, latency: float) -> None:
@@ -177,8 +177,8 @@ def slowly(rate: float, latency: float) -> None:
         wait(out.numel * sum(f.dtype.size for f in files))
 
     real = os.sendfile
-    os.sendfile = sendfile  # type: ignore[assignment]
-    Source.is_cached = lambda self, info: False  # type: ignore[method-assign]
+    _patch(os, "sendfile", sendfile)
+    _patch(Source, "is_cached", lambda self, info: False)
     _around(CpuSurveyor, "update_files", survey)
     _around(CpuBackend, "fuse_files", fuse)
     _around(os, "fsync", lambda _fd: time.sleep(latency))
@@ -202,7 +202,7 @@ def change(file: str, how: str, at: int) -> None:
 
     path, reads = Path(file), 0
     # So that readers have their part in it.
-    Source.is_cached = lambda self, info: False  # type: ignore[method-assign]
+    _patch(Source, "is_cached", lambda self, info: False)
 
     def tamper(fd: int, *_: Any) -> None:
         nonlocal reads
@@ -220,13 +220,13 @@ def change_early(file: str, how: str) -> None:
     """Do something to the model file `file` before any tensor is read, when all headers were."""
     from fuseo1_kernels.engine import merge
 
-    real = merge.fingerprint
+    real: Any = vars(merge)["fingerprint"]
 
     def fingerprint(*args: Any) -> Any:
         CHANGES[how](Path(file))
         return real(*args)
 
-    merge.fingerprint = fingerprint
+    _patch(merge, "fingerprint", fingerprint)
 
 
 def _shrink(file: Path) -> None:
@@ -274,6 +274,10 @@ CHANGES = {
     "is replaced": _replace,
     "is removed": _remove,
 }
+
+
+def _patch(holder: Any, name: str, value: Any) -> None:
+    setattr(holder, name, value)
 
 
 def _around(holder: Any, name: str, before: Callable[..., None]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -14,12 +15,13 @@ from fuseo1_kernels.backends.cuda.backend import CudaBackend
 from fuseo1_kernels.backends.registry import load_backend, load_gpu_backend
 from fuseo1_kernels.errors import BackendError, MergeError
 from fuseo1_kernels.in_memory import ops, tensor_merge
+from fuseo1_kernels.in_memory.ops import as_array as array
 from fuseo1_kernels.methods.sce import sce_params
 from support.emulated import load_emulated
 from support.fuse_cases import bit_masks, tensors_of
 from support.gpu.data import tied, tuned, two_values
 from support.gpu.general import Merges, MergesRefused, Methods, Surveys
-from support.gpu.grid import Limits, SameBits, array, compare
+from support.gpu.grid import Limits, SameBits, compare
 from support.gpu.rows import Ranks, Scores
 from support.oracles import fuse as emulation
 from support.ranked import OUTSIDE
@@ -82,7 +84,10 @@ def test_ties_are_cut_in_one_read(
 def test_through_the_public_functions(gpu: CudaBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     """As tensors on a GPU take them; here the GPU is the host."""
     tensors = [t.to(BF16).view(100, 257) for t in tied(25_700, 3, torch.Generator().manual_seed(4))]
-    keywords = {"base_index": 0, "parameters": {"select_topk": 0.3, "variant": "mergekit"}}
+    keywords: dict[str, Any] = {
+        "base_index": 0,
+        "parameters": {"select_topk": 0.3, "variant": "mergekit"},
+    }
     expected = merge_tensors(tensors, "sce", **keywords)
     for module in (ops, tensor_merge):
         monkeypatch.setattr(module, "backend_for", lambda inputs, backend: gpu)

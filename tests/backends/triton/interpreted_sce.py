@@ -10,6 +10,7 @@ import itertools
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -18,14 +19,16 @@ from fuseo1_kernels import merge_tensors, torch_ops  # noqa: F401 (registers the
 from fuseo1_kernels.backends.arrays import BY_NAME, Array
 from fuseo1_kernels.backends.interface import OnDevice, Room
 from fuseo1_kernels.backends.registry import load_backend, load_gpu_backend
+from fuseo1_kernels.backends.results import SceResult, expect
 from fuseo1_kernels.backends.triton.backend import TritonBackend
 from fuseo1_kernels.backends.triton.tuning import Config
 from fuseo1_kernels.errors import MergeError
 from fuseo1_kernels.in_memory import ops
+from fuseo1_kernels.in_memory.ops import as_array as array
 from fuseo1_kernels.methods.sce import sce_params
 from support.gpu import data as gpu_data
 from support.gpu.data import KINDS
-from support.gpu.grid import TOPKS, Limits, array, compare, on_cpu, placed
+from support.gpu.grid import TOPKS, Limits, compare, on_cpu, placed
 from support.tensors import BF16, DTYPES, FP16, FP32, assert_same_bits, bits
 
 # The interpreter computes with numpy, which warns where the contract has infinities and NaN.
@@ -161,7 +164,7 @@ def test_fuse_of_a_part(offset: int, backend: TritonBackend) -> None:
     n = 9001
     tensors = [t.to(BF16) for t in gpu_data.tied(n, 3, generator(2))]
     cpu, inputs = load_backend("cpu"), [array(t) for t in tensors]
-    params = sce_params(cpu.survey(inputs, 0.3, 2), n, 0.3, "mergekit")
+    params = sce_params(expect(SceResult, cpu.survey(inputs, 0.3, 2)), n, 0.3, "mergekit")
     for given in (params, replace(params, masked=False, floor_divisor=0.0)):
         part = [x.part(offset, n - offset) for x in inputs]
         expected, found = (torch.empty(n - offset, dtype=BF16) for _ in range(2))
@@ -222,7 +225,10 @@ class TestLimits(Limits):
 
 def test_through_the_public_functions() -> None:
     tensors = [t.to(BF16).view(20, 257) for t in gpu_data.tied(5140, 3, generator(4))]
-    keywords = {"base_index": 0, "parameters": {"select_topk": 0.3, "variant": "mergekit"}}
+    keywords: dict[str, Any] = {
+        "base_index": 0,
+        "parameters": {"select_topk": 0.3, "variant": "mergekit"},
+    }
     expected = merge_tensors(tensors, "sce", **keywords)
     found = merge_tensors(tensors, "sce", backend="triton", **keywords)
     assert torch.equal(found, expected)

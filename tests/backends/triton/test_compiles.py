@@ -44,7 +44,8 @@ from fuseo1_kernels.backends.triton import (
     threshold,
 )
 from fuseo1_kernels.backends.triton.tuning import SPACE, Config, general_config
-from support.gpu.grid import array, placed
+from fuseo1_kernels.in_memory.ops import as_array as array
+from support.gpu.grid import placed
 
 pytestmark = pytest.mark.skipif(
     bool(triton.knobs.runtime.interpret), reason="the interpreter compiles nothing"
@@ -190,7 +191,7 @@ def compiled(
         inputs = (*inputs, "*i64")  # arithmetic.magnitude
     warps = warps if "ROWS" in constants else 4
     signature: dict[str, Any] = {}
-    aligned = {}
+    aligned: dict[tuple[int, ...], list[list[Any]]] = {}
     for i, parameter in enumerate(kernel.arg_names):
         if parameter in constants:
             signature[parameter] = "constexpr"

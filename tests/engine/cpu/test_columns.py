@@ -169,7 +169,7 @@ def test_any_slab(name: str, backend: str, family: Family, monkeypatch: pytest.M
                              out_dtype=tensors[2].dtype)  # fmt: skip
     raw = expected.contiguous().view(torch.uint8).numpy().tobytes()
     reads: list[int] = []
-    read_all = columns.read_all
+    read_all: Any = vars(columns)["read_all"]
 
     def noted(fd: int, begin: int, info: Any, data: memoryview) -> None:
         reads.append(data.nbytes)

@@ -207,13 +207,14 @@ def test_a_file_that_cannot_be_read() -> None:
         survey.update_files(files, 0, 1000, (scratch.address, scratch.nbytes), 1)
     assert caught.value.args == (0, errno.EBADF)
     os.close(closed)
+    bad: dict[str, Any]
     for bad in (
         {"scratch": (scratch.address, 100)},
         {"offset": 1},
         {"files": [(closed, 7, 0)] * 4},
         {"threads": 0},
     ):
-        good = {"files": files, "offset": 0, "count": 1000, "threads": 1}
+        good: dict[str, Any] = {"files": files, "offset": 0, "count": 1000, "threads": 1}
         good["scratch"] = (scratch.address, scratch.nbytes)
         with pytest.raises(ValueError, match="outside the contract"):
             survey.update_files(**{**good, **bad})

@@ -18,6 +18,7 @@ from fuseo1_kernels.backends.contract import (
     Band,
     Cut,
     Draw,
+    Elect,
     FuseParams,
     Gram,
     Magnitudes,
@@ -76,7 +77,7 @@ class Merges:
     @pytest.mark.parametrize("elect", ELECTS)
     @pytest.mark.parametrize("targets", [0, 1, 2, 3, 5, 9, 16])
     def test_every_selection_and_divisor(
-        self, targets: int, elect: str, gpu: GpuBackend, device: torch.device
+        self, targets: int, elect: Elect, gpu: GpuBackend, device: torch.device
     ) -> None:
         draw = random.Random(f"{targets} {elect}")
         for selects, mode in itertools.product(selections(targets).values(), MODES):
@@ -86,7 +87,7 @@ class Merges:
             n = draw.choice([1, 8, 255, 257, 1300])
             tensors = tensors_of(n, targets, dtypes)
             there = [placed(t, draw.choice(PLACES), device) for t in tensors]
-            plain = FuseParams(weights_of(targets), elect=elect, selects=selects)  # type: ignore[arg-type]
+            plain = FuseParams(weights_of(targets), elect=elect, selects=selects)
             if "shares" in mode:
                 mode = {**mode, "shares": weights_of(targets)[::-1]}
             params = replace(plain, **mode)  # type: ignore[arg-type]
@@ -94,7 +95,7 @@ class Merges:
             compare_fuse(gpu, there, params, out)
 
     @pytest.mark.parametrize("elect", ELECTS)
-    def test_all_kinds_of_data(self, elect: str, gpu: GpuBackend, device: torch.device) -> None:
+    def test_all_kinds_of_data(self, elect: Elect, gpu: GpuBackend, device: torch.device) -> None:
         draw, g = random.Random(elect), torch.Generator().manual_seed(8)
         for kind in KINDS[:: 4 if SMALL else 1]:
             n, targets = draw.choice([4097, 65_537, 70_000]), draw.choice([1, 2, 3])

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from fuseo1_kernels.backends.contract import FuseParams
-from fuseo1_kernels.backends.interface import GpuBackend
+from fuseo1_kernels.backends.interface import GpuBackend, can_enqueue_small
 from fuseo1_kernels.backends.registry import load_backend
-from fuseo1_kernels.backends.results import SurveyResult
+from fuseo1_kernels.backends.results import SceResult, SurveyResult, expect
 from fuseo1_kernels.errors import BackendError
 from fuseo1_kernels.in_memory.ops import as_array as array
 from fuseo1_kernels.methods.sce import sce_params
@@ -44,11 +44,11 @@ def surroundings(tensor: torch.Tensor) -> torch.Tensor:
 
 def on_cpu(
     tensors: Sequence[torch.Tensor], select_topk: float, variant: str, dtype: torch.dtype
-) -> tuple[SurveyResult, int, torch.Tensor]:
+) -> tuple[SceResult, int, torch.Tensor]:
     """(survey, how many outputs are not finite, output)"""
     cpu, on_host = load_backend("cpu"), [t.cpu() for t in tensors]
     inputs, threads = [array(t) for t in on_host], resolve_threads(None)
-    survey = cpu.survey(inputs, select_topk, threads)
+    survey = expect(SceResult, cpu.survey(inputs, select_topk, threads))
     params = sce_params(survey, inputs[0].numel, select_topk, variant)
     out = torch.empty(inputs[0].numel, dtype=dtype)
     return survey, cpu.fuse(inputs, params, array(out), 0, threads), out
@@ -124,6 +124,9 @@ def drawn(
     """
     draw, g = random.Random(kind.__name__), torch.Generator().manual_seed(7)
     for _ in range(2 if SMALL else 10 if few else 40):
+        dtypes: tuple[torch.dtype, ...]
+        places: tuple[int, ...]
+        out_places: tuple[int, ...]
         if few:
             dtypes, places = draw.choice([((BF16,) * 4, (0,)), ((BF16, FP32, FP16), (1,))])
             out_dtype, out_places = dtypes[0], places
@@ -225,7 +228,8 @@ class SameBits:
         """As `fuse` is called with given parameters, and with an offset."""
         tensors = [t.to(BF16) for t in tied(70_000, 3, torch.Generator().manual_seed(2))]
         cpu, inputs = load_backend("cpu"), [array(t) for t in tensors]
-        params = sce_params(cpu.survey(inputs, 0.3, 2), 70_000, 0.3, "mergekit")
+        survey = expect(SceResult, cpu.survey(inputs, 0.3, 2))
+        params = sce_params(survey, 70_000, 0.3, "mergekit")
         part = [x.part(offset, 70_000 - offset) for x in inputs]
         expected = torch.zeros(70_000 - offset, dtype=BF16)
         assert cpu.fuse(part, params, array(expected), offset, 2) == 0
@@ -236,7 +240,7 @@ class SameBits:
         assert_same_bits(found.cpu(), expected)
 
     def test_small_tensors_in_one_launch(self, gpu: GpuBackend, device: torch.device) -> None:
-        if not hasattr(gpu, "enqueue_small"):
+        if not can_enqueue_small(gpu):
             pytest.skip(f"backend {gpu.name} takes one tensor a call")
         draw, g = random.Random(3), torch.Generator().manual_seed(3)
         for _ in range(5 if SMALL else 25):

@@ -23,6 +23,7 @@ from fuseo1_kernels.backends.contract import (
     Select,
 )
 from fuseo1_kernels.backends.interface import GpuBackend
+from fuseo1_kernels.backends.results import MagnitudesResult, expect
 from fuseo1_kernels.errors import BackendError
 from fuseo1_kernels.in_memory.ops import as_array
 from support import ranked
@@ -61,7 +62,13 @@ class Ranks:
         """Far into a tensor, of any dtype and alignment; 256 elements are not whole rows."""
         draw, row, rows = random.Random(targets), 129, 20
         band = Band(Cut(0x3F000000, 700), Cut(0x40000000, 40))
-        some = [Ranked(KEY, 0.3, 0.6, row), band, Ranked(7, 0.5, 0.0, row), Clamp(0.25), None]
+        some: list[Select] = [
+            Ranked(KEY, 0.3, 0.6, row),
+            band,
+            Ranked(7, 0.5, 0.0, row),
+            Clamp(0.25),
+            None,
+        ]
         selects: tuple[Select, ...] = tuple(some[i % len(some)] for i in range(targets))
         g = torch.Generator().manual_seed(targets)
         tensors = [
@@ -151,7 +158,7 @@ class Scores:
         found = gpu.survey(
             [as_array(t) for t in tensors[:2]], Magnitudes((ranks[2:4],), factors), 1
         )
-        near, far = found.cuts[0]
+        near, far = expect(MagnitudesResult, found).cuts[0]
         for bands in (
             (Band(far, rows=factors), Band(far, near, rows=factors), Band(near)),
             (Band(NONE, rows=factors), Ranked(KEY, 0.3, 0.6, row), Band(ALL, far, rows=factors)),

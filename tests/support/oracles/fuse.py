@@ -8,7 +8,7 @@ once, to the output's dtype.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -67,7 +67,7 @@ def taken(d: F32, select: Select | Bools, offset: int) -> F32:
     elif isinstance(select, Clamp):
         most = np.float32(select.most)
         z = np.where(np.abs(d) > most, np.copysign(most, d), d)
-    elif select is not None:
+    elif isinstance(select, np.ndarray):
         z = np.where(select, d, np.float32(0))
     return np.where(np.isfinite(d), z, d)
 
@@ -82,7 +82,10 @@ def total(terms: Sequence[Reals]) -> Reals:
 def score(d: Sequence[F32]) -> npt.NDArray[np.uint32]:
     n = np.float32(len(d))
     mean = total(d) / n
-    return np.abs(total([(x - mean) * (x - mean) for x in d]) / n).view(np.uint32)
+    found: npt.NDArray[np.uint32] = np.abs(total([(x - mean) * (x - mean) for x in d]) / n).view(
+        np.uint32
+    )
+    return found
 
 
 def rounded(b: Reals, delta: Reals, dtype: torch.dtype) -> torch.Tensor:
@@ -126,13 +129,13 @@ def number(params: FuseParams) -> type[np.float32] | type[np.float64]:
 def _delta(
     d: Sequence[F32], params: FuseParams, offset: int, masks: Sequence[Bools]
 ) -> tuple[Reals, Bools]:
-    real = number(params)
-    selects = masks or params.selects or [None] * len(d)
+    real: Any = number(params)
+    selects: Sequence[Any] = masks or params.selects or [None] * len(d)
     z = [taken(x, select, offset).astype(real) for x, select in zip(d, selects, strict=True)]
     t = [real(w) * x for w, x in zip(params.weights, z, strict=True)]
-    votes = z if params.elect == "sum" else t
+    votes: list[Any] = z if params.elect == "sum" else t
     s = total([np.sign(x) for x in t] if params.elect == "count" else votes)
-    alive = [np.where(s >= 0, v > 0, v < 0) for v in votes]
+    alive: list[Any] = [np.where(s >= 0, v > 0, v < 0) for v in votes]
     broken = ~np.isfinite(s)
     if params.elect == "count":
         broken = np.any([~np.isfinite(x) for x in t], axis=0)

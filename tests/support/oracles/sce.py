@@ -81,7 +81,7 @@ def combine(
     else:
         uniform = total == 0.0
     weights = [1.0 if uniform else e / total for e in energy]  # 1/N would not be exact
-    sign = torch.where(torch.stack(d).sum(dim=0) >= 0.0, 1.0, -1.0)
+    sign = torch.where(torch.stack(list(d)).sum(dim=0) >= 0.0, 1.0, -1.0)
     num, den = torch.zeros_like(b), torch.zeros_like(b)
     for w, x in zip(weights, d, strict=True):
         survives = torch.sign(x) == sign
