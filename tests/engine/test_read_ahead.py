@@ -226,8 +226,7 @@ def test_skipped_tensors_are_not_read(disk: Disk) -> None:
     models = [Model(disk, "m")]
     pair = Unit((job("a", models, 8), job("b", models, 8)))
     found, _ = made([*units(models, 8), pair], 1, PLENTY, skipped={"t0", "b"})
-    first = take(found)
-    assert names(first) == ["t0"]
+    assert names(first := take(found)) == ["t0"]
     found.done(first)
     assert disk.log == [] and found.readers == 1
     with at_work(found.read):
