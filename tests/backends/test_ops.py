@@ -240,8 +240,10 @@ def test_the_bases_negative_zero_stays_where_nobody_survives(backend: str) -> No
 def test_beyond_two_to_the_31_elements() -> None:
     numel = (1 << 31) + 70_001
     tail = (1 << 31) - 4096  # a multiple of 256
-    # Pages of a fresh mapping that are only read take no memory; torch.zeros writes them all.
-    tensors = [torch.frombuffer(mmap.mmap(-1, 2 * numel), dtype=BF16) for _ in range(3)]
+    # Pages of a private mapping that are only read take no memory; torch.zeros writes them all.
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    mapped = [mmap.mmap(-1, 2 * numel, flags) for _ in range(3)]
+    tensors = [torch.frombuffer(m, dtype=BF16) for m in mapped]
     parts = [t[tail:] for t in tensors]
     for part, values in zip(parts, siblings(numel - tail, 2), strict=True):
         part.copy_(values)
