@@ -224,9 +224,14 @@ def test_what_was_cached_is_asked_before_anything_is_read(disk: Disk) -> None:
 def test_skipped_tensors_are_not_read(disk: Disk) -> None:
     """An earlier run has written them: alone in a unit they need no reader."""
     models = [Model(disk, "m")]
-    pair = Unit((job("a", models, 8), job("b", models, 8)))
-    found, _ = made([*units(models, 8), pair], 1, PLENTY, skipped={"t0", "b"})
-    assert names(first := take(found)) == ["t0"]
+    found, _ = made(
+        [*units(models, 8), Unit((job("a", models, 8), job("b", models, 8)))],
+        1,
+        PLENTY,
+        skipped={"t0", "b"},
+    )
+    first = take(found)
+    assert names(first) == ["t0"]
     found.done(first)
     assert disk.log == [] and found.readers == 1
     with at_work(found.read):
