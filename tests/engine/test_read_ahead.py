@@ -224,12 +224,8 @@ def test_what_was_cached_is_asked_before_anything_is_read(disk: Disk) -> None:
 def test_skipped_tensors_are_not_read(disk: Disk) -> None:
     """An earlier run has written them: alone in a unit they need no reader."""
     models = [Model(disk, "m")]
-    found, _ = made(
-        [*units(models, 8), Unit((job("a", models, 8), job("b", models, 8)))],
-        1,
-        PLENTY,
-        skipped={"t0", "b"},
-    )
+    pair = Unit((job("a", models, 8), job("b", models, 8)))
+    found, _ = made([*units(models, 8), pair], 1, PLENTY, skipped={"t0", "b"})
     first = take(found)
     assert names(first) == ["t0"]
     found.done(first)
@@ -237,9 +233,6 @@ def test_skipped_tensors_are_not_read(disk: Disk) -> None:
     with at_work(found.read):
         assert [names(unit) for unit in take_all(found)] == [["a", "b"]]
     assert disk.told("read") == disk.told("forget") == ["m/a"]
-
-
-# --- how far ahead -----------------------------------------------------------------------
 
 
 def test_what_waits_is_bounded(disk: Disk) -> None:
