@@ -188,7 +188,7 @@ def outcome(jobs: Sequence[Job], stages: Sequence[Stage]) -> tuple[int, str]:
 def jobs(architecture: str, quick: bool, results: Path) -> list[Job]:
     """All stages, for a GPU of `architecture` (what CUDAARCHS takes)."""
     python, build = sys.executable, WORK / "gpu-build"
-    pytest = [python, "-m", "pytest", "-q", "-rfEs", "-p", "no:cacheprovider"]
+    pytest = [python, "-m", "pytest", "-q", "-m", "", "-rfEs", "-p", "no:cacheprovider"]
     configure = [
         *("cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", "-DFUSEO1_CUDA=1"),
         f"-DPython_EXECUTABLE={python}",

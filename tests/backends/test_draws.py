@@ -7,12 +7,14 @@ deviations, which chance alone exceeds once in 1.7 million comparisons; there ar
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import pytest
 import torch
 
 from fuseo1_kernels.backends.contract import Clamp, Draw, FuseParams, Norms
-from fuseo1_kernels.backends.reference.philox import philox, words
+from fuseo1_kernels.backends.reference import philox as reference
+from fuseo1_kernels.backends.reference.philox import philox
 from fuseo1_kernels.backends.registry import load_backend
 from fuseo1_kernels.backends.results import NormsResult, expect
 from fuseo1_kernels.in_memory.ops import as_array, as_arrays
@@ -24,6 +26,12 @@ HALF = 1 << 31
 KEY = 0x243F6A8885A308D3
 #: Keys as a generator of keys might make them badly: counting, and one bit apart.
 NEIGHBOURS = (KEY + 1, KEY + 2, *(KEY ^ (1 << bit) for bit in range(0, 64, 3)))
+
+
+@lru_cache(maxsize=256)
+def words(key: int, first: int, count: int) -> torch.Tensor:
+    """Those of the reference backend, made once; 2 MB each at most."""
+    return reference.words(key, first, count)
 
 
 def chi_square(observed: torch.Tensor, expected: float) -> tuple[float, float]:

@@ -24,6 +24,8 @@ from support.gpu.grid import SMALL, SameBits, compare, on_cpu
 from support.gpu.rows import Ranks, Scores
 from support.tensors import BF16, assert_same_bits
 
+pytestmark = pytest.mark.gpu
+
 NEEDED = os.environ.get("FUSEO1_NEED_GPU") == "1"
 
 

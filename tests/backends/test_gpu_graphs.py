@@ -14,6 +14,7 @@ from fuseo1_kernels import ResidentSurveys, merge_tensors
 from support.tensors import BF16, FP16, FP32, assert_same_bits, siblings
 
 pytestmark = [
+    pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"),
     pytest.mark.skipif(
         importlib.util.find_spec("fuseo1_kernels.backends._cuda") is None,

@@ -18,6 +18,8 @@ from fuseo1_kernels.backends import _cpu
 from support.paths import ROOT
 from support.tensors import BF16, FP32, ISAS, bits, siblings
 
+pytestmark = pytest.mark.serial
+
 N = 2_000_003
 MAX_BYTES = 4 << 20
 STACK = 1 << 20

@@ -15,6 +15,8 @@ import pytest
 
 from support.sass import Instruction, functions, loops, waits_between
 
+pytestmark = pytest.mark.toolchain
+
 # Template arguments as they are mangled: the most targets, what the operands are, and perhaps one more.
 INSTANCE = re.compile(r"^_ZN6fuseo1\d+(\w+?)ILi(\d+)ENS_\d+(AllBf16|Mixed)E([fd]|Lb[01]|)E")
 HOT = ("energy_all", "scan", "fuse", "fuse_general f", "fuse_general d", "add_norms")

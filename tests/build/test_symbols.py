@@ -14,6 +14,8 @@ from fuseo1_kernels.backends import _cpu
 from support.paths import ROOT
 from support.tensors import ISAS
 
+pytestmark = pytest.mark.toolchain
+
 KERNELS = ROOT / "csrc/cpu/kernels"
 SOURCES = sorted(source.name for source in KERNELS.glob("*.cpp"))
 

@@ -220,6 +220,7 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
         yield forks
 
 
+@pytest.mark.serial
 def test_signals_and_kills_at_random_times(forks: Forks, large: Family) -> None:
     print(f"seed {SEED}")
     rng, fifo = random.Random(SEED), large.home / "fifo"
@@ -260,6 +261,7 @@ def test_signals_and_kills_at_random_times(forks: Forks, large: Family) -> None:
     assert codes.count(130) >= 4 and codes.count(-9) == 3
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_merge_stops_at_once(number: int, forks: Forks, large: Family, tmp_path: Path) -> None:
     """In the middle of a tensor whose reading takes seconds."""
@@ -278,6 +280,7 @@ def test_a_merge_stops_at_once(number: int, forks: Forks, large: Family, tmp_pat
     assert place.out.parent.exists() == bool(journaled(place.out))
 
 
+@pytest.mark.serial
 def test_a_merge_of_small_tensors_stops_at_once(forks: Forks, tmp_path: Path) -> None:
     """In the middle of a copy to the GPU that is put together of many reads."""
     os.mkfifo(tmp_path / "fifo")

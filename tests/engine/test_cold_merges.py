@@ -26,6 +26,8 @@ from support.models import Family, assert_same_state, make_family, read_model, t
 from support.tensors import BF16
 from support.tuning import current, tune
 
+pytestmark = pytest.mark.serial
+
 MIB = 1 << 20
 # The page cache's largest folio: what shares one with the header stays.
 FOLIO = 2 * MIB

@@ -134,6 +134,7 @@ def test_dry_run_of_an_unusable_backend(family: Family) -> None:
     assert run(family.config, "--dry-run", "--cuda").code == 1
 
 
+@pytest.mark.serial
 def test_dry_run_of_a_32b_recipe(tmp_path: Path) -> None:
     """Qwen2.5-32B's real shapes in files of holes: planned from headers in about a second."""
     hidden, ffn, kv, vocab, layers = 5120, 27648, 1024, 152064, 64

@@ -28,6 +28,8 @@ from support.models import (
 from support.processes import done
 from support.tensors import BF16, FP32, assert_same_bits
 
+pytestmark = pytest.mark.peer
+
 
 def load(path: Path, **options: Any) -> Any:
     """The model, every weight of which came from the files."""

@@ -73,6 +73,7 @@ def test_the_exact_path_with_the_reference_backend(oversized: Family) -> None:
     assert weights(oversized.home / "reference") == weights(oversized.home / "cpu")
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize("cached", [True, False])
 def test_memory_is_bounded(cached: bool, oversized: Family) -> None:
     """Memory that no file backs, above what a merge of nothing needs, stays near --max-memory."""

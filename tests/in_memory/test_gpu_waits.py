@@ -17,6 +17,8 @@ from fuseo1_kernels.in_memory import tensor_merge
 from support.emulated import load_emulated
 from support.tensors import BF16, FP16, FP32, assert_same_bits, siblings
 
+pytestmark = pytest.mark.toolchain
+
 CUTS = {"select_topk": 0.3, "variant": "mergekit"}
 NAN = float("nan")
 

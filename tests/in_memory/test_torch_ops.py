@@ -112,6 +112,7 @@ def test_nonfinite_elements_propagate() -> None:
     assert_same_bits(OPS.fuse(base, targets, OPS.survey(base, targets)[1]), merged)
 
 
+@pytest.mark.toolchain
 @pytest.mark.parametrize("name", INPUTS)
 def test_on_an_emulated_gpu(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The structs on the device are told apart right: the same tensors come out as on the CPU."""

@@ -29,6 +29,8 @@ from fuseo1_kernels import MergeError
 from fuseo1_kernels.integrations import mergekit as kernels
 from support.tensors import assert_same_bits
 
+pytestmark = pytest.mark.peer
+
 TOPK = {"select_topk": 0.3}
 
 

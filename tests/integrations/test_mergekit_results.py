@@ -18,6 +18,8 @@ from fuseo1_kernels import merge_tensors
 from fuseo1_kernels.methods import METHODS
 from support.tensors import siblings
 
+pytestmark = pytest.mark.peer
+
 BY_COLUMN: dict[str, Any] = {"nuslerp_flatten": False, "nuslerp_row_wise": True}
 
 #: method, tensors, whether the first is the base, parameters

@@ -16,6 +16,8 @@ import pytest
 
 from support.paths import ROOT, TESTS
 
+pytestmark = pytest.mark.peer
+
 pytest.importorskip("mergekit")
 
 HERE = TESTS

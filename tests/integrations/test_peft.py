@@ -18,6 +18,8 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from fuseo1_kernels.integrations import peft as integration
 
+pytestmark = pytest.mark.peer
+
 NAMES = ("task_arithmetic", "magnitude_prune", "dare_linear", "ties", "dare_ties")
 OWN = {name: getattr(merge_utils, name) for name in NAMES}
 

@@ -21,6 +21,8 @@ from fuseo1_kernels.backends.cuda.backend import CudaBackend
 from support.cuda_calls import OPS, OUT, TENSORS
 from support.emulated import fail_call, load_emulated
 
+pytestmark = pytest.mark.toolchain
+
 THERE = torch.device("cuda", 1)
 
 

@@ -11,6 +11,8 @@ from fuseo1_kernels.backends.cuda.backend import CudaBackend
 from support.cuda_calls import OPS, OUT, TENSORS
 from support.emulated import calls, fail_call, load_emulated
 
+pytestmark = pytest.mark.toolchain
+
 
 @pytest.fixture
 def gpu() -> Iterator[CudaBackend]:

@@ -27,6 +27,8 @@ from support.oracles import fuse as emulation
 from support.ranked import OUTSIDE
 from support.tensors import BF16, FP16, assert_same_bits
 
+pytestmark = pytest.mark.toolchain
+
 
 @pytest.fixture(scope="module")
 def gpu() -> CudaBackend:
@@ -71,7 +73,11 @@ class TestRowsOnHost(Ranks, Scores):
 
 
 @pytest.mark.parametrize(
-    ("kind", "numel"), [(two_values, 300_000), (tuned, (1 << 22) + 5)], ids=["many", "large"]
+    ("kind", "numel"),
+    [
+        pytest.param(two_values, 300_000, id="many"),
+        pytest.param(tuned, (1 << 22) + 5, id="large", marks=pytest.mark.slow),
+    ],
 )
 def test_ties_are_cut_in_one_read(
     kind: Callable[..., list[torch.Tensor]], numel: int, gpu: CudaBackend

@@ -47,9 +47,12 @@ from fuseo1_kernels.backends.triton.tuning import SPACE, Config, general_config
 from fuseo1_kernels.in_memory.ops import as_array as array
 from support.gpu.grid import placed
 
-pytestmark = pytest.mark.skipif(
-    bool(triton.knobs.runtime.interpret), reason="the interpreter compiles nothing"
-)
+pytestmark = [
+    pytest.mark.toolchain,
+    pytest.mark.skipif(
+        bool(triton.knobs.runtime.interpret), reason="the interpreter compiles nothing"
+    ),
+]
 
 TARGETS = {
     "cuda:80": GPUTarget("cuda", 80, 32),

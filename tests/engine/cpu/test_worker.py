@@ -248,6 +248,7 @@ def huge(tmp_path_factory: pytest.TempPathFactory) -> Family:
     return make_family(tmp_path_factory.mktemp("huge"), states)
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize("way", ["cached", "read ahead", "direct"])
 @pytest.mark.parametrize("select_topk", [1.0, 0.1])
 def test_a_tensor_of_eight_times_the_budget(select_topk: float, way: str, huge: Family) -> None:
@@ -259,6 +260,7 @@ def test_a_tensor_of_eight_times_the_budget(select_topk: float, way: str, huge: 
     assert weights(huge.home / name) == weights(huge.home / f"free{select_topk}")
 
 
+@pytest.mark.serial
 def test_the_limit_is_one(huge: Family) -> None:
     """The same process cannot have four times the budget; it says so and leaves nothing."""
     code, err = limited(huge, "refused", 4 * BUDGET, "cached")

@@ -91,6 +91,7 @@ def test_slots_of_the_usual_size(mixed: Family) -> None:
     assert copies < len(mixed.states[0]) / 3
 
 
+@pytest.mark.toolchain
 def test_the_cuda_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their own sources, run by the host: in memory that is the engine's, with surveys that were kept and new ones."""
     shapes = {"a": (301, 333), "b": (5,), "empty": (0,), "c": (70_001,)}

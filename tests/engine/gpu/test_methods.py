@@ -71,6 +71,7 @@ def test_the_bytes_and_the_report_are_the_cpus(order: str, case: Case, family: F
     assert sum(device.allocated) <= 5 * MIB
 
 
+@pytest.mark.toolchain
 @every_method
 def test_the_cuda_kernels(case: Case, family: Family) -> None:
     """Their own sources, run by the host."""

@@ -28,7 +28,10 @@ def _reason() -> str:
     return ""
 
 
-pytestmark = pytest.mark.skipif(bool(_reason()), reason=_reason() or "there is a GPU")
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(bool(_reason()), reason=_reason() or "there is a GPU"),
+]
 
 
 def states(dtypes: tuple[torch.dtype, ...] = (BF16, FP16, FP32, BF16)) -> list[State]:

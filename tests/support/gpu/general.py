@@ -221,7 +221,7 @@ class Surveys:
             tensors = [t.to(device, BF16) for t in kind(4097, targets, g)]
             compare_survey(gpu, tensors, Magnitudes(tuple((100 * i,) for i in range(targets))))
 
-    @pytest.mark.parametrize("dtype", [BF16, FP32])
+    @pytest.mark.parametrize("dtype", [BF16, pytest.param(FP32, marks=pytest.mark.slow)])
     def test_ties_in_masses(
         self, dtype: torch.dtype, gpu: GpuBackend, device: torch.device
     ) -> None:

@@ -116,14 +116,14 @@ Case = tuple[list[torch.Tensor], float, str, torch.Tensor]
 
 
 def drawn(
-    kind: Callable[..., list[torch.Tensor]], device: torch.device, few: bool = False
+    kind: Callable[..., list[torch.Tensor]], part: int, device: torch.device, few: bool = False
 ) -> Iterator[Case]:
     """Yield arguments of `compare`, drawn from all sizes, numbers of targets, dtypes, alignments and options.
 
     `few`: of two kinds of operands only, for kernels that are compiled for each.
     """
-    draw, g = random.Random(kind.__name__), torch.Generator().manual_seed(7)
-    for _ in range(2 if SMALL else 10 if few else 40):
+    draw, g = random.Random(f"{kind.__name__} {part}"), torch.Generator().manual_seed(7 + part)
+    for _ in range(2 if SMALL else 4 if few else 10):
         dtypes: tuple[torch.dtype, ...]
         places: tuple[int, ...]
         out_places: tuple[int, ...]
@@ -174,11 +174,18 @@ class SameBits:
     #: Elements of which so many tie that their candidates do not fit.
     MANY = 500_000
 
+    @pytest.mark.parametrize(
+        "part", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in (1, 2, 3))]
+    )
     @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
     def test_the_bits_are_the_cpus(
-        self, kind: Callable[..., list[torch.Tensor]], gpu: GpuBackend, device: torch.device
+        self,
+        kind: Callable[..., list[torch.Tensor]],
+        part: int,
+        gpu: GpuBackend,
+        device: torch.device,
     ) -> None:
-        for case in drawn(kind, device, few=gpu.name == "triton"):
+        for case in drawn(kind, part, device, few=gpu.name == "triton"):
             compare(gpu, *case)
 
     @pytest.mark.parametrize("select_topk", [0.5, 0.1])

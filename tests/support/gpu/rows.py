@@ -40,7 +40,9 @@ SHAPES = ((64, 48), (9, 1), (1, 255), (41, 8), (7, 401), (1, 4101))
 class Ranks:
     """Tests of RANKED selections by a backend, the fixture `gpu`, on the fixture `device`."""
 
-    @pytest.mark.parametrize("row", [1, 3, 31, 256, 257, 1000, 5120])
+    @pytest.mark.parametrize(
+        "row", [1, 3, 31, 256, 257, 1000, pytest.param(5120, marks=pytest.mark.slow)]
+    )
     @pytest.mark.parametrize("kind", ranked.KINDS[:: 4 if SMALL else 1])
     def test_the_larger_of_a_row_the_likelier(
         self,
@@ -136,7 +138,7 @@ class Scores:
         compare_survey(gpu, [t.flatten().to(device) for t in (base, target)], Divergences(40))
         compare_survey(gpu, [torch.empty(0, device=device)] * 2, Divergences(7))
 
-    @pytest.mark.parametrize("row", [1, 5, 255, 401, 3001])
+    @pytest.mark.parametrize("row", [1, 5, 255, 401, pytest.param(3001, marks=pytest.mark.slow)])
     @pytest.mark.parametrize("kind", [tuned, tied, nonfinite])
     def test_cuts_and_bands(
         self,
