@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from fuseo1_kernels.backends import _cpu
-from support.tensors import BACKENDS, CPUS, instruction_set
+from support.tensors import BACKENDS, CPUS, instruction_set, require_isa
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,8 +55,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _with_isa(isa: str) -> Iterator[str]:
-    if isa not in _cpu.available_isas():
-        pytest.skip(f"this machine or build has no {isa} kernels")
+    require_isa(isa)
     with instruction_set(isa):
         yield "cpu"
 

@@ -87,9 +87,8 @@ class InMemoryMerge:
     surveys: ResidentSurveys | None
     _guard: TensorGuard
     _inputs: list[Array]
-    _is_new: (
-        bool  # whether `result` is a new tensor: until fuse writes it, surveys may use its memory
-    )
+    # Whether `result` is a new tensor: until fuse writes it, surveys may use its memory.
+    _is_new: bool
     _kept: SurveyResult | None = None  # from `surveys`
     # Waits for the enqueued merge; returns its survey and the number of non-finite outputs. None: nothing is enqueued.
     _wait: Callable[[], tuple[SceResult, int]] | None = None

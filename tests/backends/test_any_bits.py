@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fuseo1_kernels import fuse, survey
-from fuseo1_kernels.backends import _cpu
 from fuseo1_kernels.backends.contract import FuseParams
 from support.oracles import sce as sce_oracle
 from support.tensors import (
@@ -22,6 +21,7 @@ from support.tensors import (
     bits,
     instruction_set,
     learned,
+    require_isa,
 )
 
 _WIDTH = {BF16: 16, FP16: 16, FP32: 32}
@@ -79,8 +79,7 @@ def test_any_bits(
     masked: bool,
     floor: float,
 ) -> None:
-    if isa not in _cpu.available_isas():
-        pytest.skip(f"this machine or build has no {isa} kernels")
+    require_isa(isa)
     base, *targets = tensors
     expected = survey(base, targets, select_topk=topk, backend="reference")
     params = FuseParams(

@@ -40,6 +40,7 @@ from support.tensors import (
     ISAS,
     assert_same_bits,
     instruction_set,
+    require_isa,
     siblings,
 )
 
@@ -308,8 +309,7 @@ def test_any_bits_and_parameters(
     isa: str, merge: tuple[list[torch.Tensor], FuseParams], out: torch.dtype
 ) -> None:
     load_backend("cpu")
-    if isa not in _cpu.available_isas():
-        pytest.skip(f"this machine or build has no {isa} kernels")
+    require_isa(isa)
     tensors, params = merge
     with instruction_set(isa):
         assert_same_bits(

@@ -16,7 +16,7 @@ import torch
 
 from fuseo1_kernels.backends import _cpu
 from support.paths import ROOT
-from support.tensors import BF16, FP32, ISAS, bits, siblings
+from support.tensors import BF16, FP32, ISAS, bits, require_isa, siblings
 
 pytestmark = pytest.mark.serial
 
@@ -164,8 +164,7 @@ def test_a_survey_stays_within_its_memory(  # type: ignore[no-untyped-def]
     stored, make, chunk: int, ranks, passes: tuple[int, ...], isa: str, threads: int
 ) -> None:
     """One for magnitudes has so much for every cut."""
-    if isa not in _cpu.available_isas():
-        pytest.skip(f"this machine or build has no {isa} kernels")
+    require_isa(isa)
     dtype, paths = stored(make)
     cuts = [ranks] * (len(paths) - 1) if ranks else []
     max_bytes = MAX_BYTES * max(len(cuts) * len(ranks), 1)

@@ -6,13 +6,12 @@ import json
 
 import pytest
 
-from fuseo1_kernels.backends import _cpu
 from fuseo1_kernels.checkpoint.source import Source
 from support.engine_runs import MIB, merge
 from support.models import Family, assert_same_state, read_model, weights
 from support.pairwise import pairwise
 from support.processes import spawn
-from support.tensors import ISAS
+from support.tensors import ISAS, require_isa
 from support.tuning import tune
 
 WAYS = ("cached", "read ahead", "direct")
@@ -110,8 +109,7 @@ def test_memory_is_bounded(cached: bool, oversized: Family) -> None:
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_instruction_sets(isa: str, oversized: Family) -> None:
-    if isa not in _cpu.available_isas():
-        pytest.skip(f"this machine or build has no {isa} kernels")
+    require_isa(isa)
     oversized.configure(parameters={"select_topk": 0.3})
     merge(oversized, f"default-{isa}")
     out = oversized.home / f"forced-{isa}"

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
+import pytest
 import torch
 
 from fuseo1_kernels.backends import _cpu
@@ -77,6 +78,12 @@ def siblings(
         for i in range(targets)
     ]
     return [t.to(dtype) for t, dtype in zip([base, *tuned], dealt, strict=False)]
+
+
+def require_isa(isa: str) -> None:
+    """Skip the test where the kernels for `isa` do not run."""
+    if isa not in _cpu.available_isas():
+        pytest.skip(f"this machine or build has no {isa} kernels")
 
 
 @contextmanager
