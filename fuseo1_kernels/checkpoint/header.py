@@ -17,6 +17,7 @@ from reprlib import repr as short
 from typing import Any
 
 from ..errors import CheckpointError
+from .files import reading
 from .identity import FileIdentity
 from .json_file import parse_object
 
@@ -146,30 +147,25 @@ def write_header(
 
 def _read_text(file: Path) -> tuple[bytes, FileIdentity]:
     """Return the JSON part of the header, and the identity of the file it was read from."""
-    try:
-        with open(file, "rb") as stream:
-            identity = FileIdentity.of(os.fstat(stream.fileno()))
-            file_size = identity.size
-            prefix = stream.read(8)
-            if prefix == b"version ":
-                raise CheckpointError(
-                    f"{file}: a git-lfs pointer, not the weights; run `git lfs pull`"
-                )
-            if len(prefix) < 8:
-                raise CheckpointError(f"{file}: truncated: {file_size} bytes cannot hold a header")
-            length = int.from_bytes(prefix, "little")
-            if 8 + length > file_size:
-                raise CheckpointError(
-                    f"{file}: not a safetensors file, or truncated: its header claims"
-                    f" {length} bytes, the file has {file_size}"
-                )
-            if length > MAX_HEADER_BYTES:
-                raise CheckpointError(
-                    f"{file}: header of {length} bytes; the format allows {MAX_HEADER_BYTES}"
-                )
-            text = stream.read(length)
-    except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from error
+    with reading(file) as stream:
+        identity = FileIdentity.of(os.fstat(stream.fileno()))
+        file_size = identity.size
+        prefix = stream.read(8)
+        if prefix == b"version ":
+            raise CheckpointError(f"{file}: a git-lfs pointer, not the weights; run `git lfs pull`")
+        if len(prefix) < 8:
+            raise CheckpointError(f"{file}: truncated: {file_size} bytes cannot hold a header")
+        length = int.from_bytes(prefix, "little")
+        if 8 + length > file_size:
+            raise CheckpointError(
+                f"{file}: not a safetensors file, or truncated: its header claims"
+                f" {length} bytes, the file has {file_size}"
+            )
+        if length > MAX_HEADER_BYTES:
+            raise CheckpointError(
+                f"{file}: header of {length} bytes; the format allows {MAX_HEADER_BYTES}"
+            )
+        text = stream.read(length)
     if len(text) < length:
         raise CheckpointError(f"{file}: shrank while it was read")
     return text, identity

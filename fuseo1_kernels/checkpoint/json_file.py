@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
+from .files import read_bytes
 
 #: No model's file comes near it. Deeper JSON can be parsed, but not be compared, shown or written.
 MAX_DEPTH = 100
@@ -85,14 +86,6 @@ def _refuse_constant(text: str) -> None:
 def read_object(file: Path, *, unique_keys: bool = False) -> dict[str, Any]:
     """Return the JSON object in `file`. Raises CheckpointError."""
     return parse_object(read_bytes(file), str(file), unique_keys=unique_keys)
-
-
-def read_bytes(file: Path) -> bytes:
-    """Return the content of a small file. Raises CheckpointError."""
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from error
 
 
 def dump_object(data: dict[str, Any]) -> bytes:

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import CheckpointError, ConfigError
+from .files import read_bytes
 from .hub import split_hub_id
-from .json_file import dump_object, parse_object, read_bytes, read_object
+from .json_file import dump_object, parse_object, read_object
 from .layout import CONFIG
 from .source import Source
 

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from ..errors import CheckpointError
+from .files import open_regular
 from .header import TensorInfo
 from .identity import FileIdentity
 from .intervals import Intervals
@@ -160,10 +161,7 @@ class Source:
 
 
 def _open_for_reading(file: Path, opened: ExitStack) -> int:
-    try:
-        fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise CheckpointError(f"{file}: cannot be opened ({error.strerror})") from error
+    fd = open_regular(file)
     opened.callback(os.close, fd)
     return fd
 

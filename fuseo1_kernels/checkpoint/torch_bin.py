@@ -21,12 +21,13 @@ import struct
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch._weights_only_unpickler import Unpickler
 
 from ..errors import CheckpointError
+from .files import reading
 from .header import MAX_HEADER_BYTES, TensorInfo
 from .identity import FileIdentity
 from .source import Source, collect_shards
@@ -77,14 +78,11 @@ def open_torch_bin(
     held: list[dict[str, TensorInfo]] = []
     identities: dict[Path, FileIdentity] = {}
     for file in files:
-        try:
-            with open(file, "rb") as stream:
-                identities[file] = FileIdentity.of(os.fstat(stream.fileno()))
-                archive = _Archive(file, stream, identities[file].size)
-                structure = _read_structure(archive)
-                held.append({key: _info(archive, key, value) for key, value in structure.items()})
-        except OSError as error:
-            raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from error
+        with reading(file) as stream:
+            identities[file] = FileIdentity.of(os.fstat(stream.fileno()))
+            archive = _Archive(file, stream, identities[file].size)
+            structure = _read_structure(archive)
+            held.append({key: _info(archive, key, value) for key, value in structure.items()})
     tensors = collect_shards(files, held, weight_map, path)
     return Source(name, path, tensors, config, identities)
 
@@ -92,7 +90,7 @@ def open_torch_bin(
 class _Archive:
     """The entries of one torch file, by their names below the archive's one folder."""
 
-    def __init__(self, file: Path, stream: io.BufferedReader, size: int) -> None:
+    def __init__(self, file: Path, stream: BinaryIO, size: int) -> None:
         self.file = file
         self._fd = stream.fileno()
         self._size = size

@@ -200,9 +200,9 @@ def test_header_above_the_formats_limit(tmp_path: Path) -> None:
         read_header(file)
 
 
-@pytest.mark.parametrize("name", ["absent", "."])
-def test_unreadable(name: str, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="cannot be read"):
+@pytest.mark.parametrize(("name", "why"), [("absent", "cannot be opened"), (".", "is a directory")])
+def test_unreadable(name: str, why: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=why):
         read_header(tmp_path / name)
 
 

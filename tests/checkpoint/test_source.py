@@ -335,7 +335,7 @@ def test_a_link_that_leads_nowhere_or_round(tmp_path: Path) -> None:
 def test_a_shard_that_is_a_directory(tmp_path: Path) -> None:
     path = sharded_model(tmp_path, {FIRST: LEFT}, c=SECOND)
     (path / SECOND).mkdir()
-    refused(path, f"{SECOND}: cannot be read")
+    refused(path, f"{SECOND}: is a directory")
 
 
 def test_a_tensor_that_is_not_where_the_index_says(tmp_path: Path) -> None:

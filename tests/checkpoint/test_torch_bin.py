@@ -380,4 +380,4 @@ def test_entries_twice_or_outside(name: str, tmp_path: Path) -> None:
 
 def test_a_directory_in_the_place_of_a_file(tmp_path: Path) -> None:
     (tmp_path / BIN).mkdir()
-    refused(tmp_path / BIN, "cannot be read")
+    refused(tmp_path / BIN, "is a directory")
