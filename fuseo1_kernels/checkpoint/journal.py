@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import OutputError
+from .owned import open_own_file
 from .records import decode_records, encode_record
 
 _IDENTITY, _TENSORS, _PUBLISHING = "identity", "tensors", "publishing"
+
+#: Every journal begins with this line: a file without it is none of ours.
+MARK = b"fuseo1-kernels journal\n"
 
 
 class TensorRecord(NamedTuple):
@@ -34,14 +38,14 @@ class Journal:
     whether to use them; `restart` clears them. `add` may be called from any thread.
     """
 
-    def __init__(self, file: Path) -> None:
-        """Open or create `file`.
+    def __init__(self, file: Path, directory: int) -> None:
+        """Open `file`, by its name in the open `directory`; create it if that is empty.
 
-        Raises OutputError if another process has it open or it cannot be opened and locked,
-        FileNotFoundError if its directory is gone.
+        Raises OutputError if another process has it open, if it cannot be opened and locked or is no
+        journal, FileNotFoundError if its directory is gone.
         """
         try:
-            self._fd = _open_locked(file)
+            self._fd = _open_locked(file, directory)
         except BlockingIOError:
             raise OutputError(
                 f"{file.parent}: another merge is writing here; wait for it or choose another OUT"
@@ -56,6 +60,7 @@ class Journal:
         self.tensors: dict[str, TensorRecord] = {}
         self.publishing: int | None = None
         try:
+            self._check_mark(file, directory)
             self._load()
         except BaseException:
             self.close()
@@ -63,7 +68,7 @@ class Journal:
 
     def restart(self, identity: Mapping[str, Any]) -> None:
         """Clear the journal, and begin the merge that `identity` describes."""
-        os.ftruncate(self._fd, 0)
+        os.ftruncate(self._fd, len(MARK))
         self.identity, self.tensors, self.publishing = dict(identity), {}, None
         self._append({_IDENTITY: self.identity})
 
@@ -84,15 +89,32 @@ class Journal:
             os.close(self._fd)
             self._fd = -1
 
+    def _check_mark(self, file: Path, directory: int) -> None:
+        """Raise OutputError unless the journal bears our mark, or a run was killed while it made it."""
+        found = os.pread(self._fd, len(MARK), 0)
+        if found == MARK:
+            return
+        if not MARK.startswith(found) or os.listdir(directory) != [file.name]:
+            raise OutputError(
+                f"{file.parent}: is where the merge would be made, but was not made by a merge;"
+                " move it away or choose another OUT"
+            )
+        self._write(MARK[len(found) :])
+        # After a power cut the mark is there before anything else is.
+        os.fsync(self._fd)
+        os.fsync(directory)
+
     def _append(self, record: dict[str, Any]) -> None:
-        line = encode_record(record)
+        self._write(encode_record(record))
+
+    def _write(self, line: bytes) -> None:
         done = 0
         while done < len(line):  # opened with O_APPEND
             done += os.write(self._fd, line[done:])
 
     def _load(self) -> None:
         data = bytearray()
-        while piece := os.pread(self._fd, 1 << 20, len(data)):
+        while piece := os.pread(self._fd, 1 << 20, len(MARK) + len(data)):
             data += piece
         for record in decode_records(bytes(data)):
             if _IDENTITY in record:
@@ -106,9 +128,10 @@ class Journal:
             os.write(self._fd, b"\n")
 
 
-def _open_locked(file: Path) -> int:
+def _open_locked(file: Path, directory: int) -> int:
     while True:
-        fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        flags = os.O_RDWR | os.O_APPEND | (0 if os.listdir(directory) else os.O_CREAT)
+        fd = open_own_file(file, flags, directory)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # The run that held the lock may have removed the file before it released it.

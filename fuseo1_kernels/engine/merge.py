@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import checksums
+from ..checkpoint.out_dir import check_place
 from ..checkpoint.partial import finish_publishing
 from ..checkpoint.sink import Sink
 from ..config.load import as_config
 from ..config.schema import MergeConfig
 from ..plan.fingerprint import digest, fingerprint
-from ..plan.models import directories, open_lender, open_sources
+from ..plan.models import inputs, open_lender, open_sources
 from ..plan.plan import Plan, make_plan, refuse_problems
 from ..plan.sidecars import make_sidecars
 from ..version import __version__
@@ -110,7 +111,7 @@ def run_merge(
 ) -> MergeResult:
     """As merge_checkpoints, with the options in one record. Raises MergeError."""
     started = time.perf_counter()
-    out = Path(out_dir)
+    out = check_place(out_dir)
     options.check_numbers()
     executor = choose_executor(options)
     options.check_surveys(config.merge_method)
@@ -145,7 +146,7 @@ def run_merge(
                     plan.shards,
                     identity,
                     overwrite=options.overwrite,
-                    inputs=directories(sources, lender),
+                    inputs=inputs(sources, lender),
                     resume=options.resume,
                 )
             )

@@ -19,6 +19,7 @@ from ..backends.results import (
     SceResult,
     SurveyResult,
 )
+from ..checkpoint.owned import open_own_directory, open_own_file
 from ..checkpoint.records import decode_records, encode_record
 from ..errors import OutputError
 from ..plan.fingerprint import digest
@@ -26,6 +27,9 @@ from ..plan.job import Job
 from ..version import __version__
 
 _FILE = "surveys"
+
+#: The file begins with this line: a file without it is no survey cache.
+MARK = b"fuseo1-kernels surveys\n"
 
 
 class SurveyCache:
@@ -38,23 +42,23 @@ class SurveyCache:
     def __init__(self, directory: Path, also: Sequence[float] = ()) -> None:
         """Open or create the cache. `also`: values of select_topk to survey besides a merge's own.
 
-        Raises OutputError if the directory cannot be written.
+        Raises OutputError if the directory cannot be written, or is not this user's own.
         """
         self.also = tuple(map(float, also))
         self._file = directory / _FILE
         self._lock = threading.Lock()
         try:
-            directory.mkdir(parents=True, exist_ok=True)
-            self._fd = os.open(
-                self._file, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666
-            )
-            data = self._file.read_bytes()
-            if data and not data.endswith(b"\n"):  # the last line is torn: begin a new one
-                os.write(self._fd, b"\n")
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._fd = _open(self._file)
         except OSError as error:
             raise OutputError(
                 f"{directory}: cannot hold a survey cache ({error.strerror})"
             ) from error
+        try:
+            data = _read(self._fd, self._file)
+        except BaseException:
+            os.close(self._fd)
+            raise
         self._surveys: dict[str, SurveyResult] = {}
         self.problems: list[str] = []
         for record in decode_records(data):
@@ -101,6 +105,34 @@ class SurveyCache:
 
     def __exit__(self, *_exception: object) -> None:
         self.close()
+
+
+def _open(file: Path) -> int:
+    """Open or create the file, in a directory of this user's own. Raises OutputError and OSError."""
+    directory = open_own_directory(file.parent)
+    try:
+        return open_own_file(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, directory)
+    finally:
+        os.close(directory)
+
+
+def _read(fd: int, file: Path) -> bytes:
+    """Return the records in the file, which ends with a whole line then. Raises OutputError."""
+    try:
+        with open(fd, "rb", closefd=False) as stream:
+            data = stream.read()
+        mark = data[: len(MARK)]
+        if not MARK.startswith(mark):
+            raise OutputError(
+                f"{file}: is not a survey cache, or of an older version; choose another directory"
+            )
+        if mark != MARK:  # a new file, or a run was killed while it made it
+            os.write(fd, MARK[len(mark) :])
+        elif not data.endswith(b"\n"):  # the last line is torn: begin a new one
+            os.write(fd, b"\n")
+    except OSError as error:
+        raise OutputError(f"{file}: cannot be read ({error.strerror})") from error
+    return data[len(MARK) :]
 
 
 def _key(job: Job, request: Request) -> str:

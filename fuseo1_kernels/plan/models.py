@@ -66,6 +66,10 @@ def open_lender(
     return stack.enter_context(open_source(name, weights=False, download=download))
 
 
-def directories(sources: Mapping[str, Source], lender: Source | None) -> list[Path]:
-    """Return the directories of all opened models; the output must not overwrite them."""
-    return [s.path for s in [*sources.values(), *([lender] if lender else [])]]
+def inputs(sources: Mapping[str, Source], lender: Source | None) -> list[Path]:
+    """Return the directories of all opened models, and their weight files, which links may have elsewhere.
+
+    The output must not replace them.
+    """
+    opened = [*sources.values(), *([lender] if lender else [])]
+    return [*(source.path for source in opened), *(file for s in opened for file in s.files)]
