@@ -60,7 +60,12 @@ class Journal:
         self.tensors: dict[str, TensorRecord] = {}
         self.publishing: int | None = None
         try:
-            self._check_mark(file, directory)
+            found = read_mark(self._fd, file, directory)
+            if found != MARK:
+                self._write(MARK[len(found) :])
+                # After a power cut the mark is there before anything else is.
+                os.fsync(self._fd)
+                os.fsync(directory)
             self._load()
         except BaseException:
             self.close()
@@ -89,21 +94,6 @@ class Journal:
             os.close(self._fd)
             self._fd = -1
 
-    def _check_mark(self, file: Path, directory: int) -> None:
-        """Raise OutputError unless the journal bears our mark, or a run was killed while it made it."""
-        found = os.pread(self._fd, len(MARK), 0)
-        if found == MARK:
-            return
-        if not MARK.startswith(found) or os.listdir(directory) != [file.name]:
-            raise OutputError(
-                f"{file.parent}: is where the merge would be made, but was not made by a merge;"
-                " move it away or choose another OUT"
-            )
-        self._write(MARK[len(found) :])
-        # After a power cut the mark is there before anything else is.
-        os.fsync(self._fd)
-        os.fsync(directory)
-
     def _append(self, record: dict[str, Any]) -> None:
         self._write(encode_record(record))
 
@@ -126,6 +116,20 @@ class Journal:
             b"\n"
         ):  # a line was cut short; end it, so that the next is whole
             os.write(self._fd, b"\n")
+
+
+def read_mark(fd: int, file: Path, directory: int) -> bytes:
+    """Return what an open journal has of its mark: less than all of it if a run was killed while it made the journal.
+
+    Raises OutputError if it is no journal.
+    """
+    found = os.pread(fd, len(MARK), 0)
+    if found == MARK or (MARK.startswith(found) and os.listdir(directory) == [file.name]):
+        return found
+    raise OutputError(
+        f"{file.parent}: is where the merge would be made, but was not made by a merge;"
+        " move it away or choose another OUT"
+    )
 
 
 def _open_locked(file: Path, directory: int) -> int:

@@ -105,6 +105,12 @@ def remove_tree(name: str, directory: int, only: Collection[str] | None = None) 
     os.rmdir(name, dir_fd=directory)
 
 
+def sync_folders(name: str, directory: int) -> None:
+    """Flush the names in the folder `name` of the open `directory` to the disk, and those in its folders."""
+    for _, _, _, fd in os.fwalk(name, dir_fd=directory, onerror=_raise):
+        os.fsync(fd)
+
+
 def exists(name: str, directory: int) -> bool:
     """Whether the open `directory` has the entry `name`, if only a link. Raises OSError."""
     try:

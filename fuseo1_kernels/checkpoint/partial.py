@@ -23,9 +23,16 @@ from typing import Any
 
 from ..errors import OutputError
 from .contents import contents_of
-from .journal import Journal
+from .journal import Journal, read_mark
 from .out_dir import some
-from .owned import check_own_files, exists, open_own_directory, remove_tree
+from .owned import (
+    check_own_files,
+    exists,
+    open_own_directory,
+    open_own_file,
+    remove_tree,
+    sync_folders,
+)
 from .signals import held_signals
 
 _JOURNAL, _MODEL, _REPLACED = "journal", "model", "replaced"
@@ -124,8 +131,7 @@ class Partial:
 
         SIGINT and SIGTERM meanwhile are ignored: the model is then published.
         """
-        for _, _, _, fd in os.fwalk(_MODEL, dir_fd=self._handle):
-            os.fsync(fd)
+        sync_folders(_MODEL, self._handle)
         inode = os.stat(_MODEL, dir_fd=self._handle).st_ino
         with held_signals(redeliver=False):
             self.journal.add_publishing(inode)
@@ -148,12 +154,7 @@ class Partial:
             except FileNotFoundError:
                 continue  # the run that had the directory has just ended
             try:
-                names = os.listdir(handle)
-                if names and _JOURNAL not in names:
-                    raise OutputError(
-                        f"{self.path}: is where the merge would be made, but something else is"
-                        f" there, {some(sorted(names))}; move it away or choose another OUT"
-                    )
+                _check_names(self.path, handle)
                 return handle, Journal(self.path / _JOURNAL, handle)
             except BaseException as error:
                 os.close(handle)
@@ -213,6 +214,42 @@ class Partial:
             yield
         except OSError as error:
             raise OutputError(f"{self.path}: {what} ({error.strerror})") from error
+
+
+def is_unfinished(out_dir: Path) -> bool:
+    """Whether a merge into `out_dir` was begun. Nothing is changed.
+
+    Raises OutputError if what is in the place of its work directory was not made by a merge.
+    """
+    path = partial_path(Path(os.path.realpath(out_dir)))
+    if not os.path.lexists(path):
+        return False
+    with suppress(FileNotFoundError):  # it has just ended
+        handle = open_own_directory(path)
+        try:
+            if _check_names(path, handle):
+                fd = open_own_file(path / _JOURNAL, os.O_RDONLY, handle)
+                try:
+                    read_mark(fd, path / _JOURNAL, handle)
+                finally:
+                    os.close(fd)
+            return True
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be read ({error.strerror})") from error
+        finally:
+            os.close(handle)
+    return False
+
+
+def _check_names(path: Path, handle: int) -> list[str]:
+    """Return the names in a work directory. Raises OutputError if there are some, but no journal."""
+    names = sorted(os.listdir(handle))
+    if names and _JOURNAL not in names:
+        raise OutputError(
+            f"{path}: is where the merge would be made, but something else is there,"
+            f" {some(names)}; move it away or choose another OUT"
+        )
+    return names
 
 
 def finish_publishing(out_dir: Path) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fuseo1_kernels.checkpoint.journal import MARK
-from fuseo1_kernels.checkpoint.partial import Partial
+from fuseo1_kernels.checkpoint.partial import Partial, is_unfinished
 from fuseo1_kernels.engine.survey_cache import MARK as CACHE_MARK
 from fuseo1_kernels.engine.survey_cache import SurveyCache
 from fuseo1_kernels.errors import MergeError
@@ -125,6 +125,23 @@ def check_refused(home: Path, word: str) -> None:
         Partial(home / "out")
     assert str(home / "out.partial") in str(caught.value)
     assert state(home) == before
+
+
+def test_an_unfinished_merge_is_seen(partial: Path, tmp_path: Path) -> None:
+    out = partial.with_name("out")
+    before = state(tmp_path)
+    assert is_unfinished(out) and not is_unfinished(tmp_path / "other")
+    assert state(tmp_path) == before
+    (partial / "journal").write_text("Dear diary")
+    with pytest.raises(MergeError, match="was not made by a merge"):
+        is_unfinished(out)
+    (partial / "journal").unlink()
+    with pytest.raises(MergeError, match="something else is there"):
+        is_unfinished(out)
+    partial.rename(tmp_path / "aside")
+    partial.symlink_to("gone")
+    with pytest.raises(MergeError, match="is a symbolic link"):
+        is_unfinished(out)
 
 
 @pytest.mark.parametrize("kind", FORGERIES)
