@@ -11,7 +11,7 @@ from typing import Any
 
 from ..checkpoint.checksums import find_model
 from ..checkpoint.out_dir import check_out_dir, check_place, find_obstacles, some
-from ..checkpoint.partial import partial_path
+from ..checkpoint.partial import is_unfinished, partial_path
 from ..config.schema import MergeConfig
 from ..errors import MergeError, counted
 from ..plan.fingerprint import digest, fingerprint
@@ -69,6 +69,7 @@ def dry_run(
     """
     options = options or MergeOptions()
     options.check_numbers()
+    options.check_links()
     problems: list[str] = []
 
     @contextmanager
@@ -87,7 +88,9 @@ def dry_run(
     memory = 0
     deletes: list[str] = []
     with ExitStack() as stack:
-        sources = open_sources(config, stack, progress=False, download=False)
+        sources = open_sources(
+            config, stack, progress=False, download=False, allow_links=options.allow_links
+        )
         plan = make_plan(
             config,
             sources,
@@ -109,12 +112,17 @@ def dry_run(
         lender, sidecars = None, {}
         title = "" if out_dir is None else os.path.basename(os.path.realpath(out_dir))
         with collected():
-            lender = open_lender(config, sources, stack, download=False)
-            sidecars = make_sidecars(config, plan, sources, lender, title, options.copy_tokenizer)
+            lender = open_lender(config, sources, stack, False, options.allow_links)
+            sidecars = make_sidecars(
+                config, plan, sources, lender, title, options.copy_tokenizer, options.allow_links
+            )
         if out_dir is not None:
             out = Path(out_dir)
-            partial = partial_path(Path(os.path.realpath(out)))
-            if partial.exists():
+            unfinished = False
+            with collected():
+                unfinished = is_unfinished(out)
+            if unfinished:
+                partial = partial_path(Path(os.path.realpath(out)))
                 notes.append(
                     f"{partial}: an unfinished merge; only the command that began it continues it"
                 )
@@ -132,7 +140,7 @@ def dry_run(
                         many = counted(len(files), "file")
                         notes.append(f"{out}: --overwrite deletes {many} there: {some(files)}")
                     # An unfinished merge has already reserved its disk space.
-                    needed = 0 if partial.exists() else plan.output_bytes
+                    needed = 0 if unfinished else plan.output_bytes
                     if obstacle := find_obstacles(out, needed):
                         raise MergeError(obstacle)
     return DryRun(

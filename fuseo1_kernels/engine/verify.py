@@ -25,7 +25,7 @@ from ..checkpoint.source import Source
 from ..config.load import as_config
 from ..errors import CheckpointError, counted
 from ..plan.job import Job
-from ..plan.models import open_sources
+from ..plan.models import AllowLinks, open_sources
 from ..plan.plan import make_plan, refuse_problems
 from ..plan.sidecars import MERGE_CONFIG
 from ..system import resolve_threads
@@ -70,6 +70,7 @@ def verify_model(
     recompute: int | None = 0,
     seed: int = 0,
     threads: int | None = None,
+    allow_links: AllowLinks = (),
     progress: Progress | None = None,
 ) -> VerifyResult:
     """Check the merged model in `directory` against the checksums recorded beside it.
@@ -80,6 +81,7 @@ def verify_model(
             sources are the models that the config beside the weights names. None: all tensors.
         seed: chooses the tensors to recompute.
         threads: number of threads. None: one for each core that this process may use.
+        allow_links: directories outside of the models to which links in them may lead.
         progress: receives the number of bytes done.
 
     Returns:
@@ -96,7 +98,7 @@ def verify_model(
     checked = 0
     # The offsets of tensors can be trusted only if all sizes and headers are as recorded.
     if not problems:
-        with open_source(str(path)) as model:
+        with open_source(str(path), allow_links=allow_links) as model:
             names = list(recorded["tensors"])
             if missing := set(names) ^ set(model.tensors):
                 raise CheckpointError(
@@ -113,7 +115,14 @@ def verify_model(
                     progress.close()
             if recompute is None or recompute > 0:
                 wrong, recomputed = _recompute(
-                    path, model, recorded["options"], recompute, seed, threads, progress
+                    path,
+                    model,
+                    recorded["options"],
+                    recompute,
+                    seed,
+                    threads,
+                    allow_links,
+                    progress,
                 )
                 problems += wrong
     return VerifyResult(
@@ -211,12 +220,15 @@ def _recompute(
     count: int | None,
     seed: int,
     threads: int | None,
+    allow_links: AllowLinks,
     progress: Progress | None,
 ) -> tuple[list[str], list[str]]:
     """Merge `count` tensors again with the reference backend; return the problems and the tensors' names."""
     with ExitStack() as stack:
         config = as_config(path / MERGE_CONFIG)
-        sources = open_sources(config, stack, progress=False, download=False)
+        sources = open_sources(
+            config, stack, progress=False, download=False, allow_links=allow_links
+        )
         plan = make_plan(
             config,
             sources,
