@@ -92,6 +92,7 @@ def shell(name: str, script: str, limit: float = 30.0, reserve: float = 0.0) -> 
     return Job(name, [["bash", "-c", script]], limit, reserve, {"WORD": "seen"})
 
 
+@pytest.mark.slow
 def test_a_stage_that_fails_is_told_and_the_next_one_runs(tmp_path: Path) -> None:
     jobs = [
         shell("good", "echo $WORD"),
