@@ -6,30 +6,36 @@ import argparse
 import json
 import os
 import resource
-import signal
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from ..backends.registry import BACKENDS, first_that_runs
 from ..engine.tuning import DEFAULT_TUNING, Tuning
 from ..errors import BackendError, ConfigError, MergeError
 from .arguments import make_parser
+from .interruption import Interruption
 from .report import describe_plan, describe_result, list_recipe_names
 
 if TYPE_CHECKING:
     from ..engine.options import MergeOptions
 
 
-def main(argv: list[str] | None = None, *, tuning: Tuning = DEFAULT_TUNING) -> int:
-    """Run the command; return the exit code: 0, 1 for a failed merge, 130 if interrupted.
+def main(
+    argv: list[str] | None = None,
+    *,
+    tuning: Tuning = DEFAULT_TUNING,
+    interruption: Interruption | None = None,
+) -> int:
+    """Run the command; return the exit code: 0, 1 for a failed merge, 130 or 143 if a signal interrupted it.
 
-    `tuning`: the engine's sizes; tests pass small ones.
+    `tuning`: the engine's sizes; tests pass small ones. `interruption`: what runs this function already.
     """
+    if interruption is None:
+        interruption = Interruption("fuseo1-merge")
+        return interruption.run(partial(main, argv, tuning=tuning, interruption=interruption))
     parser = make_parser()
     arguments = parser.parse_args(argv)
     if arguments.list_recipes:
@@ -39,23 +45,39 @@ def main(argv: list[str] | None = None, *, tuning: Tuning = DEFAULT_TUNING) -> i
     if arguments.out is None and not arguments.dry_run:
         parser.error("give OUT, the directory of the merged model")
     _allow_many_files()
+    interruption.describe = partial(_what_is_left, arguments, _inode(arguments.out))
     try:
-        with _sigterm_interrupts():
-            return _merge(arguments, tuning)
+        return _merge(arguments, tuning)
     except MergeError as error:
+        if interruption.number is not None:  # its KeyboardInterrupt became this
+            raise
         print(f"fuseo1-merge: error: {error}", file=sys.stderr)
         _print_resume_hint(arguments, str(error))
         return 1
-    except KeyboardInterrupt:
-        untouched = f"; nothing was written to {arguments.out}" if arguments.out is not None else ""
-        print(f"fuseo1-merge: interrupted{untouched}", file=sys.stderr)
-        _print_resume_hint(arguments, "")
-        return 130
     except MemoryError:
         print(
             "fuseo1-merge: error: out of memory; lower --max-memory or --threads", file=sys.stderr
         )
         return 1
+
+
+def _inode(out: str | None) -> tuple[int, int] | None:
+    """Return what identifies the directory at `out`; None if there is none."""
+    try:
+        status = os.stat(out or "")
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _what_is_left(arguments: argparse.Namespace, before: tuple[int, int] | None) -> str:
+    """Say what an interrupted merge left: `before` identifies the directory at OUT when it began."""
+    if arguments.out is None:
+        return ""
+    if _inode(arguments.out) not in (None, before):
+        return f"; {arguments.out} was complete by then"
+    hint = _resume_hint(arguments, "")
+    return f"; nothing was written to {arguments.out}" + (f"\n{hint}" if hint else "")
 
 
 def _allow_many_files() -> None:
@@ -115,16 +137,21 @@ def _options(arguments: argparse.Namespace, tuning: Tuning) -> MergeOptions:
 
 
 def _print_resume_hint(arguments: argparse.Namespace, error: str) -> None:
-    """Print how to continue the merge, unless the error is about the partial output itself."""
+    hint = _resume_hint(arguments, error)
+    if hint:
+        print(hint, file=sys.stderr)
+
+
+def _resume_hint(arguments: argparse.Namespace, error: str) -> str:
+    """Return how to continue the merge; "" if there is nothing, or the error is about the partial output itself."""
     from ..checkpoint.partial import partial_path
 
-    if arguments.out is not None and not arguments.dry_run:
-        partial = partial_path(Path(os.path.realpath(arguments.out)))
-        if partial.exists() and str(partial) not in error:
-            print(
-                f"fuseo1-merge: {partial} keeps what was merged: the same command goes on from there",
-                file=sys.stderr,
-            )
+    if arguments.out is None or arguments.dry_run:
+        return ""
+    path = partial_path(Path(os.path.realpath(arguments.out)))
+    if not path.exists() or str(path) in error:
+        return ""
+    return f"fuseo1-merge: {path} keeps what was merged: the same command goes on from there"
 
 
 def _device(arguments: argparse.Namespace) -> str | None:
@@ -151,20 +178,3 @@ def _backend(arguments: argparse.Namespace, device: str | None) -> str:
     for reason in reasons:
         print(f"note: {reason}; {backend.name} is used instead", file=sys.stderr)
     return backend.name
-
-
-@contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """Make SIGTERM end a merge as Ctrl-C does: the partial output is kept, so that the same command resumes."""
-
-    def interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)

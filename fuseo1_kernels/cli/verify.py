@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from functools import partial
 
 from ..errors import MergeError
 from ..version import __version__
+from .interruption import Interruption
 
 
 def _count(text: str) -> int | None:
@@ -41,17 +43,22 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; return the exit code: 0 if the model is correct, 1 if not, 130 if interrupted."""
+def main(argv: list[str] | None = None, *, interruption: Interruption | None = None) -> int:
+    """Run the command; return the exit code: 0 if the model is correct, 1 if not, 130 or 143 if interrupted.
+
+    `interruption`: what runs this function already.
+    """
+    if interruption is None:
+        interruption = Interruption("fuseo1-verify")
+        return interruption.run(partial(main, argv, interruption=interruption))
     arguments = make_parser().parse_args(argv)
     try:
         return _verify(arguments)
     except MergeError as error:
+        if interruption.number is not None:  # its KeyboardInterrupt became this
+            raise
         print(f"fuseo1-verify: error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("fuseo1-verify: interrupted", file=sys.stderr)
-        return 130
 
 
 def _verify(arguments: argparse.Namespace) -> int:
