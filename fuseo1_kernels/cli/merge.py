@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import resource
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,8 +16,18 @@ from typing import TYPE_CHECKING, NoReturn
 from ..backends.registry import BACKENDS, first_that_runs
 from ..engine.tuning import DEFAULT_TUNING, Tuning
 from ..errors import BackendError, ConfigError, MergeError
+from ..terminal import say, standard_streams
 from .arguments import make_parser
-from .report import describe_plan, describe_result, list_recipe_names
+from .mixed_up import check_order
+from .report import (
+    describe_plan,
+    describe_result,
+    describe_system_error,
+    list_recipe_names,
+    print_error,
+    print_json,
+    print_lines,
+)
 
 if TYPE_CHECKING:
     from ..engine.options import MergeOptions
@@ -30,6 +38,11 @@ def main(argv: list[str] | None = None, *, tuning: Tuning = DEFAULT_TUNING) -> i
 
     `tuning`: the engine's sizes; tests pass small ones.
     """
+    with standard_streams("fuseo1-merge"):
+        return _main(argv, tuning)
+
+
+def _main(argv: list[str] | None, tuning: Tuning) -> int:
     parser = make_parser()
     arguments = parser.parse_args(argv)
     if arguments.list_recipes:
@@ -43,18 +56,21 @@ def main(argv: list[str] | None = None, *, tuning: Tuning = DEFAULT_TUNING) -> i
         with _sigterm_interrupts():
             return _merge(arguments, tuning)
     except MergeError as error:
-        print(f"fuseo1-merge: error: {error}", file=sys.stderr)
+        print_error("fuseo1-merge", *error.args, as_json=arguments.json)
         _print_resume_hint(arguments, str(error))
+        return 1
+    except (OSError, UnicodeError) as error:
+        print_error("fuseo1-merge", describe_system_error(error), as_json=arguments.json)
+        _print_resume_hint(arguments, "")
         return 1
     except KeyboardInterrupt:
         untouched = f"; nothing was written to {arguments.out}" if arguments.out is not None else ""
-        print(f"fuseo1-merge: interrupted{untouched}", file=sys.stderr)
+        say(f"fuseo1-merge: interrupted{untouched}")
         _print_resume_hint(arguments, "")
         return 130
     except MemoryError:
-        print(
-            "fuseo1-merge: error: out of memory; lower --max-memory or --threads", file=sys.stderr
-        )
+        reason = "out of memory; lower --max-memory or --threads"
+        print_error("fuseo1-merge", reason, as_json=arguments.json)
         return 1
 
 
@@ -69,13 +85,20 @@ def _merge(arguments: argparse.Namespace, tuning: Tuning) -> int:
     from ..config.load import as_config
     from ..engine import merge as engine
 
+    check_order(arguments.config, arguments.out)
     config = as_config(arguments.config)
+    if not arguments.quiet:
+        for note in arguments.ignored:
+            say(f"note: {note}")
     options = _options(arguments, tuning)
     if arguments.dry_run:
         from ..engine.dry_run import dry_run
 
         planned = dry_run(config, arguments.out, options)
-        print(json.dumps(planned.as_dict()) if arguments.json else describe_plan(planned))
+        if arguments.json:
+            print_json(planned)
+        else:
+            print_lines(describe_plan(planned))
         return 1 if planned.problems else 0
 
     progress = None
@@ -85,9 +108,9 @@ def _merge(arguments: argparse.Namespace, tuning: Tuning) -> int:
         progress = make_progress()
     result = engine.run_merge(config, arguments.out, options, progress)
     if arguments.json:
-        print(json.dumps(result.as_dict()))
+        print_json(result)
     elif not arguments.quiet:
-        print(describe_result(result))
+        print_lines(describe_result(result))
     return 0
 
 
@@ -119,12 +142,11 @@ def _print_resume_hint(arguments: argparse.Namespace, error: str) -> None:
     from ..checkpoint.partial import partial_path
 
     if arguments.out is not None and not arguments.dry_run:
-        partial = partial_path(Path(os.path.realpath(arguments.out)))
-        if partial.exists() and str(partial) not in error:
-            print(
-                f"fuseo1-merge: {partial} keeps what was merged: the same command goes on from there",
-                file=sys.stderr,
-            )
+        with suppress(OSError):  # of the current directory, which is gone
+            partial = partial_path(Path(os.path.realpath(arguments.out)))
+            if os.path.exists(partial) and str(partial) not in error:
+                kept = f"{partial} keeps what was merged"
+                say(f"fuseo1-merge: {kept}: the same command goes on from there")
 
 
 def _device(arguments: argparse.Namespace) -> str | None:
@@ -149,7 +171,7 @@ def _backend(arguments: argparse.Namespace, device: str | None) -> str:
     except BackendError:
         return name  # loading it raises the same error later
     for reason in reasons:
-        print(f"note: {reason}; {backend.name} is used instead", file=sys.stderr)
+        say(f"note: {reason}; {backend.name} is used instead")
     return backend.name
 
 
