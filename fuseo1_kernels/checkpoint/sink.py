@@ -20,7 +20,7 @@ from .out_dir import check_out_dir
 from .page_cache import WriteBehind, drop
 from .partial import Partial, partial_path
 from .shards import Shard
-from .signals import held_signals
+from .signals import held_signals, safe_point
 
 
 class Sink:
@@ -59,7 +59,7 @@ class Sink:
         self._partial: Partial | None = None
         try:
             # Signals are held until `close` knows what was made.
-            with held_signals(redeliver=True):
+            with held_signals():
                 self._partial = Partial(self._out)
             check_out_dir(out_dir, overwrite=overwrite, inputs=inputs)
             self._resume_or_restart(identity, resume)
@@ -148,7 +148,7 @@ class Sink:
     def publish(self) -> None:
         """Move the model to its place in one step. Raises OutputError unless every byte of it was written.
 
-        SIGINT and SIGTERM during that step are ignored: the model is then published.
+        SIGINT and SIGTERM are held back during that step: the model is then published.
         """
         wrong = [name for name, missing in self._missing.items() if missing]
         if wrong:
@@ -224,6 +224,7 @@ class Sink:
         if needed - there > free:
             raise self._no_space(needed - there, free)
         for shard in self._shards:
+            safe_point()  # some file systems can only reserve space by writing it
             try:
                 self._open(model / shard.file, shard)
             except OSError as error:

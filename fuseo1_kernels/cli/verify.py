@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
+from functools import partial
 
 from ..errors import MergeError
-from ..terminal import say, standard_streams
+from ..terminal import say
 from ..version import __version__
+from .interruption import Interruption
 from .parser import Parser
 from .report import describe_system_error, print_error, print_json, print_lines
 
@@ -57,22 +59,24 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; return the exit code: 0 if the model is correct, 1 if not, 130 if interrupted."""
-    with standard_streams("fuseo1-verify"):
-        arguments = make_parser().parse_args(argv)
-        try:
-            return _verify(arguments)
-        except MergeError as error:
-            print_error("fuseo1-verify", *error.args, as_json=arguments.json)
-            return 1
-        except (OSError, UnicodeError) as error:
-            reason = describe_system_error(error)
-            print_error("fuseo1-verify", reason, as_json=arguments.json)
-            return 1
-        except KeyboardInterrupt:
-            say("fuseo1-verify: interrupted")
-            return 130
+def main(argv: list[str] | None = None, *, interruption: Interruption | None = None) -> int:
+    """Run the command; return the exit code: 0 if the model is correct, 1 if not, 130 or 143 if interrupted.
+
+    `interruption`: what runs this function already.
+    """
+    if interruption is None:
+        interruption = Interruption("fuseo1-verify")
+        return interruption.run(partial(main, argv, interruption=interruption))
+    arguments = make_parser().parse_args(argv)
+    interruption.as_json = arguments.json
+    try:
+        return _verify(arguments)
+    except (MergeError, OSError, UnicodeError) as error:
+        if interruption.number is not None:  # its KeyboardInterrupt became this
+            raise
+        lines = error.args if isinstance(error, MergeError) else [describe_system_error(error)]
+        print_error("fuseo1-verify", *lines, as_json=arguments.json)
+        return 1
 
 
 def _verify(arguments: argparse.Namespace) -> int:

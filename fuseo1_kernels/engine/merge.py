@@ -12,6 +12,7 @@ from typing import Any
 from ..checkpoint import checksums
 from ..checkpoint.out_name import check_out_name
 from ..checkpoint.partial import finish_publishing
+from ..checkpoint.signals import held_signals, safe_point
 from ..checkpoint.sink import Sink
 from ..config.load import as_config
 from ..config.schema import MergeConfig
@@ -142,6 +143,8 @@ def run_merge(
                 cache = stack.enter_context(
                     SurveyCache(Path(options.survey_cache), options.survey_topk)
                 )
+            # From here on a signal is heard at safe points alone: what was made is then known, and closed.
+            stack.enter_context(held_signals())
             sink = stack.enter_context(
                 Sink(
                     out,
@@ -168,9 +171,9 @@ def run_merge(
             )
             for name, data in sidecars.items():
                 sink.add_file(name, data)
-            # Close the models before publishing: a signal that arrives meanwhile finds nothing published.
             for source in sources.values():
                 source.close()
+            safe_point()
             sink.publish()
     return MergeResult(
         out_dir=str(out_dir),
