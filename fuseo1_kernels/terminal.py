@@ -109,6 +109,9 @@ class _Stream:
     def flush(self) -> None:
         self._try(self._stream.flush)
 
+    def isatty(self) -> bool:
+        return not self._stream.closed and self._stream.isatty()
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
