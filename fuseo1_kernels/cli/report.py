@@ -35,9 +35,10 @@ def print_error(program: str, error: str, *details: str, as_json: bool) -> None:
         os.getcwd()
     except OSError:
         details += ("the current directory is gone: change to another one, or give absolute paths",)
-    say(f"{program}: error: {error}", *details)
+    begin = f"{program}: error: "
+    say(begin + error, *details)
     if as_json:
-        say_json({"error": as_message(error, *details)})
+        say_json({"error": as_message(begin + error, *details).removeprefix(begin)})
 
 
 def describe_system_error(error: OSError | UnicodeError) -> str:
