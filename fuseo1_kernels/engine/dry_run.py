@@ -11,9 +11,10 @@ from typing import Any
 
 from ..checkpoint.checksums import find_model
 from ..checkpoint.out_dir import check_out_dir, find_obstacles
+from ..checkpoint.out_name import check_out_name
 from ..checkpoint.partial import partial_path
 from ..config.schema import MergeConfig
-from ..errors import MergeError
+from ..errors import MergeError, printable
 from ..plan.fingerprint import digest, fingerprint
 from ..plan.models import directories, open_lender, open_sources
 from ..plan.plan import make_plan
@@ -67,6 +68,8 @@ def dry_run(
     """
     options = options or MergeOptions()
     options.check_numbers()
+    if out_dir is not None:
+        check_out_name(out_dir)
     problems: list[str] = []
 
     @contextmanager
@@ -74,7 +77,7 @@ def dry_run(
         try:
             yield
         except MergeError as error:
-            problems.append(str(error))
+            problems.extend(error.args)
 
     memory = 0
     with ExitStack() as stack:
@@ -98,7 +101,7 @@ def dry_run(
             memory, memory_notes = (executor or CpuExecutor).host_memory(plan, options)
             notes += memory_notes
         lender, sidecars = None, {}
-        title = "" if out_dir is None else os.path.basename(os.path.realpath(out_dir))
+        title = "" if out_dir is None else printable(os.path.basename(os.path.realpath(out_dir)))
         with collected():
             lender = open_lender(config, sources, stack, download=False)
             sidecars = make_sidecars(config, plan, sources, lender, title, options.copy_tokenizer)

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import checksums
+from ..checkpoint.out_name import check_out_name
 from ..checkpoint.partial import finish_publishing
 from ..checkpoint.signals import held_signals, safe_point
 from ..checkpoint.sink import Sink
 from ..config.load import as_config
 from ..config.schema import MergeConfig
+from ..errors import printable
 from ..plan.fingerprint import digest, fingerprint
 from ..plan.models import directories, open_lender, open_sources
 from ..plan.plan import Plan, make_plan, refuse_problems
@@ -113,6 +115,7 @@ def run_merge(
     started = time.perf_counter()
     out = Path(out_dir)
     options.check_numbers()
+    check_out_name(out_dir)
     executor = choose_executor(options)
     options.check_surveys(config.merge_method)
     with ExitStack() as stack:
@@ -126,7 +129,7 @@ def run_merge(
         )
         refuse_problems(plan)
         lender = open_lender(config, sources, stack)
-        title = os.path.basename(os.path.realpath(out))
+        title = printable(os.path.basename(os.path.realpath(out)))
         sidecars = make_sidecars(config, plan, sources, lender, title, options.copy_tokenizer)
         identity = fingerprint(plan, options.nonfinite)
         notes = list(plan.notes)
