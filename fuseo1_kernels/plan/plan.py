@@ -21,7 +21,8 @@ from .placements import Placement, place_tensors
 
 # Tensors with one row per token.
 _EMBEDDING = re.compile(
-    r"(?:.*\.)?(?:embed_tokens|word_embeddings|wte|embed_in|embed_out|lm_head)\.weight"
+    r"(?:.*\.)?(?:embed_tokens|tok_embeddings|word_embeddings|wte|embed_in|embed_out|shared|predictions\.decoder"
+    r"|lm_head)\.weight"
 )
 # The most problems that an error lists.
 _PROBLEMS_SHOWN = 20
@@ -163,8 +164,8 @@ def _common_shape(
     if len(shapes) == 1:
         return shapes.pop()
     listed = ", ".join(f"{x.source.name}: {list(x.info.shape)}" for x in inputs)
-    only_rows_differ = len({s[1:] for s in shapes}) == 1 and all(len(s) == 2 for s in shapes)
-    if not (only_rows_differ and _EMBEDDING.fullmatch(name)):
+    only_rows_differ = len({s[1:] for s in shapes}) == 1
+    if not (only_rows_differ and all(is_embedding(name, shape) for shape in shapes)):
         problems.append(f"tensor {printable(name)}: shapes differ ({listed})")
         return None
     if not crop_embeddings:
@@ -177,11 +178,16 @@ def _common_shape(
     return (min(s[0] for s in shapes), next(iter(shapes))[1])
 
 
+def is_embedding(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor of this name and shape has one row per token."""
+    return len(shape) == 2 and _EMBEDDING.fullmatch(name) is not None
+
+
 def _uneven_embeddings(jobs: list[Job], cropped: Mapping[str, int]) -> Iterator[str]:
     """Yield a problem for every embedding that would keep more rows than the cropped ones: all must have as many."""
     rows = min(cropped.values())
     for job in jobs:
-        if len(job.shape) == 2 and _EMBEDDING.fullmatch(job.name) and job.shape[0] != rows:
+        if is_embedding(job.name, job.shape) and job.shape[0] != rows:
             yield (
                 f"tensor {job.name}: has {job.shape[0]} rows, but {' and '.join(cropped)} would be "
                 f"cropped to {rows}"
