@@ -152,7 +152,9 @@ def test_folders_in_the_output(tmp_path: Path) -> None:
     shards = plan_shards([OutputTensor(name, "U8", (2,)) for name in "ab"], 10)
 
     def sink() -> Sink:
-        return Sink(tmp_path / "out", shards, {"version": "1", "files": {}}, overwrite=False, inputs=())
+        return Sink(
+            tmp_path / "out", shards, {"version": "1", "files": {}}, overwrite=False, inputs=()
+        )
 
     with sink() as stopped:
         stopped.write("a", 0, memoryview(b"aa"))
