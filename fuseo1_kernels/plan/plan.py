@@ -8,14 +8,15 @@ from dataclasses import dataclass
 
 from ..backends.arrays import BY_NAME, DType, promote
 from ..backends.contract import MAX_TARGETS
-from ..checkpoint.header import MERGEABLE
+from ..checkpoint.header import INTEGERS, MERGEABLE
 from ..checkpoint.shards import OutputTensor, Shard, plan_shards
 from ..checkpoint.source import Source
 from ..config.resolve import count_layers
 from ..config.schema import MergeConfig
 from ..errors import CheckpointError, printable
-from ..methods.rule import TensorSpec
-from .job import Input, Job
+from ..methods.rule import Copied, TensorSpec
+from .aliases import find_aliases
+from .job import STORED, Input, Job
 from .notes import filter_notes, model_notes
 from .placements import Placement, place_tensors
 
@@ -58,9 +59,11 @@ class Plan:
 
     @property
     def dtype_name(self) -> str:
-        """The dtype of most output elements, by torch's name."""
+        """The dtype of most merged elements, by torch's name."""
         sizes: dict[str, int] = {}
         for job in self.jobs:
+            if isinstance(job.rule, Copied):
+                continue
             sizes[job.dtype.name] = sizes.get(job.dtype.name, 0) + job.numel
         return max(sizes, key=lambda name: sizes[name], default="bfloat16")
 
@@ -95,8 +98,10 @@ def make_plan(
     dtype = None if config.output_dtype is None else BY_NAME[config.output_dtype]
     jobs = []
     cropped: dict[str, int] = {}
+    aliases = find_aliases(placements, sources, is_embedding)
     for placement in placements:
-        job = _job(placement, sources, dtype, crop_embeddings, random_seed, problems)
+        drawn_as = aliases.get(placement.name, placement.name)
+        job = _job(placement, drawn_as, sources, dtype, crop_embeddings, random_seed, problems)
         if job is not None:
             jobs.append(job)
             if job.shape != job.inputs[0].info.shape:
@@ -121,20 +126,26 @@ def make_plan(
 
 def _job(
     placement: Placement,
+    drawn_as: str,
     sources: Mapping[str, Source],
     dtype: DType | None,
     crop_embeddings: bool,
     random_seed: int,
     problems: list[str],
 ) -> Job | None:
-    """Return the job of one output tensor; None if it is impossible, with the reason added to `problems`."""
+    """Return the job of one output tensor; None if it is impossible, with the reason added to `problems`.
+
+    `drawn_as`: the name that keys its random masks.
+    """
     name, part = placement.name, placement.part
     inputs = []
+    stored = {t.dtype for m, n in placement.tensors.items() if (t := sources[m].tensors.get(n))}
+    copied = len(stored) == 1 and stored <= INTEGERS
     for model, tensor in placement.tensors.items():
         info = sources[model].tensors.get(tensor)
         if info is None:
             problems.append(f"tensor {printable(tensor)}: missing in model {model}")
-        elif info.dtype not in MERGEABLE:
+        elif info.dtype not in MERGEABLE and not copied:
             supported = ", ".join(sorted(MERGEABLE))
             problems.append(
                 f"tensor {printable(tensor)}: is {info.dtype} in model {model}; supported: {supported}"
@@ -146,7 +157,9 @@ def _job(
     shape = _common_shape(name, inputs, crop_embeddings, problems)
     if shape is None:
         return None
-    spec = TensorSpec.of_shape(name, shape, part.targets, part.base is not None, random_seed)
+    if copied:
+        return Job(name, shape, STORED[stored.pop()], tuple(inputs), Copied())
+    spec = TensorSpec.of_shape(drawn_as, shape, part.targets, part.base is not None, random_seed)
     return Job(
         name=name,
         shape=shape,

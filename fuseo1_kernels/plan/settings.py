@@ -25,6 +25,11 @@ def differing_settings(first: Config, other: Config) -> Iterator[tuple[str, Any,
             yield name, *values
 
 
+def ties_embeddings(config: Config) -> bool:
+    """Whether the output layer is the embeddings: so transformers has it where a config does not deny it."""
+    return bool(config) and _stated("tie_word_embeddings")(config) is not False
+
+
 def _stated(*names: str) -> Callable[[Config], Any]:
     """A function that returns the first of `names` that a config states, for the whole model or its language model."""
 

@@ -66,7 +66,7 @@ def _check_rows(rows: int, lender: Source, vocabulary: Vocabulary) -> list[str]:
     if own and min(own) <= rows:
         return [f"{problem}, as many as its own"]
     raise CheckpointError(
-        f"{problem}; take the tokenizer of a model with so many rows (`tokenizer_files:`)"
+        f"{problem}; take a tokenizer that has no such ids (`tokenizer_files:`), or --no-copy-tokenizer"
     )
 
 
