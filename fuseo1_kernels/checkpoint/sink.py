@@ -14,11 +14,12 @@ from typing import Any
 import xxhash
 
 from ..errors import OutputError
+from .companions import is_inner_name
 from .identity import describe_difference
 from .journal import TensorRecord
 from .out_dir import check_out_dir
 from .page_cache import WriteBehind, drop
-from .partial import Partial, partial_path
+from .partial import Partial, partial_path, sync_directory
 from .shards import Shard
 from .signals import held_signals, safe_point
 
@@ -132,14 +133,18 @@ class Sink:
                 ) from error
 
     def add_file(self, name: str, data: bytes) -> None:
-        """Put a small file beside the shards."""
-        if name in ("", ".", "..") or "/" in name or name in self._files:
+        """Put a small file beside the shards, or into a folder there (`1_Pooling/config.json`)."""
+        if not is_inner_name(name) or name in self._files:
             raise ValueError(f"{name!r} is not the name of a small file")
+        model = self._open_partial.model
         try:
-            with open(self._open_partial.model / name, "wb") as stream:
+            (model / name).parent.mkdir(parents=True, exist_ok=True)
+            with open(model / name, "wb") as stream:
                 stream.write(data)
                 stream.flush()
                 os.fsync(stream.fileno())
+            for folder in list(Path(name).parents)[:-1]:
+                sync_directory(model / folder)
         except OSError as error:
             raise OutputError(
                 f"{self._out / name}: cannot be written ({error.strerror})"
@@ -215,7 +220,7 @@ class Sink:
             model.mkdir(exist_ok=True)
             for name in os.listdir(model):
                 if name not in planned:  # small files, written anew
-                    (model / name).unlink()
+                    _remove(model / name)
             there = sum((model / name).stat().st_size for name in os.listdir(model))
             free = shutil.disk_usage(model).free
         except OSError as error:
@@ -257,6 +262,13 @@ class Sink:
     def _close_files(self) -> None:
         while self._files:
             os.close(self._files.popitem()[1].fd)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _reserve(fd: int, size: int) -> None:

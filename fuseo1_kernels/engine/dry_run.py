@@ -13,6 +13,7 @@ from ..checkpoint.checksums import find_model
 from ..checkpoint.out_dir import check_out_dir, find_obstacles
 from ..checkpoint.out_name import check_out_name
 from ..checkpoint.partial import partial_path
+from ..checkpoint.sidecar import Sidecars
 from ..config.schema import MergeConfig
 from ..errors import MergeError, printable
 from ..plan.fingerprint import digest, fingerprint
@@ -100,11 +101,12 @@ def dry_run(
             # Without an executor, which is a problem already, report the memory of a merge on the CPU.
             memory, memory_notes = (executor or CpuExecutor).host_memory(plan, options)
             notes += memory_notes
-        lender, sidecars = None, {}
+        lender, sidecars = None, Sidecars({}, [])
         title = "" if out_dir is None else printable(os.path.basename(os.path.realpath(out_dir)))
         with collected():
             lender = open_lender(config, sources, stack, download=False)
             sidecars = make_sidecars(config, plan, sources, lender, title, options.copy_tokenizer)
+        notes += sidecars.notes
         if out_dir is not None:
             out = Path(out_dir)
             partial = partial_path(Path(os.path.realpath(out)))
@@ -115,7 +117,11 @@ def dry_run(
             # A merge keeps a finished model of its own, unless the options say to start over.
             start_over = options.overwrite or not options.resume
             identity = digest(fingerprint(plan, options.nonfinite))
-            if not problems and not start_over and find_model(out, identity, sidecars, plan.shards):
+            if (
+                not problems
+                and not start_over
+                and find_model(out, identity, sidecars.files, plan.shards)
+            ):
                 notes.append(f"{out}: is there already, made by this very merge")
             else:
                 with collected():

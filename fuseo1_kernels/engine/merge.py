@@ -130,9 +130,11 @@ def run_merge(
         refuse_problems(plan)
         lender = open_lender(config, sources, stack)
         title = printable(os.path.basename(os.path.realpath(out)))
-        sidecars = make_sidecars(config, plan, sources, lender, title, options.copy_tokenizer)
+        sidecars, notes = make_sidecars(
+            config, plan, sources, lender, title, options.copy_tokenizer
+        )
+        notes = [*plan.notes, *notes]
         identity = fingerprint(plan, options.nonfinite)
-        notes = list(plan.notes)
         start_over = options.overwrite or not options.resume
         merged = _find_finished(out, plan, digest(identity), sidecars, start_over)
         if merged is not None:

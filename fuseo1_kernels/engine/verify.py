@@ -18,6 +18,7 @@ import xxhash
 from ..backends.arrays import Buffer
 from ..backends.registry import load_backend
 from ..checkpoint import checksums
+from ..checkpoint.companions import is_inner_name
 from ..checkpoint.header import TensorInfo
 from ..checkpoint.layout import find_weights
 from ..checkpoint.loader import open_source
@@ -133,7 +134,7 @@ def _check_files(path: Path, recorded: Mapping[str, Any]) -> Iterator[str]:
             file = path / name
             if not {"size", "checksum" if part == "files" else "header"} <= entry.keys():
                 raise CheckpointError(f"{path / checksums.FILE}: damaged: its entry of {name!r}")
-            if Path(name).name != name or not file.is_file():
+            if not is_inner_name(name) or not file.is_file():
                 yield f"{file}: is missing"
             elif file.stat().st_size != entry["size"]:
                 yield f"{file}: has {file.stat().st_size} bytes, was written with {entry['size']}"
