@@ -14,7 +14,7 @@ from ..checkpoint.out_dir import check_out_dir, find_obstacles
 from ..checkpoint.partial import partial_path
 from ..config.schema import MergeConfig
 from ..errors import MergeError
-from ..plan.fingerprint import digest, fingerprint
+from ..plan.fingerprint import fingerprint, merge_digest
 from ..plan.models import directories, open_lender, open_sources
 from ..plan.plan import make_plan
 from ..plan.sidecars import make_sidecars
@@ -111,7 +111,7 @@ def dry_run(
                 )
             # A merge keeps a finished model of its own, unless the options say to start over.
             start_over = options.overwrite or not options.resume
-            identity = digest(fingerprint(plan, options.nonfinite))
+            identity = merge_digest(fingerprint(plan, options.nonfinite))
             if not problems and not start_over and find_model(out, identity, sidecars, plan.shards):
                 notes.append(f"{out}: is there already, made by this very merge")
             else:

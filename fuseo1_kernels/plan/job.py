@@ -12,7 +12,7 @@ from ..checkpoint.source import Source
 from ..methods.rule import ByColumn, ByRow, Rule
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Input:
     """A tensor of one model."""
 
@@ -32,7 +32,7 @@ class Input:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Job:
     """One merged tensor.
 
