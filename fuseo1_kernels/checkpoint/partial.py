@@ -15,12 +15,12 @@ import errno
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from ..errors import OutputError
+from .identity import MergeIdentity
 from .journal import Journal
 from .signals import held_signals
 
@@ -60,7 +60,7 @@ class Partial:
             self.journal.close()
             raise
 
-    def restart(self, identity: Mapping[str, Any]) -> None:
+    def restart(self, identity: MergeIdentity) -> None:
         """Delete what is there, and begin the merge that `identity` describes."""
         with self._output_errors("cannot be cleared"):
             self.journal.restart(identity)
@@ -69,8 +69,8 @@ class Partial:
             self.model.mkdir()
 
     def leave(self) -> None:
-        """Keep completed tensors for the next run; remove everything if there are none."""
-        if self.journal.tensors:
+        """Keep completed tensors, and what a bad journal stands for; remove everything if there are none."""
+        if self.journal.tensors or self.journal.problem:
             self.journal.close()
         else:
             self.remove()

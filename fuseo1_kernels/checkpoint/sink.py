@@ -9,13 +9,12 @@ import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import xxhash
 
 from ..errors import OutputError
-from .companions import is_inner_name
-from .identity import describe_difference
+from .files import is_inner_name
+from .identity import MergeIdentity
 from .journal import TensorRecord
 from .out_dir import check_out_dir
 from .page_cache import WriteBehind, drop
@@ -36,7 +35,7 @@ class Sink:
         self,
         out_dir: Path,
         shards: Sequence[Shard],
-        identity: Mapping[str, Any],
+        identity: MergeIdentity,
         *,
         overwrite: bool,
         inputs: Sequence[Path],
@@ -44,8 +43,8 @@ class Sink:
     ) -> None:
         """Check `out_dir`, continue what an earlier run left, reserve all space, write the headers.
 
-        `identity` describes, in JSON's types, everything that the tensors' bytes depend on: only a
-        partial output of the same identity is continued. Without `resume` none is. Raises OutputError.
+        `identity` has everything that the tensors' bytes depend on: only a partial output of the same
+        identity is continued. Without `resume` none is. Raises OutputError.
         """
         self._out = Path(os.path.realpath(out_dir))
         self._overwrite = overwrite
@@ -197,12 +196,17 @@ class Sink:
             raise ValueError("the sink is closed")
         return self._partial
 
-    def _resume_or_restart(self, identity: Mapping[str, Any], resume: bool) -> None:
+    def _resume_or_restart(self, identity: MergeIdentity, resume: bool) -> None:
         """Use everything in the journal, or nothing."""
         partial = self._open_partial
         journal = partial.journal
+        if journal.problem and resume:
+            raise OutputError(
+                f"{journal.problem}: no merge writes that; it was damaged, or forged. To drop the unfinished"
+                " merge and start afresh, pass --no-resume"
+            )
         if journal.identity is not None and journal.tensors and resume:
-            difference = describe_difference(journal.identity, identity)
+            difference = journal.identity.difference_to(identity)
             if difference is not None:
                 raise OutputError(
                     f"{partial.path}: holds an unfinished merge, but {difference}; to drop it and"

@@ -16,7 +16,7 @@ from ..checkpoint.partial import partial_path
 from ..checkpoint.sidecar import Sidecars
 from ..config.schema import MergeConfig
 from ..errors import MergeError, printable
-from ..plan.fingerprint import digest, fingerprint
+from ..plan.fingerprint import fingerprint, merge_digest
 from ..plan.models import directories, open_lender, open_sources
 from ..plan.plan import make_plan
 from ..plan.sidecars import make_sidecars
@@ -116,7 +116,7 @@ def dry_run(
                 )
             # A merge keeps a finished model of its own, unless the options say to start over.
             start_over = options.overwrite or not options.resume
-            identity = digest(fingerprint(plan, options.nonfinite))
+            identity = merge_digest(fingerprint(plan, options.nonfinite))
             if (
                 not problems
                 and not start_over

@@ -17,14 +17,14 @@ from ..checkpoint.sink import Sink
 from ..config.load import as_config
 from ..config.schema import MergeConfig
 from ..errors import printable
-from ..plan.fingerprint import digest, fingerprint
+from ..plan.fingerprint import fingerprint, merge_digest
 from ..plan.models import directories, open_lender, open_sources
 from ..plan.plan import Plan, make_plan, refuse_problems
 from ..plan.sidecars import make_sidecars
 from ..version import __version__
 from .devices import choose_executor
 from .options import DEFAULT_MAX_MEMORY, DEFAULT_SHARD_SIZE, MergeOptions
-from .result import MergeResult, Progress, energy_share
+from .result import MergeResult, Progress, energy_share, fits
 from .run import Merged, run_plan
 from .survey_cache import SurveyCache
 from .tuning import DEFAULT_TUNING, Tuning
@@ -136,7 +136,7 @@ def run_merge(
         notes = [*plan.notes, *notes]
         identity = fingerprint(plan, options.nonfinite)
         start_over = options.overwrite or not options.resume
-        merged = _find_finished(out, plan, digest(identity), sidecars, start_over)
+        merged = _find_finished(out, plan, merge_digest(identity), sidecars, start_over)
         if merged is not None:
             notes.append("was there already, made by this very merge; nothing was done")
         else:
@@ -161,12 +161,12 @@ def run_merge(
             notes += merged.notes + (cache.problems if cache else [])
             sidecars[checksums.FILE] = checksums.make_checksums(
                 made_by=f"fuseo1-kernels {__version__}",
-                merge=digest(identity),
-                options={
-                    "crop_embeddings": options.crop_embeddings,
-                    "nonfinite": options.nonfinite,
-                    "random_seed": int(options.random_seed),
-                },
+                merge=merge_digest(identity),
+                options=checksums.Options(
+                    crop_embeddings=options.crop_embeddings,
+                    nonfinite=options.nonfinite,
+                    random_seed=int(options.random_seed),
+                ),
                 files=sidecars,
                 shards=plan.shards,
                 tensors=merged.records,
@@ -205,4 +205,6 @@ def _find_finished(
     if start_over and not just_published:
         return None
     records = checksums.find_model(out, identity, sidecars, plan.shards)
-    return None if records is None else Merged(records, set(records))
+    if records is None or not all(fits(records[job.name], job) for job in plan.jobs):
+        return None
+    return Merged(records, set(records))

@@ -18,7 +18,7 @@ from ...checkpoint.source import read_all
 from ...methods.rule import ByColumn, Rule, learn
 from ...plan.job import Input, Job
 from ..nonfinite import JobGuard, counted_inputs
-from ..worker import MergeContext
+from ..worker import MergeContext, unchanging
 from .memory import LINE, MOST_COLUMNS, column_bytes
 
 # Memoryview formats by element size. They only move elements, so any format of that size will do.
@@ -60,6 +60,10 @@ class ColumnMerger:
 
         Raises MergeError, naming the tensor and the model.
         """
+        with unchanging(job):
+            return self._merge_slabs(job, rule)
+
+    def _merge_slabs(self, job: Job, rule: ByColumn) -> int:
         passes, guard = 0, self._context.guard(job)
         output = _Block.of(self._out, job.dtype, job.numel)
         for first, width in _slabs(rule.columns, self._width(job, rule)):
@@ -74,8 +78,6 @@ class ColumnMerger:
             for row in range(rule.rows):
                 start = row * rule.columns + first
                 output.elements[start : start + width] = merged.elements[row :: rule.rows]
-        for x in job.inputs:
-            x.source.check_unchanged(x.info.file)
         return passes
 
     def _width(self, job: Job, rule: ByColumn) -> int:
@@ -109,15 +111,15 @@ class ColumnMerger:
 
     def _read(self, x: Input, rule: ByColumn, first: int, view: memoryview) -> None:
         """Fill `view` with the columns from `first` on, row by row; a slab of all columns is one read."""
-        fd, begin = x.source.place(x.info)
         row = rule.columns * x.dtype.size
         piece = view.nbytes // rule.rows
         if piece == row:
             row = piece = view.nbytes
-        for number in range(view.nbytes // piece):
-            self._context.check_stop()
-            start = begin + number * row + first * x.dtype.size
-            read_all(fd, start, x.info, view[number * piece : (number + 1) * piece])
+        with x.source.place(x.info) as (fd, begin):
+            for number in range(view.nbytes // piece):
+                self._context.check_stop()
+                start = begin + number * row + first * x.dtype.size
+                read_all(fd, start, x.info, view[number * piece : (number + 1) * piece])
 
     def _merge(
         self, job: Job, rule: Rule, inputs: Sequence[Array], out: Array, guard: JobGuard
