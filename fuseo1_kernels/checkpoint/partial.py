@@ -16,13 +16,13 @@ import ctypes
 import errno
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from ..errors import OutputError
 from .contents import contents_of
+from .identity import MergeIdentity
 from .journal import Journal, read_mark
 from .out_dir import some
 from .owned import (
@@ -77,7 +77,7 @@ class Partial:
             self._close()
             raise
 
-    def restart(self, identity: Mapping[str, Any]) -> None:
+    def restart(self, identity: MergeIdentity) -> None:
         """Delete what is there, and begin the merge that `identity` describes."""
         with self._output_errors("cannot be cleared"):
             self.journal.restart(identity)
@@ -92,8 +92,8 @@ class Partial:
         return os.open(_MODEL, flags, dir_fd=self._handle)
 
     def leave(self) -> None:
-        """Keep completed tensors for the next run; remove everything if there are none."""
-        if self.journal.tensors:
+        """Keep completed tensors, and what a bad journal stands for; remove everything if there are none."""
+        if self.journal.tensors or self.journal.problem:
             self._close()
         else:
             self.remove()
@@ -129,11 +129,11 @@ class Partial:
     def publish(self, overwrite: bool) -> None:
         """Move the model to its place in one step, and remove the rest. Raises OSError.
 
-        SIGINT and SIGTERM meanwhile are ignored: the model is then published.
+        SIGINT and SIGTERM are held back until the end: the model is then published.
         """
         sync_folders(_MODEL, self._handle)
         inode = os.stat(_MODEL, dir_fd=self._handle).st_ino
-        with held_signals(redeliver=False):
+        with held_signals():
             self.journal.add_publishing(inode)
             os.fsync(self._handle)
             if overwrite and self._out.exists():
@@ -257,7 +257,7 @@ def finish_publishing(out_dir: Path) -> bool:
     out = Path(os.path.realpath(out_dir))
     if not partial_path(out).exists():
         return False
-    with held_signals(redeliver=True):
+    with held_signals():
         partial = Partial(out)
         if partial.published:
             partial.remove()

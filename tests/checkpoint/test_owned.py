@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 
+from fuseo1_kernels.checkpoint.identity import MergeIdentity
 from fuseo1_kernels.checkpoint.journal import MARK
 from fuseo1_kernels.checkpoint.partial import Partial, is_unfinished
 from fuseo1_kernels.engine.survey_cache import MARK as CACHE_MARK
 from fuseo1_kernels.engine.survey_cache import SurveyCache
 from fuseo1_kernels.errors import MergeError
 
+IDENTITY = MergeIdentity(version="1", nonfinite="error", plan="0" * 32, files={})
 OTHER_USER = 12345
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
 
@@ -111,7 +113,7 @@ def _move_and_link(path: Path) -> None:
 def partial(tmp_path: Path) -> Path:
     """OUT.partial as a killed merge leaves it."""
     made = Partial(tmp_path / "out")
-    made.restart({})
+    made.restart(IDENTITY)
     os.close(made.open_model())
     (made.model / "s").write_bytes(b"shard")
     (made.model / "1_Pooling").mkdir()
@@ -165,7 +167,7 @@ def test_what_is_ours_is_taken(partial: Path, tmp_path: Path) -> None:
     """Also where a run was killed before it had written the mark."""
     assert partial.stat().st_mode & 0o777 == 0o700
     made = Partial(tmp_path / "out")
-    assert made.journal.identity == {}
+    assert made.journal.identity == IDENTITY
     made.remove()
     for torn in (None, b"", MARK[:5], MARK[:-1], MARK):
         partial.mkdir()
