@@ -123,11 +123,6 @@ def is_tokenizers(name: str) -> bool:
     return _TOKENIZER.fullmatch(name) is not None
 
 
-def is_inner_name(name: str) -> bool:
-    """Whether `name` can be that of a file inside a folder: relative, and no part of it leads elsewhere."""
-    return "\0" not in name and all(part not in ("", ".", "..") for part in name.split("/"))
-
-
 def _is_folder(entry: os.DirEntry[str], name: str) -> bool:
     """A folder under the name of a tokenizer's file is no folder to look into: reading it is an error."""
     return entry.is_dir() and not re.fullmatch(r"(tokenizer|vocab|chat_template)\S*\.\S+", name)

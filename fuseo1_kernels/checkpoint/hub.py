@@ -52,7 +52,7 @@ def resolve(
     HF_HUB_OFFLINE=1, or without `download`, the cache must hold everything. With `weights=False`
     only the small files are needed. Raises CheckpointError.
     """
-    path = Path(model)
+    path = Path(os.path.expanduser(model))
     try:
         if model and path.is_dir():  # Path("") would be the current directory
             return path
@@ -76,7 +76,12 @@ def resolve(
 
 def _no_directory(model: str) -> str:
     """The error text for a missing `model`; for a relative path it names the current directory."""
-    return "no such directory" + ("" if os.path.isabs(model) else f" (seen from {os.getcwd()})")
+    if os.path.isabs(os.path.expanduser(model)):
+        return "no such directory"
+    try:
+        return f"no such directory (seen from {os.getcwd()})"
+    except OSError:
+        return "no such directory (seen from a directory that is gone)"
 
 
 def _is_valid(repo: str) -> bool:
@@ -140,7 +145,7 @@ def _download(repo: str, revision: str, progress: bool, with_weights: bool) -> P
         except Exception as error:
             raise CheckpointError(
                 f"{repo}: {_no_directory(repo)}, and the hub does not give revision {revision!r}:"
-                f" {error}"
+                f" {' '.join(str(error).split())}"
             ) from error
 
     with _progress_bars(progress):

@@ -9,7 +9,8 @@ from ..errors import CheckpointError
 from .header import Header, read_header
 from .hub import resolve
 from .json_file import read_object
-from .layout import CONFIG, FORMATS, check_shard, find_weights
+from .layout import CONFIG, check_shard, find_weights
+from .other_formats import no_weights
 from .source import Source, collect_shards
 
 
@@ -34,8 +35,7 @@ def open_source(
 def _open(model: str, path: Path) -> Source:
     weights = find_weights(path)
     if weights is None:
-        names = ", ".join(name for names in FORMATS for name in names)
-        raise CheckpointError(f"{path}: holds no weights: looked for {names}")
+        raise no_weights(path)
     config = _config(path)
     if weights.weight_map is None:
         files = [path / file for file in weights.files]

@@ -217,7 +217,7 @@ class MergeConfig(_Section):
     @classmethod
     def _check_base(cls, name: str | None, info: ValidationInfo) -> str | None:
         method = METHODS.get(info.data.get("merge_method", ""))
-        if name is None and (method is None or method.base == "required"):
+        if name is None and method is not None and method.base == "required":
             raise ValueError("is required: the model that the others were fine-tuned from")
         return name
 

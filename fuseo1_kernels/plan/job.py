@@ -15,7 +15,7 @@ from ..methods.rule import ByColumn, ByRow, Rule
 STORED = BY_CODE | {code: DType(code, code, -1, DTYPE_BYTES[code]) for code in INTEGERS}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Input:
     """A tensor of one model."""
 
@@ -35,7 +35,7 @@ class Input:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Job:
     """One merged tensor.
 

@@ -17,7 +17,7 @@ LAYER = re.compile(
 _BEFORE_LAYERS = re.compile(r"embed|wte|wpe")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Placement:
     """One output tensor: the part it belongs to, and the input tensors it is merged from.
 

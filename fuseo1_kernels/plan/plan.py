@@ -214,4 +214,4 @@ def refuse_problems(plan: Plan) -> None:
     shown = list(plan.problems[:_PROBLEMS_SHOWN])
     if len(plan.problems) > len(shown):
         shown.append(f"... and {len(plan.problems) - len(shown)} more")
-    raise CheckpointError("the models do not fit together:\n  " + "\n  ".join(shown))
+    raise CheckpointError("the models do not fit together:", *shown)

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from fuseo1_kernels.checkpoint import companions
-from fuseo1_kernels.checkpoint.companions import find_companions, is_inner_name, is_tokenizers
+from fuseo1_kernels.checkpoint.companions import find_companions, is_tokenizers
 from fuseo1_kernels.checkpoint.custom_code import find_code
+from fuseo1_kernels.checkpoint.files import is_inner_name
+from fuseo1_kernels.checkpoint.identity import MergeIdentity
 from fuseo1_kernels.checkpoint.journal import TensorRecord
 from fuseo1_kernels.checkpoint.shards import OutputTensor, plan_shards
 from fuseo1_kernels.checkpoint.sink import Sink
@@ -152,9 +154,8 @@ def test_folders_in_the_output(tmp_path: Path) -> None:
     shards = plan_shards([OutputTensor(name, "U8", (2,)) for name in "ab"], 10)
 
     def sink() -> Sink:
-        return Sink(
-            tmp_path / "out", shards, {"version": "1", "files": {}}, overwrite=False, inputs=()
-        )
+        identity = MergeIdentity(version="1", nonfinite="error", plan="0" * 32, files={})
+        return Sink(tmp_path / "out", shards, identity, overwrite=False, inputs=())
 
     with sink() as stopped:
         stopped.write("a", 0, memoryview(b"aa"))

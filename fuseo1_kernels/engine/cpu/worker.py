@@ -17,7 +17,7 @@ from ...errors import CheckpointError, MergeError, printable
 from ...methods.rule import ByColumn, Copied, learn
 from ...plan.job import Input, Job
 from ..nonfinite import JobGuard, counted_inputs
-from ..worker import MergeContext, TensorReport
+from ..worker import MergeContext, TensorReport, unchanging
 from .columns import ColumnMerger
 from .memory import WorkerMemory, first_selects
 
@@ -87,12 +87,13 @@ class CpuWorker:
         for self._start, part in job.parts():
             pairs = zip(job.inputs, part.inputs, strict=True)
             self._direct = [part_input for x, part_input in pairs if x in direct]
-            files = [FileRange(*x.source.place(x.info), x.dtype) for x in part.inputs]
-            guard = self._context.guard(part)
-            learned, new, reads = self._learn(part, files, guard)
-            self._fuse(part, files, learned, guard, first_read=reads == 0)
-            for x in part.inputs:
-                x.source.check_unchanged(x.info.file)
+            with unchanging(part) as places:
+                files = [
+                    FileRange(*place, x.dtype) for place, x in zip(places, part.inputs, strict=True)
+                ]
+                guard = self._context.guard(part)
+                learned, new, reads = self._learn(part, files, guard)
+                self._fuse(part, files, learned, guard, first_read=reads == 0)
             if self._context.surveys and part is job:
                 self._context.surveys.keep(job, new)
             energy = energy_of(learned)
