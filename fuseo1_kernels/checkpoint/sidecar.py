@@ -46,14 +46,13 @@ def sidecar_files(
     num_layers: int | None,
     vocab_size: int | None,
     copy_tokenizer: bool,
-    quantized: bool = False,
 ) -> Sidecars:
     """Return the files to put beside the weights.
 
     `base` is the base or, in a merge without one, another of its models; `tokenizer` the model that lends its
     tokenizer (None: the base). config.json is the base's with `out_dtype` ("bfloat16", ...), with the lender's ids of
-    special tokens and, if given, `num_layers` and `vocab_size`; and without quantization_config unless the weights
-    are `quantized`. The tokenizer's files and generation_config.json come from the lender, everything else from the
+    special tokens and, if given, `num_layers` and `vocab_size`; and without quantization_config, as merged weights are
+    not quantized. The tokenizer's files and generation_config.json come from the lender, everything else from the
     base (companions.py), byte for byte, except that `tokenizer_overrides` replace keys of tokenizer_config.json, and
     `chat_template` (Jinja text, or "auto": the most common one of `sources`, the first on a tie) replaces the template
     in every file that has it. Raises CheckpointError or ConfigError.
@@ -92,7 +91,7 @@ def sidecar_files(
         _adopt_token_ids(config, lender.config)
     if vocab_size is not None:
         _set_vocab_size(config, vocab_size)
-    if "quantization_config" in config and not quantized:
+    if "quantization_config" in config:
         del config["quantization_config"]
         notes.append(
             f"model {base.name}: quantization_config left out of {CONFIG}: the merged weights are not quantized"

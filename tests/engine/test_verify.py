@@ -175,7 +175,8 @@ def test_options_that_the_config_does_not_tell(options: dict[str, Any], tmp_path
     other = tuned(base_state(vocab=260), 1)
     bad = tuned(base, 1)
     bad["model.norm.weight"][3] = torch.nan
-    family = make_family(tmp_path, [base, other if "crop_embeddings" in options else bad])
+    states = [base, other if "crop_embeddings" in options else bad]
+    family = make_family(tmp_path, states, tokenizer={})
     merge_checkpoints(family.config, family.out, **options)
     assert verify_model(family.out, recompute=None).problems == ()
 
