@@ -100,4 +100,5 @@ def dump_object(data: dict[str, Any]) -> bytes:
     for piece in json.JSONEncoder(indent=2, ensure_ascii=False).iterencode(data):
         # UTF-8 cannot hold half of a surrogate pair; Python's escape for it is valid JSON too.
         out += piece.encode("utf-8", "backslashreplace")
-    return bytes(out) + b"\n"
+    out += b"\n"
+    return bytes(out)

@@ -23,6 +23,7 @@ from fuseo1_kernels.methods.sce import Sce
 from fuseo1_kernels.plan.job import Input, Job
 from support.models import Family, base_state, make_family, tuned, weights
 from support.processes import done, merge_json, run
+from support.sabotage import CHANGES
 from support.tensors import BF16
 from support.tuning import current, tune
 
@@ -142,6 +143,8 @@ def test_what_changed_is_surveyed_anew(tmp_path: Path, surveyed: list[float]) ->
     content = file.read_bytes()
     file.write_bytes(content[:-64] + bytes(64))
     assert surveys_of_a_merge() == tensors
+    CHANGES["is rewritten and dated back"](file)
+    assert surveys_of_a_merge() == tensors
     models = [{"model": str(m)} for m in (family.target(2), family.target(1))]
     assert surveys_of_a_merge(models=models) == tensors
     assert surveys_of_a_merge(models=models[:1]) == tensors
@@ -166,8 +169,11 @@ def test_a_damaged_cache(damage: str, tmp_path: Path, surveyed: list[float]) -> 
     file.write_bytes(data)
     surveyed.clear()
     lost = {"cut": 1, "flip": 1, "garbage": len(family.states[0]), "other": 0}[damage]
+    bad = {"cut": 1, "flip": 1, "garbage": 1, "other": 2}[damage]
     for expected in (lost, 0):
-        merge_checkpoints(family.config, family.out, survey_cache=cache, overwrite=True)
+        said = merge_checkpoints(family.config, family.out, survey_cache=cache, overwrite=True)
+        [note] = [note for note in said.notes if "surveyed anew" in note]
+        assert note.startswith(f"{file}: {bad} kept survey")
         assert len(surveyed) == expected
         assert weights(family.out) == first
         surveyed.clear()
@@ -254,6 +260,41 @@ def test_surveys_are_json(family: Family, tmp_path: Path) -> None:
     merge(family, "out", 0.5, "fuseo1", survey_cache=tmp_path)
     for line in (tmp_path / "surveys").read_text().splitlines()[1:]:
         assert json.loads(line.partition(" ")[2]).keys() == {"key", "survey"}
+
+
+#: What a survey of SCE says that cannot be, by field.
+IMPOSSIBLE: dict[str, list[Any]] = {
+    "passes": [-1, 1.0, "1", True, 2**70],
+    "nonfinite": [[], [0, 0, 0], [0, 0, 0, -1], [0, 0, 0, 10**9], 0],
+    "nonzero": [-2, 10**9, None],
+    "selected": [-1, 10**9],
+    "threshold": [-1, 2**31, 2**32, 1.5],
+    "tie_limit": [-2, 10**9, "0"],
+    "energy": [[], [1.0], [1.0, -1.0], [1.0, float("nan")], [1.0, 1e300], [1.0, "x"], {}],
+    "kept": [[]],
+}
+
+
+@pytest.mark.parametrize("field", IMPOSSIBLE)
+def test_a_survey_that_cannot_be(field: str, tmp_path: Path, surveyed: list[float]) -> None:
+    """Its line bears a right checksum. It is surveyed anew, and a note says so."""
+    family, cache = make_family(tmp_path), tmp_path / "cache"
+
+    def merge() -> tuple[str, ...]:
+        return merge_checkpoints(
+            family.config, family.out, survey_cache=cache, overwrite=True
+        ).notes
+
+    assert not merge()
+    expected, file = weights(family.out), cache / "surveys"
+    first, *others = file.read_bytes().splitlines(keepends=True)
+    record = json.loads(first.partition(b" ")[2])
+    for value in IMPOSSIBLE[field]:
+        survey = record["survey"] | {field: value}
+        file.write_bytes(encode_record(record | {"survey": survey}) + b"".join(others))
+        surveyed.clear()
+        assert any("1 kept survey could not be used" in note for note in merge()), value
+        assert len(surveyed) == 1 and weights(family.out) == expected
 
 
 def test_a_record_of_another_version_is_left_alone(family: Family, tmp_path: Path) -> None:

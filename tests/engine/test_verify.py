@@ -6,8 +6,9 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from fuseo1_kernels.checkpoint import checksums
 from fuseo1_kernels.checkpoint.header import TensorInfo, read_header
 from fuseo1_kernels.checkpoint.source import Source
 from fuseo1_kernels.cli.verify import main
-from fuseo1_kernels.errors import CheckpointError, MergeError
+from fuseo1_kernels.errors import CheckpointError, MergeError, printable
 from support.checkpoint_files import tree
 from support.models import Family, base_state, make_family, tuned, write_model
 from support.paths import ROOT
@@ -95,6 +96,104 @@ def test_a_shard_that_is_cut_or_gone(model: Path) -> None:
     assert str(file) in problem and "bytes, was written with" in problem
     file.unlink()
     assert problems(model) == (f"{file}: is missing",)
+
+
+@pytest.mark.parametrize("count", [60, pytest.param(600, marks=pytest.mark.slow)])
+def test_single_bits_anywhere(count: int, model: Path) -> None:
+    """Each of them is found, in a file chosen by chance or by its size, and said with the file's name."""
+    files = sorted(model.iterdir())
+    sizes = [file.stat().st_size for file in files]
+    random = Random(count)
+    for number in range(count):
+        [file] = random.choices(files, sizes if number % 2 else None)
+        whole = file.read_bytes()
+        place, bit = random.randrange(len(whole)), 1 << random.randrange(8)
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
+        try:
+            found = problems(model)
+        except CheckpointError as error:
+            found = (str(error),)
+        assert any(str(file) in problem for problem in found), (file, place, bit)
+        assert len(" ".join(found)) < 2000 and " ".join(found).isprintable()
+        file.write_bytes(whole)
+    assert problems(model) == ()
+
+
+@pytest.mark.parametrize("length", [0, 2**31, 2**40, 2**56, 2**63, 2**64 - 1])
+def test_lengths_of_headers_that_nothing_has(length: int, model: Path) -> None:
+    """The other shards are checked all the same."""
+    first, *others = sorted(model.glob("*.safetensors"))
+    data = first.read_bytes()
+    first.write_bytes(length.to_bytes(8, "little") + data[8:])
+    flip(others[0], -1)
+    result = verify_model(model)
+    assert len(result.problems) == 2
+    assert result.problems[0].startswith(f"{first}: its header differs from what was written")
+    assert f"{others[0]}: tensor " in result.problems[1]
+    assert result.tensors == sum(len(read_header(file).tensors) for file in others)
+
+
+def test_an_edited_readme_does_not_hide_the_weights(model: Path) -> None:
+    """Neither from the checksums nor from being merged again."""
+    (model / "README.md").write_text("Edited.\n")
+    result = verify_model(model, recompute=3)
+    assert [Path(p.partition(":")[0]).name for p in result.problems] == ["README.md"]
+    assert result.tensors == 39 and len(result.recomputed) == 3
+    last = sorted(model.glob("*.safetensors"))[-1]
+    flip(last, -1)
+    assert [str(last) in problem for problem in problems(model)] == [False, True]
+
+
+def fifo(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
+def directory(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+def device(file: Path) -> None:
+    file.unlink()
+    file.symlink_to("/dev/zero")
+
+
+def loop(file: Path) -> None:
+    file.unlink()
+    file.symlink_to(file.name)
+
+
+def grow(file: Path) -> None:
+    os.truncate(file, 1 << 40)
+
+
+@pytest.mark.parametrize("name", ["README.md", "model-00002-of-00003.safetensors", checksums.FILE])
+@pytest.mark.parametrize("change", [fifo, directory, device, loop, grow])
+def test_what_is_no_file(change: Callable[[Path], None], name: str, model: Path) -> None:
+    change(model / name)
+    if name == checksums.FILE:
+        with pytest.raises(CheckpointError, match=name):
+            verify_model(model)
+        return
+    [problem] = problems(model)
+    assert problem.startswith(f"{model / name}: ")
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\x1b[2Jb", "a\nb", "\udcff", "1_Pooling/gone"])
+def test_names_that_no_file_has(name: str, model: Path) -> None:
+    data = json.loads((model / checksums.FILE).read_text())
+    del data["checksum"]
+    data["files"][name] = vars(checksums.FileRecord.of(b"x"))
+    data["tensors"][name] = {"checksum": "0" * 32, "energy": []}
+    (model / checksums.FILE).write_bytes(checksums.seal(data))
+    if name == "\udcff":
+        with pytest.raises(CheckpointError, match="not valid Unicode"):
+            verify_model(model)
+    else:
+        file, tensor = problems(model)
+        assert printable(str(model / name)) in file and "other tensors" in tensor
+        assert file.isprintable() and tensor.isprintable()
 
 
 def test_weights_that_the_merge_did_not_write(model: Path) -> None:

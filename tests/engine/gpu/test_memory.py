@@ -96,7 +96,7 @@ def test_more_targets_than_the_kernels_take(tmp_path: Path) -> None:
 
 def test_too_little_memory_is_said(mixed: Family) -> None:
     for options, message in (
-        ({"max_memory": 100 * KIB}, "--max-memory 1 MiB is too little to feed 1 GPU; the least is"),
+        ({"max_memory": 300 * KIB}, "--max-memory 1 MiB is too little to feed 1 GPU; the least is"),
         ({"max_memory": MIB, "max_gpu_memory": MIB}, "merged on the CPU; the least is"),
     ):
         with pytest.MonkeyPatch.context() as patch, pytest.raises(MergeError, match=message):
