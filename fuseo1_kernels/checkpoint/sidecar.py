@@ -43,22 +43,22 @@ def sidecar_files(
     chat_template: str | None,
     sources: Sequence[Source],
     out_dtype: str,
-    num_layers: int | None,
+    config: Mapping[str, Any],
     vocab_size: int | None,
     copy_tokenizer: bool,
 ) -> dict[str, bytes]:
     """Return name -> content of the files to put beside the weights.
 
-    `base` is the base or, in a merge without one, another of its models. config.json is the base's with
-    `out_dtype` ("bfloat16", ...) and, if given, `num_layers` and `vocab_size`; generation_config.json is the
-    base's. The tokenizer's files come from `tokenizer` (None: the base) byte for byte, except that
-    `tokenizer_overrides` replace keys of tokenizer_config.json and `chat_template` (Jinja text, or "auto": the
-    most common one of `sources`, the first on a tie) replaces the template in every file that has it. Raises
+    `base` is the base or, in a merge without one, another of its models. config.json is `config` (the
+    base's, with what the plan changed; {}: none) with `out_dtype` ("bfloat16", ...) and, if given, `vocab_size`;
+    generation_config.json is the base's. The tokenizer's files come from `tokenizer` (None: the base) byte for byte,
+    except that `tokenizer_overrides` replace keys of tokenizer_config.json and `chat_template` (Jinja text, or "auto":
+    the most common one of `sources`, the first on a tie) replaces the template in every file that has it. Raises
     CheckpointError or ConfigError.
     """
     files: dict[str, bytes] = {}
-    if base.config:
-        files[CONFIG] = dump_object(_config(base.config, out_dtype, num_layers, vocab_size))
+    if config:
+        files[CONFIG] = dump_object(_config(config, out_dtype, vocab_size))
     generation = base.path / GENERATION_CONFIG
     if generation.exists():
         files[GENERATION_CONFIG] = read_bytes(generation)
@@ -169,23 +169,13 @@ def model_card(
     return ("\n".join(lines) + "\n").encode("utf-8")
 
 
-def _config(
-    config: Mapping[str, Any], out_dtype: str, num_layers: int | None, vocab_size: int | None
-) -> dict[str, Any]:
+def _config(config: Mapping[str, Any], out_dtype: str, vocab_size: int | None) -> dict[str, Any]:
     result = dict(config)
     # transformers 5 writes `dtype` and reads both; 4 writes and reads `torch_dtype`.
     for key in [key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"]:
         result[key] = out_dtype
     if vocab_size is not None:
         result["vocab_size"] = vocab_size
-    if num_layers is not None:
-        result["num_hidden_layers"] = num_layers
-        layer_types = config.get("layer_types")
-        if isinstance(layer_types, list) and len(layer_types) != num_layers:
-            if len(layer_types) > num_layers:
-                result["layer_types"] = layer_types[:num_layers]
-            else:  # the added layers' types are not known; transformers derives the list
-                del result["layer_types"]
     return result
 
 
