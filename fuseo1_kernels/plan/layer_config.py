@@ -7,6 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..checkpoint.source import Source
+from ..config.yaml_text import shown
+from ..errors import printable
 from .layer_counts import Section, tower
 from .layer_traits import PERIODS, Trait, period, traits
 from .stacks import Stack
@@ -26,30 +29,29 @@ class Origin:
 
 
 def gather_config(
-    config: Mapping[str, Any], stack: Stack, origins: Sequence[Origin], problems: list[str]
+    lender: Source, stack: Stack, origins: Sequence[Origin], problems: list[str]
 ) -> dict[str, Any]:
     """Return config.json for output layers from `origins`; add what it cannot express to `problems`.
 
     Args:
-        config: config.json of the model that lends it; {} if it has none.
-        stack: that model's stack.
+        lender: the model that lends its config.json; without one, {} is returned.
+        stack: its layers.
         origins: by output layer.
         problems: what makes the merge impossible.
     """
+    config, found = lender.config, list[str]()
     result = dict(config)
     if not config:
         return result
     if not stack.sections:
-        problems.append(f"slices: config.json does not tell how many layers {stack.container} has")
+        found.append(f"it does not tell how many layers {printable(stack.container)} has")
     for section in stack.sections:
-        _put(result, section.path, dict(_changes(section, stack, origins, problems)))
+        _put(result, section.path, dict(_changes(section, stack, origins, found)))
     layer = config.get("vision_feature_layer")
-    if tower(stack.container) == "vision" and not (
-        layer is None or (type(layer) is int and layer < 0)
-    ):
-        problems.append(
-            f"slices: vision_feature_layer of config.json ({layer!r}) counts from the first layer"
-        )
+    of_towers = tower(stack.container) == "vision"
+    if of_towers and not (layer is None or (type(layer) is int and layer < 0)):
+        found.append(f"vision_feature_layer ({shown(layer)}) counts from the first layer")
+    problems += [f"model {lender.name}: config.json cannot follow the slices: {p}" for p in found]
     return result
 
 
@@ -105,9 +107,7 @@ def _changes(
             if gathered != list(trait.values):
                 changes |= trait.write(gathered)
         except ValueError as error:
-            problems.append(
-                f"slices: {key} of config.json cannot describe the output's layers: {error}"
-            )
+            problems.append(f"{key}: {error}")
     problems += _broken_periods({**values, **changes}, origins)
     for model, said in described.items():
         problems += _unexplained(
@@ -140,8 +140,8 @@ def _broken_periods(values: Mapping[str, Any], origins: Sequence[Origin]) -> Ite
         for index, origin in enumerate(origins):
             if (index - origin.index) % every:
                 yield (
-                    f"slices: {key} of config.json ({values[key]!r}) goes by the layer's index: layer {origin.index} "
-                    f"of model {origin.model} cannot be layer {index}"
+                    f"{key} ({shown(values[key])}) goes by the layer's index: "
+                    f"layer {origin.index} of model {origin.model} cannot be layer {index}"
                 )
                 break
 
@@ -170,7 +170,7 @@ def _unexplained(
     for index, origin in placed:
         if held(origin.index) != held(min(index, stack.length - 1)):
             yield (
-                f"slices: layer {origin.index} of model {origin.model} cannot be layer {index}: layers of "
-                f"{stack.container} hold different tensors, and config.json does not say which do"
+                f"layers of {printable(stack.container)} hold different tensors, and it does not say which do: "
+                f"layer {origin.index} of model {origin.model} cannot be layer {index}"
             )
             return

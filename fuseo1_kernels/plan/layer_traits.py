@@ -16,7 +16,7 @@ _INDICES = re.compile(
     r"|rope_scaling_layers|subsample_layers"
 )
 # Each of these layers' outputs goes to a module of its own: none may be left out or used twice.
-_TAPS = ("deepstack_visual_indexes", "out_indices")
+_TAPS = ("deepstack_visual_indexes", "out_indices", "_out_indices")
 # Lists that do not speak of layers, however long they are.
 _NOT_LAYERS = re.compile(
     r"architectures|\w*token\w*|\w*_ids?|image_\w+|patch_\w+|conv_\w+|tdnn_\w+|depths|hidden_sizes|out_\w+|keys_to_\w+"

@@ -143,18 +143,17 @@ class _Layout:
 def _lay_out(
     config: MergeConfig, parts: Sequence[Part], sources: Mapping[str, Source], problems: list[str]
 ) -> _Layout:
-    lender = config.config_model
-    lent = sources[lender].config
+    lender = sources[config.config_model]
     if config.slices is None:
-        return _Layout(list(place_whole_models(parts[0], sources)), lent, [], None)
-    cut = cut_slices(parts, sources, config.slices_of, lender, problems)
+        return _Layout(list(place_whole_models(parts[0], sources)), lender.config, [], None)
+    cut = cut_slices(parts, sources, config.slices_of, config.config_model, problems)
     if cut is None:
-        return _Layout([], lent, [], None)
+        return _Layout([], lender.config, [], None)
     origins = [cut.origins(part) for part in parts]
     first = [origin for by_model in origins for origin in by_model[0]]
     return _Layout(
         list(place_slices(parts, sources, cut)),
-        gather_config(lent, cut.stack(lender), first, problems),
+        gather_config(lender, cut.stack(config.config_model), first, problems),
         [note for i, by_model in enumerate(origins) for note in mixed_layers(i, by_model)],
         cut.container,
     )
