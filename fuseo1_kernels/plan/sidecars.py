@@ -57,7 +57,7 @@ def make_sidecars(
         chat_template=config.chat_template,
         sources=list(sources.values()),
         out_dtype=plan.dtype_name,
-        num_layers=plan.num_layers,
+        config=plan.config,
         vocab_size=plan.vocab_size,
         copy_tokenizer=copy_tokenizer,
     )

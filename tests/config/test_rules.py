@@ -169,7 +169,7 @@ def test_layers_of_several_models_stacked(planned: Any) -> None:
     ]
     plan = planned({"merge_method": "passthrough", "slices": slices})
     assert plan.problems == plan.notes == ()
-    assert plan.num_layers == 9
+    assert plan.config["num_hidden_layers"] == 9
 
     def taken(job: Job) -> tuple[str, str]:
         [x] = job.inputs
