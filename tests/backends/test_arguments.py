@@ -108,10 +108,15 @@ def test_an_output_right_beside_an_input_is_accepted(backend: str) -> None:
     assert_same_bits(out, expected)
 
 
-def test_an_output_whose_elements_share_memory_is_refused(backend: str) -> None:
+def test_an_output_whose_elements_share_memory_is_refused() -> None:
     base, *targets = siblings((4, 5), 2)
-    out = torch.empty(5, dtype=BF16).expand(4, 5)
-    error(lambda: fuse(base, targets, FuseParams((1.0, 1.0)), out=out, backend=backend))
+    store = torch.empty(100, dtype=BF16)
+    for strides in ((0, 1), (4, 1), (1, 3), (1, 1), (2, 2)):
+        out = store.as_strided((4, 5), strides)
+        message = error(lambda: fuse(base, targets, FuseParams((1.0, 1.0)), out=out))  # noqa: B023
+        assert "out overlaps itself" in message
+    for strides in ((5, 1), (1, 4), (9, 2), (2, 13)):
+        fuse(base, targets, FuseParams((1.0, 1.0)), out=store.as_strided((4, 5), strides))
 
 
 def test_an_unknown_backend_is_named() -> None:

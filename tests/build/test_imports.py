@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
-from support.models import Family, assert_same_state, read_model
+import pytest
+
+from support.models import Family, assert_same_state, make_family, read_model
 from support.processes import HEAVY, MERGE, imported, spawn
 
 # --- the command line --------------------------------------------------------------------
@@ -32,7 +35,9 @@ def test_help_imports_nothing_heavy() -> None:
         assert option in ran.out
 
 
-def test_a_whole_merge_imports_no_torch(family: Family) -> None:
+@pytest.mark.parametrize("torch_bin", [False, True])
+def test_a_whole_merge_imports_no_torch(torch_bin: bool, tmp_path: Path) -> None:
+    family = make_family(tmp_path, torch_bin=torch_bin)
     family.configure(
         parameters={"select_topk": 0.5}, tokenizer_files={"model": str(family.target(1))}
     )
