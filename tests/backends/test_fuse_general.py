@@ -36,6 +36,7 @@ from support.fuse_cases import (
 )
 from support.oracles import fuse as emulation
 from support.pairwise import pairwise
+from support.survey_cases import SIZES
 from support.tensors import (
     BF16,
     CPUS,
@@ -43,9 +44,6 @@ from support.tensors import (
     FP16,
     assert_same_bits,
 )
-
-SIZES = (0, 1, 255, 256, 257, 4097, 70_000)
-
 
 # --- the numbers that selections are drawn by ---
 
