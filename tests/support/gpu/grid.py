@@ -6,11 +6,12 @@ import itertools
 import os
 import random
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import pytest
 import torch
 
-from fuseo1_kernels.backends.contract import FuseParams
+from fuseo1_kernels.backends.contract import Draw, FuseParams, Ranked
 from fuseo1_kernels.backends.interface import GpuBackend, can_enqueue_small
 from fuseo1_kernels.backends.registry import load_backend
 from fuseo1_kernels.backends.results import SceResult, SurveyResult, expect
@@ -161,6 +162,25 @@ class Limits:
         for params in (FuseParams((1.0,)), FuseParams((1.0,), elect="none")):
             with pytest.raises(BackendError, match="as many elements as the inputs"):
                 gpu.fuse([one] * 2, params, out, 0, 1)
+
+    @pytest.mark.parametrize(
+        "more",
+        [
+            {"elect": "weighted"},
+            {"divisor": 2.0},
+            {"shares": (1.0, 1.0)},
+            {"scale": 0.5},
+            {"base_scale": 0.0},
+            {"selects": (Draw(1, 2), None)},
+            {"selects": (Ranked(1, 0.4, 0.2, 256), None)},
+        ],
+        ids=str,
+    )
+    def test_merges_other_than_sces_are_not_enqueued(
+        self, more: dict[str, Any], gpu: GpuBackend
+    ) -> None:
+        with pytest.raises(BackendError, match=f"backend {gpu.name} enqueues merges by sce alone"):
+            gpu.pack_params(FuseParams((1.0, 2.0), **more))
 
     def test_the_workspace_is_small(self, gpu: GpuBackend) -> None:
         """3 % of the inputs and 2.5 MiB."""
