@@ -182,6 +182,14 @@ class Limits:
         with pytest.raises(BackendError, match=f"backend {gpu.name} enqueues merges by sce alone"):
             gpu.pack_params(FuseParams((1.0, 2.0), **more))
 
+    def test_no_elements(self, gpu: GpuBackend) -> None:
+        for dtypes in ((BF16,) * 3, (FP32, BF16, FP32)):
+            tensors = [torch.empty(0, dtype=dtype) for dtype in dtypes]
+            for select_topk, variant in itertools.product((1.0, 0.5, 0.0), VARIANTS):
+                assert (
+                    compare(gpu, tensors, select_topk, variant, torch.empty_like(tensors[1])) == 0
+                )
+
     def test_the_workspace_is_small(self, gpu: GpuBackend) -> None:
         """3 % of the inputs and 2.5 MiB."""
         for targets in (1, 2, 3, 7, 16):
@@ -211,14 +219,6 @@ class SameBits:
     ) -> None:
         for case in drawn(kind, part, device, few=gpu.name == "triton" and not INTERPRETED):
             compare(gpu, *case)
-
-    def test_no_elements(self, gpu: GpuBackend, device: torch.device) -> None:
-        for dtypes in ((BF16,) * 3, (FP32, BF16, FP32)):
-            tensors = [torch.empty(0, dtype=dtype, device=device) for dtype in dtypes]
-            for select_topk, variant in itertools.product((1.0, 0.5, 0.0), VARIANTS):
-                assert (
-                    compare(gpu, tensors, select_topk, variant, torch.empty_like(tensors[1])) == 0
-                )
 
     @pytest.mark.parametrize("select_topk", [0.5, 0.1])
     def test_one_read_is_the_rule(
