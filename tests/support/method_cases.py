@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,8 +13,10 @@ from fuseo1_kernels.backends.results import SurveyResult
 from fuseo1_kernels.in_memory.ops import as_array, as_arrays
 from fuseo1_kernels.methods import METHODS
 from fuseo1_kernels.methods.rule import ByColumn, ByRow, TensorSpec
-from support.models import Family, State, base_state, make_family, tuned
 from support.tensors import BF16, FP16, FP32
+
+if TYPE_CHECKING:
+    from support.models import Family, State
 
 EMBED = "model.embed_tokens.weight"
 
@@ -173,6 +175,8 @@ class Told:
 
 def mixed_family(home: Path) -> Family:
     """A model in bf16 with tunes in all dtypes: several chunks, a tensor of one element, an empty one."""
+    from support.models import base_state, make_family, tuned  # not there where kernels are tested
+
     g = torch.Generator().manual_seed(11)
     base = base_state(layers=1) | {
         EMBED: torch.randn((523, 401), generator=g).mul(0.02).to(BF16),
