@@ -62,8 +62,10 @@ def reading(file: Path) -> Iterator[BinaryIO]:
 def read_bytes(file: Path, limit: int = MAX_SMALL_FILE) -> bytes:
     """Return the content of a small file, which has at most `limit` bytes. Raises CheckpointError."""
     with reading(file) as stream:
-        data = stream.read(limit + 1)
-    if len(data) > limit:
+        # Not read, to find that out, if the system says how much there is.
+        large = os.fstat(stream.fileno()).st_size > limit
+        data = b"" if large else stream.read(limit + 1)
+    if large or len(data) > limit:
         raise CheckpointError(
             f"{file}: has more than {limit} bytes, too many for a file beside the weights"
         )

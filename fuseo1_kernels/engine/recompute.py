@@ -20,6 +20,7 @@ from ..plan.sidecars import MERGE_CONFIG
 from ..system import resolve_threads
 from .cpu.memory import divide_memory, memory_floor
 from .cpu.worker import CpuWorker
+from .headers_memory import headers_memory
 from .options import DEFAULT_MAX_MEMORY, DEFAULT_SHARD_SIZE, MergeOptions
 from .read_ahead import absent_inputs, forget
 from .result import Progress, start
@@ -76,7 +77,7 @@ def recompute(
             return problems, []
         comparison = _Comparison(model)
         # The original merge may have had more memory than the default, and may need it.
-        max_memory = max(DEFAULT_MAX_MEMORY, memory_floor(plan.jobs))
+        max_memory = max(DEFAULT_MAX_MEMORY, memory_floor(plan.jobs) + headers_memory(plan))
         _, memory = divide_memory(plan, MergeOptions(threads=1, max_memory=max_memory))
         total = sum(job.input_bytes + job.output_bytes for job in jobs)
         advance = start(progress, f"merging {counted(len(jobs), 'tensor')} again", total)

@@ -24,9 +24,6 @@ from .vocabularies import check_vocabularies
 #: The file that holds a merged model's config. Tools on the hub look for it under mergekit's name.
 MERGE_CONFIG = "mergekit_config.yml"
 
-# The dtypes in which quantized weights are stored; positions and counters have I64.
-_QUANTIZED = ("U8", "I8", "I32", "U32")
-
 
 def make_sidecars(
     config: MergeConfig,
@@ -60,10 +57,9 @@ def make_sidecars(
         chat_template=config.chat_template,
         sources=list(sources.values()),
         out_dtype=plan.dtype_name,
-        num_layers=plan.num_layers,
+        config=plan.config,
         vocab_size=plan.vocab_size,
         copy_tokenizer=copy_tokenizer,
-        quantized=any(job.dtype.code in _QUANTIZED for job in plan.jobs),
     )
     opened = dict(sources) if lender is None else {**sources, lender.name: lender}
     # Nothing of a place that the user has not named gets into the merged model.

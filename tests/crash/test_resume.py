@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import xxhash
 
+from fuseo1_kernels.checkpoint.identity import FileIdentity
 from support.checkpoint_files import tree, write_json
 from support.forked import Forks
 from support.interrupted import (
@@ -26,6 +27,7 @@ from support.interrupted import (
 )
 from support.models import Family, model_config
 from support.processes import Run, merge_json, run
+from support.sabotage import CHANGES
 
 DONE = 4
 
@@ -200,6 +202,11 @@ def other_order(family: Family) -> None:
     family.configure(models=[{"model": str(family.target(n))} for n in (2, 1)])
 
 
+def dated_back(family: Family) -> None:
+    """Other bytes in the same place, and the time of modification as before."""
+    CHANGES["is rewritten and dated back"](next(family.target(1).glob("*-00001-of-*.safetensors")))
+
+
 OTHERS: dict[str, tuple[Callable[[Family], object], tuple[str, ...], tuple[str, ...]]] = {
     "select_topk": (
         lambda family: family.configure(parameters={"select_topk": 0.5}),
@@ -212,6 +219,7 @@ OTHERS: dict[str, tuple[Callable[[Family], object], tuple[str, ...], tuple[str, 
     "shard size": (lambda _: None, ("--shard-size", "600"), ("another config or other options",)),
     "nonfinite": (lambda _: None, ("--nonfinite", "propagate"), ("begun with --nonfinite error",)),
     "time": (later, (), ("target2/model-00002-of-00002.safetensors changed since",)),
+    "content": (dated_back, (), ("target1/model-00001-of-00002.safetensors changed since",)),
     "file": (copied, (), ("base/model-00001-of-00002.safetensors changed since",)),
 }
 
@@ -229,6 +237,21 @@ def test_another_merge_is_not_continued(name: str, family: Family) -> None:
     assert tree(family.out.parent) == before
     assert merge(family, *options, "--no-resume") == 0
     assert alone(family.out) == expected
+
+
+def test_a_source_may_get_another_name(family: Family) -> None:
+    """As a backup by hard links gives it, or a cache that stores equal files once."""
+    for file in family.target(1).glob("*.safetensors"):
+        os.link(file, family.home / file.name)
+    expected = undisturbed(family, *ARGV)
+    assert merge(family) == DONE
+    assert alone(family.out) == expected
+
+
+def test_a_finished_merge_of_a_source_that_was_rewritten(family: Family) -> None:
+    merge(family)
+    dated_back(family)
+    refuses(run(family.config, family.out, *ARGV), family.out, "not empty", "--overwrite")
 
 
 def test_another_version_is_not_continued(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,13 +285,11 @@ def refuses(result: Run, *words: object) -> None:
 
 def test_the_same_command_again(family: Family) -> None:
     merge(family)
-    inodes = {file: file.stat() for file in family.out.rglob("*")}
+    before = {file: FileIdentity.of(file.stat()) for file in family.out.rglob("*")}
     said = merge_json(family.config, family.out, *ARGV)
     assert said["resumed"] == TENSORS and said["bytes_read"] == said["bytes_written"] == 0
     assert any("was there already" in note for note in said["notes"])
-    assert {file: file.stat()[:8] for file in family.out.rglob("*")} == {
-        file: status[:8] for file, status in inodes.items()
-    }
+    assert {file: FileIdentity.of(file.stat()) for file in family.out.rglob("*")} == before
     assert merge(family, "--overwrite") == 0
 
 

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from support import tuning
@@ -99,16 +100,18 @@ def _changing_calls() -> list[tuple[Any, str, Callable[..., bool]]]:
 def signals_at(share: float, numbers: Sequence[int], calls: int) -> None:
     """Send these signals to oneself where the main thread makes the call of Python code at this share of `calls`.
 
-    The first number of calls is known by `calls` = 0: it is written to the log.
+    They are counted from where signals are answered. With `calls` = 0 their number is written to the log.
     """
-    made = 0
+    made, answered = 0, False
 
-    def trace(_frame: Any, event: str, _arg: Any) -> None:
-        nonlocal made
-        made += event == "call"
-        if made == int(share * calls) and event == "call":
-            for number in numbers:
-                os.kill(os.getpid(), number)
+    def trace(frame: FrameType, event: str, _arg: Any) -> None:
+        nonlocal made, answered
+        answered = answered or (event, frame.f_code.co_name) == ("return", "_install")
+        if event == "call" and answered:
+            made += 1
+            if made == 1 + int(share * calls):
+                for number in numbers:
+                    os.kill(os.getpid(), number)
 
     if not calls:
         exits = os._exit
