@@ -111,7 +111,7 @@ class Models:
             path = home / name
             for shard, held in shards.items():
                 safetensors_file(path / shard, held)
-            (path / "link").symlink_to(f"../outside/{FIRST}")
+            (path / "link.bin").symlink_to(f"../outside/{FIRST}")
             (path / "directory").symlink_to("../outside")
             (path / "loop").symlink_to("loop")
             write_json(path / "tokenizer_config.json", {"chat_template": "{}"})
@@ -154,7 +154,8 @@ class Models:
                 assert any(real.is_relative_to(home) for home in homes), f"{path} was opened"
 
     def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if self._heard is not None and event in ("open", "os.listdir", "os.scandir"):
+        opens = event in ("open", "os.listdir", "os.scandir")
+        if self._heard is not None and opens and not isinstance(arguments[0], int):  # is open
             self._heard.append(arguments[0])
 
 
