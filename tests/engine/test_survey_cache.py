@@ -141,38 +141,31 @@ def test_what_changed_is_surveyed_anew(tmp_path: Path, surveyed: list[float]) ->
 
 
 @pytest.mark.parametrize(
-    ("damage", "lost"),
+    ("damage", "lost", "bad"),
     [
-        (lambda data: data[:-10], 1),
-        (lambda data: data.replace(b'"selected":8', b'"selected":9', 1), 1),
-        (lambda data: b"\xff" * 1000, 39),
-        (lambda data: data + b"0123456789abcdef {}\n[]", 0),
+        (lambda data: data[:-10], 1, 1),
+        (lambda data: data.replace(b'"selected":8', b'"selected":9', 1), 1, 1),
+        (lambda data: b"\xff" * 1000, 39, 1),
+        (lambda data: data + b"0123456789abcdef {}\n[]", 0, 2),
     ],
 )
-def test_a_damaged_cache(damage: Any, lost: int, tmp_path: Path, surveyed: list[float]) -> None:
+def test_a_damaged_cache(
+    damage: Any, lost: int, bad: int, tmp_path: Path, surveyed: list[float]
+) -> None:
     family, cache = make_family(tmp_path), tmp_path / "cache"
     merge_checkpoints(family.config, family.out, survey_cache=cache)
     first = weights(family.out)
     file = cache / "surveys"
-    data = bytearray(file.read_bytes())
-    if damage == "cut":
-        data = data[:-10]
-    elif damage == "flip":
-        data[len(data) // 2] ^= 1
-    elif damage == "garbage":
-        data = bytearray(MARK + b"\xff" * 1000)
-    else:
-        data += b"0123456789abcdef {}\n[]"
-    file.write_bytes(data)
+    lines = file.read_bytes().removeprefix(MARK)
+    file.write_bytes(MARK + damage(lines))
     surveyed.clear()
-    lost = {"cut": 1, "flip": 1, "garbage": len(family.states[0]), "other": 0}[damage]
-    bad = {"cut": 1, "flip": 1, "garbage": 1, "other": 2}[damage]
     for expected in (lost, 0):
         said = merge_checkpoints(family.config, family.out, survey_cache=cache, overwrite=True)
         [note] = [note for note in said.notes if "surveyed anew" in note]
         assert note.startswith(f"{file}: {bad} kept survey")
         assert len(surveyed) == expected
         assert weights(family.out) == first
+        surveyed.clear()
 
 
 def test_nonfinite_elements_are_still_found(tmp_path: Path) -> None:
@@ -283,11 +276,12 @@ def test_a_survey_that_cannot_be(field: str, tmp_path: Path, surveyed: list[floa
 
     assert not merge()
     expected, file = weights(family.out), cache / "surveys"
-    first, *others = file.read_bytes().splitlines(keepends=True)
+    mark, first, *others = file.read_bytes().splitlines(keepends=True)
     record = json.loads(first.partition(b" ")[2])
     for value in IMPOSSIBLE[field]:
         survey = record["survey"] | {field: value}
-        file.write_bytes(encode_record(record | {"survey": survey}) + b"".join(others))
+        line = encode_record(record | {"survey": survey})
+        file.write_bytes(b"".join([mark, line, *others]))
         surveyed.clear()
         assert any("1 kept survey could not be used" in note for note in merge()), value
         assert len(surveyed) == 1 and weights(family.out) == expected
