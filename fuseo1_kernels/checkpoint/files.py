@@ -68,6 +68,11 @@ def read_bytes(file: Path, limit: int = MAX_SMALL_FILE) -> bytes:
     return data
 
 
+def is_inner_name(name: str) -> bool:
+    """Whether `name` can be that of a file inside a folder: relative, and no part of it leads elsewhere."""
+    return "\0" not in name and all(part not in ("", ".", "..") for part in name.split("/"))
+
+
 def _check(file: Path, status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
         kind = _KINDS.get(stat.S_IFMT(status.st_mode), "a symbolic link")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from ..errors import CheckpointError
 from .header import Header, read_header
 from .hub import resolve
 from .json_file import read_object
-from .layout import CONFIG, FORMATS, check_shard, find_weights
+from .layout import CONFIG, check_shard, find_weights
+from .other_formats import no_weights
 from .source import Source, collect_shards
 
 
@@ -25,7 +27,7 @@ def open_source(
     path = Path(model)
     try:
         path = resolve(model, download_progress, weights=weights, download=download)
-        return _open(model, path) if weights else Source(model, path, {}, {}, {})
+        return _open(model, path) if weights else Source(model, path, {}, _config(path), {})
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
 
@@ -33,9 +35,8 @@ def open_source(
 def _open(model: str, path: Path) -> Source:
     weights = find_weights(path)
     if weights is None:
-        names = ", ".join(name for names in FORMATS for name in names)
-        raise CheckpointError(f"{path}: holds no weights: looked for {names}")
-    config = read_object(path / CONFIG) if (path / CONFIG).exists() else {}
+        raise no_weights(path)
+    config = _config(path)
     if weights.weight_map is None:
         files = [path / file for file in weights.files]
     else:
@@ -49,3 +50,7 @@ def _open(model: str, path: Path) -> Source:
     tensors = collect_shards(files, held, weights.weight_map, path)
     identities = {header.file: header.identity for header in headers}
     return Source(model, path, tensors, config, identities)
+
+
+def _config(path: Path) -> dict[str, Any]:
+    return read_object(path / CONFIG) if (path / CONFIG).exists() else {}

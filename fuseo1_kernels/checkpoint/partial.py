@@ -15,12 +15,12 @@ import errno
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from ..errors import OutputError
+from .identity import MergeIdentity
 from .journal import Journal
 from .signals import held_signals
 
@@ -60,7 +60,7 @@ class Partial:
             self.journal.close()
             raise
 
-    def restart(self, identity: Mapping[str, Any]) -> None:
+    def restart(self, identity: MergeIdentity) -> None:
         """Delete what is there, and begin the merge that `identity` describes."""
         with self._output_errors("cannot be cleared"):
             self.journal.restart(identity)
@@ -69,8 +69,8 @@ class Partial:
             self.model.mkdir()
 
     def leave(self) -> None:
-        """Keep completed tensors for the next run; remove everything if there are none."""
-        if self.journal.tensors:
+        """Keep completed tensors, and what a bad journal stands for; remove everything if there are none."""
+        if self.journal.tensors or self.journal.problem:
             self.journal.close()
         else:
             self.remove()
@@ -90,10 +90,10 @@ class Partial:
     def publish(self, overwrite: bool) -> None:
         """Move the model to its place in one step, and remove the rest. Raises OSError.
 
-        SIGINT and SIGTERM meanwhile are ignored: the model is then published.
+        SIGINT and SIGTERM are held back until the end: the model is then published.
         """
         sync_directory(self.model)
-        with held_signals(redeliver=False):
+        with held_signals():
             self.journal.add_publishing(self.model.stat().st_ino)
             sync_directory(self.path)
             if overwrite and self._out.exists():
@@ -172,7 +172,7 @@ def finish_publishing(out_dir: Path) -> bool:
     out = Path(os.path.realpath(out_dir))
     if not partial_path(out).exists():
         return False
-    with held_signals(redeliver=True):
+    with held_signals():
         partial = Partial(out)
         if partial.published:
             partial.remove()

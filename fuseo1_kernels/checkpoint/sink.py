@@ -9,18 +9,18 @@ import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import xxhash
 
 from ..errors import OutputError
-from .identity import describe_difference
+from .files import is_inner_name
+from .identity import MergeIdentity
 from .journal import TensorRecord
 from .out_dir import check_out_dir
 from .page_cache import WriteBehind, drop
-from .partial import Partial, partial_path
+from .partial import Partial, partial_path, sync_directory
 from .shards import Shard
-from .signals import held_signals
+from .signals import held_signals, safe_point
 
 
 class Sink:
@@ -35,7 +35,7 @@ class Sink:
         self,
         out_dir: Path,
         shards: Sequence[Shard],
-        identity: Mapping[str, Any],
+        identity: MergeIdentity,
         *,
         overwrite: bool,
         inputs: Sequence[Path],
@@ -43,8 +43,8 @@ class Sink:
     ) -> None:
         """Check `out_dir`, continue what an earlier run left, reserve all space, write the headers.
 
-        `identity` describes, in JSON's types, everything that the tensors' bytes depend on: only a
-        partial output of the same identity is continued. Without `resume` none is. Raises OutputError.
+        `identity` has everything that the tensors' bytes depend on: only a partial output of the same
+        identity is continued. Without `resume` none is. Raises OutputError.
         """
         self._out = Path(os.path.realpath(out_dir))
         self._overwrite = overwrite
@@ -59,7 +59,7 @@ class Sink:
         self._partial: Partial | None = None
         try:
             # Signals are held until `close` knows what was made.
-            with held_signals(redeliver=True):
+            with held_signals():
                 self._partial = Partial(self._out)
             check_out_dir(out_dir, overwrite=overwrite, inputs=inputs)
             self._resume_or_restart(identity, resume)
@@ -132,14 +132,18 @@ class Sink:
                 ) from error
 
     def add_file(self, name: str, data: bytes) -> None:
-        """Put a small file beside the shards."""
-        if name in ("", ".", "..") or "/" in name or name in self._files:
+        """Put a small file beside the shards, or into a folder there (`1_Pooling/config.json`)."""
+        if not is_inner_name(name) or name in self._files:
             raise ValueError(f"{name!r} is not the name of a small file")
+        model = self._open_partial.model
         try:
-            with open(self._open_partial.model / name, "wb") as stream:
+            (model / name).parent.mkdir(parents=True, exist_ok=True)
+            with open(model / name, "wb") as stream:
                 stream.write(data)
                 stream.flush()
                 os.fsync(stream.fileno())
+            for folder in list(Path(name).parents)[:-1]:
+                sync_directory(model / folder)
         except OSError as error:
             raise OutputError(
                 f"{self._out / name}: cannot be written ({error.strerror})"
@@ -148,7 +152,7 @@ class Sink:
     def publish(self) -> None:
         """Move the model to its place in one step. Raises OutputError unless every byte of it was written.
 
-        SIGINT and SIGTERM during that step are ignored: the model is then published.
+        SIGINT and SIGTERM are held back during that step: the model is then published.
         """
         wrong = [name for name, missing in self._missing.items() if missing]
         if wrong:
@@ -192,12 +196,17 @@ class Sink:
             raise ValueError("the sink is closed")
         return self._partial
 
-    def _resume_or_restart(self, identity: Mapping[str, Any], resume: bool) -> None:
+    def _resume_or_restart(self, identity: MergeIdentity, resume: bool) -> None:
         """Use everything in the journal, or nothing."""
         partial = self._open_partial
         journal = partial.journal
+        if journal.problem and resume:
+            raise OutputError(
+                f"{journal.problem}: no merge writes that; it was damaged, or forged. To drop the unfinished"
+                " merge and start afresh, pass --no-resume"
+            )
         if journal.identity is not None and journal.tensors and resume:
-            difference = describe_difference(journal.identity, identity)
+            difference = journal.identity.difference_to(identity)
             if difference is not None:
                 raise OutputError(
                     f"{partial.path}: holds an unfinished merge, but {difference}; to drop it and"
@@ -215,7 +224,7 @@ class Sink:
             model.mkdir(exist_ok=True)
             for name in os.listdir(model):
                 if name not in planned:  # small files, written anew
-                    (model / name).unlink()
+                    _remove(model / name)
             there = sum((model / name).stat().st_size for name in os.listdir(model))
             free = shutil.disk_usage(model).free
         except OSError as error:
@@ -224,6 +233,7 @@ class Sink:
         if needed - there > free:
             raise self._no_space(needed - there, free)
         for shard in self._shards:
+            safe_point()  # some file systems can only reserve space by writing it
             try:
                 self._open(model / shard.file, shard)
             except OSError as error:
@@ -256,6 +266,13 @@ class Sink:
     def _close_files(self) -> None:
         while self._files:
             os.close(self._files.popitem()[1].fd)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _reserve(fd: int, size: int) -> None:

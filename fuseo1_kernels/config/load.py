@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -21,6 +20,10 @@ _REQUIRED = {
     "merge_method": f"is required: {', '.join(METHODS)}",
     "layer_range": "is required: [first, end), such as [0, 24]",
 }
+# More than any config has.
+_MOST = 16 << 20
+_WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth")
+_NAME_IT = "give a YAML file that names the model under `models`, or a recipe's name"
 # By pydantic's error type.
 _MUST_BE = {"string_type": "text", "list_type": "a list", "dict_type": "a mapping"}
 
@@ -33,19 +36,28 @@ def load_config(source: str | os.PathLike[str], text: str | None = None) -> Merg
     """
     name = os.fspath(source)
     if text is None:
-        try:
-            text = Path(name).read_text(encoding="utf-8")
-        except IsADirectoryError as error:
-            raise ConfigError(
-                f"{name}: is a directory; give a YAML file or a recipe's name"
-            ) from error
-        except OSError as error:
-            raise ConfigError(f"{name}: cannot be read: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            raise ConfigError(
-                f"{name}: is not a YAML file: its bytes are not UTF-8 text"
-            ) from error
+        text = _read_text(name)
     return parse_config(read_yaml(text, name), name)
+
+
+def _read_text(name: str) -> str:
+    """Return the text of the file `name`, which may be a pipe. Raises ConfigError."""
+    if name.endswith(_WEIGHTS):
+        raise ConfigError(f"{name}: holds weights; {_NAME_IT}")
+    try:
+        with open(name, "rb") as stream:
+            data = stream.read(_MOST + 1)
+        if len(data) > _MOST:
+            raise ConfigError(f"{name}: is not a config: it has more than {_MOST} bytes")
+        return data.decode("utf-8")
+    except IsADirectoryError as error:
+        if os.path.exists(os.path.join(name, "config.json")):
+            raise ConfigError(f"{name}: is a model; {_NAME_IT}") from error
+        raise ConfigError(f"{name}: is a directory; give a YAML file or a recipe's name") from error
+    except OSError as error:
+        raise ConfigError(f"{name}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{name}: is not a YAML file: its bytes are not UTF-8 text") from error
 
 
 def parse_config(data: Mapping[str, Any], name: str = "config") -> MergeConfig:
@@ -57,10 +69,10 @@ def parse_config(data: Mapping[str, Any], name: str = "config") -> MergeConfig:
     try:
         return MergeConfig.model_validate(dict(data))
     except ConfigError as error:
-        raise ConfigError(f"{name}: {error}") from error
+        raise ConfigError(f"{name}: {error.args[0]}", *error.args[1:]) from error
     except ValidationError as error:
-        problems = [_problem(detail) for detail in error.errors()]
-        raise ConfigError(f"{name}: " + "\n  ".join(problems)) from error
+        first, *others = (_problem(detail) for detail in error.errors())
+        raise ConfigError(f"{name}: {first}", *others) from error
 
 
 def _problem(detail: ErrorDetails) -> str:
@@ -87,7 +99,7 @@ def as_config(config: str | os.PathLike[str] | Mapping[str, Any] | MergeConfig) 
         return config
     if isinstance(config, Mapping):
         return parse_config(config)
-    name = os.fspath(config)
+    name = os.path.expanduser(os.fspath(config))
     text = find_recipe(name)
     # A directory with a recipe's name is most likely the recipe's output.
     if text is not None and (os.path.isdir(name) or not os.path.exists(name)):
@@ -96,4 +108,4 @@ def as_config(config: str | os.PathLike[str] | Mapping[str, Any] | MergeConfig) 
         return load_config(name)
     near = nearest_recipe(name)
     hint = f"did you mean the recipe {near}?" if near else "--list-recipes lists the recipes"
-    raise ConfigError(f"{name}: neither a file nor a recipe; {hint}")
+    raise ConfigError(f"{name or repr(name)}: neither a file nor a recipe; {hint}")

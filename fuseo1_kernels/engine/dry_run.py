@@ -11,10 +11,12 @@ from typing import Any
 
 from ..checkpoint.checksums import find_model
 from ..checkpoint.out_dir import check_out_dir, find_obstacles
+from ..checkpoint.out_name import check_out_name
 from ..checkpoint.partial import partial_path
+from ..checkpoint.sidecar import Sidecars
 from ..config.schema import MergeConfig
-from ..errors import MergeError
-from ..plan.fingerprint import digest, fingerprint
+from ..errors import MergeError, printable
+from ..plan.fingerprint import fingerprint, merge_digest
 from ..plan.models import directories, open_lender, open_sources
 from ..plan.plan import make_plan
 from ..plan.sidecars import make_sidecars
@@ -67,6 +69,8 @@ def dry_run(
     """
     options = options or MergeOptions()
     options.check_numbers()
+    if out_dir is not None:
+        check_out_name(out_dir)
     problems: list[str] = []
 
     @contextmanager
@@ -74,7 +78,7 @@ def dry_run(
         try:
             yield
         except MergeError as error:
-            problems.append(str(error))
+            problems.extend(error.args)
 
     memory = 0
     with ExitStack() as stack:
@@ -97,11 +101,12 @@ def dry_run(
             # Without an executor, which is a problem already, report the memory of a merge on the CPU.
             memory, memory_notes = (executor or CpuExecutor).host_memory(plan, options)
             notes += memory_notes
-        lender, sidecars = None, {}
-        title = "" if out_dir is None else os.path.basename(os.path.realpath(out_dir))
+        lender, sidecars = None, Sidecars({}, [])
+        title = "" if out_dir is None else printable(os.path.basename(os.path.realpath(out_dir)))
         with collected():
             lender = open_lender(config, sources, stack, download=False)
             sidecars = make_sidecars(config, plan, sources, lender, title, options.copy_tokenizer)
+        notes += sidecars.notes
         if out_dir is not None:
             out = Path(out_dir)
             partial = partial_path(Path(os.path.realpath(out)))
@@ -111,8 +116,12 @@ def dry_run(
                 )
             # A merge keeps a finished model of its own, unless the options say to start over.
             start_over = options.overwrite or not options.resume
-            identity = digest(fingerprint(plan, options.nonfinite))
-            if not problems and not start_over and find_model(out, identity, sidecars, plan.shards):
+            identity = merge_digest(fingerprint(plan, options.nonfinite))
+            if (
+                not problems
+                and not start_over
+                and find_model(out, identity, sidecars.files, plan.shards)
+            ):
                 notes.append(f"{out}: is there already, made by this very merge")
             else:
                 with collected():

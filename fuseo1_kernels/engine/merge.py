@@ -10,18 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import checksums
+from ..checkpoint.out_name import check_out_name
 from ..checkpoint.partial import finish_publishing
+from ..checkpoint.signals import held_signals, safe_point
 from ..checkpoint.sink import Sink
 from ..config.load import as_config
 from ..config.schema import MergeConfig
-from ..plan.fingerprint import digest, fingerprint
+from ..errors import printable
+from ..plan.fingerprint import fingerprint, merge_digest
 from ..plan.models import directories, open_lender, open_sources
 from ..plan.plan import Plan, make_plan, refuse_problems
 from ..plan.sidecars import make_sidecars
 from ..version import __version__
 from .devices import choose_executor
 from .options import DEFAULT_MAX_MEMORY, DEFAULT_SHARD_SIZE, MergeOptions
-from .result import MergeResult, Progress, energy_share
+from .result import MergeResult, Progress, energy_share, fits
 from .run import Merged, run_plan
 from .survey_cache import SurveyCache
 from .tuning import DEFAULT_TUNING, Tuning
@@ -112,6 +115,7 @@ def run_merge(
     started = time.perf_counter()
     out = Path(out_dir)
     options.check_numbers()
+    check_out_name(out_dir)
     executor = choose_executor(options)
     options.check_surveys(config.merge_method)
     with ExitStack() as stack:
@@ -125,12 +129,14 @@ def run_merge(
         )
         refuse_problems(plan)
         lender = open_lender(config, sources, stack)
-        title = os.path.basename(os.path.realpath(out))
-        sidecars = make_sidecars(config, plan, sources, lender, title, options.copy_tokenizer)
+        title = printable(os.path.basename(os.path.realpath(out)))
+        sidecars, notes = make_sidecars(
+            config, plan, sources, lender, title, options.copy_tokenizer
+        )
+        notes = [*plan.notes, *notes]
         identity = fingerprint(plan, options.nonfinite)
-        notes = list(plan.notes)
         start_over = options.overwrite or not options.resume
-        merged = _find_finished(out, plan, digest(identity), sidecars, start_over)
+        merged = _find_finished(out, plan, merge_digest(identity), sidecars, start_over)
         if merged is not None:
             notes.append("was there already, made by this very merge; nothing was done")
         else:
@@ -139,6 +145,8 @@ def run_merge(
                 cache = stack.enter_context(
                     SurveyCache(Path(options.survey_cache), options.survey_topk)
                 )
+            # From here on a signal is heard at safe points alone: what was made is then known, and closed.
+            stack.enter_context(held_signals())
             sink = stack.enter_context(
                 Sink(
                     out,
@@ -153,21 +161,21 @@ def run_merge(
             notes += merged.notes + (cache.problems if cache else [])
             sidecars[checksums.FILE] = checksums.make_checksums(
                 made_by=f"fuseo1-kernels {__version__}",
-                merge=digest(identity),
-                options={
-                    "crop_embeddings": options.crop_embeddings,
-                    "nonfinite": options.nonfinite,
-                    "random_seed": int(options.random_seed),
-                },
+                merge=merge_digest(identity),
+                options=checksums.Options(
+                    crop_embeddings=options.crop_embeddings,
+                    nonfinite=options.nonfinite,
+                    random_seed=int(options.random_seed),
+                ),
                 files=sidecars,
                 shards=plan.shards,
                 tensors=merged.records,
             )
             for name, data in sidecars.items():
                 sink.add_file(name, data)
-            # Close the models before publishing: a signal that arrives meanwhile finds nothing published.
             for source in sources.values():
                 source.close()
+            safe_point()
             sink.publish()
     return MergeResult(
         out_dir=str(out_dir),
@@ -197,4 +205,6 @@ def _find_finished(
     if start_over and not just_published:
         return None
     records = checksums.find_model(out, identity, sidecars, plan.shards)
-    return None if records is None else Merged(records, set(records))
+    if records is None or not all(fits(records[job.name], job) for job in plan.jobs):
+        return None
+    return Merged(records, set(records))

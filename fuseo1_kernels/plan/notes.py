@@ -1,4 +1,4 @@
-"""Makes the notes on a plan: tensors left out, differing architectures, filters that match no tensor."""
+"""Makes the notes on a plan: tensors left out, differing settings, filters that match no tensor."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from ..config.parameter_values import idle_filters, idle_gradients
 from ..config.resolve import Part, Scope, all_scopes
 from ..errors import printable
 from .placements import Placement
+from .settings import differing_settings
 from .stacks import layer_of
 
 
@@ -19,7 +20,7 @@ def model_notes(
     placements: Sequence[Placement],
     cut: str | None,
 ) -> Iterator[str]:
-    """Yield a note on every model with tensors that are left out, and on every model of another architecture.
+    """Yield a note on every model with tensors that are left out, and on every model of other settings.
 
     `cut`: the container of the layers that `slices` cut; None for whole models.
     """
@@ -36,9 +37,12 @@ def model_notes(
             shown = ", ".join(map(printable, extra[:5])) + (", ..." if len(extra) > 5 else "")
             lacking = "1 tensor that" if len(extra) == 1 else f"{len(extra)} tensors that"
             yield f"model {model}: {lacking} {first_label} lacks left out: {shown}"
-        expected, actual = (s.config.get("architectures") for s in (first, sources[model]))
-        if expected and actual and expected != actual:
-            yield f"model {model}: architecture {actual!r}, {first_label}'s is {expected!r}"
+        settings = [
+            f"{name} {actual!r:.120} ({first_label}'s: {expected!r:.120})"
+            for name, expected, actual in differing_settings(first.config, sources[model].config)
+        ]
+        if settings:
+            yield f"model {model}: its config.json differs: {', '.join(settings)}"
 
 
 def filter_notes(parts: Sequence[Part], placements: Sequence[Placement]) -> Iterator[str]:

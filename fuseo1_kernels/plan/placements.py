@@ -13,7 +13,7 @@ from .layer_counts import MOST_LAYERS
 from .stacks import Stack, choose_stack, find_stacks, layer_of, neighbours, position, stands_before
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Placement:
     """One output tensor: the part it belongs to, and the input tensors it is merged from.
 

@@ -32,8 +32,10 @@ from fuseo1_kernels.in_memory.ops import as_array
 from support.file_ranges import stored
 from support.fuse_cases import ELECTS, MIXED, MODES, WEIGHTS, bit_masks, selections, tensors_of
 from support.oracles import fuse as emulation
+from support.pairwise import pairwise
 from support.tensors import (
     BF16,
+    CPUS,
     DTYPES,
     FP16,
     FP32,
@@ -116,8 +118,7 @@ def expected(
     return emulation.fuse(tensors_of(numel, 3, dtypes), params, dtype)
 
 
-@pytest.mark.parametrize("numel", SIZES)
-@pytest.mark.parametrize("elect", ELECTS)
+@pairwise("cpu, elect, numel", CPUS, ELECTS, SIZES, indirect=["cpu"])
 def test_every_election_selection_and_divisor(cpu: str, elect: Elect, numel: int) -> None:
     pairs = list(itertools.product(selections(3).items(), MODES))
     some = pairs if numel < 4096 else pairs[:: len(MODES) + 1]  # each selection, each mode
@@ -128,8 +129,7 @@ def test_every_election_selection_and_divisor(cpu: str, elect: Elect, numel: int
             assert_same_bits(merged, expected(numel, dtypes, params, dtype), (dtypes, name, mode))
 
 
-@pytest.mark.parametrize("targets", [0, 1, 2, 3, 4, 5, 17])
-@pytest.mark.parametrize("elect", ELECTS)
+@pairwise("cpu, elect, targets", CPUS, ELECTS, (0, 1, 2, 3, 4, 5, 17), indirect=["cpu"])
 def test_any_number_of_targets(cpu: str, elect: Elect, targets: int) -> None:
     tensors = tensors_of(1300, targets, (BF16, FP16))
     weights = tuple(itertools.islice(itertools.cycle(WEIGHTS), targets))

@@ -25,6 +25,7 @@ from fuseo1_kernels.backends.results import MagnitudesResult, expect
 from fuseo1_kernels.in_memory.ops import as_arrays
 from support.oracles import general as general_oracle
 from support.oracles import sce as sce_oracle
+from support.pairwise import pairwise
 from support.tensors import BF16, FP32, bits, siblings
 
 N = 3
@@ -36,11 +37,9 @@ SELECTS = ("all", "band", "draw", "clamp")
 ELECTS: tuple[Elect, ...] = ("sum", "weighted", "count", "none")
 
 
-@pytest.fixture(params=["reference", "cpu"])
-def backend(request: pytest.FixtureRequest) -> str:
-    """The two: that every instruction set gives the same bits is tested elsewhere."""
-    name: str = request.param
-    return name
+#: That every instruction set gives the same bits is tested elsewhere.
+BACKENDS = ("reference", "cpu")
+any_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 
 def fp32(x: float) -> float:
@@ -98,9 +97,7 @@ def exact(kind: str, elect: Elect, how: str) -> torch.Tensor:
     return sce_oracle.rounded(merged, BF16)
 
 
-@pytest.mark.parametrize("how", HOW)
-@pytest.mark.parametrize("elect", ELECTS)
-@pytest.mark.parametrize("kind", SELECTS)
+@pairwise("backend, kind, elect, how", BACKENDS, tuple(SELECTS), ELECTS, tuple(HOW))
 def test_few_elements_differ(backend: str, kind: str, elect: Elect, how: str) -> None:
     params = FuseParams(WEIGHTS, elect=elect, selects=selects(kind), **HOW[how])
     base, *targets = tensors()
@@ -109,6 +106,7 @@ def test_few_elements_differ(backend: str, kind: str, elect: Elect, how: str) ->
     assert different < 5 * NUMEL / 100_000
 
 
+@any_backend
 @pytest.mark.parametrize("elect", ELECTS)
 def test_equal_weights_decide_ties_alike(backend: str, elect: Elect) -> None:
     """Ties between votes, and between bf16 numbers, are exact in both: not one in 100,000 differs."""

@@ -23,6 +23,7 @@ from fuseo1_kernels.errors import BackendError
 from fuseo1_kernels.in_memory.ops import as_array, as_arrays
 from support.file_ranges import stored
 from support.oracles.fuse import words as emulated_words
+from support.pairwise import pairwise
 from support.ranked import (
     KEY,
     KINDS,
@@ -36,7 +37,7 @@ from support.ranked import (
     params_of,
     selects,
 )
-from support.tensors import BF16, FP16, FP32, bits, denormals_flushed
+from support.tensors import BACKENDS, BF16, CPUS, FP16, FP32, bits, denormals_flushed
 
 ROWS = (1, 2, 3, 31, 255, 256, 257, 1000, 4097, 5120)
 
@@ -79,8 +80,7 @@ def same(a: torch.Tensor, b: torch.Tensor) -> bool:
 # --- which elements ---
 
 
-@pytest.mark.parametrize("row", [*ROWS[:-2], 2500])
-@pytest.mark.parametrize("kind", KINDS)
+@pairwise("backend, kind, row", BACKENDS, KINDS, (*ROWS[:-2], 2500), indirect=["backend"])
 def test_what_is_selected_is_what_the_contract_says(
     backend: str, kind: Callable[[int, torch.Generator], torch.Tensor], row: int
 ) -> None:
@@ -92,8 +92,7 @@ def test_what_is_selected_is_what_the_contract_says(
         assert same(out.abs().nan_to_num(7.0), kept.abs().nan_to_num(7.0))
 
 
-@pytest.mark.parametrize("row", [*ROWS, 70_000])
-@pytest.mark.parametrize("kind", KINDS)
+@pairwise("cpu, kind, row", CPUS, KINDS, (*ROWS, 70_000), indirect=["cpu"])
 def test_all_kernels_select_what_the_reference_does(
     cpu: str, kind: Callable[[int, torch.Generator], torch.Tensor], row: int
 ) -> None:

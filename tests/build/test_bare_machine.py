@@ -62,7 +62,7 @@ def test_what_is_there_is_what_the_script_asks_for() -> None:
     assert tools <= {*gpu_stages.TOOLS}
 
 
-@pytest.mark.parametrize("brought", [(), gpu_stages.MERGE_MODULES], ids=["bare", "for merges"])
+@pytest.mark.parametrize("brought", [(), gpu_stages.ENGINE_MODULES], ids=["bare", "for merges"])
 def test_the_stages_can_begin(brought: Sequence[str]) -> None:
     """All test files are imported, and so is what the benches import."""
     tests, benches = run_by([s for s in STAGES if set(s.modules) <= {*brought}])

@@ -134,8 +134,8 @@ def bring(source: Source) -> None:
 
 def is_byte_cached(source: Source, name: str, byte: int) -> bool | None:
     """Whether the page is cached in which a byte of a tensor lies."""
-    fd, offset = source.place(source.tensors[name])
-    return is_cached(fd, offset + byte, 1)
+    with source.place(source.tensors[name]) as (fd, offset):
+        return is_cached(fd, offset + byte, 1)
 
 
 def test_a_tensor_is_read_ahead_in_parts(three: Source) -> None:
@@ -174,9 +174,9 @@ def test_a_tensor_between_others_is_forgotten_last(three: Source) -> None:
     for name in "acb":
         assert three.is_cached(three.tensors["b"])
         three.forget(three.tensors[name])
-    fd, begin = three.place(three.tensors["a"])
-    end = os.fstat(fd).st_size
-    assert not any(is_cached(fd, at, 1) for at in range(begin + (2 << 20), end, 4096))
+    with three.place(three.tensors["a"]) as (fd, begin):
+        end = os.fstat(fd).st_size
+        assert not any(is_cached(fd, at, 1) for at in range(begin + (2 << 20), end, 4096))
 
 
 def test_a_tensor_is_dropped_piece_by_piece(three: Source) -> None:

@@ -79,11 +79,11 @@ def pages(model: Path) -> Iterator[tuple[str, int, bool | None]]:
     """(tensor, offset, whether it is cached) of every page that belongs to a large tensor alone."""
     with open_source(str(model)) as source:
         for name in LARGE:
-            fd, offset = source.place(source.tensors[name])
-            first = -(-offset // mmap.PAGESIZE) * mmap.PAGESIZE
-            end = (offset + source.tensors[name].nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-            for at in range(first, end, mmap.PAGESIZE):
-                yield name, at, is_cached(fd, at, mmap.PAGESIZE)
+            with source.place(source.tensors[name]) as (fd, offset):
+                first = -(-offset // mmap.PAGESIZE) * mmap.PAGESIZE
+                end = (offset + source.tensors[name].nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+                for at in range(first, end, mmap.PAGESIZE):
+                    yield name, at, is_cached(fd, at, mmap.PAGESIZE)
 
 
 def all_cached(model: Path) -> bool:

@@ -83,7 +83,12 @@ def test_output_dtype(family: Family) -> None:
 
 @pytest.mark.parametrize(
     ("method", "parameters"),
-    [("sce", {"select_topk": 0.5}), ("ties", {"weight": 1.0, "density": 0.5}), ("karcher", {})],
+    [
+        ("sce", {"select_topk": 0.5}),
+        ("ties", {"weight": 1.0, "density": 0.5}),
+        ("dare_ties", {"weight": 1.0, "density": 0.5}),
+        ("karcher", {}),
+    ],
 )
 def test_modules_with_tied_weights(method: str, parameters: dict[str, Any]) -> None:
     """A module's state has a tied tensor under both of its names: they come out the same, and are tied when loaded."""
@@ -99,8 +104,14 @@ def test_modules_with_tied_weights(method: str, parameters: dict[str, Any]) -> N
     assert list(state) == list(modules[0].state_dict())
     for name, tensor in state.items():
         inputs = [weights_of(m)[name] for m in modules]
+        drawn_as = embed if name == head else name
         expected = merge_tensors(
-            inputs, method, base_index=base, parameters=parameters, backend="reference"
+            inputs,
+            method,
+            base_index=base,
+            parameters=parameters,
+            backend="reference",
+            name=drawn_as,
         )
         assert_same_bits(tensor, expected, name)
     assert_same_bits(state[embed], state[head])

@@ -22,6 +22,7 @@ from support.models import (
     merged,
     model_config,
     read_model,
+    tokenizer_json,
     tuned,
     weights,
     write_model,
@@ -245,9 +246,11 @@ def test_crop_embeddings(rows: tuple[int, ...], tmp_path: Path) -> None:
     for state, count in zip(states, rows, strict=True):
         state |= {n: state[n][:count].clone() for n in embeddings}
     family = make_family(tmp_path, states)
+    files = {"tokenizer.json": tokenizer_json(vocab=min(rows))}  # all have fewer tokens than rows
     for number, count in enumerate(rows):
         path = family.target(number) if number else family.base
-        write_model(path, states[number], config=model_config(vocab_size=count))
+        config = model_config(vocab_size=count)
+        write_model(path, states[number], config=config, tokenizer=files)
     family.configure(parameters={"select_topk": 0.5})
 
     with pytest.raises(MergeError, match="--crop-embeddings") as caught:

@@ -14,6 +14,7 @@ from support.checkpoint_files import cached_model, tree
 from support.models import (
     LAYERS,
     TEMPLATE,
+    VOCAB,
     State,
     assert_same_state,
     base_state,
@@ -61,6 +62,13 @@ R1_TOKENIZER: dict[str, Any] = {
     "unk_token": None,
     "chat_template": R1_TEMPLATE,
 }
+R1_SETTINGS = {
+    "bos_token_id": VOCAB - 3,
+    "eos_token_id": VOCAB - 2,
+    "do_sample": True,
+    "temperature": 0.6,
+    "top_p": 0.95,
+}
 
 
 class Hub:
@@ -86,8 +94,12 @@ class Hub:
     def add(self, name: str, state: State, tokenizer: dict[str, bytes]) -> None:
         plain = self.home / "plain" / name
         config = model_config(bos_token_id=1) if name in BASES else model_config(use_cache=False)
+        settings: dict[str, Any] = {"max_new_tokens": 9, "eos_token_id": VOCAB - 3}
+        if name == R1:
+            config |= {"eos_token_id": VOCAB - 2}
+            settings = R1_SETTINGS
         write_model(plain, state, tokenizer=tokenizer, shards=3, config=config)
-        (plain / "generation_config.json").write_text(json.dumps({"max_new_tokens": 9}))
+        (plain / "generation_config.json").write_text(json.dumps(settings))
         files = {p.name: p.read_bytes() for p in plain.iterdir()}
         cached_model(self.home / "hub", name, files)
         self.states[name] = state
@@ -113,15 +125,18 @@ def test_recipe(recipe: str, hub: Hub, tmp_path: Path) -> None:
     out = tmp_path / "merged"
     base, targets = PUBLISHED[recipe]
     assert list(said["energy_share"]) == targets
-    assert said["notes"] == []
+    [note] = said["notes"]
+    assert note.startswith(f"tokenizers differ: id {VOCAB - 3} is token '{BOS}' in {R1} and")
 
     # The embeddings' rows too are merged as they stand, whatever tokens the ids mean.
     states = [hub.states[base], *(hub.states[target] for target in targets)]
     expected = {n: merged(states, n, parameters={"select_topk": 1.0}) for n in states[0]}
     assert_same_state(read_model(out), expected)
 
-    assert json.loads((out / "config.json").read_text()) == model_config(bos_token_id=1)
-    assert json.loads((out / "generation_config.json").read_text()) == {"max_new_tokens": 9}
+    # The base's, but for where a text ends: that goes with the tokenizer, and so do the settings of generation.
+    config = model_config(bos_token_id=1, eos_token_id=VOCAB - 2)
+    assert json.loads((out / "config.json").read_text()) == config
+    assert json.loads((out / "generation_config.json").read_text()) == R1_SETTINGS
     r1 = hub.home / "plain" / R1
     assert (out / "tokenizer.json").read_bytes() == (r1 / "tokenizer.json").read_bytes()
     tokenizer = json.loads((out / "tokenizer_config.json").read_text())
@@ -147,6 +162,10 @@ def test_the_result_is_prompted_with_deepseeks_template(hub: Hub, tmp_path: Path
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert model.config.num_hidden_layers == LAYERS
     assert tokenizer.chat_template == R1_TEMPLATE != TEMPLATE
+    # It stops where the tokenizer ends a text, and samples as the model's card says.
+    settings = model.generation_config
+    assert settings.eos_token_id == tokenizer.eos_token_id == model.config.eos_token_id
+    assert (settings.temperature, settings.top_p, settings.do_sample) == (0.6, 0.95, True)
 
 
 def test_dry_run_of_a_recipe(hub: Hub, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import fcntl
 import io
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -91,6 +92,32 @@ def _changing_calls() -> list[tuple[Any, str, Callable[..., bool]]]:
         (fcntl, "flock", always),
         (partial, "_rename_exchange", always),
     ]
+
+
+def signals_at(share: float, numbers: Sequence[int], calls: int) -> None:
+    """Send these signals to oneself where the main thread makes the call of Python code at this share of `calls`.
+
+    The first number of calls is known by `calls` = 0: it is written to the log.
+    """
+    made = 0
+
+    def trace(_frame: Any, event: str, _arg: Any) -> None:
+        nonlocal made
+        made += event == "call"
+        if made == int(share * calls) and event == "call":
+            for number in numbers:
+                os.kill(os.getpid(), number)
+
+    if not calls:
+        exits = os._exit
+
+        def leave(code: int) -> None:
+            sys.setprofile(None)
+            Path(log_file).write_text(f"{made}\n")
+            exits(code)
+
+        _patch(os, "_exit", leave)
+    sys.setprofile(trace)
 
 
 def kill_after(tensors: int) -> None:

@@ -29,6 +29,7 @@ from support.column_states import SHAPES, states
 from support.engine_runs import MIB, merge, spoil
 from support.method_cases import CASES
 from support.models import Family, assert_same_state, make_family, read_model
+from support.pairwise import pairwise
 from support.processes import HEAVY, MERGE, imported, spawn
 from support.streamed import Collected
 from support.tensors import BF16, FP16, FP32, assert_same_bits, siblings
@@ -160,8 +161,7 @@ def merge_within(
             source.close()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", ["matrix", "tall", "wide", "three"])
+@pairwise("name, backend", ("matrix", "tall", "wide", "three"), BACKENDS, together=1)
 def test_any_slab(name: str, backend: str, family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of one column, of some, of all; every byte of the inputs is read once."""
     tensors = [state[name] for state in family.states]
@@ -187,7 +187,7 @@ def test_any_slab(name: str, backend: str, family: Family, monkeypatch: pytest.M
         assert len(reads) == 3 or width < 10_000
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["cpu", pytest.param("reference", marks=pytest.mark.slow)])
 def test_whole_merges(backend: str, family: Family, tmp_path: Path, narrow: None) -> None:
     expected = COLUMNS.expected(family)
     for threads, memory in ((1, 10 * MIB), (3, 100 * MIB)):

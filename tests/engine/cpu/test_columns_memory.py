@@ -69,6 +69,7 @@ def test_what_is_planned_stays_within_the_budget(large: Family) -> None:
         assert ColumnMemory.of([]) == ColumnMemory(0, 0, 0, 0)
 
 
+@pytest.mark.serial
 def test_the_least_memory_suffices(large: Family) -> None:
     merge(large, "free", overwrite=True)
     least = refused(large) * MIB

@@ -26,6 +26,7 @@ from support.gpu.runs import SCHEDULES, checksums, noticed, on_gpus, same, use_s
 from support.interrupted import partial_of
 from support.method_cases import CASES, Case, Told
 from support.models import Family, State, make_family, weights
+from support.pairwise import pairwise, sample
 from support.peak import Measured
 from support.processes import done, run
 from support.tuning import tune
@@ -33,7 +34,6 @@ from support.tuning import tune
 #: Every method but SCE, whose merges are engine/gpu/test_merges.py's; but not by columns, which are the CPU's.
 OTHERS = {name: case for name, case in CASES.items() if case.method != "sce" and not case.by_column}
 BY_ROW = CASES["model_stock, by row"]
-every_method = pytest.mark.parametrize("case", OTHERS.values(), ids=OTHERS)
 
 
 @pytest.fixture
@@ -54,9 +54,9 @@ def on_cpu(case: Case, family: Family) -> MergeResult:
 # --- the same bytes ----------------------------------------------------------------------
 
 
-@every_method
-@pytest.mark.parametrize("order", ["lazy", "at random"])
-def test_the_bytes_and_the_report_are_the_cpus(order: str, case: Case, family: Family) -> None:
+@pairwise("order, name", ("lazy", "at random"), tuple(OTHERS), together=1)
+def test_the_bytes_and_the_report_are_the_cpus(order: str, name: str, family: Family) -> None:
+    case = OTHERS[name]
     expected = on_cpu(case, family)
     device, progress = FakeDevice(**SCHEDULES[order]), Told()
     result = on_gpus(family, device, threads=3, max_gpu_memory=5 * MIB, progress=progress)
@@ -72,9 +72,10 @@ def test_the_bytes_and_the_report_are_the_cpus(order: str, case: Case, family: F
 
 
 @pytest.mark.toolchain
-@every_method
-def test_the_cuda_kernels(case: Case, family: Family) -> None:
+@pytest.mark.parametrize("name", sample(OTHERS, 5))
+def test_the_cuda_kernels(name: str, family: Family) -> None:
     """Their own sources, run by the host."""
+    case = OTHERS[name]
     expected = on_cpu(case, family)
     device = FakeDevice()
     kernels = Measured(load_emulated(), device)
