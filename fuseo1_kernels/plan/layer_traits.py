@@ -27,6 +27,7 @@ _THRESHOLDS = {
     "num_dense_layers": "mlp_layer_types",
     "max_window_layers": "layer_types",
     "moe_layer_start_index": None,
+    "moe_layer_end_index": None,
 }
 # Keys that say how often something repeats along the layers, and the list that is read instead where it is given.
 PERIODS = {
@@ -65,7 +66,7 @@ def traits(section: Mapping[str, Any], layers: int) -> dict[str, Trait]:
     """Return everything that a section of config.json says of each of its `layers` layers, by key."""
     found: list[Trait | None] = [_listed(key, value, layers) for key, value in section.items()]
     found += [_threshold(section, key, layers) for key in _THRESHOLDS]
-    found += [_sparse_step(section, layers), _attention_types(section, layers)]
+    found += [rule(section, layers) for rule in (_sparse_step, _attention_types, _backbone)]
     found += [
         _derived(section, key, layers) for key in ("layer_types", "no_rope_layers", "moe_layers")
     ]
@@ -123,9 +124,12 @@ def _tapped(places: Values, number: int) -> list[int]:
 
 def _threshold(section: Mapping[str, Any], key: str, layers: int) -> Trait | None:
     """Return whether each layer stands before the one that `key` names."""
-    first = section.get(key)
-    if type(first) is not int or first < 0:
+    stated = section.get(key)
+    if type(stated) is not int or stated < 0:
         return None
+    last = int(
+        key == "moe_layer_end_index"
+    )  # the last of the layers; the others name the one behind them
     # Qwen2 reads max_window_layers only where windows are used at all.
     instead = section.get(_THRESHOLDS[key] or "")
     idle = bool(instead) or (key == "max_window_layers" and not section.get("use_sliding_window"))
@@ -134,9 +138,9 @@ def _threshold(section: Mapping[str, Any], key: str, layers: int) -> Trait | Non
         lead = next((i for i, flag in enumerate(before) if not flag), len(before))
         if any(before[lead:]) and not idle:
             raise ValueError("it cannot name layers other than the first ones")
-        return {key: first if lead == len(before) <= first else lead}
+        return {key: stated if lead == len(before) <= stated else lead - last}
 
-    return Trait(key, [i < first for i in range(layers)], write)
+    return Trait(key, [i < stated + last for i in range(layers)], write)
 
 
 def _sparse_step(section: Mapping[str, Any], layers: int) -> Trait | None:
@@ -165,6 +169,20 @@ def _attention_types(section: Mapping[str, Any], layers: int) -> Trait | None:
     if len(spread) != layers:
         return None
     return Trait("attention_types", spread, lambda v: {"attention_types": [[list(v), 1]]})
+
+
+def _backbone(section: Mapping[str, Any], layers: int) -> Trait | None:
+    """Return what a backbone that gives out its last layer alone, as DINOv2 does by default, says of each layer."""
+    if section.get("out_indices") != [layers] or type(section["out_indices"][0]) is not int:
+        return None
+
+    def write(each: Values) -> Changes:
+        last = len(each)
+        names = ["stem", *(f"stage{i}" for i in range(1, last + 1))]
+        stages = {"out_features": names[-1:], "stage_names": names, "out_indices": [last]}
+        return {key: value for key, value in stages.items() if key in section}
+
+    return Trait("out_indices", [True] * layers, write)
 
 
 def _every(

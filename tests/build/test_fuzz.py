@@ -220,7 +220,8 @@ class Models:
 
     def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:
         if self._heard is not None and event in ("open", "os.listdir", "os.scandir"):
-            self._heard.append(arguments[0])
+            # A descriptor was opened by its path before.
+            self._heard += [path for path in arguments[:1] if not isinstance(path, int)]
 
 
 @pytest.fixture

@@ -49,6 +49,10 @@ GATHERED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"per_layer_config": {"1": {"x": 1}, "2": {"x": 1}, "4": {"x": 2}}},
     ),
     "threshold": ({"first_k_dense_replace": 2}, {"first_k_dense_replace": 3}),
+    "first and last": (
+        {"moe_layer_start_index": 1, "moe_layer_end_index": 4},
+        {"moe_layer_start_index": 1, "moe_layer_end_index": 5},
+    ),
     "threshold behind the end": ({"num_dense_layers": 9}, {"num_dense_layers": 9}),
     "window threshold": (
         {"max_window_layers": 3, "use_sliding_window": True},
@@ -157,6 +161,22 @@ def test_a_list_says_more_than_a_threshold_or_a_period(models: Models) -> None:
     made = plan(models, config | {"use_sliding_window": True}, picks=((4, 6), (0, 1)))
     assert made.problems == ()
     assert made.config["layer_types"] == ["e", "f", "a"]
+
+
+def test_fewer_layers(models: Models) -> None:
+    config = {"first_k_dense_replace": 4, "moe_layers": [1, 5], "layer_types": ABC}
+    stages = {"out_indices": [6], "out_features": ["stage6"], "stage_names": ["stem", *ABC]}
+    made = plan(models, config | stages, picks=[(0, 2)])
+    assert made.problems == ()
+    assert made.config == {
+        "num_hidden_layers": 2,
+        "first_k_dense_replace": 4,
+        "moe_layers": [1],
+        "layer_types": ["a", "b"],
+        "out_indices": [2],
+        "out_features": ["stage2"],
+        "stage_names": ["stem", "stage1", "stage2"],
+    }
 
 
 @pytest.mark.parametrize("picks", [[(2, 4)], [(0, 2), (0, 2)]])
