@@ -63,22 +63,25 @@ def mixed_layers(number: int, origins: Sequence[Sequence[Origin]]) -> Iterator[s
         origins: by model, where the slice's layers come from; the first model's kinds go into config.json.
     """
     first, *others = origins
-    stack = first[0].stack
-    for section in stack.sections[:1]:
-        own = traits(section.values, stack.length)
-        for other in others:
-            kinds = _traits(other[0].stack, section.path)
-            for key in [key for key in own if key in kinds]:
-                for a, b in zip(first, other, strict=True):
-                    if (
-                        own[key].values[a.index : a.index + 1]
-                        != kinds[key].values[b.index : b.index + 1]
-                    ):
-                        yield (
-                            f"slices[{number}]: {key} of layer {b.index} of model {b.model} is not that of layer "
-                            f"{a.index} of model {a.model}; config.json has the latter"
-                        )
-                        break
+    section = next(iter(first[0].stack.sections), None)
+    if section is None:
+        return
+    own = traits(section.values, first[0].stack.length)
+    for other in others:
+        kinds = _traits(other[0].stack, section.path)
+        for key in [key for key in own if key in kinds]:
+            for a, b in zip(first, other, strict=True):
+                if _said(own[key], a) != _said(kinds[key], b):
+                    yield (
+                        f"slices[{number}]: {key} of layer {b.index} of model {b.model} is not that of layer "
+                        f"{a.index} of model {a.model}; config.json has the latter"
+                    )
+                    break
+
+
+def _said(trait: Trait, origin: Origin) -> Sequence[Any]:
+    """Return the trait of a layer, as a list; an empty one of a layer that the model has not."""
+    return trait.values[origin.index : origin.index + 1]
 
 
 def _put(config: dict[str, Any], path: Sequence[str], changes: Mapping[str, Any]) -> None:
@@ -103,7 +106,9 @@ def _changes(
     described = {model: own | _traits(each, section.path) for model, each in stacks.items()}
     for key, trait in own.items():
         try:
-            gathered = [_value(described[o.model][key], o) for o in origins]
+            gathered = [value for o in origins for value in _said(described[o.model][key], o)]
+            if len(gathered) < len(origins):
+                raise ValueError("config.json of another model does not say it of all its layers")
             if gathered != list(trait.values):
                 changes |= trait.write(gathered)
         except ValueError as error:
@@ -122,12 +127,6 @@ def _traits(stack: Stack, path: tuple[str, ...]) -> dict[str, Trait]:
         if section.path == path:
             return traits(section.values, stack.length)
     return {}
-
-
-def _value(trait: Trait, origin: Origin) -> Any:
-    if origin.index >= len(trait.values):
-        raise ValueError(f"nothing is said of layer {origin.index} of model {origin.model}")
-    return trait.values[origin.index]
 
 
 def _broken_periods(values: Mapping[str, Any], origins: Sequence[Origin]) -> Iterator[str]:

@@ -200,6 +200,11 @@ def test_layers_of_several_models_bring_what_their_own_config_says(models: Model
     slices = [{"sources": [{"model": m, "layer_range": [a, b]}]} for m, a, b in sources]
     made = models.plan("m", merge_method="passthrough", slices=slices, base_model="m")
     assert made.config == {"num_hidden_layers": 4, "layer_types": ["a", "D", "E", "f"]}
+    longer = [*NAMES, "model.layers.6.mlp.weight"]
+    models.add("silent", tensors(dict.fromkeys(longer, (2, 2))), num_hidden_layers=7)
+    slices[2]["sources"][0]["layer_range"] = [6, 7]
+    [said] = models.plan("m", merge_method="passthrough", slices=slices, base_model="m").problems
+    assert "layer_types: config.json of another model does not say it of all its layers" in said
 
 
 def test_layers_of_different_kinds_merged_are_noted(models: Models) -> None:
