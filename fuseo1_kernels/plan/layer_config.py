@@ -15,7 +15,7 @@ from .layer_traits import PERIODS, Trait, period, traits
 from .stacks import Stack
 
 # Keys that make every layer depend on its index.
-_BY_INDEX = ("scale_attn_by_inverse_layer_idx", "num_kv_shared_layers", "linear_attn_config")
+_BY_INDEX = ("scale_attn_by_inverse_layer_idx", "linear_attn_config")
 _ANY = 1 << 30
 
 
@@ -98,9 +98,12 @@ def _changes(
     """Yield the keys of a section that change, with their new values."""
     values = section.values
     changes: dict[str, Any] = dict.fromkeys(section.counts, len(origins))
-    if "num_layers" in section.counts and values.get("is_encoder_decoder"):
+    of_encoder = "encoder" in stack.container.split(".")
+    if of_encoder and "num_layers" in section.counts and values.get("is_encoder_decoder"):
         # T5's decoder has as many layers as its encoder, unless config.json says otherwise.
         changes |= {"num_decoder_layers": values.get("num_decoder_layers") or stack.length}
+    if isinstance(values.get("depths"), list):
+        problems.append("depths: its layers are stages of different sizes")
     own = traits(values, stack.length)
     stacks = {origin.model: origin.stack for origin in origins}
     described = {model: own | _traits(each, section.path) for model, each in stacks.items()}

@@ -48,6 +48,10 @@ GATHERED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"per_layer_config": {"1": {"x": 1}, "3": {"x": 2}}},
         {"per_layer_config": {"1": {"x": 1}, "2": {"x": 1}, "4": {"x": 2}}},
     ),
+    "keys of its own": (
+        {"kv_source_layers": [0, 1, 2, 3, 4, 5]},
+        {"kv_source_layers": [0, 1, 2, 3, 4, 5]},
+    ),
     "threshold": ({"first_k_dense_replace": 2}, {"first_k_dense_replace": 3}),
     "first and last": (
         {"moe_layer_start_index": 1, "moe_layer_end_index": 4},
@@ -139,6 +143,13 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "max_window_layers: ",
     ),
     "tapped": ({"deepstack_visual_indexes": [1, 5]}, "deepstack_visual_indexes: "),
+    "tapped, by another name": (
+        {"intermediate_layers_indices": [2]},
+        "intermediate_layers_indices: ",
+    ),
+    "keys of another layer": ({"kv_source_layers": [0, 0, 2, 3, 4, 5]}, "kv_source_layers: "),
+    "earlier keys": ({"num_kv_shared_layers": 2}, "num_kv_shared_layers: "),
+    "stages": ({"depths": [2, 2, 2]}, "depths: "),
     "period": ({"attn_layer_period": 3}, "attn_layer_period (3) goes by"),
     "period as text": ({"sliding_window_pattern": "LLG"}, "sliding_window_pattern ('LLG') "),
     "scaled by the index": (
@@ -164,12 +175,18 @@ def test_a_list_says_more_than_a_threshold_or_a_period(models: Models) -> None:
 
 
 def test_fewer_layers(models: Models) -> None:
-    config = {"first_k_dense_replace": 4, "moe_layers": [1, 5], "layer_types": ABC}
+    config = {
+        "num_kv_shared_layers": 5,
+        "first_k_dense_replace": 4,
+        "moe_layers": [1, 5],
+        "layer_types": ABC,
+    }
     stages = {"out_indices": [6], "out_features": ["stage6"], "stage_names": ["stem", *ABC]}
     made = plan(models, config | stages, picks=[(0, 2)])
     assert made.problems == ()
     assert made.config == {
         "num_hidden_layers": 2,
+        "num_kv_shared_layers": 1,
         "first_k_dense_replace": 4,
         "moe_layers": [1],
         "layer_types": ["a", "b"],
