@@ -27,10 +27,10 @@ def find_stop_mismatch(files: Mapping[str, bytes], vocabulary: Vocabulary | None
     tokens = vocabulary.tokens if vocabulary else {}
     ids = [index for index, token in tokens.items() if token == end]
     if not stops:
-        return f"{settings} has no eos_token_id, so generation does not stop at {end!r}; add it"
+        return f"{settings} has no eos_token_id, so generation does not stop at {end!r:.80}; add it"
     if ids and not set(ids) & {stop for stop in stops if isinstance(stop, int)}:
         return (
-            f"{settings} stops at the ids {stops}, but the tokenizer ends a text with {end!r}, id {ids[0]}:"
+            f"{settings} stops at the ids {stops!r:.80}, but the tokenizer ends a text with {end!r:.80}, id {ids[0]}:"
             " generation may not stop; add the id to eos_token_id"
         )
     return None

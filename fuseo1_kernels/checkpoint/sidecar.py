@@ -46,17 +46,17 @@ def sidecar_files(
     config: Mapping[str, Any],
     vocab_size: int | None,
     copy_tokenizer: bool,
-    quantized: bool = False,
 ) -> Sidecars:
     """Return the files to put beside the weights.
 
     `base` is the base or, in a merge without one, another of its models; `tokenizer` the model that lends its
-    tokenizer (None: the base). config.json is `config` (the base's, with what the plan changed) with `out_dtype`
-    ("bfloat16", ...), with the lender's ids of special tokens and, if given, `vocab_size`; and without
-    quantization_config unless the weights are `quantized`. The tokenizer's files and generation_config.json come from
-    the lender, everything else from the base (companions.py), byte for byte, except that `tokenizer_overrides` replace
-    keys of tokenizer_config.json, and `chat_template` (Jinja text, or "auto": the most common one of `sources`, the
-    first on a tie) replaces the template in every file that has it. Raises CheckpointError or ConfigError.
+    tokenizer (None: the base). config.json is `config` (the base's, with what the plan changed; {}: none) with
+    `out_dtype` ("bfloat16", ...), with the lender's ids of special tokens and, if given, `vocab_size`; and without
+    quantization_config, as merged weights are not quantized. The tokenizer's files and generation_config.json come
+    from the lender, everything else from the base (companions.py), byte for byte, except that `tokenizer_overrides`
+    replace keys of tokenizer_config.json, and `chat_template` (Jinja text, or "auto": the most common one of
+    `sources`, the first on a tie) replaces the template in every file that has it. Raises CheckpointError or
+    ConfigError.
     """
     if not copy_tokenizer and (tokenizer is not None or tokenizer_overrides or chat_template):
         raise ConfigError(
@@ -87,17 +87,17 @@ def sidecar_files(
             f"model {base.name}: has no {CONFIG}, so the merged model has none either and transformers will not load it"
         )
         return Sidecars(files, notes)
-    written = _config(config, out_dtype)
+    merged = _config(config, out_dtype)
     if lender is not base:
-        _adopt_token_ids(written, lender.config)
+        _adopt_token_ids(merged, lender.config)
     if vocab_size is not None:
-        _set_vocab_size(written, vocab_size)
-    if "quantization_config" in written and not quantized:
-        del written["quantization_config"]
+        _set_vocab_size(merged, vocab_size)
+    if "quantization_config" in merged:
+        del merged["quantization_config"]
         notes.append(
             f"model {base.name}: quantization_config left out of {CONFIG}: the merged weights are not quantized"
         )
-    return Sidecars({CONFIG: dump_object(written), **files}, notes)
+    return Sidecars({CONFIG: dump_object(merged), **files}, notes)
 
 
 def _change_tokenizer(

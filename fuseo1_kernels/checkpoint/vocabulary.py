@@ -43,16 +43,22 @@ class Vocabulary(NamedTuple):
             return None
         ids = {token: index for index, token in self.tokens.items()}
         for index, token in other.tokens.items():
-            known, place = self.tokens.get(index, token), ids.get(token, index)
-            if (known == token and place == index) or (rows is not None and index >= rows):
+            known, place = self.tokens.get(index), ids.get(token)
+            if known == token or (known is None and place is None):
                 continue
-            if _PLACEHOLDER.search(token) or _PLACEHOLDER.search(known):
+            if rows is not None and index >= rows:
                 continue
-            if place != index:
+            if _PLACEHOLDER.search(token) or _PLACEHOLDER.search(known or ""):
+                continue
+            if place is not None:
                 return (
-                    f"token {token!r} has id {place} in {self.model} and {index} in {other.model}"
+                    f"token {token!r:.80} has id {place} in {self.model} and {index} in"
+                    f" {other.model}"
                 )
-            return f"id {index} is token {known!r} in {self.model} and {token!r} in {other.model}"
+            return (
+                f"id {index} is token {known!r:.80} in {self.model} and {token!r:.80} in"
+                f" {other.model}"
+            )
         return None
 
     def find_difference(self, other: Vocabulary) -> str | None:
@@ -62,9 +68,7 @@ class Vocabulary(NamedTuple):
         for one, two in ((other, self), (self, other)):
             if extra := one.tokens.keys() - two.tokens.keys():
                 first, some = min(extra), counted(len(extra), "token")
-                return (
-                    f"{one.model} alone has {some}, {one.tokens[first]!r} (id {first}) among them"
-                )
+                return f"{one.model} alone has {some}, {one.tokens[first]!r:.80} (id {first}) among them"
         return None
 
 

@@ -29,7 +29,8 @@ def check_vocabularies(
     embeddings = [job for job in jobs if is_embedding(job.name, job.shape)]
     if vocabulary is None or not embeddings:
         return []
-    rows = min(job.shape[0] for job in embeddings)
+    # A model may have embeddings of something else, too; cropped ones are all of one size.
+    rows = max(job.shape[0] for job in embeddings)
     differing: list[str] = []
     others = {id(x.source): x.source for job in embeddings for x in job.inputs}
     for other in others.values():
@@ -59,11 +60,11 @@ def _check_rows(rows: int, lender: Source, vocabulary: Vocabulary) -> list[str]:
     if vocabulary.kind or last < rows:
         return []
     problem = (
-        f"the tokenizer of {lender.name} has the token {vocabulary.tokens[last]!r} with id {last},"
+        f"the tokenizer of {lender.name} has the token {vocabulary.tokens[last]!r:.80} with id {last},"
         f" but the merged embeddings have {rows} rows"
     )
     own = [t.shape[0] for t in lender.tensors.values() if is_embedding(t.name, t.shape)]
-    if own and min(own) <= rows:
+    if own and max(own) <= rows:
         return [f"{problem}, as many as its own"]
     raise CheckpointError(
         f"{problem}; take a tokenizer that has no such ids (`tokenizer_files:`), or --no-copy-tokenizer"

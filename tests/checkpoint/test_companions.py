@@ -159,7 +159,7 @@ def test_folders_in_the_output(tmp_path: Path) -> None:
 
     with sink() as stopped:
         stopped.write("a", 0, memoryview(b"aa"))
-        stopped.complete({"a": TensorRecord("", (), 0)})
+        stopped.complete({"a": TensorRecord("0" * 32, (), 0)})
         stopped.add_file("left/over.json", b"")
     with sink() as finished:
         for name in "ab":

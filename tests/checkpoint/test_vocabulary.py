@@ -116,10 +116,13 @@ def test_none(tmp_path: Path) -> None:
         {0: "a", 1: "b", 9: "renamed"},  # an id that no row has
         {0: "a", 1: "b", 3: "<|reserved_special_token_0|>"},
         {0: "a", 1: "b", 2: "eos", 4: "mine"},  # the reference's is a placeholder
+        {5: "twice", 6: "twice"},
     ],
 )
 def test_no_conflict(other: dict[int, str]) -> None:
-    reference = Vocabulary("x", TOKENS | {3: "bos", 4: "[unused1]", 9: "far"})
+    reference = Vocabulary(
+        "x", TOKENS | {3: "bos", 4: "[unused1]", 5: "twice", 6: "twice", 9: "far"}
+    )
     assert reference.find_conflict(Vocabulary("y", other), rows=8) is None
 
 

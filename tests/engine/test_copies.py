@@ -84,15 +84,6 @@ def test_integers_on_a_gpu(buffered: Family) -> None:
     assert result.notes == ("4 tensors merged on the CPU: integers are copied",)
 
 
-def test_quantized_weights_are_still_quantized(tmp_path: Path) -> None:
-    """A model whose weights are copied as they are keeps what says how to read them."""
-    state = base_state() | {"w.qweight": torch.ones(4, 4, dtype=torch.int32)}
-    config = model_config(quantization_config={"bits": 4})
-    family = make_family(tmp_path, [state, state], config=config)
-    merge(family)
-    assert "quantization_config" in (family.out / "config.json").read_text()
-
-
 @pytest.mark.parametrize("torch_bin", [False, True])
 @pytest.mark.parametrize(
     ("method", "parameters"),
