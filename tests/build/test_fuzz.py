@@ -154,9 +154,9 @@ class Models:
                 assert any(real.is_relative_to(home) for home in homes), f"{path} was opened"
 
     def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:
-        opens = event in ("open", "os.listdir", "os.scandir")
-        if self._heard is not None and opens and not isinstance(arguments[0], int):  # is open
-            self._heard.append(arguments[0])
+        if self._heard is not None and event in ("open", "os.listdir", "os.scandir"):
+            # A descriptor was opened by its path before.
+            self._heard += [path for path in arguments[:1] if not isinstance(path, int)]
 
 
 @pytest.fixture
