@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -15,6 +15,8 @@ from ..methods import METHODS
 from .recipes import find_recipe, nearest_recipe
 from .schema import MergeConfig
 from .yaml_text import read_yaml, shown
+
+_MOST_BYTES = 16 << 20
 
 # Messages for missing keys.
 _REQUIRED = {
@@ -34,11 +36,7 @@ def load_config(source: str | os.PathLike[str], text: str | None = None) -> Merg
     name = os.fspath(source)
     if text is None:
         try:
-            text = Path(name).read_text(encoding="utf-8")
-        except IsADirectoryError as error:
-            raise ConfigError(
-                f"{name}: is a directory; give a YAML file or a recipe's name"
-            ) from error
+            text = _read(name).decode("utf-8")
         except OSError as error:
             raise ConfigError(f"{name}: cannot be read: {error.strerror}") from error
         except UnicodeDecodeError as error:
@@ -46,6 +44,27 @@ def load_config(source: str | os.PathLike[str], text: str | None = None) -> Merg
                 f"{name}: is not a YAML file: its bytes are not UTF-8 text"
             ) from error
     return parse_config(read_yaml(text, name), name)
+
+
+def _read(name: str) -> bytes:
+    """Return the bytes of the file `name`, or of a shell's pipe (`<(...)`). Raises ConfigError and OSError."""
+
+    def check(status: os.stat_result) -> None:
+        if stat.S_ISDIR(status.st_mode):
+            raise ConfigError(f"{name}: is a directory; give a YAML file or a recipe's name")
+        # A pipe without a name has a writer; for that of one with a name one might wait for ever.
+        pipe = stat.S_ISFIFO(status.st_mode) and "/pipe:[" in os.path.realpath(name)
+        if not stat.S_ISREG(status.st_mode) and not pipe:
+            raise ConfigError(f"{name}: is not a file; give a YAML file or a recipe's name")
+
+    check(os.stat(name))  # to open a device can do something to it
+    with open(os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY), "rb") as stream:
+        check(os.fstat(stream.fileno()))
+        os.set_blocking(stream.fileno(), True)
+        data = stream.read(_MOST_BYTES + 1)
+    if len(data) > _MOST_BYTES:
+        raise ConfigError(f"{name}: has more than {_MOST_BYTES} bytes, too many for a config")
+    return data
 
 
 def parse_config(data: Mapping[str, Any], name: str = "config") -> MergeConfig:

@@ -14,7 +14,7 @@ from ..checkpoint.source import Source
 from ..config.load import as_config
 from ..errors import counted
 from ..plan.job import Job
-from ..plan.models import open_sources
+from ..plan.models import AllowLinks, open_sources
 from ..plan.plan import make_plan, refuse_problems
 from ..plan.sidecars import MERGE_CONFIG
 from ..system import resolve_threads
@@ -48,6 +48,7 @@ def recompute(
     count: int | None,
     seed: int,
     threads: int | None,
+    allow_links: AllowLinks,
     progress: Progress | None,
 ) -> tuple[list[str], list[str]]:
     """Merge `count` tensors (None: all) of the model at `path`, whose config is as it was written, again.
@@ -57,7 +58,9 @@ def recompute(
     """
     with ExitStack() as stack:
         config = as_config(path / MERGE_CONFIG)
-        sources = open_sources(config, stack, progress=False, download=False)
+        sources = open_sources(
+            config, stack, progress=False, download=False, allow_links=allow_links
+        )
         plan = make_plan(
             config,
             sources,

@@ -22,6 +22,7 @@ from ..checkpoint.header import Header, TensorInfo, read_header
 from ..checkpoint.layout import find_weights
 from ..checkpoint.source import Source
 from ..errors import CheckpointError, counted, printable
+from ..plan.models import AllowLinks
 from ..plan.sidecars import MERGE_CONFIG
 from ..system import resolve_threads
 from .recompute import recompute as merge_again
@@ -61,6 +62,7 @@ def verify_model(
     recompute: int | None = 0,
     seed: int = 0,
     threads: int | None = None,
+    allow_links: AllowLinks = (),
     progress: Progress | None = None,
 ) -> VerifyResult:
     """Check the merged model in `directory` against the checksums recorded beside it.
@@ -71,6 +73,7 @@ def verify_model(
             sources are the models that the config beside the weights names. None: all tensors.
         seed: chooses the tensors to recompute.
         threads: number of threads. None: one for each core that this process may use.
+        allow_links: directories outside of the models to which links in them may lead.
         progress: receives the number of bytes done.
 
     Returns:
@@ -105,7 +108,7 @@ def verify_model(
         whole = MERGE_CONFIG in recorded.files.keys() - wrong_files.keys() and not wrong_shards
         if whole and recompute != 0:
             wrong, again = merge_again(
-                path, model, recorded.options, recompute, seed, threads, progress
+                path, model, recorded.options, recompute, seed, threads, allow_links, progress
             )
             problems += wrong
     return VerifyResult(

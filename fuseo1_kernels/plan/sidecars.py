@@ -5,11 +5,13 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping
 
+from ..checkpoint.layout import check_links, homes_of
 from ..checkpoint.shards import index_json
 from ..checkpoint.sidecar import check_same_vocabulary, model_card, sidecar_files
 from ..checkpoint.source import Source
 from ..config.schema import MergeConfig
 from ..version import __version__
+from .models import AllowLinks
 from .plan import Plan
 
 #: The file that holds a merged model's config. Tools on the hub look for it under mergekit's name.
@@ -23,6 +25,7 @@ def make_sidecars(
     lender: Source | None,
     title: str,
     copy_tokenizer: bool,
+    allow_links: AllowLinks = (),
 ) -> dict[str, bytes]:
     """Return the sidecars by file name. They are made before any weight is read, so that mistakes show early.
 
@@ -33,6 +36,7 @@ def make_sidecars(
         lender: the model that lends its tokenizer, or None.
         title: the model's name in its README.md.
         copy_tokenizer: copy tokenizer files.
+        allow_links: directories outside of the models to which links in them may lead.
 
     Raises:
         MergeError: a file is missing or damaged, or vocabularies differ.
@@ -52,6 +56,10 @@ def make_sidecars(
         vocab_size=plan.vocab_size,
         copy_tokenizer=copy_tokenizer,
     )
+    # Nothing of a place that the user has not named gets into the merged model.
+    for source in (*sources.values(), *([lender] if lender else [])):
+        homes = homes_of(source.path, allow_links)
+        check_links(source.path, [*files, "README.md"], homes)
     files["README.md"] = model_card(
         name=title,
         recipe_yaml=config.to_yaml(),

@@ -17,7 +17,7 @@ from fuseo1_kernels.backends.results import SceResult
 from fuseo1_kernels.checkpoint.loader import open_source
 from fuseo1_kernels.checkpoint.records import encode_record
 from fuseo1_kernels.checkpoint.source import Source
-from fuseo1_kernels.engine.survey_cache import SurveyCache
+from fuseo1_kernels.engine.survey_cache import MARK, SurveyCache
 from fuseo1_kernels.errors import MergeError
 from fuseo1_kernels.methods.sce import Sce
 from fuseo1_kernels.plan.job import Input, Job
@@ -163,7 +163,7 @@ def test_a_damaged_cache(damage: str, tmp_path: Path, surveyed: list[float]) -> 
     elif damage == "flip":
         data[len(data) // 2] ^= 1
     elif damage == "garbage":
-        data = bytearray(b"\xff" * 1000)
+        data = bytearray(MARK + b"\xff" * 1000)
     else:
         data += b"0123456789abcdef {}\n[]"
     file.write_bytes(data)
@@ -193,12 +193,12 @@ def test_the_command_line(tmp_path: Path) -> None:
     family, cache = make_family(tmp_path), tmp_path / "cache"
     merge_json(family.config, family.out, "--survey-cache", cache, "--survey-topk", "0.1,0.5")
     lines = (cache / "surveys").read_text().splitlines()
-    assert len(lines) == 3 * len(family.states[0])
+    assert len(lines) == 1 + 3 * len(family.states[0])
     done(family.config, family.out, "--survey-cache", cache, "--overwrite", "--quiet")
     assert (cache / "surveys").read_text().splitlines() == lines
     for argv, words in (
         (("--survey-topk", "0.5"), "give survey_cache"),
-        (("--survey-cache", family.config), "cannot hold a survey cache"),
+        (("--survey-cache", family.config), "cannot hold a survey cache (File exists)"),
     ):
         ran = run(family.config, family.home / "other", *argv)
         assert ran.code == 1 and words in ran.err
@@ -256,9 +256,9 @@ def test_tensors_whose_changes_nobody_counts_are_not_kept() -> None:
 
 
 def test_surveys_are_json(family: Family, tmp_path: Path) -> None:
-    """Every line of the cache: its checksum and an object."""
+    """Every line of the cache but the first: its checksum and an object."""
     merge(family, "out", 0.5, "fuseo1", survey_cache=tmp_path)
-    for line in (tmp_path / "surveys").read_text().splitlines():
+    for line in (tmp_path / "surveys").read_text().splitlines()[1:]:
         assert json.loads(line.partition(" ")[2]).keys() == {"key", "survey"}
 
 
@@ -287,11 +287,11 @@ def test_a_survey_that_cannot_be(field: str, tmp_path: Path, surveyed: list[floa
 
     assert not merge()
     expected, file = weights(family.out), cache / "surveys"
-    first, *others = file.read_bytes().splitlines(keepends=True)
+    mark, first, *others = file.read_bytes().splitlines(keepends=True)
     record = json.loads(first.partition(b" ")[2])
     for value in IMPOSSIBLE[field]:
         survey = record["survey"] | {field: value}
-        file.write_bytes(encode_record(record | {"survey": survey}) + b"".join(others))
+        file.write_bytes(mark + encode_record(record | {"survey": survey}) + b"".join(others))
         surveyed.clear()
         assert any("1 kept survey could not be used" in note for note in merge()), value
         assert len(surveyed) == 1 and weights(family.out) == expected
@@ -303,11 +303,12 @@ def test_a_record_of_another_version_is_left_alone(family: Family, tmp_path: Pat
         {"key": "k", "survey": {"threshold": 1}},
         {"key": "l", "survey": 7},
     ]
-    (tmp_path / "surveys").write_bytes(b"".join(map(encode_record, lines)))
+    content = MARK + b"".join(map(encode_record, lines))
+    (tmp_path / "surveys").write_bytes(content)
     [file] = tmp_path.iterdir()
     cache = SurveyCache(tmp_path)
     cache.close()
-    assert file.read_bytes() == b"".join(map(encode_record, lines))
+    assert file.read_bytes() == content
 
 
 def test_a_cache_that_cannot_be_written(family: Family, tmp_path: Path) -> None:
