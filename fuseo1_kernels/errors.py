@@ -5,7 +5,13 @@ from collections.abc import Iterable
 
 
 class MergeError(Exception):
-    """Base class of the errors for invalid input and for merges that fail."""
+    """Base class of the errors for invalid input and for merges that fail.
+
+    The arguments are the message's lines: the first, and further ones, such as one for each of several problems.
+    """
+
+    def __str__(self) -> str:
+        return "\n  ".join(map(str, self.args))
 
 
 class ConfigError(MergeError):
@@ -22,6 +28,10 @@ class BackendError(MergeError):
 
 class OutputError(MergeError):
     """The merged model cannot be written."""
+
+
+class TensorTypeError(MergeError, TypeError):
+    """An argument is no tensor, or of a kind whose elements do not lie in memory as they are."""
 
 
 def did_you_mean(word: object, valid: Iterable[str]) -> str:

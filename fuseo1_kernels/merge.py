@@ -4,7 +4,20 @@ from __future__ import annotations
 
 import sys
 
-from .cli.merge import main
+from .cli.interruption import Interruption
+
+
+def main() -> int:
+    """Run the command of this process; return its exit code."""
+    interruption = Interruption("fuseo1-merge")
+
+    def command() -> int:
+        from .cli import merge  # where a signal is answered already
+
+        return merge.main(interruption=interruption)
+
+    return interruption.run(command, is_process=True)
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -26,7 +26,7 @@ import xxhash
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import CheckpointError
-from .files import read_bytes
+from .files import is_inner_name, read_bytes
 from .journal import TensorRecord
 from .json_file import dump_object, parse_object
 from .records import Amount, Checksum, Count, explain
@@ -40,7 +40,7 @@ _UNSEALED = "0" * 32
 
 def _inside(name: str) -> str:
     """Return the path of a file in the model's directory. Raises ValueError for one that leads elsewhere."""
-    if "\0" in name or not {"", ".", ".."}.isdisjoint(name.split("/")):
+    if not is_inner_name(name):
         raise ValueError(f"{name!r} is no file of the model")
     return name
 

@@ -48,6 +48,8 @@ DTYPE_BYTES: dict[str, int] = {
 
 #: The dtypes that can be merged.
 MERGEABLE = frozenset({"BF16", "F16", "F32"})
+#: The dtypes of positions, counters and masks, which are copied where all models have the same.
+INTEGERS = frozenset({"BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"})
 
 #: The format's own limit on the JSON.
 MAX_HEADER_BYTES = 100_000_000

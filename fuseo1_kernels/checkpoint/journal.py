@@ -121,10 +121,9 @@ class Journal:
 
     def _load(self, file: Path) -> None:
         data = bytearray()
-        while len(data) <= _MOST_BYTES:
-            piece = os.pread(self._fd, 1 << 20, len(MARK) + len(data))
-            if not piece:
-                break
+        while len(data) <= _MOST_BYTES and (
+            piece := os.pread(self._fd, 1 << 20, len(MARK) + len(data))
+        ):
             data += piece
         try:
             if len(data) > _MOST_BYTES:
@@ -132,7 +131,7 @@ class Journal:
             for number, text in intact_lines(bytes(data)):
                 try:
                     self._use(_Line.model_validate_json(text))
-                except ValidationError as error:  # the mark is the first line
+                except ValidationError as error:
                     raise ValueError(f"{file}: line {number + 1}: {explain(error)}") from None
         except ValueError as error:
             self._use_nothing()

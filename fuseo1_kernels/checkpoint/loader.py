@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ..errors import CheckpointError
 from .header import Header, read_header
 from .hub import resolve
 from .json_file import read_object
-from .layout import CONFIG, FORMATS, check_links, find_weights, homes_of
+from .layout import CONFIG, check_links, find_weights, homes_of
+from .other_formats import no_weights
 from .source import Source, collect_shards
 
 
@@ -34,7 +36,9 @@ def open_source(
     try:
         path = resolve(model, download_progress, weights=weights, download=download)
         homes = homes_of(path, allow_links)
-        return _open(model, path, homes) if weights else Source(model, path, {}, {}, {})
+        if weights:
+            return _open(model, path, homes)
+        return Source(model, path, {}, _config(path, homes), {})
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
 
@@ -42,14 +46,13 @@ def open_source(
 def _open(model: str, path: Path, homes: Sequence[Path]) -> Source:
     weights = find_weights(path, homes=homes)
     if weights is None:
-        names = ", ".join(name for names in FORMATS for name in names)
-        raise CheckpointError(f"{path}: holds no weights: looked for {names}")
-    files = [path / file for file in weights.files]
+        raise no_weights(path)
     for file in weights.files:
         if not os.path.exists(path / file):
             raise CheckpointError(f"{path}: the index names the shard {file!r}, which is missing")
-    check_links(path, [CONFIG, *weights.files], homes)
-    config = read_object(path / CONFIG) if (path / CONFIG).exists() else {}
+    check_links(path, weights.files, homes)
+    config = _config(path, homes)
+    files = [path / file for file in weights.files]
     if weights.torch_bin:
         from .torch_bin import open_torch_bin
 
@@ -59,3 +62,8 @@ def _open(model: str, path: Path, homes: Sequence[Path]) -> Source:
     tensors = collect_shards(files, held, weights.weight_map, path)
     identities = {header.file: header.identity for header in headers}
     return Source(model, path, tensors, config, identities)
+
+
+def _config(path: Path, homes: Sequence[Path]) -> dict[str, Any]:
+    check_links(path, [CONFIG], homes)
+    return read_object(path / CONFIG) if (path / CONFIG).exists() else {}

@@ -129,11 +129,11 @@ class Partial:
     def publish(self, overwrite: bool) -> None:
         """Move the model to its place in one step, and remove the rest. Raises OSError.
 
-        SIGINT and SIGTERM meanwhile are ignored: the model is then published.
+        SIGINT and SIGTERM are held back until the end: the model is then published.
         """
         sync_folders(_MODEL, self._handle)
         inode = os.stat(_MODEL, dir_fd=self._handle).st_ino
-        with held_signals(redeliver=False):
+        with held_signals():
             self.journal.add_publishing(inode)
             os.fsync(self._handle)
             if overwrite and self._out.exists():
@@ -257,7 +257,7 @@ def finish_publishing(out_dir: Path) -> bool:
     out = Path(os.path.realpath(out_dir))
     if not partial_path(out).exists():
         return False
-    with held_signals(redeliver=True):
+    with held_signals():
         partial = Partial(out)
         if partial.published:
             partial.remove()

@@ -16,6 +16,7 @@ from types import TracebackType
 import xxhash
 
 from ..errors import OutputError
+from .files import is_inner_name
 from .identity import MergeIdentity
 from .journal import TensorRecord
 from .open_files import OpenFiles
@@ -24,7 +25,7 @@ from .owned import open_own_file, remove_tree
 from .page_cache import WriteBehind, drop
 from .partial import Partial, partial_path
 from .shards import Shard
-from .signals import held_signals
+from .signals import held_signals, safe_point
 
 
 class Sink:
@@ -65,7 +66,7 @@ class Sink:
         self._partial: Partial | None = None
         try:
             # Signals are held until `close` knows what was made.
-            with held_signals(redeliver=True):
+            with held_signals():
                 self._partial = Partial(self._out)
             check_out_dir(out_dir, overwrite=overwrite, inputs=inputs)
             self._resume_or_restart(identity, resume)
@@ -138,14 +139,13 @@ class Sink:
                 ) from error
 
     def add_file(self, name: str, data: bytes) -> None:
-        """Put a small file beside the shards, or in a folder there. Raises OutputError."""
-        parts = name.split("/")
-        if {"", ".", ".."} & {*parts} or name in {shard.file for shard in self._shards}:
+        """Put a small file beside the shards, or into a folder there (`1_Pooling/config.json`)."""
+        if not is_inner_name(name) or name in {shard.file for shard in self._shards}:
             raise ValueError(f"{name!r} is not the name of a small file")
         try:
-            for count in range(1, len(parts)):
+            for folder in reversed(list(Path(name).parents)[:-1]):
                 with suppress(FileExistsError):
-                    os.mkdir("/".join(parts[:count]), dir_fd=self._model)
+                    os.mkdir(folder, dir_fd=self._model)
             fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666, dir_fd=self._model)
             with open(fd, "wb") as stream:
                 stream.write(data)
@@ -159,7 +159,7 @@ class Sink:
     def publish(self) -> None:
         """Move the model to its place in one step. Raises OutputError unless every byte of it was written.
 
-        SIGINT and SIGTERM during that step are ignored: the model is then published.
+        SIGINT and SIGTERM are held back during that step: the model is then published.
         """
         wrong = [name for name, missing in self._missing.items() if missing]
         if wrong:
@@ -248,6 +248,7 @@ class Sink:
         if needed - there > free:
             raise self._no_space(needed - there, free)
         for shard in self._shards:
+            safe_point()  # some file systems can only reserve space by writing it
             try:
                 with self._using(shard) as file:
                     self._prepare(shard, file)
@@ -286,10 +287,13 @@ class Sink:
         )
 
     def _close_files(self) -> None:
-        self._files.close()
-        if self._model >= 0:
-            os.close(self._model)
-            self._model = -1
+        """Close all files. Raises OSError."""
+        try:
+            self._files.close()
+        finally:
+            if self._model >= 0:
+                model, self._model = self._model, -1
+                os.close(model)
 
 
 def _reserve(fd: int, size: int) -> None:

@@ -69,12 +69,6 @@ class Source:
         self._forgotten: dict[Path, Intervals] = {}
         self._lock = threading.Lock()
 
-    @property
-    def num_layers(self) -> int | None:
-        """The number of layers in config.json, None if it states none."""
-        layers = self.config.get("num_hidden_layers")
-        return layers if type(layers) is int else None
-
     def read_into(self, info: TensorInfo, start: int, view: memoryview) -> None:
         """Fill `view` with the bytes [start, start + view.nbytes) of the tensor `info`.
 

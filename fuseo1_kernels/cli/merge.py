@@ -3,33 +3,47 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import resource
-import signal
-import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from ..backends.registry import BACKENDS, first_that_runs
 from ..engine.tuning import DEFAULT_TUNING, Tuning
 from ..errors import BackendError, ConfigError, MergeError
+from ..terminal import say
 from .arguments import make_parser
-from .report import describe_plan, describe_result, list_recipe_names
+from .interruption import Interruption
+from .mixed_up import check_order
+from .report import (
+    describe_plan,
+    describe_result,
+    describe_system_error,
+    list_recipe_names,
+    print_error,
+    print_json,
+    print_lines,
+)
 
 if TYPE_CHECKING:
     from ..engine.options import MergeOptions
 
 
-def main(argv: list[str] | None = None, *, tuning: Tuning = DEFAULT_TUNING) -> int:
-    """Run the command; return the exit code: 0, 1 for a failed merge, 130 if interrupted.
+def main(
+    argv: list[str] | None = None,
+    *,
+    tuning: Tuning = DEFAULT_TUNING,
+    interruption: Interruption | None = None,
+) -> int:
+    """Run the command; return the exit code: 0, 1 for a failed merge, 130 or 143 if a signal interrupted it.
 
-    `tuning`: the engine's sizes; tests pass small ones.
+    `tuning`: the engine's sizes; tests pass small ones. `interruption`: what runs this function already.
     """
+    if interruption is None:
+        interruption = Interruption("fuseo1-merge")
+        return interruption.run(partial(main, argv, tuning=tuning, interruption=interruption))
     parser = make_parser()
     arguments = parser.parse_args(argv)
     if arguments.list_recipes:
@@ -39,23 +53,40 @@ def main(argv: list[str] | None = None, *, tuning: Tuning = DEFAULT_TUNING) -> i
     if arguments.out is None and not arguments.dry_run:
         parser.error("give OUT, the directory of the merged model")
     _allow_many_files()
+    interruption.as_json = arguments.json
+    interruption.describe = partial(_what_is_left, arguments, _inode(arguments.out))
     try:
-        with _sigterm_interrupts():
-            return _merge(arguments, tuning)
-    except MergeError as error:
-        print(f"fuseo1-merge: error: {error}", file=sys.stderr)
+        return _merge(arguments, tuning)
+    except (MergeError, OSError, UnicodeError) as error:
+        if interruption.number is not None:  # its KeyboardInterrupt became this
+            raise
+        lines = error.args if isinstance(error, MergeError) else [describe_system_error(error)]
+        print_error("fuseo1-merge", *lines, as_json=arguments.json)
         _print_resume_hint(arguments, str(error))
         return 1
-    except KeyboardInterrupt:
-        untouched = f"; nothing was written to {arguments.out}" if arguments.out is not None else ""
-        print(f"fuseo1-merge: interrupted{untouched}", file=sys.stderr)
-        _print_resume_hint(arguments, "")
-        return 130
     except MemoryError:
-        print(
-            "fuseo1-merge: error: out of memory; lower --max-memory or --threads", file=sys.stderr
-        )
+        reason = "out of memory; lower --max-memory or --threads"
+        print_error("fuseo1-merge", reason, as_json=arguments.json)
         return 1
+
+
+def _inode(out: str | None) -> tuple[int, int] | None:
+    """Return what identifies the directory at `out`; None if there is none."""
+    try:
+        status = os.stat(out or "")
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _what_is_left(arguments: argparse.Namespace, before: tuple[int, int] | None) -> list[str]:
+    """Say what an interrupted merge left, and how it goes on: `before` identifies the directory at OUT at its begin."""
+    if arguments.out is None:
+        return []
+    if _inode(arguments.out) not in (None, before):
+        return [f"{arguments.out} was complete by then"]
+    hint = _resume_hint(arguments, "")
+    return [f"nothing was written to {arguments.out}", *([hint] if hint else [])]
 
 
 def _allow_many_files() -> None:
@@ -69,13 +100,20 @@ def _merge(arguments: argparse.Namespace, tuning: Tuning) -> int:
     from ..config.load import as_config
     from ..engine import merge as engine
 
+    check_order(arguments.config, arguments.out)
     config = as_config(arguments.config)
+    if not arguments.quiet:
+        for note in arguments.ignored:
+            say(f"note: {note}")
     options = _options(arguments, tuning)
     if arguments.dry_run:
         from ..engine.dry_run import dry_run
 
         planned = dry_run(config, arguments.out, options)
-        print(json.dumps(planned.as_dict()) if arguments.json else describe_plan(planned))
+        if arguments.json:
+            print_json(planned)
+        else:
+            print_lines(describe_plan(planned))
         return 1 if planned.problems else 0
 
     progress = None
@@ -85,9 +123,9 @@ def _merge(arguments: argparse.Namespace, tuning: Tuning) -> int:
         progress = make_progress()
     result = engine.run_merge(config, arguments.out, options, progress)
     if arguments.json:
-        print(json.dumps(result.as_dict()))
+        print_json(result)
     elif not arguments.quiet:
-        print(describe_result(result))
+        print_lines(describe_result(result))
     return 0
 
 
@@ -116,16 +154,24 @@ def _options(arguments: argparse.Namespace, tuning: Tuning) -> MergeOptions:
 
 
 def _print_resume_hint(arguments: argparse.Namespace, error: str) -> None:
-    """Print how to continue the merge, unless the error is about the partial output itself."""
+    hint = _resume_hint(arguments, error)
+    if hint:
+        say(hint)
+
+
+def _resume_hint(arguments: argparse.Namespace, error: str) -> str:
+    """Return how to continue the merge; "" if there is nothing, or the error is about the partial output itself."""
     from ..checkpoint.partial import partial_path
 
-    if arguments.out is not None and not arguments.dry_run:
-        partial = partial_path(Path(os.path.realpath(arguments.out)))
-        if partial.exists() and str(partial) not in error:
-            print(
-                f"fuseo1-merge: {partial} keeps what was merged: the same command goes on from there",
-                file=sys.stderr,
-            )
+    if arguments.out is None or arguments.dry_run:
+        return ""
+    try:
+        path = partial_path(Path(os.path.realpath(arguments.out)))
+    except OSError:  # the current directory is gone
+        return ""
+    if not os.path.exists(path) or str(path) in error:
+        return ""
+    return f"fuseo1-merge: {path} keeps what was merged: the same command goes on from there"
 
 
 def _device(arguments: argparse.Namespace) -> str | None:
@@ -150,22 +196,5 @@ def _backend(arguments: argparse.Namespace, device: str | None) -> str:
     except BackendError:
         return name  # loading it raises the same error later
     for reason in reasons:
-        print(f"note: {reason}; {backend.name} is used instead", file=sys.stderr)
+        say(f"note: {reason}; {backend.name} is used instead")
     return backend.name
-
-
-@contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """Make SIGTERM end a merge as Ctrl-C does: the partial output is kept, so that the same command resumes."""
-
-    def interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)

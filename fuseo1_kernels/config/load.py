@@ -16,13 +16,15 @@ from .recipes import find_recipe, nearest_recipe
 from .schema import MergeConfig
 from .yaml_text import read_yaml, shown
 
-_MOST_BYTES = 16 << 20
-
 # Messages for missing keys.
 _REQUIRED = {
     "merge_method": f"is required: {', '.join(METHODS)}",
     "layer_range": "is required: [first, end), such as [0, 24]",
 }
+# More than any config has.
+_MOST = 16 << 20
+_WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth")
+_NAME_IT = "give a YAML file that names the model under `models`, or a recipe's name"
 # By pydantic's error type.
 _MUST_BE = {"string_type": "text", "list_type": "a list", "dict_type": "a mapping"}
 
@@ -35,36 +37,38 @@ def load_config(source: str | os.PathLike[str], text: str | None = None) -> Merg
     """
     name = os.fspath(source)
     if text is None:
-        try:
-            text = _read(name).decode("utf-8")
-        except OSError as error:
-            raise ConfigError(f"{name}: cannot be read: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            raise ConfigError(
-                f"{name}: is not a YAML file: its bytes are not UTF-8 text"
-            ) from error
+        text = _read_text(name)
     return parse_config(read_yaml(text, name), name)
 
 
-def _read(name: str) -> bytes:
-    """Return the bytes of the file `name`, or of a shell's pipe (`<(...)`). Raises ConfigError and OSError."""
+def _read_text(name: str) -> str:
+    """Return the text of the file `name`, which may be a shell's pipe, `<(...)`. Raises ConfigError."""
+    if name.endswith(_WEIGHTS):
+        raise ConfigError(f"{name}: holds weights; {_NAME_IT}")
+    try:
+        _check_kind(name, os.stat(name))  # before it is opened: that can do something to a device
+        with open(os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY), "rb") as stream:
+            _check_kind(name, os.fstat(stream.fileno()))
+            os.set_blocking(stream.fileno(), True)
+            data = stream.read(_MOST + 1)
+        if len(data) > _MOST:
+            raise ConfigError(f"{name}: is not a config: it has more than {_MOST} bytes")
+        return data.decode("utf-8")
+    except OSError as error:
+        raise ConfigError(f"{name}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{name}: is not a YAML file: its bytes are not UTF-8 text") from error
 
-    def check(status: os.stat_result) -> None:
-        if stat.S_ISDIR(status.st_mode):
-            raise ConfigError(f"{name}: is a directory; give a YAML file or a recipe's name")
-        # A pipe without a name has a writer; for that of one with a name one might wait for ever.
-        pipe = stat.S_ISFIFO(status.st_mode) and "/pipe:[" in os.path.realpath(name)
-        if not stat.S_ISREG(status.st_mode) and not pipe:
-            raise ConfigError(f"{name}: is not a file; give a YAML file or a recipe's name")
 
-    check(os.stat(name))  # to open a device can do something to it
-    with open(os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY), "rb") as stream:
-        check(os.fstat(stream.fileno()))
-        os.set_blocking(stream.fileno(), True)
-        data = stream.read(_MOST_BYTES + 1)
-    if len(data) > _MOST_BYTES:
-        raise ConfigError(f"{name}: has more than {_MOST_BYTES} bytes, too many for a config")
-    return data
+def _check_kind(name: str, status: os.stat_result) -> None:
+    """Raise ConfigError unless it is a file, or a pipe that has a writer: for that of one with a name one may wait."""
+    if stat.S_ISDIR(status.st_mode):
+        if os.path.exists(os.path.join(name, "config.json")):
+            raise ConfigError(f"{name}: is a model; {_NAME_IT}")
+        raise ConfigError(f"{name}: is a directory; give a YAML file or a recipe's name")
+    pipe = stat.S_ISFIFO(status.st_mode) and "/pipe:[" in os.path.realpath(name)
+    if not stat.S_ISREG(status.st_mode) and not pipe:
+        raise ConfigError(f"{name}: is not a file; give a YAML file or a recipe's name")
 
 
 def parse_config(data: Mapping[str, Any], name: str = "config") -> MergeConfig:
@@ -76,10 +80,10 @@ def parse_config(data: Mapping[str, Any], name: str = "config") -> MergeConfig:
     try:
         return MergeConfig.model_validate(dict(data))
     except ConfigError as error:
-        raise ConfigError(f"{name}: {error}") from error
+        raise ConfigError(f"{name}: {error.args[0]}", *error.args[1:]) from error
     except ValidationError as error:
-        problems = [_problem(detail) for detail in error.errors()]
-        raise ConfigError(f"{name}: " + "\n  ".join(problems)) from error
+        first, *others = (_problem(detail) for detail in error.errors())
+        raise ConfigError(f"{name}: {first}", *others) from error
 
 
 def _problem(detail: ErrorDetails) -> str:
@@ -106,7 +110,7 @@ def as_config(config: str | os.PathLike[str] | Mapping[str, Any] | MergeConfig) 
         return config
     if isinstance(config, Mapping):
         return parse_config(config)
-    name = os.fspath(config)
+    name = os.path.expanduser(os.fspath(config))
     text = find_recipe(name)
     # A directory with a recipe's name is most likely the recipe's output.
     if text is not None and (os.path.isdir(name) or not os.path.exists(name)):
@@ -115,4 +119,4 @@ def as_config(config: str | os.PathLike[str] | Mapping[str, Any] | MergeConfig) 
         return load_config(name)
     near = nearest_recipe(name)
     hint = f"did you mean the recipe {near}?" if near else "--list-recipes lists the recipes"
-    raise ConfigError(f"{name}: neither a file nor a recipe; {hint}")
+    raise ConfigError(f"{name or repr(name)}: neither a file nor a recipe; {hint}")

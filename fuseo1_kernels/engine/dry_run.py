@@ -11,9 +11,11 @@ from typing import Any
 
 from ..checkpoint.checksums import find_model
 from ..checkpoint.out_dir import check_out_dir, check_place, find_obstacles, some
+from ..checkpoint.out_name import check_out_name
 from ..checkpoint.partial import is_unfinished, partial_path
+from ..checkpoint.sidecar import Sidecars
 from ..config.schema import MergeConfig
-from ..errors import MergeError, counted
+from ..errors import MergeError, counted, printable
 from ..plan.fingerprint import fingerprint, merge_digest
 from ..plan.models import inputs, open_lender, open_sources
 from ..plan.plan import make_plan
@@ -70,6 +72,8 @@ def dry_run(
     options = options or MergeOptions()
     options.check_numbers()
     options.check_links()
+    if out_dir is not None:
+        check_out_name(out_dir)
     problems: list[str] = []
 
     @contextmanager
@@ -77,7 +81,7 @@ def dry_run(
         try:
             yield
         except MergeError as error:
-            problems.append(str(error))
+            problems.extend(error.args)
 
     if out_dir is not None:
         try:
@@ -109,13 +113,14 @@ def dry_run(
             # Without an executor, which is a problem already, report the memory of a merge on the CPU.
             memory, memory_notes = (executor or CpuExecutor).host_memory(plan, options)
             notes += memory_notes
-        lender, sidecars = None, {}
-        title = "" if out_dir is None else os.path.basename(os.path.realpath(out_dir))
+        lender, sidecars = None, Sidecars({}, [])
+        title = "" if out_dir is None else printable(os.path.basename(os.path.realpath(out_dir)))
         with collected():
             lender = open_lender(config, sources, stack, False, options.allow_links)
             sidecars = make_sidecars(
                 config, plan, sources, lender, title, options.copy_tokenizer, options.allow_links
             )
+        notes += sidecars.notes
         if out_dir is not None:
             out = Path(out_dir)
             unfinished = False
@@ -129,7 +134,11 @@ def dry_run(
             # A merge keeps a finished model of its own, unless the options say to start over.
             start_over = options.overwrite or not options.resume
             identity = merge_digest(fingerprint(plan, options.nonfinite))
-            if not problems and not start_over and find_model(out, identity, sidecars, plan.shards):
+            if (
+                not problems
+                and not start_over
+                and find_model(out, identity, sidecars.files, plan.shards)
+            ):
                 notes.append(f"{out}: is there already, made by this very merge")
             else:
                 with collected():

@@ -11,10 +11,13 @@ from typing import Any
 
 from ..checkpoint import checksums
 from ..checkpoint.out_dir import check_place
+from ..checkpoint.out_name import check_out_name
 from ..checkpoint.partial import finish_publishing
+from ..checkpoint.signals import held_signals, safe_point
 from ..checkpoint.sink import Sink
 from ..config.load import as_config
 from ..config.schema import MergeConfig
+from ..errors import printable
 from ..plan.fingerprint import fingerprint, merge_digest
 from ..plan.models import AllowLinks, inputs, open_lender, open_sources
 from ..plan.plan import Plan, make_plan, refuse_problems
@@ -117,6 +120,7 @@ def run_merge(
     out = check_place(out_dir)
     options.check_numbers()
     options.check_links()
+    check_out_name(out_dir)
     executor = choose_executor(options)
     options.check_surveys(config.merge_method)
     with ExitStack() as stack:
@@ -132,12 +136,12 @@ def run_merge(
         )
         refuse_problems(plan)
         lender = open_lender(config, sources, stack, allow_links=options.allow_links)
-        title = os.path.basename(os.path.realpath(out))
-        sidecars = make_sidecars(
+        title = printable(os.path.basename(os.path.realpath(out)))
+        sidecars, notes = make_sidecars(
             config, plan, sources, lender, title, options.copy_tokenizer, options.allow_links
         )
+        notes = [*plan.notes, *notes]
         identity = fingerprint(plan, options.nonfinite)
-        notes = list(plan.notes)
         start_over = options.overwrite or not options.resume
         merged = _find_finished(out, plan, merge_digest(identity), sidecars, start_over)
         if merged is not None:
@@ -148,6 +152,8 @@ def run_merge(
                 cache = stack.enter_context(
                     SurveyCache(Path(options.survey_cache), options.survey_topk)
                 )
+            # From here on a signal is heard at safe points alone: what was made is then known, and closed.
+            stack.enter_context(held_signals())
             sink = stack.enter_context(
                 Sink(
                     out,
@@ -174,9 +180,9 @@ def run_merge(
             )
             for name, data in sidecars.items():
                 sink.add_file(name, data)
-            # Close the models before publishing: a signal that arrives meanwhile finds nothing published.
             for source in sources.values():
                 source.close()
+            safe_point()
             sink.publish()
     return MergeResult(
         out_dir=str(out_dir),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import queue
 import threading
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from ..checkpoint.journal import TensorRecord
-from ..checkpoint.signals import held_signals
+from ..checkpoint.signals import safe_point
 from ..checkpoint.sink import Sink
 from ..errors import MergeError
 from ..plan.plan import Plan
@@ -18,6 +21,9 @@ from .result import Progress, fits
 from .schedule import make_units
 from .survey_cache import SurveyCache
 from .worker import Executor, MergeContext
+
+# Seconds within which a signal is answered.
+_SIGNALS_EVERY = 0.05
 
 
 @dataclass
@@ -45,7 +51,10 @@ def run_plan(
     cache: SurveyCache | None,
     progress: Progress | None,
 ) -> Merged:
-    """Merge all tensors that are not in the sink already. Raises MergeError."""
+    """Merge all tensors that are not in the sink already. Raises MergeError.
+
+    The caller holds signals back: one must not close files that a worker reads, whose descriptors could be reused.
+    """
     merged, lock, stop = Merged(), threading.Lock(), threading.Event()
     advance = progress.advance if progress else _discard
     tuning = options.tuning
@@ -83,22 +92,19 @@ def run_plan(
     threads = ThreadPoolExecutor(pool.size + read_ahead.readers, thread_name_prefix="fuseo1")
     try:
         try:
-            for _ in range(read_ahead.readers):
-                threads.submit(read_ahead.read)
-            futures = [threads.submit(work, number) for number in range(pool.size)]
-            ended, _ = wait(futures, return_when=FIRST_EXCEPTION)
-        except (
-            RuntimeError
-        ) as error:  # raised by submit; the workers' own errors are in their futures
-            raise MergeError(f"{error}; lower --threads") from error
+            try:
+                for _ in range(read_ahead.readers):
+                    threads.submit(read_ahead.read)
+                futures = [threads.submit(work, number) for number in range(pool.size)]
+            except RuntimeError as error:
+                raise MergeError(f"{error}; lower --threads") from error
+            ended = _wait(futures)
         finally:
-            # A second Ctrl-C must not close files that a worker reads: their descriptors could be reused.
-            with held_signals(redeliver=True):
-                stop.set()
-                read_ahead.close()
-                pool.stop()
-                threads.shutdown()
-                pool.close()
+            stop.set()
+            read_ahead.close()
+            pool.stop()
+            threads.shutdown()
+            pool.close()
         # Raise the first failure: it is the cause, later ones may follow from it.
         for future in sorted(ended, key=lambda f: f.exception() is None):
             future.result()
@@ -108,6 +114,24 @@ def run_plan(
         read_ahead.forget_rest()
         if progress:
             progress.close()
+
+
+def _wait(futures: Sequence[Future[None]]) -> list[Future[None]]:
+    """Return the futures that have ended, once all have or one has failed. A safe point for signals.
+
+    `concurrent.futures.wait` holds locks that a signal's exception may leave locked.
+    """
+    ends: queue.SimpleQueue[Future[None]] = queue.SimpleQueue()
+    for future in futures:
+        future.add_done_callback(ends.put)
+    ended: list[Future[None]] = []
+    while len(ended) < len(futures):
+        safe_point()
+        with suppress(queue.Empty):
+            ended.append(ends.get(timeout=_SIGNALS_EVERY))
+            if ended[-1].exception() is not None:
+                break
+    return ended
 
 
 def _discard(_nbytes: int) -> None:

@@ -8,9 +8,11 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from ..checkpoint.loader import open_source
+from ..checkpoint.other_formats import refusal
 from ..checkpoint.source import Source
 from ..config.schema import MergeConfig
 from ..errors import CheckpointError, ConfigError
+from .prefixes import different_prefixes
 
 #: Directories outside of the models to which links in them may lead.
 AllowLinks = Sequence[str | os.PathLike[str]]
@@ -52,8 +54,10 @@ def open_sources(
         first = name_by_path.setdefault(os.path.realpath(source.path), name)
         if first != name:
             raise ConfigError(f"models {first} and {name} are the same directory; name it once")
+    problems += filter(None, map(refusal, sources.values()))
+    problems += different_prefixes(sources) if not problems else ()
     if problems:
-        raise CheckpointError("\n  ".join(problems))
+        raise CheckpointError(*problems)
     return sources
 
 

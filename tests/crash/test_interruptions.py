@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import shutil
 import signal
+import subprocess
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from fuseo1_kernels import merge_checkpoints
 from support.checkpoint_files import tree
 from support.forked import Ended, Forks, let_go, wait_for
 from support.interrupted import (
+    ARGV,
     CHUNKED,
     TENSORS,
     WAYS,
@@ -25,9 +33,12 @@ from support.interrupted import (
     undisturbed,
 )
 from support.models import Family
+from support.processes import environment
 
 SEED = 20261122
+BOTH = (signal.SIGINT, signal.SIGTERM)
 INTERRUPTED = "fuseo1-merge: interrupted; nothing was written to {}\n"
+COMPLETE = "fuseo1-merge: interrupted; {} was complete by then\n"
 
 
 @pytest.fixture
@@ -37,18 +48,20 @@ def fifo(tmp_path: Path) -> Path:
     return tmp_path / "fifo"
 
 
-def check_interrupted(ended: Ended, place: Place) -> None:
-    """It ended well, or left OUT as it was; what was complete is kept, and nothing else."""
-    assert "Traceback" not in ended.err
-    if ended.code == 0:
+def check_interrupted(ended: Ended, place: Place, *numbers: int) -> None:
+    """One message and exit code, of one of these signals; OUT is whole or as it was, and what was complete is kept."""
+    assert ended.code in {128 + number for number in numbers}, ended
+    if place.is_published(killed=False):
+        assert ended.err == COMPLETE.format(place.out)
         assert alone(place.out) == place.expected
         return
-    assert ended.code == 130, ended
-    assert not place.is_published(killed=False)
     interrupted = INTERRUPTED.format(place.out)
+    if ended.err == "fuseo1-merge: interrupted\n":  # before the command line was read
+        interrupted = ended.err
     if journaled(place.out):
         kept = f"{partial_of(place.out)} keeps what was merged: the same command goes on"
-        assert ended.err.startswith(interrupted) and kept in ended.err
+        assert ended.err.startswith(f"{interrupted}fuseo1-merge: {kept}"), ended
+        assert ended.err.count("\n") == 2
     else:
         assert ended.err == interrupted
         if place.overwrite:
@@ -67,20 +80,125 @@ def test_a_signal_at_every_call(way: str, forks: Forks, small: Family, expected:
     calls = Place(forks, small, f"{way} whole", way, expected).run(("count",)).calls
     assert len(calls) > 50
     publication = next(i for i, call in enumerate(calls) if call.endswith(".partial/model"))
-    codes = []
+    published = []
     for nth in range(1, len(calls) + 1):
         if way != "new" and nth < publication and nth % 3:
             continue
-        number = (signal.SIGINT, signal.SIGTERM)[nth % 2]
+        number = BOTH[nth % 2]
         place = Place(forks, small, f"{way} {nth}", way, expected)
         ended = place.run(("count", nth, "kill", number))
-        codes.append(ended.code)
-        check_interrupted(ended, place)
+        published.append(place.is_published(killed=False))
+        check_interrupted(ended, place, number)
     # Once the step into place has begun it is finished.
-    assert codes[0] == 130 and codes[-1] == 0
+    assert not published[0] and published[-1] and published == sorted(published)
 
 
-def test_signals_at_random_times(forks: Forks, tmp_path: Path, fifo: Path) -> None:
+@pytest.mark.parametrize("points", [24, pytest.param(400, marks=pytest.mark.slow)])
+def test_several_signals_at_any_call_of_python(
+    points: int, forks: Forks, small: Family, expected: Tree
+) -> None:
+    """Inside locks, imports, context managers: the first ends the merge, the others do nothing."""
+    whole = Place(forks, small, "counted", "new", expected).run(("signals_at", 0, (), 0))
+    calls, rng = int(whole.calls[0]), random.Random(SEED)
+    for point in range(points):
+        numbers = rng.choices(BOTH, k=3)
+        place = Place(forks, small, f"call {points} {point}", "new", expected)
+        ended = place.run(("signals_at", (point + rng.random()) / points, numbers, calls))
+        if ended.code:  # the command had not ended
+            check_interrupted(ended, place, *numbers)
+
+
+@pytest.mark.parametrize("processes", [4, pytest.param(100, marks=pytest.mark.slow)])
+def test_several_signals_to_a_process(
+    processes: int, forks: Forks, small: Family, expected: Tree
+) -> None:
+    """From the import of its first module until after its exit, at random times."""
+    rng = random.Random(SEED)
+    for number in range(processes):
+        place = Place(forks, small, f"process {processes} {number}", "new", expected)
+        read, write = os.pipe()
+        code = (
+            f"import os, runpy; os.write({write}, b'.'); "
+            "runpy.run_module('fuseo1_kernels.merge', run_name='__main__', alter_sys=True)"
+        )
+        child = subprocess.Popen(
+            [sys.executable, "-c", code, *map(str, (small.config, place.out, *ARGV))],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(),
+            pass_fds=[write],
+        )
+        os.read(read, 1)
+        # The package itself comes before the first that answers signals.
+        time.sleep(0.02 + rng.uniform(0, 0.5))
+        numbers = rng.choices(BOTH, k=4)
+        for signal_number in numbers:
+            child.send_signal(signal_number)
+            time.sleep(rng.choice((0, 0.001, 0.02)))
+        out, err = child.communicate(timeout=60)
+        os.close(read)
+        os.close(write)
+        if child.returncode:
+            # Between the merge and its process's end, and in the first import, nothing is known of OUT.
+            assert child.returncode in (130, 143) and err.count("interrupted") == 1, err
+            assert "Traceback" not in err and "Exception" not in err, err
+        else:
+            assert err == "" and alone(place.out) == expected
+        assert place.out.exists() or not out or "error" in json.loads(out)
+
+
+class Signals:
+    """A progress that sends signals, from a worker's thread, when the merge has begun."""
+
+    def __init__(self, *numbers: int) -> None:
+        self.numbers = list(numbers)
+
+    def start(self, title: str, total_bytes: int) -> None:
+        pass
+
+    def advance(self, nbytes: int) -> None:
+        while self.numbers:
+            os.kill(os.getpid(), self.numbers.pop())
+        time.sleep(0.1)
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_programs_own_handlers(small: Family, tmp_path: Path) -> None:
+    """What they raise comes out of `merge_checkpoints`, and they are there afterwards; if they do not, it goes on."""
+    out, heard = tmp_path / "new" / "out", []
+
+    def remember(number: int, _frame: object) -> None:
+        heard.append(number)
+
+    def merged(handler: Any, *numbers: int, thread: bool = False) -> bool:
+        before = {number: signal.signal(number, handler) for number in BOTH}
+        try:
+            arguments = (str(small.config), out)
+            if thread:
+                with ThreadPoolExecutor(1) as pool:
+                    return bool(pool.submit(merge_checkpoints, *arguments).result(60))
+            merge_checkpoints(*arguments, progress=Signals(*numbers))
+            return True
+        except KeyboardInterrupt:
+            return False
+        finally:
+            for number, own in before.items():
+                assert signal.signal(number, own) is handler
+
+    assert not merged(signal.default_int_handler, *BOTH, *BOTH)
+    assert not out.parent.exists()
+    assert merged(remember, signal.SIGINT, signal.SIGTERM) and sorted(heard) == sorted(BOTH)
+    shutil.rmtree(out)
+    assert merged(signal.SIG_IGN, *BOTH)
+    shutil.rmtree(out)
+    assert merged(signal.default_int_handler, thread=True)
+
+
+@pytest.mark.parametrize("merges", [4, pytest.param(24, marks=pytest.mark.slow)])
+def test_signals_at_random_times(merges: int, forks: Forks, tmp_path: Path, fifo: Path) -> None:
     print(f"seed {SEED}")
     rng = random.Random(SEED)
     family = large_family(tmp_path)
@@ -100,17 +218,20 @@ def test_signals_at_random_times(forks: Forks, tmp_path: Path, fifo: Path) -> No
     whole = time.monotonic() - began
 
     interrupted = 0
-    for number in range(1, 13):
+    for number in range(1, merges + 1):
         place, delay = start(number)
         child = place.start(*slow)
         wait_for(fifo)
         time.sleep(delay)
-        child.signal(rng.choice([signal.SIGINT, signal.SIGTERM]))
+        numbers = rng.choices(BOTH, k=2)
+        for sent in numbers:
+            child.signal(sent)
         ended = child.wait()
         print(f"merge {number}: {delay:.3f} s, exit code {ended.code}")
-        interrupted += ended.code == 130
-        check_interrupted(ended, place)
-    assert interrupted >= 6
+        interrupted += ended.code != 0
+        if ended.code:
+            check_interrupted(ended, place, *numbers)
+    assert interrupted >= merges // 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -125,10 +246,9 @@ def test_a_merge_stops_at_once(number: signal.Signals, forks: Forks, tmp_path: P
     assert chunks > 2
     place = Place(forks, family, "stopped", "new", expected, argv)
     ended = place.run(("slowly", 3e7, 0), ("count", writes[0], "kill", number))
-    assert ended.code == 130
     # The worker may have begun the next chunk when the main thread heard of it.
     assert sum(call.startswith("pwritev") for call in ended.calls) <= 2
-    check_interrupted(ended, place)
+    check_interrupted(ended, place, number)
 
 
 def test_a_second_ctrl_c(forks: Forks, small: Family, expected: Tree, fifo: Path) -> None:
@@ -147,9 +267,8 @@ def test_a_second_ctrl_c(forks: Forks, small: Family, expected: Tree, fifo: Path
     child.signal(signal.SIGINT)
     let_go(fifo)
     ended = child.wait()
-    assert ended.code == 130
     assert journaled(place.out) == TENSORS - 1
-    check_interrupted(ended, place)
+    check_interrupted(ended, place, signal.SIGINT)
 
 
 # --- two merges, one OUT -----------------------------------------------------------------

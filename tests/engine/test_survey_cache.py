@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,13 @@ from fuseo1_kernels.engine.survey_cache import MARK, SurveyCache
 from fuseo1_kernels.errors import MergeError
 from fuseo1_kernels.methods.sce import Sce
 from fuseo1_kernels.plan.job import Input, Job
+from support.engine_runs import MIB
+from support.engine_runs import merge as run_merge
 from support.models import Family, base_state, make_family, tuned, weights
 from support.processes import done, merge_json, run
 from support.sabotage import CHANGES
 from support.tensors import BF16
-from support.tuning import current, tune
-
-MIB = 1 << 20
+from support.tuning import tune
 
 
 @pytest.fixture(scope="module")
@@ -45,32 +45,21 @@ def merge(
     family: Family, out: str, select_topk: float, variant: str, **options: Any
 ) -> MergeResult:
     family.configure(parameters={"select_topk": select_topk, "variant": variant})
-    return merge_checkpoints(
-        family.config,
-        family.home / out,
-        max_memory=64 * MIB,
-        overwrite=True,
-        tuning=current(),
-        **options,
-    )
+    return run_merge(family, out, max_memory=64 * MIB, overwrite=True, **options)
 
 
 @pytest.fixture
 def surveyed(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The values of select_topk for which something was surveyed."""
     seen: list[float] = []
-    whole, streamed = CpuBackend.survey, CpuBackend.surveyor
+    for name, place in (("survey", 2), ("surveyor", 3)):
+        whole = getattr(CpuBackend, name)
 
-    def survey(self, inputs, select_topk, *rest, **lent):  # type: ignore[no-untyped-def]
-        seen.append(select_topk)
-        return whole(self, inputs, select_topk, *rest, **lent)
+        def counted(*given: Any, whole: Any = whole, place: int = place, **lent: Any) -> Any:
+            seen.append(given[place])
+            return whole(*given, **lent)
 
-    def surveyor(self, targets, numel, select_topk, *rest):  # type: ignore[no-untyped-def]
-        seen.append(select_topk)
-        return streamed(self, targets, numel, select_topk, *rest)
-
-    monkeypatch.setattr(CpuBackend, "survey", survey)
-    monkeypatch.setattr(CpuBackend, "surveyor", surveyor)
+        monkeypatch.setattr(CpuBackend, name, counted)
     return seen
 
 
@@ -151,25 +140,24 @@ def test_what_changed_is_surveyed_anew(tmp_path: Path, surveyed: list[float]) ->
     assert surveys_of_a_merge(models=models) == 0
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "garbage", "other"])
-def test_a_damaged_cache(damage: str, tmp_path: Path, surveyed: list[float]) -> None:
+@pytest.mark.parametrize(
+    ("damage", "bad", "lost"),
+    [
+        (lambda data: data[:-10], 1, 1),
+        (lambda data: data.replace(b'"selected":8', b'"selected":9', 1), 1, 1),
+        (lambda data: MARK + b"\xff" * 1000, 1, 39),
+        (lambda data: data + b"0123456789abcdef {}\n[]", 2, 0),
+    ],
+)
+def test_a_damaged_cache(
+    damage: Callable[[bytes], bytes], bad: int, lost: int, tmp_path: Path, surveyed: list[float]
+) -> None:
     family, cache = make_family(tmp_path), tmp_path / "cache"
     merge_checkpoints(family.config, family.out, survey_cache=cache)
     first = weights(family.out)
     file = cache / "surveys"
-    data = bytearray(file.read_bytes())
-    if damage == "cut":
-        data = data[:-10]
-    elif damage == "flip":
-        data[len(data) // 2] ^= 1
-    elif damage == "garbage":
-        data = bytearray(MARK + b"\xff" * 1000)
-    else:
-        data += b"0123456789abcdef {}\n[]"
-    file.write_bytes(data)
+    file.write_bytes(damage(file.read_bytes()))
     surveyed.clear()
-    lost = {"cut": 1, "flip": 1, "garbage": len(family.states[0]), "other": 0}[damage]
-    bad = {"cut": 1, "flip": 1, "garbage": 1, "other": 2}[damage]
     for expected in (lost, 0):
         said = merge_checkpoints(family.config, family.out, survey_cache=cache, overwrite=True)
         [note] = [note for note in said.notes if "surveyed anew" in note]

@@ -203,19 +203,25 @@ def test_weights_that_the_merge_did_not_write(model: Path) -> None:
     assert "model.safetensors: is used as weights, but was not written by the merge" in problem
 
 
+NO_FILES: tuple[Any, ...] = ([], {"a": 1}, {"a": {}})
+NOTHING: dict[str, Any] = {
+    "algorithm": "xxh3_128",
+    "options": {},
+    "files": {},
+    "shards": {},
+    "tensors": {},
+}
+
+
 @pytest.mark.parametrize(
     "content",
     [
-        b"",
-        b"{}",
-        b'{"algorithm": "md5"}',
-        b'{"algorithm": "xxh3_128", "options": {}, "files": [], "shards": {}, "tensors": {}}',
-        b'{"algorithm": "xxh3_128", "options": {}, "files": {"a": 1}, "shards": {}, "tensors": {}}',
-        b'{"algorithm": "xxh3_128", "options": {}, "files": {"a": {}}, "shards": {}, "tensors": {}}',
+        *("", "{}", '{"algorithm": "md5"}'),
+        *(json.dumps(NOTHING | {"files": files}) for files in NO_FILES),
     ],
 )
-def test_checksums_that_are_none(content: bytes, model: Path) -> None:
-    (model / checksums.FILE).write_bytes(content)
+def test_checksums_that_are_none(content: str, model: Path) -> None:
+    (model / checksums.FILE).write_text(content)
     with pytest.raises(CheckpointError, match=checksums.FILE):
         verify_model(model)
 
@@ -230,42 +236,32 @@ def test_names_that_lead_out_of_the_model(model: Path) -> None:
         verify_model(model)
 
 
-def test_no_checksums(made: Family) -> None:
-    with pytest.raises(CheckpointError, match="is missing; only models merged by fuseo1-kernels"):
-        verify_model(made.base)
-
-
-def test_no_model_at_all(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError) as caught:
-        verify_model(tmp_path / "none")
-    assert str(caught.value) == f"{tmp_path / 'none'}: no such directory"
-
-
-def test_an_unfinished_merge(tmp_path: Path) -> None:
+def test_what_is_no_merged_model(made: Family, tmp_path: Path) -> None:
     partial = tmp_path / "model.partial"
     partial.mkdir()
-    with pytest.raises(CheckpointError, match="is missing; only models merged"):
-        verify_model(partial)
+    for path in (made.base, partial):
+        with pytest.raises(CheckpointError, match="is missing; only models merged by fuseo1"):
+            verify_model(path)
     (partial / "journal").touch()
-    with pytest.raises(CheckpointError) as caught:
-        verify_model(partial)
-    assert str(caught.value) == f"{partial}: an unfinished merge; give the merge command again"
+    for path, said in (
+        (partial, "an unfinished merge; give the merge command again"),
+        (tmp_path / "none", "no such directory"),
+    ):
+        with pytest.raises(CheckpointError) as caught:
+            verify_model(path)
+        assert str(caught.value) == f"{path}: {said}"
 
 
 # --- against the sources -----------------------------------------------------------------
 
 
-def test_all_tensors_again(made: Family) -> None:
-    result = verify_model(made.out, recompute=None)
-    assert result.problems == ()
-    assert set(result.recomputed) == set(made.states[0])
-
-
-def test_a_sample_of_them(made: Family) -> None:
+def test_a_sample_of_tensors_or_all(made: Family) -> None:
     samples = [set(verify_model(made.out, recompute=5, seed=s).recomputed) for s in (0, 0, 1)]
     assert all(len(sample) == 5 for sample in samples)
     assert samples[0] == samples[1] != samples[2]
-    assert len(verify_model(made.out, recompute=1000).recomputed) == len(made.states[0])
+    for recompute in (1000, None):
+        result = verify_model(made.out, recompute=recompute)
+        assert result.problems == () and set(result.recomputed) == set(made.states[0])
 
 
 @pytest.mark.parametrize("options", [{"crop_embeddings": True}, {"nonfinite": "propagate"}])
@@ -274,7 +270,8 @@ def test_options_that_the_config_does_not_tell(options: dict[str, Any], tmp_path
     other = tuned(base_state(vocab=260), 1)
     bad = tuned(base, 1)
     bad["model.norm.weight"][3] = torch.nan
-    family = make_family(tmp_path, [base, other if "crop_embeddings" in options else bad])
+    states = [base, other if "crop_embeddings" in options else bad]
+    family = make_family(tmp_path, states, tokenizer={})
     merge_checkpoints(family.config, family.out, **options)
     assert verify_model(family.out, recompute=None).problems == ()
 
@@ -341,12 +338,12 @@ def test_exit_codes_and_words(
     assert json.loads(capsys.readouterr().out)["problems"]
     assert main([str(made.base)]) == 1
     assert capsys.readouterr().err.startswith("fuseo1-verify: error: ")
-
-
-def test_one_is_no_plural(made: Family, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flip(model / "config.json", 3)
     assert main([str(model)]) == 1
-    assert ": 1 problem (" in capsys.readouterr().out
+    assert ": 1 problem (" in capsys.readouterr().out  # one is no plural
+    for count in ("-1", "some", "1.5"):
+        with pytest.raises(SystemExit):
+            main(["model", "--recompute", count])
+        assert "neither a number of tensors nor `all`" in capsys.readouterr().err
 
 
 def test_the_command_has_the_name_that_it_says(capsys: pytest.CaptureFixture[str]) -> None:
@@ -356,13 +353,6 @@ def test_the_command_has_the_name_that_it_says(capsys: pytest.CaptureFixture[str
     project = (ROOT / "pyproject.toml").read_text()
     assert 'fuseo1-merge = "fuseo1_kernels.merge:main"\n' in project
     assert 'fuseo1-verify = "fuseo1_kernels.verify:main"\n' in project
-
-
-@pytest.mark.parametrize("count", ["-1", "some", "1.5"])
-def test_counts_that_are_none(count: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["model", "--recompute", count])
-    assert "neither a number of tensors nor `all`" in capsys.readouterr().err
 
 
 def test_as_a_module_without_torch(made: Family) -> None:

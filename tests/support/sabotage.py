@@ -8,9 +8,11 @@ import fcntl
 import io
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from support import tuning
@@ -93,6 +95,34 @@ def _changing_calls() -> list[tuple[Any, str, Callable[..., bool]]]:
         (fcntl, "flock", always),
         (partial, "_rename_exchange", always),
     ]
+
+
+def signals_at(share: float, numbers: Sequence[int], calls: int) -> None:
+    """Send these signals to oneself where the main thread makes the call of Python code at this share of `calls`.
+
+    They are counted from where signals are answered. With `calls` = 0 their number is written to the log.
+    """
+    made, answered = 0, False
+
+    def trace(frame: FrameType, event: str, _arg: Any) -> None:
+        nonlocal made, answered
+        answered = answered or (event, frame.f_code.co_name) == ("return", "_install")
+        if event == "call" and answered:
+            made += 1
+            if made == 1 + int(share * calls):
+                for number in numbers:
+                    os.kill(os.getpid(), number)
+
+    if not calls:
+        exits = os._exit
+
+        def leave(code: int) -> None:
+            sys.setprofile(None)
+            Path(log_file).write_text(f"{made}\n")
+            exits(code)
+
+        _patch(os, "_exit", leave)
+    sys.setprofile(trace)
 
 
 def kill_after(tensors: int) -> None:

@@ -17,7 +17,7 @@ from ...backends.results import SurveyResult
 from ...checkpoint.source import read_all
 from ...methods.rule import ByColumn, Rule, learn
 from ...plan.job import Input, Job
-from ..nonfinite import counted_inputs
+from ..nonfinite import JobGuard, counted_inputs
 from ..worker import MergeContext, unchanging
 from .memory import LINE, MOST_COLUMNS, column_bytes
 
@@ -64,7 +64,7 @@ class ColumnMerger:
             return self._merge_slabs(job, rule)
 
     def _merge_slabs(self, job: Job, rule: ByColumn) -> int:
-        passes = 0
+        passes, guard = 0, self._context.guard(job)
         output = _Block.of(self._out, job.dtype, job.numel)
         for first, width in _slabs(rule.columns, self._width(job, rule)):
             inputs, end = self._read_slab(job, rule, first, width)
@@ -72,7 +72,8 @@ class ColumnMerger:
             for start in range(0, rule.rows * width, rule.rows):
                 self._context.check_stop()
                 column = [x.part(start, rule.rows) for x in inputs]
-                learned = self._merge(job, rule.rule, column, merged.array.part(start, rule.rows))
+                out = merged.array.part(start, rule.rows)
+                learned = self._merge(job, rule.rule, column, out, guard)
                 passes = max([passes, *(survey.passes for survey in learned)])
             for row in range(rule.rows):
                 start = row * rule.columns + first
@@ -121,10 +122,9 @@ class ColumnMerger:
                 read_all(fd, start, x.info, view[number * piece : (number + 1) * piece])
 
     def _merge(
-        self, job: Job, rule: Rule, inputs: Sequence[Array], out: Array
+        self, job: Job, rule: Rule, inputs: Sequence[Array], out: Array, guard: JobGuard
     ) -> list[SurveyResult]:
         """Merge one column; return its surveys."""
-        guard = self._context.guard(job)
         learned = learn(rule, partial(self._survey, inputs), guard.check_survey)
         written = self._backend.fuse(inputs, rule.params(learned), out, 0, self._threads())
         guard.check_output(written, learned, lambda: self._count_nonfinite(job, inputs))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from ...backends.interface import GpuBackend
 from ...errors import BackendError, MergeError, counted
-from ...methods.rule import ByColumn
+from ...methods.rule import ByColumn, Copied
 from ...methods.sce import Sce
 from ...plan.job import Job
 from ...plan.plan import Plan
@@ -96,7 +96,7 @@ def plan_gpu_memory(
     context = _context_size(
         threads, len(devices), host, region, workspace, max_memory, options.tuning.slot
     )
-    if not all(isinstance(job.rule, Sce) for job in plan.jobs):
+    if not all(isinstance(job.rule, Sce | Copied) for job in plan.jobs):
         # Blocking ops allocate their workspace through torch.
         context = replace(context, workspace_bytes=0, torch_bytes=workspace)
     return MemoryPlan(context, reasons, cpu_memory, len(devices))
@@ -152,6 +152,9 @@ def _workspaces(
     workspaces: dict[str, int] = {}
     reasons: dict[str, str] = {}
     for job in plan.jobs:
+        if isinstance(job.rule, Copied):
+            reasons[job.name] = "integers are copied"
+            continue
         if isinstance(job.rule, ByColumn):
             reasons[job.name] = "nothing is merged by columns on a GPU"
             continue
