@@ -121,12 +121,11 @@ class Journal:
 
     def _load(self, file: Path) -> None:
         data = bytearray()
-        while len(data) <= _MOST_BYTES and (
-            piece := os.pread(self._fd, 1 << 20, len(MARK) + len(data))
-        ):
+        size = os.fstat(self._fd).st_size
+        while size <= _MOST_BYTES and (piece := os.pread(self._fd, 1 << 20, len(MARK) + len(data))):
             data += piece
         try:
-            if len(data) > _MOST_BYTES:
+            if size > _MOST_BYTES:
                 raise ValueError(f"{file}: has more than {_MOST_BYTES} bytes")
             for number, text in intact_lines(bytes(data)):
                 try:

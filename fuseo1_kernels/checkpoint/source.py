@@ -158,7 +158,11 @@ class Source:
             return _OpenFile(fd, sequential, self._forgotten.setdefault(file, Intervals()))
 
     def _check(self, file: Path, fd: int) -> None:
-        if not self.files[file].is_same(FileIdentity.of(os.fstat(fd))):
+        try:
+            found = FileIdentity.of(os.fstat(fd))
+        except OSError as error:
+            raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from error
+        if not self.files[file].is_same(found):
             raise CheckpointError(f"{file}: the file changed since its header was read; {_AGAIN}")
 
 

@@ -18,6 +18,8 @@ from ..version import __version__
 from .kept_surveys import decode_surveys, encode_survey, fits
 
 _FILE = "surveys"
+# Surveys are kept in memory.
+_MOST_BYTES = 1 << 30
 
 #: The file begins with this line: a file without it is no survey cache.
 MARK = b"fuseo1-kernels surveys\n"
@@ -126,6 +128,10 @@ def _open(file: Path) -> int:
 def _read(fd: int, file: Path) -> bytes:
     """Return the records in the file, which ends with a whole line then. Raises OutputError."""
     try:
+        if os.fstat(fd).st_size > _MOST_BYTES:
+            raise OutputError(
+                f"{file}: has more than {_MOST_BYTES} bytes; delete it or choose another directory"
+            )
         with open(fd, "rb", closefd=False) as stream:
             data = stream.read()
         mark = data[: len(MARK)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -141,23 +141,22 @@ def test_what_changed_is_surveyed_anew(tmp_path: Path, surveyed: list[float]) ->
 
 
 @pytest.mark.parametrize(
-    ("damage", "lost", "bad"),
+    ("damage", "bad", "lost"),
     [
         (lambda data: data[:-10], 1, 1),
         (lambda data: data.replace(b'"selected":8', b'"selected":9', 1), 1, 1),
-        (lambda data: b"\xff" * 1000, 39, 1),
-        (lambda data: data + b"0123456789abcdef {}\n[]", 0, 2),
+        (lambda data: MARK + b"\xff" * 1000, 1, 39),
+        (lambda data: data + b"0123456789abcdef {}\n[]", 2, 0),
     ],
 )
 def test_a_damaged_cache(
-    damage: Any, lost: int, bad: int, tmp_path: Path, surveyed: list[float]
+    damage: Callable[[bytes], bytes], bad: int, lost: int, tmp_path: Path, surveyed: list[float]
 ) -> None:
     family, cache = make_family(tmp_path), tmp_path / "cache"
     merge_checkpoints(family.config, family.out, survey_cache=cache)
     first = weights(family.out)
     file = cache / "surveys"
-    lines = file.read_bytes().removeprefix(MARK)
-    file.write_bytes(MARK + damage(lines))
+    file.write_bytes(damage(file.read_bytes()))
     surveyed.clear()
     for expected in (lost, 0):
         said = merge_checkpoints(family.config, family.out, survey_cache=cache, overwrite=True)
@@ -280,8 +279,7 @@ def test_a_survey_that_cannot_be(field: str, tmp_path: Path, surveyed: list[floa
     record = json.loads(first.partition(b" ")[2])
     for value in IMPOSSIBLE[field]:
         survey = record["survey"] | {field: value}
-        line = encode_record(record | {"survey": survey})
-        file.write_bytes(b"".join([mark, line, *others]))
+        file.write_bytes(mark + encode_record(record | {"survey": survey}) + b"".join(others))
         surveyed.clear()
         assert any("1 kept survey could not be used" in note for note in merge()), value
         assert len(surveyed) == 1 and weights(family.out) == expected
