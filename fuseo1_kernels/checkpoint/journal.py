@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import OutputError
+from .files import close_quietly
 from .records import decode_records, encode_record
 
 _IDENTITY, _TENSORS, _PUBLISHING = "identity", "tensors", "publishing"
@@ -81,8 +82,8 @@ class Journal:
     def close(self) -> None:
         """Release the lock. Idempotent."""
         if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+            fd, self._fd = self._fd, -1
+            close_quietly(fd)  # what the next run needs it checks
 
     def _append(self, record: dict[str, Any]) -> None:
         line = encode_record(record)
@@ -115,6 +116,6 @@ def _open_locked(file: Path) -> int:
             if os.fstat(fd).st_nlink > 0:
                 return fd
         except BaseException:
-            os.close(fd)
+            close_quietly(fd)
             raise
-        os.close(fd)
+        close_quietly(fd)

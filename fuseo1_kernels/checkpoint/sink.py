@@ -7,6 +7,7 @@ import os
 import shutil
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -170,7 +171,8 @@ class Sink:
 
     def close(self) -> None:
         """Keep completed tensors, or remove everything if there are none. Idempotent."""
-        self._close_files()
+        with suppress(OSError):  # what the next run goes on from is checked
+            self._close_files()
         partial, self._partial = self._partial, None
         if partial is not None:
             partial.leave()
@@ -255,8 +257,10 @@ class Sink:
         )
 
     def _close_files(self) -> None:
-        while self._files:
-            os.close(self._files.popitem()[1].fd)
+        """Close all files. Raises the last OSError."""
+        with ExitStack() as stack:
+            while self._files:
+                stack.callback(os.close, self._files.popitem()[1].fd)
 
 
 def _reserve(fd: int, size: int) -> None:

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from ..errors import CheckpointError
-from .files import open_regular
+from .files import close_quietly, open_regular
 from .header import TensorInfo
 from .identity import FileIdentity
 from .intervals import Intervals
@@ -89,7 +89,7 @@ class Source:
         Called after a tensor was read, it guarantees that all of its bytes are of that version.
         """
         opened = self._open(file)
-        status = os.fstat(opened.fd)
+        status = _status(opened.fd, file)
         # A time of modification can be reset, a time of change cannot. But that changes too when a file is unlinked
         # or its name is given to another, although its content stays.
         touched = status.st_ctime_ns != opened.ctime_ns and status.st_nlink == opened.links
@@ -129,8 +129,8 @@ class Source:
                 # The kernel reads further ahead than asked, so some forgotten bytes came back.
                 for begin, end in self._forgotten.get(path, ()):
                     drop(file.fd, begin, end - begin)
-                os.close(file.fd)
-                os.close(file.sequential)
+                close_quietly(file.fd)
+                close_quietly(file.sequential)
 
     def __enter__(self) -> Source:
         return self
@@ -148,8 +148,8 @@ class Source:
             if file not in self._open_files:
                 with ExitStack() as opened:
                     fd, sequential = (_open_for_reading(file, opened) for _ in range(2))
-                    status = os.fstat(fd)
-                    for found in (status, os.fstat(sequential)):
+                    status = _status(fd, file)
+                    for found in (status, _status(sequential, file)):
                         if FileIdentity.of(found) != self.files[file]:
                             raise _changed(file)
                     advise(sequential, 0, 0, os.POSIX_FADV_SEQUENTIAL)
@@ -162,8 +162,15 @@ class Source:
 
 def _open_for_reading(file: Path, opened: ExitStack) -> int:
     fd = open_regular(file)
-    opened.callback(os.close, fd)
+    opened.callback(close_quietly, fd)
     return fd
+
+
+def _status(fd: int, file: Path) -> os.stat_result:
+    try:
+        return os.fstat(fd)
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from error
 
 
 def read_all(fd: int, begin: int, info: TensorInfo, data: memoryview) -> None:

@@ -149,7 +149,7 @@ def _resume_hint(arguments: argparse.Namespace, error: str) -> str:
     if arguments.out is None or arguments.dry_run:
         return ""
     path = partial_path(Path(os.path.realpath(arguments.out)))
-    if not path.exists() or str(path) in error:
+    if not os.path.exists(path) or str(path) in error:
         return ""
     return f"fuseo1-merge: {path} keeps what was merged: the same command goes on from there"
 

@@ -13,7 +13,7 @@ from ..checkpoint.checksums import find_model
 from ..checkpoint.out_dir import check_out_dir, find_obstacles
 from ..checkpoint.partial import partial_path
 from ..config.schema import MergeConfig
-from ..errors import MergeError
+from ..errors import MergeError, worded_os_errors
 from ..plan.fingerprint import digest, fingerprint
 from ..plan.models import directories, open_lender, open_sources
 from ..plan.plan import make_plan
@@ -52,6 +52,7 @@ class DryRun:
         return asdict(self)
 
 
+@worded_os_errors("the plan")
 def dry_run(
     config: MergeConfig,
     out_dir: str | os.PathLike[str] | None,

@@ -23,7 +23,7 @@ from ..checkpoint.layout import find_weights
 from ..checkpoint.loader import open_source
 from ..checkpoint.source import Source
 from ..config.load import as_config
-from ..errors import CheckpointError, counted
+from ..errors import CheckpointError, counted, worded_os_errors
 from ..plan.job import Job
 from ..plan.models import open_sources
 from ..plan.plan import make_plan, refuse_problems
@@ -64,6 +64,7 @@ class VerifyResult:
         return asdict(self)
 
 
+@worded_os_errors("the check")
 def verify_model(
     directory: str | os.PathLike[str],
     *,
