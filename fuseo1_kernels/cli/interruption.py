@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -49,7 +50,8 @@ class Interruption:
             # Other code may make another exception of the signal's.
             if self.number is None and not isinstance(error, KeyboardInterrupt):
                 raise
-            print(f"{self._program}: interrupted{self.describe()}", file=sys.stderr)
+            with suppress(OSError, ValueError):  # nobody listens
+                print(f"{self._program}: interrupted{self.describe()}", file=sys.stderr)
             code = 128 + (self.number or signal.SIGINT)
         finally:
             sys.unraisablehook = self._unraisable
@@ -89,7 +91,8 @@ class Interruption:
         time.sleep(_PATIENCE)
         if not self._ended:
             text = f"{self._program}: interrupted, without waiting for what does not end\n"
-            os.write(2, text.encode())
+            with suppress(OSError):
+                os.write(2, text.encode())
         os._exit(code)
 
 
