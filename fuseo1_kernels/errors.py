@@ -7,7 +7,13 @@ from contextlib import contextmanager
 
 
 class MergeError(Exception):
-    """Base class of the errors for invalid input and for merges that fail."""
+    """Base class of the errors for invalid input and for merges that fail.
+
+    The arguments are the message's lines: the first, and further ones, such as one for each of several problems.
+    """
+
+    def __str__(self) -> str:
+        return "\n  ".join(map(str, self.args))
 
 
 class ConfigError(MergeError):

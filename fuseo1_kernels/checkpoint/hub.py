@@ -9,11 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import CheckpointError
+from .companions import OTHER_FOLDERS
 from .layout import CONFIG, FORMATS, find_weights
 
-#: Files that are fetched beside the weights, from the top folder only: configuration, tokenizer,
-#: chat template.
-SMALL_FILES = ("*.json", "*.txt", "*.jinja", "*.model")
+#: Files that are fetched beside the weights: configuration, tokenizer, chat templates, code, the card and license.
+SMALL_FILES = (
+    *("*.json", "*.txt", "*.jinja", "*.model", "*.tiktoken", "*.spm", "*.bpe", "*.codes", "*.py"),
+    *("README.md", "LICENSE*", "NOTICE*"),
+)
 
 _HUB_ID = re.compile(
     r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>(?!.*\.\.)\w[\w./-]*))?", re.ASCII
@@ -31,6 +34,15 @@ def split_hub_id(model: str) -> tuple[str, str] | None:
     return (match["repo"], match["revision"] or "main") if match else None
 
 
+def repo_of_snapshot(path: Path) -> str | None:
+    """Return the hub id of the model whose snapshot in the hub's cache is `path`; None for any other directory."""
+    path = Path(os.path.realpath(path))
+    kind, _, repo = path.parent.parent.name.partition("--")
+    if path.parent.name != "snapshots" or kind != "models":
+        return None
+    return repo.replace("--", "/") if split_hub_id(repo.replace("--", "/")) else None
+
+
 def resolve(
     model: str, progress: bool = True, *, weights: bool = True, download: bool = True
 ) -> Path:
@@ -40,7 +52,7 @@ def resolve(
     HF_HUB_OFFLINE=1, or without `download`, the cache must hold everything. With `weights=False`
     only the small files are needed. Raises CheckpointError.
     """
-    path = Path(model)
+    path = Path(os.path.expanduser(model))
     try:
         if model and path.is_dir():  # Path("") would be the current directory
             return path
@@ -64,7 +76,12 @@ def resolve(
 
 def _no_directory(model: str) -> str:
     """The error text for a missing `model`; for a relative path it names the current directory."""
-    return "no such directory" + ("" if os.path.isabs(model) else f" (seen from {os.getcwd()})")
+    if os.path.isabs(os.path.expanduser(model)):
+        return "no such directory"
+    try:
+        return f"no such directory (seen from {os.getcwd()})"
+    except OSError:
+        return "no such directory (seen from a directory that is gone)"
 
 
 def _is_valid(repo: str) -> bool:
@@ -117,7 +134,7 @@ def _download(repo: str, revision: str, progress: bool, with_weights: bool) -> P
     """Download files that are not cached yet: small files, then weights in the best available format."""
     from huggingface_hub import snapshot_download
 
-    def fetch(names: Sequence[str], ignore: str | None = None) -> Path:
+    def fetch(names: Sequence[str], ignore: list[str] | None = None) -> Path:
         try:
             return Path(
                 snapshot_download(
@@ -128,11 +145,11 @@ def _download(repo: str, revision: str, progress: bool, with_weights: bool) -> P
         except Exception as error:
             raise CheckpointError(
                 f"{repo}: {_no_directory(repo)}, and the hub does not give revision {revision!r}:"
-                f" {error}"
+                f" {' '.join(str(error).split())}"
             ) from error
 
     with _progress_bars(progress):
-        folder = fetch(SMALL_FILES, ignore="*/*")
+        folder = fetch(SMALL_FILES, ignore=[f"{name}/*" for name in OTHER_FOLDERS])
         for single, index in FORMATS if with_weights else ():
             weights = find_weights(folder, [(single, index)])
             names = weights.files if weights else [single]

@@ -4,12 +4,29 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import re
 from decimal import Decimal
 
 from ..backends.registry import BACKENDS, GPU_BACKENDS
 from ..methods.nonfinite import NONFINITE
 from ..version import __version__
+from .mergekit_flags import add_mergekit_flags
+from .parser import Parser
+
+_EXAMPLES = """\
+examples:
+  fuseo1-merge merge.yaml OUT --dry-run
+      say what the merge reads and writes, and what would stop it
+  fuseo1-merge merge.yaml OUT
+      merge; after an interruption the same command goes on
+  fuseo1-merge FuseO1-DeepSeekR1-QwQ-32B-Preview OUT --max-memory 8GiB
+      merge by a published recipe, with models from the hub
+
+Flags of mergekit-yaml that have no meaning here are accepted, with a note.
+README.md is where to begin; docs/config.md has every key and every method,
+docs/command.md exit codes, streams and what is written to them.
+"""
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9, "T": 10**12}
 _SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*(?:([KMGT])(i?)B?|(B)?)", re.IGNORECASE)
@@ -51,9 +68,11 @@ def _fractions(text: str) -> tuple[float, ...]:
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(
-        prog="fuseo1-merge",
-        description="Merge Hugging Face checkpoints. The output appears whole or not at all.",
+    parser = Parser(
+        "fuseo1-merge",
+        "[OPTION ...] CONFIG|RECIPE OUT",
+        "Merge Hugging Face checkpoints. The output appears whole or not at all.",
+        _EXAMPLES,
     )
     add = parser.add_argument
     add(
@@ -65,15 +84,19 @@ def make_parser() -> argparse.ArgumentParser:
     add(
         "out",
         nargs="?",
+        type=os.path.expanduser,
         metavar="OUT",
         help="directory of the merged model; optional with --dry-run",
     )
+    add = parser.add_argument_group("instead of a merge").add_argument
     add("--list-recipes", action="store_true", help="list the recipes that come with the package")
     add(
         "--dry-run",
         action="store_true",
         help="only plan, from headers alone: sizes, memory, everything that would stop the merge",
     )
+    add("--version", action="version", version=f"fuseo1-kernels {__version__}")
+    add = parser.add_argument_group("processors and memory").add_argument
     add(
         "--backend",
         default=None,
@@ -86,7 +109,12 @@ def make_parser() -> argparse.ArgumentParser:
         help="cpu, cuda, cuda:1, or several GPUs: cuda:0,cuda:1 (default: cpu, unless --backend is for GPUs;"
         " merges on GPUs have not run on a real one yet)",
     )
-    add("--cuda", action="store_true", help="the same as --device cuda (mergekit-yaml's flag)")
+    add(
+        "--cuda",
+        "--gpu-rich",
+        action="store_true",
+        help="the same as --device cuda (mergekit-yaml's flags)",
+    )
     add(
         "--threads",
         "-j",
@@ -107,12 +135,14 @@ def make_parser() -> argparse.ArgumentParser:
         help="limit of memory on each GPU (default: a quarter of its free memory); larger tensors are merged"
         " on the CPU",
     )
+    add = parser.add_argument_group("the output").add_argument
     add(
         "--shard-size",
         "--out-shard-size",
         type=parse_size,
         metavar="SIZE",
-        help="limit of tensor data in one output file (default 5GB)",
+        help="limit of tensor data in one output file, in bytes (default 5GB); as mergekit-yaml measures it, so its 5B"
+        " is 5GB",
     )
     add(
         "--overwrite",
@@ -125,8 +155,10 @@ def make_parser() -> argparse.ArgumentParser:
         default=True,
         help="continue an unfinished run of the same merge (default: yes)",
     )
+    add = parser.add_argument_group("later merges of the same models").add_argument
     add(
         "--survey-cache",
+        type=os.path.expanduser,
         metavar="DIR",
         help="keep surveys in DIR: later merges of the same models read less",
     )
@@ -137,8 +169,10 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="A,B,...",
         help="more values of select_topk to survey, in the same read, for later merges",
     )
+    add = parser.add_argument_group("the models").add_argument
     add(
         "--crop-embeddings",
+        "--unsafe-truncate-embeddings",
         action="store_true",
         help="cut embeddings of different vocabulary sizes to the rows that all models have",
     )
@@ -147,6 +181,14 @@ def make_parser() -> argparse.ArgumentParser:
         action=argparse.BooleanOptionalAction,
         default=True,
         help="copy tokenizer files (default: yes)",
+    )
+    add(
+        "--allow-links",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="a directory outside of a model to which links in it may lead, such as another disk's; more than once"
+        " for several",
     )
     add(
         "--nonfinite",
@@ -161,9 +203,12 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="seed of the random masks of dare_... and della... (default 0)",
     )
+    add = parser.add_argument_group("what is printed").add_argument
     add(
-        "--json", action="store_true", help="print the result as one JSON object on standard output"
+        "--json",
+        action="store_true",
+        help="print the result, or the error, as one JSON object on standard output",
     )
-    add("--quiet", "-q", action="store_true", help="no progress and no summary")
-    add("--version", action="version", version=f"fuseo1-kernels {__version__}")
+    add("--quiet", "-q", action="store_true", help="no progress, no notes and no summary")
+    add_mergekit_flags(parser)
     return parser

@@ -8,10 +8,12 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import FrameType
 from typing import Any, NoReturn
+
+from ..terminal import say, say_json, shown, standard_streams
 
 #: Seconds that a command may take to end: a download does not let itself be interrupted.
 _PATIENCE = 10.0
@@ -24,12 +26,14 @@ class Interruption:
 
     Attributes:
         number: of the first signal; None: there was none.
-        describe: returns what the command left, for the message.
+        describe: returns what the command left, for the message, and further lines.
+        as_json: print the message to standard output too, as JSON.
     """
 
     def __init__(self, program: str) -> None:
         self.number: int | None = None
-        self.describe: Callable[[], str] = lambda: ""
+        self.describe: Callable[[], Sequence[str]] = tuple
+        self.as_json = False
         self._program = program
         self._before: dict[int, Any] = {}
         self._unraisable = sys.unraisablehook
@@ -41,6 +45,10 @@ class Interruption:
         `is_process`: the process ends with the command. It takes no further signal then, and ends even if a thread
         does not.
         """
+        with standard_streams(self._program):
+            return self._run(command, is_process)
+
+    def _run(self, command: Callable[[], int], is_process: bool) -> int:
         try:
             self._install(is_process)
             code = command()
@@ -50,8 +58,13 @@ class Interruption:
             # Other code may make another exception of the signal's.
             if self.number is None and not isinstance(error, KeyboardInterrupt):
                 raise
-            with suppress(OSError, ValueError):  # nobody listens
-                print(f"{self._program}: interrupted{self.describe()}", file=sys.stderr)
+            first, *others = self.describe() or [""]
+            text = f"interrupted; {first}" if first else "interrupted"
+            say(f"{self._program}: {text}")
+            for line in others:
+                say(line)
+            if self.as_json:
+                say_json({"error": shown(text)})
             code = 128 + (self.number or signal.SIGINT)
         finally:
             sys.unraisablehook = self._unraisable

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import resource
-import sys
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -15,9 +13,19 @@ from typing import TYPE_CHECKING
 from ..backends.registry import BACKENDS, first_that_runs
 from ..engine.tuning import DEFAULT_TUNING, Tuning
 from ..errors import BackendError, ConfigError, MergeError
+from ..terminal import say
 from .arguments import make_parser
 from .interruption import Interruption
-from .report import describe_plan, describe_result, list_recipe_names
+from .mixed_up import check_order
+from .report import (
+    describe_plan,
+    describe_result,
+    describe_system_error,
+    list_recipe_names,
+    print_error,
+    print_json,
+    print_lines,
+)
 
 if TYPE_CHECKING:
     from ..engine.options import MergeOptions
@@ -45,19 +53,20 @@ def main(
     if arguments.out is None and not arguments.dry_run:
         parser.error("give OUT, the directory of the merged model")
     _allow_many_files()
+    interruption.as_json = arguments.json
     interruption.describe = partial(_what_is_left, arguments, _inode(arguments.out))
     try:
         return _merge(arguments, tuning)
-    except MergeError as error:
+    except (MergeError, OSError, UnicodeError) as error:
         if interruption.number is not None:  # its KeyboardInterrupt became this
             raise
-        print(f"fuseo1-merge: error: {error}", file=sys.stderr)
+        lines = error.args if isinstance(error, MergeError) else [describe_system_error(error)]
+        print_error("fuseo1-merge", *lines, as_json=arguments.json)
         _print_resume_hint(arguments, str(error))
         return 1
     except MemoryError:
-        print(
-            "fuseo1-merge: error: out of memory; lower --max-memory or --threads", file=sys.stderr
-        )
+        reason = "out of memory; lower --max-memory or --threads"
+        print_error("fuseo1-merge", reason, as_json=arguments.json)
         return 1
 
 
@@ -70,14 +79,14 @@ def _inode(out: str | None) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _what_is_left(arguments: argparse.Namespace, before: tuple[int, int] | None) -> str:
-    """Say what an interrupted merge left: `before` identifies the directory at OUT when it began."""
+def _what_is_left(arguments: argparse.Namespace, before: tuple[int, int] | None) -> list[str]:
+    """Say what an interrupted merge left, and how it goes on: `before` identifies the directory at OUT at its begin."""
     if arguments.out is None:
-        return ""
+        return []
     if _inode(arguments.out) not in (None, before):
-        return f"; {arguments.out} was complete by then"
+        return [f"{arguments.out} was complete by then"]
     hint = _resume_hint(arguments, "")
-    return f"; nothing was written to {arguments.out}" + (f"\n{hint}" if hint else "")
+    return [f"nothing was written to {arguments.out}", *([hint] if hint else [])]
 
 
 def _allow_many_files() -> None:
@@ -91,13 +100,20 @@ def _merge(arguments: argparse.Namespace, tuning: Tuning) -> int:
     from ..config.load import as_config
     from ..engine import merge as engine
 
+    check_order(arguments.config, arguments.out)
     config = as_config(arguments.config)
+    if not arguments.quiet:
+        for note in arguments.ignored:
+            say(f"note: {note}")
     options = _options(arguments, tuning)
     if arguments.dry_run:
         from ..engine.dry_run import dry_run
 
         planned = dry_run(config, arguments.out, options)
-        print(json.dumps(planned.as_dict()) if arguments.json else describe_plan(planned))
+        if arguments.json:
+            print_json(planned)
+        else:
+            print_lines(describe_plan(planned))
         return 1 if planned.problems else 0
 
     progress = None
@@ -107,9 +123,9 @@ def _merge(arguments: argparse.Namespace, tuning: Tuning) -> int:
         progress = make_progress()
     result = engine.run_merge(config, arguments.out, options, progress)
     if arguments.json:
-        print(json.dumps(result.as_dict()))
+        print_json(result)
     elif not arguments.quiet:
-        print(describe_result(result))
+        print_lines(describe_result(result))
     return 0
 
 
@@ -127,6 +143,7 @@ def _options(arguments: argparse.Namespace, tuning: Tuning) -> MergeOptions:
         overwrite=arguments.overwrite,
         crop_embeddings=arguments.crop_embeddings,
         copy_tokenizer=arguments.copy_tokenizer,
+        allow_links=arguments.allow_links,
         nonfinite=arguments.nonfinite,
         resume=arguments.resume,
         survey_cache=arguments.survey_cache,
@@ -139,7 +156,7 @@ def _options(arguments: argparse.Namespace, tuning: Tuning) -> MergeOptions:
 def _print_resume_hint(arguments: argparse.Namespace, error: str) -> None:
     hint = _resume_hint(arguments, error)
     if hint:
-        print(hint, file=sys.stderr)
+        say(hint)
 
 
 def _resume_hint(arguments: argparse.Namespace, error: str) -> str:
@@ -148,7 +165,10 @@ def _resume_hint(arguments: argparse.Namespace, error: str) -> str:
 
     if arguments.out is None or arguments.dry_run:
         return ""
-    path = partial_path(Path(os.path.realpath(arguments.out)))
+    try:
+        path = partial_path(Path(os.path.realpath(arguments.out)))
+    except OSError:  # the current directory is gone
+        return ""
     if not os.path.exists(path) or str(path) in error:
         return ""
     return f"fuseo1-merge: {path} keeps what was merged: the same command goes on from there"
@@ -176,5 +196,5 @@ def _backend(arguments: argparse.Namespace, device: str | None) -> str:
     except BackendError:
         return name  # loading it raises the same error later
     for reason in reasons:
-        print(f"note: {reason}; {backend.name} is used instead", file=sys.stderr)
+        say(f"note: {reason}; {backend.name} is used instead")
     return backend.name

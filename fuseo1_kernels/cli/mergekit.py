@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-
 from ..errors import MergeError
+from ..terminal import say
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -17,7 +16,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         kernels.install()
     except MergeError as error:
-        print(f"fuseo1-mergekit: error: {error}", file=sys.stderr)
+        say(f"fuseo1-mergekit: error: {error.args[0]}", *error.args[1:])
         return 1
     from mergekit.scripts.run_yaml import main as mergekit_yaml
 
@@ -26,6 +25,6 @@ def main(argv: list[str] | None = None) -> int:
     finally:
         counts = kernels.counts()
         if counts.merged or counts.left:
-            print(f"fuseo1-mergekit: {counts}", file=sys.stderr)
+            say(f"fuseo1-mergekit: {counts}")
         kernels.uninstall()
     return 0

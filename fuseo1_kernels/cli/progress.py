@@ -9,6 +9,8 @@ from typing import TextIO
 
 from tqdm import tqdm
 
+from ..terminal import say
+
 _SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -26,6 +28,7 @@ class TerminalProgress:
             unit="B",
             unit_scale=True,
             file=self._stream,
+            dynamic_ncols=True,  # the terminal may be resized
         )
 
     def advance(self, nbytes: int) -> None:
@@ -66,7 +69,7 @@ class LineProgress:
         """No-op: nothing is open."""
 
     def _print(self, line: str) -> None:
-        print(line, file=self._stream, flush=True)
+        say(line, stream=self._stream)
 
 
 def per_second(rate: float) -> str:

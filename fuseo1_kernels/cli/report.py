@@ -2,11 +2,51 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from ..terminal import as_message, say, say_json, shown
 
 if TYPE_CHECKING:
     from ..engine.dry_run import DryRun
     from ..engine.result import MergeResult
+    from ..engine.verify import VerifyResult
+
+
+def print_lines(lines: list[str]) -> None:
+    """Print each of the lines to standard output."""
+    for line in lines:
+        say(line, stream=sys.stdout)
+
+
+def print_json(result: DryRun | MergeResult | VerifyResult) -> None:
+    """Print a result to standard output as one JSON object, with its messages as they are shown elsewhere."""
+    data: dict[str, Any] = result.as_dict()
+    for key in ("notes", "problems"):
+        if key in data:
+            data[key] = [shown(text) for text in data[key]]
+    say_json(data)
+
+
+def print_error(program: str, error: str, *details: str, as_json: bool) -> None:
+    """Print an error to standard error and, with `as_json`, as one JSON object to standard output."""
+    try:
+        os.getcwd()
+    except OSError:
+        details += ("the current directory is gone: change to another one, or give absolute paths",)
+    begin = f"{program}: error: "
+    say(begin + error, *details)
+    if as_json:
+        say_json({"error": as_message(begin + error, *details).removeprefix(begin)})
+
+
+def describe_system_error(error: OSError | UnicodeError) -> str:
+    """Return the message for an error of the system that nothing has put into better words."""
+    if isinstance(error, OSError):
+        where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        return f"{where}{error.strerror or error}"
+    return f"a name does not fit into this locale ({error}); set LC_ALL=C.UTF-8"
 
 
 def list_recipe_names() -> int:
@@ -14,12 +54,12 @@ def list_recipe_names() -> int:
     from ..config.recipes import list_recipes
 
     for recipe in list_recipes():
-        print(f"{recipe.name}\n    {recipe.description}")
+        print_lines([recipe.name, f"    {recipe.description}"])
     return 0
 
 
-def describe_plan(plan: DryRun) -> str:
-    """Return the report on a dry run."""
+def describe_plan(plan: DryRun) -> list[str]:
+    """Return the lines of the report on a dry run."""
     from ..errors import counted
 
     lines = [
@@ -30,11 +70,11 @@ def describe_plan(plan: DryRun) -> str:
     ]
     lines += [f"note: {note}" for note in plan.notes]
     lines += [f"problem: {problem}" for problem in plan.problems]
-    return "\n".join(lines)
+    return lines
 
 
-def describe_result(result: MergeResult) -> str:
-    """Return the report on a merge, as a table: tensors, bytes, time, rate, energy share of each target."""
+def describe_result(result: MergeResult) -> list[str]:
+    """Return the lines of the report on a merge, a table: tensors, bytes, time, rate, energy share of each target."""
     from ..errors import counted
     from .progress import per_second
 
@@ -63,7 +103,7 @@ def describe_result(result: MergeResult) -> str:
             f"note: {counted(result.exact_path, 'tensor')} took the slower exact top-k path"
         )
     lines += [f"note: {note}" for note in result.notes]
-    return "\n".join(lines)
+    return lines
 
 
 def short(number: int) -> str:

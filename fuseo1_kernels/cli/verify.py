@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
+import os
 from functools import partial
 
 from ..errors import MergeError
+from ..terminal import say
 from ..version import __version__
 from .interruption import Interruption
+from .parser import Parser
+from .report import describe_system_error, print_error, print_json, print_lines
+
+_EXAMPLES = """\
+examples:
+  fuseo1-verify OUT
+      compare every byte with its checksum
+  fuseo1-verify OUT --recompute 20
+      and merge 20 random tensors again, from the sources
+  fuseo1-verify OUT --json --quiet
+      print the result for a program
+
+README.md is where to begin; docs/command.md has exit codes and streams.
+"""
 
 
 def _count(text: str) -> int | None:
@@ -22,12 +36,14 @@ def _count(text: str) -> int | None:
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(
-        prog="fuseo1-verify",
-        description="Check a merged model against the checksums recorded beside it.",
+    parser = Parser(
+        "fuseo1-verify",
+        "[OPTION ...] MODEL",
+        "Check a merged model against the checksums recorded beside it.",
+        _EXAMPLES,
     )
     add = parser.add_argument
-    add("model", metavar="MODEL", help="directory of a merged model")
+    add("model", type=os.path.expanduser, metavar="MODEL", help="directory of a merged model")
     add(
         "--recompute",
         type=_count,
@@ -37,7 +53,14 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add("--seed", type=int, default=0, help="chooses the tensors to recompute (default 0)")
     add("--threads", "-j", type=int, help="number of threads (default: all cores)")
-    add("--json", action="store_true", help="print the result as one JSON object")
+    add(
+        "--allow-links",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="as for fuseo1-merge: a directory outside of a model to which links in it may lead",
+    )
+    add("--json", action="store_true", help="print the result, or the error, as one JSON object")
     add("--quiet", "-q", action="store_true", help="print nothing but problems")
     add("--version", action="version", version=f"fuseo1-kernels {__version__}")
     return parser
@@ -52,12 +75,14 @@ def main(argv: list[str] | None = None, *, interruption: Interruption | None = N
         interruption = Interruption("fuseo1-verify")
         return interruption.run(partial(main, argv, interruption=interruption))
     arguments = make_parser().parse_args(argv)
+    interruption.as_json = arguments.json
     try:
         return _verify(arguments)
-    except MergeError as error:
+    except (MergeError, OSError, UnicodeError) as error:
         if interruption.number is not None:  # its KeyboardInterrupt became this
             raise
-        print(f"fuseo1-verify: error: {error}", file=sys.stderr)
+        lines = error.args if isinstance(error, MergeError) else [describe_system_error(error)]
+        print_error("fuseo1-verify", *lines, as_json=arguments.json)
         return 1
 
 
@@ -71,18 +96,18 @@ def _verify(arguments: argparse.Namespace) -> int:
         recompute=arguments.recompute,
         seed=arguments.seed,
         threads=arguments.threads,
+        allow_links=arguments.allow_links,
         progress=None if arguments.quiet else make_progress(),
     )
     if arguments.json:
-        print(json.dumps(result.as_dict()))
+        print_json(result)
         return 1 if result.problems else 0
     for problem in result.problems:
-        print(f"problem: {problem}", file=sys.stderr)
+        say(f"problem: {problem}")
     if not arguments.quiet:
         again = f", {len(result.recomputed)} merged again" if result.recomputed else ""
         verdict = counted(len(result.problems), "problem") if result.problems else "all as written"
-        print(
-            f"{result.directory}: {counted(result.files, 'file')}, "
-            f"{counted(result.tensors, 'tensor')}{again}: {verdict} ({result.seconds:.2f} s)"
-        )
+        files, tensors = counted(result.files, "file"), counted(result.tensors, "tensor")
+        line = f"{result.directory}: {files}, {tensors}{again}: {verdict} ({result.seconds:.2f} s)"
+        print_lines([line])
     return 1 if result.problems else 0

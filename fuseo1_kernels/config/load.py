@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -21,6 +21,10 @@ _REQUIRED = {
     "merge_method": f"is required: {', '.join(METHODS)}",
     "layer_range": "is required: [first, end), such as [0, 24]",
 }
+# More than any config has.
+_MOST = 16 << 20
+_WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth")
+_NAME_IT = "give a YAML file that names the model under `models`, or a recipe's name"
 # By pydantic's error type.
 _MUST_BE = {"string_type": "text", "list_type": "a list", "dict_type": "a mapping"}
 
@@ -33,19 +37,38 @@ def load_config(source: str | os.PathLike[str], text: str | None = None) -> Merg
     """
     name = os.fspath(source)
     if text is None:
-        try:
-            text = Path(name).read_text(encoding="utf-8")
-        except IsADirectoryError as error:
-            raise ConfigError(
-                f"{name}: is a directory; give a YAML file or a recipe's name"
-            ) from error
-        except OSError as error:
-            raise ConfigError(f"{name}: cannot be read: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            raise ConfigError(
-                f"{name}: is not a YAML file: its bytes are not UTF-8 text"
-            ) from error
+        text = _read_text(name)
     return parse_config(read_yaml(text, name), name)
+
+
+def _read_text(name: str) -> str:
+    """Return the text of the file `name`, which may be a shell's pipe, `<(...)`. Raises ConfigError."""
+    if name.endswith(_WEIGHTS):
+        raise ConfigError(f"{name}: holds weights; {_NAME_IT}")
+    try:
+        _check_kind(name, os.stat(name))  # before it is opened: that can do something to a device
+        with open(os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY), "rb") as stream:
+            _check_kind(name, os.fstat(stream.fileno()))
+            os.set_blocking(stream.fileno(), True)
+            data = stream.read(_MOST + 1)
+        if len(data) > _MOST:
+            raise ConfigError(f"{name}: is not a config: it has more than {_MOST} bytes")
+        return data.decode("utf-8")
+    except OSError as error:
+        raise ConfigError(f"{name}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{name}: is not a YAML file: its bytes are not UTF-8 text") from error
+
+
+def _check_kind(name: str, status: os.stat_result) -> None:
+    """Raise ConfigError unless it is a file, or a pipe that has a writer: for that of one with a name one may wait."""
+    if stat.S_ISDIR(status.st_mode):
+        if os.path.exists(os.path.join(name, "config.json")):
+            raise ConfigError(f"{name}: is a model; {_NAME_IT}")
+        raise ConfigError(f"{name}: is a directory; give a YAML file or a recipe's name")
+    pipe = stat.S_ISFIFO(status.st_mode) and "/pipe:[" in os.path.realpath(name)
+    if not stat.S_ISREG(status.st_mode) and not pipe:
+        raise ConfigError(f"{name}: is not a file; give a YAML file or a recipe's name")
 
 
 def parse_config(data: Mapping[str, Any], name: str = "config") -> MergeConfig:
@@ -57,10 +80,10 @@ def parse_config(data: Mapping[str, Any], name: str = "config") -> MergeConfig:
     try:
         return MergeConfig.model_validate(dict(data))
     except ConfigError as error:
-        raise ConfigError(f"{name}: {error}") from error
+        raise ConfigError(f"{name}: {error.args[0]}", *error.args[1:]) from error
     except ValidationError as error:
-        problems = [_problem(detail) for detail in error.errors()]
-        raise ConfigError(f"{name}: " + "\n  ".join(problems)) from error
+        first, *others = (_problem(detail) for detail in error.errors())
+        raise ConfigError(f"{name}: {first}", *others) from error
 
 
 def _problem(detail: ErrorDetails) -> str:
@@ -87,7 +110,7 @@ def as_config(config: str | os.PathLike[str] | Mapping[str, Any] | MergeConfig) 
         return config
     if isinstance(config, Mapping):
         return parse_config(config)
-    name = os.fspath(config)
+    name = os.path.expanduser(os.fspath(config))
     text = find_recipe(name)
     # A directory with a recipe's name is most likely the recipe's output.
     if text is not None and (os.path.isdir(name) or not os.path.exists(name)):
@@ -96,4 +119,4 @@ def as_config(config: str | os.PathLike[str] | Mapping[str, Any] | MergeConfig) 
         return load_config(name)
     near = nearest_recipe(name)
     hint = f"did you mean the recipe {near}?" if near else "--list-recipes lists the recipes"
-    raise ConfigError(f"{name}: neither a file nor a recipe; {hint}")
+    raise ConfigError(f"{name or repr(name)}: neither a file nor a recipe; {hint}")

@@ -124,7 +124,8 @@ def merge_state_dicts(
         dtype, out_dtype, backend, threads, nonfinite, surveys, random_seed: as for `merge_tensors`.
 
     Returns:
-        The merged state dictionary, in the first model's order. Tensors that are not floating point (step
+        The merged state dictionary, in the first model's order. Tensors that share memory in the base (tied weights)
+        stay equal. Tensors that are not floating point (step
         counters, position ids) must be equal in all models and are copied.
 
     Raises:
@@ -146,6 +147,7 @@ def merge_state_dicts(
     merged: dict[str, torch.Tensor] = {}
     merges: dict[str, InMemoryMerge] = {}
     base_index = None if base is None else list(states).index(base)
+    drawn_as = _first_names(next(iter(states.values())) if base is None else states[base])
     for name in names:
         if name not in common:
             continue
@@ -172,7 +174,7 @@ def merge_state_dicts(
                 nonfinite=nonfinite,
                 surveys=surveys,
                 random_seed=random_seed,
-                name=name,
+                name=drawn_as[name],
             )
             if not merge.is_small:
                 merge.start()
@@ -182,6 +184,18 @@ def merge_state_dicts(
         with _named(name):
             merge.finish()
     return merged
+
+
+def _first_names(state: StateDict) -> dict[str, str]:
+    """Return, by name, the first name of the same memory: tied tensors draw the same random masks and stay equal."""
+    first: dict[object, str] = {}
+    names = {}
+    for name, t in state.items():
+        if t.layout is torch.strided and t.numel() and t.device.type != "meta":
+            names[name] = first.setdefault((t.data_ptr(), t.shape, t.stride(), t.dtype), name)
+        else:
+            names[name] = name
+    return names
 
 
 @contextmanager

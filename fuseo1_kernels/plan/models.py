@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 from ..checkpoint.loader import open_source
+from ..checkpoint.other_formats import refusal
 from ..checkpoint.source import Source
 from ..config.schema import MergeConfig
 from ..errors import CheckpointError, ConfigError
+from .prefixes import different_prefixes
+
+#: Directories outside of the models to which links in them may lead.
+AllowLinks = Sequence[str | os.PathLike[str]]
 
 
 def open_sources(
-    config: MergeConfig, stack: ExitStack, *, progress: bool = True, download: bool = True
+    config: MergeConfig,
+    stack: ExitStack,
+    *,
+    progress: bool = True,
+    download: bool = True,
+    allow_links: AllowLinks = (),
 ) -> dict[str, Source]:
     """Open every model to merge and return them by the config's names. `stack` closes them.
 
@@ -23,6 +33,7 @@ def open_sources(
         stack: closes the models.
         progress: show the progress of downloads.
         download: False: models that are not local must be in the hub's cache.
+        allow_links: directories outside of the models to which links in them may lead.
 
     Raises:
         CheckpointError: lists every model that cannot be opened.
@@ -33,7 +44,9 @@ def open_sources(
     problems = []
     for name in config.model_names():
         try:
-            source = open_source(name, download_progress=progress, download=download)
+            source = open_source(
+                name, download_progress=progress, download=download, allow_links=allow_links
+            )
         except CheckpointError as error:
             problems.append(str(error))
             continue
@@ -41,13 +54,19 @@ def open_sources(
         first = name_by_path.setdefault(os.path.realpath(source.path), name)
         if first != name:
             raise ConfigError(f"models {first} and {name} are the same directory; name it once")
+    problems += filter(None, map(refusal, sources.values()))
+    problems += different_prefixes(sources) if not problems else ()
     if problems:
-        raise CheckpointError("\n  ".join(problems))
+        raise CheckpointError(*problems)
     return sources
 
 
 def open_lender(
-    config: MergeConfig, sources: Mapping[str, Source], stack: ExitStack, download: bool = True
+    config: MergeConfig,
+    sources: Mapping[str, Source],
+    stack: ExitStack,
+    download: bool = True,
+    allow_links: AllowLinks = (),
 ) -> Source | None:
     """Return the model that lends its tokenizer to the output; None if the config names none.
 
@@ -63,9 +82,14 @@ def open_lender(
         name = config.config_model
     if name in sources:
         return sources[name]
-    return stack.enter_context(open_source(name, weights=False, download=download))
+    source = open_source(name, weights=False, download=download, allow_links=allow_links)
+    return stack.enter_context(source)
 
 
-def directories(sources: Mapping[str, Source], lender: Source | None) -> list[Path]:
-    """Return the directories of all opened models; the output must not overwrite them."""
-    return [s.path for s in [*sources.values(), *([lender] if lender else [])]]
+def inputs(sources: Mapping[str, Source], lender: Source | None) -> list[Path]:
+    """Return the directories of all opened models, and their weight files, which links may have elsewhere.
+
+    The output must not replace them.
+    """
+    opened = [*sources.values(), *([lender] if lender else [])]
+    return [*(source.path for source in opened), *(file for s in opened for file in s.files)]

@@ -19,7 +19,7 @@ PACKAGE = "fuseo1_kernels"
 #: From the bottom up. Each may import what stands on the lines above its own, and nothing else of the package.
 LAYERS = (
     {"errors", "version"},
-    {"system"},
+    {"system", "terminal"},
     {"backends"},
     {"methods"},
     {"config", "checkpoint"},

@@ -101,10 +101,13 @@ def test_a_torch_file_that_holds_code(family: Family) -> None:
 def test_many_problems_at_once(family: Family) -> None:
     names = list(family.states[1])
     save_file({"w": torch.ones(1)}, family.target(1) / "model.safetensors")
-    message = refused(
-        family, words=[f"tensor {n}: missing in model {family.target(1)}" for n in names]
-    )
-    assert len(message.splitlines()) == 1 + len(names)
+    problems = [f"tensor {n}: missing in model {family.target(1)}" for n in sorted(names)]
+    message = refused(family, words=(problems[0], problems[-1]))
+    assert len(message) <= 2000
+    left = int(message.partition("  [")[2].partition(" line")[0]) if "left out" in message else 0
+    assert left + sum(line.strip() in problems for line in message.splitlines()) == len(problems)
+    planned = run(family.config, "--dry-run")
+    assert planned.out.splitlines()[-len(problems) :] == [f"problem: {p}" for p in problems]
 
 
 def test_nonfinite(family: Family) -> None:
@@ -185,7 +188,7 @@ def test_unknown_recipe(tmp_path: Path) -> None:
         ["config.yaml", "out", "--shard-size", "0"],
         ["config.yaml", "out", "--backend", "tpu"],
         ["config.yaml", "out", "--nonfinite", "ignore"],
-        ["config.yaml", "out", "--lora-merge-cache", "x"],
+        ["config.yaml", "out", "--shard-siz", "5GB"],
     ],
 )
 def test_usage(argv: list[str]) -> None:

@@ -26,9 +26,9 @@ SHORT = {"read", "write", "pread", "pread64", "preadv64v2", "pwrite64", "pwritev
 #: In a merge into a new directory; the others are made where a model is replaced.
 CALLS = {
     *("open64", "close", "stat64", "lstat64", "fstat64", "lseek64", "read", "pread", "pread64"),
-    *("mkdir", "rmdir", "rename", "unlink", "opendir", "readdir64", "write", "pwrite64"),
-    *("pwritev64v2", "fsync", "ftruncate64", "posix_fallocate64", "posix_fadvise64", "flock"),
-    "statvfs64",
+    *("openat64", "fstatat64", "mkdir", "mkdirat", "rmdir", "renameat", "unlinkat", "readdir64"),
+    *("write", "pwrite64", "pwritev64v2", "fsync", "ftruncate64", "flock", "fstatvfs64"),
+    *("posix_fallocate64", "posix_fadvise64"),
 }
 
 
