@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from reprlib import repr as short
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import CheckpointError
 from .files import reading
@@ -47,6 +48,8 @@ DTYPE_BYTES: dict[str, int] = {
 
 #: The dtypes that can be merged.
 MERGEABLE = frozenset({"BF16", "F16", "F32"})
+#: The dtypes of positions, counters and masks, which are copied where all models have the same.
+INTEGERS = frozenset({"BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"})
 
 #: The format's own limit on the JSON.
 MAX_HEADER_BYTES = 100_000_000
@@ -56,10 +59,11 @@ MAX_HEADER_BYTES = 100_000_000
 ALIGNMENT = 64
 
 _METADATA = "__metadata__"
+_KEYS = ("dtype", "shape", "data_offsets")
 _MAX_INT = 2**63 - 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TensorInfo:
     """One tensor and its place: `nbytes` bytes at the absolute `offset` of `file`, row-major."""
 
@@ -78,9 +82,10 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Header:
-    """The header of `file`; `tensors` in the order of their bytes."""
+    """The header of `file`, its first `size` bytes; `tensors` in the order of their bytes."""
 
     file: Path
+    size: int
     tensors: dict[str, TensorInfo]
     metadata: dict[str, str]
     identity: FileIdentity
@@ -98,10 +103,17 @@ def read_header(file: Path) -> Header:
         raise CheckpointError(
             f"{file}: not a safetensors file: its header does not start with '{{'"
         )
-    entries = parse_object(text, f"{file}: header", unique_keys=True, strict=True)
+    entries = parse_object(
+        text, f"{file}: header", unique_keys=True, strict=True, compact=_Compact()
+    )
+    del text
     metadata = _metadata(file, entries.pop(_METADATA, {}))
 
-    infos = [_tensor(file, name, entry, data_start) for name, entry in entries.items()]
+    infos = []
+    while entries:  # one by one, so that they do not take memory twice
+        name, entry = entries.popitem()
+        infos.append(_tensor(file, sys.intern(name), entry, data_start))
+    infos.reverse()
     infos.sort(key=lambda info: (info.offset, info.nbytes))
     end = data_start
     last = "the header"
@@ -122,7 +134,7 @@ def read_header(file: Path) -> Header:
         )
     if end < file_size:
         raise CheckpointError(f"{file}: {file_size - end} bytes after {last} belong to no tensor")
-    return Header(file, {info.name: info for info in infos}, metadata, identity)
+    return Header(file, data_start, {info.name: info for info in infos}, metadata, identity)
 
 
 def write_header(
@@ -177,12 +189,50 @@ def _metadata(file: Path, value: Any) -> dict[str, str]:
     return value
 
 
+class _Kind(NamedTuple):
+    """What tensors of one dtype and shape share."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+class _Entry(NamedTuple):
+    """An entry of the header that is right by itself."""
+
+    kind: _Kind
+    begin: int
+
+
+class _Compact:
+    """Makes an _Entry of an object that is one, and leaves others as they are: there may be many thousands."""
+
+    def __init__(self) -> None:
+        self._kinds: dict[_Kind, _Kind] = {}
+
+    def __call__(self, items: dict[str, Any]) -> Any:
+        if len(items) != len(_KEYS):
+            return items
+        try:
+            kind, begin = _checked(items, "")
+        except CheckpointError:  # raised again where the tensor's name is known
+            return items
+        return _Entry(self._kinds.setdefault(kind, kind), begin)
+
+
 def _tensor(file: Path, name: str, entry: Any, data_start: int) -> TensorInfo:
-    """Check one entry by itself; the caller checks whether the entries overlap or leave holes."""
-    where = f"{file}: tensor {name!r}"
+    """Return the tensor of an entry that is right by itself; the caller checks for overlaps and holes."""
+    if not isinstance(entry, _Entry):
+        entry = _checked(entry, f"{file}: tensor {name!r}")
+    (dtype, shape, nbytes), begin = entry
+    return TensorInfo(name, dtype, shape, file, data_start + begin, nbytes)
+
+
+def _checked(entry: Any, where: str) -> _Entry:
+    """Check an entry by itself. Raises CheckpointError, whose message begins with `where`."""
     if not isinstance(entry, dict):
         raise CheckpointError(f"{where}: its entry must be a JSON object")
-    for key in ("dtype", "shape", "data_offsets"):
+    for key in _KEYS:
         if key not in entry:
             raise CheckpointError(f"{where}: its entry has no {key!r}")
 
@@ -212,7 +262,7 @@ def _tensor(file: Path, name: str, entry: Any, data_start: int) -> TensorInfo:
             f"{where}: shape {list(shape)} of {dtype} is {nbytes} bytes,"
             f" but data_offsets span {end - begin}"
         )
-    return TensorInfo(name, dtype, shape, file, data_start + begin, nbytes)
+    return _Entry(_Kind(sys.intern(dtype), shape, nbytes), begin)
 
 
 def _sizes(value: Any) -> tuple[int, ...] | None:

@@ -9,11 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import CheckpointError
+from .companions import OTHER_FOLDERS
 from .layout import CONFIG, FORMATS, find_weights
 
-#: Files that are fetched beside the weights, from the top folder only: configuration, tokenizer,
-#: chat template.
-SMALL_FILES = ("*.json", "*.txt", "*.jinja", "*.model")
+#: Files that are fetched beside the weights: configuration, tokenizer, chat templates, code, the card and license.
+SMALL_FILES = (
+    *("*.json", "*.txt", "*.jinja", "*.model", "*.tiktoken", "*.spm", "*.bpe", "*.codes", "*.py"),
+    *("README.md", "LICENSE*", "NOTICE*"),
+)
 
 _HUB_ID = re.compile(
     r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>(?!.*\.\.)\w[\w./-]*))?", re.ASCII
@@ -29,6 +32,15 @@ def split_hub_id(model: str) -> tuple[str, str] | None:
     """Split `org/name` or `org/name@revision` (default: main); None for any other text."""
     match = _HUB_ID.fullmatch(model)
     return (match["repo"], match["revision"] or "main") if match else None
+
+
+def repo_of_snapshot(path: Path) -> str | None:
+    """Return the hub id of the model whose snapshot in the hub's cache is `path`; None for any other directory."""
+    path = Path(os.path.realpath(path))
+    kind, _, repo = path.parent.parent.name.partition("--")
+    if path.parent.name != "snapshots" or kind != "models":
+        return None
+    return repo.replace("--", "/") if split_hub_id(repo.replace("--", "/")) else None
 
 
 def resolve(
@@ -122,7 +134,7 @@ def _download(repo: str, revision: str, progress: bool, with_weights: bool) -> P
     """Download files that are not cached yet: small files, then weights in the best available format."""
     from huggingface_hub import snapshot_download
 
-    def fetch(names: Sequence[str], ignore: str | None = None) -> Path:
+    def fetch(names: Sequence[str], ignore: list[str] | None = None) -> Path:
         try:
             return Path(
                 snapshot_download(
@@ -137,7 +149,7 @@ def _download(repo: str, revision: str, progress: bool, with_weights: bool) -> P
             ) from error
 
     with _progress_bars(progress):
-        folder = fetch(SMALL_FILES, ignore="*/*")
+        folder = fetch(SMALL_FILES, ignore=[f"{name}/*" for name in OTHER_FOLDERS])
         for single, index in FORMATS if with_weights else ():
             weights = find_weights(folder, [(single, index)])
             names = weights.files if weights else [single]

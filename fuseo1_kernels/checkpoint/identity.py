@@ -1,38 +1,80 @@
-"""Tells whether a file is still the one that was read before."""
+"""Tells whether files, and the merge that reads them, are still those of before."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Annotated, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..errors import printable
+from .records import Checksum, Count
+
+# Nanoseconds since 1970, or before it.
+_Time = Annotated[int, Field(ge=-(2**80), lt=2**80)]
 
 
 class FileIdentity(NamedTuple):
-    """Identifies a file's content without reading it: size in bytes, time of modification in ns, inode."""
+    """Identifies a file's content without reading it; times in ns, size in bytes.
 
-    size: int
-    mtime_ns: int
-    inode: int
+    A time of modification can be set back, a time of change cannot. But that changes with a file's names, rights and
+    owner, too.
+    """
+
+    size: Count
+    mtime_ns: _Time
+    inode: Count
+    ctime_ns: _Time
+    links: Count
 
     @classmethod
     def of(cls, status: os.stat_result) -> FileIdentity:
         """The identity from the result of `os.stat` or `os.fstat`."""
-        return cls(status.st_size, status.st_mtime_ns, status.st_ino)
+        return cls(
+            status.st_size,
+            status.st_mtime_ns,
+            status.st_ino,
+            status.st_ctime_ns,
+            status.st_nlink,
+        )
+
+    @property
+    def strict(self) -> tuple[int, ...]:
+        """All but the number of links: where it is the same, the content is, too."""
+        return self[:4]
+
+    def is_same(self, now: FileIdentity) -> bool:
+        """Whether the content is still the same, as far as the system tells.
+
+        A new time of change counts as a new content, unless the number of links has changed, which explains it.
+        """
+        touched = self.ctime_ns != now.ctime_ns and self.links == now.links
+        return self[:3] == now[:3] and not touched
 
 
-def describe_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """Describe how the inputs and options of a merge differ from those before; None if they do not.
+class MergeIdentity(BaseModel):
+    """Everything that decides the bytes of the merged tensors.
 
-    Both are results of `fingerprint`: {"files": {path: FileIdentity}, ...}, in JSON's types.
+    `plan` is a checksum of jobs and shards, `files` has the sources by their real paths. Threads, memory and backend
+    are not included: they do not change the bytes.
     """
-    files, current = before.get("files", {}), now["files"]
-    changed = [f for f in current if f in files and list(files[f]) != list(current[f])]
-    if changed:
-        return f"{changed[0]} changed since"
-    if before.get("version") != now["version"]:
-        return f"it was begun by fuseo1-kernels {before.get('version')}"
-    if before.get("nonfinite") != now.get("nonfinite"):
-        return f"it was begun with --nonfinite {before.get('nonfinite')}"
-    if files.keys() != current.keys():
-        return f"it was begun with other models: {min(files.keys() ^ current.keys())}"
-    return None if before == now else "of another config or other options"
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    version: str
+    nonfinite: str
+    plan: Checksum
+    files: dict[str, FileIdentity]
+
+    def difference_to(self, now: MergeIdentity) -> str | None:
+        """Describe how the inputs and options of the merge `now` differ from this one's; None if they do not."""
+        for file, before in self.files.items():
+            if file in now.files and not before.is_same(now.files[file]):
+                return f"{printable(file)} changed since"
+        if self.version != now.version:
+            return f"it was begun by fuseo1-kernels {printable(self.version)}"
+        if self.nonfinite != now.nonfinite:
+            return f"it was begun with --nonfinite {printable(self.nonfinite)}"
+        if others := self.files.keys() ^ now.files.keys():
+            return f"it was begun with other models: {printable(min(others))}"
+        return None if self.plan == now.plan else "of another config or other options"

@@ -6,12 +6,20 @@ import fcntl
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import OutputError
-from .records import decode_records, encode_record
+from .identity import MergeIdentity
+from .owned import open_own_file
+from .records import Amount, Checksum, Count, encode_record, explain, intact_lines
 
-_IDENTITY, _TENSORS, _PUBLISHING = "identity", "tensors", "publishing"
+# Some 150 bytes a tensor.
+_MOST_BYTES = 1 << 30
+
+#: Every journal begins with this line: a file without it is none of ours.
+MARK = b"fuseo1-kernels journal\n"
 
 
 class TensorRecord(NamedTuple):
@@ -21,9 +29,19 @@ class TensorRecord(NamedTuple):
     reads of the tensor by the survey that took most (on a GPU, surveys other than SCE's count as one).
     """
 
-    checksum: str
-    energy: tuple[float, ...]
-    passes: int
+    checksum: Checksum
+    energy: tuple[Amount, ...]
+    passes: Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class _Line(BaseModel):
+    """What a line of the journal may hold."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    identity: MergeIdentity | None = None
+    tensors: dict[str, TensorRecord] = {}
+    publishing: Count | None = None
 
 
 class Journal:
@@ -31,17 +49,18 @@ class Journal:
 
     `identity` describes the merge that wrote it (None: nothing usable), `tensors` are those it completed,
     `publishing` is the inode of the directory that it was about to move to OUT. The caller decides
-    whether to use them; `restart` clears them. `add` may be called from any thread.
+    whether to use them; `restart` clears them. If an intact line holds what no merge writes, `problem`
+    describes it, and there is nothing else. `add` may be called from any thread.
     """
 
-    def __init__(self, file: Path) -> None:
-        """Open or create `file`.
+    def __init__(self, file: Path, directory: int) -> None:
+        """Open `file`, by its name in the open `directory`; create it if that is empty.
 
-        Raises OutputError if another process has it open or it cannot be opened and locked,
-        FileNotFoundError if its directory is gone.
+        Raises OutputError if another process has it open, if it cannot be opened and locked or is no
+        journal, FileNotFoundError if its directory is gone.
         """
         try:
-            self._fd = _open_locked(file)
+            self._fd = _open_locked(file, directory)
         except BlockingIOError:
             raise OutputError(
                 f"{file.parent}: another merge is writing here; wait for it or choose another OUT"
@@ -52,29 +71,37 @@ class Journal:
             raise OutputError(
                 f"{file}: cannot be opened and locked ({error.strerror}); choose an OUT elsewhere"
             ) from error
-        self.identity: dict[str, Any] | None = None
+        self.identity: MergeIdentity | None = None
         self.tensors: dict[str, TensorRecord] = {}
         self.publishing: int | None = None
+        self.problem: str | None = None
         try:
-            self._load()
+            found = read_mark(self._fd, file, directory)
+            if found != MARK:
+                self._write(MARK[len(found) :])
+                # After a power cut the mark is there before anything else is.
+                os.fsync(self._fd)
+                os.fsync(directory)
+            self._load(file)
         except BaseException:
             self.close()
             raise
 
-    def restart(self, identity: Mapping[str, Any]) -> None:
+    def restart(self, identity: MergeIdentity) -> None:
         """Clear the journal, and begin the merge that `identity` describes."""
-        os.ftruncate(self._fd, 0)
-        self.identity, self.tensors, self.publishing = dict(identity), {}, None
-        self._append({_IDENTITY: self.identity})
+        os.ftruncate(self._fd, len(MARK))
+        self._use_nothing()
+        self.identity, self.problem = identity, None
+        self._append({"identity": identity.model_dump()})
 
     def add(self, tensors: Mapping[str, TensorRecord]) -> None:
         """Record tensors whose every byte was written."""
-        self._append({_TENSORS: tensors})
+        self._append({"tensors": tensors})
         self.tensors.update(tensors)
 
     def add_publishing(self, inode: int) -> None:
         """Record that the directory of this inode is about to become OUT."""
-        self._append({_PUBLISHING: inode})
+        self._append({"publishing": inode})
         os.fsync(self._fd)
         self.publishing = inode
 
@@ -85,30 +112,61 @@ class Journal:
             self._fd = -1
 
     def _append(self, record: dict[str, Any]) -> None:
-        line = encode_record(record)
+        self._write(encode_record(record))
+
+    def _write(self, line: bytes) -> None:
         done = 0
         while done < len(line):  # opened with O_APPEND
             done += os.write(self._fd, line[done:])
 
-    def _load(self) -> None:
+    def _load(self, file: Path) -> None:
         data = bytearray()
-        while piece := os.pread(self._fd, 1 << 20, len(data)):
+        while len(data) <= _MOST_BYTES and (
+            piece := os.pread(self._fd, 1 << 20, len(MARK) + len(data))
+        ):
             data += piece
-        for record in decode_records(bytes(data)):
-            if _IDENTITY in record:
-                self.identity = record[_IDENTITY]
-            for name, (checksum, energy, passes) in record.get(_TENSORS, {}).items():
-                self.tensors[name] = TensorRecord(checksum, tuple(energy), passes)
-            self.publishing = record.get(_PUBLISHING, self.publishing)
-        if data and not data.endswith(
-            b"\n"
-        ):  # a line was cut short; end it, so that the next is whole
-            os.write(self._fd, b"\n")
+        try:
+            if len(data) > _MOST_BYTES:
+                raise ValueError(f"{file}: has more than {_MOST_BYTES} bytes")
+            for number, text in intact_lines(bytes(data)):
+                try:
+                    self._use(_Line.model_validate_json(text))
+                except ValidationError as error:
+                    raise ValueError(f"{file}: line {number + 1}: {explain(error)}") from None
+        except ValueError as error:
+            self._use_nothing()
+            self.problem = str(error)
+        if data and not data.endswith(b"\n") and not self.problem:
+            os.write(self._fd, b"\n")  # a line was cut short; end it, so that the next is whole
+
+    def _use_nothing(self) -> None:
+        self.identity, self.tensors, self.publishing = None, {}, None
+
+    def _use(self, line: _Line) -> None:
+        self.identity = line.identity or self.identity
+        self.tensors.update(line.tensors)
+        if line.publishing is not None:
+            self.publishing = line.publishing
 
 
-def _open_locked(file: Path) -> int:
+def read_mark(fd: int, file: Path, directory: int) -> bytes:
+    """Return what an open journal has of its mark: less than all of it if a run was killed while it made the journal.
+
+    Raises OutputError if it is no journal.
+    """
+    found = os.pread(fd, len(MARK), 0)
+    if found == MARK or (MARK.startswith(found) and os.listdir(directory) == [file.name]):
+        return found
+    raise OutputError(
+        f"{file.parent}: is where the merge would be made, but was not made by a merge;"
+        " move it away or choose another OUT"
+    )
+
+
+def _open_locked(file: Path, directory: int) -> int:
     while True:
-        fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        flags = os.O_RDWR | os.O_APPEND | (0 if os.listdir(directory) else os.O_CREAT)
+        fd = open_own_file(file, flags, directory)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # The run that held the lock may have removed the file before it released it.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +15,33 @@ from .files import read_bytes
 #: No model's file comes near it. Deeper JSON can be parsed, but not be compared, shown or written.
 MAX_DEPTH = 100
 
+#: The most bytes of a file: as objects they take 20 times the memory, at worst.
+MAX_BYTES = 100_000_000
+
 
 def parse_object(
-    text: bytes, where: str, *, unique_keys: bool = False, strict: bool = False
+    text: bytes,
+    where: str,
+    *,
+    unique_keys: bool = False,
+    strict: bool = False,
+    compact: Callable[[dict[str, Any]], Any] | None = None,
 ) -> dict[str, Any]:
     """Return the JSON object that the UTF-8 `text` holds; `where` names it in errors.
 
     With `unique_keys`, a key that stands twice in one object is an error (RFC 8259 leaves its
     meaning open). With `strict`, so is everything that Python accepts and stricter parsers do not:
-    NaN, numbers above a double's, half of a surrogate pair; and -0 is a float. Raises
-    CheckpointError.
+    NaN, numbers above a double's, half of a surrogate pair; and -0 is a float. With `compact`,
+    every object becomes what that makes of it, as soon as it is read. Raises CheckpointError.
     """
 
-    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def no_duplicates(pairs: list[tuple[str, Any]]) -> Any:
         items = dict(pairs)
         if len(items) != len(pairs):
             counts = Counter(key for key, _ in pairs)
             twice = next(key for key, count in counts.items() if count > 1)
             raise CheckpointError(f"{where}: {twice!r} stands twice in it")
-        return items
+        return compact(items) if compact else items
 
     try:
         data = json.loads(
@@ -44,7 +53,7 @@ def parse_object(
         )
         # Only escapes can make half of a surrogate pair, and most files have none of those.
         if strict and b"\\u" in text:
-            json.dumps(data, ensure_ascii=False).encode("utf-8")
+            json.dumps(data, ensure_ascii=False, default=repr).encode("utf-8")
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{where}: not UTF-8 ({error})") from None
     except UnicodeEncodeError as error:
@@ -85,11 +94,14 @@ def _refuse_constant(text: str) -> None:
 
 def read_object(file: Path, *, unique_keys: bool = False) -> dict[str, Any]:
     """Return the JSON object in `file`. Raises CheckpointError."""
-    return parse_object(read_bytes(file), str(file), unique_keys=unique_keys)
+    return parse_object(read_bytes(file, MAX_BYTES), str(file), unique_keys=unique_keys)
 
 
 def dump_object(data: dict[str, Any]) -> bytes:
     """Return `data` as Hugging Face's libraries write it: indented, UTF-8, a newline at the end."""
-    text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
-    # UTF-8 cannot hold half of a surrogate pair; Python's escape for it is valid JSON too.
-    return text.encode("utf-8", "backslashreplace")
+    out = bytearray()
+    for piece in json.JSONEncoder(indent=2, ensure_ascii=False).iterencode(data):
+        # UTF-8 cannot hold half of a surrogate pair; Python's escape for it is valid JSON too.
+        out += piece.encode("utf-8", "backslashreplace")
+    out += b"\n"
+    return bytes(out)

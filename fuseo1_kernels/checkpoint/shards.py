@@ -11,7 +11,7 @@ from .header import DTYPE_BYTES, write_header
 from .json_file import dump_object
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class OutputTensor:
     """A tensor to be written; `dtype` is safetensors' name."""
 
@@ -25,7 +25,7 @@ class OutputTensor:
         return math.prod(self.shape) * DTYPE_BYTES[self.dtype]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Shard:
     """One file of the output, known to the byte before any merging; `offsets` are absolute."""
 

@@ -1,38 +1,38 @@
-"""The small files beside the weights: configuration, tokenizer, chat template, model card."""
+"""The small files beside the weights: configuration, tokenizer, chat template, and what else goes along."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError, printable
+from .companions import Companions, find_companions, is_tokenizers
+from .custom_code import find_code
 from .files import read_bytes
-from .hub import split_hub_id
 from .json_file import dump_object, parse_object, read_object
 from .layout import CONFIG
 from .source import Source
 
 GENERATION_CONFIG = "generation_config.json"
-TOKENIZER_JSON, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
 CHAT_TEMPLATE, CHAT_TEMPLATE_JSON = "chat_template.jinja", "chat_template.json"
 
-#: The files of a tokenizer, as far as a model has them.
-TOKENIZER_FILES = (
-    TOKENIZER_JSON,
-    TOKENIZER_CONFIG,
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-    "tokenizer.model",
-    "sentencepiece.bpe.model",
-    "spiece.model",
-    CHAT_TEMPLATE,
-    CHAT_TEMPLATE_JSON,
-)
+#: Keys of config.json that belong to the tokenizer.
+_TOKEN_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
+#: Parts of config.json that describe the language model of a model for several kinds of input.
+_TEXT_CONFIGS = ("text_config", "llm_config", "language_config")
+# The most files that a note lists.
+_SHOWN = 10
+# Bytes of one Python file.
+_MOST_CODE = 8 << 20
+
+
+class Sidecars(NamedTuple):
+    """The content of each file to put beside the weights, by name, and notes on them."""
+
+    files: dict[str, bytes]
+    notes: list[str]
 
 
 def sidecar_files(
@@ -43,155 +43,133 @@ def sidecar_files(
     chat_template: str | None,
     sources: Sequence[Source],
     out_dtype: str,
-    num_layers: int | None,
+    config: Mapping[str, Any],
     vocab_size: int | None,
     copy_tokenizer: bool,
-) -> dict[str, bytes]:
-    """Return name -> content of the files to put beside the weights.
+) -> Sidecars:
+    """Return the files to put beside the weights.
 
-    `base` is the base or, in a merge without one, another of its models. config.json is the base's with
-    `out_dtype` ("bfloat16", ...) and, if given, `num_layers` and `vocab_size`; generation_config.json is the
-    base's. The tokenizer's files come from `tokenizer` (None: the base) byte for byte, except that
-    `tokenizer_overrides` replace keys of tokenizer_config.json and `chat_template` (Jinja text, or "auto": the
-    most common one of `sources`, the first on a tie) replaces the template in every file that has it. Raises
-    CheckpointError or ConfigError.
+    `base` is the base or, in a merge without one, another of its models; `tokenizer` the model that lends its
+    tokenizer (None: the base). config.json is `config` (the base's, with what the plan changed; {}: none) with
+    `out_dtype` ("bfloat16", ...), with the lender's ids of special tokens and, if given, `vocab_size`; and without
+    quantization_config, as merged weights are not quantized. The tokenizer's files and generation_config.json come
+    from the lender, everything else from the base (companions.py), byte for byte, except that `tokenizer_overrides`
+    replace keys of tokenizer_config.json, and `chat_template` (Jinja text, or "auto": the most common one of
+    `sources`, the first on a tie) replaces the template in every file that has it. Raises CheckpointError or
+    ConfigError.
     """
-    files: dict[str, bytes] = {}
-    if base.config:
-        files[CONFIG] = dump_object(_config(base.config, out_dtype, num_layers, vocab_size))
-    generation = base.path / GENERATION_CONFIG
-    if generation.exists():
-        files[GENERATION_CONFIG] = read_bytes(generation)
-    if not copy_tokenizer:
-        if tokenizer is not None or tokenizer_overrides or chat_template:
-            raise ConfigError(
-                "the config asks for a tokenizer or a chat template, --no-copy-tokenizer for none;"
-                " drop one of them"
-            )
-        return files
-
-    found = _tokenizer_files(tokenizer or base)
-    if tokenizer is not None and not found:
-        raise CheckpointError(f"{tokenizer.path}: has no tokenizer files to copy")
-    if tokenizer_overrides and TOKENIZER_CONFIG not in found:
-        raise CheckpointError(
-            f"{(tokenizer or base).path}: has no {TOKENIZER_CONFIG} to override"
-            f" {', '.join(tokenizer_overrides)} in"
+    if not copy_tokenizer and (tokenizer is not None or tokenizer_overrides or chat_template):
+        raise ConfigError(
+            "the config asks for a tokenizer or a chat template, --no-copy-tokenizer for none;"
+            " drop one of them"
         )
-    changes = dict(tokenizer_overrides)
+    files: dict[str, bytes] = {}
+    notes: list[str] = []
+    lender = tokenizer or base
+    of_base = find_companions(base.path)
+    of_lender = of_base if lender is base else find_companions(lender.path)
+
+    lent = [name for name in of_lender.names if copy_tokenizer and is_tokenizers(name)]
+    if tokenizer is not None and not lent:
+        raise CheckpointError(f"{tokenizer.path}: has no tokenizer files to copy")
+    of_lender.read_into(files, lent)
+    _change_tokenizer(files, lender, tokenizer_overrides, chat_template, sources)
+    if GENERATION_CONFIG in of_lender.names:
+        of_lender.read_into(files, [GENERATION_CONFIG])
+    _add_code(files, of_lender, [files[n] for n in lent if n == TOKENIZER_CONFIG], {})
+    of_base.read_into(files, (n for n in of_base.names if n not in files and not is_tokenizers(n)))
+    configs = [data for name, data in files.items() if name.endswith(".json") and name not in lent]
+    _add_code(files, of_base, configs, base.config)
+    notes += _left_out(base, of_base, files)
+
+    if not config:
+        notes.append(
+            f"model {base.name}: has no {CONFIG}, so the merged model has none either and transformers will not load it"
+        )
+        return Sidecars(files, notes)
+    merged = _config(config, out_dtype)
+    if lender is not base:
+        _adopt_token_ids(merged, lender.config)
+    if vocab_size is not None:
+        _set_vocab_size(merged, vocab_size)
+    if "quantization_config" in merged:
+        del merged["quantization_config"]
+        notes.append(
+            f"model {base.name}: quantization_config left out of {CONFIG}: the merged weights are not quantized"
+        )
+    return Sidecars({CONFIG: dump_object(merged), **files}, notes)
+
+
+def _change_tokenizer(
+    files: dict[str, bytes],
+    lender: Source,
+    overrides: Mapping[str, Any],
+    chat_template: str | None,
+    sources: Sequence[Source],
+) -> None:
+    """Apply `overrides` and `chat_template` to the tokenizer's `files`. Raises CheckpointError."""
+    if overrides and TOKENIZER_CONFIG not in files:
+        raise CheckpointError(
+            f"{lender.path}: has no {TOKENIZER_CONFIG} to override {', '.join(overrides)} in"
+        )
+    changes = dict(overrides)
     template = _most_common_template(sources) if chat_template == "auto" else chat_template
     if template is not None:
         # JSON can escape half of a surrogate pair, which no UTF-8 text holds.
-        found[CHAT_TEMPLATE] = template.encode("utf-8", "replace")
-        if CHAT_TEMPLATE_JSON in found:
-            found[CHAT_TEMPLATE_JSON] = dump_object({"chat_template": template})
+        files[CHAT_TEMPLATE] = template.encode("utf-8", "replace")
+        if CHAT_TEMPLATE_JSON in files:
+            files[CHAT_TEMPLATE_JSON] = dump_object({"chat_template": template})
         changes["chat_template"] = template
-    if changes and TOKENIZER_CONFIG in found:
-        where = str((tokenizer or base).path / TOKENIZER_CONFIG)
-        config = parse_object(found[TOKENIZER_CONFIG], where)
-        found[TOKENIZER_CONFIG] = dump_object(config | changes)
-    return files | found
+    if changes and TOKENIZER_CONFIG in files:
+        config = parse_object(files[TOKENIZER_CONFIG], str(lender.path / TOKENIZER_CONFIG))
+        files[TOKENIZER_CONFIG] = dump_object(config | changes)
 
 
-def check_same_vocabulary(reference: Source, others: Sequence[Source]) -> None:
-    """Raise CheckpointError if a token has one id in `reference` and another in one of `others`.
-
-    Rows of embeddings are merged by id, so such a token's rows would be mixed with another token's.
-    A token that only one of the models has is allowed; a model without tokenizer.json or vocab.json
-    is not checked.
-    """
-    tokenizer = reference.path / TOKENIZER_JSON
-    same = read_bytes(tokenizer) if tokenizer.exists() else None
-    ids: dict[str, int] | None = None
-    for other in others:
-        tokenizer = other.path / TOKENIZER_JSON
-        if same is not None and tokenizer.exists() and read_bytes(tokenizer) == same:
-            continue  # the usual case, without parsing 7 MB of JSON
-        if ids is None:
-            ids = _vocabulary(reference)
-        for token, index in _vocabulary(other).items():
-            if ids.get(token, index) != index:
-                raise CheckpointError(
-                    f"token {token!r} has id {ids[token]} in {reference.name} and {index} in"
-                    f" {other.name}: their rows do not match. mergekit would permute rows here;"
-                    " `tokenizer_files:` merges rows as they stand and copies one model's tokenizer"
-                    " with its ids"
-                )
+def _add_code(
+    files: dict[str, bytes], found: Companions, configs: Sequence[bytes], also: Mapping[str, Any]
+) -> None:
+    """Add the Python files of a model that `auto_map` names in `configs` or `also`, and what they import."""
+    where = f"{found.folder}: a config with an auto_map"
+    parsed = [also, *(parse_object(data, where) for data in configs if b'"auto_map"' in data)]
+    code = find_code(parsed, found.code, lambda name: read_bytes(found.folder / name, _MOST_CODE))
+    found.read_into(files, (name for name in code if name not in files))
 
 
-def model_card(
-    *,
-    name: str,
-    recipe_yaml: str,
-    base: str | None,
-    targets: Sequence[str],
-    method: str,
-    dtype: str,
-    versions: Mapping[str, str],
-) -> bytes:
-    """Return the merged model's README.md: the hub's front matter, sources, recipe, versions.
-
-    A merge without a base has only `targets`. Only hub ids go into the front matter: the hub refuses a
-    card whose base_model is a local path.
-    """
-    models = [*([] if base is None else [base]), *targets]
-    repos = [split[0] for split in map(split_hub_id, models) if split]
-    front = ["library_name: transformers", "tags:", "- merge", "- fuseo1-kernels", f"- {method}"]
-    if repos:
-        # A JSON string is a YAML string.
-        front += ["base_model:", *(f"- {json.dumps(repo)}" for repo in dict.fromkeys(repos))]
-        front += ["base_model_relation: merge"]
-    fence = "```"
-    while fence in recipe_yaml:
-        fence += "`"
-    lines = [
-        "---",
-        *front,
-        "---",
-        "",
-        f"# {name}",
-        "",
-        f"A merge of {len(targets)} models with the method `{method}`, written as {dtype}.",
-        "",
-        *([] if base is None else [f"- base: `{base}`"]),
-        *(f"- merged: `{target}`" for target in targets),
-        "",
-        "## Recipe",
-        "",
-        f"{fence}yaml",
-        recipe_yaml.rstrip("\n"),
-        fence,
-        "",
-        "## Made with",
-        "",
-        *(f"- {package} {version}" for package, version in versions.items()),
-    ]
-    return ("\n".join(lines) + "\n").encode("utf-8")
+def _left_out(source: Source, found: Companions, files: Mapping[str, bytes]) -> Iterator[str]:
+    """Yield a note on what of a model's folder does not go along."""
+    merged = {str(file.relative_to(source.path)) for file in source.files}
+    code = "Python code that no auto_map names"
+    reasons = found.left_out | {name: code for name in found.code if name not in files}
+    listed = [f"{printable(n)} ({why})" for n, why in sorted(reasons.items()) if n not in merged]
+    if listed:
+        more = f" and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
+        yield f"model {source.name}: does not go along: {', '.join(listed[:_SHOWN])}{more}"
 
 
-def _config(
-    config: Mapping[str, Any], out_dtype: str, num_layers: int | None, vocab_size: int | None
-) -> dict[str, Any]:
+def _config(config: Mapping[str, Any], out_dtype: str) -> dict[str, Any]:
     result = dict(config)
     # transformers 5 writes `dtype` and reads both; 4 writes and reads `torch_dtype`.
     for key in [key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"]:
         result[key] = out_dtype
-    if vocab_size is not None:
-        result["vocab_size"] = vocab_size
-    if num_layers is not None:
-        result["num_hidden_layers"] = num_layers
-        layer_types = config.get("layer_types")
-        if isinstance(layer_types, list) and len(layer_types) != num_layers:
-            if len(layer_types) > num_layers:
-                result["layer_types"] = layer_types[:num_layers]
-            else:  # the added layers' types are not known; transformers derives the list
-                del result["layer_types"]
     return result
 
 
-def _tokenizer_files(source: Source) -> dict[str, bytes]:
-    files = {name: source.path / name for name in TOKENIZER_FILES}
-    return {name: read_bytes(file) for name, file in files.items() if file.exists()}
+def _adopt_token_ids(config: dict[str, Any], lenders: Mapping[str, Any]) -> None:
+    """Set the ids of special tokens to those in the lender's config.json, as far as it has them."""
+    config |= {key: lenders[key] for key in _TOKEN_KEYS if key in lenders}
+    for name in _TEXT_CONFIGS:
+        part, lent = config.get(name), lenders.get(name)
+        if isinstance(part, dict) and isinstance(lent, dict):
+            config[name] = part | {key: lent[key] for key in _TOKEN_KEYS if key in lent}
+
+
+def _set_vocab_size(config: dict[str, Any], rows: int) -> None:
+    """Set the vocabulary's size wherever config.json states that of the language model."""
+    parts = [name for name in _TEXT_CONFIGS if isinstance(config.get(name), dict)]
+    for name in parts:
+        config[name] = config[name] | {"vocab_size": rows}
+    if "vocab_size" in config or not parts:
+        config["vocab_size"] = rows
 
 
 def _most_common_template(sources: Sequence[Source]) -> str | None:
@@ -213,26 +191,3 @@ def _template(source: Source) -> str | None:
         if isinstance(template, str):
             return template
     return None
-
-
-def _vocabulary(source: Source) -> dict[str, int]:
-    """Return token -> id, from tokenizer.json, else from vocab.json and added_tokens.json."""
-    file = source.path / TOKENIZER_JSON
-    if not file.exists():
-        ids: dict[str, Any] = {}
-        for name in ("vocab.json", "added_tokens.json"):
-            if (source.path / name).exists():
-                ids |= read_object(source.path / name)
-        return ids
-    data = read_object(file)
-    try:
-        vocab = data["model"]["vocab"]
-        # A Unigram model lists (token, score); a token's id is its place in the list.
-        ids = (
-            dict(vocab)
-            if isinstance(vocab, dict)
-            else {token: index for index, (token, _) in enumerate(vocab)}
-        )
-        return ids | {token["content"]: token["id"] for token in data.get("added_tokens", ())}
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{file}: not a tokenizer: no vocabulary in it") from error

@@ -5,18 +5,21 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import xxhash
 
 from ..errors import OutputError
-from .identity import describe_difference
+from .files import is_inner_name
+from .identity import MergeIdentity
 from .journal import TensorRecord
 from .out_dir import check_out_dir
+from .owned import open_own_file, remove_tree
 from .page_cache import WriteBehind, drop
 from .partial import Partial, partial_path
 from .shards import Shard
@@ -35,7 +38,7 @@ class Sink:
         self,
         out_dir: Path,
         shards: Sequence[Shard],
-        identity: Mapping[str, Any],
+        identity: MergeIdentity,
         *,
         overwrite: bool,
         inputs: Sequence[Path],
@@ -43,8 +46,8 @@ class Sink:
     ) -> None:
         """Check `out_dir`, continue what an earlier run left, reserve all space, write the headers.
 
-        `identity` describes, in JSON's types, everything that the tensors' bytes depend on: only a
-        partial output of the same identity is continued. Without `resume` none is. Raises OutputError.
+        `identity` has everything that the tensors' bytes depend on: only a partial output of the same
+        identity is continued. Without `resume` none is. Raises OutputError.
         """
         self._out = Path(os.path.realpath(out_dir))
         self._overwrite = overwrite
@@ -53,6 +56,8 @@ class Sink:
         self._missing = {name: t.nbytes for name, (_, t) in self._shard_of.items()}
         self._lock = threading.Lock()
         self._files: dict[str, WriteBehind] = {}
+        self._model = -1
+        self._inputs = tuple(inputs)
         if not partial_path(self._out).exists():
             # Create nothing where the output is not allowed.
             check_out_dir(out_dir, overwrite=overwrite, inputs=inputs)
@@ -132,14 +137,18 @@ class Sink:
                 ) from error
 
     def add_file(self, name: str, data: bytes) -> None:
-        """Put a small file beside the shards."""
-        if name in ("", ".", "..") or "/" in name or name in self._files:
+        """Put a small file beside the shards, or into a folder there (`1_Pooling/config.json`)."""
+        if not is_inner_name(name) or name in self._files:
             raise ValueError(f"{name!r} is not the name of a small file")
         try:
-            with open(self._open_partial.model / name, "wb") as stream:
+            for folder in reversed(list(Path(name).parents)[:-1]):
+                with suppress(FileExistsError):
+                    os.mkdir(folder, dir_fd=self._model)
+            fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666, dir_fd=self._model)
+            with open(fd, "wb") as stream:
                 stream.write(data)
                 stream.flush()
-                os.fsync(stream.fileno())
+                os.fsync(fd)
         except OSError as error:
             raise OutputError(
                 f"{self._out / name}: cannot be written ({error.strerror})"
@@ -160,6 +169,8 @@ class Sink:
             for file in self._files.values():
                 file.sync()
             self._close_files()
+            if self._overwrite:  # OUT may hold other things than when the merge began
+                check_out_dir(self._out, overwrite=True, inputs=self._inputs)
             self._open_partial.publish(self._overwrite)
         except OSError as error:
             reason = f"the merged model cannot be published ({error.strerror})"
@@ -192,12 +203,17 @@ class Sink:
             raise ValueError("the sink is closed")
         return self._partial
 
-    def _resume_or_restart(self, identity: Mapping[str, Any], resume: bool) -> None:
+    def _resume_or_restart(self, identity: MergeIdentity, resume: bool) -> None:
         """Use everything in the journal, or nothing."""
         partial = self._open_partial
         journal = partial.journal
+        if journal.problem and resume:
+            raise OutputError(
+                f"{journal.problem}: no merge writes that; it was damaged, or forged. To drop the unfinished"
+                " merge and start afresh, pass --no-resume"
+            )
         if journal.identity is not None and journal.tensors and resume:
-            difference = describe_difference(journal.identity, identity)
+            difference = journal.identity.difference_to(identity)
             if difference is not None:
                 raise OutputError(
                     f"{partial.path}: holds an unfinished merge, but {difference}; to drop it and"
@@ -212,12 +228,17 @@ class Sink:
         model = self._open_partial.model
         planned = {shard.file for shard in self._shards}
         try:
-            model.mkdir(exist_ok=True)
-            for name in os.listdir(model):
-                if name not in planned:  # small files, written anew
-                    (model / name).unlink()
-            there = sum((model / name).stat().st_size for name in os.listdir(model))
-            free = shutil.disk_usage(model).free
+            self._model = self._open_partial.open_model()
+            there = 0
+            for name in os.listdir(self._model):
+                status = os.stat(name, dir_fd=self._model, follow_symlinks=False)
+                if name in planned:
+                    there += status.st_size
+                elif stat.S_ISDIR(status.st_mode):
+                    remove_tree(name, self._model)
+                else:  # a small file, written anew
+                    os.unlink(name, dir_fd=self._model)
+            free = shutil.disk_usage(self._model).free
         except OSError as error:
             raise OutputError(f"{model}: cannot be prepared ({error.strerror})") from error
         needed = sum(shard.size for shard in self._shards)
@@ -236,7 +257,7 @@ class Sink:
                 ) from error
 
     def _open(self, path: Path, shard: Shard) -> None:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        fd = open_own_file(path, os.O_RDWR | os.O_CREAT, self._model, 0o666)
         file = self._files[shard.file] = WriteBehind(fd)
         if os.fstat(fd).st_size != shard.size:
             for tensor in shard.tensors:
@@ -257,6 +278,9 @@ class Sink:
     def _close_files(self) -> None:
         while self._files:
             os.close(self._files.popitem()[1].fd)
+        if self._model >= 0:
+            os.close(self._model)
+            self._model = -1
 
 
 def _reserve(fd: int, size: int) -> None:

@@ -4,32 +4,45 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import CheckpointError
 from .files import open_regular
 from .header import TensorInfo
 from .identity import FileIdentity
 from .intervals import Intervals
+from .open_files import OpenFiles
 from .page_cache import advise, drop, is_cached, read_ahead, will_need
+
+_AGAIN = "when nothing writes to it any more, begin again (a merge with --no-resume)"
 
 # The page cache's largest folio.
 _FOLIO = 2 << 20
 
 
-@dataclass(frozen=True)
-class _OpenFile:
+class _OpenFile(NamedTuple):
     """A file's descriptor, and a second one for sequential reads: the kernel keeps a readahead state for each."""
 
     fd: int
     sequential: int
-    ctime_ns: int
-    links: int
+    forgotten: Intervals
+
+    def close(self) -> None:
+        # The kernel reads further ahead than asked, so some forgotten bytes came back.
+        for begin, end in self.forgotten:
+            drop(self.fd, begin, end - begin)
+        for fd in (self.fd, self.sequential):
+            with suppress(OSError):  # nothing was written
+                os.close(fd)
+
+
+#: Of all models: one with thousands of shards has few of them open at a time.
+_OPEN: OpenFiles[_OpenFile] = OpenFiles()
 
 
 class Source:
@@ -53,15 +66,8 @@ class Source:
         self.tensors = tensors
         self.config = config
         self.files = files
-        self._open_files: dict[Path, _OpenFile] = {}
         self._forgotten: dict[Path, Intervals] = {}
         self._lock = threading.Lock()
-
-    @property
-    def num_layers(self) -> int | None:
-        """The number of layers in config.json, None if it states none."""
-        layers = self.config.get("num_hidden_layers")
-        return layers if type(layers) is int else None
 
     def read_into(self, info: TensorInfo, start: int, view: memoryview) -> None:
         """Fill `view` with the bytes [start, start + view.nbytes) of the tensor `info`.
@@ -72,43 +78,44 @@ class Source:
         check_range(info, start, view)
         if view.nbytes == 0:
             return
-        with view.cast("B") as data:
-            read_all(self._open(info.file).sequential, info.offset + start, info, data)
+        with view.cast("B") as data, self._using(info.file) as file:
+            read_all(file.sequential, info.offset + start, info, data)
 
-    def place(self, info: TensorInfo) -> tuple[int, int]:
-        """Return (file descriptor, byte offset) of the tensor, for reads by the caller."""
-        return self._open(info.file).fd, info.offset
+    @contextmanager
+    def place(self, info: TensorInfo) -> Iterator[tuple[int, int]]:
+        """Yield (file descriptor, byte offset) of the tensor, for reads by the caller within the context."""
+        with self._using(info.file) as file:
+            yield file.fd, info.offset
 
     def is_cached(self, info: TensorInfo) -> bool | None:
         """Whether the tensor is in the system's page cache; None: the system does not tell."""
-        return is_cached(self._open(info.file).fd, info.offset, info.nbytes)
+        with self._using(info.file) as file:
+            return is_cached(file.fd, info.offset, info.nbytes)
 
     def check_unchanged(self, file: Path) -> None:
         """Raise CheckpointError if `file` changed since its header was read.
 
         Called after a tensor was read, it guarantees that all of its bytes are of that version.
         """
-        opened = self._open(file)
-        status = os.fstat(opened.fd)
-        # A time of modification can be reset, a time of change cannot. But that changes too when a file is unlinked
-        # or its name is given to another, although its content stays.
-        touched = status.st_ctime_ns != opened.ctime_ns and status.st_nlink == opened.links
-        if FileIdentity.of(status) != self.files[file] or touched:
-            raise _changed(file)
+        with self._using(file) as opened:
+            self._check(file, opened.fd)
 
     def read_ahead(self, info: TensorInfo, start: int, nbytes: int) -> None:
         """Read these bytes, up to the tensor's end, into the page cache. Raises OSError."""
         nbytes = min(nbytes, info.nbytes - start)
-        read_ahead(self._open(info.file).sequential, info.offset + start, nbytes)
+        with self._using(info.file) as file:
+            read_ahead(file.sequential, info.offset + start, nbytes)
 
     def will_need(self, info: TensorInfo, start: int, nbytes: int) -> None:
         """Have the system read these bytes, up to the tensor's end, in the background."""
-        will_need(self._open(info.file).fd, info.offset + start, min(nbytes, info.nbytes - start))
+        with self._using(info.file) as file:
+            will_need(file.fd, info.offset + start, min(nbytes, info.nbytes - start))
 
     def drop(self, info: TensorInfo, start: int, nbytes: int) -> None:
         """Drop these bytes from the system's page cache, with a folio that they share with earlier bytes."""
         begin, end = max(0, start - _FOLIO), min(start + nbytes, info.nbytes)
-        drop(self._open(info.file).fd, info.offset + begin, end - begin)
+        with self._using(info.file) as file:
+            drop(file.fd, info.offset + begin, end - begin)
 
     def forget(self, info: TensorInfo) -> None:
         """Drop a tensor that is not needed again from the system's page cache.
@@ -116,21 +123,15 @@ class Source:
         A folio that it shares with other tensors is dropped when all of these are forgotten.
         """
         begin, end = info.offset, info.offset + info.nbytes
-        with self._lock:
-            around = self._forgotten.setdefault(info.file, Intervals()).add(begin, end)
-        begin, end = max(around[0], begin - _FOLIO), min(around[1], end + _FOLIO)
-        drop(self._open(info.file).fd, begin, end - begin)
+        with self._using(info.file) as file:
+            with self._lock:
+                around = file.forgotten.add(begin, end)
+            begin, end = max(around[0], begin - _FOLIO), min(around[1], end + _FOLIO)
+            drop(file.fd, begin, end - begin)
 
     def close(self) -> None:
         """Close the files. Idempotent."""
-        with self._lock:
-            while self._open_files:
-                path, file = self._open_files.popitem()
-                # The kernel reads further ahead than asked, so some forgotten bytes came back.
-                for begin, end in self._forgotten.get(path, ()):
-                    drop(file.fd, begin, end - begin)
-                os.close(file.fd)
-                os.close(file.sequential)
+        _OPEN.close(lambda key: isinstance(key, tuple) and key[0] is self)
 
     def __enter__(self) -> Source:
         return self
@@ -143,21 +144,22 @@ class Source:
     ) -> None:
         self.close()
 
+    def _using(self, file: Path) -> AbstractContextManager[_OpenFile]:
+        """Hold `file` open. Raises CheckpointError if it changed since its header was read."""
+        return _OPEN.using((self, file), partial(self._open, file))
+
     def _open(self, file: Path) -> _OpenFile:
-        with self._lock:
-            if file not in self._open_files:
-                with ExitStack() as opened:
-                    fd, sequential = (_open_for_reading(file, opened) for _ in range(2))
-                    status = os.fstat(fd)
-                    for found in (status, os.fstat(sequential)):
-                        if FileIdentity.of(found) != self.files[file]:
-                            raise _changed(file)
-                    advise(sequential, 0, 0, os.POSIX_FADV_SEQUENTIAL)
-                    self._open_files[file] = _OpenFile(
-                        fd, sequential, status.st_ctime_ns, status.st_nlink
-                    )
-                    opened.pop_all()
-            return self._open_files[file]
+        with ExitStack() as opened:
+            fd, sequential = (_open_for_reading(file, opened) for _ in range(2))
+            for found in (fd, sequential):
+                self._check(file, found)
+            advise(sequential, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+            opened.pop_all()
+            return _OpenFile(fd, sequential, self._forgotten.setdefault(file, Intervals()))
+
+    def _check(self, file: Path, fd: int) -> None:
+        if not self.files[file].is_same(FileIdentity.of(os.fstat(fd))):
+            raise CheckpointError(f"{file}: the file changed since its header was read; {_AGAIN}")
 
 
 def _open_for_reading(file: Path, opened: ExitStack) -> int:
@@ -183,15 +185,11 @@ def read_all(fd: int, begin: int, info: TensorInfo, data: memoryview) -> None:
 def unreadable(info: TensorInfo, number: int) -> CheckpointError:
     """Return the error for a read of the tensor that failed with errno `number`; 0: the file ended."""
     if number == 0:
-        return CheckpointError(f"{info.file}: the file shrank while tensor {info.name!r} was read")
+        return CheckpointError(
+            f"{info.file}: the file shrank while tensor {info.name!r} was read; {_AGAIN}"
+        )
     reason = os.strerror(number)
     return CheckpointError(f"{info.file}: reading tensor {info.name!r} failed ({reason})")
-
-
-def _changed(file: Path) -> CheckpointError:
-    return CheckpointError(
-        f"{file}: the file changed since its header was read; merge again when nothing writes to it"
-    )
 
 
 def check_range(info: TensorInfo, start: int, view: memoryview) -> None:

@@ -29,6 +29,7 @@ from .resolve import Part, Scope, all_scopes
 from .types import (
     ChatTemplate,
     DType,
+    LayerContainer,
     LayerRange,
     ModelName,
     OutputDType,
@@ -113,6 +114,7 @@ class MergeConfig(_Section):
     slices: list[OutputSlice] | None = None
     merge_method: str
     base_model: ModelName | None = Field(default=None, validate_default=True)
+    slices_of: LayerContainer | None = None
     parameters: Parameters = Field(default_factory=dict)
     dtype: OutputDType = None
     out_dtype: OutputDType = None
@@ -195,9 +197,12 @@ class MergeConfig(_Section):
         """The model that lends its config.json, and its tokenizer unless the config names another."""
         return self.base_model or self.model_names()[0]
 
-    def to_yaml(self) -> str:
-        """Return the config as YAML text, without keys that have their default value."""
-        return dump_yaml(self.model_dump(mode="json", exclude_defaults=True))
+    def to_yaml(self, names: Mapping[str, str] | None = None) -> str:
+        """Return the config as YAML text, without keys that have their default value.
+
+        `names`: what to call models instead of the config's names.
+        """
+        return dump_yaml(_renamed(self.model_dump(mode="json", exclude_defaults=True), names or {}))
 
     @field_validator("merge_method")
     @classmethod
@@ -222,6 +227,8 @@ class MergeConfig(_Section):
     def _check_whole(self) -> MergeConfig:
         if (self.models is None) == (self.slices is None):
             raise ConfigError("exactly one of `models` and `slices` must be given")
+        if self.slices_of is not None and self.slices is None:
+            raise ConfigError("slices_of: says which layers `slices` cut; there are no `slices`")
         if self.tokenizer_source and self.tokenizer_files:
             raise ConfigError("`tokenizer_source` and `tokenizer_files` exclude each other")
         if self.tokenizer_source == "base" and self.base_model is None:
@@ -260,6 +267,21 @@ class MergeConfig(_Section):
         included = f", the base_model {part.models[-1]!r} included" if base_added else ""
         are = "is" if number == 1 else "are"
         raise ConfigError(f"{where}: {takes}; here {are} {number}{included}")
+
+
+def _renamed(value: Any, names: Mapping[str, str]) -> Any:
+    """Return a part of a config with the models in it called by `names`."""
+    if isinstance(value, list):
+        return [_renamed(item, names) for item in value]
+    if not isinstance(value, dict):
+        return value
+    keys = ("model", "base_model", "tokenizer_source")
+    return {
+        key: names.get(item, item)
+        if key in keys and isinstance(item, str)
+        else _renamed(item, names)
+        for key, item in value.items()
+    }
 
 
 def _check_sources(where: str, part: OutputSlice, base: str | None) -> None:

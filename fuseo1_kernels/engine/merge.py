@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import checksums
+from ..checkpoint.out_dir import check_place
 from ..checkpoint.out_name import check_out_name
 from ..checkpoint.partial import finish_publishing
 from ..checkpoint.signals import held_signals, safe_point
@@ -17,14 +18,14 @@ from ..checkpoint.sink import Sink
 from ..config.load import as_config
 from ..config.schema import MergeConfig
 from ..errors import printable
-from ..plan.fingerprint import digest, fingerprint
-from ..plan.models import directories, open_lender, open_sources
+from ..plan.fingerprint import fingerprint, merge_digest
+from ..plan.models import AllowLinks, inputs, open_lender, open_sources
 from ..plan.plan import Plan, make_plan, refuse_problems
 from ..plan.sidecars import make_sidecars
 from ..version import __version__
 from .devices import choose_executor
 from .options import DEFAULT_MAX_MEMORY, DEFAULT_SHARD_SIZE, MergeOptions
-from .result import MergeResult, Progress, energy_share
+from .result import MergeResult, Progress, energy_share, fits
 from .run import Merged, run_plan
 from .survey_cache import SurveyCache
 from .tuning import DEFAULT_TUNING, Tuning
@@ -43,6 +44,7 @@ def merge_checkpoints(
     overwrite: bool = False,
     crop_embeddings: bool = False,
     copy_tokenizer: bool = True,
+    allow_links: AllowLinks = (),
     nonfinite: str = "error",
     resume: bool = True,
     survey_cache: str | os.PathLike[str] | None = None,
@@ -70,6 +72,7 @@ def merge_checkpoints(
         overwrite: replace the model at `out_dir` once the new one is complete.
         crop_embeddings: cut embeddings of different vocabulary sizes to the rows that all models have.
         copy_tokenizer: copy tokenizer files to the output.
+        allow_links: directories outside of the models to which links in them may lead.
         nonfinite: "error" refuses NaN and infinite elements; "propagate" makes them NaN.
         resume: continue an unfinished run of the same merge.
         survey_cache: directory that keeps surveys for later merges of the same models. None: surveys are not kept.
@@ -95,6 +98,7 @@ def merge_checkpoints(
         overwrite=overwrite,
         crop_embeddings=crop_embeddings,
         copy_tokenizer=copy_tokenizer,
+        allow_links=allow_links,
         nonfinite=nonfinite,
         resume=resume,
         survey_cache=survey_cache,
@@ -113,13 +117,16 @@ def run_merge(
 ) -> MergeResult:
     """As merge_checkpoints, with the options in one record. Raises MergeError."""
     started = time.perf_counter()
-    out = Path(out_dir)
+    out = check_place(out_dir)
     options.check_numbers()
+    options.check_links()
     check_out_name(out_dir)
     executor = choose_executor(options)
     options.check_surveys(config.merge_method)
     with ExitStack() as stack:
-        sources = open_sources(config, stack, progress=progress is not None)
+        sources = open_sources(
+            config, stack, progress=progress is not None, allow_links=options.allow_links
+        )
         plan = make_plan(
             config,
             sources,
@@ -128,13 +135,15 @@ def run_merge(
             random_seed=options.random_seed,
         )
         refuse_problems(plan)
-        lender = open_lender(config, sources, stack)
+        lender = open_lender(config, sources, stack, allow_links=options.allow_links)
         title = printable(os.path.basename(os.path.realpath(out)))
-        sidecars = make_sidecars(config, plan, sources, lender, title, options.copy_tokenizer)
+        sidecars, notes = make_sidecars(
+            config, plan, sources, lender, title, options.copy_tokenizer, options.allow_links
+        )
+        notes = [*plan.notes, *notes]
         identity = fingerprint(plan, options.nonfinite)
-        notes = list(plan.notes)
         start_over = options.overwrite or not options.resume
-        merged = _find_finished(out, plan, digest(identity), sidecars, start_over)
+        merged = _find_finished(out, plan, merge_digest(identity), sidecars, start_over)
         if merged is not None:
             notes.append("was there already, made by this very merge; nothing was done")
         else:
@@ -151,7 +160,7 @@ def run_merge(
                     plan.shards,
                     identity,
                     overwrite=options.overwrite,
-                    inputs=directories(sources, lender),
+                    inputs=inputs(sources, lender),
                     resume=options.resume,
                 )
             )
@@ -159,12 +168,12 @@ def run_merge(
             notes += merged.notes + (cache.problems if cache else [])
             sidecars[checksums.FILE] = checksums.make_checksums(
                 made_by=f"fuseo1-kernels {__version__}",
-                merge=digest(identity),
-                options={
-                    "crop_embeddings": options.crop_embeddings,
-                    "nonfinite": options.nonfinite,
-                    "random_seed": int(options.random_seed),
-                },
+                merge=merge_digest(identity),
+                options=checksums.Options(
+                    crop_embeddings=options.crop_embeddings,
+                    nonfinite=options.nonfinite,
+                    random_seed=int(options.random_seed),
+                ),
                 files=sidecars,
                 shards=plan.shards,
                 tensors=merged.records,
@@ -203,4 +212,6 @@ def _find_finished(
     if start_over and not just_published:
         return None
     records = checksums.find_model(out, identity, sidecars, plan.shards)
-    return None if records is None else Merged(records, set(records))
+    if records is None or not all(fits(records[job.name], job) for job in plan.jobs):
+        return None
+    return Merged(records, set(records))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from ..checkpoint.journal import TensorRecord
+from ..plan.job import Job
 from ..plan.plan import Plan
 
 
@@ -52,6 +53,19 @@ class MergeResult:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def start(progress: Progress | None, title: str, total_bytes: int) -> Callable[[int], None]:
+    """Start `progress`, if there is one; return the function that advances it."""
+    if progress is None:
+        return lambda nbytes: None
+    progress.start(title, total_bytes)
+    return progress.advance
+
+
+def fits(record: TensorRecord, job: Job) -> bool:
+    """Whether `record` can be that of `job`: it has an energy for each target, or none."""
+    return len(record.energy) in (0, len(job.inputs) - 1)
 
 
 def energy_share(plan: Plan, records: Mapping[str, TensorRecord]) -> dict[str, float]:

@@ -17,7 +17,7 @@ from ..plan.plan import Plan
 from ..system import free_memory
 from .options import MergeOptions
 from .read_ahead import ReadAhead
-from .result import Progress
+from .result import Progress, fits
 from .schedule import make_units
 from .survey_cache import SurveyCache
 from .worker import Executor, MergeContext
@@ -73,7 +73,7 @@ def run_plan(
             pending = []
             for job in unit.jobs:
                 record = sink.recorded.get(job.name)
-                if record is None or not sink.holds(job.name, worker.scratch):
+                if not (record and fits(record, job) and sink.holds(job.name, worker.scratch)):
                     pending.append(job)
                     continue
                 advance(job.input_bytes + job.output_bytes)

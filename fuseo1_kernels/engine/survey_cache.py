@@ -4,62 +4,66 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
-from dataclasses import asdict, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from ..backends.contract import Cut, Request
-from ..backends.results import (
-    DivergencesResult,
-    GramResult,
-    MagnitudesResult,
-    NormsResult,
-    SceResult,
-    SurveyResult,
-)
-from ..checkpoint.records import decode_records, encode_record
-from ..errors import OutputError
+from ..backends.contract import Request
+from ..backends.results import SurveyResult
+from ..checkpoint.owned import open_own_directory, open_own_file
+from ..errors import OutputError, counted
 from ..plan.fingerprint import digest
 from ..plan.job import Job
 from ..version import __version__
+from .kept_surveys import decode_surveys, encode_survey, fits
 
 _FILE = "surveys"
+
+#: The file begins with this line: a file without it is no survey cache.
+MARK = b"fuseo1-kernels surveys\n"
 
 
 class SurveyCache:
     """Surveys, keyed by everything they depend on: the inputs' files, offsets and dtypes, and the request.
 
-    The file is append-only; damaged or torn lines are skipped. Two merges may use one cache at the same time.
-    `look_up` and `keep` may be called from any thread. `problems` lists failed writes.
+    The file is append-only; what is damaged, torn, or no answer to the request is skipped. Two merges may use one cache
+    at the same time. `look_up` and `keep` may be called from any thread.
     """
 
     def __init__(self, directory: Path, also: Sequence[float] = ()) -> None:
         """Open or create the cache. `also`: values of select_topk to survey besides a merge's own.
 
-        Raises OutputError if the directory cannot be written.
+        Raises OutputError if the directory cannot be written, or is not this user's own.
         """
         self.also = tuple(map(float, also))
         self._file = directory / _FILE
         self._lock = threading.Lock()
         try:
-            directory.mkdir(parents=True, exist_ok=True)
-            self._fd = os.open(
-                self._file, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666
-            )
-            data = self._file.read_bytes()
-            if data and not data.endswith(b"\n"):  # the last line is torn: begin a new one
-                os.write(self._fd, b"\n")
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._fd = _open(self._file)
         except OSError as error:
             raise OutputError(
                 f"{directory}: cannot hold a survey cache ({error.strerror})"
             ) from error
-        self._surveys: dict[str, SurveyResult] = {}
-        self.problems: list[str] = []
-        for record in decode_records(data):
-            with suppress(KeyError, TypeError, ValueError):  # written by another version
-                self._surveys[record["key"]] = _survey(record["survey"])
+        try:
+            data = _read(self._fd, self._file)
+        except BaseException:
+            os.close(self._fd)
+            raise
+        self._surveys, self._bad = decode_surveys(data)
+        self._write_error = ""
+
+    @property
+    def problems(self) -> list[str]:
+        """Failed writes, and surveys that could not be used."""
+        found = [self._write_error] if self._write_error else []
+        if self._bad:
+            kept = counted(self._bad, "kept survey")
+            found.append(
+                f"{self._file}: {kept} could not be used (damaged, or of another version), and"
+                " what was needed was surveyed anew; delete the file when no merge uses it"
+            )
+        return found
 
     @property
     def at_once(self) -> int:
@@ -72,25 +76,32 @@ class SurveyCache:
         The missing requests are `request` itself, first, and those of `also`. Both answers come from one look-up per
         request, because another worker may keep a survey of the same tensors at any time.
         """
-        surveys = {r: self._surveys.get(_key(job, r)) for r in (request, *self.also)}
+        surveys = {r: self._find(job, r) for r in (request, *self.also)}
         kept = surveys[request]
         missing = [r for r, survey in surveys.items() if survey is None]
         return None if kept is None else replace(kept, passes=0), missing
 
+    def _find(self, job: Job, request: Request) -> SurveyResult | None:
+        survey = self._surveys.get(_key(job, request))
+        if survey is None or fits(survey, job, request):
+            return survey
+        self._bad += 1
+        return None
+
     def keep(self, job: Job, surveys: Iterable[tuple[Request, SurveyResult]]) -> None:
-        """Keep the surveys of `job`, with their requests. A failed write is noted in `problems` and ends writing."""
+        """Keep the surveys of `job`, with their requests. A failed write is noted and ends writing."""
         new = {_key(job, request): survey.lasting for request, survey in surveys}
-        lines = [encode_record({"key": k, "survey": _fields(s)}) for k, s in new.items()]
+        lines = [encode_survey(key, survey) for key, survey in new.items()]
         with self._lock:
             self._surveys.update(new)
-            if self.problems:
+            if self._write_error:
                 return
             try:
                 # One write, so that lines of two merges do not mix.
                 os.write(self._fd, b"".join(lines))
             except OSError as error:
                 reason = f"cannot be written ({error.strerror}); surveys were not kept"
-                self.problems.append(f"{self._file}: {reason}")
+                self._write_error = f"{self._file}: {reason}"
 
     def close(self) -> None:
         """Close the file."""
@@ -103,51 +114,42 @@ class SurveyCache:
         self.close()
 
 
+def _open(file: Path) -> int:
+    """Open or create the file, in a directory of this user's own. Raises OutputError and OSError."""
+    directory = open_own_directory(file.parent)
+    try:
+        return open_own_file(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, directory)
+    finally:
+        os.close(directory)
+
+
+def _read(fd: int, file: Path) -> bytes:
+    """Return the records in the file, which ends with a whole line then. Raises OutputError."""
+    try:
+        with open(fd, "rb", closefd=False) as stream:
+            data = stream.read()
+        mark = data[: len(MARK)]
+        if not MARK.startswith(mark):
+            raise OutputError(
+                f"{file}: is not a survey cache, or of an older version; choose another directory"
+            )
+        if mark != MARK:  # a new file, or a run was killed while it made it
+            os.write(fd, MARK[len(mark) :])
+        elif not data.endswith(b"\n"):  # the last line is torn: begin a new one
+            os.write(fd, b"\n")
+    except OSError as error:
+        raise OutputError(f"{file}: cannot be read ({error.strerror})") from error
+    return data[len(MARK) :]
+
+
 def _key(job: Job, request: Request) -> str:
     inputs = [
         [
             os.path.realpath(x.info.file),
-            x.source.files[x.info.file],
+            x.source.files[x.info.file].strict,
             x.info.offset,
             x.info.dtype,
         ]
         for x in job.inputs
     ]
     return digest([__version__, repr(request), job.numel, inputs])
-
-
-#: Result types by their names in the file.
-_KINDS: dict[str, type[SurveyResult]] = {
-    kind.__name__: kind
-    for kind in (SceResult, MagnitudesResult, NormsResult, GramResult, DivergencesResult)
-}
-
-#: Converters of the fields that JSON changes.
-_READERS: dict[str, Callable[[Any], Any]] = {
-    "nonfinite": tuple,
-    "energy": tuple,
-    "norms": lambda rows: tuple(map(tuple, rows)),
-    "gram": lambda rows: tuple(map(tuple, rows)),
-    "cuts": lambda rows: tuple(tuple(Cut(**cut) for cut in cuts) for cuts in rows),
-    "divergences": bytes.fromhex,
-}
-
-
-def _fields(survey: SurveyResult) -> dict[str, Any]:
-    """Return the result in JSON's types, without references to memory."""
-    fields = {name: value for name, value in asdict(survey).items() if name != "kept"}
-    if isinstance(survey, DivergencesResult):
-        fields["divergences"] = survey.divergences.hex()
-    return {"kind": type(survey).__name__, **fields}
-
-
-def _survey(fields: dict[str, Any]) -> SurveyResult:
-    """The inverse of `_fields`. Raises KeyError, TypeError or ValueError if another version wrote them."""
-    kind = _KINDS[fields["kind"]]
-    read = {name: _READERS.get(name, _same)(value) for name, value in fields.items()}
-    del read["kind"]
-    return kind(**read)
-
-
-def _same(value: Any) -> Any:
-    return value

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,27 +15,20 @@ from typing import Any
 import xxhash
 
 from ..backends.arrays import Buffer
-from ..backends.registry import load_backend
 from ..checkpoint import checksums
-from ..checkpoint.header import TensorInfo
+from ..checkpoint.checksums import Checksums, FileRecord, MergedRecord, ShardRecord
+from ..checkpoint.files import reading
+from ..checkpoint.header import Header, TensorInfo, read_header
 from ..checkpoint.layout import find_weights
-from ..checkpoint.loader import open_source
 from ..checkpoint.source import Source
-from ..config.load import as_config
-from ..errors import CheckpointError, counted
-from ..plan.job import Job
-from ..plan.models import open_sources
-from ..plan.plan import make_plan, refuse_problems
+from ..errors import CheckpointError, counted, printable
+from ..plan.models import AllowLinks
 from ..plan.sidecars import MERGE_CONFIG
 from ..system import resolve_threads
-from .cpu.memory import divide_memory, memory_floor
-from .cpu.worker import CpuWorker
-from .options import DEFAULT_MAX_MEMORY, DEFAULT_SHARD_SIZE, MergeOptions
-from .read_ahead import absent_inputs, forget
-from .result import Progress
-from .worker import MergeContext
+from .recompute import recompute as merge_again
+from .result import Progress, start
 
-# Bytes of a tensor read at a time.
+# Bytes that are read at a time.
 _PIECE = 4 << 20
 
 
@@ -70,6 +62,7 @@ def verify_model(
     recompute: int | None = 0,
     seed: int = 0,
     threads: int | None = None,
+    allow_links: AllowLinks = (),
     progress: Progress | None = None,
 ) -> VerifyResult:
     """Check the merged model in `directory` against the checksums recorded beside it.
@@ -80,6 +73,7 @@ def verify_model(
             sources are the models that the config beside the weights names. None: all tensors.
         seed: chooses the tensors to recompute.
         threads: number of threads. None: one for each core that this process may use.
+        allow_links: directories outside of the models to which links in them may lead.
         progress: receives the number of bytes done.
 
     Returns:
@@ -91,80 +85,117 @@ def verify_model(
     started = time.perf_counter()
     path = Path(directory)
     recorded = checksums.read_checksums(path)
-    problems = list(_check_files(path, recorded))
-    recomputed: list[str] = []
-    checked = 0
-    # The offsets of tensors can be trusted only if all sizes and headers are as recorded.
-    if not problems:
-        with open_source(str(path)) as model:
-            names = list(recorded["tensors"])
-            if missing := set(names) ^ set(model.tensors):
-                raise CheckpointError(
-                    f"{path / checksums.FILE}: damaged: lists other tensors than the shards hold, "
-                    f"for example {min(missing)!r}"
-                )
-            total = sum(info.nbytes for info in model.tensors.values())
-            advance = _start(progress, f"verifying {counted(len(names), 'tensor')}", total)
-            try:
-                problems += _check_tensors(model, recorded["tensors"], threads, advance)
-                checked = len(names)
-            finally:
-                if progress:
-                    progress.close()
-            if recompute is None or recompute > 0:
-                wrong, recomputed = _recompute(
-                    path, model, recorded["options"], recompute, seed, threads, progress
-                )
-                problems += wrong
+    wrong_files = _check_files(path, recorded.files)
+    headers, wrong_shards = _check_shards(path, recorded)
+    problems = [*wrong_files.values(), *wrong_shards]
+    again: list[str] = []
+    with _open(path, headers) as model:
+        held = model.tensors
+        if not wrong_shards and held.keys() != recorded.tensors.keys():
+            other = min(held.keys() ^ recorded.tensors.keys())
+            problems.append(
+                f"{path / checksums.FILE}: lists other tensors than the shards hold, for example {other!r}"
+            )
+        infos = [info for name, info in held.items() if name in recorded.tensors]
+        total = sum(info.nbytes for info in infos)
+        advance = start(progress, f"verifying {counted(len(infos), 'tensor')}", total)
+        try:
+            problems += _check_tensors(model, infos, recorded.tensors, threads, advance)
+        finally:
+            if progress:
+                progress.close()
+        # What is merged again is told by the config beside the weights, and compared with all of them.
+        whole = MERGE_CONFIG in recorded.files.keys() - wrong_files.keys() and not wrong_shards
+        if whole and recompute != 0:
+            wrong, again = merge_again(
+                path, model, recorded.options, recompute, seed, threads, allow_links, progress
+            )
+            problems += wrong
     return VerifyResult(
         directory=str(directory),
-        files=len(recorded["files"]) + len(recorded["shards"]),
-        tensors=checked,
-        recomputed=tuple(recomputed),
+        files=len(recorded.files) + len(recorded.shards),
+        tensors=len(infos),
+        recomputed=tuple(again),
         problems=tuple(problems),
         seconds=time.perf_counter() - started,
     )
 
 
-def _check_files(path: Path, recorded: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the problems of the small files and of the shards' sizes and headers."""
-    for part in ("files", "shards"):
-        for name, entry in recorded[part].items():
-            file = path / name
-            if not {"size", "checksum" if part == "files" else "header"} <= entry.keys():
-                raise CheckpointError(f"{path / checksums.FILE}: damaged: its entry of {name!r}")
-            if Path(name).name != name or not file.is_file():
-                yield f"{file}: is missing"
-            elif file.stat().st_size != entry["size"]:
-                yield f"{file}: has {file.stat().st_size} bytes, was written with {entry['size']}"
-            elif part == "files":
-                if checksums.describe_file(_read(file, 0)) != entry:
-                    yield f"{file}: differs from what was written"
-            elif xxhash.xxh3_128_hexdigest(_read_header(file)) != entry["header"]:
-                yield f"{file}: its header differs from what was written"
-    weights = find_weights(path)
-    unknown = set(weights.files if weights else ()) - recorded["shards"].keys()
-    for name in sorted(unknown):
-        yield f"{path / name}: is used as weights, but was not written by the merge"
+def _check_files(path: Path, recorded: Mapping[str, FileRecord]) -> dict[str, str]:
+    """Return the problems of the small files, by the files' names."""
+    problems = {}
+    for name, record in recorded.items():
+        problem = _compare(path / name, record.size, None, record.checksum)
+        if problem is not None:
+            problems[name] = problem
+    return problems
 
 
-def _read_header(file: Path) -> bytes:
-    prefix = _read(file, 8)
-    return prefix + _read(file, 8 + int.from_bytes(prefix, "little"))[8:]
+def _check_shards(path: Path, recorded: Checksums) -> tuple[list[Header], list[str]]:
+    """Return the headers of the shards whose headers are as they were written, and the problems of the others."""
+    headers, problems = [], []
+    for name, record in recorded.shards.items():
+        header = _check_shard(path / name, record)
+        if isinstance(header, Header):
+            headers.append(header)
+        else:
+            problems.append(header)
+    weights = None
+    with suppress(CheckpointError):  # an index that was edited, which is a problem already
+        weights = find_weights(path)
+    for name in sorted(set(weights.files if weights else ()) - recorded.shards.keys()):
+        problems.append(
+            f"{printable(str(path / name))}: is used as weights, but was not written by the merge"
+        )
+    return headers, problems
 
 
-def _read(file: Path, nbytes: int) -> bytes:
-    """Return the first `nbytes` bytes of `file`, or all if `nbytes` is 0. Raises CheckpointError."""
+def _check_shard(file: Path, record: ShardRecord) -> Header | str:
+    """Return the shard's header, or its problem."""
+    problem = _compare(file, record.size, 0, None)
+    if problem is not None:
+        return problem
     try:
-        with open(file, "rb") as stream:
-            return stream.read(nbytes or -1)
-    except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from error
+        header = read_header(file)
+    except CheckpointError:
+        header = None
+    if header and _compare(file, record.size, header.size, record.header) is None:
+        return header
+    return f"{printable(str(file))}: its header differs from what was written; its tensors were not checked"
+
+
+def _compare(file: Path, size: int, nbytes: int | None, checksum: str | None) -> str | None:
+    """Return how a file differs from its `size` and the `checksum` of its first `nbytes` bytes (None: all)."""
+    where = printable(str(file))
+    if not os.path.lexists(file):
+        return f"{where}: is missing"
+    digest, left = xxhash.xxh3_128(), size if nbytes is None else nbytes
+    try:
+        with reading(file) as stream:
+            found = os.fstat(stream.fileno()).st_size
+            if found != size:
+                return f"{where}: has {found} bytes, was written with {size}"
+            while left and (piece := stream.read(min(left, _PIECE))):
+                digest.update(piece)
+                left -= len(piece)
+    except CheckpointError as error:
+        return str(error)
+    if left or checksum not in (None, digest.hexdigest()):
+        return f"{where}: differs from what was written"
+    return None
+
+
+def _open(path: Path, headers: Sequence[Header]) -> Source:
+    """Return the shards with these headers as one model, whatever its index says."""
+    tensors = {name: info for header in headers for name, info in header.tensors.items()}
+    identities = {header.file: header.identity for header in headers}
+    return Source(str(path), path, tensors, {}, identities)
 
 
 def _check_tensors(
     model: Source,
-    recorded: Mapping[str, Any],
+    infos: Sequence[TensorInfo],
+    recorded: Mapping[str, MergedRecord],
     threads: int | None,
     advance: Callable[[int], None],
 ) -> list[str]:
@@ -175,109 +206,22 @@ def _check_tensors(
         if not hasattr(buffers, "piece"):
             buffers.piece = Buffer(_PIECE)
         digest, cached = xxhash.xxh3_128(), model.is_cached(info)
-        for start in range(0, info.nbytes, _PIECE):
-            view = buffers.piece.view[: min(_PIECE, info.nbytes - start)]
-            model.read_into(info, start, view)
+        for begin in range(0, info.nbytes, _PIECE):
+            view = buffers.piece.view[: min(_PIECE, info.nbytes - begin)]
+            model.read_into(info, begin, view)
             digest.update(view)
             advance(view.nbytes)
         if cached is False:
             model.forget(info)
-        if digest.hexdigest() == recorded[info.name].get("checksum"):
+        if digest.hexdigest() == recorded[info.name].checksum:
             return None
         return f"{info.file}: tensor {info.name!r} differs from what was written"
 
-    with ThreadPoolExecutor(resolve_threads(threads)) as pool:
-        return [problem for problem in pool.map(check, model.tensors.values()) if problem]
-
-
-class _Comparison:
-    """A Destination that compares merged bytes with the model and notes the tensors that differ."""
-
-    def __init__(self, model: Source) -> None:
-        self._model = model
-        self.differing: set[str] = set()
-
-    def write(self, name: str, start: int, view: memoryview) -> None:
-        stored = Buffer(view.nbytes)
-        self._model.read_into(self._model.tensors[name], start, stored.view)
-        if stored.view != view:
-            self.differing.add(name)
-
-
-def _recompute(
-    path: Path,
-    model: Source,
-    options: Mapping[str, Any],
-    count: int | None,
-    seed: int,
-    threads: int | None,
-    progress: Progress | None,
-) -> tuple[list[str], list[str]]:
-    """Merge `count` tensors again with the reference backend; return the problems and the tensors' names."""
-    with ExitStack() as stack:
-        config = as_config(path / MERGE_CONFIG)
-        sources = open_sources(config, stack, progress=False, download=False)
-        plan = make_plan(
-            config,
-            sources,
-            shard_size=DEFAULT_SHARD_SIZE,
-            crop_embeddings=bool(options.get("crop_embeddings")),
-            random_seed=_recorded_seed(path, options),
-        )
-        refuse_problems(plan)
-        jobs = list(plan.jobs)
-        if count is not None and count < len(jobs):
-            jobs = random.Random(seed).sample(jobs, count)
-        problems = [p for job in jobs if (p := _mismatch(job, model)) is not None]
-        if problems:
-            return problems, []
-        comparison = _Comparison(model)
-        # The original merge may have had more memory than the default, and may need it.
-        max_memory = max(DEFAULT_MAX_MEMORY, memory_floor(plan.jobs))
-        _, memory = divide_memory(plan, MergeOptions(threads=1, max_memory=max_memory))
-        total = sum(job.input_bytes + job.output_bytes for job in jobs)
-        nonfinite = str(options.get("nonfinite", "error"))
-        advance = _start(progress, f"merging {counted(len(jobs), 'tensor')} again", total)
-        worker = CpuWorker(
-            load_backend("reference"),
-            memory,
-            MergeContext(comparison, nonfinite, advance, threading.Event()),
-            threads=lambda: resolve_threads(threads),
-        )
+    def problem(info: TensorInfo) -> str | None:
         try:
-            for job in jobs:
-                absent = absent_inputs(job)
-                worker.merge(job)
-                forget(absent)
-        finally:
-            if progress:
-                progress.close()
-    names = [job.name for job in jobs]
-    return [
-        f"{model.tensors[name].file}: tensor {name!r} is not what its sources give"
-        for name in names
-        if name in comparison.differing
-    ], names
+            return check(info)
+        except CheckpointError as error:
+            return str(error)
 
-
-def _recorded_seed(path: Path, options: Mapping[str, Any]) -> int:
-    seed = options.get("random_seed", 0)
-    if not isinstance(seed, int):
-        raise CheckpointError(f"{path / checksums.FILE}: damaged: its random_seed is {seed!r}")
-    return seed
-
-
-def _mismatch(job: Job, model: Source) -> str | None:
-    """Return a problem if the model's tensor has not the shape and dtype of `job`."""
-    info = model.tensors.get(job.name)
-    if info is not None and (info.dtype, info.shape) == (job.dtype.code, job.shape):
-        return None
-    return f"{model.path}: tensor {job.name!r} has another shape or dtype than its sources give"
-
-
-def _start(progress: Progress | None, title: str, total_bytes: int) -> Callable[[int], None]:
-    """Start `progress`, if there is one; return the function that advances it."""
-    if progress is None:
-        return lambda nbytes: None
-    progress.start(title, total_bytes)
-    return progress.advance
+    with ThreadPoolExecutor(resolve_threads(threads)) as pool:
+        return [found for found in pool.map(problem, infos) if found]

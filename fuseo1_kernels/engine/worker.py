@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 from ..backends.contract import Request
 from ..backends.results import SurveyResult
 from ..checkpoint.journal import TensorRecord
-from ..errors import MergeError
+from ..errors import CheckpointError, MergeError
 from ..plan.job import Input, Job
 from ..plan.plan import Plan
 from .nonfinite import JobGuard
@@ -71,6 +72,30 @@ class MergeContext:
     def look_up(self, job: Job, request: Request) -> tuple[SurveyResult | None, list[Request]]:
         """As SurveyCache.look_up. Without a cache, no survey is kept and only `request` is missing."""
         return self.surveys.look_up(job, request) if self.surveys else (None, [request])
+
+
+@contextmanager
+def unchanging(job: Job) -> Iterator[list[tuple[int, int]]]:
+    """Hold the files of `job`'s inputs open, and yield (descriptor, byte offset) of each input.
+
+    In the end all of them must be what they were when their headers were read. If a merge fails on what cannot be, such
+    as a file that has other bytes in the second read than in the first, the error says so, too. Raises CheckpointError.
+    """
+
+    def check() -> None:
+        for x in job.inputs:
+            x.source.check_unchanged(x.info.file)
+
+    with ExitStack() as stack:
+        places = [stack.enter_context(x.source.place(x.info)) for x in job.inputs]
+        try:
+            yield places
+        except CheckpointError:
+            raise
+        except Exception:
+            check()
+            raise
+        check()
 
 
 class Worker(Protocol):

@@ -73,6 +73,17 @@ def learn(
 
 
 @dataclass(frozen=True)
+class Copied:
+    """Copies a tensor of integers, which is the same in all models. Nothing is computed."""
+
+    def request(self, learned: Sequence[SurveyResult]) -> None:
+        return None
+
+    def params(self, learned: Sequence[SurveyResult]) -> FuseParams:
+        return combination([1.0])
+
+
+@dataclass(frozen=True)
 class ByVector(ABC):
     """Merges every vector of a tensor separately, like a tensor, by the same rule."""
 

@@ -4,37 +4,45 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 from typing import Any
 
 import xxhash
 
+from ..checkpoint.identity import MergeIdentity
 from ..version import __version__
 from .plan import Plan
 
 
-def fingerprint(plan: Plan, nonfinite: str) -> dict[str, Any]:
-    """Return, in JSON's types, everything that decides the bytes of the merged tensors.
-
-    The keys are "version", "nonfinite", "plan" (a checksum) and "files" ({path: [size, mtime in ns, inode]}). Threads,
-    memory and backend are not included: they do not change the bytes.
-    """
+def fingerprint(plan: Plan, nonfinite: str) -> MergeIdentity:
+    """Return everything that decides the bytes of the merged tensors."""
     sources = {id(x.source): x.source for job in plan.jobs for x in job.inputs}
     identities = {f: i for source in sources.values() for f, i in source.files.items()}
-    real = {file: os.path.realpath(file) for file in identities}
-    tensors = [
-        [
-            *(job.name, job.dtype.code, job.shape, repr(job.rule)),
-            [[real[x.info.file], x.info.offset, x.info.dtype] for x in job.inputs],
-        ]
-        for job in plan.jobs
-    ]
-    shards = [[shard.file, xxhash.xxh3_128_hexdigest(shard.header)] for shard in plan.shards]
-    return {
-        "version": __version__,
-        "nonfinite": nonfinite,
-        "plan": digest([tensors, shards]),
-        "files": {real[file]: list(identity) for file, identity in identities.items()},
-    }
+    real = {file: _real(file) for file in identities}
+    plan_digest = xxhash.xxh3_128()
+    for job in plan.jobs:  # one by one: there may be many thousands
+        inputs = [[real[x.info.file], x.info.offset, x.info.dtype] for x in job.inputs]
+        tensor = [job.name, job.dtype.code, job.shape, repr(job.rule), inputs]
+        plan_digest.update(json.dumps(tensor).encode())
+    for shard in plan.shards:
+        plan_digest.update(json.dumps(shard.file).encode() + shard.header)
+    return MergeIdentity(
+        version=__version__,
+        nonfinite=nonfinite,
+        plan=plan_digest.hexdigest(),
+        files={real[file]: identity for file, identity in identities.items()},
+    )
+
+
+def merge_digest(identity: MergeIdentity) -> str:
+    """Return a checksum by which a finished model recognizes its merge."""
+    files = {file: found.strict for file, found in identity.files.items()}
+    return digest([identity.version, identity.nonfinite, identity.plan, files])
+
+
+def _real(file: Path) -> str:
+    """Return the real path as text that JSON can hold: what is not UTF-8 is escaped."""
+    return os.fsencode(os.path.realpath(file)).decode("utf-8", "backslashreplace")
 
 
 def digest(value: Any) -> str:

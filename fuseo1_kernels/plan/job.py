@@ -7,12 +7,15 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from ..backends.arrays import BY_CODE, DType
-from ..checkpoint.header import TensorInfo
+from ..checkpoint.header import DTYPE_BYTES, INTEGERS, TensorInfo
 from ..checkpoint.source import Source
 from ..methods.rule import ByColumn, ByRow, Rule
 
+#: Types of tensors that are copied: no backend has a number for them.
+STORED = BY_CODE | {code: DType(code, code, -1, DTYPE_BYTES[code]) for code in INTEGERS}
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, slots=True)
 class Input:
     """A tensor of one model."""
 
@@ -21,7 +24,7 @@ class Input:
 
     @property
     def dtype(self) -> DType:
-        return BY_CODE[self.info.dtype]
+        return STORED[self.info.dtype]
 
     def part(self, start: int, numel: int) -> Input:
         """Return `numel` elements from flat index `start` on, as a one-dimensional input."""
@@ -32,7 +35,7 @@ class Input:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Job:
     """One merged tensor.
 

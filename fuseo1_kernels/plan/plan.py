@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..backends.arrays import BY_NAME, DType, promote
 from ..backends.contract import MAX_TARGETS
-from ..checkpoint.header import MERGEABLE
+from ..checkpoint.header import INTEGERS, MERGEABLE
 from ..checkpoint.shards import OutputTensor, Shard, plan_shards
 from ..checkpoint.source import Source
-from ..config.resolve import count_layers
+from ..config.resolve import Part
 from ..config.schema import MergeConfig
 from ..errors import CheckpointError, printable
-from ..methods.rule import TensorSpec
-from .job import Input, Job
-from .notes import filter_notes, model_notes
-from .placements import Placement, place_tensors
+from ..methods.rule import Copied, TensorSpec
+from .aliases import find_aliases
+from .job import STORED, Input, Job
+from .layer_config import gather_config, mixed_layers
+from .notes import filter_notes, gradient_notes, model_notes
+from .placements import Placement, cut_slices, place_slices, place_whole_models
 
 # Tensors with one row per token.
 _EMBEDDING = re.compile(
-    r"(?:.*\.)?(?:embed_tokens|word_embeddings|wte|embed_in|embed_out|lm_head)\.weight"
+    r"(?:.*\.)?(?:embed_tokens|tok_embeddings|word_embeddings|wte|embed_in|embed_out|shared|predictions\.decoder"
+    r"|lm_head)\.weight"
 )
 # The most problems that an error lists.
 _PROBLEMS_SHOWN = 20
@@ -36,7 +40,7 @@ class Plan:
         shards: the output files.
         problems: everything that makes the merge impossible.
         notes: remarks that do not stop it.
-        num_layers: the number of output layers of a merge of slices; else None.
+        config: the content of config.json, but for dtype and vocabulary; {} if there is none.
         vocab_size: the number of rows of cropped embeddings; None if none is cropped.
     """
 
@@ -44,7 +48,7 @@ class Plan:
     shards: tuple[Shard, ...]
     problems: tuple[str, ...]
     notes: tuple[str, ...]
-    num_layers: int | None
+    config: Mapping[str, Any]
     vocab_size: int | None
 
     @property
@@ -57,9 +61,11 @@ class Plan:
 
     @property
     def dtype_name(self) -> str:
-        """The dtype of most output elements, by torch's name."""
+        """The dtype of most merged elements, by torch's name."""
         sizes: dict[str, int] = {}
         for job in self.jobs:
+            if isinstance(job.rule, Copied):
+                continue
             sizes[job.dtype.name] = sizes.get(job.dtype.name, 0) + job.numel
         return max(sizes, key=lambda name: sizes[name], default="bfloat16")
 
@@ -87,15 +93,18 @@ def make_plan(
     """
     problems: list[str] = []
     parts = config.resolve()
-    placements = list(place_tensors(parts, sources, problems))
+    layout = _lay_out(config, parts, sources, problems)
+    placements = layout.placements
     targets = max((len(placement.tensors) - 1 for placement in placements), default=0)
     if targets > MAX_TARGETS:
         problems.append(f"{targets} targets; at most {MAX_TARGETS} are supported")
     dtype = None if config.output_dtype is None else BY_NAME[config.output_dtype]
     jobs = []
     cropped: dict[str, int] = {}
+    aliases = find_aliases(placements, sources, is_embedding)
     for placement in placements:
-        job = _job(placement, sources, dtype, crop_embeddings, random_seed, problems)
+        drawn_as = aliases.get(placement.name, placement.name)
+        job = _job(placement, drawn_as, sources, dtype, crop_embeddings, random_seed, problems)
         if job is not None:
             jobs.append(job)
             if job.shape != job.inputs[0].info.shape:
@@ -110,30 +119,74 @@ def make_plan(
         shards=shards,
         problems=tuple(problems),
         notes=(
-            *model_notes(config.base, parts, sources, placements),
+            *layout.notes,
+            *model_notes(config.base, parts, sources, placements, layout.cut),
             *filter_notes(parts, placements),
+            *gradient_notes(parts, placements),
         ),
-        num_layers=count_layers(parts),
+        config=layout.config,
         vocab_size=min(cropped.values(), default=None),
+    )
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where the output's tensors come from, and the config.json that says so.
+
+    Attributes:
+        placements: the output tensors, in order.
+        config: see Plan.
+        notes: remarks on layers that are merged with others of another kind.
+        cut: the container of the layers that `slices` cut; None for whole models.
+    """
+
+    placements: list[Placement]
+    config: Mapping[str, Any]
+    notes: list[str]
+    cut: str | None
+
+
+def _lay_out(
+    config: MergeConfig, parts: Sequence[Part], sources: Mapping[str, Source], problems: list[str]
+) -> _Layout:
+    lender = sources[config.config_model]
+    if config.slices is None:
+        return _Layout(list(place_whole_models(parts[0], sources)), lender.config, [], None)
+    cut = cut_slices(parts, sources, config.slices_of, config.config_model, problems)
+    if cut is None:
+        return _Layout([], lender.config, [], None)
+    origins = [cut.origins(part) for part in parts]
+    first = [origin for by_model in origins for origin in by_model[0]]
+    return _Layout(
+        list(place_slices(parts, sources, cut)),
+        gather_config(lender, cut.stack(config.config_model), first, problems),
+        [note for i, by_model in enumerate(origins) for note in mixed_layers(i, by_model)],
+        cut.container,
     )
 
 
 def _job(
     placement: Placement,
+    drawn_as: str,
     sources: Mapping[str, Source],
     dtype: DType | None,
     crop_embeddings: bool,
     random_seed: int,
     problems: list[str],
 ) -> Job | None:
-    """Return the job of one output tensor; None if it is impossible, with the reason added to `problems`."""
+    """Return the job of one output tensor; None if it is impossible, with the reason added to `problems`.
+
+    `drawn_as`: the name that keys its random masks.
+    """
     name, part = placement.name, placement.part
     inputs = []
+    stored = {t.dtype for m, n in placement.tensors.items() if (t := sources[m].tensors.get(n))}
+    copied = len(stored) == 1 and stored <= INTEGERS
     for model, tensor in placement.tensors.items():
         info = sources[model].tensors.get(tensor)
         if info is None:
             problems.append(f"tensor {printable(tensor)}: missing in model {model}")
-        elif info.dtype not in MERGEABLE:
+        elif info.dtype not in MERGEABLE and not copied:
             supported = ", ".join(sorted(MERGEABLE))
             problems.append(
                 f"tensor {printable(tensor)}: is {info.dtype} in model {model}; supported: {supported}"
@@ -145,7 +198,9 @@ def _job(
     shape = _common_shape(name, inputs, crop_embeddings, problems)
     if shape is None:
         return None
-    spec = TensorSpec.of_shape(name, shape, part.targets, part.base is not None, random_seed)
+    if copied:
+        return Job(name, shape, STORED[stored.pop()], tuple(inputs), Copied())
+    spec = TensorSpec.of_shape(drawn_as, shape, part.targets, part.base is not None, random_seed)
     return Job(
         name=name,
         shape=shape,
@@ -163,8 +218,8 @@ def _common_shape(
     if len(shapes) == 1:
         return shapes.pop()
     listed = ", ".join(f"{x.source.name}: {list(x.info.shape)}" for x in inputs)
-    only_rows_differ = len({s[1:] for s in shapes}) == 1 and all(len(s) == 2 for s in shapes)
-    if not (only_rows_differ and _EMBEDDING.fullmatch(name)):
+    only_rows_differ = len({s[1:] for s in shapes}) == 1
+    if not (only_rows_differ and all(is_embedding(name, shape) for shape in shapes)):
         problems.append(f"tensor {printable(name)}: shapes differ ({listed})")
         return None
     if not crop_embeddings:
@@ -177,11 +232,16 @@ def _common_shape(
     return (min(s[0] for s in shapes), next(iter(shapes))[1])
 
 
+def is_embedding(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor of this name and shape has one row per token."""
+    return len(shape) == 2 and _EMBEDDING.fullmatch(name) is not None
+
+
 def _uneven_embeddings(jobs: list[Job], cropped: Mapping[str, int]) -> Iterator[str]:
     """Yield a problem for every embedding that would keep more rows than the cropped ones: all must have as many."""
     rows = min(cropped.values())
     for job in jobs:
-        if len(job.shape) == 2 and _EMBEDDING.fullmatch(job.name) and job.shape[0] != rows:
+        if is_embedding(job.name, job.shape) and job.shape[0] != rows:
             yield (
                 f"tensor {job.name}: has {job.shape[0]} rows, but {' and '.join(cropped)} would be "
                 f"cropped to {rows}"

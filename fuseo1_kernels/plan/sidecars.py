@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
+from ..checkpoint.generation import find_stop_mismatch
+from ..checkpoint.hub import repo_of_snapshot
+from ..checkpoint.layout import check_links, homes_of
+from ..checkpoint.model_card import model_card, read_license
 from ..checkpoint.shards import index_json
-from ..checkpoint.sidecar import check_same_vocabulary, model_card, sidecar_files
+from ..checkpoint.sidecar import Sidecars, sidecar_files
 from ..checkpoint.source import Source
+from ..checkpoint.vocabulary import read_vocabulary
 from ..config.schema import MergeConfig
 from ..version import __version__
+from .models import AllowLinks
 from .plan import Plan
+from .vocabularies import check_vocabularies
 
 #: The file that holds a merged model's config. Tools on the hub look for it under mergekit's name.
 MERGE_CONFIG = "mergekit_config.yml"
@@ -23,8 +32,9 @@ def make_sidecars(
     lender: Source | None,
     title: str,
     copy_tokenizer: bool,
-) -> dict[str, bytes]:
-    """Return the sidecars by file name. They are made before any weight is read, so that mistakes show early.
+    allow_links: AllowLinks = (),
+) -> Sidecars:
+    """Return the sidecars. They are made before any weight is read, so that mistakes show early.
 
     Args:
         config: the merge.
@@ -33,36 +43,67 @@ def make_sidecars(
         lender: the model that lends its tokenizer, or None.
         title: the model's name in its README.md.
         copy_tokenizer: copy tokenizer files.
+        allow_links: directories outside of the models to which links in them may lead.
 
     Raises:
         MergeError: a file is missing or damaged, or vocabularies differ.
     """
     base = sources[config.config_model]
-    if lender is not None and config.tokenizer_source is not None:
-        check_same_vocabulary(lender, [s for s in sources.values() if s is not lender])
     overrides = config.tokenizer_files.overrides if config.tokenizer_files else {}
-    files = sidecar_files(
+    files, notes = sidecar_files(
         base=base,
         tokenizer=lender,
         tokenizer_overrides=overrides,
         chat_template=config.chat_template,
         sources=list(sources.values()),
         out_dtype=plan.dtype_name,
-        num_layers=plan.num_layers,
+        config=plan.config,
         vocab_size=plan.vocab_size,
         copy_tokenizer=copy_tokenizer,
     )
+    opened = dict(sources) if lender is None else {**sources, lender.name: lender}
+    # Nothing of a place that the user has not named gets into the merged model.
+    for source in opened.values():
+        check_links(source.path, [*files, "README.md"], homes_of(source.path, allow_links))
+    if copy_tokenizer:
+        lends = lender or base
+        vocabulary = read_vocabulary(lends.name, lends.path)
+        as_they_stand = config.tokenizer_files is not None
+        notes += check_vocabularies(plan.jobs, lends, vocabulary, as_they_stand)
+        if mismatch := find_stop_mismatch(files, vocabulary):
+            notes.append(mismatch)
+    labels = _labels(opened)
     files["README.md"] = model_card(
         name=title,
-        recipe_yaml=config.to_yaml(),
-        base=config.base,
-        targets=config.target_names(),
+        recipe_yaml=config.to_yaml(labels),
+        base=None if config.base is None else labels[config.base],
+        targets=[labels[name] for name in config.target_names()],
         method=config.merge_method,
         dtype=plan.dtype_name,
         versions={"fuseo1-kernels": __version__, "Python": platform.python_version()},
+        license=_common_license(sources.values()),
     )
     files[MERGE_CONFIG] = config.to_yaml().encode()
     index = index_json(plan.shards)
     if index is not None:
         files["model.safetensors.index.json"] = index
-    return files
+    return Sidecars(files, notes)
+
+
+def _labels(sources: Mapping[str, Source]) -> dict[str, str]:
+    """Return what the card calls each model: a hub id, or the name of its folder, without the path to it."""
+    labels: dict[str, str] = {}
+    for name, source in sources.items():
+        if source.path != Path(name):
+            label = name  # a hub id
+        else:
+            label = repo_of_snapshot(source.path) or os.path.basename(os.path.realpath(name))
+        same = [label, *(f"{label} ({number})" for number in range(2, len(sources) + 1))]
+        labels[name] = next(each for each in same if each not in labels.values())
+    return labels
+
+
+def _common_license(sources: Iterable[Source]) -> dict[str, str]:
+    """Return the license that all models state; {} if they do not agree."""
+    first, *others = [read_license(source.path) for source in sources]
+    return first if all(other == first for other in others) else {}

@@ -13,7 +13,8 @@ from fuseo1_kernels.backends.contract import FuseParams
 from support.hard_scores import PATTERNS, N, Pattern, constant, pattern, pattern_survey
 from support.op_results import params_for
 from support.oracles import sce as sce_oracle
-from support.tensors import BF16, FP32, assert_same_bits, learned, siblings
+from support.pairwise import pairwise
+from support.tensors import BF16, CPUS, FP32, assert_same_bits, learned, siblings
 
 SOME_TOPKS = (1e-5, 0.1, 0.35, 0.5, 0.999, 1.0)
 
@@ -24,8 +25,7 @@ def fused(make: Pattern, topk: float, masked: bool) -> torch.Tensor:
     return fuse(base, targets, params_for(pattern_survey(make, topk), masked), backend="reference")
 
 
-@pytest.mark.parametrize("topk", SOME_TOPKS)
-@pytest.mark.parametrize("make", PATTERNS, ids=lambda make: make.__name__)
+@pairwise("cpu, make, topk", CPUS, PATTERNS, SOME_TOPKS, indirect=["cpu"])
 def test_hard_scores(cpu: str, make: Pattern, topk: float) -> None:
     base, *targets = pattern(make)
     expected = pattern_survey(make, topk)

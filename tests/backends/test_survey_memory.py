@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from fuseo1_kernels.backends import _cpu
+from support.pairwise import pairwise
 from support.paths import ROOT
 from support.tensors import BF16, FP32, ISAS, bits, require_isa, siblings
 
@@ -118,7 +119,7 @@ def sixty_four() -> list[torch.Tensor]:
 Make = Callable[[], list[torch.Tensor]]
 ONE_CUT, TWO_CUTS = (N // 5,), (N * 9 // 10, N // 100)
 # (tensors, elements of a chunk, ranks of each target's |d| or none: of scores, reads)
-CASES: tuple[tuple[Make, int, tuple[int, ...], tuple[int, ...]], ...] = (
+_CASES: tuple[tuple[Make, int, tuple[int, ...], tuple[int, ...]], ...] = (
     (spread, 0, (), (1,)),
     (spread, 1 << 18, (), (4, 5)),  # unsampled: all elements are in the bracket
     (light, 0, (), (1, 4, 5)),
@@ -133,6 +134,7 @@ CASES: tuple[tuple[Make, int, tuple[int, ...], tuple[int, ...]], ...] = (
     (light, 1 << 18, ONE_CUT, (4, 5)),
     (one_tie, 0, TWO_CUTS, (1, 4, 5)),
 )
+CASES = {f"{make.__name__}-{chunk}-{len(r)}": (make, chunk, r, n) for make, chunk, r, n in _CASES}
 
 
 @pytest.fixture(scope="module")
@@ -153,18 +155,13 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any], tuple[st
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux's /proc")
-@pytest.mark.parametrize("threads", [1, 4])
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize(
-    ("make", "chunk", "ranks", "passes"),
-    CASES,
-    ids=[f"{make.__name__}-{chunk}-{len(ranks)}" for make, chunk, ranks, _ in CASES],
-)
+@pairwise("name, isa, threads", tuple(CASES), ISAS, (1, 4), together=1)
 def test_a_survey_stays_within_its_memory(  # type: ignore[no-untyped-def]
-    stored, make, chunk: int, ranks, passes: tuple[int, ...], isa: str, threads: int
+    stored, name: str, isa: str, threads: int
 ) -> None:
     """One for magnitudes has so much for every cut."""
     require_isa(isa)
+    make, chunk, ranks, passes = CASES[name]
     dtype, paths = stored(make)
     cuts = [ranks] * (len(paths) - 1) if ranks else []
     max_bytes = MAX_BYTES * max(len(cuts) * len(ranks), 1)

@@ -93,6 +93,7 @@ def measured(work: Path, programs: list[str], turns: int, seconds: float = 1e9) 
     return found
 
 
+@pytest.mark.slow
 def test_the_bench_runs(tmp_path: Path, in_process: list[list[str]]) -> None:
     found = measured(tmp_path, ["cuda", "cpu", "triton"], 2)
     assert [t.program for t in found.turns] == ["cuda", "cpu", "triton"] * 2

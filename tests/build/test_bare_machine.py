@@ -62,7 +62,7 @@ def test_what_is_there_is_what_the_script_asks_for() -> None:
     assert tools <= {*gpu_stages.TOOLS}
 
 
-@pytest.mark.parametrize("brought", [(), gpu_stages.MERGE_MODULES], ids=["bare", "for merges"])
+@pytest.mark.parametrize("brought", [(), gpu_stages.ENGINE_MODULES], ids=["bare", "for merges"])
 def test_the_stages_can_begin(brought: Sequence[str]) -> None:
     """All test files are imported, and so is what the benches import."""
     tests, benches = run_by([s for s in STAGES if set(s.modules) <= {*brought}])
@@ -75,8 +75,9 @@ def test_the_stages_can_begin(brought: Sequence[str]) -> None:
         assert ran.returncode == 0, ran.stderr
 
 
+@pytest.mark.toolchain
 def test_merges_by_every_method_need_nothing_else() -> None:
     """Nor does what is imported only while they run."""
-    ran = on_bare_machine(*PYTEST, "tests/build/bare_methods.py")
+    ran = on_bare_machine(*PYTEST, "tests/backends/cuda/test_on_host.py", "-k", "every_method")
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert " passed" in ran.stdout and "skipped" not in ran.stdout

@@ -11,7 +11,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
-from fuseo1_kernels.checkpoint.hub import resolve, split_hub_id
+from fuseo1_kernels.checkpoint.hub import repo_of_snapshot, resolve, split_hub_id
 from fuseo1_kernels.checkpoint.loader import open_source
 from fuseo1_kernels.errors import CheckpointError
 from support.checkpoint_files import TWO, cached_model, safetensors_file, single_model
@@ -208,6 +208,7 @@ def hub(cache: Path, tmp_path: Path, weights: bytes, monkeypatch: pytest.MonkeyP
 
 
 MORE = {"tokenizer.json": b"{}", "merges.txt": b"", "chat_template.jinja": b"", "README.md": b""}
+MORE |= {"modeling_x.py": b"", "1_Pooling/config.json": b"{}", "LICENSE": b"", "qwen.tiktoken": b""}
 USELESS = {"pytorch_model.bin": b"", "consolidated.safetensors": b"", "onnx/config.json": b""}
 
 
@@ -217,7 +218,7 @@ def test_download(sharded: bool, hub: Hub, weights: bytes) -> None:
     hub.files = CONFIG | MORE | USELESS | model
     assert bytes_of("org/name@v2") == TWO["a"][2]
     got = {str(file.relative_to(hub.folder)) for file in hub.folder.rglob("*") if file.is_file()}
-    assert got == {*CONFIG, *MORE, *model} - {"README.md"}
+    assert got == {*CONFIG, *MORE, *model}
     assert {asked[:2] for asked in hub.asked} == {("org/name", "v2")}
 
 
@@ -254,3 +255,9 @@ def test_the_hub_refuses(hub: Hub) -> None:
     hub.error = ConnectionError("no route to host")
     with pytest.raises(CheckpointError, match=r"no such directory \(seen from .* no route to host"):
         resolve("org/name")
+
+
+def test_a_snapshot_tells_its_model(cache: Path, tmp_path: Path) -> None:
+    assert repo_of_snapshot(cached_model(cache, "org/some--name", CONFIG)) is None  # no hub id
+    assert repo_of_snapshot(cached_model(cache, "org/name", CONFIG)) == "org/name"
+    assert repo_of_snapshot(tmp_path) is None

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from fuseo1_kernels.checkpoint.loader import open_source
-from fuseo1_kernels.checkpoint.sidecar import check_same_vocabulary, model_card, sidecar_files
+from fuseo1_kernels.checkpoint.sidecar import Sidecars, sidecar_files
 from fuseo1_kernels.checkpoint.source import Source
 from fuseo1_kernels.errors import CheckpointError, ConfigError
 from support.checkpoint_files import single_model, write_json
@@ -27,6 +26,7 @@ def make(tmp_path: Path) -> Any:
     def model(name: str, files: dict[str, Any] | None = None, **config: Any) -> Source:
         path = single_model(tmp_path / name, **config)
         for file, content in (files or {}).items():
+            (path / file).parent.mkdir(exist_ok=True)
             if isinstance(content, str):
                 (path / file).write_text(content, encoding="utf-8")
             else:
@@ -36,7 +36,7 @@ def make(tmp_path: Path) -> Any:
     return model
 
 
-def files(base: Source, **changes: Any) -> dict[str, bytes]:
+def sidecars(base: Source, **changes: Any) -> Sidecars:
     arguments: dict[str, Any] = {
         "base": base,
         "tokenizer": None,
@@ -44,11 +44,15 @@ def files(base: Source, **changes: Any) -> dict[str, bytes]:
         "chat_template": None,
         "sources": [base],
         "out_dtype": "bfloat16",
-        "num_layers": None,
+        "config": base.config,
         "vocab_size": None,
         "copy_tokenizer": True,
     }
     return sidecar_files(**(arguments | changes))
+
+
+def files(base: Source, **changes: Any) -> dict[str, bytes]:
+    return sidecars(base, **changes).files
 
 
 # --- config.json and generation_config.json ----------------------------------------------
@@ -73,13 +77,33 @@ def test_dtype(config: dict[str, Any], changed: dict[str, Any], make: Any) -> No
     assert base.config == {"num_hidden_layers": 2, "model_type": "qwen2"} | config
 
 
-@pytest.mark.parametrize(("layers", "types"), [(1, ["x"]), (2, ["x", "y"]), (3, None)])
-def test_layers_and_vocabulary(layers: int, types: list[str] | None, make: Any) -> None:
+def test_the_plans_config_is_written(make: Any) -> None:
     base = make("base", layer_types=["x", "y"], vocab_size=7)
-    written = json.loads(files(base, num_layers=layers, vocab_size=5)["config.json"])
-    assert written["num_hidden_layers"] == layers
-    assert written["vocab_size"] == 5
-    assert written.get("layer_types") == types
+    config = base.config | {"num_hidden_layers": 1, "layer_types": ["x"]}
+    written = json.loads(files(base, config=config, vocab_size=5)["config.json"])
+    assert written == config | {"vocab_size": 5, "torch_dtype": "bfloat16"}
+
+
+@pytest.mark.parametrize("part", ["text_config", "llm_config"])
+def test_vocabulary_of_a_model_for_several_kinds_of_input(part: str, make: Any) -> None:
+    base = make("base", **{part: {"vocab_size": 7, "x": 1}}, audio_config={"vocab_size": 3})
+    written = json.loads(files(base, vocab_size=5)["config.json"])
+    assert written[part] == {"vocab_size": 5, "x": 1}
+    assert written["audio_config"] == {"vocab_size": 3}
+    assert "vocab_size" not in written
+    base = make("both", vocab_size=7, text_config={"vocab_size": 7})
+    written = json.loads(files(base, vocab_size=5)["config.json"])
+    assert written["vocab_size"] == written["text_config"]["vocab_size"] == 5
+
+
+def test_quantization_config(make: Any) -> None:
+    base = make("base", quantization_config={"bits": 4})
+    made = sidecars(base)
+    assert "quantization_config" not in json.loads(made.files["config.json"])
+    assert made.notes == [
+        f"model {base.name}: quantization_config left out of config.json: the merged weights are not"
+        " quantized"
+    ]
 
 
 def test_generation_config_is_copied_byte_for_byte(make: Any) -> None:
@@ -91,14 +115,82 @@ def test_nothing_there_nothing_written(make: Any) -> None:
     base = make("base")
     assert files(base).keys() == {"config.json"}
     (base.path / "config.json").unlink()
-    assert files(open_source(str(base.path))) == {}
+    made = sidecars(open_source(str(base.path)))
+    assert made.files == {}
+    [note] = made.notes
+    assert note.startswith(f"model {base.name}: has no config.json") and "not load it" in note
+
+
+# --- what goes along ---------------------------------------------------------------------
+
+
+def test_everything_but_weights_goes_along(make: Any) -> None:
+    """The tokenizer's files and settings from the lender, code with what names it, the rest from the base."""
+    base = make(
+        "base",
+        {
+            **TOKENIZER,
+            "preprocessor_config.json": {"auto_map": {"AutoProcessor": "processing_x.P"}},
+            "processing_x.py": "from .shared import s",
+            "shared.py": "base's",
+            "modeling_x.py": "",
+            "tokenization_x.py": "from .shared import s",
+            "setup.py": "",
+            "1_Pooling/config.json": {},
+            "generation_config.json": {"of": "base"},
+            "pytorch_model.bin": "",
+        },
+        auto_map={"AutoModel": "modeling_x.M"},
+        eos_token_id=1,
+        bos_token_id=2,
+    )
+    lender = make(
+        "lender",
+        {
+            **TOKENIZER,
+            "tokenizer_config.json": {"auto_map": {"AutoTokenizer": ["tokenization_y.T", None]}},
+            "tokenization_y.py": "lender's",
+            "additional_chat_templates/rag.jinja": "rag",
+            "generation_config.json": {"of": "lender"},
+            "preprocessor_config.json": {"of": "lender"},
+        },
+        eos_token_id=[3, 4],
+    )
+    made = sidecars(base, tokenizer=lender)
+    of_base = ["1_Pooling/config.json", "preprocessor_config.json"]
+    of_base += ["modeling_x.py", "processing_x.py", "shared.py"]
+    of_lender = [*TOKENIZER, "tokenization_y.py", "additional_chat_templates/rag.jinja"]
+    of_lender += ["generation_config.json"]
+    assert made.files.keys() == {"config.json", *of_base, *of_lender}
+    for source, names in ((base, of_base), (lender, of_lender)):
+        for name in names:
+            assert made.files[name] == (source.path / name).read_bytes()
+    config = json.loads(made.files["config.json"])
+    assert config["eos_token_id"] == [3, 4] and config["bos_token_id"] == 2
+    [note] = made.notes
+    assert note == (
+        f"model {base.name}: does not go along: pytorch_model.bin (weights or a trainer's state),"
+        " setup.py (Python code that no auto_map names),"
+        " tokenization_x.py (Python code that no auto_map names)"
+    )
+    assert "tokenizer.json" not in sidecars(base, copy_tokenizer=False).files
+    (lender.path / "generation_config.json").unlink()
+    made = sidecars(base, tokenizer=lender)
+    assert json.loads(made.files["generation_config.json"]) == {"of": "base"}
+
+
+def test_a_long_list_of_what_does_not_go_along(make: Any) -> None:
+    base = make("base", {f"\n{number:02}.bin": "" for number in range(14)})
+    [note] = sidecars(base).notes
+    assert "'\\n00.bin'" in note and "'\\n09.bin'" in note and "10.bin" not in note
+    assert note.endswith(" and 4 more") and note.isprintable()
 
 
 # --- the tokenizer -----------------------------------------------------------------------
 
 
 def test_tokenizer_is_copied_byte_for_byte(make: Any) -> None:
-    base = make("base", {**TOKENIZER, "merges.txt": "a b\r\n", "README.md": "no", "x.json": {}})
+    base = make("base", {**TOKENIZER, "merges.txt": "a b\r\n", "README.md": "no", ".x": "no"})
     written = files(base)
     assert written.keys() == {"config.json", *TOKENIZER, "merges.txt"}
     for name in (*TOKENIZER, "merges.txt"):
@@ -191,103 +283,3 @@ def test_most_common_template(make: Any) -> None:
     assert chosen(base, jinja, none) == "old"  # a tie: the first
     assert chosen(jinja, base) == "new"
     assert chosen(none, nameless) == "old"  # nobody has one: as the tokenizer has it
-
-
-# --- ids of tokens -----------------------------------------------------------------------
-
-
-def tokenizer(vocab: Any, **added: int) -> dict[str, Any]:
-    tokens = [{"content": token, "id": index} for token, index in added.items()]
-    return {"tokenizer.json": {"model": {"vocab": vocab}, "added_tokens": tokens}}
-
-
-def test_same_vocabulary(make: Any) -> None:
-    reference = make("reference", tokenizer({"a": 0, "b": 1}, eos=2))
-    check_same_vocabulary(reference, [])
-    check_same_vocabulary(
-        reference,
-        [
-            reference,
-            make("more", tokenizer({"a": 0, "b": 1}, eos=2, think=3)),
-            make("fewer", tokenizer({"b": 1})),
-            make("renamed", tokenizer({"a": 0, "b": 1}, bos=2)),
-            make("unigram", tokenizer([["a", -1.5], ["b", -2]])),
-            make("old", {"vocab.json": {"a": 0}, "added_tokens.json": {"eos": 2}}),
-            make("none"),
-        ],
-    )
-
-
-@pytest.mark.parametrize(
-    ("other", "token", "index"),
-    [
-        (tokenizer({"a": 1, "b": 0}), "a", 1),
-        (tokenizer({"a": 0}, eos=3), "eos", 3),
-        (tokenizer([["x", 0], ["y", 0], ["a", 0]]), "a", 2),
-        ({"vocab.json": {"a": 0}, "added_tokens.json": {"eos": 5}}, "eos", 5),
-    ],
-)
-def test_another_id(other: dict[str, Any], token: str, index: int, make: Any) -> None:
-    reference = make("reference", tokenizer({"a": 0, "b": 1}, eos=2))
-    with pytest.raises(CheckpointError) as caught:
-        check_same_vocabulary(reference, [reference, make("other", other)])
-    old = {"a": 0, "eos": 2}[token]
-    message = str(caught.value)
-    assert f"token '{token}' has id {old} in {reference.name} and {index} in" in message
-    for part in ("other", "permute", "tokenizer_files"):
-        assert part in message
-
-
-@pytest.mark.parametrize(
-    "data", [{}, {"model": {}}, {"model": {"vocab": 3}}, {"model": {"vocab": [1]}}, {"model": []}]
-)
-def test_bad_tokenizer(data: dict[str, Any], make: Any) -> None:
-    reference = make("reference", tokenizer({"a": 0}))
-    with pytest.raises(CheckpointError, match=r"tokenizer.json: not a tokenizer"):
-        check_same_vocabulary(reference, [make("other", {"tokenizer.json": data})])
-
-
-# --- the model card ----------------------------------------------------------------------
-
-
-def card(**changes: Any) -> str:
-    arguments: dict[str, Any] = {
-        "name": "Fused",
-        "recipe_yaml": "merge_method: sce\n",
-        "base": "Qwen/Qwen2.5-32B@main",
-        "targets": ["Qwen/QwQ-32B-Preview", "/local/model"],
-        "method": "sce",
-        "dtype": "bfloat16",
-        "versions": {"fuseo1-kernels": "0.1.0"},
-    }
-    return model_card(**(arguments | changes)).decode()
-
-
-def test_model_card() -> None:
-    text = card()
-    _, front, body = text.split("---\n")
-    assert yaml.safe_load(front) == {
-        "library_name": "transformers",
-        "tags": ["merge", "fuseo1-kernels", "sce"],
-        "base_model": ["Qwen/Qwen2.5-32B", "Qwen/QwQ-32B-Preview"],
-        "base_model_relation": "merge",
-    }
-    for part in (
-        "# Fused",
-        "```yaml\nmerge_method: sce\n```\n",
-        "- base: `Qwen/Qwen2.5-32B@main`",
-        "- merged: `/local/model`",
-        "2 models with the method `sce`",
-        "bfloat16",
-        "- fuseo1-kernels 0.1.0",
-    ):
-        assert part in body
-
-
-def test_model_card_of_local_models() -> None:
-    front = yaml.safe_load(card(base="./base", targets=["/x"]).split("---\n")[1])
-    assert "base_model" not in front
-
-
-def test_a_recipe_cannot_end_its_fence() -> None:
-    assert "````yaml\na: |\n  ```\n````\n" in card(recipe_yaml="a: |\n  ```\n")

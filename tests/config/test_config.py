@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ from fuseo1_kernels import methods
 from fuseo1_kernels.config.load import load_config
 from fuseo1_kernels.config.schema import InputModel, MergeConfig, OutputSlice, SliceSource
 from fuseo1_kernels.config.yaml_text import dump_yaml, read_yaml
-from support.config_files import FUSEO1, SLICES, config, data, value
+from support.config_files import FUSEO1, SLICES, config, value
 from support.paths import ROOT
 
 # --- what it understands -------------------------------------------------------------------------
@@ -168,53 +167,6 @@ def test_default_where_no_filter_matches() -> None:
     merge = config(parameters={"select_topk": [{"filter": "mlp", "value": 0.1}]})
     assert value(merge, "select_topk", "self_attn") == 1.0
     assert value(config(parameters=...), "select_topk", "mlp") == 1.0
-
-
-def test_slice_comes_before_the_top_level() -> None:
-    merge = config(SLICES)
-    assert [value(merge, "select_topk", part=part) for part in (0, 1)] == [0.25, 0.75]
-
-
-def test_top_level_where_no_filter_of_the_slice_matches() -> None:
-    slices = data(SLICES)["slices"]
-    slices[0]["parameters"] = {"select_topk": [{"filter": "mlp", "value": 0.1}]}
-    merge = config(SLICES, slices=slices)
-    for tensor, topk in {"mlp": 0.1, "norm": 0.75}.items():
-        assert value(merge, "select_topk", tensor) == topk
-
-
-@pytest.fixture
-def weighted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give `sce` a parameter that each model has for itself."""
-    parameters = {
-        **methods.METHODS["sce"].parameters,
-        "weight": methods.Parameter("weight", "float", 1.0, per_model=True),
-    }
-    monkeypatch.setitem(
-        methods.METHODS, "sce", replace(methods.METHODS["sce"], parameters=parameters)
-    )
-
-
-@pytest.mark.usefixtures("weighted")
-def test_parameters_of_one_model() -> None:
-    models = [{"model": "org/left", "parameters": {"weight": 0.3}}, {"model": "org/right"}]
-    merge = config(models=models, parameters={"weight": [{"filter": "mlp", "value": 0.5}]})
-
-    def weight(model: str | None, tensor: str) -> Any:
-        return value(merge, "weight", tensor, model=model)
-
-    assert [weight(m, "mlp") for m in ("org/left", "org/right", None)] == [0.3, 0.5, 0.5]
-    assert [weight(m, "norm") for m in ("org/left", "org/right", None)] == [0.3, 1.0, 1.0]
-
-
-@pytest.mark.usefixtures("weighted")
-def test_parameters_of_one_model_in_a_slice() -> None:
-    slices = data(SLICES)["slices"]
-    slices[0]["sources"][0]["parameters"] = {"weight": [0.0, 1.0]}
-    slices[0]["parameters"] = {"weight": 0.2}
-    merge = config(SLICES, slices=slices)
-    for model, weight in {"org/left": 0.5, "org/base": 0.2}.items():
-        assert value(merge, "weight", t=0.5, model=model) == weight
 
 
 # --- written out ---------------------------------------------------------------------------------

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fuseo1_kernels import methods
-from fuseo1_kernels.config.load import load_config, parse_config
+from fuseo1_kernels.config.load import load_config
 from fuseo1_kernels.errors import ConfigError, MergeError
+from fuseo1_kernels.methods import NOT_YET
 from support.config_files import FUSEO1, SLICES, config, data, refusal
 
 # --- mistakes: the file and its YAML -------------------------------------------------------------
@@ -61,6 +60,7 @@ def bomb(first: str, level: str) -> str:
         ("[" * 5000, "nested too deeply"),
         (FUSEO1 + "dtype: float32\n", "line 11, column 1: the key 'dtype' stands here again"),
         ("parameters:\n  a: 1\n  a: 2\n", "(first in line 2)"),
+        (FUSEO1 + "on: 1\n", "unknown key True; there are: models"),  # YAML 1.1 reads `on` as true
     ],
 )
 def test_yaml_mistakes(tmp_path: Path, text: str, message: str) -> None:
@@ -84,6 +84,10 @@ def test_unreadable_files(tmp_path: Path) -> None:
 
 # --- mistakes: keys ------------------------------------------------------------------------------
 
+LENT = {"model": "a/b"}
+NO_JSON = ({"x": math.nan}, {"x": ["\ud800"]}, {"x": {1, 2}})
+NO_FIT = "tokenizer_files.overrides: must fit into tokenizer_config.json"
+
 
 @pytest.mark.parametrize(
     ("changes", "message"),
@@ -106,6 +110,11 @@ def test_unreadable_files(tmp_path: Path) -> None:
         ({"merge_method": "SCE"}, "did you mean 'sce'?"),
         ({"merge_method": "xyz"}, "unknown method 'xyz'; there are: sce"),
         ({"merge_method": None}, "merge_method: must be text, not nothing"),
+        (
+            {"base_model": ...},
+            "base_model: is required: the model that the others were fine-tuned from",
+        ),
+        ({"base_model": None}, "base_model: "),
         ({"dtype": "int8"}, "dtype: must be bfloat16, float16 or float32, not 'int8'"),
         ({"dtype": 16}, "dtype: must be"),
         ({"out_dtype": ["bf16"]}, "out_dtype: must be"),
@@ -117,67 +126,19 @@ def test_unreadable_files(tmp_path: Path) -> None:
         ({"tokenizer_files": "a/b"}, "tokenizer_files: must be a mapping"),
         ({"tokenizer_files": {"overrides": {}}}, "tokenizer_files.model: is required"),
         (
-            {"tokenizer_files": {"model": "a/b", "override": {}}},
+            {"tokenizer_files": LENT | {"override": {}}},
             "tokenizer_files: unknown key 'override'; did you mean 'overrides'?",
         ),
+        *(({"tokenizer_files": LENT | {"overrides": bad}}, NO_FIT) for bad in NO_JSON),
         (
-            {"tokenizer_files": {"model": "a/b", "overrides": {"x": math.nan}}},
-            "tokenizer_files.overrides: must fit into tokenizer_config.json",
-        ),
-        (
-            {"tokenizer_files": {"model": "a/b", "overrides": {"x": ["\ud800"]}}},
-            "tokenizer_files.overrides: must fit into tokenizer_config.json",
-        ),
-        (
-            {"tokenizer_files": {"model": "a/b", "overrides": {"x": {1, 2}}}},
-            "tokenizer_files.overrides: must fit into tokenizer_config.json",
-        ),
-        (
-            {"tokenizer_files": {"model": "a/b"}, "tokenizer_source": "base"},
+            {"tokenizer_files": LENT, "tokenizer_source": "base"},
             "`tokenizer_source` and `tokenizer_files` exclude each other",
         ),
-    ],
-)
-def test_key_mistakes(changes: dict[str, Any], message: str) -> None:
-    found = refusal(**changes)
-    assert found.startswith("config: ")
-    assert message in found
-
-
-@pytest.mark.parametrize("base", [..., None])
-def test_base_not_given(base: Any) -> None:
-    assert "base_model: " in refusal(base_model=base)
-    assert "the model that the others were fine-tuned from" in refusal(base_model=...)
-
-
-def test_all_wrong_keys_are_named_at_once() -> None:
-    found = refusal(base_model=..., dtype="int4", models=[{"model": 1}])
-    for part in ("base_model: is required", "dtype: must be", "models[0].model: must be text"):
-        assert part in found
-
-
-def test_key_that_is_no_text() -> None:
-    # YAML 1.1 reads `on` as true.
-    with pytest.raises(ConfigError, match="unknown key True; there are: models"):
-        load_config("on.yaml", FUSEO1 + "on: 1\n")
-
-
-def test_config_that_is_no_mapping() -> None:
-    with pytest.raises(ConfigError, match=r"list\.yaml: must be a mapping"):
-        parse_config([], "list.yaml")  # type: ignore[arg-type]
-
-
-# --- mistakes: what mergekit has and this package does not ---------------------------------------
-
-
-@pytest.mark.parametrize("method", methods.NOT_YET)
-def test_methods_not_here_yet(method: str) -> None:
-    assert f"mergekit has {method}; not in fuseo1-kernels yet" in refusal(merge_method=method)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
+        # What mergekit has and this package does not.
+        *(
+            ({"merge_method": name}, f"mergekit has {name}; not in fuseo1-kernels yet")
+            for name in NOT_YET
+        ),
         ({"modules": {}}, "mergekit has the key 'modules'; not in fuseo1-kernels yet"),
         ({"tokenizer": {"source": "union"}}, "mergekit has the key 'tokenizer'; not in"),
         ({"tokenizer_source": "union"}, "tokenizer_source: mergekit has 'union'; not in"),
@@ -191,15 +152,16 @@ def test_methods_not_here_yet(method: str) -> None:
         ),
     ],
 )
-def test_refused_by_name(changes: dict[str, Any], message: str) -> None:
-    assert message in refusal(**changes)
+def test_key_mistakes(changes: dict[str, Any], message: str) -> None:
+    found = refusal(**changes)
+    assert found.startswith("config: ")
+    assert message in found
 
 
-def test_residual_weight_is_refused_by_name() -> None:
-    slices = data(SLICES)["slices"]
-    slices[1]["residual_weight"] = 0.5
-    found = refusal(SLICES, slices=slices)
-    assert "slices[1]: mergekit has the key 'residual_weight'; not in" in found
+def test_all_wrong_keys_are_named_at_once() -> None:
+    found = refusal(base_model=..., dtype="int4", models=[{"model": 1}])
+    for part in ("base_model: is required", "dtype: must be", "models[0].model: must be text"):
+        assert part in found
 
 
 # --- mistakes: models ----------------------------------------------------------------------------
@@ -223,61 +185,53 @@ def test_model_mistakes(names: list[str], message: str) -> None:
     assert message in refusal(models=[{"model": name} for name in names])
 
 
-@pytest.mark.parametrize(
-    "layers",
-    [
-        [0],
-        [0, 1, 2],
-        [4, 4],
-        [4, 2],
-        [0, 10**9],
-        [0, 10**5000],
-        [-1, 3],
-        ["0", "4"],
-        [0, 4.0],
-        [False, 4],
-        4,
-        None,
-    ],
+def changed(place: int, **changes: Any) -> list[dict[str, Any]]:
+    """The slices of SLICES; a source of the first has keys changed, or left out where the change is `...`."""
+    slices: list[dict[str, Any]] = data(SLICES)["slices"]
+    source = slices[0]["sources"][place] | changes
+    slices[0]["sources"][place] = {k: v for k, v in source.items() if v is not ...}
+    return slices
+
+
+NO_RANGES = (
+    *([0], [0, 1, 2], [4, 4], [4, 2], [0, 10**9], [0, 10**5000], [-1, 3]),
+    *(["0", "4"], [0, 4.0], [False, 4], 4, None),
 )
-def test_layer_range_mistakes(layers: Any) -> None:
-    slices = data(SLICES)["slices"]
-    slices[0]["sources"][1]["layer_range"] = layers
-    found = refusal(SLICES, slices=slices)
-    assert "slices[0].sources[1].layer_range: must be two whole numbers [first, end)" in found
+FIRST = "slices[0].sources"
 
 
 @pytest.mark.parametrize(
-    ("first_source", "second_source", "message"),
+    ("slices", "message"),
     [
-        ({"layer_range": ...}, {}, "slices[0].sources[0].layer_range: is required"),
-        ({}, {"layer_range": [0, 3]}, "slices[0].sources: every layer_range must be as long"),
-        ({}, {"layer_range": [0, 3]}, "these have 4, 3 layers"),
-        ({}, {"model": "org/left"}, "slices[0].sources[1].model: 'org/left' is listed twice"),
-        ({}, {"model": "org/right"}, "slices[0].sources: the base 'org/base' is not among them"),
-        ({}, {"weight": 1}, "slices[0].sources[1]: unknown key 'weight'; there are: model"),
-    ],
-)
-def test_source_mistakes(
-    first_source: dict[str, Any], second_source: dict[str, Any], message: str
-) -> None:
-    slices = data(SLICES)["slices"]
-    for source, changes in zip(slices[0]["sources"], (first_source, second_source), strict=True):
-        source.update(changes)
-        for key in [key for key, value in source.items() if value is ...]:
-            del source[key]
-    assert message in refusal(SLICES, slices=slices)
-
-
-def test_slice_mistakes() -> None:
-    base_only = [{"sources": [{"model": "org/base", "layer_range": [0, 2]}]}]
-    for slices, message in (
         ([], "slices: is empty"),
-        ([{}], "slices[0].sources: is required"),
-        ([{"sources": []}], "slices[0].sources: sce merges at least one model beside"),
-        (base_only, "slices[0].sources: sce merges at least one model beside"),
-    ):
-        assert message in refusal(SLICES, slices=slices)
+        ([{}], f"{FIRST}: is required"),
+        ([{"sources": []}], f"{FIRST}: sce merges at least one model beside"),
+        (
+            [{"sources": [{"model": "org/base", "layer_range": [0, 2]}]}],
+            f"{FIRST}: sce merges at least one model beside",
+        ),
+        ([{"residual_weight": 0.5}], "slices[0]: mergekit has the key 'residual_weight'; not in"),
+        (changed(0, layer_range=...), f"{FIRST}[0].layer_range: is required"),
+        (changed(1, layer_range=[0, 3]), f"{FIRST}: every layer_range must be as long"),
+        (changed(1, layer_range=[0, 3]), "these have 4, 3 layers"),
+        (changed(1, model="org/left"), f"{FIRST}[1].model: 'org/left' is listed twice"),
+        (changed(1, model="org/right"), f"{FIRST}: the base 'org/base' is not among them"),
+        (changed(1, weight=1), f"{FIRST}[1]: unknown key 'weight'; there are: model"),
+        (
+            changed(1, parameters={"select_topk": 0.5}),
+            f"{FIRST}[1].parameters.select_topk: all models share",
+        ),
+        *(
+            (
+                changed(1, layer_range=layers),
+                f"{FIRST}[1].layer_range: must be two whole numbers [first, end)",
+            )
+            for layers in NO_RANGES
+        ),
+    ],
+)
+def test_slice_mistakes(slices: list[Any], message: str) -> None:
+    assert message in refusal(SLICES, slices=slices)
 
 
 # --- mistakes: parameters ------------------------------------------------------------------------
@@ -319,42 +273,3 @@ def test_values_out_of_bounds(value: Any) -> None:
 )
 def test_settings_of_no_known_shape(setting: Any, message: str) -> None:
     assert message in refusal(parameters={"select_topk": setting})
-
-
-@pytest.mark.parametrize(
-    ("parameters", "message"),
-    [
-        (
-            {"select_topK": 1},
-            "parameters: sce has no parameter 'select_topK'; did you mean 'select",
-        ),
-        ({"weight": 1}, "sce has no parameter 'weight'; there are: select_topk, variant"),
-        ({"variant": "fuse"}, "parameters.variant: must be one of fuseo1, mergekit, not 'fuse'"),
-        ({"int8_mask": "maybe"}, "parameters.int8_mask: must be true or false, not 'maybe'"),
-        ({1: 1}, "parameters"),
-        ({"a\nb": []}, r"parameters.'a\nb': is an empty list"),
-    ],
-)
-def test_parameter_mistakes(parameters: dict[Any, Any], message: str) -> None:
-    assert message in refusal(parameters=parameters)
-
-
-def test_shared_parameter_given_to_one_model() -> None:
-    models = [{"model": "org/left", "parameters": {"select_topk": 0.5}}]
-    found = refusal(models=models)
-    assert "models[0].parameters.select_topk: all models share this parameter" in found
-    assert "move it under the top-level `parameters:`" in found
-    slices = data(SLICES)["slices"]
-    slices[0]["sources"][1]["parameters"] = {"select_topk": 0.5}
-    found = refusal(SLICES, slices=slices)
-    assert "slices[0].sources[1].parameters.select_topk: all models share" in found
-
-
-def test_bad_value_for_one_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    weight = methods.Parameter("weight", "float", 1.0, low=0.0, per_model=True)
-    monkeypatch.setitem(
-        methods.METHODS, "sce", replace(methods.METHODS["sce"], parameters={"weight": weight})
-    )
-    models = [{"model": "org/left", "parameters": {"weight": "heavy"}}]
-    found = refusal(models=models, parameters={})
-    assert "models[0].parameters.weight: must be a number" in found

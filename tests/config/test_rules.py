@@ -61,15 +61,8 @@ def test_where_a_value_comes_from(planned: Any) -> None:
     """The model's own parameters, the top-level ones, the default; where filters do not match, the next place."""
     own = [{"filter": "mlp", "value": [0.0, 1.0]}]
     listed = models("base", "left", "right", weight=[9.0, 2.0, ...], density=[..., own, ...])
-    found = rules(
-        planned(
-            keys(
-                "ties",
-                models=listed,
-                parameters={"weight": 3, "density": [{"filter": "attn", "value": 0.25}]},
-            )
-        )
-    )
+    shared = {"weight": 3, "density": [{"filter": "attn", "value": 0.25}]}
+    found = rules(planned(keys("ties", models=listed, parameters=shared)))
     assert found["layers.3.mlp"].weights == (2.0, 3.0)
     assert found["layers.3.mlp"].densities == (0.75, 1.0)
     assert found["layers.3.attn"].densities == (0.25, 0.25)
@@ -78,21 +71,24 @@ def test_where_a_value_comes_from(planned: Any) -> None:
 
 
 def test_a_slice_comes_between_a_model_and_the_top_level(planned: Any) -> None:
+    """And where no filter of the slice matches, the top level comes."""
+    only_mlp = [{"filter": "mlp", "value": 0.5}]
     sources: list[dict[str, Any]] = [
         {"model": "org/base", "layer_range": [0, 2]},
         {"model": "org/left", "layer_range": [1, 3], "parameters": {"weight": [5, 7]}},
         {"model": "org/right", "layer_range": [3, 5]},
     ]
     slices = [
-        {"sources": sources, "parameters": {"weight": 2.0, "lambda": 0.5}},
+        {"sources": sources, "parameters": {"weight": 2.0, "lambda": only_mlp}},
         {"sources": [{k: v for k, v in s.items() if k != "parameters"} for s in sources]},
     ]
-    data = keys("task_arithmetic", slices=slices, parameters={"weight": 1.0})
+    data = keys("task_arithmetic", slices=slices, parameters={"weight": 1.0, "lambda": 0.25})
     del data["models"]
     found = rules(planned(data))
     weights = [found[f"layers.{i}.mlp"].weights for i in range(4)]
     assert weights == [(5.0, 2.0), (7.0, 2.0), (1.0, 1.0), (1.0, 1.0)]
-    assert [found[f"layers.{i}.mlp"].scale for i in range(4)] == [0.5, 0.5, 1.0, 1.0]
+    assert [found[f"layers.{i}.mlp"].scale for i in range(4)] == [0.5, 0.5, 0.25, 0.25]
+    assert {found[f"layers.{i}.attn"].scale for i in range(4)} == {0.25}
 
 
 def test_a_models_own_filters_look_at_its_own_tensors(planned: Any) -> None:
@@ -106,13 +102,6 @@ def test_a_models_own_filters_look_at_its_own_tensors(planned: Any) -> None:
     assert found["layers.1.mlp"].weights == found["embed_tokens"].weights == (1.0,)
     where = "slices[0].sources[0].parameters.scale"
     assert plan.notes == (f"{where}: filter 'layers.0.' matches no tensor",)
-
-
-def test_a_gradient_over_the_layers(planned: Any) -> None:
-    data = keys("slerp", models=models("left"), parameters={"t": [0, 0.5, 1]})
-    found = rules(planned(data))
-    assert [found[f"layers.{i}.attn"].t for i in range(5)] == [0.0, 0.25, 0.5, 0.75, 1.0]
-    assert found["embed_tokens"].t == 0.0
 
 
 def test_between_two_whole_numbers_there_may_be_none(planned: Any) -> None:
@@ -173,22 +162,19 @@ def test_layers_of_several_models_stacked(planned: Any) -> None:
     ]
     plan = planned({"merge_method": "passthrough", "slices": slices})
     assert plan.problems == plan.notes == ()
-    assert plan.num_layers == 9
+    assert plan.config["num_hidden_layers"] == 9
 
     def taken(job: Job) -> tuple[str, str]:
         [x] = job.inputs
         return Path(x.source.path).name, x.info.name
 
-    found = {job.name: taken(job) for job in plan.jobs}
     stacked = [(name, i) for name, first, end in parts for i in range(first, end)]
-    for out, (name, layer) in enumerate(stacked):
-        for kind in ("mlp", "attn"):
-            assert found[f"model.layers.{out}.{kind}.weight"] == (
-                name,
-                f"model.layers.{layer}.{kind}.weight",
-            )
-    assert found["model.embed_tokens.weight"] == ("left", "model.embed_tokens.weight")
-    assert len(found) == 2 * 9 + 1
+    expected = {"model.embed_tokens.weight": ("left", "model.embed_tokens.weight")} | {
+        f"model.layers.{out}.{kind}.weight": (name, f"model.layers.{layer}.{kind}.weight")
+        for out, (name, layer) in enumerate(stacked)
+        for kind in ("mlp", "attn")
+    }
+    assert {job.name: taken(job) for job in plan.jobs} == expected
 
 
 def test_what_stacked_models_have_beside_their_layers(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -149,7 +150,7 @@ def test_a_merge_that_fails_awaits_no_more_than_a_readers_step(
             assert closed.wait(TIMEOUT)
         return real_sendfile(out, fd, offset, count)
 
-    def waiting_place(self: Source, info: TensorInfo) -> tuple[int, int]:
+    def waiting_place(self: Source, info: TensorInfo) -> AbstractContextManager[tuple[int, int]]:
         if info.name == "model.w.weight":
             assert hangs.wait(TIMEOUT)
         return place(self, info)
@@ -183,7 +184,7 @@ def test_a_merge_that_fails_wakes_readers_that_wait_for_room(
             waits.set()
         return found
 
-    def waiting_place(self: Source, info: TensorInfo) -> tuple[int, int]:
+    def waiting_place(self: Source, info: TensorInfo) -> AbstractContextManager[tuple[int, int]]:
         assert waits.wait(TIMEOUT)
         return place(self, info)
 

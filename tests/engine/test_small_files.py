@@ -7,13 +7,19 @@ import json
 import pytest
 import yaml
 
-from fuseo1_kernels import MergeError, merge_checkpoints
+from fuseo1_kernels import MergeError, merge_checkpoints, verify_model
 from support.engine_runs import merge
 from support.models import (
     TEMPLATE,
+    VOCAB,
     Family,
+    assert_same_state,
+    base_state,
+    model_config,
+    read_model,
     tokenizer_files,
     tokenizer_json,
+    tuned,
     weights,
     write_model,
 )
@@ -21,21 +27,32 @@ from support.models import (
 
 def test_files_beside_the_weights(family: Family) -> None:
     (family.base / "generation_config.json").write_text('{"do_sample": true}')
-    (family.base / "notes.txt").write_text("not copied")
+    (family.base / "notes.txt").write_text("goes along")
+    pooling = family.base / "1_Pooling" / "config.json"
+    pooling.parent.mkdir()
+    pooling.write_text('{"word_embedding_dimension": 32}')
     merge(family)
     assert sorted(p.name for p in family.out.iterdir()) == [
+        "1_Pooling",
         "README.md",
         "config.json",
         "fuseo1_checksums.json",
         "generation_config.json",
         "mergekit_config.yml",
         "model.safetensors",
+        "notes.txt",
         "tokenizer.json",
         "tokenizer_config.json",
     ]
     for name, content in tokenizer_files().items():
         assert (family.out / name).read_bytes() == content
     assert (family.out / "generation_config.json").read_text() == '{"do_sample": true}'
+    copied = family.out / "1_Pooling" / "config.json"
+    assert copied.read_bytes() == pooling.read_bytes()
+    assert verify_model(family.out).problems == ()
+    copied.write_text("{}")
+    [problem] = verify_model(family.out).problems
+    assert problem.startswith(str(copied))
 
 
 def test_model_card(family: Family) -> None:
@@ -46,10 +63,11 @@ def test_model_card(family: Family) -> None:
     assert front["library_name"] == "transformers"
     assert {"merge", "sce"} <= set(front["tags"])
     assert "# merged\n" in card
-    for path in (family.base, family.target(1), family.target(2)):
-        assert str(path) in card
+    assert "- base: `base`\n- merged: `target1`\n- merged: `target2`\n" in card
     recipe = card.split("```yaml\n")[1].split("```")[0]
-    assert recipe == (family.out / "mergekit_config.yml").read_text()
+    written = (family.out / "mergekit_config.yml").read_text()
+    assert recipe == written.replace(f"{family.home}/", "")
+    assert str(family.home) in written and str(family.home) not in card
     from fuseo1_kernels.version import __version__
 
     assert f"fuseo1-kernels {__version__}" in card
@@ -87,20 +105,111 @@ def test_tokenizer_source(source: str, family: Family) -> None:
     assert copied["chat_template"] == (TEMPLATE if source == "base" else "{{ other }}")
 
 
-def test_tokenizer_source_of_other_ids(family: Family) -> None:
+@pytest.mark.parametrize("keys", [{}, {"tokenizer_source": "base"}])
+@pytest.mark.parametrize(
+    ("special", "message"),
+    [
+        (("<|im_end|>", "<|im_start|>", "<|endoftext|>"), r"token '<\|.*has id "),
+        (
+            ("<|endoftext|>", "<|im_start|>", "<tool>"),
+            r"id 271 is token '<\|im_end\|>' in .*'<tool>'",
+        ),
+    ],
+)
+def test_tokens_of_other_ids(
+    special: tuple[str, ...], message: str, keys: dict[str, str], family: Family
+) -> None:
+    """Rows of embeddings are merged by id: two tokens at one id are not averaged unless the config says so."""
+    files = tokenizer_files() | {"tokenizer.json": tokenizer_json(special=special)}
+    write_model(family.target(1), family.states[1], tokenizer=files)
+    family.configure(**keys)
+    with pytest.raises(MergeError, match=message + ".*tokenizer_files"):
+        merge(family)
+    family.configure(tokenizer_files={"model": str(family.target(1))})
+    result = merge(family)
+    assert (family.out / "tokenizer.json").read_bytes() == files["tokenizer.json"]
+    [note] = [note for note in result.notes if "tokenizers differ" in note]
+    assert note.endswith(", and 1 model more differ; rows are merged as they stand")
+    assert_same_state(read_model(family.out), family.expected())
+
+
+def test_other_tokens_matter_only_where_rows_are_merged(family: Family) -> None:
     files = tokenizer_files() | {"tokenizer.json": tokenizer_json(special=("<a>", "<b>", "<c>"))}
     write_model(family.target(1), family.states[1], tokenizer=files)
-    family.configure(tokenizer_source="base")
-    merge(family)  # other tokens under the same ids: no token has two ids
-    swapped = tokenizer_json(special=("<|im_end|>", "<|im_start|>", "<|endoftext|>"))
-    files["tokenizer.json"] = swapped
-    write_model(family.target(1), family.states[1], tokenizer=files)
-    with pytest.raises(MergeError, match=r"token '<\|.*has id .*tokenizer_files"):
-        merge(family, "other")
+    sources = [
+        [{"model": str(path), "layer_range": [0, 1]}] for path in (family.base, family.target(1))
+    ]
+    slices = [{"sources": s} for s in [*sources, sources[0]]]
+    family.configure(models=..., base_model=..., merge_method="passthrough", slices=slices)
+    assert merge(family).notes == ()
+    family.configure()
+    assert merge(family, "other", copy_tokenizer=False).notes == ()
+
+
+def test_a_tokenizer_with_more_ids_than_rows(family: Family) -> None:
+    """Left over by a crop, or taken from a model with more rows: the result could not look them up."""
+    files = tokenizer_files() | {"tokenizer.json": tokenizer_json(vocab=VOCAB + 16)}
+    wide = base_state(vocab=VOCAB + 16)
+    config = model_config(vocab_size=VOCAB + 16)
+    write_model(family.target(1), tuned(wide, 1), tokenizer=files, config=config)
+    fewer = files | {"tokenizer.json": tokenizer_json(special=[])}
+    for path in (family.base, family.target(2)):
+        write_model(path, family.states[0], tokenizer=fewer)
     family.configure(tokenizer_files={"model": str(family.target(1))})
-    merge(family, "other")
-    assert (family.home / "other" / "tokenizer.json").read_bytes() == swapped
-    assert weights(family.home / "other") == weights(family.out)  # no row is moved
+    with pytest.raises(
+        MergeError, match=r"token .* with id 287, but .* have 272 rows.*tokenizer_f"
+    ):
+        merge(family, crop_embeddings=True)
+    assert not family.out.exists()
+    family.configure(tokenizer_files={"model": str(family.base)})
+    merge(family, crop_embeddings=True)
+    assert json.loads((family.out / "config.json").read_text())["vocab_size"] == VOCAB
+
+
+def test_generation_settings_go_with_the_tokenizer(family: Family) -> None:
+    """A base that ends with one token and a tokenizer that ends with another: the result must stop."""
+    (family.base / "generation_config.json").write_text('{"eos_token_id": 269}')
+    chat = tokenizer_files(eos_token="<|im_end|>")
+    write_model(
+        family.target(1), family.states[1], tokenizer=chat, config=model_config(eos_token_id=271)
+    )
+    family.configure(tokenizer_source=str(family.target(1)))
+    # The lender has no generation settings of its own.
+    [note] = merge(family).notes
+    assert "stops at the ids [269]" in note and "'<|im_end|>', id 271" in note
+    assert json.loads((family.out / "config.json").read_text())["eos_token_id"] == 271
+
+    settings = '{"eos_token_id": [271, 269], "max_new_tokens": 5}'
+    (family.target(1) / "generation_config.json").write_text(settings)
+    assert merge(family, "second").notes == ()
+    assert (family.home / "second" / "generation_config.json").read_text() == settings
+
+    (family.target(1) / "generation_config.json").write_text("{}")
+    [note] = merge(family, "third").notes
+    assert "generation_config.json has no eos_token_id" in note
+
+
+def test_a_license_that_all_sources_have(family: Family) -> None:
+    paths = [family.base, family.target(1), family.target(2)]
+    for path in paths:
+        (path / "README.md").write_text("---\nlicense: apache-2.0\n---\n# A model\n")
+    merge(family)
+    assert 'license: "apache-2.0"\n' in (family.out / "README.md").read_text()
+    (paths[2] / "README.md").write_text("---\nlicense: mit\n---\n")
+    merge(family, "second")
+    assert "license" not in (family.home / "second" / "README.md").read_text()
+
+
+def test_folders_of_one_name_are_told_apart(family: Family) -> None:
+    for number in (1, 2):
+        (family.home / str(number)).mkdir()
+        family.target(number).rename(family.home / str(number) / "base")
+    names = [str(family.home / str(number) / "base") for number in (1, 2)]
+    family.configure(models=[{"model": name} for name in names])
+    merge(family)
+    card = (family.out / "README.md").read_text()
+    assert "- base: `base`\n- merged: `base (2)`\n- merged: `base (3)`\n" in card
+    assert str(family.home) not in card
 
 
 def test_tokenizer_files_of_a_model_that_is_not_merged(family: Family) -> None:

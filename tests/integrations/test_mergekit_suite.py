@@ -16,7 +16,7 @@ import pytest
 
 from support.paths import ROOT, TESTS
 
-pytestmark = pytest.mark.peer
+pytestmark = [pytest.mark.peer, pytest.mark.slow]
 
 pytest.importorskip("mergekit")
 

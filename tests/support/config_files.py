@@ -55,13 +55,6 @@ def refusal(text: str = FUSEO1, **changes: Any) -> str:
     return str(caught.value)
 
 
-def value(
-    merge: MergeConfig,
-    name: str,
-    tensor: str = "w",
-    t: float = 0.0,
-    part: int = 0,
-    model: str | None = None,
-) -> Any:
-    """A parameter's value for one tensor of one of the config's parts."""
-    return merge.resolve()[part].value(merge.method.parameters[name], tensor, t, model)
+def value(merge: MergeConfig, name: str, tensor: str = "w", t: float = 0.0) -> Any:
+    """A parameter's value for one tensor."""
+    return merge.resolve()[0].value(merge.method.parameters[name], tensor, t, None)

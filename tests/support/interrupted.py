@@ -90,8 +90,10 @@ def unreadable(file: Path, tensor: str) -> Iterator[None]:
     """EIO for every read by a kernel of a tensor in `file`: it reads this process's memory, where there is none."""
     real, memory = Source.place, os.open("/proc/self/mem", os.O_RDONLY)
 
-    def place(self: Source, info: TensorInfo) -> tuple[int, int]:
-        return (memory, 1 << 60) if (info.file, info.name) == (file, tensor) else real(self, info)
+    @contextmanager
+    def place(self: Source, info: TensorInfo) -> Iterator[tuple[int, int]]:
+        with real(self, info) as found:
+            yield (memory, 1 << 60) if (info.file, info.name) == (file, tensor) else found
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Source, "place", place)

@@ -17,8 +17,8 @@ from ...backends.results import SurveyResult
 from ...checkpoint.source import read_all
 from ...methods.rule import ByColumn, Rule, learn
 from ...plan.job import Input, Job
-from ..nonfinite import counted_inputs
-from ..worker import MergeContext
+from ..nonfinite import JobGuard, counted_inputs
+from ..worker import MergeContext, unchanging
 from .memory import LINE, MOST_COLUMNS, column_bytes
 
 # Memoryview formats by element size. They only move elements, so any format of that size will do.
@@ -60,7 +60,11 @@ class ColumnMerger:
 
         Raises MergeError, naming the tensor and the model.
         """
-        passes = 0
+        with unchanging(job):
+            return self._merge_slabs(job, rule)
+
+    def _merge_slabs(self, job: Job, rule: ByColumn) -> int:
+        passes, guard = 0, self._context.guard(job)
         output = _Block.of(self._out, job.dtype, job.numel)
         for first, width in _slabs(rule.columns, self._width(job, rule)):
             inputs, end = self._read_slab(job, rule, first, width)
@@ -68,13 +72,12 @@ class ColumnMerger:
             for start in range(0, rule.rows * width, rule.rows):
                 self._context.check_stop()
                 column = [x.part(start, rule.rows) for x in inputs]
-                learned = self._merge(job, rule.rule, column, merged.array.part(start, rule.rows))
+                out = merged.array.part(start, rule.rows)
+                learned = self._merge(job, rule.rule, column, out, guard)
                 passes = max([passes, *(survey.passes for survey in learned)])
             for row in range(rule.rows):
                 start = row * rule.columns + first
                 output.elements[start : start + width] = merged.elements[row :: rule.rows]
-        for x in job.inputs:
-            x.source.check_unchanged(x.info.file)
         return passes
 
     def _width(self, job: Job, rule: ByColumn) -> int:
@@ -108,21 +111,20 @@ class ColumnMerger:
 
     def _read(self, x: Input, rule: ByColumn, first: int, view: memoryview) -> None:
         """Fill `view` with the columns from `first` on, row by row; a slab of all columns is one read."""
-        fd, begin = x.source.place(x.info)
         row = rule.columns * x.dtype.size
         piece = view.nbytes // rule.rows
         if piece == row:
             row = piece = view.nbytes
-        for number in range(view.nbytes // piece):
-            self._context.check_stop()
-            start = begin + number * row + first * x.dtype.size
-            read_all(fd, start, x.info, view[number * piece : (number + 1) * piece])
+        with x.source.place(x.info) as (fd, begin):
+            for number in range(view.nbytes // piece):
+                self._context.check_stop()
+                start = begin + number * row + first * x.dtype.size
+                read_all(fd, start, x.info, view[number * piece : (number + 1) * piece])
 
     def _merge(
-        self, job: Job, rule: Rule, inputs: Sequence[Array], out: Array
+        self, job: Job, rule: Rule, inputs: Sequence[Array], out: Array, guard: JobGuard
     ) -> list[SurveyResult]:
         """Merge one column; return its surveys."""
-        guard = self._context.guard(job)
         learned = learn(rule, partial(self._survey, inputs), guard.check_survey)
         written = self._backend.fuse(inputs, rule.params(learned), out, 0, self._threads())
         guard.check_output(written, learned, lambda: self._count_nonfinite(job, inputs))

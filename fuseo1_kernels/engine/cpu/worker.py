@@ -13,11 +13,11 @@ from ...backends.interface import Backend, FileRange, InputUnreadable, Surveyor
 from ...backends.results import SurveyResult, energy_of
 from ...checkpoint.journal import TensorRecord
 from ...checkpoint.source import unreadable
-from ...errors import MergeError
-from ...methods.rule import ByColumn, learn
+from ...errors import CheckpointError, MergeError, printable
+from ...methods.rule import ByColumn, Copied, learn
 from ...plan.job import Input, Job
 from ..nonfinite import JobGuard, counted_inputs
-from ..worker import MergeContext, TensorReport
+from ..worker import MergeContext, TensorReport, unchanging
 from .columns import ColumnMerger
 from .memory import WorkerMemory, first_selects
 
@@ -80,17 +80,20 @@ class CpuWorker:
         self._checksum = xxhash.xxh3_128()
         if isinstance(job.rule, ByColumn):
             return self._merge_columns(job, job.rule)
+        if isinstance(job.rule, Copied):
+            return self._copy(job, direct)
         energy: tuple[float, ...] = ()
         passes = bytes_read = 0
         for self._start, part in job.parts():
             pairs = zip(job.inputs, part.inputs, strict=True)
             self._direct = [part_input for x, part_input in pairs if x in direct]
-            files = [FileRange(*x.source.place(x.info), x.dtype) for x in part.inputs]
-            guard = self._context.guard(part)
-            learned, new, reads = self._learn(part, files, guard)
-            self._fuse(part, files, learned, guard, first_read=reads == 0)
-            for x in part.inputs:
-                x.source.check_unchanged(x.info.file)
+            with unchanging(part) as places:
+                files = [
+                    FileRange(*place, x.dtype) for place, x in zip(places, part.inputs, strict=True)
+                ]
+                guard = self._context.guard(part)
+                learned, new, reads = self._learn(part, files, guard)
+                self._fuse(part, files, learned, guard, first_read=reads == 0)
             if self._context.surveys and part is job:
                 self._context.surveys.keep(job, new)
             energy = energy_of(learned)
@@ -98,6 +101,31 @@ class CpuWorker:
             bytes_read += part.input_bytes * (reads + 1)
         record = TensorRecord(self._checksum.hexdigest(), energy, passes)
         return TensorReport(record, bytes_read)
+
+    def _copy(self, job: Job, direct: Sequence[Input]) -> TensorReport:
+        """Copy a tensor of integers. Raises CheckpointError unless all models have the same."""
+        first, *others = job.inputs
+        step = min(self._out.nbytes, self._in.nbytes)
+        for start in range(0, job.output_bytes, step):
+            self._context.check_stop()
+            size = min(step, job.output_bytes - start)
+            copied, other = self._out.view[:size], self._in.view[:size]
+            first.source.read_into(first.info, start, copied)
+            for x in others:
+                x.source.read_into(x.info, start, other)
+                if other != copied:
+                    raise CheckpointError(
+                        f"tensor {printable(job.name)}: its {job.dtype.code} elements differ between the models "
+                        f"{first.source.name} and {x.source.name}; integers cannot be merged"
+                    )
+            for x in direct:
+                x.source.drop(x.info, start, size)
+            self._checksum.update(copied)
+            self._context.destination.write(job.name, start, copied)
+            self._context.advance(size * (len(job.inputs) + 1))
+        for x in job.inputs:
+            x.source.check_unchanged(x.info.file)
+        return TensorReport(TensorRecord(self._checksum.hexdigest(), (), 1), job.input_bytes)
 
     def _merge_columns(self, job: Job, rule: ByColumn) -> TensorReport:
         passes = self._columns.merge(job, rule)

@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 
 from ...backends.interface import GpuBackend
 from ...errors import BackendError, MergeError, counted
-from ...methods.rule import ByColumn
+from ...methods.rule import ByColumn, Copied
 from ...methods.sce import Sce
 from ...plan.job import Job
 from ...plan.plan import Plan
 from ...system import resolve_threads
 from ..cpu.memory import WorkerMemory, memory_floor, plan_memory
+from ..headers_memory import left_by_headers
 from ..options import MergeOptions
 from ..tuning import DEFAULT_TUNING, Tuning
 from .context import ContextSize
@@ -72,7 +73,8 @@ def plan_gpu_memory(
 
     Raises MergeError if `options.max_memory` is too little.
     """
-    threads, max_memory = resolve_threads(options.threads), options.max_memory
+    threads = resolve_threads(options.threads)
+    max_memory = left_by_headers(plan, options.max_memory, 1)
     limit = (options.max_gpu_memory or min(map(_default_limit, devices))) // ALIGNMENT * ALIGNMENT
     surveys = 1 + len(also)
     sizes = {
@@ -94,7 +96,7 @@ def plan_gpu_memory(
     context = _context_size(
         threads, len(devices), host, region, workspace, max_memory, options.tuning.slot
     )
-    if not all(isinstance(job.rule, Sce) for job in plan.jobs):
+    if not all(isinstance(job.rule, Sce | Copied) for job in plan.jobs):
         # Blocking ops allocate their workspace through torch.
         context = replace(context, workspace_bytes=0, torch_bytes=workspace)
     return MemoryPlan(context, reasons, cpu_memory, len(devices))
@@ -150,6 +152,9 @@ def _workspaces(
     workspaces: dict[str, int] = {}
     reasons: dict[str, str] = {}
     for job in plan.jobs:
+        if isinstance(job.rule, Copied):
+            reasons[job.name] = "integers are copied"
+            continue
         if isinstance(job.rule, ByColumn):
             reasons[job.name] = "nothing is merged by columns on a GPU"
             continue

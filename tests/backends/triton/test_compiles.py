@@ -5,12 +5,10 @@ Nothing runs: what is looked at is PTX, and what NVIDIA's assembler, which Trito
 
 from __future__ import annotations
 
-import multiprocessing
 import re
 import struct
 import subprocess
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +58,6 @@ TARGETS = {
     "cuda:120": GPUTarget("cuda", 120, 32),
     "hip:gfx942": GPUTarget("hip", "gfx942", 64),
 }
-#: The fast run compiles for Hopper alone.
-EVERY_TARGET = [
-    pytest.param(target, id=name, marks=() if name == "cuda:90" else pytest.mark.slow)
-    for name, target in TARGETS.items()
-]
 CPU = torch.device("cpu")
 MIXED = ("*i16", "*fp32", "*fp16", "*i16")
 # A kernel's parameters have the same type wherever they have the same name.
@@ -160,28 +153,29 @@ OTHERS = {
 }
 KERNELS = {**STREAMING, **GENERAL_KERNELS, **OTHERS}
 
+#: The fast run compiles for Hopper alone, and of the other kernels those with steps of their own.
+FAST = {*STREAMING, *GENERAL_KERNELS, "find_divergences", "settle", "count_digit last"}
+every_kernel = pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        pytest.param(
+            name,
+            target,
+            id=f"{name}-{where}",
+            marks=() if name in FAST and where == "cuda:90" else pytest.mark.slow,
+        )
+        for name in KERNELS
+        for where, target in TARGETS.items()
+    ],
+)
+
 
 @pytest.fixture(scope="module", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A cache that begins empty: what is tested is that things compile.
-
-    Another process fills it from the other end meanwhile, as compiling takes minutes.
-    """
+    """A cache that begins empty: what is tested is that things compile."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
-        helper = multiprocessing.get_context("fork").Process(target=compile_backwards, daemon=True)
-        helper.start()
         yield
-        helper.terminate()
-        helper.join()
-
-
-def compile_backwards() -> None:
-    """Compile from the last kernel to the first. A kernel that fails here fails in the tests too."""
-    for name in reversed(KERNELS):
-        for target in reversed(TARGETS.values()):
-            with suppress(Exception):
-                compiled(name, target)
 
 
 def compiled(
@@ -231,8 +225,7 @@ def assembled(ptx: str, folder: Path) -> str:
     return ran.stderr
 
 
-@pytest.mark.parametrize("target", EVERY_TARGET)
-@pytest.mark.parametrize("name", KERNELS)
+@every_kernel
 def test_compiles(name: str, target: GPUTarget, tmp_path: Path) -> None:
     kernel = compiled(name, target)
     if target.backend != "cuda":
@@ -262,7 +255,8 @@ def test_polynomials_keep_their_numbers() -> None:
         assert f"0d{struct.pack('>d', number).hex().upper()}" in ptx
 
 
-@pytest.mark.parametrize("target", EVERY_TARGET)
+@pytest.mark.slow
+@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
 @pytest.mark.parametrize("name", ["scan_tiles scored", "fuse_tiles masked"])
 def test_mixed_dtypes_compile(name: str, target: GPUTarget) -> None:
     assert compiled(name, target, MIXED).asm

@@ -29,13 +29,17 @@ def interpreted(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    "part",
-    ["merges", *(pytest.param(part, marks=pytest.mark.slow) for part in ("sce", "general"))],
+    ("part", "marked"),
+    [
+        ("merges", "not slow"),
+        pytest.param("merges", "slow", marks=pytest.mark.slow),
+        pytest.param("kernels", "not slow", marks=pytest.mark.slow),
+    ],
 )
-def test_in_the_interpreter(part: str) -> None:
-    """Every method, in `merges`; every kernel on data that are hard for it, in the other two."""
+def test_in_the_interpreter(part: str, marked: str) -> None:
+    """Every method, in `merges`; every kernel on data that are hard for it, in `kernels`."""
     file = f"tests/backends/triton/interpreted_{part}.py"
-    ran = interpreted("-m", "pytest", "-q", "-m", "", "-p", "no:cacheprovider", file)
+    ran = interpreted("-m", "pytest", "-q", "-m", marked, "-p", "no:cacheprovider", file)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     print(ran.stdout.splitlines()[-1])
 

@@ -1,0 +1,40 @@
+"""Whether a model's generation settings stop where its tokenizer ends a text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .json_file import parse_object
+from .vocabulary import Vocabulary
+
+_GENERATION, _CONFIG, _TOKENIZER = "generation_config.json", "config.json", "tokenizer_config.json"
+
+
+def find_stop_mismatch(files: Mapping[str, bytes], vocabulary: Vocabulary | None) -> str | None:
+    """Return, in words, why generation may not stop; None if it will, or if the files do not tell.
+
+    `files` are the small files of a model. Raises CheckpointError for damaged ones.
+    """
+    end = _read(files, _TOKENIZER).get("eos_token")
+    if isinstance(end, dict):
+        end = end.get("content")
+    settings = _GENERATION if _GENERATION in files else _CONFIG
+    stated = _read(files, settings).get("eos_token_id")
+    stops = stated if isinstance(stated, list) else [] if stated is None else [stated]
+    if not isinstance(end, str) or (settings == _CONFIG and not stops):
+        return None  # an encoder, or a default of its class
+    tokens = vocabulary.tokens if vocabulary else {}
+    ids = [index for index, token in tokens.items() if token == end]
+    if not stops:
+        return f"{settings} has no eos_token_id, so generation does not stop at {end!r:.80}; add it"
+    if ids and not set(ids) & {stop for stop in stops if isinstance(stop, int)}:
+        return (
+            f"{settings} stops at the ids {stops!r:.80}, but the tokenizer ends a text with {end!r:.80}, id {ids[0]}:"
+            " generation may not stop; add the id to eos_token_id"
+        )
+    return None
+
+
+def _read(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
+    return parse_object(files[name], name) if name in files else {}

@@ -1,0 +1,73 @@
+"""Files kept open for many readers, as many as the process may have: those that nobody uses are closed first."""
+
+from __future__ import annotations
+
+import resource
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from typing import Generic, Protocol, TypeVar
+
+# The most files kept open, and their share of the descriptors that the process may have.
+_MOST, _SHARE = 512, 4
+
+
+class Closable(Protocol):
+    """Something open."""
+
+    def close(self) -> None:
+        """Close it."""
+
+
+_File = TypeVar("_File", bound=Closable)
+
+
+class _Entry(Generic[_File]):
+    def __init__(self, file: _File) -> None:
+        self.file = file
+        self.users = 0
+
+
+class OpenFiles(Generic[_File]):
+    """Open files by key. A file in use is never closed, so there can be more than the limit. For any thread."""
+
+    def __init__(self) -> None:
+        self._entries: OrderedDict[Hashable, _Entry[_File]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @contextmanager
+    def using(self, key: Hashable, open_file: Callable[[], _File]) -> Iterator[_File]:
+        """Hold the file of `key` open, which `open_file` opens if it is not. Raises what `open_file` raises."""
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is None:
+                self._make_room()
+                entry = self._entries[key] = _Entry(open_file())
+            else:
+                self._entries.move_to_end(key)
+            entry.users += 1
+        try:
+            yield entry.file
+        finally:
+            with self._lock:
+                entry.users -= 1
+
+    def close(self, chosen: Callable[[Hashable], bool]) -> None:
+        """Close the files whose keys are `chosen`; nobody uses them any more."""
+        with self._lock:
+            for key in [key for key in self._entries if chosen(key)]:
+                self._entries.pop(key).file.close()
+
+    def _make_room(self) -> None:
+        """Close those used longest ago until one more may be open. The lock is held."""
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = max(1, min(_MOST, soft // _SHARE)) if soft >= 0 else _MOST
+        if len(self._entries) < most:
+            return
+        idle = [key for key, entry in self._entries.items() if entry.users == 0]
+        for key in idle[: len(self._entries) - most + 1]:
+            self._entries.pop(key).file.close()

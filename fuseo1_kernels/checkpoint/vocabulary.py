@@ -1,0 +1,183 @@
+"""Which token a model means by which id: rows of embeddings are merged by id."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..errors import CheckpointError, counted
+from .files import read_bytes
+from .json_file import parse_object
+
+_TOKENIZER, _ADDED, _CONFIG = "tokenizer.json", "added_tokens.json", "tokenizer_config.json"
+# More are no vocabulary: the largest have 35 MB and 260,000 tokens.
+_MOST_BYTES, _MOST_TOKENS = 64 << 20, 4 << 20
+
+#: Names of tokens that mean nothing yet. A fine-tune may give such a row a name of its own.
+_PLACEHOLDER = re.compile(r"reserved|unused|placeholder|dummy", re.IGNORECASE)
+
+
+class Vocabulary(NamedTuple):
+    """A model's tokens by id.
+
+    Attributes:
+        model: the model's name, for messages.
+        tokens: by id.
+        kind: "" if the ids are rows of the model; else the name of a file whose ids the model shifts. These compare
+            with those of another such file alone.
+    """
+
+    model: str
+    tokens: dict[int, str]
+    kind: str = ""
+
+    def find_conflict(self, other: Vocabulary, rows: int | None) -> str | None:
+        """Return, in words, an id that means two tokens, or a token of two ids; None if there is neither.
+
+        Ids from `rows` on have no row in the merged embeddings. A token that only one of the models has is no
+        conflict, nor is another name for a placeholder.
+        """
+        if self.kind != other.kind:
+            return None
+        ids = {token: index for index, token in self.tokens.items()}
+        for index, token in other.tokens.items():
+            known, place = self.tokens.get(index), ids.get(token)
+            if known == token or (known is None and place is None):
+                continue
+            if rows is not None and index >= rows:
+                continue
+            if _PLACEHOLDER.search(token) or _PLACEHOLDER.search(known or ""):
+                continue
+            if place is not None:
+                return (
+                    f"token {token!r:.80} has id {place} in {self.model} and {index} in"
+                    f" {other.model}"
+                )
+            return (
+                f"id {index} is token {known!r:.80} in {self.model} and {token!r:.80} in"
+                f" {other.model}"
+            )
+        return None
+
+    def find_difference(self, other: Vocabulary) -> str | None:
+        """Return, in words, which tokens only one of the two models has; None if there are none."""
+        if self.kind != other.kind:
+            return None
+        for one, two in ((other, self), (self, other)):
+            if extra := one.tokens.keys() - two.tokens.keys():
+                first, some = min(extra), counted(len(extra), "token")
+                return f"{one.model} alone has {some}, {one.tokens[first]!r:.80} (id {first}) among them"
+        return None
+
+
+def read_vocabulary(model: str, path: Path) -> Vocabulary | None:
+    """Return the vocabulary of `model`, in `path`; None if it has none of a known format. Raises CheckpointError."""
+    for name, (read, shifted) in _READERS.items():
+        file = path / name
+        if file.exists():
+            try:
+                tokens = read(read_bytes(file, _MOST_BYTES), str(file))
+                if name != _TOKENIZER:
+                    tokens |= _added(path)
+            except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+                raise CheckpointError(f"{file}: not a tokenizer: no vocabulary in it") from error
+            if not all(type(i) is int and isinstance(token, str) for i, token in tokens.items()):
+                raise CheckpointError(
+                    f"{file}: not a tokenizer: its vocabulary maps no ids to tokens"
+                )
+            return Vocabulary(model, tokens, name if shifted else "")
+    return None
+
+
+def _of_tokenizer(text: bytes, where: str) -> dict[int, str]:
+    data = parse_object(text, where)
+    vocab = data["model"]["vocab"]
+    # A Unigram model lists (token, score); a token's id is its place in the list.
+    tokens = (
+        {index: token for token, index in vocab.items()}
+        if isinstance(vocab, dict)
+        else {index: token for index, (token, _) in enumerate(vocab)}
+    )
+    return tokens | {token["id"]: token["content"] for token in data.get("added_tokens", ())}
+
+
+def _of_json(text: bytes, where: str) -> dict[int, str]:
+    return {index: token for token, index in parse_object(text, where).items()}
+
+
+def _of_lines(text: bytes, where: str) -> dict[int, str]:
+    if text.count(b"\n") > _MOST_TOKENS:
+        raise CheckpointError(f"{where}: more than {_MOST_TOKENS} lines are no vocabulary")
+    lines = text.decode("utf-8", "replace").rstrip("\r\n").split("\n")
+    return {index: line.rstrip("\r") for index, line in enumerate(lines)}
+
+
+def _of_pieces(text: bytes, where: str) -> dict[int, str]:
+    """The pieces of a sentencepiece model: field 1 of the message, whose field 1 is the text."""
+    tokens: dict[int, str] = {}
+    for field, piece in _fields(memoryview(text)):
+        if field == 1:
+            content = next((bytes(value) for number, value in _fields(piece) if number == 1), b"")
+            tokens[len(tokens)] = content.decode("utf-8", "replace")
+        if len(tokens) > _MOST_TOKENS:
+            raise CheckpointError(f"{where}: more than {_MOST_TOKENS} pieces are no vocabulary")
+    return tokens
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Yield (number, bytes) of each field of a protobuf message; of numbers no bytes. Raises ValueError, IndexError.
+
+    Source: https://protobuf.dev/programming-guides/encoding/
+    """
+    at = 0
+
+    def varint() -> int:
+        nonlocal at
+        value = 0
+        for shift in range(0, 70, 7):
+            byte = message[at]
+            at += 1
+            value |= (byte & 127) << shift
+            if byte < 128:
+                return value
+        raise ValueError("a varint has at most 10 bytes")
+
+    while at < len(message):
+        number, kind = divmod(varint(), 8)
+        if kind == 0:
+            varint()
+            size = 0
+        else:
+            size = {1: 8, 2: -1, 5: 4}[kind]
+        if size < 0:
+            size = varint()
+        if size > len(message) - at:
+            raise ValueError("a field ends after its message")
+        yield number, message[at : at + size]
+        at += size
+
+
+def _added(path: Path) -> dict[int, str]:
+    """The tokens that are added to a vocabulary which is no tokenizer.json."""
+    tokens: dict[int, str] = {}
+    if (path / _ADDED).exists():
+        tokens |= _of_json(read_bytes(path / _ADDED, _MOST_BYTES), str(path / _ADDED))
+    if (path / _CONFIG).exists():
+        config = parse_object(read_bytes(path / _CONFIG, _MOST_BYTES), str(path / _CONFIG))
+        added = config.get("added_tokens_decoder") or {}
+        tokens |= {int(index): token["content"] for index, token in added.items()}
+    return tokens
+
+
+# Files with the ids of all tokens, best first: how they are read, and whether the model shifts their ids.
+_READERS: dict[str, tuple[Callable[[bytes, str], dict[Any, Any]], bool]] = {
+    _TOKENIZER: (_of_tokenizer, False),
+    "vocab.json": (_of_json, False),
+    "vocab.txt": (_of_lines, False),
+    "tokenizer.model": (_of_pieces, False),
+    "spiece.model": (_of_pieces, False),
+    "spm.model": (_of_pieces, False),
+    "sentencepiece.bpe.model": (_of_pieces, True),
+}

@@ -1,0 +1,150 @@
+"""Which token an id is: vocabularies of every format, conflicts between two of them."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fuseo1_kernels.checkpoint.vocabulary import Vocabulary, read_vocabulary
+from fuseo1_kernels.errors import CheckpointError
+from support.checkpoint_files import write_json
+
+TOKENS = {0: "a", 1: "b", 2: "eos"}
+
+
+def tokenizer(vocab: Any, **added: int) -> dict[str, Any]:
+    tokens = [{"content": token, "id": index} for token, index in added.items()]
+    return {"tokenizer.json": {"model": {"vocab": vocab}, "added_tokens": tokens}}
+
+
+def write(path: Path, files: dict[str, Any]) -> Path:
+    for name, content in files.items():
+        path.mkdir(exist_ok=True)
+        if isinstance(content, bytes):
+            (path / name).write_bytes(content)
+        else:
+            write_json(path / name, content)
+    return path
+
+
+def pieces(*texts: str) -> bytes:
+    """A sentencepiece model as its own library would store it: pieces, then fields that do not matter."""
+    message = b""
+    for text in texts:
+        piece = (
+            b"\x0a" + bytes([len(text.encode())]) + text.encode() + b"\x15\x00\x00\x80\xbf\x18\x01"
+        )
+        message += b"\x0a" + bytes([len(piece)]) + piece
+    return message + b"\x12\x02\x18\x01" + b"\x50\xac\x02" + b"\x59" + bytes(8)
+
+
+DECODER = {"added_tokens_decoder": {"2": {"content": "eos", "special": True}}}
+
+
+@pytest.mark.parametrize(
+    ("files", "kind"),
+    [
+        (tokenizer({"a": 0, "b": 1}, eos=2), ""),
+        (tokenizer([["a", -1.5], ["b", -2]], eos=2), ""),
+        (tokenizer({"a": 0, "b": 1, "old": 2}, eos=2), ""),
+        ({"vocab.json": {"a": 0, "b": 1}, "added_tokens.json": {"eos": 2}}, ""),
+        ({"vocab.txt": b"a\nb\neos\n"}, ""),
+        ({"vocab.txt": b"a\r\nb\r\n", "tokenizer_config.json": DECODER}, ""),
+        ({"tokenizer.model": pieces("a", "b", "eos")}, ""),
+        ({"spiece.model": pieces("a", "b"), "added_tokens.json": {"eos": 2}}, ""),
+        ({"sentencepiece.bpe.model": pieces("a", "b", "eos")}, "sentencepiece.bpe.model"),
+    ],
+)
+def test_formats(files: dict[str, Any], kind: str, tmp_path: Path) -> None:
+    assert read_vocabulary("m", write(tmp_path, files)) == Vocabulary("m", TOKENS, kind)
+
+
+@pytest.mark.peer
+def test_pieces_that_sentencepiece_wrote(tmp_path: Path) -> None:
+    sentencepiece = pytest.importorskip("sentencepiece")
+    out = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["the cat sat on the mat \u2581 \u00e9"] * 20),
+        model_writer=out,
+        vocab_size=30,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    found = read_vocabulary("m", write(tmp_path, {"tokenizer.model": out.getvalue()}))
+    library = sentencepiece.SentencePieceProcessor(model_proto=out.getvalue())
+    assert found is not None
+    assert found.tokens == {i: library.id_to_piece(i) for i in range(library.get_piece_size())}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"tokenizer.json": {}},
+        {"tokenizer.json": {"model": []}},
+        *(tokenizer(vocab) for vocab in (3, [1], {"a": "0"}, {"a": [0]}, {"a": True}, [[1, 2]])),
+        {"tokenizer.json": b"\xff"},
+        {"vocab.json": b"[]"},
+        {"vocab.json": {"a": 0.5}},
+        {"vocab.txt": b"a\nb", "tokenizer_config.json": {"added_tokens_decoder": {"x": {"content": "a"}}}},
+        {"vocab.txt": b"a\nb", "tokenizer_config.json": {"added_tokens_decoder": [1]}},
+        {"vocab.txt": b"\n" * (5 << 20)},
+        *({"tokenizer.model": pieces("a", "b")[:n]} for n in (1, 5, 13)),
+        *({"tokenizer.model": b} for b in (b"\xff" * 12, b"\x0b", b"\x0a\x7f", b"\x0a\x02\x0a\x7f")),
+        {"tokenizer.model": b"\x0a\x00" * (5 << 20)},
+    ],
+    ids=lambda files: f"{files!r:.40}",
+)  # fmt: skip
+def test_damaged(files: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        read_vocabulary("m", write(tmp_path, files))
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_none(tmp_path: Path) -> None:
+    assert read_vocabulary("m", write(tmp_path, {"tekken.json": {}})) is None
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        TOKENS,
+        {0: "a"},
+        TOKENS | {7: "think"},
+        {0: "a", 1: "b", 9: "renamed"},  # an id that no row has
+        {0: "a", 1: "b", 3: "<|reserved_special_token_0|>"},
+        {0: "a", 1: "b", 2: "eos", 4: "mine"},  # the reference's is a placeholder
+        {5: "twice", 6: "twice"},
+    ],
+)
+def test_no_conflict(other: dict[int, str]) -> None:
+    reference = Vocabulary(
+        "x", TOKENS | {3: "bos", 4: "[unused1]", 5: "twice", 6: "twice", 9: "far"}
+    )
+    assert reference.find_conflict(Vocabulary("y", other), rows=8) is None
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({0: "b", 1: "a"}, "token 'b' has id 1 in x and 0 in y"),
+        ({0: "a", 5: "eos"}, "token 'eos' has id 2 in x and 5 in y"),
+        ({0: "a", 1: "b", 2: "tool"}, "id 2 is token 'eos' in x and 'tool' in y"),
+    ],
+)
+def test_conflict(other: dict[int, str], words: str) -> None:
+    reference = Vocabulary("x", TOKENS)
+    assert reference.find_conflict(Vocabulary("y", other), None) == words
+    assert reference.find_conflict(Vocabulary("y", other, "a file"), None) is None
+
+
+def test_difference() -> None:
+    reference = Vocabulary("x", TOKENS)
+    assert reference.find_difference(Vocabulary("y", TOKENS)) is None
+    more = reference.find_difference(Vocabulary("y", TOKENS | {5: "t", 4: "s"}))
+    assert more == "y alone has 2 tokens, 's' (id 4) among them"
+    assert reference.find_difference(Vocabulary("y", {0: "a", 1: "b"})) == (
+        "x alone has 1 token, 'eos' (id 2) among them"
+    )
