@@ -14,9 +14,7 @@ from fuseo1_kernels.backends.contract import FuseParams
 from fuseo1_kernels.backends.registry import load_backend
 from fuseo1_kernels.errors import MergeError
 from fuseo1_kernels.in_memory.ops import as_arrays
-from support import fuse_cases
 from support.hard_scores import (
-    N,
     Pattern,
     denormal,
     denormal_scores,
@@ -76,29 +74,6 @@ def test_sixtyfive_targets_are_refused(backend: str) -> None:
 
 
 # --- threads, chunks, the caller's floating-point state ---
-
-
-@pytest.mark.parametrize("threads", [1, 2, 3])
-def test_threads_change_no_bit(cpu: str, threads: int) -> None:
-    base, *targets = siblings(200_003, 3, MIXED)
-    for topk in (0.2, 1.0):
-        expected = surveyed((200_003,), MIXED, topk)
-        result = survey(base, targets, select_topk=topk, backend=cpu, threads=threads)
-        assert learned(result) == learned(expected)
-        for masked in (False, True):
-            params = params_for(expected, masked)
-            merged = fuse(base, targets, params, backend=cpu, threads=threads, out_dtype=FP32)
-            assert_same_bits(merged, fused((200_003,), MIXED, topk, masked, FP32))
-
-
-@pytest.mark.parametrize("chunk", [256, 4352])
-def test_fuse_in_chunks(backend: str, chunk: int) -> None:
-    tensors = [t.bfloat16() for t in pattern(few_values)]
-    result = survey(tensors[0], tensors[1:], select_topk=0.5, backend="reference")
-    assert 0 < result.tie_limit < N - 1
-    params = params_for(result, masked=True)
-    expected = fuse(tensors[0], tensors[1:], params, backend="reference")
-    assert_same_bits(fuse_cases.fused(backend, tensors, params, BF16, chunk=chunk), expected)
 
 
 def test_elements_at_odd_addresses(cpu: str) -> None:
