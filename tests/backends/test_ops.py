@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import mmap
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -12,17 +13,19 @@ import torch
 from fuseo1_kernels import fuse, survey
 from fuseo1_kernels.backends.contract import FuseParams
 from fuseo1_kernels.backends.registry import load_backend
+from fuseo1_kernels.backends.results import SceResult
 from fuseo1_kernels.errors import MergeError
 from fuseo1_kernels.in_memory.ops import as_arrays
+from support.fuse_cases import MIXED
 from support.hard_scores import (
     Pattern,
     denormal,
     denormal_scores,
     few_values,
+    params_for,
     pattern,
     pattern_survey,
 )
-from support.op_results import MIXED, fused, params_for, surveyed
 from support.tensors import (
     BF16,
     DTYPES,
@@ -38,6 +41,21 @@ from support.tensors import (
 TOPKS = (0.0, 0.1, 0.5, 1.0)
 
 
+@cache
+def surveyed(shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...], topk: float) -> SceResult:
+    base, *targets = siblings(shape, 3, dtypes)
+    return survey(base, targets, select_topk=topk, backend="reference")
+
+
+@cache
+def fused(
+    shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...], masked: bool, out: torch.dtype
+) -> torch.Tensor:
+    base, *targets = siblings(shape, 3, dtypes)
+    params = params_for(surveyed(shape, dtypes, 0.5), masked)
+    return fuse(base, targets, params, out_dtype=out, backend="reference")
+
+
 @pytest.mark.parametrize("shape", UGLY_SHAPES, ids=SHAPE_IDS)
 def test_every_dtype_and_shape(cpu: str, shape: tuple[int, ...]) -> None:
     for dtypes in (*((d,) for d in DTYPES), MIXED):
@@ -45,10 +63,10 @@ def test_every_dtype_and_shape(cpu: str, shape: tuple[int, ...]) -> None:
         for topk in TOPKS:
             result = survey(base, targets, select_topk=topk, backend=cpu)
             assert learned(result) == learned(surveyed(shape, dtypes, topk)), (dtypes, topk)
-        for topk, masked, out in itertools.product((0.5,), (False, True), DTYPES):
-            params = params_for(surveyed(shape, dtypes, topk), masked)
+        for masked, out in itertools.product((False, True), DTYPES):
+            params = params_for(surveyed(shape, dtypes, 0.5), masked)
             merged = fuse(base, targets, params, out_dtype=out, backend=cpu)
-            assert_same_bits(merged, fused(shape, dtypes, topk, masked, out), (dtypes, masked))
+            assert_same_bits(merged, fused(shape, dtypes, masked, out), (dtypes, masked))
 
 
 @pytest.mark.parametrize("targets", [*range(1, 17), 64])
@@ -147,7 +165,7 @@ def test_torchs_default_dtype_changes_no_bit(backend: str, default: torch.dtype)
     finally:
         torch.set_default_dtype(FP32)
     assert learned(again) == learned(result)
-    assert_same_bits(merged, fused((1000,), (BF16,), 0.5, False, FP32))
+    assert_same_bits(merged, fused((1000,), (BF16,), False, FP32))
 
 
 # --- NaN, infinity, signed zero ---
