@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,11 @@ from fuseo1_kernels.checkpoint.page_cache import is_cached
 from fuseo1_kernels.checkpoint.source import Source
 from fuseo1_kernels.engine.cpu.worker import CpuWorker
 from fuseo1_kernels.engine.read_ahead import ReadAhead, UnitReads
-from fuseo1_kernels.engine.worker import TensorReport
 from fuseo1_kernels.plan.job import Input, Job
 from support.models import Family, assert_same_state, make_family, read_model, tuned, weights
 from support.tensors import BF16
 from support.tuning import current, tune
+from support.watching import watch
 
 pytestmark = pytest.mark.serial
 
@@ -99,19 +100,13 @@ def none_cached(model: Path) -> bool:
 def ways(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
     """Names of the tensors that a merge reads ahead, and of those that it reads the direct way."""
     seen: dict[str, set[str]] = {"ahead": set(), "direct": set()}
-    read_ahead, merge = Source.read_ahead, CpuWorker.merge
 
-    def noted(self: Source, info: TensorInfo, start: int, nbytes: int) -> None:
-        seen["ahead"].add(info.name)
-        read_ahead(self, info, start, nbytes)
-
-    def merged(self: CpuWorker, job: Job, direct: Sequence[Input] = ()) -> TensorReport:
+    def merged(worker: CpuWorker, job: Job, direct: Sequence[Input] = ()) -> None:
         if direct:
             seen["direct"].add(job.name)
-        return merge(self, job, direct)
 
-    monkeypatch.setattr(Source, "read_ahead", noted)
-    monkeypatch.setattr(CpuWorker, "merge", merged)
+    watch(monkeypatch, Source, "read_ahead", lambda _, info, *part: seen["ahead"].add(info.name))
+    watch(monkeypatch, CpuWorker, "merge", merged)
     return seen
 
 
@@ -178,16 +173,13 @@ def test_a_direct_unit_of_several_tensors(
     tune(monkeypatch, chunk=4096)
     for model in models(family):
         chill(model)
-    dropped: dict[tuple[str, str], int] = {}
-    drop = Source.drop
+    dropped = Counter[tuple[str, str]]()
 
     def noted(self: Source, info: TensorInfo, start: int, nbytes: int) -> None:
         assert 0 <= start < start + nbytes <= info.nbytes
-        key = Path(self.name).name, info.name
-        dropped[key] = dropped.get(key, 0) + nbytes
-        drop(self, info, start, nbytes)
+        dropped[Path(self.name).name, info.name] += nbytes
 
-    monkeypatch.setattr(Source, "drop", noted)
+    watch(monkeypatch, Source, "drop", noted)
     result = merge_checkpoints(family.config, family.out, tuning=current())
     assert_same_state(read_model(family.out), family.expected(select_topk=select_topk))
     assert result.exact_path == 0
@@ -200,7 +192,7 @@ def test_the_last_worker_has_all_threads(family: Family, monkeypatch: pytest.Mon
     first, begun, ended = LARGE[0], threading.Event(), threading.Event()
     given: dict[str, list[int]] = {name: [] for name in family.states[0]}
     current = threading.local()
-    fuse_files, take, merge_one = CpuBackend.fuse_files, ReadAhead.take, CpuWorker.merge
+    take = ReadAhead.take
 
     def taken(self: ReadAhead) -> UnitReads | None:
         unit = take(self)
@@ -208,21 +200,16 @@ def test_the_last_worker_has_all_threads(family: Family, monkeypatch: pytest.Mon
             ended.set()
         return unit
 
-    def merged(self: CpuWorker, job: Job, direct: Sequence[Input] = ()) -> TensorReport:
-        current.name = job.name
-        return merge_one(self, job, direct)
-
-    def fuse(self, files, params, out, offset, threads, scratch):  # type: ignore[no-untyped-def]
+    def fuse(cpu, files, params, out, offset, threads, scratch):  # type: ignore[no-untyped-def]
         given[current.name].append(threads)
         # One worker stays with the first tensor until the other has merged all others.
         if current.name == first:
             begun.set()
         assert (ended if current.name == first else begun).wait(30)
-        return fuse_files(self, files, params, out, offset, threads, scratch)
 
     monkeypatch.setattr(ReadAhead, "take", taken)
-    monkeypatch.setattr(CpuWorker, "merge", merged)
-    monkeypatch.setattr(CpuBackend, "fuse_files", fuse)
+    watch(monkeypatch, CpuWorker, "merge", lambda _, job, *at: setattr(current, "name", job.name))
+    watch(monkeypatch, CpuBackend, "fuse_files", fuse)
     merge(family, threads=2)
     assert given.pop(first) == [1, 2]
     assert {count for counts in given.values() for count in counts} == {1}

@@ -106,16 +106,12 @@ def test_input_files(formats: tuple[int, ...], family: Family, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("rows", [(VOCAB, VOCAB - 6, VOCAB - 2), (VOCAB - 6, VOCAB, VOCAB)])
-def test_crop_embeddings(rows: tuple[int, ...], tmp_path: Path) -> None:
-    whole = base_state(layers=1)
-    states = [whole, tuned(whole, 1), tuned(whole, 2)]
+def test_crop_embeddings(rows: tuple[int, ...], family: Family) -> None:
     embeddings = ("model.embed_tokens.weight", "lm_head.weight")
-    for state, count in zip(states, rows, strict=True):
+    for number, (state, count) in enumerate(zip(family.states, rows, strict=True)):
         state |= {n: state[n][:count].clone() for n in embeddings}
-    family = make_family(tmp_path, states)
-    for number, count in enumerate(rows):
         path = family.target(number) if number else family.base
-        write_model(path, states[number], config=model_config(vocab_size=count))
+        write_model(path, state, config=model_config(vocab_size=count))
     family.configure(parameters={"select_topk": 0.5})
 
     with pytest.raises(MergeError, match="--crop-embeddings") as caught:
@@ -123,8 +119,8 @@ def test_crop_embeddings(rows: tuple[int, ...], tmp_path: Path) -> None:
     assert all(f"tensor {n}: vocabulary sizes differ" in str(caught.value) for n in embeddings)
     merge(family, crop_embeddings=True)
     least = min(rows)
-    sliced = [{n: t[:least] if n in embeddings else t for n, t in s.items()} for s in states]
-    expected = {n: merged(sliced, n, parameters={"select_topk": 0.5}) for n in whole}
+    sliced = [{n: t[:least] if n in embeddings else t for n, t in s.items()} for s in family.states]
+    expected = {n: merged(sliced, n, parameters={"select_topk": 0.5}) for n in sliced[0]}
     assert_same_state(read_model(family.out), expected)
     config = json.loads((family.out / "config.json").read_text())
     assert config == model_config(vocab_size=least)

@@ -31,6 +31,7 @@ from support.models import (
 )
 from support.processes import done, merge_json, run
 from support.tuning import current, tune
+from support.watching import watch
 
 
 @pytest.fixture
@@ -128,13 +129,12 @@ def test_random_masks_are_kept_as_far_as_memory_goes(
     monkeypatch.setattr(
         "fuseo1_kernels.engine.cpu.memory.kept_bytes", lambda *asked: room(*asked) * kept // 3
     )
-    found, fuse = set(), CpuBackend.fuse_files
+    found: set[int] = set()
 
-    def watched(backend: CpuBackend, files: Any, params: FuseParams, *rest: Any) -> int:
+    def watched(cpu: CpuBackend, files: Any, params: FuseParams, *_: object) -> None:
         found.add(sum(k is not None for k in params.kept))
-        return fuse(backend, files, params, *rest)
 
-    monkeypatch.setattr(CpuBackend, "fuse_files", watched)
+    watch(monkeypatch, CpuBackend, "fuse_files", watched)
     merge_checkpoints(family.config, out, backend="cpu", threads=1)
     assert_same_state(read_model(out), case.expected(family))
     assert kept in found

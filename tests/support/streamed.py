@@ -20,6 +20,7 @@ from fuseo1_kernels.plan.job import Input, Job
 from support.models import Family
 from support.processes import spawn
 from support.tuning import current
+from support.watching import watch
 
 MIB = 1 << 20
 
@@ -87,16 +88,14 @@ def damaged_before(
     patch: pytest.MonkeyPatch, owner: Any, call: str, file: Path, damage: str
 ) -> str:
     """Let `file` shrink, or be rewritten, before `call` of `owner`; what is said of it, as a pattern."""
-    whole = getattr(owner, call)
 
-    def damaged(*arguments: Any) -> Any:
+    def damaged(*_: object) -> None:
         if damage == "shrinks":
             os.truncate(file, 20_000)
         else:
             file.write_bytes(file.read_bytes())
-        return whole(*arguments)
 
-    patch.setattr(owner, call, damaged)
+    watch(patch, owner, call, damaged)
     said = r"shrank while tensor '\w+' was" if damage == "shrinks" else "the file changed since"
     return f"{file}: .*{said}"
 

@@ -22,7 +22,6 @@ from fuseo1_kernels.engine.dry_run import dry_run
 from fuseo1_kernels.engine.options import MergeOptions
 from fuseo1_kernels.engine.tuning import DEFAULT_TUNING
 from fuseo1_kernels.engine.verify import verify_model
-from fuseo1_kernels.engine.worker import MergeContext
 from fuseo1_kernels.errors import CheckpointError
 from fuseo1_kernels.methods import METHODS
 from fuseo1_kernels.methods.linear import Linear
@@ -38,6 +37,7 @@ from support.processes import HEAVY, MERGE, imported, spawn
 from support.streamed import damaged_before, limited, merge_tensor
 from support.tensors import BF16, FP16, FP32, assert_same_bits, siblings
 from support.tuning import tune
+from support.watching import watch
 
 SHAPES: dict[str, tuple[int, ...]] = {
     "matrix": (301, 67),
@@ -181,13 +181,7 @@ def test_any_slab(name: str, backend: str, family: Family, monkeypatch: pytest.M
                              out_dtype=tensors[2].dtype)  # fmt: skip
     raw = expected.contiguous().view(torch.uint8).numpy().tobytes()
     reads: list[int] = []
-    read_all: Any = vars(columns)["read_all"]
-
-    def noted(fd: int, begin: int, info: Any, data: memoryview) -> None:
-        reads.append(data.nbytes)
-        read_all(fd, begin, info, data)
-
-    monkeypatch.setattr(columns, "read_all", noted)
+    watch(monkeypatch, columns, "read_all", lambda *read: reads.append(read[-1].nbytes))
     rows = tensors[0].shape[0]
     column = sum(t.element_size() for t in tensors) + max(t.element_size() for t in tensors)
     for width in (1, 2, 3, 10, 10_000):
@@ -270,26 +264,19 @@ def test_a_merge_of_columns_stops_at_once(
 ) -> None:
     """Between columns, rows that are read, and pieces of the output."""
     stops: list[threading.Event] = []
-    make: Any = columns.ColumnMerger.__init__
-    whole, calls = getattr(owner, name), 0
+    calls: list[object] = []
 
-    def noting(self: Any, backend: Any, work: MergeContext, *rest: Any) -> None:
-        stops.append(work.stop)
-        make(self, backend, work, *rest)
-
-    def stopping(*arguments: Any, **options: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == 10:
+    def stopping(*arguments: Any) -> None:
+        calls.append(arguments)
+        if len(calls) == 10:
             stops[0].set()
-        return whole(*arguments, **options)
 
     tune(monkeypatch, chunk=1000)
-    monkeypatch.setattr(columns.ColumnMerger, "__init__", noting)
-    monkeypatch.setattr(owner, name, stopping)
+    watch(monkeypatch, columns.ColumnMerger, "__init__", lambda *of: stops.append(of[2].stop))
+    watch(monkeypatch, owner, name, stopping)
     with pytest.raises(MergeError, match="the merge was stopped"):
         merge_within(family, "matrix", MIB)
-    assert calls == 10
+    assert len(calls) == 10
 
 
 def test_verify_takes_what_it_needs(

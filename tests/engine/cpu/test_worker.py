@@ -33,6 +33,7 @@ from support.pairwise import pairwise
 from support.streamed import BUDGET, MIB, damaged_before, limited, merge_tensor
 from support.tensors import BF16
 from support.tuning import tune
+from support.watching import watch
 
 SHAPE = 311, 223  # 69,353 elements: 271 blocks of 256 and a bit, a segment of 65,536 and a bit
 
@@ -137,13 +138,7 @@ def test_a_sample_of_a_direct_tensor_is_asked_for(
 ) -> None:
     """Its runs, before it reads them: they lie all over the tensor."""
     asked: list[tuple[int, int]] = []
-    will_need = Source.will_need
-
-    def noted(self: Source, info: TensorInfo, start: int, nbytes: int) -> None:
-        asked.append((start, nbytes))
-        will_need(self, info, start, nbytes)
-
-    monkeypatch.setattr(Source, "will_need", noted)
+    watch(monkeypatch, Source, "will_need", lambda _, info, *part: asked.append(part))
     monkeypatch.setattr(CpuWorker, "_chunks", lambda self, job, most: iter([(0, job.numel)]))
     survey = _cpu.Survey(3, SHAPE[0] * SHAPE[1], 0.5, MIB)
     starts, length = survey.sample_runs()

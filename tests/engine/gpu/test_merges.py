@@ -27,6 +27,7 @@ from support.models import Family, make_family, tuned, weights
 from support.processes import done, merge_json, run
 from support.tensors import BF16
 from support.tuning import tune
+from support.watching import watch
 
 pytestmark = pytest.mark.usefixtures("small_slots")
 
@@ -177,13 +178,7 @@ def test_inputs_that_must_not_stay_in_the_page_cache(
 
     monkeypatch.setattr(Source, "is_cached", lambda self, info: False)
     dropped: set[str] = set()
-    drop = Source.drop
-
-    def noted(self: Source, info: Any, start: int, nbytes: int) -> None:
-        dropped.add(info.name)
-        drop(self, info, start, nbytes)
-
-    monkeypatch.setattr(Source, "drop", noted)
+    watch(monkeypatch, Source, "drop", lambda source, info, *part: dropped.add(info.name))
     family = make_family(tmp_path, mixed.states, torch_bin=torch_bin, shards=2)
     family.configure(parameters={"select_topk": 0.3, "variant": "mergekit"}, dtype="bfloat16")
     merge(family, "cpu")
