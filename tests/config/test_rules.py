@@ -16,7 +16,7 @@ from fuseo1_kernels.errors import ConfigError
 from fuseo1_kernels.plan.job import Job
 from fuseo1_kernels.plan.plan import Plan, make_plan
 from support.checkpoint_files import safetensors_file, write_json
-from support.method_configs import keys, models
+from support.config_files import keys, models
 
 NAMES = (
     "embed_tokens",

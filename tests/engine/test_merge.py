@@ -91,10 +91,9 @@ def test_input_files(formats: tuple[int, ...], family: Family, tmp_path: Path) -
     """One file or so many shards, of torch's own where they are below 0. There are no rows to crop."""
     merge(family)
     other = make_family(tmp_path / "other", family.states)
-    for number, shards in enumerate(formats):
-        path = other.target(number) if number else other.base
+    for path, state, shards in zip(other.models, family.states, formats, strict=True):
         (path / "model.safetensors").unlink()
-        write_model(path, family.states[number], shards=abs(shards) or 1, torch_bin=shards < 0)
+        write_model(path, state, shards=abs(shards) or 1, torch_bin=shards < 0)
     merge(other, crop_embeddings=True)
     assert_same_state(read_model(other.out), read_model(family.out))
     if formats[0] == 0:  # in the order of the base's file
@@ -108,9 +107,8 @@ def test_input_files(formats: tuple[int, ...], family: Family, tmp_path: Path) -
 @pytest.mark.parametrize("rows", [(VOCAB, VOCAB - 6, VOCAB - 2), (VOCAB - 6, VOCAB, VOCAB)])
 def test_crop_embeddings(rows: tuple[int, ...], family: Family) -> None:
     embeddings = ("model.embed_tokens.weight", "lm_head.weight")
-    for number, (state, count) in enumerate(zip(family.states, rows, strict=True)):
+    for path, state, count in zip(family.models, family.states, rows, strict=True):
         state |= {n: state[n][:count].clone() for n in embeddings}
-        path = family.target(number) if number else family.base
         write_model(path, state, config=model_config(vocab_size=count))
     family.configure(parameters={"select_topk": 0.5})
 
@@ -132,7 +130,6 @@ def test_crop_embeddings(rows: tuple[int, ...], family: Family) -> None:
 def test_files_beside_the_weights(family: Family) -> None:
     (family.base / "generation_config.json").write_text('{"do_sample": true}')
     (family.base / "notes.txt").write_text("not copied")
-    family.configure(parameters={"select_topk": 0.5}, dtype="float32")
     merge(family)
     copied = tokenizer_files() | {"generation_config.json": b'{"do_sample": true}'}
     for name, content in copied.items():
@@ -142,7 +139,7 @@ def test_files_beside_the_weights(family: Family) -> None:
     card = (family.out / "README.md").read_text()
     front = yaml.safe_load(card.split("---\n")[1])
     assert {"merge", "sce"} <= set(front["tags"])
-    for words in ("# merged\n", family.base, family.target(1), family.target(2), "float32"):
+    for words in ("# merged\n", *family.models, "bfloat16"):
         assert str(words) in card
     assert f"fuseo1-kernels {__version__}" in card
     recipe = card.split("```yaml\n")[1].split("```")[0]

@@ -71,9 +71,8 @@ def merge_tensor(
     direct: bool = False,
 ) -> tuple[bytes, Job, TensorReport]:
     """Merge one tensor by a worker with so much memory; its bytes, and its report."""
-    models = [family.base, *(family.target(i) for i in range(1, len(family.states)))]
     with ExitStack() as stack:
-        sources = [stack.enter_context(open_source(str(model))) for model in models]
+        sources = [stack.enter_context(open_source(str(path))) for path in family.models]
         inputs = tuple(Input(source, source.tensors[name]) for source in sources)
         job = Job(name, inputs[0].info.shape, inputs[-1].dtype, inputs, rule)
         found = Collected(job.output_bytes)

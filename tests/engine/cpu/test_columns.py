@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from fuseo1_kernels.plan.job import Job
 from fuseo1_kernels.plan.plan import make_plan
 from support.engine_runs import MIB, merge, spoil
 from support.method_cases import BY_COLUMN, CASES
-from support.models import Family, State, assert_same_state, make_family, read_model, tuned, weights
+from support.models import Family, assert_same_state, make_family, read_model, states_of, weights
 from support.pairwise import pairwise
 from support.processes import HEAVY, MERGE, imported, spawn
 from support.streamed import damaged_before, limited, merge_tensor
@@ -59,18 +58,9 @@ COLUMNS = CASES["nuslerp, by column"]
 PARAMETERS = {"weight": [0.3, 0.5], **BY_COLUMN}
 
 
-def states(
-    *dtypes: torch.dtype, shapes: Mapping[str, tuple[int, ...]] | None = None
-) -> list[State]:
-    g = torch.Generator().manual_seed(1)
-    base = {n: torch.randn(s, generator=g) * 0.05 for n, s in (shapes or SHAPES).items()}
-    first = {n: t.to(dtypes[0]) for n, t in base.items()}
-    return [first, *(tuned(base, i, dtype) for i, dtype in enumerate(dtypes[1:], 1))]
-
-
 @pytest.fixture(scope="module", params=[(BF16, BF16, BF16), (BF16, FP16, FP32)], ids=str)
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Family:
-    family = make_family(tmp_path_factory.mktemp("columns"), states(*request.param))
+    family = make_family(tmp_path_factory.mktemp("columns"), states_of(SHAPES, *request.param))
     COLUMNS.configure(family)
     return family
 
@@ -208,7 +198,7 @@ def test_whole_merges(backend: str, family: Family, tmp_path: Path, narrow: None
 @pytest.mark.parametrize("torch_bin", [False, True])
 def test_kinds_of_files(torch_bin: bool, tmp_path: Path) -> None:
     """safetensors need no torch."""
-    family = make_family(tmp_path, states(BF16, FP16, FP32), torch_bin=torch_bin)
+    family = make_family(tmp_path, states_of(SHAPES, BF16, FP16, FP32), torch_bin=torch_bin)
     COLUMNS.configure(family)
     ran = spawn("-X", "importtime", *MERGE, family.config, family.out)
     assert ran.code == 0, ran.err
@@ -219,7 +209,7 @@ def test_kinds_of_files(torch_bin: bool, tmp_path: Path) -> None:
 def test_embeddings_that_are_cropped(tmp_path: Path, narrow: None) -> None:
     """The common rows are a prefix of either model's."""
     name = "model.embed_tokens.weight"
-    models = states(BF16, BF16, BF16, shapes={name: (31, 17)})
+    models = states_of({name: (31, 17)}, BF16, BF16, BF16)
     models[1][name] = models[1][name][:29].clone()
     family = make_family(tmp_path, models)
     COLUMNS.configure(family)
@@ -234,7 +224,7 @@ def test_embeddings_that_are_cropped(tmp_path: Path, narrow: None) -> None:
 
 def test_a_rule_that_surveys_nothing(tmp_path: Path) -> None:
     """The inputs are surveyed after all, to name the model."""
-    family = make_family(tmp_path, states(BF16, BF16, BF16))
+    family = make_family(tmp_path, states_of(SHAPES, BF16, BF16, BF16))
     rule = ByColumn(Linear((0.5, 0.25, 0.25), True), 301, 67)
     merged, _, report = merge_within(family, "matrix", MIB, rule=rule)
     tensors = [state["matrix"] for state in family.states]
@@ -249,7 +239,7 @@ def test_a_rule_that_surveys_nothing(tmp_path: Path) -> None:
 def test_a_file_that_changes_between_slabs(
     damage: str, tmp_path: Path, narrow: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    family = make_family(tmp_path, states(BF16, BF16, BF16, shapes={"matrix": (301, 67)}))
+    family = make_family(tmp_path, states_of({"matrix": (301, 67)}, BF16, BF16, BF16))
     file = family.target(2) / "model.safetensors"
     said = damaged_before(monkeypatch, CpuBackend, "survey", file, damage)
     with pytest.raises(CheckpointError, match=said):
@@ -295,7 +285,7 @@ def test_verify_takes_what_it_needs(
 def large(tmp_path_factory: pytest.TempPathFactory) -> Family:
     """An output of 12 MB, whose inputs are three times as large, and one whose slabs are larger than it."""
     shapes = {"w": (2048, 3000), "tall": (400_001, 2)}
-    family = make_family(tmp_path_factory.mktemp("large"), states(BF16, BF16, BF16, shapes=shapes))
+    family = make_family(tmp_path_factory.mktemp("large"), states_of(shapes, BF16, BF16, BF16))
     COLUMNS.configure(family)
     return family
 

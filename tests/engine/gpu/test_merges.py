@@ -23,7 +23,7 @@ from support.gpu.runs import (
     on_gpus,
     same,
 )
-from support.models import Family, make_family, tuned, weights
+from support.models import Family, make_family, states_of, tuned, weights
 from support.processes import done, merge_json, run
 from support.tensors import BF16
 from support.tuning import tune
@@ -62,9 +62,7 @@ def test_several_gpus(schedule: str, on_cpu: Family) -> None:
 def test_the_cuda_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their own sources, run by the host: in memory that is the engine's, with surveys that were kept and new ones."""
     shapes = {"a": (301, 333), "b": (5,), "empty": (0,), "c": (70_001,)}
-    g = torch.Generator().manual_seed(1)
-    base = {n: (torch.randn(s, generator=g) * 0.05).to(BF16) for n, s in shapes.items()}
-    family = make_family(tmp_path, [base, tuned(base, 1), tuned(base, 2)])
+    family = make_family(tmp_path, states_of(shapes, BF16, BF16, BF16))
     cuda = load_emulated()
     install(monkeypatch, FakeDevice(), kernels=Enqueued(cuda))
     tune(monkeypatch, slot=64 * KIB)
