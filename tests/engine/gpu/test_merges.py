@@ -17,7 +17,6 @@ from support.emulated import load_emulated
 from support.engine_runs import MIB, merge, spoil
 from support.fake_gpu import COPIES_IN, COPIES_OUT, KERNELS, Enqueued, FakeDevice, install
 from support.gpu.runs import (
-    KIB,
     SCHEDULES,
     noticed,
     on_gpus,
@@ -65,7 +64,6 @@ def test_the_cuda_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     family = make_family(tmp_path, states_of(shapes, BF16, BF16, BF16))
     cuda = load_emulated()
     install(monkeypatch, FakeDevice(), kernels=Enqueued(cuda))
-    tune(monkeypatch, slot=64 * KIB)
     for number, (topk, variant) in enumerate(((1.0, "fuseo1"), (0.2, "mergekit"), (0.5, "fuseo1"))):
         family.configure(parameters={"select_topk": topk, "variant": variant})
         expected = merge(family, f"cpu{number}")
