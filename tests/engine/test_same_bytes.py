@@ -66,13 +66,6 @@ def test_any_memory(
             assert result.exact_path >= 1
 
 
-def test_the_exact_path_with_the_reference_backend(oversized: Family) -> None:
-    oversized.configure(parameters={"select_topk": 0.5})
-    merge(oversized, "reference", backend="reference", max_memory=32 * MIB)
-    merge(oversized, "cpu", max_memory=8 * MIB)
-    assert weights(oversized.home / "reference") == weights(oversized.home / "cpu")
-
-
 @pytest.mark.serial
 @pytest.mark.parametrize("way", ["cached", "read ahead"])
 def test_memory_is_bounded(way: str, oversized: Family) -> None:
