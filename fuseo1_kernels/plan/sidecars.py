@@ -7,7 +7,7 @@ import platform
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from ..checkpoint.generation import find_stop_mismatch
+from ..checkpoint.generation import find_stop_mismatch, move_alignment_heads
 from ..checkpoint.hub import repo_of_snapshot
 from ..checkpoint.layout import check_links, homes_of
 from ..checkpoint.model_card import model_card, read_license
@@ -61,6 +61,8 @@ def make_sidecars(
         vocab_size=plan.vocab_size,
         copy_tokenizer=copy_tokenizer,
     )
+    if plan.decoder_layers is not None:
+        move_alignment_heads(files, plan.decoder_layers)
     opened = dict(sources) if lender is None else {**sources, lender.name: lender}
     # Nothing of a place that the user has not named gets into the merged model.
     for source in opened.values():
