@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 from .backends.registry import backend_states
+from .terminal import standard_streams
 from .version import __version__
 
 _PACKAGES = ("torch", "numpy", "huggingface_hub", "pydantic")
@@ -15,6 +16,12 @@ _PACKAGES = ("torch", "numpy", "huggingface_hub", "pydantic")
 
 def main() -> int:
     """Print the report; return the exit code 0."""
+    with standard_streams("fuseo1-kernels"):
+        _report()
+    return 0
+
+
+def _report() -> None:
     print(f"fuseo1-kernels {__version__}, Python {platform.python_version()}, {platform.machine()}")
     for package in _PACKAGES:
         try:
@@ -26,7 +33,6 @@ def main() -> int:
     print("backends (auto takes the first that runs):")
     for name, state in backend_states().items():
         print(f"  {name:<10} {state}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -30,6 +30,10 @@ class OutputError(MergeError):
     """The merged model cannot be written."""
 
 
+class TensorTypeError(MergeError, TypeError):
+    """An argument is no tensor, or of a kind whose elements do not lie in memory as they are."""
+
+
 def did_you_mean(word: object, valid: Iterable[str]) -> str:
     """Return the end of an error message: the valid word most similar to `word`, or all valid words."""
     by_lower = {name.lower(): name for name in valid}

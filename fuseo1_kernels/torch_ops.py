@@ -42,6 +42,7 @@ from .in_memory.ops import (
     output_for,
     promoted,
 )
+from .in_memory.tensor_kinds import check_tensor, in_place
 from .methods.parameters import resolve_parameters
 from .methods.sce import sce_params
 from .system import resolve_threads
@@ -114,7 +115,8 @@ def fuse(
     out = output_for(tensors, out_dtype or base.dtype, None)
     backend = backend_for(inputs, "auto")
     if can_enqueue(backend):
-        enqueue_into(backend, inputs, backend.from_numbers(params), out)
+        packed = backend.from_numbers(in_place("params", params))
+        enqueue_into(backend, inputs, packed, out)
     else:
         fuse_into(backend, inputs, _fuse_params(params), out, resolve_threads(None))
     return out
@@ -178,6 +180,7 @@ def _resolve(select_topk: float, variant: str) -> None:
 
 
 def _check_params(params: torch.Tensor, base: torch.Tensor, targets: Tensors) -> None:
+    check_tensor("params", params)
     wanted = len(targets) + 4
     if params.dtype != torch.float64 or tuple(params.shape) != (wanted,):
         raise MergeError(

@@ -285,18 +285,16 @@ void use_isa(const std::string& name) {
 
 // The benchmarks' reference: the C library's memcpy, split over threads.
 void parallel_memcpy(uintptr_t to, uintptr_t from, int64_t bytes, int threads) {
+  if (threads < 1 || bytes < 0) throw std::invalid_argument("parallel_memcpy: argument outside the contract");
   const py::gil_scoped_release nogil;
   const int64_t share = (bytes + threads - 1) / threads;
-  std::vector<std::thread> others;
-  const auto copy = [&](int64_t begin) {
+  fuseo1::in_parallel(threads, [&](int64_t thread) {
+    const int64_t begin = thread * share;
     if (begin < bytes) {
       memcpy(reinterpret_cast<char*>(to) + begin, reinterpret_cast<const char*>(from) + begin,
              static_cast<size_t>(std::min(share, bytes - begin)));
     }
-  };
-  for (int t = 1; t < threads; ++t) others.emplace_back(copy, t * share);
-  copy(0);
-  for (auto& t : others) t.join();
+  });
 }
 
 }  // namespace

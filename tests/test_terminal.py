@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import warnings
+from contextlib import redirect_stderr
+from io import StringIO
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuseo1_kernels.terminal import MOST, as_message, shown
+from fuseo1_kernels.terminal import MOST, as_message, shown, standard_streams
 
 texts = st.text(st.characters(), max_size=60) | st.text(st.characters(), min_size=1).map(
     lambda text: text * 700
@@ -42,3 +45,9 @@ def test_what_is_left_out_is_counted(text: str) -> None:
 def test_escapes_are_pythons_and_a_byte_is_one() -> None:
     assert shown("a\n\x1b[2J\x9b\u202e\x7f\udcffé") == r"a\n\x1b[2J\x9b\u202e\x7f\xffé"
     assert shown("\n" * 3000).count(r"\n") > 900  # what is escaped counts as it is shown
+
+
+def test_warnings_are_notes() -> None:
+    with redirect_stderr(StringIO()) as err, standard_streams("fuseo1-merge"):
+        warnings.warn("a\nb\x1b", stacklevel=1)
+    assert err.getvalue() == "note: a\\nb\\x1b\n"

@@ -8,11 +8,17 @@ import sys
 from pathlib import Path
 
 from ..errors import MergeError, counted
+from ..terminal import say, standard_streams
 from .arguments import make_parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 1 for an error or --fail-below, 130 if interrupted."""
+    with standard_streams("fuseo1-bench"):
+        return _main(argv)
+
+
+def _main(argv: list[str] | None) -> int:
     parser = make_parser()
     options = parser.parse_intermixed_args(argv)
     if options.fail_below is not None and options.compare is None:
@@ -20,16 +26,13 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _bench(options)
     except MergeError as error:
-        print(f"fuseo1-bench: error: {error}", file=sys.stderr)
+        say(f"fuseo1-bench: error: {error.args[0]}", *error.args[1:])
         return 1
     except MemoryError:
-        print(
-            "fuseo1-bench: error: out of memory; choose a smaller --shape or fewer --targets",
-            file=sys.stderr,
-        )
+        say("fuseo1-bench: error: out of memory; choose a smaller --shape or fewer --targets")
         return 1
     except KeyboardInterrupt:
-        print("fuseo1-bench: interrupted", file=sys.stderr)
+        say("fuseo1-bench: interrupted")
         return 130
 
 
@@ -78,7 +81,7 @@ def _bench(options: argparse.Namespace) -> int:
     slower = len(comparison.slower_than(options.fail_below))
     if slower:
         what = f"{counted(slower, 'figure')} below {options.fail_below:g}x {options.compare}"
-        print(f"fuseo1-bench: {what}", file=sys.stderr)
+        say(f"fuseo1-bench: {what}")
     return 1 if slower else 0
 
 

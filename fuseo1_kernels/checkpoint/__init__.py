@@ -1,4 +1,4 @@
 """Model files: reads checkpoints, writes the merged one and the small files beside its weights.
 
-Nothing here depends on merge methods, and only `torch_bin` imports torch.
+Nothing here depends on merge methods, or imports torch.
 """

@@ -14,12 +14,14 @@ from ..errors import CheckpointError
 #: The most that a file beside the weights may have: the largest tokenizers have 35 MB.
 MAX_SMALL_FILE = 256 << 20
 
-_KINDS = {
+#: What may stand where a file is expected.
+KINDS = {
     stat.S_IFDIR: "a directory",
     stat.S_IFIFO: "a named pipe",
     stat.S_IFSOCK: "a socket",
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
+    stat.S_IFLNK: "a symbolic link",
 }
 
 
@@ -60,8 +62,10 @@ def reading(file: Path) -> Iterator[BinaryIO]:
 def read_bytes(file: Path, limit: int = MAX_SMALL_FILE) -> bytes:
     """Return the content of a small file, which has at most `limit` bytes. Raises CheckpointError."""
     with reading(file) as stream:
-        data = stream.read(limit + 1)
-    if len(data) > limit:
+        # Not read, to find that out, if the system says how much there is.
+        large = os.fstat(stream.fileno()).st_size > limit
+        data = b"" if large else stream.read(limit + 1)
+    if large or len(data) > limit:
         raise CheckpointError(
             f"{file}: has more than {limit} bytes, too many for a file beside the weights"
         )
@@ -75,5 +79,5 @@ def is_inner_name(name: str) -> bool:
 
 def _check(file: Path, status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
-        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "a symbolic link")
+        kind = KINDS.get(stat.S_IFMT(status.st_mode), "none")
         raise CheckpointError(f"{file}: is {kind}, not a file; remove it or choose another model")

@@ -7,6 +7,7 @@ from typing import Annotated, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ..errors import printable
 from .records import Checksum, Count
 
 # Nanoseconds since 1970, or before it.
@@ -69,11 +70,11 @@ class MergeIdentity(BaseModel):
         """Describe how the inputs and options of the merge `now` differ from this one's; None if they do not."""
         for file, before in self.files.items():
             if file in now.files and not before.is_same(now.files[file]):
-                return f"{file} changed since"
+                return f"{printable(file)} changed since"
         if self.version != now.version:
-            return f"it was begun by fuseo1-kernels {self.version}"
+            return f"it was begun by fuseo1-kernels {printable(self.version)}"
         if self.nonfinite != now.nonfinite:
-            return f"it was begun with --nonfinite {self.nonfinite}"
-        if self.files.keys() != now.files.keys():
-            return f"it was begun with other models: {min(self.files.keys() ^ now.files.keys())}"
+            return f"it was begun with --nonfinite {printable(self.nonfinite)}"
+        if others := self.files.keys() ^ now.files.keys():
+            return f"it was begun with other models: {printable(min(others))}"
         return None if self.plan == now.plan else "of another config or other options"

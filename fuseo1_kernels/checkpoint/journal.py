@@ -12,10 +12,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import OutputError
 from .identity import MergeIdentity
+from .owned import open_own_file
 from .records import Amount, Checksum, Count, encode_record, explain, intact_lines
 
 # Some 150 bytes a tensor.
 _MOST_BYTES = 1 << 30
+
+#: Every journal begins with this line: a file without it is none of ours.
+MARK = b"fuseo1-kernels journal\n"
 
 
 class TensorRecord(NamedTuple):
@@ -49,14 +53,14 @@ class Journal:
     describes it, and there is nothing else. `add` may be called from any thread.
     """
 
-    def __init__(self, file: Path) -> None:
-        """Open or create `file`.
+    def __init__(self, file: Path, directory: int) -> None:
+        """Open `file`, by its name in the open `directory`; create it if that is empty.
 
-        Raises OutputError if another process has it open or it cannot be opened and locked,
-        FileNotFoundError if its directory is gone.
+        Raises OutputError if another process has it open, if it cannot be opened and locked or is no
+        journal, FileNotFoundError if its directory is gone.
         """
         try:
-            self._fd = _open_locked(file)
+            self._fd = _open_locked(file, directory)
         except BlockingIOError:
             raise OutputError(
                 f"{file.parent}: another merge is writing here; wait for it or choose another OUT"
@@ -72,6 +76,12 @@ class Journal:
         self.publishing: int | None = None
         self.problem: str | None = None
         try:
+            found = read_mark(self._fd, file, directory)
+            if found != MARK:
+                self._write(MARK[len(found) :])
+                # After a power cut the mark is there before anything else is.
+                os.fsync(self._fd)
+                os.fsync(directory)
             self._load(file)
         except BaseException:
             self.close()
@@ -79,7 +89,7 @@ class Journal:
 
     def restart(self, identity: MergeIdentity) -> None:
         """Clear the journal, and begin the merge that `identity` describes."""
-        os.ftruncate(self._fd, 0)
+        os.ftruncate(self._fd, len(MARK))
         self._use_nothing()
         self.identity, self.problem = identity, None
         self._append({"identity": identity.model_dump()})
@@ -102,14 +112,18 @@ class Journal:
             self._fd = -1
 
     def _append(self, record: dict[str, Any]) -> None:
-        line = encode_record(record)
+        self._write(encode_record(record))
+
+    def _write(self, line: bytes) -> None:
         done = 0
         while done < len(line):  # opened with O_APPEND
             done += os.write(self._fd, line[done:])
 
     def _load(self, file: Path) -> None:
         data = bytearray()
-        while len(data) <= _MOST_BYTES and (piece := os.pread(self._fd, 1 << 20, len(data))):
+        while len(data) <= _MOST_BYTES and (
+            piece := os.pread(self._fd, 1 << 20, len(MARK) + len(data))
+        ):
             data += piece
         try:
             if len(data) > _MOST_BYTES:
@@ -118,7 +132,7 @@ class Journal:
                 try:
                     self._use(_Line.model_validate_json(text))
                 except ValidationError as error:
-                    raise ValueError(f"{file}: line {number}: {explain(error)}") from None
+                    raise ValueError(f"{file}: line {number + 1}: {explain(error)}") from None
         except ValueError as error:
             self._use_nothing()
             self.problem = str(error)
@@ -135,9 +149,24 @@ class Journal:
             self.publishing = line.publishing
 
 
-def _open_locked(file: Path) -> int:
+def read_mark(fd: int, file: Path, directory: int) -> bytes:
+    """Return what an open journal has of its mark: less than all of it if a run was killed while it made the journal.
+
+    Raises OutputError if it is no journal.
+    """
+    found = os.pread(fd, len(MARK), 0)
+    if found == MARK or (MARK.startswith(found) and os.listdir(directory) == [file.name]):
+        return found
+    raise OutputError(
+        f"{file.parent}: is where the merge would be made, but was not made by a merge;"
+        " move it away or choose another OUT"
+    )
+
+
+def _open_locked(file: Path, directory: int) -> int:
     while True:
-        fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        flags = os.O_RDWR | os.O_APPEND | (0 if os.listdir(directory) else os.O_CREAT)
+        fd = open_own_file(file, flags, directory)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # The run that held the lock may have removed the file before it released it.

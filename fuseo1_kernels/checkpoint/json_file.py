@@ -15,6 +15,9 @@ from .files import read_bytes
 #: No model's file comes near it. Deeper JSON can be parsed, but not be compared, shown or written.
 MAX_DEPTH = 100
 
+#: The most bytes of a file: as objects they take 20 times the memory, at worst.
+MAX_BYTES = 100_000_000
+
 
 def parse_object(
     text: bytes,
@@ -91,7 +94,7 @@ def _refuse_constant(text: str) -> None:
 
 def read_object(file: Path, *, unique_keys: bool = False) -> dict[str, Any]:
     """Return the JSON object in `file`. Raises CheckpointError."""
-    return parse_object(read_bytes(file), str(file), unique_keys=unique_keys)
+    return parse_object(read_bytes(file, MAX_BYTES), str(file), unique_keys=unique_keys)
 
 
 def dump_object(data: dict[str, Any]) -> bytes:
@@ -100,4 +103,5 @@ def dump_object(data: dict[str, Any]) -> bytes:
     for piece in json.JSONEncoder(indent=2, ensure_ascii=False).iterencode(data):
         # UTF-8 cannot hold half of a surrogate pair; Python's escape for it is valid JSON too.
         out += piece.encode("utf-8", "backslashreplace")
-    return bytes(out) + b"\n"
+    out += b"\n"
+    return bytes(out)

@@ -1,13 +1,13 @@
-"""Finds the weight files in a model's directory, as the Hugging Face hub lays them out."""
+"""Finds the weight files in a model's directory, as the Hugging Face hub lays them out, and where links may lead."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, printable
 from .json_file import read_object
 
 CONFIG = "config.json"
@@ -27,12 +27,21 @@ class Weights(NamedTuple):
     torch_bin: bool
 
 
-def find_weights(path: Path, formats: Sequence[tuple[str, str]] = FORMATS) -> Weights | None:
-    """Return the weights that `path` has, or that its index names, in the first of `formats`; else None."""
+def find_weights(
+    path: Path,
+    formats: Sequence[tuple[str, str]] = FORMATS,
+    homes: Sequence[Path] | None = None,
+) -> Weights | None:
+    """Return the weights that `path` has, or that its index names, in the first of `formats`; else None.
+
+    Raises CheckpointError for a damaged index and, with `homes`, for one that is a link out of them.
+    """
     for single, index in formats:
         if (path / single).exists():
             return Weights([single], None, single.endswith(".bin"))
         if (path / index).exists():
+            if homes is not None:
+                check_links(path, [index], homes)
             weight_map = read_weight_map(path / index)
             files = sorted(set(weight_map.values()))
             return Weights(files, weight_map, single.endswith(".bin"))
@@ -57,30 +66,34 @@ def read_weight_map(index: Path) -> dict[str, str]:
     return weight_map
 
 
-def check_shard(path: Path, shard: str) -> Path:
-    """Return the path of a shard of the index. Raises CheckpointError if it is missing or a link out of the model."""
-    try:
-        target = Path(os.path.realpath(path / shard, strict=True))
-    except (OSError, ValueError):  # ValueError: a name that no file can have
-        raise CheckpointError(
-            f"{path}: the index names the shard {shard!r}, which is missing"
-        ) from None
-    if not any(target.is_relative_to(home) for home in _homes(path)):
-        raise CheckpointError(
-            f"{path}: the shard {shard!r} is a link to {target}, outside of the model's directory"
-        )
-    return path / shard
+def check_links(path: Path, names: Iterable[str], homes: Sequence[Path]) -> None:
+    """Raise CheckpointError for one of the files `names` of the model at `path` that a link has out of `homes`.
+
+    A file that is not there is left to whoever opens it.
+    """
+    for name in names:
+        try:
+            target = Path(os.path.realpath(path / name, strict=True))
+        except (OSError, ValueError):  # ValueError: a name that no file can have
+            continue
+        if not any(target.is_relative_to(home) for home in homes):
+            raise CheckpointError(
+                f"{path}: {name!r} is a link to {printable(str(target))}, outside of the model's"
+                f" directory; if the file belongs to the model, give --allow-links"
+                f" {printable(str(target.parent))} (in Python allow_links)"
+            )
 
 
-def _homes(path: Path) -> list[Path]:
-    """Return the real directories that may hold the shards of the model at `path`.
+def homes_of(path: Path, allow_links: Iterable[str | os.PathLike[str]] = ()) -> list[Path]:
+    """Return the real directories that may hold the files of the model at `path`: its own, and `allow_links`.
 
     A snapshot in the hub's cache, CACHE/models--org--name/snapshots/REVISION, links to
     models--org--name/blobs; since huggingface_hub 2 those may link on to CACHE/blobs, shared by all
     models.
     """
     path = Path(os.path.realpath(path))
+    homes = [path, *map(Path, allow_links)]
     snapshots, repo = path.parent, path.parent.parent
     if snapshots.name == "snapshots" and repo.name.startswith("models--"):
-        return [path, repo / "blobs", repo.parent / "blobs"]
-    return [path]
+        homes += [repo / "blobs", repo.parent / "blobs"]
+    return [Path(os.path.realpath(home)) for home in homes]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,38 +11,48 @@ from ..errors import CheckpointError
 from .header import Header, read_header
 from .hub import resolve
 from .json_file import read_object
-from .layout import CONFIG, check_shard, find_weights
+from .layout import CONFIG, check_links, find_weights, homes_of
 from .other_formats import no_weights
 from .source import Source, collect_shards
 
 
 def open_source(
-    model: str, *, download_progress: bool = True, weights: bool = True, download: bool = True
+    model: str,
+    *,
+    download_progress: bool = True,
+    weights: bool = True,
+    download: bool = True,
+    allow_links: Sequence[str | os.PathLike[str]] = (),
 ) -> Source:
     """Open a directory, else a hub id (`org/name` or `org/name@revision`), downloaded if need be.
 
     Weights are looked for in the order model.safetensors, its index with shards, pytorch_model.bin,
     its index. Every header is read and checked; no tensor data is. With `weights=False` only the
     small files are needed, and `tensors` is empty; with `download=False` the hub's cache must hold
-    the model. Raises CheckpointError.
+    the model. A file may be a link to one in the model's directory, in the hub's cache or in one of
+    the directories `allow_links`. Raises CheckpointError.
     """
     path = Path(model)
     try:
         path = resolve(model, download_progress, weights=weights, download=download)
-        return _open(model, path) if weights else Source(model, path, {}, _config(path), {})
+        homes = homes_of(path, allow_links)
+        if weights:
+            return _open(model, path, homes)
+        return Source(model, path, {}, _config(path, homes), {})
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def _open(model: str, path: Path) -> Source:
-    weights = find_weights(path)
+def _open(model: str, path: Path, homes: Sequence[Path]) -> Source:
+    weights = find_weights(path, homes=homes)
     if weights is None:
         raise no_weights(path)
-    config = _config(path)
-    if weights.weight_map is None:
-        files = [path / file for file in weights.files]
-    else:
-        files = [check_shard(path, file) for file in weights.files]
+    for file in weights.files:
+        if not os.path.exists(path / file):
+            raise CheckpointError(f"{path}: the index names the shard {file!r}, which is missing")
+    check_links(path, weights.files, homes)
+    config = _config(path, homes)
+    files = [path / file for file in weights.files]
     if weights.torch_bin:
         from .torch_bin import open_torch_bin
 
@@ -52,5 +64,6 @@ def _open(model: str, path: Path) -> Source:
     return Source(model, path, tensors, config, identities)
 
 
-def _config(path: Path) -> dict[str, Any]:
+def _config(path: Path, homes: Sequence[Path]) -> dict[str, Any]:
+    check_links(path, [CONFIG], homes)
     return read_object(path / CONFIG) if (path / CONFIG).exists() else {}

@@ -1,21 +1,47 @@
-"""Checks whether a model may be published at a path."""
+"""Checks whether a model may be published at a path, and says what would be deleted there."""
 
 from __future__ import annotations
 
 import os
+import pwd
+import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from ..errors import OutputError
+from ..errors import OutputError, printable
+from .contents import contents_of
+
+_MOUNTS = Path("/proc/self/mountinfo")
 
 
-def check_out_dir(out_dir: Path, *, overwrite: bool, inputs: Sequence[Path]) -> Path:
-    """Return the real path of `out_dir`. Raises OutputError unless a model may be published there.
+def check_place(out_dir: str | os.PathLike[str]) -> Path:
+    """Return `out_dir` as a path. Raises OutputError for places that are no model's, whatever they hold.
 
-    Nothing is written. `inputs` are the directories of the models that are read.
+    These are the empty text (an unset variable in a script), the current directory, the user's home, a mount point,
+    and the directories above them.
     """
+    if not os.fspath(out_dir):
+        raise OutputError("OUT is empty (an unset variable?); name the directory of the new model")
+    out = Path(os.path.realpath(out_dir))
+    for place, what in _places(out):
+        if out == place:
+            raise OutputError(f"{out_dir}: is {what}; choose another OUT")
+        if place.is_relative_to(out):
+            raise OutputError(f"{out_dir}: contains {place}, {what}; choose another OUT")
+    return Path(out_dir)
+
+
+def check_out_dir(
+    out_dir: str | os.PathLike[str], *, overwrite: bool, inputs: Sequence[Path]
+) -> list[str]:
+    """Return the paths in `out_dir` that a merge would replace. Raises OutputError unless a model may come there.
+
+    Nothing is written. `inputs` are the directories and files of the models that are read.
+    """
+    check_place(out_dir)
     out = Path(os.path.realpath(out_dir))
     for source in inputs:
         real = Path(os.path.realpath(source))
@@ -26,25 +52,30 @@ def check_out_dir(out_dir: Path, *, overwrite: bool, inputs: Sequence[Path]) -> 
         if real.is_relative_to(out):
             raise OutputError(f"{out_dir}: contains the input model {source}; choose another OUT")
     try:
-        if out.exists() and not out.is_dir():
+        if not out.exists():
+            return []
+        if not out.is_dir():
             raise OutputError(f"{out_dir}: exists and is not a directory")
-        if os.path.ismount(out):
+        if not os.listdir(out):
+            return []
+        if not overwrite:
             raise OutputError(
-                f"{out_dir}: is a mount point, which cannot be replaced whole;"
-                " choose a directory inside it"
+                f"{out_dir}: exists and is not empty; choose another OUT or --overwrite"
             )
-        names = os.listdir(out) if out.exists() else []
+        own, strange, weights = contents_of(out)
     except OSError as error:
         raise OutputError(f"{out_dir}: cannot be read ({error.strerror})") from error
-    if names and not overwrite:
-        raise OutputError(f"{out_dir}: exists and is not empty; choose another OUT or --overwrite")
-    # --overwrite deletes the directory: a slip such as OUT=~ must not cost more than a model.
-    if names and not any(name == "config.json" or name.endswith(".safetensors") for name in names):
+    if not weights:
         raise OutputError(
             f"{out_dir}: does not look like a model, so --overwrite will not delete it;"
             " choose another OUT or remove it yourself"
         )
-    return out
+    if strange:
+        raise OutputError(
+            f"{out_dir}: --overwrite replaces the files of a model alone, and will not delete"
+            f" {some(strange)}; move that away or choose another OUT"
+        )
+    return own
 
 
 def find_obstacles(out_dir: Path, nbytes: int) -> str | None:
@@ -59,3 +90,28 @@ def find_obstacles(out_dir: Path, nbytes: int) -> str | None:
     if nbytes > free:
         return f"{out_dir}: no space left: the merged model needs {nbytes} bytes, {free} are free"
     return None
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """Return the first of many names for a message, and how many there are besides."""
+    text = ", ".join(
+        printable(name if len(name) <= 80 else f"{name[:80]}...") for name in names[:most]
+    )
+    return text if len(names) <= most else f"{text} and {len(names) - most} more"
+
+
+def _places(out: Path) -> Iterator[tuple[Path, str]]:
+    """Yield real directories that `out` may not be or contain, with what they are."""
+    with suppress(OSError):  # it may be deleted
+        yield Path(os.getcwd()), "the current directory"
+    homes = {os.path.expanduser("~")}
+    with suppress(KeyError):  # a user without an account, in containers
+        homes.add(pwd.getpwuid(os.getuid()).pw_dir)
+    for home in homes:
+        yield Path(os.path.realpath(home)), "the home directory"
+    if os.path.ismount(out):
+        yield out, "a mount point"
+    with suppress(OSError):  # these have what one file system mounts within itself, too
+        for line in _MOUNTS.read_bytes().splitlines():
+            point = re.sub(rb"\\([0-7]{3})", lambda m: bytes([int(m[1], 8)]), line.split(b" ")[4])
+            yield Path(os.fsdecode(point)), "a mount point"

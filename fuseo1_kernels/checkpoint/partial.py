@@ -1,11 +1,13 @@
 """OUT.partial: the directory beside OUT in which a merge is made, continued after a kill, and published from.
 
-    OUT.partial/journal    the journal, which is also the lock
+    OUT.partial/journal    the journal, which is also the lock, and the mark by which the directory is known
     OUT.partial/model/     becomes OUT by one rename
     OUT.partial/replaced/  the old OUT while it is replaced, if directories cannot be exchanged
 
 The journal tells at which point a run was killed: before its `publishing` line nothing has touched OUT;
 after it, OUT is the new model if it has the inode in that line.
+
+Only a directory that this user's merges made is used; everything in it is opened relative to it (`owned`).
 """
 
 from __future__ import annotations
@@ -13,15 +15,24 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import shutil
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import OutputError
+from .contents import contents_of
 from .identity import MergeIdentity
-from .journal import Journal
+from .journal import Journal, read_mark
+from .out_dir import some
+from .owned import (
+    check_own_files,
+    exists,
+    open_own_directory,
+    open_own_file,
+    remove_tree,
+    sync_folders,
+)
 from .signals import held_signals
 
 _JOURNAL, _MODEL, _REPLACED = "journal", "model", "replaced"
@@ -30,104 +41,137 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 def partial_path(out: Path) -> Path:
     """Return the work directory of a merge into `out`, a real path."""
-    return out.with_name(out.name + ".partial")
+    return out.parent / f"{out.name}.partial"
 
 
 class Partial:
     """The work directory of a merge into `out`, locked until `leave`, `remove` or `publish`.
 
-    `model` is the directory to fill; `journal.tensors` has the tensors that an earlier run of the same
-    merge left in it (after a `restart`, none).
+    `model` is the directory to fill, by its path for messages; `journal.tensors` has the tensors that an earlier run
+    of the same merge left in it (after a `restart`, none).
     """
 
     def __init__(self, out: Path) -> None:
-        """Make `out`'s work directory, or take over that of an earlier run. Raises OutputError."""
+        """Make `out`'s work directory, or take over that of an earlier run. Raises OutputError.
+
+        What is not such a directory is left as it is.
+        """
         self._out = out
         self.path = partial_path(out)
         self.model = self.path / _MODEL
-        self._made: list[Path] = []
+        self._parents: list[Path] = []
+        self._made = False
         try:
             with self._output_errors("cannot be created"):
-                self.journal = self._open_journal()
+                self._handle, self.journal = self._open()
         except BaseException:
-            self._remove_directories()
+            self._remove_directories(*[self.path][: self._made], *reversed(self._parents))
             raise
         try:
             with self._output_errors("cannot be read"):
                 self._put_back()
                 self.published = self._is_published()
+                if not self.published:
+                    check_own_files(self.path, _MODEL, self._handle)
         except BaseException:
-            self.journal.close()
+            self._close()
             raise
 
     def restart(self, identity: MergeIdentity) -> None:
         """Delete what is there, and begin the merge that `identity` describes."""
         with self._output_errors("cannot be cleared"):
             self.journal.restart(identity)
-            if self.model.exists():
-                shutil.rmtree(self.model)
-            self.model.mkdir()
+            remove_tree(_MODEL, self._handle)
+            self.published = False
+
+    def open_model(self) -> int:
+        """Return a handle on the directory to fill, which is made if need be. Raises OSError."""
+        with suppress(FileExistsError):
+            os.mkdir(_MODEL, dir_fd=self._handle)
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        return os.open(_MODEL, flags, dir_fd=self._handle)
 
     def leave(self) -> None:
         """Keep completed tensors, and what a bad journal stands for; remove everything if there are none."""
         if self.journal.tensors or self.journal.problem:
-            self.journal.close()
+            self._close()
         else:
             self.remove()
 
     def remove(self) -> None:
-        """Remove the directory and the parents that were made for it."""
+        """Remove the directory and the parents that were made for it.
+
+        What came to an old model after it was looked at is the user's: it is kept, and named in a warning.
+        """
+        kept: list[str] = []
+        stuck: list[Path] = []
         for name in (_MODEL, _REPLACED):
-            shutil.rmtree(self.path / name, ignore_errors=True)
-        left = [self.path / name for name in (_MODEL, _REPLACED) if (self.path / name).exists()]
-        if left:
-            warnings.warn(f"{left[0]} could not be deleted; remove it", stacklevel=2)
-        else:
-            (self.path / _JOURNAL).unlink(missing_ok=True)
-        self.journal.close()
-        self._remove_directories()
+            try:
+                if name == _MODEL and not self.published:
+                    remove_tree(name, self._handle)
+                elif exists(name, self._handle):
+                    own, strange, _ = contents_of(self.path / name)
+                    kept += [f"{name}/{entry}" for entry in strange]
+                    remove_tree(name, self._handle, own)
+            except OSError:
+                stuck.append(self.path / name)
+        if kept:
+            text = f"{self.path} holds {some(kept)}, which is no part of a model; move it away"
+            warnings.warn(text, stacklevel=2)
+        elif stuck:
+            warnings.warn(f"{stuck[0]} could not be deleted; remove it", stacklevel=2)
+        if kept or not stuck:  # without a journal no merge touches the directory again
+            with suppress(FileNotFoundError):
+                os.unlink(_JOURNAL, dir_fd=self._handle)
+        self._close()
+        self._remove_directories(self.path, *reversed(self._parents))
 
     def publish(self, overwrite: bool) -> None:
         """Move the model to its place in one step, and remove the rest. Raises OSError.
 
         SIGINT and SIGTERM are held back until the end: the model is then published.
         """
-        sync_directory(self.model)
+        sync_folders(_MODEL, self._handle)
+        inode = os.stat(_MODEL, dir_fd=self._handle).st_ino
         with held_signals():
-            self.journal.add_publishing(self.model.stat().st_ino)
-            sync_directory(self.path)
+            self.journal.add_publishing(inode)
+            os.fsync(self._handle)
             if overwrite and self._out.exists():
                 self._exchange()
             else:
                 # rename replaces an empty directory, and fails on any other: nothing is lost.
-                os.rename(self.model, self._out)
-            for directory in (self._out, *self._made):
+                os.rename(_MODEL, self._out, src_dir_fd=self._handle)
+            self.published = True
+            for directory in (self._out, *self._parents):
                 sync_directory(directory.parent)
             self.remove()
 
-    def _open_journal(self) -> Journal:
+    def _open(self) -> tuple[int, Journal]:
         while True:
             self._make_directories()
             try:
-                return Journal(self.path / _JOURNAL)
+                handle = open_own_directory(self.path)
             except FileNotFoundError:
                 continue  # the run that had the directory has just ended
+            try:
+                _check_names(self.path, handle)
+                return handle, Journal(self.path / _JOURNAL, handle)
+            except BaseException as error:
+                os.close(handle)
+                if not isinstance(error, FileNotFoundError):
+                    raise
 
     def _make_directories(self) -> None:
         absent = [parent for parent in self.path.parents if not parent.exists()]
         for parent in reversed(absent):
             parent.mkdir(exist_ok=True)
-            self._made.append(parent)
-        self.path.mkdir(exist_ok=True)
-        names = os.listdir(self.path)
-        if names and _JOURNAL not in names:
-            raise OutputError(
-                f"{self.path}: is where the merge would be made, but something else is there;"
-                " move it away or choose another OUT"
-            )
+            self._parents.append(parent)
+        with suppress(FileExistsError):
+            self.path.mkdir(mode=0o700)
+            self._made = True
 
-    def _remove_directories(self) -> None:
-        for directory in (self.path, *reversed(self._made)):
+    def _remove_directories(self, *directories: Path) -> None:
+        for directory in directories:
             try:
                 directory.rmdir()
             except OSError:  # in use, if only by the published model
@@ -140,23 +184,28 @@ class Partial:
 
     def _put_back(self) -> None:
         """Undo half of a replacement: restore the old model if the new one is not in place."""
-        replaced = self.path / _REPLACED
-        if replaced.exists() and not self._out.exists():
-            os.rename(replaced, self._out)
+        if exists(_REPLACED, self._handle) and not self._out.exists():
+            os.rename(_REPLACED, self._out, src_dir_fd=self._handle)
 
     def _exchange(self) -> None:
         try:
-            _rename_exchange(self.model, self._out)
+            _rename_exchange(_MODEL, self._out, src_dir_fd=self._handle)
         except OSError as error:
             if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
                 raise
             # No exchange on this file system: for a moment there is no OUT. After a kill the next run restores it.
-            os.rename(self._out, self.path / _REPLACED)
+            os.rename(self._out, _REPLACED, dst_dir_fd=self._handle)
             try:
-                os.rename(self.model, self._out)
+                os.rename(_MODEL, self._out, src_dir_fd=self._handle)
             except BaseException:
                 self._put_back()
                 raise
+
+    def _close(self) -> None:
+        self.journal.close()
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
 
     @contextmanager
     def _output_errors(self, what: str) -> Iterator[None]:
@@ -165,6 +214,42 @@ class Partial:
             yield
         except OSError as error:
             raise OutputError(f"{self.path}: {what} ({error.strerror})") from error
+
+
+def is_unfinished(out_dir: Path) -> bool:
+    """Whether a merge into `out_dir` was begun. Nothing is changed.
+
+    Raises OutputError if what is in the place of its work directory was not made by a merge.
+    """
+    path = partial_path(Path(os.path.realpath(out_dir)))
+    if not os.path.lexists(path):
+        return False
+    with suppress(FileNotFoundError):  # it has just ended
+        handle = open_own_directory(path)
+        try:
+            if _check_names(path, handle):
+                fd = open_own_file(path / _JOURNAL, os.O_RDONLY, handle)
+                try:
+                    read_mark(fd, path / _JOURNAL, handle)
+                finally:
+                    os.close(fd)
+            return True
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be read ({error.strerror})") from error
+        finally:
+            os.close(handle)
+    return False
+
+
+def _check_names(path: Path, handle: int) -> list[str]:
+    """Return the names in a work directory. Raises OutputError if there are some, but no journal."""
+    names = sorted(os.listdir(handle))
+    if names and _JOURNAL not in names:
+        raise OutputError(
+            f"{path}: is where the merge would be made, but something else is there,"
+            f" {some(names)}; move it away or choose another OUT"
+        )
+    return names
 
 
 def finish_publishing(out_dir: Path) -> bool:
@@ -190,12 +275,13 @@ def sync_directory(path: Path) -> None:
         os.close(fd)
 
 
-def _rename_exchange(a: Path, b: Path) -> None:
+def _rename_exchange(name: str, path: Path, *, src_dir_fd: int) -> None:
     """Swap two directories in one step (renameat2, Linux 3.15, glibc 2.28)."""
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if renameat2 is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     flags = ctypes.c_uint(_RENAME_EXCHANGE)
-    if renameat2(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), flags) != 0:
+    names = os.fsencode(name), os.fsencode(path)
+    if renameat2(src_dir_fd, names[0], _AT_FDCWD, names[1], flags) != 0:
         number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), str(b))
+        raise OSError(number, os.strerror(number), str(path))

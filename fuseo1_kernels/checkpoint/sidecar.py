@@ -43,19 +43,20 @@ def sidecar_files(
     chat_template: str | None,
     sources: Sequence[Source],
     out_dtype: str,
-    num_layers: int | None,
+    config: Mapping[str, Any],
     vocab_size: int | None,
     copy_tokenizer: bool,
 ) -> Sidecars:
     """Return the files to put beside the weights.
 
     `base` is the base or, in a merge without one, another of its models; `tokenizer` the model that lends its
-    tokenizer (None: the base). config.json is the base's with `out_dtype` ("bfloat16", ...), with the lender's ids of
-    special tokens and, if given, `num_layers` and `vocab_size`; and without quantization_config, as merged weights are
-    not quantized. The tokenizer's files and generation_config.json come from the lender, everything else from the
-    base (companions.py), byte for byte, except that `tokenizer_overrides` replace keys of tokenizer_config.json, and
-    `chat_template` (Jinja text, or "auto": the most common one of `sources`, the first on a tie) replaces the template
-    in every file that has it. Raises CheckpointError or ConfigError.
+    tokenizer (None: the base). config.json is `config` (the base's, with what the plan changed; {}: none) with
+    `out_dtype` ("bfloat16", ...), with the lender's ids of special tokens and, if given, `vocab_size`; and without
+    quantization_config, as merged weights are not quantized. The tokenizer's files and generation_config.json come
+    from the lender, everything else from the base (companions.py), byte for byte, except that `tokenizer_overrides`
+    replace keys of tokenizer_config.json, and `chat_template` (Jinja text, or "auto": the most common one of
+    `sources`, the first on a tie) replaces the template in every file that has it. Raises CheckpointError or
+    ConfigError.
     """
     if not copy_tokenizer and (tokenizer is not None or tokenizer_overrides or chat_template):
         raise ConfigError(
@@ -81,22 +82,22 @@ def sidecar_files(
     _add_code(files, of_base, configs, base.config)
     notes += _left_out(base, of_base, files)
 
-    if not base.config:
+    if not config:
         notes.append(
             f"model {base.name}: has no {CONFIG}, so the merged model has none either and transformers will not load it"
         )
         return Sidecars(files, notes)
-    config = _config(base.config, out_dtype, num_layers)
+    merged = _config(config, out_dtype)
     if lender is not base:
-        _adopt_token_ids(config, lender.config)
+        _adopt_token_ids(merged, lender.config)
     if vocab_size is not None:
-        _set_vocab_size(config, vocab_size)
-    if "quantization_config" in config:
-        del config["quantization_config"]
+        _set_vocab_size(merged, vocab_size)
+    if "quantization_config" in merged:
+        del merged["quantization_config"]
         notes.append(
             f"model {base.name}: quantization_config left out of {CONFIG}: the merged weights are not quantized"
         )
-    return Sidecars({CONFIG: dump_object(config), **files}, notes)
+    return Sidecars({CONFIG: dump_object(merged), **files}, notes)
 
 
 def _change_tokenizer(
@@ -145,19 +146,11 @@ def _left_out(source: Source, found: Companions, files: Mapping[str, bytes]) -> 
         yield f"model {source.name}: does not go along: {', '.join(listed[:_SHOWN])}{more}"
 
 
-def _config(config: Mapping[str, Any], out_dtype: str, num_layers: int | None) -> dict[str, Any]:
+def _config(config: Mapping[str, Any], out_dtype: str) -> dict[str, Any]:
     result = dict(config)
     # transformers 5 writes `dtype` and reads both; 4 writes and reads `torch_dtype`.
     for key in [key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"]:
         result[key] = out_dtype
-    if num_layers is not None:
-        result["num_hidden_layers"] = num_layers
-        layer_types = config.get("layer_types")
-        if isinstance(layer_types, list) and len(layer_types) != num_layers:
-            if len(layer_types) > num_layers:
-                result["layer_types"] = layer_types[:num_layers]
-            else:  # the added layers' types are not known; transformers derives the list
-                del result["layer_types"]
     return result
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -17,8 +19,9 @@ from .files import is_inner_name
 from .identity import MergeIdentity
 from .journal import TensorRecord
 from .out_dir import check_out_dir
+from .owned import open_own_file, remove_tree
 from .page_cache import WriteBehind, drop
-from .partial import Partial, partial_path, sync_directory
+from .partial import Partial, partial_path
 from .shards import Shard
 from .signals import held_signals, safe_point
 
@@ -53,6 +56,8 @@ class Sink:
         self._missing = {name: t.nbytes for name, (_, t) in self._shard_of.items()}
         self._lock = threading.Lock()
         self._files: dict[str, WriteBehind] = {}
+        self._model = -1
+        self._inputs = tuple(inputs)
         if not partial_path(self._out).exists():
             # Create nothing where the output is not allowed.
             check_out_dir(out_dir, overwrite=overwrite, inputs=inputs)
@@ -135,15 +140,15 @@ class Sink:
         """Put a small file beside the shards, or into a folder there (`1_Pooling/config.json`)."""
         if not is_inner_name(name) or name in self._files:
             raise ValueError(f"{name!r} is not the name of a small file")
-        model = self._open_partial.model
         try:
-            (model / name).parent.mkdir(parents=True, exist_ok=True)
-            with open(model / name, "wb") as stream:
+            for folder in reversed(list(Path(name).parents)[:-1]):
+                with suppress(FileExistsError):
+                    os.mkdir(folder, dir_fd=self._model)
+            fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666, dir_fd=self._model)
+            with open(fd, "wb") as stream:
                 stream.write(data)
                 stream.flush()
-                os.fsync(stream.fileno())
-            for folder in list(Path(name).parents)[:-1]:
-                sync_directory(model / folder)
+                os.fsync(fd)
         except OSError as error:
             raise OutputError(
                 f"{self._out / name}: cannot be written ({error.strerror})"
@@ -164,6 +169,8 @@ class Sink:
             for file in self._files.values():
                 file.sync()
             self._close_files()
+            if self._overwrite:  # OUT may hold other things than when the merge began
+                check_out_dir(self._out, overwrite=True, inputs=self._inputs)
             self._open_partial.publish(self._overwrite)
         except OSError as error:
             reason = f"the merged model cannot be published ({error.strerror})"
@@ -221,12 +228,17 @@ class Sink:
         model = self._open_partial.model
         planned = {shard.file for shard in self._shards}
         try:
-            model.mkdir(exist_ok=True)
-            for name in os.listdir(model):
-                if name not in planned:  # small files, written anew
-                    _remove(model / name)
-            there = sum((model / name).stat().st_size for name in os.listdir(model))
-            free = shutil.disk_usage(model).free
+            self._model = self._open_partial.open_model()
+            there = 0
+            for name in os.listdir(self._model):
+                status = os.stat(name, dir_fd=self._model, follow_symlinks=False)
+                if name in planned:
+                    there += status.st_size
+                elif stat.S_ISDIR(status.st_mode):
+                    remove_tree(name, self._model)
+                else:  # a small file, written anew
+                    os.unlink(name, dir_fd=self._model)
+            free = shutil.disk_usage(self._model).free
         except OSError as error:
             raise OutputError(f"{model}: cannot be prepared ({error.strerror})") from error
         needed = sum(shard.size for shard in self._shards)
@@ -245,7 +257,7 @@ class Sink:
                 ) from error
 
     def _open(self, path: Path, shard: Shard) -> None:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        fd = open_own_file(path, os.O_RDWR | os.O_CREAT, self._model, 0o666)
         file = self._files[shard.file] = WriteBehind(fd)
         if os.fstat(fd).st_size != shard.size:
             for tensor in shard.tensors:
@@ -266,13 +278,9 @@ class Sink:
     def _close_files(self) -> None:
         while self._files:
             os.close(self._files.popitem()[1].fd)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
+        if self._model >= 0:
+            os.close(self._model)
+            self._model = -1
 
 
 def _reserve(fd: int, size: int) -> None:

@@ -19,6 +19,8 @@ from .intervals import Intervals
 from .open_files import OpenFiles
 from .page_cache import advise, drop, is_cached, read_ahead, will_need
 
+_AGAIN = "when nothing writes to it any more, begin again (a merge with --no-resume)"
+
 # The page cache's largest folio.
 _FOLIO = 2 << 20
 
@@ -66,12 +68,6 @@ class Source:
         self.files = files
         self._forgotten: dict[Path, Intervals] = {}
         self._lock = threading.Lock()
-
-    @property
-    def num_layers(self) -> int | None:
-        """The number of layers in config.json, None if it states none."""
-        layers = self.config.get("num_hidden_layers")
-        return layers if type(layers) is int else None
 
     def read_into(self, info: TensorInfo, start: int, view: memoryview) -> None:
         """Fill `view` with the bytes [start, start + view.nbytes) of the tensor `info`.
@@ -163,10 +159,7 @@ class Source:
 
     def _check(self, file: Path, fd: int) -> None:
         if not self.files[file].is_same(FileIdentity.of(os.fstat(fd))):
-            raise CheckpointError(
-                f"{file}: the file changed since its header was read; once nothing writes to it,"
-                " begin again: a merge with --no-resume"
-            )
+            raise CheckpointError(f"{file}: the file changed since its header was read; {_AGAIN}")
 
 
 def _open_for_reading(file: Path, opened: ExitStack) -> int:
@@ -192,7 +185,9 @@ def read_all(fd: int, begin: int, info: TensorInfo, data: memoryview) -> None:
 def unreadable(info: TensorInfo, number: int) -> CheckpointError:
     """Return the error for a read of the tensor that failed with errno `number`; 0: the file ended."""
     if number == 0:
-        return CheckpointError(f"{info.file}: the file shrank while tensor {info.name!r} was read")
+        return CheckpointError(
+            f"{info.file}: the file shrank while tensor {info.name!r} was read; {_AGAIN}"
+        )
     reason = os.strerror(number)
     return CheckpointError(f"{info.file}: reading tensor {info.name!r} failed ({reason})")
 

@@ -183,6 +183,14 @@ def make_parser() -> argparse.ArgumentParser:
         help="copy tokenizer files (default: yes)",
     )
     add(
+        "--allow-links",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="a directory outside of a model to which links in it may lead, such as another disk's; more than once"
+        " for several",
+    )
+    add(
         "--nonfinite",
         choices=NONFINITE,
         default="error",

@@ -143,6 +143,7 @@ def _options(arguments: argparse.Namespace, tuning: Tuning) -> MergeOptions:
         overwrite=arguments.overwrite,
         crop_embeddings=arguments.crop_embeddings,
         copy_tokenizer=arguments.copy_tokenizer,
+        allow_links=arguments.allow_links,
         nonfinite=arguments.nonfinite,
         resume=arguments.resume,
         survey_cache=arguments.survey_cache,

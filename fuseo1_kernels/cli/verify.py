@@ -53,6 +53,13 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add("--seed", type=int, default=0, help="chooses the tensors to recompute (default 0)")
     add("--threads", "-j", type=int, help="number of threads (default: all cores)")
+    add(
+        "--allow-links",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="as for fuseo1-merge: a directory outside of a model to which links in it may lead",
+    )
     add("--json", action="store_true", help="print the result, or the error, as one JSON object")
     add("--quiet", "-q", action="store_true", help="print nothing but problems")
     add("--version", action="version", version=f"fuseo1-kernels {__version__}")
@@ -89,6 +96,7 @@ def _verify(arguments: argparse.Namespace) -> int:
         recompute=arguments.recompute,
         seed=arguments.seed,
         threads=arguments.threads,
+        allow_links=arguments.allow_links,
         progress=None if arguments.quiet else make_progress(),
     )
     if arguments.json:

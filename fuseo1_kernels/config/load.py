@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,23 +42,33 @@ def load_config(source: str | os.PathLike[str], text: str | None = None) -> Merg
 
 
 def _read_text(name: str) -> str:
-    """Return the text of the file `name`, which may be a pipe. Raises ConfigError."""
+    """Return the text of the file `name`, which may be a shell's pipe, `<(...)`. Raises ConfigError."""
     if name.endswith(_WEIGHTS):
         raise ConfigError(f"{name}: holds weights; {_NAME_IT}")
     try:
-        with open(name, "rb") as stream:
+        _check_kind(name, os.stat(name))  # before it is opened: that can do something to a device
+        with open(os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY), "rb") as stream:
+            _check_kind(name, os.fstat(stream.fileno()))
+            os.set_blocking(stream.fileno(), True)
             data = stream.read(_MOST + 1)
         if len(data) > _MOST:
             raise ConfigError(f"{name}: is not a config: it has more than {_MOST} bytes")
         return data.decode("utf-8")
-    except IsADirectoryError as error:
-        if os.path.exists(os.path.join(name, "config.json")):
-            raise ConfigError(f"{name}: is a model; {_NAME_IT}") from error
-        raise ConfigError(f"{name}: is a directory; give a YAML file or a recipe's name") from error
     except OSError as error:
         raise ConfigError(f"{name}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{name}: is not a YAML file: its bytes are not UTF-8 text") from error
+
+
+def _check_kind(name: str, status: os.stat_result) -> None:
+    """Raise ConfigError unless it is a file, or a pipe that has a writer: for that of one with a name one may wait."""
+    if stat.S_ISDIR(status.st_mode):
+        if os.path.exists(os.path.join(name, "config.json")):
+            raise ConfigError(f"{name}: is a model; {_NAME_IT}")
+        raise ConfigError(f"{name}: is a directory; give a YAML file or a recipe's name")
+    pipe = stat.S_ISFIFO(status.st_mode) and "/pipe:[" in os.path.realpath(name)
+    if not stat.S_ISREG(status.st_mode) and not pipe:
+        raise ConfigError(f"{name}: is not a file; give a YAML file or a recipe's name")
 
 
 def parse_config(data: Mapping[str, Any], name: str = "config") -> MergeConfig:

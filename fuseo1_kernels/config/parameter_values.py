@@ -81,6 +81,29 @@ def idle_filters(setting: Setting, tensors: Sequence[str]) -> list[str]:
     )
 
 
+def idle_gradients(
+    setting: Setting, tensors: Sequence[str], layered: Sequence[str]
+) -> Iterator[str | None]:
+    """Yield the filter, or None, of every gradient in `setting` that applies to some of `tensors`, but to no layer's.
+
+    `layered`: those of `tensors` that stand in layers.
+    """
+    if not isinstance(setting, tuple):
+        return
+    if not isinstance(setting[0], Condition):
+        conditions: tuple[Any, ...] = (Condition(None, setting),)
+    else:
+        conditions = setting
+    rest, rest_layered = list(tensors), list(layered)
+    for entry in conditions:
+        gradient = isinstance(entry.value, tuple) and len(entry.value) > 1
+        found = any(map(entry.matches, rest))
+        if gradient and found and not any(map(entry.matches, rest_layered)):
+            yield entry.filter
+        rest = [name for name in rest if not entry.matches(name)]
+        rest_layered = [name for name in rest_layered if not entry.matches(name)]
+
+
 def evaluate(
     setting: Setting, *, tensor: str, t: float, convert: Callable[[Scalar], Scalar]
 ) -> Scalar | None:

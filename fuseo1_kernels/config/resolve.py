@@ -49,13 +49,6 @@ class Part:
         """The models without the base."""
         return tuple(name for name in self.models if name != self.base)
 
-    @property
-    def layers(self) -> int | None:
-        """The number of output layers; None for whole models."""
-        for first, end in self.layer_ranges.values():
-            return end - first
-        return None
-
     def values(self, name: str, t: float, tensors: Mapping[str, str]) -> dict[str, Any]:
         """Return every parameter of the method for one output tensor. Per-model parameters are tuples by target.
 
@@ -130,9 +123,3 @@ class Part:
 def all_scopes(parts: Sequence[Part]) -> list[Scope]:
     """Return every `parameters:` mapping of the config, once."""
     return list({scope.where: scope for part in parts for scope in part.scopes}.values())
-
-
-def count_layers(parts: Sequence[Part]) -> int | None:
-    """Return the number of output layers of all parts; None for whole models."""
-    layers = [part.layers for part in parts if part.layers is not None]
-    return sum(layers) if layers else None

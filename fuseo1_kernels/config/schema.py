@@ -29,6 +29,7 @@ from .resolve import Part, Scope, all_scopes
 from .types import (
     ChatTemplate,
     DType,
+    LayerContainer,
     LayerRange,
     ModelName,
     OutputDType,
@@ -113,6 +114,7 @@ class MergeConfig(_Section):
     slices: list[OutputSlice] | None = None
     merge_method: str
     base_model: ModelName | None = Field(default=None, validate_default=True)
+    slices_of: LayerContainer | None = None
     parameters: Parameters = Field(default_factory=dict)
     dtype: OutputDType = None
     out_dtype: OutputDType = None
@@ -225,6 +227,8 @@ class MergeConfig(_Section):
     def _check_whole(self) -> MergeConfig:
         if (self.models is None) == (self.slices is None):
             raise ConfigError("exactly one of `models` and `slices` must be given")
+        if self.slices_of is not None and self.slices is None:
+            raise ConfigError("slices_of: says which layers `slices` cut; there are no `slices`")
         if self.tokenizer_source and self.tokenizer_files:
             raise ConfigError("`tokenizer_source` and `tokenizer_files` exclude each other")
         if self.tokenizer_source == "base" and self.base_model is None:

@@ -61,6 +61,12 @@ def _layer_range(value: Any) -> tuple[int, int]:
     )
 
 
+def _layer_container(value: str) -> str:
+    if not value.strip(".") or not value.isprintable():
+        raise ValueError("must be what the layers' tensors begin with, such as model.layers")
+    return value.removesuffix(".")
+
+
 def _tokenizer_source(value: Any) -> Any:
     if value == "union":
         raise ValueError(
@@ -99,6 +105,7 @@ def _none_to_empty(value: Any) -> Any:
 ModelName = Annotated[str, AfterValidator(_model_name)]
 OutputDType = Annotated[DType | None, BeforeValidator(_dtype)]
 LayerRange = Annotated[tuple[int, int], BeforeValidator(_layer_range)]
+LayerContainer = Annotated[str, AfterValidator(_layer_container)]
 TokenizerSource = Annotated[ModelName | None, BeforeValidator(_tokenizer_source)]
 ChatTemplate = Annotated[str, AfterValidator(_chat_template)]
 Overrides = Annotated[dict[str, Any], BeforeValidator(_none_to_empty), AfterValidator(_overrides)]

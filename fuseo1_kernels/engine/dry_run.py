@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.checksums import find_model
-from ..checkpoint.out_dir import check_out_dir, find_obstacles
+from ..checkpoint.out_dir import check_out_dir, check_place, find_obstacles, some
 from ..checkpoint.out_name import check_out_name
-from ..checkpoint.partial import partial_path
+from ..checkpoint.partial import is_unfinished, partial_path
 from ..checkpoint.sidecar import Sidecars
 from ..config.schema import MergeConfig
-from ..errors import MergeError, printable
+from ..errors import MergeError, counted, printable
 from ..plan.fingerprint import fingerprint, merge_digest
-from ..plan.models import directories, open_lender, open_sources
+from ..plan.models import inputs, open_lender, open_sources
 from ..plan.plan import make_plan
 from ..plan.sidecars import make_sidecars
 from .cpu.pool import CpuExecutor
@@ -36,6 +36,7 @@ class DryRun:
         bytes_to_read, bytes_to_write: bytes of tensor data.
         peak_memory: the most bytes of host memory for buffers and survey state.
         shards: names of the weight files.
+        deletes: paths in the output directory of the files and folders that are replaced.
         problems: everything that would stop the merge; empty if nothing would.
         notes: remarks, for example on tensors that are left out.
     """
@@ -47,6 +48,7 @@ class DryRun:
     bytes_to_write: int
     peak_memory: int
     shards: tuple[str, ...]
+    deletes: tuple[str, ...]
     problems: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -69,6 +71,7 @@ def dry_run(
     """
     options = options or MergeOptions()
     options.check_numbers()
+    options.check_links()
     if out_dir is not None:
         check_out_name(out_dir)
     problems: list[str] = []
@@ -80,9 +83,18 @@ def dry_run(
         except MergeError as error:
             problems.extend(error.args)
 
+    if out_dir is not None:
+        try:
+            check_place(out_dir)
+        except MergeError as error:  # nothing else that is looked at there would be to the point
+            problems.append(str(error))
+            out_dir = None
     memory = 0
+    deletes: list[str] = []
     with ExitStack() as stack:
-        sources = open_sources(config, stack, progress=False, download=False)
+        sources = open_sources(
+            config, stack, progress=False, download=False, allow_links=options.allow_links
+        )
         plan = make_plan(
             config,
             sources,
@@ -104,13 +116,18 @@ def dry_run(
         lender, sidecars = None, Sidecars({}, [])
         title = "" if out_dir is None else printable(os.path.basename(os.path.realpath(out_dir)))
         with collected():
-            lender = open_lender(config, sources, stack, download=False)
-            sidecars = make_sidecars(config, plan, sources, lender, title, options.copy_tokenizer)
+            lender = open_lender(config, sources, stack, False, options.allow_links)
+            sidecars = make_sidecars(
+                config, plan, sources, lender, title, options.copy_tokenizer, options.allow_links
+            )
         notes += sidecars.notes
         if out_dir is not None:
             out = Path(out_dir)
-            partial = partial_path(Path(os.path.realpath(out)))
-            if partial.exists():
+            unfinished = False
+            with collected():
+                unfinished = is_unfinished(out)
+            if unfinished:
+                partial = partial_path(Path(os.path.realpath(out)))
                 notes.append(
                     f"{partial}: an unfinished merge; only the command that began it continues it"
                 )
@@ -125,11 +142,14 @@ def dry_run(
                 notes.append(f"{out}: is there already, made by this very merge")
             else:
                 with collected():
-                    check_out_dir(
-                        out, overwrite=options.overwrite, inputs=directories(sources, lender)
+                    deletes = check_out_dir(
+                        out, overwrite=options.overwrite, inputs=inputs(sources, lender)
                     )
+                    if files := [name for name in deletes if not name.endswith("/")]:
+                        many = counted(len(files), "file")
+                        notes.append(f"{out}: --overwrite deletes {many} there: {some(files)}")
                     # An unfinished merge has already reserved its disk space.
-                    needed = 0 if partial.exists() else plan.output_bytes
+                    needed = 0 if unfinished else plan.output_bytes
                     if obstacle := find_obstacles(out, needed):
                         raise MergeError(obstacle)
     return DryRun(
@@ -140,6 +160,7 @@ def dry_run(
         bytes_to_write=plan.output_bytes,
         peak_memory=memory,
         shards=tuple(shard.file for shard in plan.shards),
+        deletes=tuple(deletes),
         problems=tuple(problems),
         notes=tuple(notes),
     )

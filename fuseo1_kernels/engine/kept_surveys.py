@@ -63,7 +63,7 @@ def _from_hex(survey: SurveyResult) -> SurveyResult:
 def fits(survey: SurveyResult, job: Job, request: Request) -> bool:
     """Whether `survey` can be the answer to `request` for `job`: in type, in numbers of values, and in their ranges."""
     targets, numel = len(job.inputs) - 1, job.numel
-    if survey.passes < 0 or len(survey.nonfinite) != targets + 2:
+    if not 0 <= survey.passes < 2**31 or len(survey.nonfinite) != targets + 2:
         return False
     if not all(0 <= count <= numel for count in survey.nonfinite):
         return False

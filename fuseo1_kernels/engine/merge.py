@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import checksums
+from ..checkpoint.out_dir import check_place
 from ..checkpoint.out_name import check_out_name
 from ..checkpoint.partial import finish_publishing
 from ..checkpoint.signals import held_signals, safe_point
@@ -18,7 +19,7 @@ from ..config.load import as_config
 from ..config.schema import MergeConfig
 from ..errors import printable
 from ..plan.fingerprint import fingerprint, merge_digest
-from ..plan.models import directories, open_lender, open_sources
+from ..plan.models import AllowLinks, inputs, open_lender, open_sources
 from ..plan.plan import Plan, make_plan, refuse_problems
 from ..plan.sidecars import make_sidecars
 from ..version import __version__
@@ -43,6 +44,7 @@ def merge_checkpoints(
     overwrite: bool = False,
     crop_embeddings: bool = False,
     copy_tokenizer: bool = True,
+    allow_links: AllowLinks = (),
     nonfinite: str = "error",
     resume: bool = True,
     survey_cache: str | os.PathLike[str] | None = None,
@@ -70,6 +72,7 @@ def merge_checkpoints(
         overwrite: replace the model at `out_dir` once the new one is complete.
         crop_embeddings: cut embeddings of different vocabulary sizes to the rows that all models have.
         copy_tokenizer: copy tokenizer files to the output.
+        allow_links: directories outside of the models to which links in them may lead.
         nonfinite: "error" refuses NaN and infinite elements; "propagate" makes them NaN.
         resume: continue an unfinished run of the same merge.
         survey_cache: directory that keeps surveys for later merges of the same models. None: surveys are not kept.
@@ -95,6 +98,7 @@ def merge_checkpoints(
         overwrite=overwrite,
         crop_embeddings=crop_embeddings,
         copy_tokenizer=copy_tokenizer,
+        allow_links=allow_links,
         nonfinite=nonfinite,
         resume=resume,
         survey_cache=survey_cache,
@@ -113,13 +117,16 @@ def run_merge(
 ) -> MergeResult:
     """As merge_checkpoints, with the options in one record. Raises MergeError."""
     started = time.perf_counter()
-    out = Path(out_dir)
+    out = check_place(out_dir)
     options.check_numbers()
+    options.check_links()
     check_out_name(out_dir)
     executor = choose_executor(options)
     options.check_surveys(config.merge_method)
     with ExitStack() as stack:
-        sources = open_sources(config, stack, progress=progress is not None)
+        sources = open_sources(
+            config, stack, progress=progress is not None, allow_links=options.allow_links
+        )
         plan = make_plan(
             config,
             sources,
@@ -128,10 +135,10 @@ def run_merge(
             random_seed=options.random_seed,
         )
         refuse_problems(plan)
-        lender = open_lender(config, sources, stack)
+        lender = open_lender(config, sources, stack, allow_links=options.allow_links)
         title = printable(os.path.basename(os.path.realpath(out)))
         sidecars, notes = make_sidecars(
-            config, plan, sources, lender, title, options.copy_tokenizer
+            config, plan, sources, lender, title, options.copy_tokenizer, options.allow_links
         )
         notes = [*plan.notes, *notes]
         identity = fingerprint(plan, options.nonfinite)
@@ -153,7 +160,7 @@ def run_merge(
                     plan.shards,
                     identity,
                     overwrite=options.overwrite,
-                    inputs=directories(sources, lender),
+                    inputs=inputs(sources, lender),
                     resume=options.resume,
                 )
             )

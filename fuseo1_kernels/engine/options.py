@@ -10,6 +10,7 @@ from numbers import Integral
 from ..errors import ConfigError, MergeError
 from ..methods.nonfinite import check_nonfinite
 from ..methods.parameters import check_seed
+from ..plan.models import AllowLinks
 from .tuning import DEFAULT_TUNING, Tuning
 
 DEFAULT_SHARD_SIZE = 5_000_000_000
@@ -33,6 +34,7 @@ class MergeOptions:
         overwrite: replace the model at the output directory once the new one is complete.
         crop_embeddings: cut embeddings of different vocabulary sizes to the rows that all models have.
         copy_tokenizer: copy tokenizer files to the output.
+        allow_links: directories outside of the models to which links in them may lead.
         nonfinite: "error" refuses NaN and infinite elements; "propagate" makes them NaN.
         resume: continue an unfinished run of the same merge. False: start over.
         survey_cache: directory that keeps surveys for later merges of the same models. None: surveys are not kept.
@@ -50,6 +52,7 @@ class MergeOptions:
     overwrite: bool = False
     crop_embeddings: bool = False
     copy_tokenizer: bool = True
+    allow_links: AllowLinks = ()
     nonfinite: str = "error"
     resume: bool = True
     survey_cache: str | os.PathLike[str] | None = None
@@ -61,6 +64,17 @@ class MergeOptions:
         """Raise ConfigError for a size or seed of the wrong type or range."""
         check_sizes(max_memory=self.max_memory, shard_size=self.shard_size)
         check_seed(self.random_seed)
+
+    def check_links(self) -> None:
+        """Raise ConfigError unless `allow_links` are directories."""
+        if isinstance(self.allow_links, (str, os.PathLike)):
+            raise ConfigError(f"allow_links: must be a list: [{os.fspath(self.allow_links)!r}]")
+        for directory in self.allow_links:
+            if not os.path.isdir(directory):
+                raise ConfigError(
+                    f"allow_links: {os.fspath(directory)!r} is no directory; name one that links"
+                    " lead to"
+                )
 
     def check_surveys(self, method: str) -> None:
         """Raise MergeError if `nonfinite` is unknown, or if `survey_topk` does not fit the method or `survey_cache`."""

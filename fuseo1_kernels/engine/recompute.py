@@ -14,12 +14,13 @@ from ..checkpoint.source import Source
 from ..config.load import as_config
 from ..errors import counted
 from ..plan.job import Job
-from ..plan.models import open_sources
+from ..plan.models import AllowLinks, open_sources
 from ..plan.plan import make_plan, refuse_problems
 from ..plan.sidecars import MERGE_CONFIG
 from ..system import resolve_threads
 from .cpu.memory import divide_memory, memory_floor
 from .cpu.worker import CpuWorker
+from .headers_memory import headers_memory
 from .options import DEFAULT_MAX_MEMORY, DEFAULT_SHARD_SIZE, MergeOptions
 from .read_ahead import absent_inputs, forget
 from .result import Progress, start
@@ -47,6 +48,7 @@ def recompute(
     count: int | None,
     seed: int,
     threads: int | None,
+    allow_links: AllowLinks,
     progress: Progress | None,
 ) -> tuple[list[str], list[str]]:
     """Merge `count` tensors (None: all) of the model at `path`, whose config is as it was written, again.
@@ -56,7 +58,9 @@ def recompute(
     """
     with ExitStack() as stack:
         config = as_config(path / MERGE_CONFIG)
-        sources = open_sources(config, stack, progress=False, download=False)
+        sources = open_sources(
+            config, stack, progress=False, download=False, allow_links=allow_links
+        )
         plan = make_plan(
             config,
             sources,
@@ -73,7 +77,7 @@ def recompute(
             return problems, []
         comparison = _Comparison(model)
         # The original merge may have had more memory than the default, and may need it.
-        max_memory = max(DEFAULT_MAX_MEMORY, memory_floor(plan.jobs))
+        max_memory = max(DEFAULT_MAX_MEMORY, memory_floor(plan.jobs) + headers_memory(plan))
         _, memory = divide_memory(plan, MergeOptions(threads=1, max_memory=max_memory))
         total = sum(job.input_bytes + job.output_bytes for job in jobs)
         advance = start(progress, f"merging {counted(len(jobs), 'tensor')} again", total)

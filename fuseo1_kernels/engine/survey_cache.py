@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..backends.contract import Request
 from ..backends.results import SurveyResult
+from ..checkpoint.owned import open_own_directory, open_own_file
 from ..errors import OutputError, counted
 from ..plan.fingerprint import digest
 from ..plan.job import Job
@@ -17,6 +18,9 @@ from ..version import __version__
 from .kept_surveys import decode_surveys, encode_survey, fits
 
 _FILE = "surveys"
+
+#: The file begins with this line: a file without it is no survey cache.
+MARK = b"fuseo1-kernels surveys\n"
 
 
 class SurveyCache:
@@ -29,23 +33,23 @@ class SurveyCache:
     def __init__(self, directory: Path, also: Sequence[float] = ()) -> None:
         """Open or create the cache. `also`: values of select_topk to survey besides a merge's own.
 
-        Raises OutputError if the directory cannot be written.
+        Raises OutputError if the directory cannot be written, or is not this user's own.
         """
         self.also = tuple(map(float, also))
         self._file = directory / _FILE
         self._lock = threading.Lock()
         try:
-            directory.mkdir(parents=True, exist_ok=True)
-            self._fd = os.open(
-                self._file, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666
-            )
-            data = self._file.read_bytes()
-            if data and not data.endswith(b"\n"):  # the last line is torn: begin a new one
-                os.write(self._fd, b"\n")
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._fd = _open(self._file)
         except OSError as error:
             raise OutputError(
                 f"{directory}: cannot hold a survey cache ({error.strerror})"
             ) from error
+        try:
+            data = _read(self._fd, self._file)
+        except BaseException:
+            os.close(self._fd)
+            raise
         self._surveys, self._bad = decode_surveys(data)
         self._write_error = ""
 
@@ -108,6 +112,34 @@ class SurveyCache:
 
     def __exit__(self, *_exception: object) -> None:
         self.close()
+
+
+def _open(file: Path) -> int:
+    """Open or create the file, in a directory of this user's own. Raises OutputError and OSError."""
+    directory = open_own_directory(file.parent)
+    try:
+        return open_own_file(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, directory)
+    finally:
+        os.close(directory)
+
+
+def _read(fd: int, file: Path) -> bytes:
+    """Return the records in the file, which ends with a whole line then. Raises OutputError."""
+    try:
+        with open(fd, "rb", closefd=False) as stream:
+            data = stream.read()
+        mark = data[: len(MARK)]
+        if not MARK.startswith(mark):
+            raise OutputError(
+                f"{file}: is not a survey cache, or of an older version; choose another directory"
+            )
+        if mark != MARK:  # a new file, or a run was killed while it made it
+            os.write(fd, MARK[len(mark) :])
+        elif not data.endswith(b"\n"):  # the last line is torn: begin a new one
+            os.write(fd, b"\n")
+    except OSError as error:
+        raise OutputError(f"{file}: cannot be read ({error.strerror})") from error
+    return data[len(MARK) :]
 
 
 def _key(job: Job, request: Request) -> str:

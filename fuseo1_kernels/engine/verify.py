@@ -21,7 +21,8 @@ from ..checkpoint.files import reading
 from ..checkpoint.header import Header, TensorInfo, read_header
 from ..checkpoint.layout import find_weights
 from ..checkpoint.source import Source
-from ..errors import CheckpointError, counted
+from ..errors import CheckpointError, counted, printable
+from ..plan.models import AllowLinks
 from ..plan.sidecars import MERGE_CONFIG
 from ..system import resolve_threads
 from .recompute import recompute as merge_again
@@ -61,6 +62,7 @@ def verify_model(
     recompute: int | None = 0,
     seed: int = 0,
     threads: int | None = None,
+    allow_links: AllowLinks = (),
     progress: Progress | None = None,
 ) -> VerifyResult:
     """Check the merged model in `directory` against the checksums recorded beside it.
@@ -71,6 +73,7 @@ def verify_model(
             sources are the models that the config beside the weights names. None: all tensors.
         seed: chooses the tensors to recompute.
         threads: number of threads. None: one for each core that this process may use.
+        allow_links: directories outside of the models to which links in them may lead.
         progress: receives the number of bytes done.
 
     Returns:
@@ -105,7 +108,7 @@ def verify_model(
         whole = MERGE_CONFIG in recorded.files.keys() - wrong_files.keys() and not wrong_shards
         if whole and recompute != 0:
             wrong, again = merge_again(
-                path, model, recorded.options, recompute, seed, threads, progress
+                path, model, recorded.options, recompute, seed, threads, allow_links, progress
             )
             problems += wrong
     return VerifyResult(
@@ -141,7 +144,9 @@ def _check_shards(path: Path, recorded: Checksums) -> tuple[list[Header], list[s
     with suppress(CheckpointError):  # an index that was edited, which is a problem already
         weights = find_weights(path)
     for name in sorted(set(weights.files if weights else ()) - recorded.shards.keys()):
-        problems.append(f"{path / name}: is used as weights, but was not written by the merge")
+        problems.append(
+            f"{printable(str(path / name))}: is used as weights, but was not written by the merge"
+        )
     return headers, problems
 
 
@@ -156,26 +161,27 @@ def _check_shard(file: Path, record: ShardRecord) -> Header | str:
         header = None
     if header and _compare(file, record.size, header.size, record.header) is None:
         return header
-    return f"{file}: its header differs from what was written; its tensors were not checked"
+    return f"{printable(str(file))}: its header differs from what was written; its tensors were not checked"
 
 
 def _compare(file: Path, size: int, nbytes: int | None, checksum: str | None) -> str | None:
     """Return how a file differs from its `size` and the `checksum` of its first `nbytes` bytes (None: all)."""
+    where = printable(str(file))
     if not os.path.lexists(file):
-        return f"{file}: is missing"
+        return f"{where}: is missing"
     digest, left = xxhash.xxh3_128(), size if nbytes is None else nbytes
     try:
         with reading(file) as stream:
             found = os.fstat(stream.fileno()).st_size
             if found != size:
-                return f"{file}: has {found} bytes, was written with {size}"
+                return f"{where}: has {found} bytes, was written with {size}"
             while left and (piece := stream.read(min(left, _PIECE))):
                 digest.update(piece)
                 left -= len(piece)
     except CheckpointError as error:
         return str(error)
     if left or checksum not in (None, digest.hexdigest()):
-        return f"{file}: differs from what was written"
+        return f"{where}: differs from what was written"
     return None
 
 

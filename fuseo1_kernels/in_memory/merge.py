@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from ..errors import ConfigError, MergeError
+from ..errors import ConfigError, MergeError, TensorTypeError
 from .survey_cache import ResidentSurveys
+from .tensor_kinds import as_list, check_tensor
 from .tensor_merge import InMemoryMerge, start_together
 
 StateDict = Mapping[str, torch.Tensor]
@@ -42,8 +43,8 @@ def merge_tensors(
     that loads the kernels, `torch.cuda.graph` can capture it.
 
     Args:
-        tensors: tensors of one shape (0-d and empty included), each bf16, fp16 or fp32, contiguous or not, all on the
-            CPU or on one NVIDIA GPU (at most 17 there).
+        tensors: tensors of one shape (0-d and empty included), each bf16, fp16 or fp32, dense, contiguous or not, all
+            on the CPU or on one NVIDIA GPU (at most 17 there).
         method: one of fuseo1_kernels.methods.METHODS, such as "sce", "ties" or "slerp" (docs/config.md).
         base_index: index of the base in `tensors`. The others are summed in their order. None: no base, for methods
             that need none.
@@ -53,9 +54,9 @@ def merge_tensors(
         dtype, out_dtype: the output's dtype; `out_dtype` wins. Default: the inputs' promoted dtype. Inputs are never
             rounded to it first.
         backend: "auto", "cpu" or "reference"; for tensors on a GPU "auto", "cuda" or "triton".
-        out: written in place and returned. It must not overlap an input. After an error about NaN, infinity or overflow
-            it holds the result of "propagate". It is unchanged if the inputs are refused before fuse: always on the
-            CPU, on a GPU if `surveys` has the survey.
+        out: written in place and returned. It must overlap neither an input nor itself. After an error about NaN,
+            infinity or overflow it holds the result of "propagate". It is unchanged if the inputs are refused before
+            fuse: always on the CPU, on a GPU if `surveys` has the survey.
         threads: number of threads. None: one for each core that this process may use. Never changes a bit of the
             result.
         nonfinite: "error" refuses NaN and infinite elements. "propagate": an element that is NaN or infinite in any
@@ -68,7 +69,8 @@ def merge_tensors(
         A tensor of the base's shape, without autograd history. The inputs are not changed.
 
     Raises:
-        MergeError: invalid arguments, non-finite elements that are refused, or a backend that cannot run.
+        TensorTypeError (a MergeError and a TypeError): an argument is no tensor, or sparse, nested or quantized.
+        MergeError: other invalid arguments, non-finite elements that are refused, or a backend that cannot run.
 
     Source: the method's, METHODS[method].reference.
     """
@@ -129,7 +131,7 @@ def merge_state_dicts(
     Raises:
         MergeError: as for `merge_tensors`. Errors about a tensor's data name the tensor.
     """
-    items = list(models.items()) if isinstance(models, Mapping) else list(enumerate(models))
+    items = models.items() if isinstance(models, Mapping) else enumerate(as_list("models", models))
     states = {key: _state_dict(key, model) for key, model in items}
     if base is not None and base not in states:
         raise MergeError(f"base {base!r} is none of the models: {', '.join(map(repr, states))}")
@@ -208,10 +210,12 @@ def _named(tensor: str) -> Iterator[None]:
 
 
 def _state_dict(key: Hashable, model: StateDict | torch.nn.Module) -> StateDict:
-    """Return the state dictionary of `model`. Raises MergeError, naming `key`, if it has none."""
+    """Return the state dictionary of `model`. Raises TensorTypeError, naming `key`, if it has none."""
     state = model.state_dict() if isinstance(model, torch.nn.Module) else model
-    if not isinstance(state, Mapping) or not all(
-        isinstance(t, torch.Tensor) for t in state.values()
-    ):
-        raise MergeError(f"model {key!r} is neither a module nor a mapping of names to tensors")
+    if not isinstance(state, Mapping):
+        raise TensorTypeError(
+            f"model {key!r} is neither a module nor a mapping of names to tensors"
+        )
+    for name, tensor in state.items():
+        check_tensor(f"model {key!r}: {name}", tensor)
     return state

@@ -17,6 +17,7 @@ from ..backends.registry import load_backend, load_gpu_backend
 from ..backends.results import SceResult, SurveyResult
 from ..errors import ConfigError, MergeError
 from ..system import resolve_threads
+from .tensor_kinds import as_list, check_tensor, in_place, is_in_place, may_overlap
 
 _NAMES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}
 
@@ -79,7 +80,7 @@ def survey(
     """
     if not 0.0 <= select_topk <= 1.0:
         raise MergeError(f"select_topk: must be a number in [0, 1], not {select_topk!r}")
-    inputs = as_arrays([base, *targets])
+    inputs = as_arrays([base, *as_list("targets", targets)])
     if request is None:
         request = float(select_topk)
     return backend_for(inputs, backend).survey(inputs, request, resolve_threads(threads)).lasting
@@ -112,6 +113,9 @@ def fuse(
 
     Source: SCE, arXiv 2408.07990. Formulas: csrc/include/fuseo1/fuse.h.
     """
+    targets = as_list("targets", targets)
+    if out is not None:
+        check_tensor("out", out)
     inputs = as_arrays([base, *targets], least=1)
     for noun, values in (
         ("weights", params.weights),
@@ -141,8 +145,9 @@ def as_arrays(
 
     The arguments are those of `check_inputs`. Raises MergeError.
     """
+    names = names or _base_and_targets(len(tensors))
     check_inputs(tensors, names, least=least)
-    return [as_array(tensor.detach().contiguous()) for tensor in tensors]
+    return [as_array(in_place(name, tensor)) for name, tensor in zip(names, tensors, strict=True)]
 
 
 def check_inputs(
@@ -159,8 +164,9 @@ def check_inputs(
         devices: the supported device types.
         least: the least number of tensors.
     """
-    if names is None:
-        names = ["the base", *(f"target {i}" for i in range(1, len(tensors)))]
+    names = names or _base_and_targets(len(tensors))
+    for name, tensor in zip(names, tensors, strict=True):
+        check_tensor(name, tensor)
     if len(tensors) < least:
         raise MergeError("a merge needs a base and at least one target")
     if len(tensors) > MAX_TARGETS + 1:
@@ -175,6 +181,10 @@ def check_inputs(
             raise MergeError(f"{name} is on {tensor.device}, {names[0]} on {device}")
         if tensor.shape != shape:
             raise MergeError(f"{name} has shape {tuple(tensor.shape)}, {names[0]} {tuple(shape)}")
+
+
+def _base_and_targets(count: int) -> list[str]:
+    return ["the base", *(f"target {i}" for i in range(1, count))]
 
 
 def promoted(tensors: Sequence[torch.Tensor]) -> torch.dtype:
@@ -213,8 +223,8 @@ def output_for(
         )
     if out.requires_grad:
         raise MergeError("out requires grad; pass out.detach()")
-    if any(n > 1 and stride == 0 for n, stride in zip(out.shape, out.stride(), strict=True)):
-        raise MergeError("out is expanded: several of its elements share memory")
+    if may_overlap(out.shape, out.stride()):
+        raise MergeError("out overlaps itself: several of its elements share memory (expanded?)")
     start, end = _extent(out)
     for first, last in map(_extent, tensors):
         if start < last and first < end:
@@ -240,8 +250,8 @@ def enqueue_into(
 
 @contextmanager
 def dense(out: torch.Tensor) -> Iterator[Array]:
-    """Yield `out` if it is contiguous, else a buffer that is copied to `out` at the end."""
-    if out.is_contiguous():
+    """Yield `out` if its elements lie in memory in order, else a buffer that is copied to `out` at the end."""
+    if is_in_place(out):
         yield as_array(out)
         return
     buffer = torch.empty(out.shape, dtype=out.dtype, device=out.device)
@@ -251,7 +261,7 @@ def dense(out: torch.Tensor) -> Iterator[Array]:
 
 def columns_of(tensor: torch.Tensor, rows: int) -> Array:
     """Return a column-major copy of a tensor with `rows` rows."""
-    return as_array(tensor.detach().reshape(rows, -1).t().contiguous())
+    return as_array(tensor.detach().resolve_neg().reshape(rows, -1).t().contiguous())
 
 
 @contextmanager

@@ -52,5 +52,5 @@ def _key(tensors: Sequence[torch.Tensor], request: Request) -> Hashable:
     if any(tensor.is_inference() for tensor in tensors):
         return None
     return request, *(
-        (t.data_ptr(), t._version, t.dtype, tuple(t.shape), t.stride()) for t in tensors
+        (t.data_ptr(), t.is_neg(), t._version, t.dtype, tuple(t.shape), t.stride()) for t in tensors
     )

@@ -34,6 +34,7 @@ from .ops import (
     promoted,
 )
 from .survey_cache import ResidentSurveys
+from .tensor_kinds import as_list, check_tensor
 
 
 class TensorGuard(NonfiniteGuard):
@@ -113,6 +114,9 @@ class InMemoryMerge:
         out: torch.Tensor | None = None,
     ) -> InMemoryMerge:
         """Check the arguments of merge_tensors and return the merge. Raises MergeError."""
+        tensors = as_list("tensors", tensors)
+        if out is not None:
+            check_tensor("out", out)
         record = resolve_method(method)
         check_dtypes(dtype=dtype, out_dtype=out_dtype)
         check_nonfinite(nonfinite)

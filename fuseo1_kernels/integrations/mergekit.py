@@ -18,6 +18,7 @@ import torch
 
 from ..errors import MergeError
 from ..in_memory.merge import merge_tensors
+from ..in_memory.tensor_kinds import check_tensor
 from ..methods import METHODS
 from .tally import NOTHING_TO_COMPUTE, Counts, LeftToTool, Tally
 
@@ -220,14 +221,15 @@ def _merge_batch(method: str, batch: Any, parameters: Mapping[str, Any]) -> torc
 
 
 def _check(method: str, tensors: Sequence[torch.Tensor], *coefficients: torch.Tensor) -> None:
-    """Raise LeftToTool for inputs that the kernels cannot merge, whatever the parameters."""
+    """Raise LeftToTool, or TensorTypeError, for inputs that the kernels cannot merge, whatever the parameters."""
     if method not in METHODS:
         raise LeftToTool("not a method of the kernels")
     if torch.is_grad_enabled() and any(t.requires_grad for t in (*tensors, *coefficients)):
         raise LeftToTool("gradients are recorded")
-    for tensor in tensors:
-        if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or tensor.layout != torch.strided:
-            raise LeftToTool(f"{type(tensor).__name__} of layout {tensor.layout}")
+    for i, tensor in enumerate(tensors):
+        check_tensor(f"tensor {i}", tensor)
+        if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+            raise LeftToTool(f"tensors of type {type(tensor).__name__}")
         if tensor.dtype not in _DTYPES:
             raise LeftToTool(str(tensor.dtype).removeprefix("torch."))
         if tensor.device.type not in _DEVICES:

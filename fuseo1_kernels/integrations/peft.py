@@ -21,6 +21,7 @@ from ..backends.contract import NONE, Band, Draw, FuseParams, Magnitudes, Select
 from ..backends.results import MagnitudesResult, expect
 from ..errors import MergeError
 from ..in_memory.ops import fuse, survey
+from ..in_memory.tensor_kinds import check_tensor
 from ..methods.task_arithmetic import draw_key
 from .tally import Counts, LeftToTool, Tally
 
@@ -106,11 +107,13 @@ def _replacement(name: str, own: Callable[..., torch.Tensor]) -> Callable[..., t
 
 
 def _check(task_tensors: Any, weights: Any) -> None:
-    """Raise LeftToTool for what the kernels cannot merge."""
+    """Raise LeftToTool, or TensorTypeError, for what the kernels cannot merge."""
     if not isinstance(weights, torch.Tensor) or weights.dim() != 1:
         raise LeftToTool("weights that are no vector")
     if len(weights) != len(task_tensors) or not len(task_tensors):
         raise LeftToTool(f"{len(weights)} weights for {len(task_tensors)} tensors")
+    for i, tensor in enumerate(task_tensors):
+        check_tensor(f"task tensor {i}", tensor)
     every = [*task_tensors, weights]
     if torch.is_grad_enabled() and any(t.requires_grad for t in every):
         raise LeftToTool("gradients are recorded")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -14,9 +14,17 @@ from ..config.schema import MergeConfig
 from ..errors import CheckpointError, ConfigError
 from .prefixes import different_prefixes
 
+#: Directories outside of the models to which links in them may lead.
+AllowLinks = Sequence[str | os.PathLike[str]]
+
 
 def open_sources(
-    config: MergeConfig, stack: ExitStack, *, progress: bool = True, download: bool = True
+    config: MergeConfig,
+    stack: ExitStack,
+    *,
+    progress: bool = True,
+    download: bool = True,
+    allow_links: AllowLinks = (),
 ) -> dict[str, Source]:
     """Open every model to merge and return them by the config's names. `stack` closes them.
 
@@ -25,6 +33,7 @@ def open_sources(
         stack: closes the models.
         progress: show the progress of downloads.
         download: False: models that are not local must be in the hub's cache.
+        allow_links: directories outside of the models to which links in them may lead.
 
     Raises:
         CheckpointError: lists every model that cannot be opened.
@@ -35,7 +44,9 @@ def open_sources(
     problems = []
     for name in config.model_names():
         try:
-            source = open_source(name, download_progress=progress, download=download)
+            source = open_source(
+                name, download_progress=progress, download=download, allow_links=allow_links
+            )
         except CheckpointError as error:
             problems.append(str(error))
             continue
@@ -51,7 +62,11 @@ def open_sources(
 
 
 def open_lender(
-    config: MergeConfig, sources: Mapping[str, Source], stack: ExitStack, download: bool = True
+    config: MergeConfig,
+    sources: Mapping[str, Source],
+    stack: ExitStack,
+    download: bool = True,
+    allow_links: AllowLinks = (),
 ) -> Source | None:
     """Return the model that lends its tokenizer to the output; None if the config names none.
 
@@ -67,9 +82,14 @@ def open_lender(
         name = config.config_model
     if name in sources:
         return sources[name]
-    return stack.enter_context(open_source(name, weights=False, download=download))
+    source = open_source(name, weights=False, download=download, allow_links=allow_links)
+    return stack.enter_context(source)
 
 
-def directories(sources: Mapping[str, Source], lender: Source | None) -> list[Path]:
-    """Return the directories of all opened models; the output must not overwrite them."""
-    return [s.path for s in [*sources.values(), *([lender] if lender else [])]]
+def inputs(sources: Mapping[str, Source], lender: Source | None) -> list[Path]:
+    """Return the directories of all opened models, and their weight files, which links may have elsewhere.
+
+    The output must not replace them.
+    """
+    opened = [*sources.values(), *([lender] if lender else [])]
+    return [*(source.path for source in opened), *(file for s in opened for file in s.files)]

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from ..checkpoint.source import Source
-from ..config.parameter_values import idle_filters
+from ..config.parameter_values import idle_filters, idle_gradients
 from ..config.resolve import Part, Scope, all_scopes
 from ..errors import printable
-from .placements import LAYER, Placement
+from .placements import Placement
 from .settings import differing_settings
+from .stacks import layer_of
 
 
 def model_notes(
@@ -17,17 +18,21 @@ def model_notes(
     parts: Sequence[Part],
     sources: Mapping[str, Source],
     placements: Sequence[Placement],
+    cut: str | None,
 ) -> Iterator[str]:
-    """Yield a note on every model with tensors that are left out, and on every model of other settings."""
+    """Yield a note on every model with tensors that are left out, and on every model of other settings.
+
+    `cut`: the container of the layers that `slices` cut; None for whole models.
+    """
     used = {item for placement in placements for item in placement.tensors.items()}
     first_name, *others = dict.fromkeys(name for part in parts for name in part.models)
     first = sources[first_name]
     first_label = "the base" if first_name == base else f"model {first_name}"
     for model in others:
         extra = sorted({*sources[model].tensors} - {*first.tensors})
-        if parts[0].layers is not None:
+        if cut is not None:
             # Slices choose their layers on purpose, and tensors outside them may come from another model.
-            extra = [n for n in extra if (model, n) not in used and not LAYER.fullmatch(n)]
+            extra = [n for n in extra if (model, n) not in used and not _in_layers(n, cut)]
         if extra:
             shown = ", ".join(map(printable, extra[:5])) + (", ..." if len(extra) > 5 else "")
             lacking = "1 tensor that" if len(extra) == 1 else f"{len(extra)} tensors that"
@@ -48,6 +53,23 @@ def filter_notes(parts: Sequence[Part], placements: Sequence[Placement]) -> Iter
             for pattern in idle_filters(setting, tensors):
                 key = f"{scope.where}.{name}" if scope.where else name
                 yield f"{key}: filter {pattern!r} matches no tensor"
+
+
+def gradient_notes(parts: Sequence[Part], placements: Sequence[Placement]) -> Iterator[str]:
+    """Yield a note on every gradient that finds no layers: its first value holds everywhere."""
+    layers = [placement for placement in placements if placement.layered]
+    for scope in all_scopes(parts):
+        tensors, layered = _tensors_in_scope(scope, placements), _tensors_in_scope(scope, layers)
+        for name, setting in scope.parameters.items():
+            for pattern in idle_gradients(setting, tensors, layered):
+                key = f"{scope.where}.{name}" if scope.where else name
+                which = "" if pattern is None else f" among the tensors of filter {pattern!r}"
+                yield f"{key}: the gradient finds no layers{which}; its first value holds"
+
+
+def _in_layers(name: str, container: str) -> bool:
+    layer = layer_of(name)
+    return layer is not None and layer.container == container
 
 
 def _tensors_in_scope(scope: Scope, placements: Sequence[Placement]) -> list[str]:

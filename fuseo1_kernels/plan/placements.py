@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..checkpoint.source import Source
 from ..config.resolve import Part
-
-# A layer's index has no leading zeros: layers.00 is not layers.0.
-LAYER = re.compile(
-    r"(?P<before>(?:.*\.)?(?:layers|h|blocks)\.)(?P<index>0|[1-9][0-9]{0,8})(?P<after>\..+)"
-)
-# Tensors outside the layers that come before them; all others come after. Only `slices` distinguish the two.
-_BEFORE_LAYERS = re.compile(r"embed|wte|wpe")
+from ..errors import printable
+from .layer_config import Origin
+from .layer_counts import MOST_LAYERS
+from .stacks import Stack, choose_stack, find_stacks, layer_of, neighbours, position, stands_before
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,81 +22,144 @@ class Placement:
         t: the layer's position in a gradient, from 0 to 1.
         part: the models and parameters.
         tensors: the input tensors' names by model, in the order of the part's models.
+        layered: whether the tensor stands in a layer.
     """
 
     name: str
     t: float
     part: Part
     tensors: Mapping[str, str]
+    layered: bool = False
 
 
-def place_tensors(
-    parts: Sequence[Part], sources: Mapping[str, Source], problems: list[str]
-) -> Iterator[Placement]:
-    """Yield every output tensor in order; add missing layers to `problems`.
+@dataclass(frozen=True)
+class Cut:
+    """What `slices` cut: the layers of one container; and every model's stacks, by model and container."""
 
-    Layers come in the order of the parts. Tensors before the layers come from the first part, tensors after them from
-    the last.
+    container: str
+    stacks: Mapping[str, Mapping[str, Stack]]
+
+    def stack(self, model: str) -> Stack:
+        return self.stacks[model][self.container]
+
+    def origins(self, part: Part) -> list[list[Origin]]:
+        """Return the layers that a slice is merged from, by model."""
+        return [
+            [Origin(model, self.stack(model), index) for index in range(*part.layer_ranges[model])]
+            for model in part.models
+        ]
+
+
+def cut_slices(
+    parts: Sequence[Part],
+    sources: Mapping[str, Source],
+    asked: str | None,
+    lender: str,
+    problems: list[str],
+) -> Cut | None:
+    """Return which layers the slices cut; None if that is not clear, with the reason added to `problems`.
+
+    Args:
+        parts: the slices.
+        sources: the models.
+        asked: the container that the config names, or None.
+        lender: the model that lends its config.json.
+        problems: what makes the merge impossible. Ranges that end behind a model's layers are added, too.
     """
-    if parts[0].layers is None:
-        yield from _place_whole_models(parts[0], sources)
-    else:
-        yield from _place_slices(parts, sources, problems)
+    first = parts[0].models[0]
+    models = dict.fromkeys([first, *(model for part in parts for model in part.models), lender])
+    stacks = {model: find_stacks(sources[model]) for model in models}
+    chosen = choose_stack(first, stacks[first], asked)
+    if isinstance(chosen, str):
+        problems.append(chosen)
+        return None
+    container = chosen.container
+    lacking = [model for model in models if container not in stacks[model]]
+    if lacking:
+        problems += [
+            f"model {model}: has no layers {printable(container)}.0, .1, ..., which model {first} has"
+            for model in lacking
+        ]
+        return None
+    for model in models:
+        length = stacks[model][container].length
+        if length > MOST_LAYERS:
+            problems.append(f"model {model}: {length} layers; at most {MOST_LAYERS} are supported")
+            return None
+    for part in parts:
+        for model, (_, end) in part.layer_ranges.items():
+            length = stacks[model][container].length
+            if end > length:
+                problems.append(
+                    f"model {model}: layer_range ends at {end}, but it has {length} layers"
+                )
+    return Cut(container, stacks)
 
 
-def _place_whole_models(part: Part, sources: Mapping[str, Source]) -> Iterator[Placement]:
+def place_whole_models(part: Part, sources: Mapping[str, Source]) -> Iterator[Placement]:
+    """Yield every output tensor of whole models, in the order of the first model's."""
     first = sources[part.models[0]]
-    layers = _count_layers(first)
+    stacks = find_stacks(first)
     for name in first.tensors:
-        match = LAYER.fullmatch(name)
-        t = _position(int(match["index"]), layers) if match else 0.0
-        yield Placement(name, t, part, dict.fromkeys(part.models, name))
+        yield _place(name, part, stacks)
 
 
-def _place_slices(
-    parts: Sequence[Part], sources: Mapping[str, Source], problems: list[str]
+def place_slices(
+    parts: Sequence[Part], sources: Mapping[str, Source], cut: Cut
 ) -> Iterator[Placement]:
-    yield from _outside(parts[0], sources, before=True)
-    out_index = 0
+    """Yield every output tensor of slices, in order.
+
+    Tensors before the layers come from the first slice's models, the layers in the order of the slices, and tensors
+    after them from the last slice's models. Stacks that are not cut stay whole.
+    """
+    yield from _outside(parts[0], sources, cut, before=True)
+    number = 0
     for part in parts:
         ranges = part.layer_ranges
-        for model, (_, end) in ranges.items():
-            if end > _count_layers(sources[model]):
-                problems.append(
-                    f"model {model}: layer_range ends at {end}, but it has "
-                    f"{_count_layers(sources[model])} layers"
-                )
         start, end = ranges[part.models[0]]
-        layers = _by_layer(sources[part.models[0]])
+        layers = cut.stack(part.models[0]).layers
         for offset in range(end - start):
-            for before, after in layers.get(start + offset, ()):
-                tensors = {m: f"{before}{ranges[m][0] + offset}{after}" for m in part.models}
-                name = f"{before}{out_index}{after}"
-                yield Placement(name, _position(offset, end - start), part, tensors)
-            out_index += 1
-    yield from _outside(parts[-1], sources, before=False)
+            for after in layers.get(start + offset, ()):
+                tensors = {
+                    m: f"{cut.container}.{ranges[m][0] + offset}{after}" for m in part.models
+                }
+                name, t = f"{cut.container}.{number}{after}", position(offset, end - start)
+                yield Placement(name, t, part, tensors, layered=True)
+            number += 1
+    yield from _outside(parts[-1], sources, cut, before=False)
+    yield from _predicting(parts[-1], cut, number)
 
 
-def _outside(part: Part, sources: Mapping[str, Source], before: bool) -> Iterator[Placement]:
-    """Yield the tensors outside the layers, either those before the layers or those after."""
+def _outside(
+    part: Part, sources: Mapping[str, Source], cut: Cut, before: bool
+) -> Iterator[Placement]:
+    """Yield the tensors outside the layers that are cut, either those before these or those after."""
+    stacks = cut.stacks[part.models[0]]
+    towers = neighbours(cut.container, [c for c in stacks if c != cut.container])
     for name in sources[part.models[0]].tensors:
-        if not LAYER.fullmatch(name) and bool(_BEFORE_LAYERS.search(name)) == before:
-            yield Placement(name, 0.0, part, dict.fromkeys(part.models, name))
+        layer = layer_of(name)
+        inside = layer is not None and layer.container == cut.container
+        if not inside and stands_before(name, cut.container, towers) == before:
+            yield _place(name, part, stacks)
 
 
-def _by_layer(source: Source) -> dict[int, list[tuple[str, str]]]:
-    """Return the names of each layer's tensors, as the text before and after the layer's index."""
-    layers: dict[int, list[tuple[str, str]]] = {}
-    for name in source.tensors:
-        if match := LAYER.fullmatch(name):
-            layers.setdefault(int(match["index"]), []).append((match["before"], match["after"]))
-    return layers
+def _predicting(part: Part, cut: Cut, number: int) -> Iterator[Placement]:
+    """Yield the layers behind the last one that predict further tokens, renumbered: the output has `number` others."""
+    stack = cut.stack(part.models[0])
+    if not stack.predicts_further:
+        return
+    for index in sorted(i for i in stack.layers if i >= stack.length):
+        for after in stack.layers[index]:
+            tensors = {
+                m: f"{cut.container}.{cut.stack(m).length + index - stack.length}{after}"
+                for m in part.models
+            }
+            name = f"{cut.container}.{number + index - stack.length}{after}"
+            yield Placement(name, 1.0, part, tensors, layered=True)
 
 
-def _count_layers(source: Source) -> int:
-    return source.num_layers or max(_by_layer(source), default=-1) + 1
-
-
-def _position(index: int, layers: int) -> float:
-    """Return a layer's position in a gradient: 0 for the first, 1 for the last or only one (mergekit's rule)."""
-    return min(index / (layers - 1), 1.0) if layers > 1 else 1.0
+def _place(name: str, part: Part, stacks: Mapping[str, Stack]) -> Placement:
+    """Return the placement of a tensor that keeps its name in every model."""
+    layer = layer_of(name)
+    t = 0.0 if layer is None else position(layer.index, stacks[layer.container].length)
+    return Placement(name, t, part, dict.fromkeys(part.models, name), layer is not None)

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..backends.arrays import BY_NAME, DType, promote
 from ..backends.contract import MAX_TARGETS
 from ..checkpoint.header import INTEGERS, MERGEABLE
 from ..checkpoint.shards import OutputTensor, Shard, plan_shards
 from ..checkpoint.source import Source
-from ..config.resolve import count_layers
+from ..config.resolve import Part
 from ..config.schema import MergeConfig
 from ..errors import CheckpointError, printable
 from ..methods.rule import Copied, TensorSpec
 from .aliases import find_aliases
 from .job import STORED, Input, Job
-from .notes import filter_notes, model_notes
-from .placements import Placement, place_tensors
+from .layer_config import gather_config, mixed_layers
+from .notes import filter_notes, gradient_notes, model_notes
+from .placements import Placement, cut_slices, place_slices, place_whole_models
 
 # Tensors with one row per token.
 _EMBEDDING = re.compile(
@@ -38,7 +40,7 @@ class Plan:
         shards: the output files.
         problems: everything that makes the merge impossible.
         notes: remarks that do not stop it.
-        num_layers: the number of output layers of a merge of slices; else None.
+        config: the content of config.json, but for dtype and vocabulary; {} if there is none.
         vocab_size: the number of rows of cropped embeddings; None if none is cropped.
     """
 
@@ -46,7 +48,7 @@ class Plan:
     shards: tuple[Shard, ...]
     problems: tuple[str, ...]
     notes: tuple[str, ...]
-    num_layers: int | None
+    config: Mapping[str, Any]
     vocab_size: int | None
 
     @property
@@ -91,7 +93,8 @@ def make_plan(
     """
     problems: list[str] = []
     parts = config.resolve()
-    placements = list(place_tensors(parts, sources, problems))
+    layout = _lay_out(config, parts, sources, problems)
+    placements = layout.placements
     targets = max((len(placement.tensors) - 1 for placement in placements), default=0)
     if targets > MAX_TARGETS:
         problems.append(f"{targets} targets; at most {MAX_TARGETS} are supported")
@@ -116,11 +119,49 @@ def make_plan(
         shards=shards,
         problems=tuple(problems),
         notes=(
-            *model_notes(config.base, parts, sources, placements),
+            *layout.notes,
+            *model_notes(config.base, parts, sources, placements, layout.cut),
             *filter_notes(parts, placements),
+            *gradient_notes(parts, placements),
         ),
-        num_layers=count_layers(parts),
+        config=layout.config,
         vocab_size=min(cropped.values(), default=None),
+    )
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where the output's tensors come from, and the config.json that says so.
+
+    Attributes:
+        placements: the output tensors, in order.
+        config: see Plan.
+        notes: remarks on layers that are merged with others of another kind.
+        cut: the container of the layers that `slices` cut; None for whole models.
+    """
+
+    placements: list[Placement]
+    config: Mapping[str, Any]
+    notes: list[str]
+    cut: str | None
+
+
+def _lay_out(
+    config: MergeConfig, parts: Sequence[Part], sources: Mapping[str, Source], problems: list[str]
+) -> _Layout:
+    lender = sources[config.config_model]
+    if config.slices is None:
+        return _Layout(list(place_whole_models(parts[0], sources)), lender.config, [], None)
+    cut = cut_slices(parts, sources, config.slices_of, config.config_model, problems)
+    if cut is None:
+        return _Layout([], lender.config, [], None)
+    origins = [cut.origins(part) for part in parts]
+    first = [origin for by_model in origins for origin in by_model[0]]
+    return _Layout(
+        list(place_slices(parts, sources, cut)),
+        gather_config(lender, cut.stack(config.config_model), first, problems),
+        [note for i, by_model in enumerate(origins) for note in mixed_layers(i, by_model)],
+        cut.container,
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..checkpoint.generation import find_stop_mismatch
 from ..checkpoint.hub import repo_of_snapshot
+from ..checkpoint.layout import check_links, homes_of
 from ..checkpoint.model_card import model_card, read_license
 from ..checkpoint.shards import index_json
 from ..checkpoint.sidecar import Sidecars, sidecar_files
@@ -16,6 +17,7 @@ from ..checkpoint.source import Source
 from ..checkpoint.vocabulary import read_vocabulary
 from ..config.schema import MergeConfig
 from ..version import __version__
+from .models import AllowLinks
 from .plan import Plan
 from .vocabularies import check_vocabularies
 
@@ -30,6 +32,7 @@ def make_sidecars(
     lender: Source | None,
     title: str,
     copy_tokenizer: bool,
+    allow_links: AllowLinks = (),
 ) -> Sidecars:
     """Return the sidecars. They are made before any weight is read, so that mistakes show early.
 
@@ -40,6 +43,7 @@ def make_sidecars(
         lender: the model that lends its tokenizer, or None.
         title: the model's name in its README.md.
         copy_tokenizer: copy tokenizer files.
+        allow_links: directories outside of the models to which links in them may lead.
 
     Raises:
         MergeError: a file is missing or damaged, or vocabularies differ.
@@ -53,10 +57,14 @@ def make_sidecars(
         chat_template=config.chat_template,
         sources=list(sources.values()),
         out_dtype=plan.dtype_name,
-        num_layers=plan.num_layers,
+        config=plan.config,
         vocab_size=plan.vocab_size,
         copy_tokenizer=copy_tokenizer,
     )
+    opened = dict(sources) if lender is None else {**sources, lender.name: lender}
+    # Nothing of a place that the user has not named gets into the merged model.
+    for source in opened.values():
+        check_links(source.path, [*files, "README.md"], homes_of(source.path, allow_links))
     if copy_tokenizer:
         lends = lender or base
         vocabulary = read_vocabulary(lends.name, lends.path)
@@ -64,7 +72,6 @@ def make_sidecars(
         notes += check_vocabularies(plan.jobs, lends, vocabulary, as_they_stand)
         if mismatch := find_stop_mismatch(files, vocabulary):
             notes.append(mismatch)
-    opened = dict(sources) if lender is None else {**sources, lender.name: lender}
     labels = _labels(opened)
     files["README.md"] = model_card(
         name=title,

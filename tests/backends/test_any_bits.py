@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fuseo1_kernels import fuse, survey
-from fuseo1_kernels.backends.contract import FuseParams
+from fuseo1_kernels.backends.contract import Band, Clamp, Cut, Draw, FuseParams, Select
+from support.fuse_cases import ELECTS, fused
+from support.oracles import fuse as emulation
 from support.oracles import sce as sce_oracle
 from support.tensors import (
     BF16,
@@ -34,36 +36,69 @@ _EDGES = {
 
 
 @st.composite
-def any_tensors(draw: st.DrawFn) -> list[torch.Tensor]:
-    """A base and up to five targets, each of any dtype, made of any bits."""
-    numel = draw(st.integers(0, 40))
-    near_base = draw(st.booleans())
+def any_tensors(draw: st.DrawFn, least: int = 1) -> list[torch.Tensor]:
+    """A base and up to five targets, each of any dtype, made of any bits, or near the base."""
+    numel, near = draw(st.integers(0, 40)), draw(st.sampled_from(["", "by bits", "by 64ths"]))
     tensors: list[torch.Tensor] = []
-    for _ in range(draw(st.integers(2, 6))):
-        dtype = (
-            draw(st.sampled_from(DTYPES))
-            if not near_base
-            else tensors[0].dtype
-            if tensors
-            else BF16
-        )
-        top = 1 << _WIDTH[dtype]
-        element = st.one_of(st.integers(0, top - 1), st.sampled_from(_EDGES[dtype]))
-        if near_base and tensors:
-            moves = draw(st.lists(st.integers(-2, 2), min_size=numel, max_size=numel))
-            first = bits(tensors[0]).tolist()
-            values = [(f + m) % top for f, m in zip(first, moves, strict=True)]
+    for _ in range(draw(st.integers(least, 6))):
+        dtype = draw(st.sampled_from(DTYPES))
+        moves = st.lists(st.integers(-2, 2), min_size=numel, max_size=numel)
+        if tensors and near == "by 64ths":
+            tensors.append((tensors[0].float() * (1 + torch.tensor(draw(moves)) / 64)).to(dtype))
+            continue
+        if tensors and near:
+            dtype = tensors[0].dtype
+            values = [f + m for f, m in zip(bits(tensors[0]).tolist(), draw(moves), strict=True)]
         else:
+            element = st.integers(0, (1 << _WIDTH[dtype]) - 1) | st.sampled_from(_EDGES[dtype])
             values = draw(st.lists(element, min_size=numel, max_size=numel))
-        signed = [v - top if v >= top // 2 else v for v in values]
+        top = 1 << _WIDTH[dtype]
+        signed = [(v + top // 2) % top - top // 2 for v in values]
         kind = torch.int32 if dtype == FP32 else torch.int16
         tensors.append(torch.tensor(signed, dtype=kind).view(dtype))
     return tensors
 
 
+_NUMBER = st.one_of(
+    st.sampled_from([0.0, -0.0, 1.0, -1.0, 1e-6, 1e-45]), st.floats(-4, 4, width=32)
+)
+_CUT = st.builds(
+    Cut,
+    st.one_of(st.sampled_from([0, 0x7F7FFFFF, 0x7F800000, 0x7FFFFFFF]), st.integers(0, 0x7FFFFFFF)),
+    st.sampled_from([-1, 0, 256 + 17, 1 << 40]),
+)
+_SELECT: st.SearchStrategy[Select] = st.one_of(
+    st.none(),
+    st.builds(Band, _CUT, _CUT),
+    st.builds(Draw, st.integers(0, 2**64 - 1), st.integers(0, 2**32 - 1)),
+    st.builds(Clamp, st.one_of(st.just(torch.inf), st.floats(0, 2, width=32))),
+)
+
+
+@st.composite
+def any_merge(draw: st.DrawFn) -> tuple[list[torch.Tensor], FuseParams]:
+    """Up to five targets, and any parameters for them."""
+    tensors = draw(any_tensors())
+    targets = len(tensors) - 1
+    some = st.lists(_NUMBER, min_size=targets, max_size=targets).map(tuple)
+    return tensors, FuseParams(
+        weights=draw(some),
+        floor_divisor=draw(st.sampled_from([0.0, 1e-6, 0.5, -0.5])),
+        masked=draw(st.booleans()),
+        threshold=draw(st.integers(0, 0x7FFFFFFF)),
+        tie_limit=draw(st.sampled_from([-1, 280, 1 << 40])),
+        elect=draw(st.sampled_from(ELECTS)),
+        divisor=draw(st.one_of(st.none(), _NUMBER)),
+        shares=draw(st.one_of(st.none(), some)) or None,
+        scale=draw(_NUMBER),
+        base_scale=draw(_NUMBER),
+        selects=draw(st.lists(_SELECT, min_size=targets, max_size=targets).map(tuple)),
+    )
+
+
 @pytest.mark.parametrize("isa", ISAS)
 @given(
-    tensors=any_tensors(),
+    tensors=any_tensors(least=2),
     topk=st.one_of(st.sampled_from([0.0, 0.5, 1.0]), st.floats(0.0, 1.0)),
     weights=st.lists(st.floats(0.0, 1.0, width=32), min_size=5, max_size=5),
     out_dtype=st.sampled_from(DTYPES),
@@ -91,6 +126,19 @@ def test_any_bits(
         merged = fuse(base, targets, params, out_dtype=out_dtype, backend="cpu", threads=2)
     assert learned(result) == learned(expected)
     assert_same_bits(merged, expected_out)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@given(merge=any_merge(), out=st.sampled_from(DTYPES))
+def test_any_bits_and_parameters(
+    isa: str, merge: tuple[list[torch.Tensor], FuseParams], out: torch.dtype
+) -> None:
+    require_isa(isa)
+    tensors, params = merge
+    with instruction_set(isa):
+        assert_same_bits(
+            fused("cpu", tensors, params, out, 256), emulation.fuse(tensors, params, out, 256)
+        )
 
 
 @pytest.mark.parametrize("dtype", [BF16, FP16])

@@ -23,6 +23,7 @@ from fuseo1_kernels.backends.reference.philox import words
 from fuseo1_kernels.backends.registry import load_backend
 from fuseo1_kernels.backends.results import MagnitudesResult, expect
 from fuseo1_kernels.in_memory.ops import as_arrays
+from support.fuse_cases import ELECTS
 from support.oracles import general as general_oracle
 from support.oracles import sce as sce_oracle
 from support.pairwise import pairwise
@@ -34,12 +35,8 @@ KEEP, DROP = NUMEL // 5, NUMEL // 100
 LIMIT = 1 << 31
 MOST = 1e-3
 SELECTS = ("all", "band", "draw", "clamp")
-ELECTS: tuple[Elect, ...] = ("sum", "weighted", "count", "none")
-
-
 #: That every instruction set gives the same bits is tested elsewhere.
 BACKENDS = ("reference", "cpu")
-any_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 
 def fp32(x: float) -> float:
@@ -90,50 +87,38 @@ def taking_part(kind: str) -> tuple[torch.Tensor, ...]:
     return tuple(torch.where(mask, x, 0.0) for mask, x in zip(masks, d, strict=True))
 
 
-@cache
-def exact(kind: str, elect: Elect, how: str) -> torch.Tensor:
+def exact(kind: str, weights: tuple[float, ...], elect: Elect, **how: Any) -> torch.Tensor:
     base = tensors()[0].double().flatten()
-    merged = general_oracle.merge(base, taking_part(kind), WEIGHTS, elect, **HOW[how])
-    return sce_oracle.rounded(merged, BF16)
+    return general_oracle.merge(base, taking_part(kind), weights, elect, **how)
+
+
+def different(merged: torch.Tensor, right: torch.Tensor) -> int:
+    """How many elements are not those of the float64 merge, rounded; of 100,000."""
+    wrong = bits(merged.flatten()) != bits(sce_oracle.rounded(right, BF16))
+    return int(wrong.sum()) * 100_000 // NUMEL
+
+
+def merged_by(backend: str, params: FuseParams) -> torch.Tensor:
+    return fuse(tensors()[0], tensors()[1:], params, backend=backend)
 
 
 @pairwise("backend, kind, elect, how", BACKENDS, tuple(SELECTS), ELECTS, tuple(HOW))
 def test_few_elements_differ(backend: str, kind: str, elect: Elect, how: str) -> None:
     params = FuseParams(WEIGHTS, elect=elect, selects=selects(kind), **HOW[how])
-    base, *targets = tensors()
-    merged = fuse(base, targets, params, backend=backend).flatten()
-    different = int((bits(merged) != bits(exact(kind, elect, how))).sum())
-    assert different < 5 * NUMEL / 100_000
+    assert different(merged_by(backend, params), exact(kind, WEIGHTS, elect, **HOW[how])) < 5
 
 
-@any_backend
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("elect", ELECTS)
 def test_equal_weights_decide_ties_alike(backend: str, elect: Elect) -> None:
     """Ties between votes, and between bf16 numbers, are exact in both: not one in 100,000 differs."""
     params = FuseParams((1.0,) * N, elect=elect, selects=selects("band"))
-    base, *targets = tensors()
-    merged = fuse(base, targets, params, backend=backend).flatten()
-    right = general_oracle.merge(base.double().flatten(), taking_part("band"), (1.0,) * N, elect)
-    different = int((bits(merged) != bits(sce_oracle.rounded(right, BF16))).sum())
-    assert different < NUMEL / 100_000
-
-
-def test_without_a_selection_the_elections_differ() -> None:
-    """The four elections give four different merges."""
-    results = [exact("all", elect, "mean") for elect in ELECTS]
-    for i, a in enumerate(results):
-        for b in results[:i]:
-            assert int((a != b).sum()) > NUMEL / 100
+    assert different(merged_by(backend, params), exact("band", (1.0,) * N, elect)) < 1
 
 
 def test_shares_and_a_floor_under_their_sum(backend: str) -> None:
     shares = WEIGHTS[::-1]
     params = FuseParams(WEIGHTS, elect="weighted", shares=shares, selects=selects("band"))
-    floored = replace(params, floor_divisor=0.5)
-    base, *targets = tensors()
-    merged = fuse(base, targets, floored, backend=backend).flatten()
-    exact_base, d = base.double().flatten(), taking_part("band")
-    right = general_oracle.merge(exact_base, d, WEIGHTS, "weighted", shares=shares, floor=0.5)
-    different = int((bits(merged) != bits(sce_oracle.rounded(right, BF16))).sum())
-    assert different < 5 * NUMEL / 100_000
-    assert not torch.equal(merged, fuse(base, targets, params, backend=backend).flatten())
+    merged = merged_by(backend, replace(params, floor_divisor=0.5))
+    assert different(merged, exact("band", WEIGHTS, "weighted", shares=shares, floor=0.5)) < 5
+    assert not torch.equal(merged, merged_by(backend, params))

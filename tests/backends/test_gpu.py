@@ -7,15 +7,13 @@ grid, for compute-sanitizer.
 from __future__ import annotations
 
 import os
-from typing import Any
 
 import pytest
 import torch
 
-from fuseo1_kernels import merge_tensors
 from fuseo1_kernels.backends.interface import GpuBackend
 from fuseo1_kernels.backends.registry import GPU_BACKENDS, load_gpu_backend
-from fuseo1_kernels.errors import BackendError, MergeError
+from fuseo1_kernels.errors import BackendError
 from fuseo1_kernels.in_memory.ops import as_array as array
 from fuseo1_kernels.system import free_memory
 from support.gpu.data import tied, tuned
@@ -134,22 +132,6 @@ def test_a_device_that_is_not_the_current_one(gpu: GpuBackend) -> None:
     with torch.cuda.device(0):
         compare(gpu, tensors, 0.1, "mergekit", torch.zeros_like(tensors[0]))
         assert torch.cuda.current_device() == 0
-
-
-def test_through_the_public_functions(gpu: GpuBackend, device: torch.device) -> None:
-    made = [t.to(BF16).view(100, 257) for t in tied(25_700, 3, torch.Generator().manual_seed(4))]
-    keywords: dict[str, Any] = {
-        "base_index": 0,
-        "parameters": {"select_topk": 0.3, "variant": "mergekit"},
-    }
-    expected = merge_tensors(made, "sce", **keywords)
-    tensors = [t.to(device) for t in made]
-    merged = merge_tensors(tensors, "sce", backend=gpu.name, **keywords)
-    assert merged.device == device
-    assert_same_bits(merged.cpu(), expected)
-    tensors[1][3, 4] = float("nan")
-    with pytest.raises(MergeError, match="tensor 1 has 1"):
-        merge_tensors(tensors, "sce", backend=gpu.name, **keywords)
 
 
 @pytest.mark.skipif(SMALL, reason="too long for compute-sanitizer")

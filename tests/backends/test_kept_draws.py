@@ -35,6 +35,8 @@ from fuseo1_kernels.in_memory.merge import merge_tensors
 from fuseo1_kernels.in_memory.ops import as_array, as_arrays
 from fuseo1_kernels.in_memory.survey_cache import ResidentSurveys
 from support.file_ranges import stored
+from support.fuse_cases import fused
+from support.survey_cases import stream
 from support.tensors import BF16, assert_same_bits
 
 SIZES = (1, 4, 255, 256, 257, 511, 8192, 70_001)
@@ -62,16 +64,6 @@ def told(kept: Kept, numel: int) -> torch.Tensor:
     return (raw[:, None] >> torch.arange(8) & 1).bool().flatten()[:numel]
 
 
-def fused(inputs: list[Array], params: FuseParams, backend: str, chunk: int) -> torch.Tensor:
-    out = torch.empty(inputs[0].numel, dtype=BF16)
-    to = as_array(out)
-    for start in range(0, out.numel(), chunk):
-        count = min(chunk, out.numel() - start)
-        parts = [x.part(start, count) for x in inputs]
-        load_backend(backend).fuse(parts, params, to.part(start, count), start, 2)
-    return out
-
-
 def surveyed(backend: str, inputs: list[Array], request: Any, *rest: Any, **more: Any) -> Any:
     return load_backend(backend).survey(inputs, request, *rest, **more)
 
@@ -91,12 +83,13 @@ def test_the_same_elements(
             d = tensors[i + 1].float() - tensors[0].float()
             assert torch.equal(told(kept, numel) & (d != 0), selected(select, d, 0) & (d != 0))
     params = FuseParams((0.3, 0.4, 0.5, 0.6), elect="weighted", selects=chosen)
-    right = fused(inputs, params, "reference", numel)
+    right = fused("reference", tensors, params, BF16)
+    kept_too = replace(params, kept=found.kept)
     for chunk in (numel, 256 * 3):
         if chunk == numel or made_selects is selects:  # rows lie in one chunk
-            assert_same_bits(fused(inputs, replace(params, kept=found.kept), cpu, chunk), right)
+            assert_same_bits(fused(cpu, tensors, kept_too, BF16, chunk=chunk), right)
     # Others have no use for it, and draw.
-    assert_same_bits(fused(inputs, replace(params, kept=found.kept), "reference", numel), right)
+    assert_same_bits(fused("reference", tensors, kept_too, BF16), right)
 
 
 def test_it_is_what_fuse_goes_by(cpu: str) -> None:
@@ -107,23 +100,21 @@ def test_it_is_what_fuse_goes_by(cpu: str) -> None:
     assert kept is not None
     ctypes.memset(kept.address, 0, 125)
     params = FuseParams((1.0,), elect="none", divisor=1.0, selects=(Draw(1, 1 << 31),))
-    assert_same_bits(fused(inputs, replace(params, kept=found.kept), cpu, 1000), tensors[0])
-    assert not torch.equal(fused(inputs, params, cpu, 1000), tensors[0])
+    by_kept = fused(cpu, tensors, replace(params, kept=found.kept), BF16)
+    assert_same_bits(by_kept, tensors[0])
+    assert not torch.equal(fused(cpu, tensors, params, BF16), by_kept)
 
 
 @pytest.mark.parametrize("numel", [256, 257, 70_001])
 def test_as_far_as_memory_goes(cpu: str, numel: int) -> None:
     asked, each = Norms(selects(numel)), -(-numel // 256) * 32
     assert kept_bytes(asked, numel) == 2 * each
-    inputs, engine = as_arrays(made(numel)), load_backend(cpu)
+    inputs, engine = as_arrays(tensors := made(numel)), load_backend(cpu)
     for room, count in ((0, 0), (each - 1, 0), (each, 1), (2 * each - 1, 1), (2 * each, 2)):
         lent = Buffer(room)
         lent.view[:] = b"\xff" * len(lent.view)
         surveyor = engine.surveyor(4, numel, asked, 2, 4 << 20, lent)
-        surveyor.sample([])
-        surveyor.update(inputs, 0)
-        surveyor.end_pass()
-        found = expect(NormsResult, surveyor.result())
+        found = expect(NormsResult, stream(surveyor, tensors, numel, sampled=False))
         there = [k is not None for k in found.kept]
         assert there == ([True, False, False, count > 1] if count else [])
         assert found == surveyed(cpu, inputs, asked, 1, max_bytes=0)
@@ -137,20 +128,17 @@ def test_what_is_not_kept_is_decided_beside_what_is(cpu: str, row: int, tmp_path
     """Several units of work; of two targets by rank and one that is drawn only the first is kept."""
     numel = row * 256
     chosen = (Ranked(7, 0.3, 0.4, row), Ranked(8, 0.1, 0.5, row), Draw(9, 1 << 31))
-    inputs, engine = as_arrays(tensors := made(numel)[:4]), load_backend(cpu)
+    tensors, engine = made(numel)[:4], load_backend(cpu)
     lent = Buffer(kept_bytes(Norms(chosen[:1]), numel))
     surveyor = engine.surveyor(3, numel, Norms(chosen), 2, 4 << 20, lent)
-    surveyor.sample([])
-    surveyor.update(inputs, 0)
-    surveyor.end_pass()
-    kept = expect(NormsResult, surveyor.result()).kept
+    kept = expect(NormsResult, stream(surveyor, tensors, numel, sampled=False)).kept
     assert [k is not None for k in kept] == [True, False, False]
     params = FuseParams((0.3, 0.4, 0.5), elect="weighted", selects=chosen)
-    right = fused(inputs, params, "reference", numel)
+    right = fused("reference", tensors, params, BF16)
     params = replace(params, kept=kept)
     step = step_of(chosen)
     for chunk in (numel, step * 3):
-        assert_same_bits(fused(inputs, params, cpu, chunk), right)
+        assert_same_bits(fused(cpu, tensors, params, BF16, chunk=chunk), right)
     with stored(tmp_path, tensors) as files:
         out, scratch = torch.empty_like(right), Buffer(4 * (step * 2 + 64))
         engine.fuse_files(files, params, as_array(out), 0, 2, scratch)

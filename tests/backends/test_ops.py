@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from fuseo1_kernels import fuse, survey
-from fuseo1_kernels.backends.contract import NOTHING, FuseParams
+from fuseo1_kernels.backends.contract import FuseParams
 from fuseo1_kernels.backends.registry import load_backend
 from fuseo1_kernels.errors import MergeError
 from fuseo1_kernels.in_memory.ops import as_arrays
+from support import fuse_cases
 from support.hard_scores import (
     N,
     Pattern,
@@ -28,11 +29,9 @@ from support.tensors import (
     BF16,
     DTYPES,
     FP32,
-    QUIET_NAN,
     SHAPE_IDS,
     UGLY_SHAPES,
     assert_same_bits,
-    bits,
     denormals_flushed,
     learned,
     siblings,
@@ -99,13 +98,7 @@ def test_fuse_in_chunks(backend: str, chunk: int) -> None:
     assert 0 < result.tie_limit < N - 1
     params = params_for(result, masked=True)
     expected = fuse(tensors[0], tensors[1:], params, backend="reference")
-    out = torch.empty_like(expected)
-    inputs, (_, whole) = as_arrays(tensors), as_arrays([tensors[0], out])
-    for start in range(0, N, chunk):
-        count = min(chunk, N - start)
-        parts = [a.part(start, count) for a in inputs]
-        load_backend(backend).fuse(parts, params, whole.part(start, count), start, 2)
-    assert_same_bits(out, expected)
+    assert_same_bits(fuse_cases.fused(backend, tensors, params, BF16, chunk=chunk), expected)
 
 
 def test_elements_at_odd_addresses(cpu: str) -> None:
@@ -206,31 +199,6 @@ def test_nonfinite_elements_take_no_part(backend: str) -> None:
         result = survey(base, targets, select_topk=topk, backend=backend)
         assert result.energy == survey(base, mended, select_topk=topk, backend=backend).energy
         assert result.nonfinite == (0, 0, 1, 0, 0)
-
-
-def test_every_nan_is_written_as_the_quiet_one(backend: str) -> None:
-    payloads = torch.tensor([0x7F800001, 0x7FFFFFFF, -1, -0x7FFFFF], dtype=torch.int32).view(FP32)
-    infinities = torch.tensor([torch.inf, -torch.inf])
-    base = torch.zeros(20)
-    target = torch.ones(20)
-    target[3:7], target[9:11], base[13:15] = payloads, infinities, infinities
-    expected_nan = torch.zeros(20, dtype=torch.bool)
-    expected_nan[[3, 4, 5, 6, 9, 10, 13, 14]] = True
-    for dtype in DTYPES:
-        merged = fuse(base, [target], FuseParams((1.0,)), out_dtype=dtype, backend=backend)
-        assert torch.equal(bits(merged) == QUIET_NAN[dtype], expected_nan)
-        assert (merged[~expected_nan] == 1.0).all()
-
-
-def test_the_bases_negative_zero_stays_where_nobody_survives(backend: str) -> None:
-    for dtype in DTYPES:
-        base = torch.full((300,), -0.0, dtype=dtype)
-        others = [base.clone(), torch.zeros(300, dtype=dtype)]
-        for params in (
-            FuseParams((1.0, 1.0)),
-            FuseParams((1.0, 1.0), float(torch.tensor(1e-6)), True, NOTHING, -1),
-        ):
-            assert_same_bits(fuse(base, others, params, backend=backend), base)
 
 
 # --- more than 2^31 elements ---

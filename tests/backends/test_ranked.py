@@ -13,21 +13,22 @@ import torch
 
 from fuseo1_kernels.backends import _cpu
 from fuseo1_kernels.backends.arrays import Buffer
-from fuseo1_kernels.backends.contract import Draw, FuseParams, Norms, Ranked, step_of
+from fuseo1_kernels.backends.contract import Draw, Norms, Ranked, step_of
 from fuseo1_kernels.backends.cpu import native_select
-from fuseo1_kernels.backends.interface import FileRange
+from fuseo1_kernels.backends.interface import Backend
 from fuseo1_kernels.backends.reference.philox import words
 from fuseo1_kernels.backends.registry import load_backend
-from fuseo1_kernels.backends.results import NormsResult, SurveyResult, expect
+from fuseo1_kernels.backends.results import NormsResult, expect
 from fuseo1_kernels.errors import BackendError
 from fuseo1_kernels.in_memory.ops import as_array, as_arrays
 from support.file_ranges import stored
+from support.fuse_cases import fused
+from support.gpu.rows import RanksRefused
 from support.oracles.fuse import words as emulated_words
 from support.pairwise import pairwise
 from support.ranked import (
     KEY,
     KINDS,
-    OUTSIDE,
     denormals,
     differences,
     few_values,
@@ -37,7 +38,8 @@ from support.ranked import (
     params_of,
     selects,
 )
-from support.tensors import BACKENDS, BF16, CPUS, FP16, FP32, bits, denormals_flushed
+from support.survey_cases import stream_files
+from support.tensors import BACKENDS, BF16, CPUS, FP16, FP32, assert_same_bits, denormals_flushed
 
 ROWS = (1, 2, 3, 31, 255, 256, 257, 1000, 4097, 5120)
 
@@ -57,26 +59,6 @@ def expected(d: torch.Tensor, select: Ranked) -> torch.Tensor:
     return torch.from_numpy(kept.reshape(-1)) | ~torch.isfinite(d)
 
 
-def fused(
-    backend: str,
-    tensors: list[torch.Tensor],
-    params: FuseParams,
-    chunk: int | None = None,
-    threads: int = 2,
-) -> torch.Tensor:
-    out = torch.empty(tensors[0].numel(), dtype=FP32)
-    inputs, result = as_arrays(tensors), as_array(out)
-    for start in range(0, out.numel(), chunk or out.numel()):
-        count = min(chunk or out.numel(), out.numel() - start)
-        parts = [x.part(start, count) for x in inputs]
-        load_backend(backend).fuse(parts, params, result.part(start, count), start, threads)
-    return out
-
-
-def same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return torch.equal(bits(a), bits(b))
-
-
 # --- which elements ---
 
 
@@ -89,7 +71,7 @@ def test_what_is_selected_is_what_the_contract_says(
         out = fused(backend, [base, target], params_of((select,)))
         kept = torch.where(expected(target, select), target, 0.0)
         kept = kept.masked_fill(~torch.isfinite(target), torch.nan)
-        assert same(out.abs().nan_to_num(7.0), kept.abs().nan_to_num(7.0))
+        assert torch.equal(out.nan_to_num(7.0), kept.nan_to_num(7.0))
 
 
 @pairwise("cpu, kind, row", CPUS, KINDS, (*ROWS, 70_000), indirect=["cpu"])
@@ -98,9 +80,8 @@ def test_all_kernels_select_what_the_reference_does(
 ) -> None:
     tensors, chosen = made(kind, row, max(2, 20_000 // row)), selects(row)
     reference = load_backend("reference")
-    assert same(
-        fused(cpu, tensors, params_of(chosen)), fused("reference", tensors, params_of(chosen))
-    )
+    params = params_of(chosen)
+    assert_same_bits(fused(cpu, tensors, params), fused("reference", tensors, params))
     # A target that is not finite is surveyed alone: this file does not test what others count beside it.
     targets = 1 if kind is not_finite else 2
     inputs, asked = as_arrays(tensors[: targets + 1]), Norms(chosen[:targets])
@@ -122,7 +103,7 @@ def test_hard_rows(cpu: str, row: int, rounds: int) -> None:
     tensors = [torch.zeros(row * len(rows)), torch.cat(rows)]
     for low, span in ((0.4, 0.2), (1e-9, 0.999), (0.5, 0.0), (0.9999, 5e-5)):
         params = params_of((Ranked(KEY + rounds, low, span, row),))
-        assert same(fused(cpu, tensors, params), fused("reference", tensors, params))
+        assert_same_bits(fused(cpu, tensors, params), fused("reference", tensors, params))
 
 
 @pytest.mark.parametrize("row", [1, 3, 1000])
@@ -131,26 +112,21 @@ def test_inputs_of_any_dtype(cpu: str, row: int) -> None:
     for dtypes in itertools.product((BF16, FP16, FP32), repeat=2):
         tensors = [torch.randn(row * 300, generator=g).to(dtype) for dtype in dtypes]
         params = params_of(selects(row)[:1])
-        assert same(fused(cpu, tensors, params), fused("reference", tensors, params))
+        assert_same_bits(fused(cpu, tensors, params), fused("reference", tensors, params))
 
 
 def test_no_elements(backend: str) -> None:
     empty = [torch.empty(0)] * 3
-    assert fused_nothing(backend, empty) == 0
+    assert_same_bits(fused(backend, empty, params_of(selects(5))), empty[0])
     found = load_backend(backend).survey(as_arrays(empty), Norms(selects(5)), 2)
     assert expect(NormsResult, found).norms == ((0.0, 0.0), (0.0, 0.0))
-
-
-def fused_nothing(backend: str, empty: list[torch.Tensor]) -> int:
-    inputs, out = as_arrays(empty), as_array(torch.empty(0))
-    return load_backend(backend).fuse(inputs, params_of(selects(5)), out, 0, 2)
 
 
 def test_the_callers_floating_point_state_does_not_matter(cpu: str) -> None:
     tensors, params = made(denormals, 1000, 20), params_of(selects(1000))
     right = fused(cpu, tensors, params)
     with denormals_flushed():
-        assert same(fused(cpu, tensors, params), right)
+        assert_same_bits(fused(cpu, tensors, params), right)
 
 
 # --- whatever the chunks ---
@@ -166,9 +142,10 @@ def test_chunks_and_threads_change_nothing(backend: str, row: int) -> None:
     tensors, params = made(few_values, row, rows), params_of(selects(row))
     right = fused(backend, tensors, params)
     for chunk, threads in ((step, 1), (2 * step, 3), (4 * step, 2)):
-        assert same(fused(backend, tensors, params, chunk, threads), right)
+        made_in = fused(backend, tensors, params, chunk=chunk, threads=threads)
+        assert_same_bits(made_in, right)
     alone = [t[: row * (rows // 2)] for t in tensors]
-    assert same(fused(backend, alone, params), right[: alone[0].numel()])
+    assert_same_bits(fused(backend, alone, params), right[: alone[0].numel()])
 
 
 @pytest.mark.parametrize("row", [3, 257, 1000])
@@ -196,41 +173,17 @@ def test_files(backend: str, row: int, threads: int, tmp_path: Path) -> None:
     tensors = made(differences, row, 3 * step // row + 1)
     right, asked = fused("reference", tensors, params_of(selects(row))), Norms(selects(row))
     norms = load_backend("reference").survey(as_arrays(tensors), asked, 1)
+    params, engine, least = params_of(selects(row)), load_backend(backend), 3 * (4 * step + 64)
+    out = torch.empty_like(right)
     with stored(tmp_path, tensors) as files:
-        for nbytes in (least_scratch(step), 8 << 20):
-            scratch = Buffer(nbytes)
-            assert from_files(backend, files, asked, right.numel(), threads, scratch) == norms
-            out = torch.empty_like(right)
-            load_backend(backend).fuse_files(
-                files, params_of(selects(row)), as_array(out), 0, threads, scratch
-            )
-            assert same(out, right)
+        for scratch in (Buffer(least), Buffer(8 << 20)):
+            surveyor = engine.surveyor(2, right.numel(), asked, threads, 4 << 20)
+            assert stream_files(surveyor, files, (0,), scratch) == norms
+            engine.fuse_files(files, params, as_array(out.zero_()), 0, threads, scratch)
+            assert_same_bits(out, right)
         if step > 256:
-            too_small = Buffer(least_scratch(step) - 4096)
             with pytest.raises((ValueError, BackendError)):
-                load_backend(backend).fuse_files(
-                    files, params_of(selects(row)), as_array(out), 0, threads, too_small
-                )
-
-
-def least_scratch(step: int) -> int:
-    """For `step` elements of three inputs in fp32."""
-    return 3 * (4 * step + 64)
-
-
-def from_files(
-    backend: str,
-    files: list[FileRange],
-    asked: Norms,
-    numel: int,
-    threads: int,
-    scratch: Buffer,
-) -> SurveyResult:
-    surveyor = load_backend(backend).surveyor(2, numel, asked, threads, 4 << 20)
-    surveyor.sample_files(files, 16, scratch)
-    surveyor.update_files(files, 0, numel, scratch)
-    surveyor.end_pass()
-    return surveyor.result()
+                engine.fuse_files(files, params, as_array(out), 0, threads, Buffer(least - 4096))
 
 
 def test_steps() -> None:
@@ -271,7 +224,7 @@ def test_without_a_span_it_is_a_draw(backend: str) -> None:
     """The same words decide: at equal chances the masks are equal."""
     tensors = made(normal, 1000, 20)[:2]
     ranked = fused(backend, tensors, params_of((Ranked(KEY, 0.25, 0.0, 1000),)))
-    assert same(ranked, fused(backend, tensors, params_of((Draw(KEY, 1 << 30),))))
+    assert_same_bits(ranked, fused(backend, tensors, params_of((Draw(KEY, 1 << 30),))))
     kept = words(KEY, 0, 20_000) < 1 << 30
     assert torch.equal(ranked != 0, kept & (tensors[1] != 0))
 
@@ -279,24 +232,16 @@ def test_without_a_span_it_is_a_draw(backend: str) -> None:
 # --- what is refused ---
 
 
-@pytest.mark.parametrize("select", OUTSIDE.values(), ids=OUTSIDE)
-def test_what_is_outside_the_contract_is_refused(cpu: str, select: Ranked) -> None:
-    tensors = [torch.zeros(512), torch.ones(512)]
-    with pytest.raises(ValueError, match="outside the contract"):
-        fused(cpu, tensors, params_of((select,)))
-    with pytest.raises(ValueError, match="outside the contract"):
-        load_backend(cpu).survey(as_arrays(tensors), Norms((select,)), 1)
+class TestRefused(RanksRefused):
+    @pytest.fixture
+    def gpu(self, cpu: str) -> Backend:
+        return load_backend(cpu)
 
-
-def test_rows_must_agree_and_chunks_hold_whole_rows(cpu: str) -> None:
-    tensors = [torch.zeros(1536), torch.ones(1536), torch.ones(1536)]
-    chosen = (Ranked(1, 0.4, 0.2, 256), Ranked(1, 0.4, 0.2, 512))
-    with pytest.raises(ValueError, match="outside the contract"):
-        fused(cpu, tensors, params_of(chosen))
-    with pytest.raises(ValueError, match="outside the contract"):
-        _cpu.Survey.norms(1536, [native_select(select) for select in chosen])
-    with pytest.raises(ValueError, match="outside the contract"):
-        fused(cpu, tensors, params_of(chosen[1:] * 2), chunk=768)
-    surveyor = load_backend(cpu).surveyor(2, 1536, Norms(chosen[1:] * 2), 1, 4 << 20)
-    with pytest.raises(ValueError, match="outside the contract"):
-        surveyor.update([x.part(0, 768) for x in as_arrays(tensors)], 0)
+    def test_surveys_are_of_rows_that_agree_and_chunks_of_whole_ones(self, cpu: str) -> None:
+        """In the native module, too, and as soon as the chunk comes."""
+        chosen = (Ranked(1, 0.4, 0.2, 256), Ranked(1, 0.4, 0.2, 512))
+        with pytest.raises(ValueError, match="outside the contract"):
+            _cpu.Survey.norms(1536, [native_select(select) for select in chosen])
+        surveyor = load_backend(cpu).surveyor(2, 1536, Norms(chosen[1:] * 2), 1, 4 << 20)
+        with pytest.raises(ValueError, match="outside the contract"):
+            surveyor.update(as_arrays([torch.zeros(768)] * 3), 0)

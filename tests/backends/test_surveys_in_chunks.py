@@ -26,11 +26,12 @@ from support.survey_cases import (
     one_tie,
     spread,
     stream,
+    stream_files,
     take_sample,
     ties,
     whole,
 )
-from support.tensors import BACKENDS, BF16, FP16, FP32, learned, siblings
+from support.tensors import BACKENDS, BF16, FP16, FP32, learned
 
 N = 140_011  # more than two segments of 65,536, odd
 UNLIMITED = 1 << 40
@@ -82,26 +83,8 @@ def test_files(cpu: str, tmp_path: Path) -> None:
     with stored(tmp_path, tensors) as ranges:
         for (request, answer), max_bytes in [(a, m) for a in answers for m in (LEAST, PLENTY)]:
             surveyor = load_backend("cpu").surveyor(3, 300_000, request, 2, max_bytes)
-            surveyor.sample_files(ranges, 100, scratch)
-            while not surveyor.done:
-                for at in (0, 131_072):
-                    surveyor.update_files(ranges, at, (131_072, 168_928)[at > 0], scratch)
-                surveyor.end_pass()
-            assert learned(surveyor.result()) == learned(answer)
-
-
-def test_reads_of_the_tensor(cpu: str) -> None:
-    many, tied, one = (
-        make(N, 3, dtype) for make, dtype in zip(MAKES, (FP32, BF16, FP16), strict=True)
-    )
-    for tensors in (many, tied, one):
-        for topk, max_bytes in ((0.3, PLENTY), (0.0, PLENTY), (1.0, LEAST)):
-            assert whole(tensors, topk, max_bytes=max_bytes).passes == 1
-    assert whole(many, 0.3, max_bytes=LEAST).passes == 4  # scan, high bits, low bits, energies
-    assert whole(one, 0.3, max_bytes=LEAST).passes == 5  # and where the ties are cut
-    identical = [t.clone() for t in siblings(N, 1) for _ in range(2)][1:]
-    found = whole(identical, 0.5, max_bytes=LEAST)
-    assert isinstance(found, SceResult) and found.selected == 0
+            result = stream_files(surveyor, ranges, (0, 131_072), scratch)
+            assert learned(result) == learned(answer)
 
 
 # --- lent memory ---

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from fuseo1_kernels.backends.cpu import CpuBackend
+from fuseo1_kernels.backends.registry import load_backend
 from fuseo1_kernels.bench.calls import calls_of
 from fuseo1_kernels.bench.cases import Case, make_cases
 from fuseo1_kernels.errors import MergeError
@@ -79,38 +79,33 @@ def test_bytes_of_passes() -> None:
     }
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_two_reads_are_counted_where_a_merge_surveys(
-    method: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    surveys: list[object] = []
-    survey = CpuBackend.survey
-
-    def counting(backend: CpuBackend, *rest: Any, **options: Any) -> Any:
-        surveys.append(rest)
-        return survey(backend, *rest, **options)
-
-    monkeypatch.setattr(CpuBackend, "survey", counting)
-    case = only(method)
-    tensors = case.make_tensors()
-    calls_of(case, tensors, tensors[0].clone())["merge"].work()
-    reads = 2 if surveys else 1
-    assert case.merge_bytes == reads * case.read_bytes + case.tensor_bytes
-
-
 # --- calls ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 @pytest.mark.parametrize("method", METHODS)
-def test_all_calls_of_a_case_give_the_same_bits(method: str, backend: str) -> None:
-    """A merge to a given output, to a new one, and its surveys and fuse by themselves."""
+def test_all_calls_of_a_case_give_the_same_bits(
+    method: str, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A merge to a given output, to a new one, and its surveys and fuse by themselves.
+
+    Two reads are counted where a merge surveys.
+    """
+    engine, surveys = type(load_backend(backend)), list[object]()
+    survey = engine.survey
+
+    def counting(backend: Any, *rest: Any, **options: Any) -> Any:
+        surveys.append(rest)
+        return survey(backend, *rest, **options)
+
+    monkeypatch.setattr(engine, "survey", counting)
     case = only(method, backends=[backend])
     tensors = case.make_tensors()
     untouched = [t.clone() for t in tensors]
     out = torch.zeros_like(tensors[0])
     calls = calls_of(case, tensors, out, passes=True)
     merged = calls["merge"].work()
+    assert case.merge_bytes == (2 if surveys else 1) * case.read_bytes + case.tensor_bytes
     assert isinstance(merged, torch.Tensor)
     for name in ("merge out=", "fuse out="):
         out.zero_()

@@ -88,30 +88,34 @@ def test_where_results_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert gpu_report.folders(Path("there"), quick=True) == [Path("there"), tmp_path]
 
 
-def shell(name: str, script: str, limit: float = 30.0, reserve: float = 0.0) -> Job:
-    return Job(name, [["bash", "-c", script]], limit, reserve, {"WORD": "seen"})
+def shell(name: str, script: str, limit: float = 30.0, **options: Any) -> Job:
+    return Job(name, [["bash", "-c", script]], limit, environment={"WORD": "seen"}, **options)
+
+
+def stages_of(logs: Path, *jobs: Job) -> list[Stage]:
+    """Run in 100 seconds; every stage is told of as it ends."""
+    told: list[int] = []
+    stages = gpu_stages.run_all(jobs, 100.0, logs, lambda s: told.append(len(s)))
+    assert told == [*range(1, len(jobs) + 1)]
+    return stages
 
 
 @pytest.mark.slow
 def test_a_stage_that_fails_is_told_and_the_next_one_runs(tmp_path: Path) -> None:
-    jobs = [
+    two = [["true"], ["bash", "-c", "echo why; exit 3"], ["touch", str(tmp_path / "x")]]
+    good, bad, absent, slow, last = stages_of(
+        tmp_path / "logs",
         shell("good", "echo $WORD"),
-        Job(
-            "two", [["true"], ["bash", "-c", "echo why; exit 3"], ["touch", str(tmp_path / "x")]], 9
-        ),
+        Job("two", two, 9),
         Job("absent", [["no-such-program"]], 30),
         shell("slow", "echo begun; sleep 60 & wait", limit=6.0),
         shell("last", "true"),
-    ]
-    told: list[int] = []
-    stages = gpu_stages.run_all(jobs, 100.0, tmp_path / "logs", lambda s: told.append(len(s)))
-    assert [s.passed for s in stages] == [True, False, False, False, True]
-    assert stages[0].note == "seen"
-    assert stages[1].note == "exit status 3: why"
+    )
+    assert good.passed and good.note == "seen" and last.passed
+    assert bad.passed is False and bad.note == "exit status 3: why"
     assert not (tmp_path / "x").exists()
-    assert stages[2].note.startswith("cannot start no-such-program")
-    assert stages[3].note.endswith("s: begun") and stages[3].seconds < 30
-    assert told == [1, 2, 3, 4, 5]
+    assert absent.passed is False and absent.note.startswith("cannot start no-such-program")
+    assert slow.passed is False and slow.note.endswith("s: begun") and slow.seconds < 30
 
 
 def test_commands_that_run_together(tmp_path: Path) -> None:
@@ -121,17 +125,17 @@ def test_commands_that_run_together(tmp_path: Path) -> None:
         for mine, other, code in (("a", "b", 0), ("b", "a", 4))
     ]
     commands = [["bash", "-c", script] for script in scripts]
-    [stage] = gpu_stages.run_all(
-        [Job("both", commands, 30, together=True)], 60.0, tmp_path / "logs", lambda s: None
-    )
+    [stage] = stages_of(tmp_path / "logs", Job("both", commands, 30, together=True))
     assert not stage.passed and stage.note == "exit status 4"
 
 
 def test_time_is_kept_for_what_comes_later(tmp_path: Path) -> None:
-    jobs = [shell("first", "true"), shell("kept", "true", reserve=96.0)]
-    first, kept = gpu_stages.run_all(jobs, 100.0, tmp_path, lambda s: None)
+    """And a stage knows its time."""
+    first, kept = stages_of(
+        tmp_path, shell("first", "true"), shell("kept", "echo $FUSEO1_SECONDS", 7.0, reserve=96.0)
+    )
     assert first.passed is None and first.note == "not run: no time was left"
-    assert kept.passed
+    assert kept.passed and kept.note == "7"
 
 
 def test_a_stage_whose_packages_are_missing_is_not_run(tmp_path: Path) -> None:
@@ -141,7 +145,7 @@ def test_a_stage_whose_packages_are_missing_is_not_run(tmp_path: Path) -> None:
         Job("merge", [touch], 30, modules=("no_such_module", "json", "no_such_package")),
         Job("there", [["true"]], 30, modules=("json",)),
     ]
-    stages = gpu_stages.run_all(jobs, 100.0, tmp_path / "logs", lambda s: None)
+    stages = stages_of(tmp_path / "logs", *jobs)
     assert not (tmp_path / "x").exists() and stages[1].passed
     assert stages[0].passed is None
     assert stages[0].note == (
@@ -152,15 +156,20 @@ def test_a_stage_whose_packages_are_missing_is_not_run(tmp_path: Path) -> None:
     assert gpu_stages.outcome(jobs, stages) == (0, told)
 
 
-def test_what_failed_or_had_no_time_is_a_failure() -> None:
-    jobs = [shell("a", "true"), shell("b", "true")]
-    passed, failed, timeless = (Stage("a", p, 0.0, "") for p in (True, False, None))
-    assert gpu_stages.outcome(jobs[:1], [passed]) == (0, "1 of 1 stages passed")
-    for stages, told in (
-        ([passed, failed], "1 of 2 stages passed; FAILED: a"),
-        ([passed, timeless], "1 of 2 stages passed; NOT RUN, no time was left: a"),
-    ):
-        assert gpu_stages.outcome(jobs[:2], stages) == (1, told)
+@pytest.mark.parametrize(
+    ("ended", "status", "told"),
+    [
+        ([True], 0, "1 of 1 stages passed"),
+        ([True, False], 1, "1 of 2 stages passed; FAILED: b"),
+        ([True, None], 1, "1 of 2 stages passed; NOT RUN, no time was left: b"),
+    ],
+)
+def test_what_failed_or_had_no_time_is_a_failure(
+    ended: list[bool | None], status: int, told: str
+) -> None:
+    stages = [Stage(name, passed, 0.0, "") for name, passed in zip("ab", ended, strict=False)]
+    jobs = [shell(stage.name, "true") for stage in stages]
+    assert gpu_stages.outcome(jobs, stages) == (status, told)
 
 
 def test_what_whole_merges_need_is_looked_for() -> None:
@@ -172,13 +181,6 @@ def test_what_whole_merges_need_is_looked_for() -> None:
     contributing = (gpu_stages.ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     for module in gpu_stages.ENGINE_MODULES:
         assert f" {'PyYAML' if module == 'yaml' else module}" in contributing
-
-
-def test_a_stage_knows_its_time(tmp_path: Path) -> None:
-    [stage] = gpu_stages.run_all(
-        [shell("told", "echo $FUSEO1_SECONDS", limit=7.0)], 100.0, tmp_path, lambda s: None
-    )
-    assert stage.note == "7"
 
 
 def test_the_stages_fit_in_eight_minutes() -> None:

@@ -75,8 +75,9 @@ def test_the_stages_can_begin(brought: Sequence[str]) -> None:
         assert ran.returncode == 0, ran.stderr
 
 
+@pytest.mark.toolchain
 def test_merges_by_every_method_need_nothing_else() -> None:
     """Nor does what is imported only while they run."""
-    ran = on_bare_machine(*PYTEST, "tests/build/bare_methods.py")
+    ran = on_bare_machine(*PYTEST, "tests/backends/cuda/test_on_host.py", "-k", "every_method")
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert " passed" in ran.stdout and "skipped" not in ran.stdout

@@ -4,19 +4,17 @@ A normal run tries a few hundred examples, the same ones each time. To look for 
 
     FUSEO1_FUZZ_SECONDS=3600 python -m pytest -m "" tests/build/test_fuzz.py
 
-takes that many seconds in all, with fresh seeds. A failure shows hypothesis' smallest example, and
-the seed that led to it: FUSEO1_FUZZ_SEED=THE_SEED FUSEO1_FUZZ_SECONDS=1 with the same command, and
--k THE_TEST, leads there again. Then make the example a named test beside the code that is mended.
+takes that many seconds in all, those of test_fuzz_kept.py included, with fresh seeds. A failure
+shows hypothesis' smallest example, and the seed that led to it: FUSEO1_FUZZ_SEED=THE_SEED
+FUSEO1_FUZZ_SECONDS=1 with the same command, and -k THE_TEST, leads there again. Then make the
+example a named test beside the code that is mended.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import random
-import signal
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -26,7 +24,6 @@ import pytest
 import safetensors
 import yaml
 from huggingface_hub import constants
-from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from fuseo1_kernels.checkpoint.header import DTYPE_BYTES, read_header
@@ -39,6 +36,7 @@ from fuseo1_kernels.errors import CheckpointError, ConfigError, MergeError
 from fuseo1_kernels.methods.sce import VARIANTS, Sce
 from fuseo1_kernels.plan.plan import make_plan
 from support.checkpoint_files import safetensors_file, sharded_model, single_model, write_json
+from support.fuzzing import check_text, fuzz
 from support.mutations import (
     CONFIG,
     FIRST,
@@ -64,69 +62,6 @@ from support.mutations import (
     spliced,
     yaml_keys,
 )
-
-SECONDS = float(os.environ.get("FUSEO1_FUZZ_SECONDS", "0"))
-FIRST_SEED = os.environ.get("FUSEO1_FUZZ_SEED")
-TESTS = 4  # that share SECONDS
-ROUND = 200  # examples of one seed
-HANGS_AFTER = 10  # seconds; the largest examples have some 20 kB
-
-
-def fuzz(
-    strategy: st.SearchStrategy[Any],
-    check: Callable[[Any], None],
-    examples: int,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """Run `check` on `examples` of `strategy`, or on ever new ones until its share of time is up."""
-    count = 0
-
-    def counted(example: Any) -> None:
-        nonlocal count
-        count += 1
-        with time_limit():
-            check(example)
-
-    test = settings(
-        max_examples=ROUND if SECONDS else examples, suppress_health_check=list(HealthCheck)
-    )(given(strategy)(counted))
-    if not SECONDS:
-        test()
-        return
-    end = time.monotonic() + SECONDS / TESTS
-    number = int(FIRST_SEED or random.SystemRandom().randrange(2**32))
-    while time.monotonic() < end:
-        try:
-            seed(number)(test)()
-        except BaseException:
-            print(f"found with FUSEO1_FUZZ_SEED={number}")
-            raise
-        number = random.SystemRandom().randrange(2**32)
-    with capsys.disabled():
-        print(f" {count} examples ", end="")
-
-
-@contextmanager
-def time_limit() -> Iterator[None]:
-    """Make a failure of what would hang."""
-
-    def stop(*_: object) -> None:
-        raise AssertionError(f"not done after {HANGS_AFTER} seconds")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(HANGS_AFTER)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def check_text(text: str) -> None:
-    """A message has no control sequence for the terminal, no half of a surrogate pair, and no excessive length."""
-    assert text.replace("\n", "").isprintable()
-    assert len(text) < 50_000
-
 
 # --- headers -----------------------------------------------------------------------------
 

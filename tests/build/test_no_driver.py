@@ -80,7 +80,6 @@ def test_a_merge_that_asks_for_it_says_so(
     ran = spawn(*MERGE, family.config, family.out, *options, *dry_run)
     assert ran.code == 1
     said = ran.out + ran.err if dry_run else ran.err
-    print(repr(said))
     assert SAID in said
     assert "Traceback" not in ran.err
     assert not family.out.exists()

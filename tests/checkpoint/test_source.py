@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -24,7 +23,6 @@ from support.checkpoint_files import (
     safetensors_file,
     sharded_model,
     single_model,
-    write_json,
 )
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
@@ -54,24 +52,11 @@ def test_single_file(tmp_path: Path) -> None:
     with open_source(str(path)) as source:
         assert (source.name, source.path) == (str(path), path)
         assert source.config == {"num_hidden_layers": 2}
-        assert source.num_layers == 2
         assert {name: read(source, name) for name in source.tensors} == {
             name: content for name, (_, _, content) in TWO.items()
         }
         assert read(source, "a", 5, 3) == bytes([5, 6, 7])
         assert read(source, "a", 12, 0) == b""
-
-
-@pytest.mark.parametrize(
-    "config", [None, {}, {"num_hidden_layers": "2"}, {"num_hidden_layers": True}]
-)
-def test_number_of_layers_unknown(config: dict[str, Any] | None, tmp_path: Path) -> None:
-    safetensors_file(tmp_path / "model.safetensors", TWO)
-    if config is not None:
-        write_json(tmp_path / "config.json", config)
-    with open_source(str(tmp_path)) as source:
-        assert source.config == (config or {})
-        assert source.num_layers is None
 
 
 def test_a_view_of_any_format_is_filled(tmp_path: Path) -> None:

@@ -89,6 +89,28 @@ def test_mergekits_spellings() -> None:
     assert parse(["c", "o"]).copy_tokenizer is parse(["c", "o", "--copy-tokenizer"]).copy_tokenizer
 
 
+def test_mergekits_flags_without_a_meaning_are_noted(family: Family) -> None:
+    flags = ("--lazy-unpickle", "--allow-crimes", "--no-trust-remote-code", "-v", "--lazy-unpickle")
+    result = done(family.config, family.out, *flags, "--write-threads", "4")
+    noted = [line.split()[1] for line in result.err.splitlines() if line.startswith("note: ")]
+    assert noted == ["--lazy-unpickle", "--allow-crimes", "-v", "--write-threads"]
+    assert "--device cuda:0,cuda:1" in run(family.config, family.out, "--multi-gpu").err
+    merge_json(family.config, family.out, *flags)
+
+
+def test_help() -> None:
+    result = done("--help")
+    assert result.out.count("\n  fuseo1-merge ") == 3
+    assert all(page in result.out for page in ("README.md", "docs/config.md", "docs/command.md"))
+    lines = result.out.splitlines()
+    groups = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
+    assert len(groups) >= 7 and max(map(len, lines)) <= 100
+    begins = lines.index(groups[-1])
+    for line in lines[begins:]:
+        if line.startswith("  fuseo1-merge "):
+            make_parser().parse_args(line.split()[1:])
+
+
 # --- what is printed ---------------------------------------------------------------------
 
 

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from fuseo1_kernels.checkpoint.sink import Sink
 from support.models import Family, snapshot, write_model
 from support.mounts import in_mount
-from support.processes import Run, done, run, spawn
+from support.processes import Run, done, merge_json, run, spawn
 from support.refusals import one_layer_family, refused, untouched
 
 
@@ -39,9 +40,52 @@ def test_out_is_a_file(family: Family) -> None:
 
 
 def test_overwrite_takes_models_alone(family: Family) -> None:
-    family.out.mkdir(parents=True)
+    """--dry-run says the same, and what would be deleted."""
+    write_model(family.out, family.states[0])
+    there = sorted(file.name for file in family.out.iterdir())
+    planned = merge_json(family.config, family.out, "--overwrite", "--dry-run")
+    assert planned["deletes"] == there
+    assert f"--overwrite deletes {len(there)} files there: {there[0]}, " in planned["notes"][-1]
     (family.out / "thesis.tex").touch()
-    untouched(family, family.out, "--overwrite", words=(family.out, "does not look like a model"))
+    words = (family.out, "will not delete thesis.tex")
+    untouched(family, family.out, "--overwrite", words=words)
+    ran = run(family.config, family.out, "--overwrite", "--dry-run")
+    assert ran.code == 1
+    for word in words:
+        assert f"problem: {family.out}" in ran.out and str(word) in ran.out
+
+
+def test_what_comes_to_out_during_the_merge(
+    family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_model(family.out, family.states[0])
+    real = Sink.add_file
+
+    def add_file(self: Sink, name: str, data: bytes) -> None:
+        (family.out / "thesis.tex").touch()
+        real(self, name, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Sink, "add_file", add_file)
+        failed = run(family.config, family.out, "--overwrite")
+    assert failed.code == 1 and "will not delete thesis.tex" in failed.err
+    (family.out / "thesis.tex").unlink()
+    assert merge_json(family.config, family.out, "--overwrite")["resumed"] == 15
+
+
+@pytest.mark.parametrize("options", [[], ["--overwrite"], ["--dry-run"]])
+@pytest.mark.parametrize("out", ["", ".", "..", "/"])
+def test_places_that_are_no_models(
+    out: str, options: list[str], family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An unset variable in a script is the empty text, which is not the current directory."""
+    write_model(family.home / "here" / "there", family.states[0])
+    monkeypatch.chdir(family.home / "here" / "there")
+    before = snapshot(family.home)
+    ran = run(family.config, out, *options)
+    assert ran.code == 1 and (ran.out + ran.err).count("choose another OUT") == (out != "")
+    assert out or "OUT is empty" in ran.out + ran.err
+    assert snapshot(family.home) == before
 
 
 @pytest.mark.parametrize("options", [[], ["--overwrite"]])
@@ -120,10 +164,10 @@ def test_no_space_for_the_weights(family: Family) -> None:
 
 def test_no_space_for_the_small_files(family: Family) -> None:
     size = (family.base / "model.safetensors").stat().st_size
-    (family.base / "tokenizer.json").write_bytes(bytes(1 << 20))
+    (family.base / "LICENSE").write_bytes(bytes(1 << 20))
     ran = in_tmpfs(family, size + (64 << 10))
     assert ran.code == 1
-    assert "No space left on device" in ran.err and "tokenizer.json" in ran.err
+    assert "No space left on device" in ran.err and "LICENSE" in ran.err
     assert "/mine/out" not in ran.out.split()
     assert "out.partial keeps what was merged" in ran.err
 

@@ -17,8 +17,9 @@ from typing import TextIO
 import pytest
 
 from fuseo1_kernels.cli import merge
-from fuseo1_kernels.cli.progress import TerminalProgress
+from fuseo1_kernels.cli.progress import TerminalProgress, make_progress
 from fuseo1_kernels.cli.verify import main as verify
+from fuseo1_kernels.terminal import standard_streams
 from support.models import Family, read_model
 from support.processes import MERGE, done, environment, run, spawn
 from support.refusals import one_layer_family
@@ -49,6 +50,13 @@ def full() -> TextIO:
     return open("/dev/full", "w")
 
 
+def hung_up() -> TextIO:
+    """A terminal whose window was closed: writing is EIO."""
+    leader, follower = os.openpty()
+    os.close(leader)
+    return open(follower, "w")
+
+
 def closed() -> TextIO:
     with open(os.devnull, "w") as stream:
         return stream
@@ -71,6 +79,8 @@ LOST = "fuseo1-merge: standard output cannot be written (No space left on device
         (whole, absent, ""),
         (unread, whole, ""),
         (full, whole, LOST),
+        (hung_up, whole, LOST.replace("No space left on device", "Input/output error")),
+        (hung_up, hung_up, ""),
         (closed, closed, ""),
         (absent, absent, ""),
         (in_ascii, in_ascii, ""),
@@ -211,6 +221,19 @@ def test_the_bar_follows_the_terminal() -> None:
     bars = os.read(leader, 1 << 16).decode().strip().split("\r")
     os.close(leader)
     assert 90 < len(bars[0]) <= 100 and 40 < len(bars[-1].rstrip()) <= 50
+
+
+def test_the_bar_ends_quietly_with_its_terminal() -> None:
+    leader, follower = os.openpty()
+    with open(follower, "w") as stream, redirect_stderr(stream):
+        with standard_streams("fuseo1-merge"):
+            progress = make_progress()
+            assert isinstance(progress, TerminalProgress)
+            progress.start("merging", 1000)
+            os.close(leader)
+            progress.advance(1000)
+            progress.close()
+        stream.flush()
 
 
 def test_a_locale_without_utf_8(family: Family) -> None:

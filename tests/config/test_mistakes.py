@@ -77,9 +77,9 @@ def test_unreadable_files(tmp_path: Path) -> None:
         load_config(tmp_path / "none.yaml")
     with pytest.raises(ConfigError, match=r"is a directory; give a YAML file or a recipe's name$"):
         load_config(tmp_path)
-    (tmp_path / "model.safetensors").write_bytes(b"\x80\x00\xff\xfe")
+    (tmp_path / "merge.yaml").write_bytes(b"\x80\x00\xff\xfe")
     with pytest.raises(ConfigError, match="not UTF-8"):
-        load_config(tmp_path / "model.safetensors")
+        load_config(tmp_path / "merge.yaml")
 
 
 # --- mistakes: keys ------------------------------------------------------------------------------

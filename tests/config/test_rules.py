@@ -104,13 +104,6 @@ def test_a_models_own_filters_look_at_its_own_tensors(planned: Any) -> None:
     assert plan.notes == (f"{where}: filter 'layers.0.' matches no tensor",)
 
 
-def test_a_gradient_over_the_layers(planned: Any) -> None:
-    data = keys("slerp", models=models("left"), parameters={"t": [0, 0.5, 1]})
-    found = rules(planned(data))
-    assert [found[f"layers.{i}.attn"].t for i in range(5)] == [0.0, 0.25, 0.5, 0.75, 1.0]
-    assert found["embed_tokens"].t == 0.0
-
-
 def test_between_two_whole_numbers_there_may_be_none(planned: Any) -> None:
     data = keys("karcher", models=models("left", "right"), parameters={"max_iter": [2, 10]})
     found = rules(planned(data))
@@ -169,7 +162,7 @@ def test_layers_of_several_models_stacked(planned: Any) -> None:
     ]
     plan = planned({"merge_method": "passthrough", "slices": slices})
     assert plan.problems == plan.notes == ()
-    assert plan.num_layers == 9
+    assert plan.config["num_hidden_layers"] == 9
 
     def taken(job: Job) -> tuple[str, str]:
         [x] = job.inputs

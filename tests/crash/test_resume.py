@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import xxhash
 
+from fuseo1_kernels.checkpoint.identity import FileIdentity
 from support.checkpoint_files import tree, write_json
 from support.forked import Forks
 from support.interrupted import (
@@ -24,8 +25,9 @@ from support.interrupted import (
     small_family,
     undisturbed,
 )
-from support.models import Family, model_config, write_model
+from support.models import Family, model_config
 from support.processes import Run, merge_json, run
+from support.sabotage import CHANGES
 
 DONE = 4
 
@@ -92,11 +94,12 @@ def resize(name: str, by: int) -> Callable[[Path], None]:
 
 
 def edit_journal(change: Callable[[list[bytes]], list[bytes]]) -> Callable[[Path], None]:
-    """Change the journal's lines, the first of which is the identity's."""
+    """Change the journal's lines after the mark, the first of which is the identity's."""
 
     def damage(partial: Path) -> None:
         file = partial / "journal"
-        file.write_bytes(b"".join(change(file.read_bytes().splitlines(keepends=True))))
+        mark, *lines = file.read_bytes().splitlines(keepends=True)
+        file.write_bytes(b"".join([mark, *change(lines)]))
 
     return damage
 
@@ -151,7 +154,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], int]] = {
     "garbage at its end": (edit_journal(lambda lines: [*lines, b"\0\xff garbage"]), DONE),
     "garbage between": (edit_journal(lambda lines: [*lines[:3], b"\n {}\n", *lines[3:]]), DONE),
     "nothing but garbage": (edit_journal(lambda _: [bytes(range(256)) * 9]), 0),
-    "an empty journal": (edit_journal(lambda _: []), 0),
+    "nothing but the mark": (edit_journal(lambda _: []), 0),
 }
 
 
@@ -199,6 +202,11 @@ def other_order(family: Family) -> None:
     family.configure(models=[{"model": str(family.target(n))} for n in (2, 1)])
 
 
+def dated_back(family: Family) -> None:
+    """Other bytes in the same place, and the time of modification as before."""
+    CHANGES["is rewritten and dated back"](next(family.target(1).glob("*-00001-of-*.safetensors")))
+
+
 OTHERS: dict[str, tuple[Callable[[Family], object], tuple[str, ...], tuple[str, ...]]] = {
     "select_topk": (
         lambda family: family.configure(parameters={"select_topk": 0.5}),
@@ -211,6 +219,7 @@ OTHERS: dict[str, tuple[Callable[[Family], object], tuple[str, ...], tuple[str, 
     "shard size": (lambda _: None, ("--shard-size", "600"), ("another config or other options",)),
     "nonfinite": (lambda _: None, ("--nonfinite", "propagate"), ("begun with --nonfinite error",)),
     "time": (later, (), ("target2/model-00002-of-00002.safetensors changed since",)),
+    "content": (dated_back, (), ("target1/model-00001-of-00002.safetensors changed since",)),
     "file": (copied, (), ("base/model-00001-of-00002.safetensors changed since",)),
 }
 
@@ -228,6 +237,21 @@ def test_another_merge_is_not_continued(name: str, family: Family) -> None:
     assert tree(family.out.parent) == before
     assert merge(family, *options, "--no-resume") == 0
     assert alone(family.out) == expected
+
+
+def test_a_source_may_get_another_name(family: Family) -> None:
+    """As a backup by hard links gives it, or a cache that stores equal files once."""
+    for file in family.target(1).glob("*.safetensors"):
+        os.link(file, family.home / file.name)
+    expected = undisturbed(family, *ARGV)
+    assert merge(family) == DONE
+    assert alone(family.out) == expected
+
+
+def test_a_finished_merge_of_a_source_that_was_rewritten(family: Family) -> None:
+    merge(family)
+    dated_back(family)
+    refuses(run(family.config, family.out, *ARGV), family.out, "not empty", "--overwrite")
 
 
 def test_another_version_is_not_continued(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,13 +285,11 @@ def refuses(result: Run, *words: object) -> None:
 
 def test_the_same_command_again(family: Family) -> None:
     merge(family)
-    inodes = {file: file.stat() for file in family.out.rglob("*")}
+    before = {file: FileIdentity.of(file.stat()) for file in family.out.rglob("*")}
     said = merge_json(family.config, family.out, *ARGV)
     assert said["resumed"] == TENSORS and said["bytes_read"] == said["bytes_written"] == 0
     assert any("was there already" in note for note in said["notes"])
-    assert {file: file.stat()[:8] for file in family.out.rglob("*")} == {
-        file: status[:8] for file, status in inodes.items()
-    }
+    assert {file: FileIdentity.of(file.stat()) for file in family.out.rglob("*")} == before
     assert merge(family, "--overwrite") == 0
 
 
@@ -294,30 +316,12 @@ def test_what_is_not_this_merges_model_is_refused(change: str, family: Family) -
     assert alone(family.out) == undisturbed(family, *ARGV)
 
 
-def test_what_is_not_ours_is_not_touched(family: Family) -> None:
-    partial = partial_of(family.out)
-    (partial / "journal").rename(family.home / "journal")
+@pytest.mark.parametrize("options", [(), ("--no-resume",), ("--overwrite",)])
+def test_what_is_not_ours_is_not_touched(options: tuple[str, ...], family: Family) -> None:
+    (partial_of(family.out) / "journal").write_text("Dear diary")
     before = tree(family.home)
-    for options in ((), ("--no-resume",), ("--overwrite",)):
-        refuses(run(family.config, family.out, *ARGV, *options), partial, "something else is there")
-        assert tree(family.home) == before
-    shutil.rmtree(partial)
-    write_model(partial, family.states[0])
-    before = tree(family.home)
-    refuses(run(family.config, family.out, *ARGV), partial, "something else is there")
+    refuses(run(family.config, family.out, *ARGV, *options), partial_of(family.out), "not made by")
     assert tree(family.home) == before
-
-
-def test_a_file_in_the_way(family: Family) -> None:
-    partial = partial_of(family.out)
-    shutil.rmtree(partial)
-    partial.touch()
-    refuses(run(family.config, family.out, *ARGV), partial, "File exists")
-    assert partial.read_bytes() == b""
-    partial.unlink()
-    (partial / "journal").mkdir(parents=True)
-    refuses(run(family.config, family.out, *ARGV), partial, "cannot be opened and locked")
-    assert (partial / "journal").is_dir()
 
 
 def test_no_resume_refuses_a_model_that_is_there(family: Family) -> None:

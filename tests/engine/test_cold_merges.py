@@ -122,69 +122,43 @@ def merge(family: Family, **options: Any) -> dict[str, bytes]:
     return weights(family.home / "merged")
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
-def test_cold_models_stay_cold(
-    backend: str, threads: int, family: Family, expected: object, ways: dict[str, set[str]]
-) -> None:
-    for model in models(family):
-        chill(model)
-        assert none_cached(model)
-    assert merge(family, backend=backend, threads=threads) == expected
-    assert ways["ahead"] >= set(LARGE) and not ways["direct"]
-    assert all(none_cached(model) for model in models(family))
-
-
 @pytest.mark.parametrize("room", ["plenty", "none"])
-def test_warm_models_stay_warm(
+@pytest.mark.parametrize(
+    ("warmed", "backend", "threads"),
+    [
+        *(((), backend, threads) for backend in ("cpu", "reference") for threads in (1, 3)),
+        ((0, 2), "cpu", None),
+        ((0, 1, 2), "cpu", None),
+    ],
+)
+def test_models_stay_as_they_were(
+    warmed: tuple[int, ...],
+    backend: str,
+    threads: int | None,
     room: str,
     family: Family,
     expected: object,
     ways: dict[str, set[str]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Whatever memory there is: nothing needs to be brought."""
+    """One that something else has use for stays in the page cache; what was brought beside it goes.
+
+    What is cold is read ahead, or goes the direct way where there is no room; for what is warm nothing is brought.
+    """
     if room == "none":
         tune(monkeypatch, page_cache=0)
-    for model in models(family):
-        warm(model)
-    assert merge(family) == expected
-    assert ways == {"ahead": set(), "direct": set()}
-    assert all(all_cached(model) for model in models(family))
-
-
-@pytest.mark.parametrize("room", ["plenty", "none"])
-def test_each_model_stays_as_it_was(
-    room: str, family: Family, expected: object, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One that something else has use for stays in the page cache; what was brought beside it goes."""
-    if room == "none":
-        tune(monkeypatch, page_cache=0)
-    warm(family.base)
-    chill(family.target(1))
-    warm(family.target(2))
-    assert merge(family) == expected
-    assert all_cached(family.base) and all_cached(family.target(2))
-    assert none_cached(family.target(1))
-
-
-@pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
-def test_cold_models_without_room(
-    backend: str,
-    threads: int,
-    family: Family,
-    expected: object,
-    ways: dict[str, set[str]],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Every tensor goes the direct way; the bytes are the same, and it stays out of the page cache too."""
-    tune(monkeypatch, page_cache=0)
-    for model in models(family):
-        chill(model)
+    for number, model in enumerate(models(family)):
+        (warm if number in warmed else chill)(model)
+        assert number in warmed or none_cached(model)
     assert merge(family, backend=backend, threads=threads) == expected
-    assert not ways["ahead"] and ways["direct"] == set(family.states[0])
-    assert all(none_cached(model) for model in models(family))
+    for number, model in enumerate(models(family)):
+        assert all_cached(model) if number in warmed else none_cached(model)
+    if len(warmed) == 3:
+        assert ways == {"ahead": set(), "direct": set()}
+    elif room == "none":
+        assert not ways["ahead"] and ways["direct"] == set(family.states[0])
+    else:
+        assert ways["ahead"] >= set(LARGE) and not ways["direct"]
 
 
 @pytest.mark.parametrize("select_topk", [1.0, 0.5])

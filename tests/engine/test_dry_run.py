@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -19,6 +20,7 @@ from support.models import (
     tokenizer_json,
     write_model,
 )
+from support.models import shapes as qwen2_shapes
 from support.processes import MERGE, done, merge_json, run, spawn
 from support.recipes import PUBLISHED
 
@@ -137,27 +139,8 @@ def test_dry_run_of_an_unusable_backend(family: Family) -> None:
 @pytest.mark.serial
 def test_dry_run_of_a_32b_recipe(tmp_path: Path) -> None:
     """Qwen2.5-32B's real shapes in files of holes: planned from headers in about a second."""
-    hidden, ffn, kv, vocab, layers = 5120, 27648, 1024, 152064, 64
-    shapes: dict[str, list[int]] = {"model.embed_tokens.weight": [vocab, hidden]}
-    for i in range(layers):
-        for name, shape in {
-            "input_layernorm.weight": [hidden],
-            "mlp.down_proj.weight": [hidden, ffn],
-            "mlp.gate_proj.weight": [ffn, hidden],
-            "mlp.up_proj.weight": [ffn, hidden],
-            "post_attention_layernorm.weight": [hidden],
-            "self_attn.k_proj.bias": [kv],
-            "self_attn.k_proj.weight": [kv, hidden],
-            "self_attn.o_proj.weight": [hidden, hidden],
-            "self_attn.q_proj.bias": [hidden],
-            "self_attn.q_proj.weight": [hidden, hidden],
-            "self_attn.v_proj.bias": [kv],
-            "self_attn.v_proj.weight": [kv, hidden],
-        }.items():
-            shapes[f"model.layers.{i}.{name}"] = shape
-    shapes |= {"model.norm.weight": [hidden], "lm_head.weight": [vocab, hidden]}
+    shapes = qwen2_shapes(layers=64, vocab=152064, hidden=5120, ffn=27648, kv=1024)
     assert len(shapes) == 771
-
     names, shards = list(shapes), 17
     base, targets = PUBLISHED["FuseO1-DeepSeekR1-QwQ-SkyT1-32B-Preview"]
     for model in (base, *targets):
@@ -166,20 +149,14 @@ def test_dry_run_of_a_32b_recipe(tmp_path: Path) -> None:
             file = f"model-{number + 1:05d}-of-{shards:05d}.safetensors"
             header, end = {}, 0
             for name in names[number * 771 // shards : (number + 1) * 771 // shards]:
-                size = 2
-                for n in shapes[name]:
-                    size *= n
-                header[name] = {
-                    "dtype": "BF16",
-                    "shape": shapes[name],
-                    "data_offsets": [end, end + size],
-                }
-                end += size
+                start, end = end, end + 2 * math.prod(shapes[name])
+                offsets = {"data_offsets": [start, end]}
+                header[name] = {"dtype": "BF16", "shape": shapes[name], **offsets}
                 weight_map[name] = file
             path = raw_file(tmp_path / model / file, header)
             os.truncate(path, path.stat().st_size + end)
         write_json(tmp_path / model / "model.safetensors.index.json", {"weight_map": weight_map})
-        write_json(tmp_path / model / "config.json", model_config(num_hidden_layers=layers))
+        write_json(tmp_path / model / "config.json", model_config(num_hidden_layers=64))
         write_json(tmp_path / model / "tokenizer_config.json", {"add_bos_token": True})
     began = time.monotonic()
     argv = [*MERGE, "FuseO1-DeepSeekR1-QwQ-SkyT1-32B-Preview", "--dry-run", "--json"]

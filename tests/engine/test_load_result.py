@@ -17,7 +17,6 @@ from support.models import (
     Family,
     State,
     assert_same_state,
-    base_state,
     make_family,
     merged,
     model_config,
@@ -25,7 +24,7 @@ from support.models import (
     tuned,
     write_model,
 )
-from support.processes import done
+from support.processes import done, merge_json
 from support.tensors import BF16, FP32, assert_same_bits
 
 pytestmark = pytest.mark.peer
@@ -72,13 +71,17 @@ def test_loads_and_generates(options: tuple[str, ...], family: Family) -> None:
     generate(family.out)
 
 
-def test_output_dtype(family: Family) -> None:
-    family.configure(out_dtype="float32")
+def test_output_dtype_and_literal_chat_template(family: Family) -> None:
+    template = "{% for m in messages %}[{{ m.content }}]{% endfor %}"
+    family.configure(out_dtype="float32", chat_template=template)
     done(family.config, family.out)
     model = load(family.out)
     assert model.dtype is FP32
     expected = {n: merged(family.states, n, out_dtype=FP32) for n in family.states[0]}
     assert_same_state(weights_of(model), expected)
+    tokenizer = AutoTokenizer.from_pretrained(family.out)
+    messages = [{"role": "user", "content": "Hi"}]
+    assert tokenizer.apply_chat_template(messages, tokenize=False) == "[Hi]"
 
 
 @pytest.mark.parametrize(
@@ -143,15 +146,12 @@ def test_models_that_transformers_saved(tmp_path: Path) -> None:
     generate(family.out)
 
 
-def test_cropped_embeddings(tmp_path: Path) -> None:
-    states = [base_state(), tuned(base_state(), 1)]
-    wider = base_state(vocab=VOCAB + 16)
-    states.append(tuned(wider, 2))
-    for name in ("model.embed_tokens.weight", "lm_head.weight"):
-        states[0][name] = torch.cat([states[0][name], states[0][name][:16]])
-    family = make_family(tmp_path, states)
-    write_model(family.base, states[0], config=model_config(vocab_size=VOCAB + 16))
-    write_model(family.target(2), states[2], config=model_config(vocab_size=VOCAB + 16))
+def test_cropped_embeddings(family: Family) -> None:
+    wider = model_config(vocab_size=VOCAB + 16)
+    for path, state in zip((family.base, family.target(2)), family.states[::2], strict=True):
+        for name in ("model.embed_tokens.weight", "lm_head.weight"):
+            state[name] = torch.cat([state[name], state[name][:16]])
+        write_model(path, state, config=wider)
     done(family.config, family.out, "--crop-embeddings")
     model = load(family.out)
     assert model.config.vocab_size == VOCAB
@@ -165,19 +165,11 @@ def test_slices(family: Family) -> None:
         for target, first, end in ((family.target(1), 0, 2), (family.target(2), 1, 3))
     ]
     family.configure(models=..., slices=[{"sources": s} for s in sources])
-    done(family.config, family.out)
+    said = merge_json(family.config, family.out)
+    assert list(said["energy_share"]) == [str(family.target(1)), str(family.target(2))]
     model = load(family.out)
     assert model.config.num_hidden_layers == 4 == len(model.model.layers)
     name = "mlp.up_proj.weight"
     expected = merged([family.states[0], family.states[2]], f"model.layers.2.{name}")
     assert_same_bits(model.model.layers[3].mlp.up_proj.weight.detach(), expected)
     generate(family.out)
-
-
-def test_literal_chat_template(family: Family) -> None:
-    template = "{% for m in messages %}[{{ m.content }}]{% endfor %}"
-    family.configure(chat_template=template)
-    done(family.config, family.out)
-    tokenizer = AutoTokenizer.from_pretrained(family.out)
-    messages = [{"role": "user", "content": "Hi"}]
-    assert tokenizer.apply_chat_template(messages, tokenize=False) == "[Hi]"

@@ -19,17 +19,14 @@ from fuseo1_kernels.engine.dry_run import dry_run
 from fuseo1_kernels.engine.options import MergeOptions
 from fuseo1_kernels.engine.verify import verify_model
 from fuseo1_kernels.methods import METHODS
-from support.engine_runs import MIB, merge
+from support.engine_runs import MIB, Told, merge
 from support.interrupted import partial_of
-from support.method_cases import CASES, EMBED, Case, Told
+from support.method_cases import CASES, Case
 from support.models import (
     Family,
-    State,
     assert_same_state,
-    base_state,
     make_family,
     read_model,
-    tuned,
     weights,
 )
 from support.processes import done, merge_json, run
@@ -72,104 +69,39 @@ def test_every_method_is_merged_here() -> None:
     assert {case.method for case in CASES.values()} == METHODS.keys()
 
 
-# --- what a person would compute -----------------------------------------------------------------
-
-
-def float64(case: Case, states: list[State], name: str) -> Any:
-    """The textbook's formula in float64; fp32's rounding is all that can differ."""
-    base, *others = [state[name].double() for state in states[: 1 + case.models]]
-    if case.method == "linear":
-        weight = case.values["weight"]
-        mixed = sum(w * x for w, x in zip(weight, others, strict=True))
-        return mixed / sum(weight)
-    if case.method == "task_arithmetic":
-        return base + sum(
-            w * (x - base) for w, x in zip(case.values["weight"], others, strict=True)
-        )
-    angle = torch.acos(
-        torch.dot(base.flatten(), others[0].flatten()) / base.norm() / others[0].norm()
-    )
-    t = case.values["t"]
-    parts = torch.sin((1 - t) * angle) * base + torch.sin(t * angle) * others[0]
-    return parts / torch.sin(angle)
-
-
-@pytest.mark.parametrize("name", ["linear", "task_arithmetic", "slerp"])
-def test_against_float64(name: str, tmp_path: Path) -> None:
-    """Models that are not alike, so that slerp is no straight line; all in fp32."""
-    g = torch.Generator().manual_seed(2)
-    states = [{"w": torch.randn((37, 29), generator=g)} for _ in range(4)]
-    family, case = make_family(tmp_path, states), CASES[name]
-    case.configure(family)
-    merge(family, backend="reference")
-    found = read_model(family.out)["w"].double()
-    expected = float64(case, states, "w")
-    assert float((found - expected).abs().max()) < 1e-6 * float(expected.abs().max())
-
-
-@pytest.mark.parametrize("method", ["karcher", "multislerp"])
-@pytest.mark.parametrize(
-    "values", [(1.0, 1.0, 1.0), (1.0, -1.0, 1.0), (0.0, 0.0, 0.0), (0.0, 2.0, 1.0)]
-)
-def test_tolerances_of_nothing(method: str, values: tuple[float, ...], tmp_path: Path) -> None:
-    """Models alike, opposed, zero: with a tolerance of 0 there is no division by 0 either."""
-    states = [{"w": torch.full((10,), value)} for value in (0.0, *values)]
-    family = make_family(tmp_path, states)
-    shared = {"tol": 0.0} if method == "karcher" else {"eps": 0.0, "weight": 1.0}
-    Case(method, 3, base=False, shared=shared).configure(family)
-    merge(family, backend="reference")
-    found = read_model(family.out)["w"]
-    assert torch.isfinite(found).all()
-    if values[0] == values[1]:
-        assert torch.equal(found, states[1]["w"])
-
-
 # --- slices --------------------------------------------------------------------------------------
 
 
 def test_layers_stacked(tmp_path: Path) -> None:
     """Layers of two models, one of them twice and scaled: the bytes of the tensors that they are."""
-    base = base_state()
-    family = make_family(tmp_path, [base, tuned(base, 1), tuned(base, 2)])
-    scale = [{"filter": "o_proj", "value": 0.0}, {"filter": "down_proj", "value": 0.5}]
+    family = make_family(tmp_path)
+    factors = {"o_proj": 0.0, "down_proj": 0.5}
+    scale = [{"filter": part, "value": factor} for part, factor in factors.items()]
     parts = [(1, (0, 2), {}), (2, (0, 3), {"scale": scale}), (1, (1, 3), {})]
-    slices = [
-        {
-            "sources": [
-                {"model": str(family.target(model)), "layer_range": list(layers), "parameters": own}
-            ]
-        }
+    sources = [
+        {"model": str(family.target(model)), "layer_range": list(layers), "parameters": own}
         for model, layers, own in parts
     ]
+    slices = [{"sources": [source]} for source in sources]
     family.configure(merge_method="passthrough", models=..., base_model=..., slices=slices)
-    result = merge(family, backend="reference")
-    assert result.notes == ()
-    first, last = family.states[1], family.states[1]
-    expected = {EMBED: first[EMBED]}
-    index = 0
-    for model, (start, end), own in parts:
-        for layer in range(start, end):
-            for name, tensor in family.states[model].items():
-                prefix = f"model.layers.{layer}."
-                if name.startswith(prefix):
-                    factor = (
-                        0.0 if own and "o_proj" in name else 0.5 if own and "down" in name else 1
-                    )
-                    key = f"model.layers.{index}.{name.removeprefix(prefix)}"
-                    expected[key] = tensor * factor
-            index += 1
-    expected |= {name: last[name] for name in ("model.norm.weight", "lm_head.weight")}
+    assert merge(family, backend="reference").notes == ()
+    expected = {n: t for n, t in family.states[1].items() if ".layers." not in n}
+    stacked = [(model, layer, own) for model, layers, own in parts for layer in range(*layers)]
+    for index, (model, layer, own) in enumerate(stacked):
+        for name, tensor in family.states[model].items():
+            factor = next((f for part, f in factors.items() if own and part in name), 1)
+            if f".layers.{layer}." in name:
+                expected[name.replace(f".{layer}.", f".{index}.")] = tensor * factor
     found = read_model(family.out)
     # A product of 0 has the sign of the other factor; a sum has not.
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
     config = json.loads((family.out / "config.json").read_text())
-    assert config["num_hidden_layers"] == index == 7
+    assert config["num_hidden_layers"] == len(stacked) == 7
     card = (family.out / "README.md").read_text()
     assert "- base:" not in card and card.count("- merged:") == 2
-    assert (family.out / "tokenizer.json").read_bytes() == (
-        family.target(1) / "tokenizer.json"
-    ).read_bytes()
+    lent = family.target(1) / "tokenizer.json"
+    assert (family.out / "tokenizer.json").read_bytes() == lent.read_bytes()
 
 
 def test_a_base_that_lends_its_config(tmp_path: Path) -> None:
@@ -249,41 +181,36 @@ def test_verified_and_found_again(name: str, family: Family, out: Path) -> None:
     assert ran.code == 0 and "energy" not in ran.out
 
 
-def test_gone_on_with(family: Family, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["ties", "nuslerp, by column"])
+def test_gone_on_with(
+    name: str, family: Family, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A seed that changes nothing is not in the way; one that does, or another parameter, is."""
-    write, written = worker.CpuWorker._write, list[str]()
+    write, written = worker.CpuWorker._write, set[str]()
 
-    def fail(self: Any, job: Any, *rest: Any) -> None:
+    def fail(self: Any, job: Any, *rest: Any, **at: int) -> None:
         if len(written) > 5:
             raise MergeError("no more")
-        write(self, job, *rest)
-        written.append(job.name)
+        write(self, job, *rest, **at)
+        written.add(job.name)
 
-    def cut_short(**options: Any) -> None:
+    def cut_short(name: str, **options: Any) -> None:
+        CASES[name].configure(family)
         written.clear()
         with monkeypatch.context() as patch:
             patch.setattr(worker.CpuWorker, "_write", fail)
             tune(patch, batch=1)
+            options |= {"backend": "reference", "threads": 1, "tuning": current()}
             with pytest.raises(MergeError, match="no more"):
-                merge_checkpoints(
-                    family.config,
-                    out,
-                    backend="reference",
-                    threads=1,
-                    tuning=current(),
-                    **options,
-                )
+                merge_checkpoints(family.config, out, **options)
         assert partial_of(out).exists()
 
-    CASES["ties"].configure(family)
-    expected = CASES["ties"].expected(family)
-    cut_short()
+    cut_short(name)
     result = merge_checkpoints(family.config, out, backend="reference", random_seed=3)
     assert result.resumed >= 5
-    assert_same_state(read_model(out), expected)
-    CASES["dare_linear"].configure(family)
+    assert_same_state(read_model(out), CASES[name].expected(family))
     out = out.with_name("other")
-    cut_short(random_seed=1)
+    cut_short("dare_linear", random_seed=1)
     with pytest.raises(MergeError, match="--no-resume"):
         merge_checkpoints(family.config, out, backend="reference")
     merge_checkpoints(family.config, out, backend="reference", random_seed=1)

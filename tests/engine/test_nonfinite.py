@@ -11,8 +11,8 @@ from fuseo1_kernels import MergeError
 from support.engine_runs import MIB, merge, spoil
 from support.fake_gpu import FakeDevice
 from support.gpu.runs import on_gpus, refusals, same
-from support.method_cases import CASES, EMBED, Case, mixed_family
-from support.models import Family, assert_same_state, make_family, merged, read_model
+from support.method_cases import BY_COLUMN, CASES, EMBED, Case, mixed_family
+from support.models import Family, assert_same_state, make_family, read_model
 
 METHODS = (
     *("linear", "passthrough", "task_arithmetic", "ties", "nearswap", "arcee_fusion", "della"),
@@ -44,26 +44,6 @@ def test_the_model_is_named_and_nothing_is_left(name: str, model: int, tmp_path:
     assert same(family)
 
 
-@pytest.mark.parametrize("variant", ["fuseo1", "mergekit"])
-@pytest.mark.parametrize("select_topk", [1.0, 0.4])
-def test_nonfinite_propagates(select_topk: float, variant: str, family: Family) -> None:
-    name = "model.layers.1.mlp.up_proj.weight"
-    spoil(family, 0, name, {5: float("nan")})
-    spoil(family, 2, name, {0: float("nan"), 70: float("-inf")})
-    parameters = {"select_topk": select_topk, "variant": variant}
-    family.configure(parameters=parameters)
-    with pytest.raises(MergeError, match="1 NaN or infinite"):
-        merge(family, backend="reference")
-    merge(family, nonfinite="propagate")
-    found = read_model(family.out)
-    expected = {
-        n: merged(family.states, n, parameters=parameters, nonfinite="propagate")
-        for n in family.states[0]
-    }
-    assert_same_state(found, expected)
-    assert found[name].isnan().nonzero().tolist() == [[0, 0], [0, 5], [2, 6]]
-
-
 def test_nonfinite_found_in_a_tensor_that_is_read_in_chunks(
     oversized: Family, tmp_path: Path
 ) -> None:
@@ -79,12 +59,11 @@ def test_nonfinite_found_in_a_tensor_that_is_read_in_chunks(
     assert read_model(family.out)[name].isnan().sum() == 1
 
 
-WAY = {"nuslerp_flatten": False, "nuslerp_row_wise": True}
 OVERFLOWS = {
     "sce": Case("sce", 2),
     "linear": Case("linear", 2, False, shared={"weight": 1}),
     "model_stock": Case("model_stock", 2),
-    "columns": Case("nuslerp", 2, own={"weight": (-1.0, 2.0)}, shared=WAY),
+    "columns": Case("nuslerp", 2, own={"weight": (-1.0, 2.0)}, shared=BY_COLUMN),
 }
 
 

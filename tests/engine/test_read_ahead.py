@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Sequence
@@ -105,7 +106,7 @@ def take_all(found: ReadAhead) -> list[UnitReads]:
     return taken
 
 
-def names(unit: UnitReads | None) -> list[str]:
+def names(unit: Unit | UnitReads | None) -> list[str]:
     assert unit is not None
     return [job.name for job in unit.jobs]
 
@@ -168,14 +169,6 @@ def test_models_of_a_unit_are_read_at_once(disk: Disk) -> None:
     assert [name[2:] for name in disk.told("read")] == ["t0"] * 3 + ["t1"] * 3
 
 
-def test_a_tensor_is_read_in_steps(disk: Disk) -> None:
-    """All of it, once."""
-    found, _ = made(units([Model(disk, "m")], 20, 12), 1, PLENTY, tuning=Tuning(step=6))
-    found.read()
-    assert disk.told("read") == ["m/t0"] * 4 + ["m/t1"] * 2
-    assert disk.brought == {"m/t0": 20, "m/t1": 12}
-
-
 def test_workers_and_readers_that_there_is_work_for(disk: Disk) -> None:
     found, _ = made(units([Model(disk, "m")], 2, 2, 2), 2, PLENTY)
     assert (found.readers, found.working) == (read_ahead.READERS, 2)
@@ -190,26 +183,20 @@ def test_workers_and_readers_that_there_is_work_for(disk: Disk) -> None:
 # --- what is there already ---------------------------------------------------------------
 
 
-def test_what_is_cached_is_neither_read_nor_forgotten(disk: Disk) -> None:
-    """Handed out at once, without any reader, also before others that are brought."""
-    models = [Model(disk, "base", ["t0", "t2"]), Model(disk, "target", ["t0", "t2"])]
-    found, _ = made(units(models, 8, 8, 8), 1, PLENTY)
-    first = take(found)
-    assert names(first) == ["t0"] and not first.direct
-    found.done(first)
-    assert disk.log == []
+def test_what_needs_no_reader_is_handed_out_at_once(disk: Disk) -> None:
+    """What is cached, what there is no room for, and what an earlier run has written."""
+    models = [Model(disk, "base", ["t0"]), Model(disk, "target", ["t0"])]
+    found, _ = made(units(models, 8, 18, 8, 8), 1, room=32, skipped={"t2"})
+    assert found.readers == 2
+    for number, direct in enumerate((False, True, False)):
+        unit = take(found)
+        assert names(unit) == [f"t{number}"] and unit.direct == direct
+        found.done(unit)
+    assert disk.log == [("forget", "base/t1"), ("forget", "target/t1")]  # the worker's own reads
     with at_work(found.read):
-        assert len(take_all(found)) == 2
-    assert disk.told("read") == disk.told("forget") == ["base/t1", "target/t1"]
-
-
-def test_of_what_is_partly_cached_the_rest_is_read_and_forgotten(disk: Disk) -> None:
-    models = [Model(disk, "base", ["a", "b"]), Model(disk, "left", ["b"]), Model(disk, "right")]
-    found, _ = made([Unit((job("a", models, 8), job("b", models, 8)))], 1, PLENTY)
-    with at_work(found.read):
-        assert len(take_all(found)) == 1
-    assert sorted(disk.told("read")) == ["left/a", "right/a", "right/b"]
-    assert sorted(disk.told("forget")) == ["left/a", "right/a", "right/b"]
+        assert [names(unit) for unit in take_all(found)] == [["t3"]]
+    assert disk.told("read") == ["base/t3", "target/t3"] == disk.told("forget")[2:]
+    assert ReadAhead(units(models, 2, 2), 1, capacity=0).readers == 0
 
 
 def test_what_was_cached_is_asked_before_anything_is_read(disk: Disk) -> None:
@@ -219,20 +206,6 @@ def test_what_was_cached_is_asked_before_anything_is_read(disk: Disk) -> None:
     with at_work(found.read):
         take_all(found)
     assert disk.told("read") == disk.told("forget") == ["m/t0"]
-
-
-def test_skipped_tensors_are_not_read(disk: Disk) -> None:
-    """An earlier run has written them: alone in a unit they need no reader."""
-    models = [Model(disk, "m")]
-    pair = Unit((job("a", models, 8), job("b", models, 8)))
-    found, _ = made([*units(models, 8), pair], 1, PLENTY, skipped={"t0", "b"})
-    first = take(found)
-    assert names(first) == ["t0"]
-    found.done(first)
-    assert disk.log == [] and found.readers == 1
-    with at_work(found.read):
-        assert [names(unit) for unit in take_all(found)] == [["a", "b"]]
-    assert disk.told("read") == disk.told("forget") == ["m/a"]
 
 
 def test_what_waits_is_bounded(disk: Disk) -> None:
@@ -271,64 +244,58 @@ def test_what_is_not_done_is_bounded(disk: Disk) -> None:
     assert disk.most == 30
 
 
-def test_what_there_is_no_room_for_is_direct(disk: Disk) -> None:
-    """It is handed out at once and not brought; the worker's reads are forgotten. Not if it is cached."""
-    models = [Model(disk, "base", ["t2"]), Model(disk, "target", ["t2"])]
-    found, _ = made(units(models, 18, 16, 18), 1, room=32)
-    first = take(found)
-    assert names(first) == ["t0"] and first.direct
-    found.done(first)
-    assert disk.told("read") == [] and disk.told("forget") == ["base/t0", "target/t0"]
-    with at_work(found.read):
-        rest = take_all(found)
-    assert [unit.direct for unit in rest] == [False, False]
-    assert disk.told("read") == ["base/t1", "target/t1"]
-    assert ReadAhead(units(models, 2, 2), 1, capacity=0).readers == 0
+INPUTS = st.tuples(st.sampled_from(["base", "target"]), st.integers(0, 17).map("t{}".format))
 
 
-@settings(
-    phases=[Phase.explicit, Phase.generate]
-)  # a deadlock is not made smaller: each takes its time
+# A deadlock is not made smaller: each takes its time.
+@settings(phases=[Phase.explicit, Phase.generate])
 @given(
-    sizes=st.lists(st.integers(0, 40).map(lambda n: 2 * n), max_size=12),
-    cached=st.sets(st.integers(0, 11).map(lambda i: f"t{i}")),
-    skipped=st.sets(st.integers(0, 11).map(lambda i: f"t{i}"), max_size=3),
+    sizes=st.lists(
+        st.lists(st.integers(0, 40).map(lambda n: 2 * n), min_size=1, max_size=3), max_size=6
+    ),
+    cached=st.sets(INPUTS),
+    skipped=st.sets(st.integers(0, 17).map("t{}".format), max_size=3),
     workers=st.integers(1, 4),
     readers=st.integers(1, 3),
     room=st.integers(0, 200),
-    ahead=st.integers(0, 100),
+    tuning=st.builds(Tuning, read_ahead=st.integers(0, 100), step=st.integers(1, 50)),
 )
 def test_any_units(
-    sizes: list[int],
-    cached: set[str],
+    sizes: list[list[int]],
+    cached: set[tuple[str, str]],
     skipped: set[str],
     workers: int,
     readers: int,
     room: int,
-    ahead: int,
+    tuning: Tuning,
 ) -> None:
-    """Everything ends and is taken once; what was brought is within `room` at any time, and forgotten."""
-    disk = Disk()
-    models = [Model(disk, "base", list(cached)), Model(disk, "target")]
-    tuning = Tuning(read_ahead=ahead)
-    found, _ = made(units(models, *sizes), workers, room, skipped, tuning=tuning)
+    """Everything ends and is taken once. What was not cached is read once, in steps, or by the worker if the unit is
+    larger than `room`, which what was brought never exceeds; then it is forgotten."""
+    disk, number = Disk(), itertools.count()
+    models = [Model(disk, m, [t for of, t in cached if of == m]) for m in ("base", "target")]
+    given = [Unit(tuple(job(f"t{next(number)}", models, n) for n in group)) for group in sizes]
+    found, _ = made(given, workers, room, skipped, tuning=tuning)
     with at_work(*[found.read] * readers, *[lambda: take_all(found)] * workers) as results:
         pass
     taken = [unit for result in results if isinstance(result, list) for unit in result]
-    assert Counter(n for p in taken for n in names(p)) == Counter(
-        f"t{i}" for i in range(len(sizes))
-    )
+    assert sorted(map(names, taken)) == sorted(map(names, given))
     assert found.working == 0
-    absent = {f"t{i}": 2 * size for i, size in enumerate(sizes) if f"t{i}" not in skipped}
-    expected = [
-        f"{model}/{name}"
-        for name, nbytes in absent.items()
-        for model in ("base", "target")
-        if 0 < nbytes <= room and not (model == "base" and name in cached)
-    ]
-    assert sorted(disk.told("read")) == sorted(expected)
-    direct = {name for name, nbytes in absent.items() if nbytes > room}
-    assert {n for p in taken if p.direct for n in names(p)} == direct
+    reads, absent, direct = Counter[str](), list[str](), list[list[str]]()
+    for unit in given:
+        left = [
+            (f"{model.name}/{one.name}", -(-one.input_bytes // 2 // tuning.step))
+            for one in unit.jobs
+            for model in models
+            if one.name not in skipped and (model.name, one.name) not in cached
+        ]
+        absent += [name for name, _ in left]
+        if left and unit.input_bytes > room:
+            direct.append(names(unit))
+        else:
+            reads.update(dict(left))
+    assert Counter(disk.told("read")) == +reads
+    assert sorted(disk.told("forget")) == sorted(absent)
+    assert sorted(names(unit) for unit in taken if unit.direct) == sorted(direct)
     assert disk.most <= room and not disk.brought
 
 

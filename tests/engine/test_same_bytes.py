@@ -11,6 +11,7 @@ from support.engine_runs import MIB, merge
 from support.models import Family, assert_same_state, read_model, weights
 from support.pairwise import pairwise
 from support.processes import spawn
+from support.streamed import limited
 from support.tensors import ISAS, require_isa
 from support.tuning import tune
 
@@ -73,38 +74,12 @@ def test_the_exact_path_with_the_reference_backend(oversized: Family) -> None:
 
 
 @pytest.mark.serial
-@pytest.mark.parametrize("cached", [True, False])
-def test_memory_is_bounded(cached: bool, oversized: Family) -> None:
-    """Memory that no file backs, above what a merge of nothing needs, stays near --max-memory."""
+@pytest.mark.parametrize("way", ["cached", "read ahead"])
+def test_memory_is_bounded(way: str, oversized: Family) -> None:
+    """Of many tensors, one after the other; some take the exact path."""
     oversized.configure(parameters={"select_topk": 0.1})
-    code = (
-        "import re, sys, threading, time\n"
-        "from fuseo1_kernels.cli.merge import main\n"
-        "from fuseo1_kernels.engine import merge\n"
-        "from fuseo1_kernels.checkpoint.source import Source\n"
-        f"Source.is_cached = lambda self, info: {cached}\n"
-        "def anonymous():\n"
-        "    text = open('/proc/self/status').read()\n"
-        "    return sum(map(int, re.findall(r'Rss(?:Anon|Shmem):\\s+(\\d+)', text))) * 1024\n"
-        "before, peak, run = anonymous(), [0], merge.run_plan\n"
-        "def watch():\n"
-        "    while True:\n"
-        "        peak[0] = max(peak[0], anonymous())\n"
-        "        time.sleep(0.001)\n"
-        "def watched(*args):\n"
-        "    global before\n"
-        "    before = anonymous()\n"
-        "    threading.Thread(target=watch, daemon=True).start()\n"
-        "    return run(*args)\n"
-        "merge.run_plan = watched\n"
-        "assert main(sys.argv[1:]) == 0\n"
-        "print(peak[0] - before)\n"
-    )
-    out = oversized.home / f"bounded-{cached}"
-    argv = ["-c", code, oversized.config, out, "--quiet", "--max-memory", "10MiB", "--threads", "2"]
-    ran = spawn(*argv)
-    assert ran.code == 0, ran.err
-    assert int(ran.out) < 14 * MIB
+    code, err = limited(oversized, f"bounded-{way}", 10 * MIB, way, budget=10 * MIB)
+    assert code == 0, err
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import pairwise
-from pathlib import Path
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuseo1_kernels.checkpoint.loader import open_source
-from fuseo1_kernels.engine.schedule import Unit, make_units
+from fuseo1_kernels.engine.schedule import make_units
 from fuseo1_kernels.engine.tuning import Tuning
-from fuseo1_kernels.methods.sce import Sce
-from fuseo1_kernels.plan.job import Input, Job
+from fuseo1_kernels.plan.job import Job
 from support.disk import Disk, Model, job
-from support.models import base_state, make_family, tuned
 
 MIB = 1 << 20
 
@@ -25,17 +20,6 @@ def place(job: Job) -> tuple[str, int]:
     """Return the base's file and the tensor's offset in it."""
     info = job.inputs[0].info
     return str(info.file), info.offset
-
-
-def tensors(*mebibytes: float) -> list[Job]:
-    """Tensors of so many MiB in one model, in the order of their file."""
-    model = Model(Disk(), "m")
-    sizes = [int(size * MIB) for size in mebibytes]
-    return [job(f"t{i}", [model], n, offset=sum(sizes[:i])) for i, n in enumerate(sizes)]
-
-
-def names(units: list[Unit]) -> list[list[str]]:
-    return [[job.name for job in unit.jobs] for unit in units]
 
 
 # Bytes, from none to many batches.
@@ -72,35 +56,13 @@ def test_any_tensors(placed: list[tuple[int, int, str]], workers: int) -> None:
     assert all(unit.input_bytes >= 4 * MIB for unit in rest[:-1])
 
 
-def test_the_largest_come_first_and_small_ones_together() -> None:
-    """4 MiB are not large yet, and fill what is together."""
-    units = make_units(tensors(1, 5, 4, 30, 2, 1, 5, 0.5), 2)
-    assert names(units) == [["t3"], ["t1"], ["t6"], ["t0", "t2"], ["t4", "t5", "t7"]]
-    assert [unit.input_bytes for unit in units[-2:]] == [5 * MIB, 7 * MIB // 2]
-
-
-def test_what_is_large_goes_by_a_workers_share() -> None:
-    """Forty layers of 8 MiB: one worker has a sixteenth's time to spare for any, sixteen have not."""
-    layers = tensors(*[8] * 40, 9)
-    in_order = [[f"t{i}"] for i in range(41)]
-    assert names(make_units(layers, 1)) == in_order
-    assert names(make_units(layers, 16)) == [["t40"], *in_order[:-1]]
-
-
-def test_nothing() -> None:
-    assert make_units([], 1) == []
-
-
-def test_files_come_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The base's, whatever the order of the jobs."""
-    state = base_state()
-    family = make_family(tmp_path, [state, tuned(state, 1)], shards=3)
-    with open_source(str(family.base)) as base, open_source(str(family.target(1))) as target:
-        jobs = []
-        for name, info in base.tensors.items():
-            inputs = (Input(base, info), Input(target, target.tensors[name]))
-            jobs.append(Job(name, info.shape, inputs[0].dtype, inputs, Sce(1.0, "fuseo1", 1)))
-        by_place = [job.name for job in sorted(jobs, key=place)]
-        assert names(make_units(jobs[::-1], 2)) == [by_place]
-        every_one = Tuning(batch=1, few=1)
-        assert names(make_units(jobs[::-1], 1, every_one)) == [[name] for name in by_place]
+def test_files_come_one_after_the_other() -> None:
+    """The base's, whatever the order of the jobs; in small batches where sizes ask for it."""
+    model = Model(Disk(), "base")
+    jobs = [job(f"t{i}", [model], 8, "ab"[i % 2], i) for i in range(6)]
+    by_place = ["t0", "t2", "t4", "t1", "t3", "t5"]
+    for units, expected in (
+        (make_units(jobs, 2), [by_place]),
+        (make_units(jobs, 1, Tuning(batch=1, few=1)), [[name] for name in by_place]),
+    ):
+        assert [[job.name for job in unit.jobs] for unit in units] == expected

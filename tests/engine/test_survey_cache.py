@@ -17,16 +17,17 @@ from fuseo1_kernels.backends.results import SceResult
 from fuseo1_kernels.checkpoint.loader import open_source
 from fuseo1_kernels.checkpoint.records import encode_record
 from fuseo1_kernels.checkpoint.source import Source
-from fuseo1_kernels.engine.survey_cache import SurveyCache
+from fuseo1_kernels.engine.survey_cache import MARK, SurveyCache
 from fuseo1_kernels.errors import MergeError
 from fuseo1_kernels.methods.sce import Sce
 from fuseo1_kernels.plan.job import Input, Job
+from support.engine_runs import MIB
+from support.engine_runs import merge as run_merge
 from support.models import Family, base_state, make_family, tuned, weights
 from support.processes import done, merge_json, run
+from support.sabotage import CHANGES
 from support.tensors import BF16
-from support.tuning import current, tune
-
-MIB = 1 << 20
+from support.tuning import tune
 
 
 @pytest.fixture(scope="module")
@@ -44,32 +45,21 @@ def merge(
     family: Family, out: str, select_topk: float, variant: str, **options: Any
 ) -> MergeResult:
     family.configure(parameters={"select_topk": select_topk, "variant": variant})
-    return merge_checkpoints(
-        family.config,
-        family.home / out,
-        max_memory=64 * MIB,
-        overwrite=True,
-        tuning=current(),
-        **options,
-    )
+    return run_merge(family, out, max_memory=64 * MIB, overwrite=True, **options)
 
 
 @pytest.fixture
 def surveyed(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The values of select_topk for which something was surveyed."""
     seen: list[float] = []
-    whole, streamed = CpuBackend.survey, CpuBackend.surveyor
+    for name, place in (("survey", 2), ("surveyor", 3)):
+        whole = getattr(CpuBackend, name)
 
-    def survey(self, inputs, select_topk, *rest, **lent):  # type: ignore[no-untyped-def]
-        seen.append(select_topk)
-        return whole(self, inputs, select_topk, *rest, **lent)
+        def counted(*given: Any, whole: Any = whole, place: int = place, **lent: Any) -> Any:
+            seen.append(given[place])
+            return whole(*given, **lent)
 
-    def surveyor(self, targets, numel, select_topk, *rest):  # type: ignore[no-untyped-def]
-        seen.append(select_topk)
-        return streamed(self, targets, numel, select_topk, *rest)
-
-    monkeypatch.setattr(CpuBackend, "survey", survey)
-    monkeypatch.setattr(CpuBackend, "surveyor", surveyor)
+        monkeypatch.setattr(CpuBackend, name, counted)
     return seen
 
 
@@ -142,14 +132,24 @@ def test_what_changed_is_surveyed_anew(tmp_path: Path, surveyed: list[float]) ->
     content = file.read_bytes()
     file.write_bytes(content[:-64] + bytes(64))
     assert surveys_of_a_merge() == tensors
+    CHANGES["is rewritten and dated back"](file)
+    assert surveys_of_a_merge() == tensors
     models = [{"model": str(m)} for m in (family.target(2), family.target(1))]
     assert surveys_of_a_merge(models=models) == tensors
     assert surveys_of_a_merge(models=models[:1]) == tensors
     assert surveys_of_a_merge(models=models) == 0
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "garbage", "other"])
-def test_a_damaged_cache(damage: str, tmp_path: Path, surveyed: list[float]) -> None:
+@pytest.mark.parametrize(
+    ("damage", "lost"),
+    [
+        (lambda data: data[:-10], 1),
+        (lambda data: data.replace(b'"selected":8', b'"selected":9', 1), 1),
+        (lambda data: b"\xff" * 1000, 39),
+        (lambda data: data + b"0123456789abcdef {}\n[]", 0),
+    ],
+)
+def test_a_damaged_cache(damage: Any, lost: int, tmp_path: Path, surveyed: list[float]) -> None:
     family, cache = make_family(tmp_path), tmp_path / "cache"
     merge_checkpoints(family.config, family.out, survey_cache=cache)
     first = weights(family.out)
@@ -160,17 +160,19 @@ def test_a_damaged_cache(damage: str, tmp_path: Path, surveyed: list[float]) -> 
     elif damage == "flip":
         data[len(data) // 2] ^= 1
     elif damage == "garbage":
-        data = bytearray(b"\xff" * 1000)
+        data = bytearray(MARK + b"\xff" * 1000)
     else:
         data += b"0123456789abcdef {}\n[]"
     file.write_bytes(data)
     surveyed.clear()
     lost = {"cut": 1, "flip": 1, "garbage": len(family.states[0]), "other": 0}[damage]
+    bad = {"cut": 1, "flip": 1, "garbage": 1, "other": 2}[damage]
     for expected in (lost, 0):
-        merge_checkpoints(family.config, family.out, survey_cache=cache, overwrite=True)
+        said = merge_checkpoints(family.config, family.out, survey_cache=cache, overwrite=True)
+        [note] = [note for note in said.notes if "surveyed anew" in note]
+        assert note.startswith(f"{file}: {bad} kept survey")
         assert len(surveyed) == expected
         assert weights(family.out) == first
-        surveyed.clear()
 
 
 def test_nonfinite_elements_are_still_found(tmp_path: Path) -> None:
@@ -187,12 +189,12 @@ def test_the_command_line(tmp_path: Path) -> None:
     family, cache = make_family(tmp_path), tmp_path / "cache"
     merge_json(family.config, family.out, "--survey-cache", cache, "--survey-topk", "0.1,0.5")
     lines = (cache / "surveys").read_text().splitlines()
-    assert len(lines) == 3 * len(family.states[0])
+    assert len(lines) == 1 + 3 * len(family.states[0])
     done(family.config, family.out, "--survey-cache", cache, "--overwrite", "--quiet")
     assert (cache / "surveys").read_text().splitlines() == lines
     for argv, words in (
         (("--survey-topk", "0.5"), "give survey_cache"),
-        (("--survey-cache", family.config), "cannot hold a survey cache"),
+        (("--survey-cache", family.config), "cannot hold a survey cache (File exists)"),
     ):
         ran = run(family.config, family.home / "other", *argv)
         assert ran.code == 1 and words in ran.err
@@ -250,10 +252,45 @@ def test_tensors_whose_changes_nobody_counts_are_not_kept() -> None:
 
 
 def test_surveys_are_json(family: Family, tmp_path: Path) -> None:
-    """Every line of the cache: its checksum and an object."""
+    """Every line of the cache but the first: its checksum and an object."""
     merge(family, "out", 0.5, "fuseo1", survey_cache=tmp_path)
-    for line in (tmp_path / "surveys").read_text().splitlines():
+    for line in (tmp_path / "surveys").read_text().splitlines()[1:]:
         assert json.loads(line.partition(" ")[2]).keys() == {"key", "survey"}
+
+
+#: What a survey of SCE says that cannot be, by field.
+IMPOSSIBLE: dict[str, list[Any]] = {
+    "passes": [-1, 1.0, "1", True, 2**70],
+    "nonfinite": [[], [0, 0, 0], [0, 0, 0, -1], [0, 0, 0, 10**9], 0],
+    "nonzero": [-2, 10**9, None],
+    "selected": [-1, 10**9],
+    "threshold": [-1, 2**31, 2**32, 1.5],
+    "tie_limit": [-2, 10**9, "0"],
+    "energy": [[], [1.0], [1.0, -1.0], [1.0, float("nan")], [1.0, 1e300], [1.0, "x"], {}],
+    "kept": [[]],
+}
+
+
+@pytest.mark.parametrize("field", IMPOSSIBLE)
+def test_a_survey_that_cannot_be(field: str, tmp_path: Path, surveyed: list[float]) -> None:
+    """Its line bears a right checksum. It is surveyed anew, and a note says so."""
+    family, cache = make_family(tmp_path), tmp_path / "cache"
+
+    def merge() -> tuple[str, ...]:
+        return merge_checkpoints(
+            family.config, family.out, survey_cache=cache, overwrite=True
+        ).notes
+
+    assert not merge()
+    expected, file = weights(family.out), cache / "surveys"
+    first, *others = file.read_bytes().splitlines(keepends=True)
+    record = json.loads(first.partition(b" ")[2])
+    for value in IMPOSSIBLE[field]:
+        survey = record["survey"] | {field: value}
+        file.write_bytes(encode_record(record | {"survey": survey}) + b"".join(others))
+        surveyed.clear()
+        assert any("1 kept survey could not be used" in note for note in merge()), value
+        assert len(surveyed) == 1 and weights(family.out) == expected
 
 
 def test_a_record_of_another_version_is_left_alone(family: Family, tmp_path: Path) -> None:
@@ -262,11 +299,12 @@ def test_a_record_of_another_version_is_left_alone(family: Family, tmp_path: Pat
         {"key": "k", "survey": {"threshold": 1}},
         {"key": "l", "survey": 7},
     ]
-    (tmp_path / "surveys").write_bytes(b"".join(map(encode_record, lines)))
+    content = MARK + b"".join(map(encode_record, lines))
+    (tmp_path / "surveys").write_bytes(content)
     [file] = tmp_path.iterdir()
     cache = SurveyCache(tmp_path)
     cache.close()
-    assert file.read_bytes() == b"".join(map(encode_record, lines))
+    assert file.read_bytes() == content
 
 
 def test_a_cache_that_cannot_be_written(family: Family, tmp_path: Path) -> None:

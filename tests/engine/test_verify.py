@@ -6,8 +6,9 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from fuseo1_kernels.checkpoint import checksums
 from fuseo1_kernels.checkpoint.header import TensorInfo, read_header
 from fuseo1_kernels.checkpoint.source import Source
 from fuseo1_kernels.cli.verify import main
-from fuseo1_kernels.errors import CheckpointError, MergeError
+from fuseo1_kernels.errors import CheckpointError, MergeError, printable
 from support.checkpoint_files import tree
 from support.models import Family, base_state, make_family, tuned, write_model
 from support.paths import ROOT
@@ -97,6 +98,104 @@ def test_a_shard_that_is_cut_or_gone(model: Path) -> None:
     assert problems(model) == (f"{file}: is missing",)
 
 
+@pytest.mark.parametrize("count", [60, pytest.param(600, marks=pytest.mark.slow)])
+def test_single_bits_anywhere(count: int, model: Path) -> None:
+    """Each of them is found, in a file chosen by chance or by its size, and said with the file's name."""
+    files = sorted(model.iterdir())
+    sizes = [file.stat().st_size for file in files]
+    random = Random(count)
+    for number in range(count):
+        [file] = random.choices(files, sizes if number % 2 else None)
+        whole = file.read_bytes()
+        place, bit = random.randrange(len(whole)), 1 << random.randrange(8)
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
+        try:
+            found = problems(model)
+        except CheckpointError as error:
+            found = (str(error),)
+        assert any(str(file) in problem for problem in found), (file, place, bit)
+        assert len(" ".join(found)) < 2000 and " ".join(found).isprintable()
+        file.write_bytes(whole)
+    assert problems(model) == ()
+
+
+@pytest.mark.parametrize("length", [0, 2**31, 2**40, 2**56, 2**63, 2**64 - 1])
+def test_lengths_of_headers_that_nothing_has(length: int, model: Path) -> None:
+    """The other shards are checked all the same."""
+    first, *others = sorted(model.glob("*.safetensors"))
+    data = first.read_bytes()
+    first.write_bytes(length.to_bytes(8, "little") + data[8:])
+    flip(others[0], -1)
+    result = verify_model(model)
+    assert len(result.problems) == 2
+    assert result.problems[0].startswith(f"{first}: its header differs from what was written")
+    assert f"{others[0]}: tensor " in result.problems[1]
+    assert result.tensors == sum(len(read_header(file).tensors) for file in others)
+
+
+def test_an_edited_readme_does_not_hide_the_weights(model: Path) -> None:
+    """Neither from the checksums nor from being merged again."""
+    (model / "README.md").write_text("Edited.\n")
+    result = verify_model(model, recompute=3)
+    assert [Path(p.partition(":")[0]).name for p in result.problems] == ["README.md"]
+    assert result.tensors == 39 and len(result.recomputed) == 3
+    last = sorted(model.glob("*.safetensors"))[-1]
+    flip(last, -1)
+    assert [str(last) in problem for problem in problems(model)] == [False, True]
+
+
+def fifo(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
+def directory(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+def device(file: Path) -> None:
+    file.unlink()
+    file.symlink_to("/dev/zero")
+
+
+def loop(file: Path) -> None:
+    file.unlink()
+    file.symlink_to(file.name)
+
+
+def grow(file: Path) -> None:
+    os.truncate(file, 1 << 40)
+
+
+@pytest.mark.parametrize("name", ["README.md", "model-00002-of-00003.safetensors", checksums.FILE])
+@pytest.mark.parametrize("change", [fifo, directory, device, loop, grow])
+def test_what_is_no_file(change: Callable[[Path], None], name: str, model: Path) -> None:
+    change(model / name)
+    if name == checksums.FILE:
+        with pytest.raises(CheckpointError, match=name):
+            verify_model(model)
+        return
+    [problem] = problems(model)
+    assert problem.startswith(f"{model / name}: ")
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\x1b[2Jb", "a\nb", "\udcff", "1_Pooling/gone"])
+def test_names_that_no_file_has(name: str, model: Path) -> None:
+    data = json.loads((model / checksums.FILE).read_text())
+    del data["checksum"]
+    data["files"][name] = vars(checksums.FileRecord.of(b"x"))
+    data["tensors"][name] = {"checksum": "0" * 32, "energy": []}
+    (model / checksums.FILE).write_bytes(checksums.seal(data))
+    if name == "\udcff":
+        with pytest.raises(CheckpointError, match="not valid Unicode"):
+            verify_model(model)
+    else:
+        file, tensor = problems(model)
+        assert printable(str(model / name)) in file and "other tensors" in tensor
+        assert file.isprintable() and tensor.isprintable()
+
+
 def test_weights_that_the_merge_did_not_write(model: Path) -> None:
     """A file that loaders would prefer to the merged ones."""
     shutil.copy(next(model.glob("model-00001*")), model / "model.safetensors")
@@ -104,19 +203,25 @@ def test_weights_that_the_merge_did_not_write(model: Path) -> None:
     assert "model.safetensors: is used as weights, but was not written by the merge" in problem
 
 
+NO_FILES: tuple[Any, ...] = ([], {"a": 1}, {"a": {}})
+NOTHING: dict[str, Any] = {
+    "algorithm": "xxh3_128",
+    "options": {},
+    "files": {},
+    "shards": {},
+    "tensors": {},
+}
+
+
 @pytest.mark.parametrize(
     "content",
     [
-        b"",
-        b"{}",
-        b'{"algorithm": "md5"}',
-        b'{"algorithm": "xxh3_128", "options": {}, "files": [], "shards": {}, "tensors": {}}',
-        b'{"algorithm": "xxh3_128", "options": {}, "files": {"a": 1}, "shards": {}, "tensors": {}}',
-        b'{"algorithm": "xxh3_128", "options": {}, "files": {"a": {}}, "shards": {}, "tensors": {}}',
+        *("", "{}", '{"algorithm": "md5"}'),
+        *(json.dumps(NOTHING | {"files": files}) for files in NO_FILES),
     ],
 )
-def test_checksums_that_are_none(content: bytes, model: Path) -> None:
-    (model / checksums.FILE).write_bytes(content)
+def test_checksums_that_are_none(content: str, model: Path) -> None:
+    (model / checksums.FILE).write_text(content)
     with pytest.raises(CheckpointError, match=checksums.FILE):
         verify_model(model)
 
@@ -131,42 +236,32 @@ def test_names_that_lead_out_of_the_model(model: Path) -> None:
         verify_model(model)
 
 
-def test_no_checksums(made: Family) -> None:
-    with pytest.raises(CheckpointError, match="is missing; only models merged by fuseo1-kernels"):
-        verify_model(made.base)
-
-
-def test_no_model_at_all(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError) as caught:
-        verify_model(tmp_path / "none")
-    assert str(caught.value) == f"{tmp_path / 'none'}: no such directory"
-
-
-def test_an_unfinished_merge(tmp_path: Path) -> None:
+def test_what_is_no_merged_model(made: Family, tmp_path: Path) -> None:
     partial = tmp_path / "model.partial"
     partial.mkdir()
-    with pytest.raises(CheckpointError, match="is missing; only models merged"):
-        verify_model(partial)
+    for path in (made.base, partial):
+        with pytest.raises(CheckpointError, match="is missing; only models merged by fuseo1"):
+            verify_model(path)
     (partial / "journal").touch()
-    with pytest.raises(CheckpointError) as caught:
-        verify_model(partial)
-    assert str(caught.value) == f"{partial}: an unfinished merge; give the merge command again"
+    for path, said in (
+        (partial, "an unfinished merge; give the merge command again"),
+        (tmp_path / "none", "no such directory"),
+    ):
+        with pytest.raises(CheckpointError) as caught:
+            verify_model(path)
+        assert str(caught.value) == f"{path}: {said}"
 
 
 # --- against the sources -----------------------------------------------------------------
 
 
-def test_all_tensors_again(made: Family) -> None:
-    result = verify_model(made.out, recompute=None)
-    assert result.problems == ()
-    assert set(result.recomputed) == set(made.states[0])
-
-
-def test_a_sample_of_them(made: Family) -> None:
+def test_a_sample_of_tensors_or_all(made: Family) -> None:
     samples = [set(verify_model(made.out, recompute=5, seed=s).recomputed) for s in (0, 0, 1)]
     assert all(len(sample) == 5 for sample in samples)
     assert samples[0] == samples[1] != samples[2]
-    assert len(verify_model(made.out, recompute=1000).recomputed) == len(made.states[0])
+    for recompute in (1000, None):
+        result = verify_model(made.out, recompute=recompute)
+        assert result.problems == () and set(result.recomputed) == set(made.states[0])
 
 
 @pytest.mark.parametrize("options", [{"crop_embeddings": True}, {"nonfinite": "propagate"}])
@@ -243,12 +338,12 @@ def test_exit_codes_and_words(
     assert json.loads(capsys.readouterr().out)["problems"]
     assert main([str(made.base)]) == 1
     assert capsys.readouterr().err.startswith("fuseo1-verify: error: ")
-
-
-def test_one_is_no_plural(made: Family, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flip(model / "config.json", 3)
     assert main([str(model)]) == 1
-    assert ": 1 problem (" in capsys.readouterr().out
+    assert ": 1 problem (" in capsys.readouterr().out  # one is no plural
+    for count in ("-1", "some", "1.5"):
+        with pytest.raises(SystemExit):
+            main(["model", "--recompute", count])
+        assert "neither a number of tensors nor `all`" in capsys.readouterr().err
 
 
 def test_the_command_has_the_name_that_it_says(capsys: pytest.CaptureFixture[str]) -> None:
@@ -258,13 +353,6 @@ def test_the_command_has_the_name_that_it_says(capsys: pytest.CaptureFixture[str
     project = (ROOT / "pyproject.toml").read_text()
     assert 'fuseo1-merge = "fuseo1_kernels.merge:main"\n' in project
     assert 'fuseo1-verify = "fuseo1_kernels.verify:main"\n' in project
-
-
-@pytest.mark.parametrize("count", ["-1", "some", "1.5"])
-def test_counts_that_are_none(count: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["model", "--recompute", count])
-    assert "neither a number of tensors nor `all`" in capsys.readouterr().err
 
 
 def test_as_a_module_without_torch(made: Family) -> None:

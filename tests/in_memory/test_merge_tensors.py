@@ -119,29 +119,6 @@ def test_misuse_is_explained(backend: str) -> None:
         assert "the result is" in merge_error(tensors, out=out, out_dtype=BF16, backend=backend)
 
 
-@pytest.mark.parametrize("value", [1.5, -0.1, "abc", float("nan"), None, True, [0.5]])
-def test_a_select_topk_that_is_no_fraction_is_refused(value: object) -> None:
-    tensors = siblings(4, 2)
-    message = error(
-        lambda: merge_tensors(tensors, "sce", base_index=0, parameters={"select_topk": value}),
-        ConfigError,
-    )
-    assert message == f"select_topk: must be a number in [0, 1], not {value!r}"
-
-
-def test_other_parameters_that_are_wrong() -> None:
-    tensors = siblings(4, 2)
-
-    def message(**parameters: object) -> str:
-        return error(
-            lambda: merge_tensors(tensors, "sce", base_index=0, parameters=parameters), ConfigError
-        )
-
-    assert "no parameter 'select_top_k'; did you mean 'select_topk'?" in message(select_top_k=0.5)
-    assert "variant: must be one of fuseo1, mergekit, not 'other'" in message(variant="other")
-    assert "int8_mask: must be true or false" in message(int8_mask="yes")
-
-
 # --- NaN and infinity ---
 
 
@@ -235,6 +212,19 @@ def test_what_is_not_finite_is_named_without_a_survey(backend: str) -> None:
         merge_tensors(huge, "linear", parameters={"weight": 1.0, "normalize": False})
 
 
+@pytest.mark.parametrize(
+    "values", [(1.0, 1.0, 1.0), (1.0, -1.0, 1.0), (0.0, 0.0, 0.0), (0.0, 2.0, 1.0)]
+)
+def test_tolerances_of_nothing(backend: str, values: tuple[float, ...]) -> None:
+    """Models alike, opposed, zero: with a tolerance of 0 there is no division by 0 either."""
+    tensors = [torch.full((10,), value) for value in values]
+    for method, parameters in (("karcher", {"tol": 0.0}), ("multislerp", {"eps": 0, "weight": 1})):
+        merged = merge_tensors(tensors, method, parameters=parameters, backend=backend)
+        assert merged.isfinite().all()
+        if values[0] == values[1]:
+            assert torch.equal(merged, tensors[0])
+
+
 def test_empty_rows(backend: str) -> None:
     tensors = [torch.empty(3, 0)] * 3
     merged = merge_tensors(
@@ -243,21 +233,40 @@ def test_empty_rows(backend: str) -> None:
     assert merged.shape == (3, 0)
 
 
-def test_weights_that_cancel_are_refused() -> None:
-    tensors = siblings((20, 30), 2, torch.float32)
-    weights = {"weight": [0.1, 0.2, -0.3]}
-    for method in ("linear", "multislerp"):
-        with pytest.raises(ConfigError, match=f"{method}: the weights sum to 0"):
-            merge_tensors(tensors, method, parameters=weights)
+NO_FRACTIONS: tuple[Any, ...] = (1.5, -0.1, "abc", float("nan"), None, True, [0.5])
+CANCEL = {"weight": [0.1, 0.2, -0.3]}
+NEEDED = {"ties": "weight", "slerp": "t", "nearswap": "t"}
 
 
-def test_parameters_that_are_missing_or_none() -> None:
-    tensors = siblings((20, 30), 1, torch.float32)
-    for method, name in (("ties", "weight"), ("slerp", "t"), ("nearswap", "t")):
-        with pytest.raises(ConfigError, match=f"{method} needs the parameter '{name}'"):
-            merge_tensors(tensors, method, base_index=0)
-        with pytest.raises(ConfigError, match=f"{name}.*must be a number.*not None"):
-            merge_tensors(tensors, method, base_index=0, parameters={name: None})
+@pytest.mark.parametrize(
+    ("method", "parameters", "message"),
+    [
+        *(
+            ("sce", {"select_topk": x}, f"select_topk: must be a number in [0, 1], not {x!r}")
+            for x in NO_FRACTIONS
+        ),
+        ("sce", {"select_top_k": 1}, "no parameter 'select_top_k'; did you mean 'select_topk'?"),
+        ("sce", {"variant": "other"}, "variant: must be one of fuseo1, mergekit, not 'other'"),
+        ("sce", {"int8_mask": "yes"}, "int8_mask: must be true or false"),
+        *(
+            (method, CANCEL, f"{method}: the weights sum to 0")
+            for method in ("linear", "multislerp")
+        ),
+        *(
+            (method, {}, f"{method} needs the parameter '{name}'")
+            for method, name in NEEDED.items()
+        ),
+        *((method, {name: None}, f"{name}: must be a number") for method, name in NEEDED.items()),
+    ],
+)
+def test_parameters_that_are_refused(method: str, parameters: dict[str, Any], message: str) -> None:
+    tensors = siblings((20, 30), 1 if method in NEEDED else 2, torch.float32)
+    base = None if parameters is CANCEL else 0
+    found = error(
+        lambda: merge_tensors(tensors, method, base_index=base, parameters=parameters), ConfigError
+    )
+    assert message in found
+    assert ("not None" in found) == (None in parameters.values())
 
 
 def test_ids_and_seeds_of_random_masks() -> None:

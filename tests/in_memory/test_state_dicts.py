@@ -101,9 +101,6 @@ def test_misuse_of_merge_state_dicts() -> None:
     assert "model 1 is neither a module nor a mapping" in error(
         lambda: merge_state_dicts([states[0], [1, 2]], "sce", base=0)  # type: ignore[list-item]
     )
-    assert "model 0 is neither" in error(
-        lambda: merge_state_dicts([{"w": 3}, states[0]], "sce", base=0)  # type: ignore[dict-item]
-    )
     for method, parameters in (("ties", None), ("sce", {"select_topk": 2})):
         message = error(
             lambda: merge_state_dicts(states, method, base=0, parameters=parameters),  # noqa: B023

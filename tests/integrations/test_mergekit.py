@@ -128,6 +128,10 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "multislerp": (3, {"weight": [0.25, 0.5]}),
     "nearswap": (2, {"t": 0.25}),
     "nuslerp": (3, {"weight": [0.25, 0.5]}),
+    "nuslerp, by column": (
+        3,
+        {"weight": [0.25, 0.5], "nuslerp_row_wise": True, "nuslerp_flatten": False},
+    ),
     "passthrough": (1, {"scale": 0.5}),
     "slerp": (2, {"t": 0.25}),
     "task_arithmetic": (3, {"weight": [0.25, -0.5], "lambda": 0.5}),
@@ -135,9 +139,12 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("method", CASES)
-def test_parameters_reach_the_methods(reference: None, method: str) -> None:
-    count, parameters = CASES[method]
+@pytest.mark.parametrize("name", CASES)
+def test_parameters_reach_the_methods(reference: None, name: str) -> None:
+    (
+        method,
+        (count, parameters),
+    ) = name.partition(",")[0], CASES[name]
     last = count - 1
     base = None if method in ("karcher", "linear", "passthrough") else last
     inputs = tensors(count)
@@ -146,18 +153,7 @@ def test_parameters_reach_the_methods(reference: None, method: str) -> None:
         inputs, method, base_index=base, parameters=parameters, backend="reference"
     )
     assert_same_bits(merged, direct)
-    assert kernels.counts().merged == {method: 1}
-
-
-def test_columns_are_merged_by_the_kernels(reference: None) -> None:
-    parameters = {"weight": [0.25, 0.5], "nuslerp_row_wise": True, "nuslerp_flatten": False}
-    inputs = tensors(3)
-    merged = merge_methods.merge_tensors(inputs, "nuslerp", base_index=0, parameters=parameters)
-    direct = fuseo1_kernels.merge_tensors(
-        inputs, "nuslerp", base_index=0, parameters=parameters, backend="reference"
-    )
-    assert_same_bits(merged, direct)
-    assert kernels.counts().merged == {"nuslerp": 1} and not kernels.counts().left
+    assert kernels.counts().merged == {method: 1} and not kernels.counts().left
 
 
 @pytest.mark.parametrize("method", ["linear", "slerp"])
@@ -219,12 +215,6 @@ def left() -> set[str]:
     return {reason for _, reason in kernels.counts().left}
 
 
-def same_as_without(inputs: list[torch.Tensor]) -> None:
-    merged = by_name(inputs)
-    kernels.uninstall()
-    assert torch.equal(merged, by_name(inputs))
-
-
 def test_gradients_are_mergekits(installed: None, caplog: pytest.LogCaptureFixture) -> None:
     inputs = tensors(requires_grad=True)
     with caplog.at_level(logging.WARNING, "fuseo1_kernels.mergekit"):
@@ -241,31 +231,32 @@ def test_gradients_are_mergekits(installed: None, caplog: pytest.LogCaptureFixtu
     assert kernels.counts().merged == {"sce": 1}
 
 
-def test_float64_is_mergekits(installed: None) -> None:
-    same_as_without(tensors(dtype=torch.float64))
-    assert left() == {"float64"}
+class Mine(torch.Tensor):
+    """Another class of tensors."""
 
 
-def test_tensors_elsewhere_are_mergekits(installed: None) -> None:
-    inputs = [t.to("meta") for t in tensors(2, torch.float32)]
-    merged = nearswap_merge.merge_group(TensorGroup.from_tensors(inputs, base_index=0), t=0.1)
-    assert merged.device.type == "meta"
-    assert left() == {"tensors on meta"}
+@pytest.mark.parametrize(
+    ("inputs", "reason"),
+    [
+        (tensors(dtype=torch.float64), "float64"),
+        ([t.to("meta") for t in tensors(2, torch.float32)], "tensors on meta"),
+        ([t.as_subclass(Mine) for t in tensors()], "tensors of type Mine"),
+        (tensors(1), "nothing to compute"),
+    ],
+)
+def test_what_is_left_to_mergekit(installed: None, inputs: list[Any], reason: str) -> None:
+    def merge() -> Any:
+        group = TensorGroup.from_tensors(inputs, base_index=0)
+        if inputs[0].is_meta:
+            return nearswap_merge.merge_group(group, t=0.1)
+        return sce_merge.merge_group(group, **TOPK)
 
-
-def test_subclasses_of_tensors_are_mergekits(installed: None) -> None:
-    class Mine(torch.Tensor):
-        pass
-
-    by_name([t.as_subclass(Mine) for t in tensors()])
-    assert left() == {"Mine of layout torch.strided"}
-
-
-def test_a_base_alone_is_mergekits(installed: None) -> None:
-    (base,) = tensors(1)
-    merged = merge_methods.merge_tensors([base], "sce", base_index=0, parameters=TOPK)
-    assert merged is base
-    assert left() == {"nothing to compute"}
+    merged = merge()
+    assert left() == {reason}
+    kernels.uninstall()
+    assert merged.device == inputs[0].device and type(merged) is type(merge())
+    assert merged.is_meta or torch.equal(merged, merge())
+    assert len(inputs) > 1 or merged is inputs[0]
 
 
 def test_what_the_kernels_refuse_fails_as_in_mergekit(installed: None) -> None:

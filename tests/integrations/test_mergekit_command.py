@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import torch
 
@@ -14,9 +16,10 @@ pytest.importorskip("mergekit")
 
 
 from fuseo1_kernels.cli import mergekit as command
+from fuseo1_kernels.cli.arguments import make_parser
 from fuseo1_kernels.integrations import mergekit as kernels
 from support.models import assert_same_state, make_family, read_model
-from support.processes import spawn
+from support.processes import MERGE, spawn
 
 TOPK = {"select_topk": 0.3}
 COMMAND = ("-m", "fuseo1_kernels.mergekit")
@@ -40,6 +43,35 @@ def test_the_command_merges_as_mergekit_yaml_does(tmp_path: Path) -> None:
     said = f"fuseo1-mergekit: the kernels merged {total} tensors (sce {total})\n"
     assert ran.err.endswith(said)
     assert not (family.out / "README.md").exists()
+
+
+def test_every_flag_of_mergekit_yaml_is_accepted() -> None:
+    from mergekit.scripts.run_yaml import main as mergekit_yaml
+
+    tried = 0
+    for option in mergekit_yaml.params:
+        if not isinstance(option, click.Option):
+            continue
+        for flag in (*option.opts, *option.secondary_opts):
+            value = [] if option.is_flag or option.count else ["cpu" if "device" in flag else "3"]
+            make_parser().parse_args(["config", "out", flag, *value])
+            tried += 1
+    assert tried > 30
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", ["20K", "9000", "8k"])
+def test_shards_are_mergekits(size: str, tmp_path: Path) -> None:
+    family = make_family(tmp_path)
+    family.configure(parameters=TOPK, dtype="bfloat16")
+    for argv, out in ((COMMAND, "theirs"), (MERGE, "ours")):
+        ran = spawn(*argv, family.config, tmp_path / out, "--out-shard-size", size, "--quiet")
+        assert ran.code == 0, ran.err
+    theirs, ours = (
+        json.loads((tmp_path / out / "model.safetensors.index.json").read_text())["weight_map"]
+        for out in ("theirs", "ours")
+    )
+    assert ours == theirs and len(set(ours.values())) > 4
 
 
 def test_the_commands_random_seed_decides_the_masks(tmp_path: Path) -> None:

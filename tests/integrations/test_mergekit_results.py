@@ -16,11 +16,10 @@ from mergekit.merge_methods import api, registered_methods
 
 from fuseo1_kernels import merge_tensors
 from fuseo1_kernels.methods import METHODS
+from support.method_cases import BY_COLUMN
 from support.tensors import siblings
 
 pytestmark = pytest.mark.peer
-
-BY_COLUMN: dict[str, Any] = {"nuslerp_flatten": False, "nuslerp_row_wise": True}
 
 #: method, tensors, whether the first is the base, parameters
 CASES: list[tuple[str, int, bool, dict[str, Any]]] = [

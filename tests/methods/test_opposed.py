@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -88,41 +89,39 @@ def test_karcher_has_the_mean_length(data: st.DataObject, numel: int, models: in
 
 @pytest.mark.parametrize("noise", NOISE)
 @pytest.mark.parametrize("has_base", [False, True])
-def test_nuslerp_of_opposed_vectors_is_a_line(backend: str, noise: float, has_base: bool) -> None:
+@pytest.mark.parametrize(
+    ("method", "parameters", "factors", "share"),
+    [
+        ("nuslerp", {"weight": [1.0, 3.0]}, (1.0, -3.0), 0.25),
+        ("nuslerp", {"weight": [1.0, 3.0], "nuslerp_flatten": False}, (1.0, -3.0), 0.25),
+        ("multislerp", {"weight": 1.0}, (0.192, -1.29), 0.5),
+    ],
+)
+def test_a_slerp_of_two_that_cancel_is_a_line(
+    backend: str,
+    noise: float,
+    has_base: bool,
+    method: str,
+    parameters: dict[str, Any],
+    factors: tuple[float, float],
+    share: float,
+) -> None:
     """Rounding alone would say which way the arc goes."""
-    tensors = noisy(noise, 1.0, -3.0)
-    base = [torch.zeros(64, 64)] * has_base
-    for flatten in (True, False):
+    for tensors in (noisy(noise, *factors), of_scalars(*factors)):
         merged = merge_tensors(
-            [*base, *tensors],
-            "nuslerp",
+            [torch.zeros_like(tensors[0])] * has_base + tensors,
+            method,
             base_index=0 if has_base else None,
-            parameters={"weight": [1.0, 3.0], "nuslerp_flatten": flatten},
+            parameters=parameters,
             backend=backend,
         )
-        torch.testing.assert_close(merged, 0.25 * tensors[0] + 0.75 * tensors[1])
+        torch.testing.assert_close(merged, share * tensors[0] + (1 - share) * tensors[1])
 
 
 def test_nuslerp_of_vectors_that_are_not_quite_opposed_is_an_arc(backend: str) -> None:
     a, b = torch.tensor([2.0, 0.0]), torch.tensor([-2.0, 0.01])
     merged = merge_tensors([a, b], "nuslerp", parameters={"weight": 1.0}, backend=backend)
     torch.testing.assert_close(merged, torch.tensor([0.0, 2.0]), rtol=1e-2, atol=1e-4)
-
-
-@pytest.mark.parametrize("noise", NOISE)
-@pytest.mark.parametrize("has_base", [False, True])
-def test_multislerp_of_two_that_cancel_is_a_line(
-    backend: str, noise: float, has_base: bool
-) -> None:
-    for tensors in (noisy(noise, 0.192, -1.29), of_scalars(0.192, -1.29)):
-        merged = merge_tensors(
-            [torch.zeros_like(tensors[0])] * has_base + tensors,
-            "multislerp",
-            base_index=0 if has_base else None,
-            parameters={"weight": 1.0},
-            backend=backend,
-        )
-        torch.testing.assert_close(merged, 0.5 * tensors[0] + 0.5 * tensors[1])
 
 
 @pytest.mark.parametrize("noise", NOISE)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from functools import cache
 from typing import Any
 
@@ -18,8 +17,6 @@ from support.tensors import (
     BF16,
     FP16,
     FP32,
-    SHAPE_IDS,
-    UGLY_SHAPES,
     assert_same_bits,
     bits,
     denormals_flushed,
@@ -79,24 +76,6 @@ def test_every_output_dtype_against_float64(backend: str, variant: str) -> None:
     assert (merged.double() - exact).abs().max() < 16 * 2.0**-27
 
 
-@cache
-def by_reference(
-    shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...], topk: float, variant: str
-) -> torch.Tensor:
-    return merge(siblings(shape, 3, dtypes), topk, variant, backend="reference")
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("shape", UGLY_SHAPES, ids=SHAPE_IDS)
-def test_every_instruction_set_gives_the_same_bits(
-    cpu: str, shape: tuple[int, ...], variant: str
-) -> None:
-    for dtypes, topk in itertools.product(((BF16,), (FP16, FP32, BF16)), (0.0, 0.2, 1.0)):
-        merged = merge(siblings(shape, 3, dtypes), topk, variant, backend=cpu, threads=2)
-        assert_same_bits(merged, by_reference(shape, dtypes, topk, variant))
-        assert merged.shape == shape
-
-
 # --- where SCE has nothing to go by: the table in docs/arithmetic.md ---
 
 
@@ -115,53 +94,46 @@ def mean_merge(tensors: list[torch.Tensor]) -> torch.Tensor:
     return torch.where(den > 0, base + num / den.clamp(min=1.0), base)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_select_topk_0(backend: str, variant: str) -> None:
-    tensors = siblings((50, 50), 3, FP32, rms=0.1)
-    merged = merge(tensors, 0.0, variant, backend=backend)
-    assert_same_bits(merged, tensors[0] if variant == "mergekit" else mean_merge(tensors))
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_k_rounds_down_to_0(backend: str, variant: str) -> None:
-    tensors = siblings(99, 3, FP32, rms=0.1)
-    merged = merge(tensors, 0.01, variant, backend=backend)
-    assert_same_bits(merged, tensors[0] if variant == "mergekit" else mean_merge(tensors))
-    merged = merge(tensors, 1 / 99, variant, backend=backend)
-    changed = int((merged != tensors[0]).sum())
-    assert changed == 1 if variant == "mergekit" else changed == 99
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_a_single_target(backend: str, variant: str) -> None:
+def nothing() -> dict[str, tuple[list[torch.Tensor], tuple[float, ...], torch.Tensor]]:
+    """Tensors, the select_topk of which nothing is selected, and the merge of all with equal weights."""
+    large, small = (siblings(shape, 3, FP32, rms=0.1) for shape in ((50, 50), 99))
     base, target = siblings((50, 50), 1, FP32, rms=0.1)
-    whole = base + (target - base)
-    for topk in (0.0, 0.5, 0.999):  # one target has no variance
-        merged = merge([base, target], topk, variant, backend=backend)
-        assert_same_bits(merged, base if variant == "mergekit" else whole)
-    merged = merge([base, target], 1.0, variant, backend=backend)
-    assert_same_bits(merged, whole)
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("targets", [2, 3, 4, 5, 7, 16])
-def test_identical_targets(backend: str, targets: int, variant: str) -> None:
+    cases = {
+        "select_topk 0": (large, (0.0,), mean_merge(large)),
+        "k rounds down to 0": (small, (0.01,), mean_merge(small)),
+        # One target has no variance.
+        "a single target": ([base, target], (0.0, 0.5, 0.999), base + (target - base)),
+    }
     base, target = siblings((50, 50), 1, BF16, rms=0.01)
-    tensors = [base, *[target.clone() for _ in range(targets)]]
-    for topk in (0.0, 0.5):
-        merged = merge(tensors, topk, variant, backend=backend)
-        assert_same_bits(merged, base if variant == "mergekit" else target)
-    merged = merge(tensors, 1.0, variant, backend=backend)
-    assert_same_bits(merged, target)
+    for targets in (2, 3, 4, 5, 7, 16):
+        cases[f"{targets} identical targets"] = [base, *[target] * targets], (0.0, 0.5), target
+    still = base.clone()
+    still[0, :5] = -0.0
+    cases["no target moved"] = [still] * 4, (0.0, 0.5), still
+    return cases
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("topk", [0.0, 0.5, 1.0])
-def test_no_target_moved(backend: str, topk: float, variant: str) -> None:
-    base = siblings((50, 50), 1, BF16)[0]
-    base[0, :5] = -0.0
-    merged = merge([base, *(base.clone() for _ in range(3))], topk, variant, backend=backend)
-    assert_same_bits(merged, base)
+@pytest.mark.parametrize(("tensors", "topks", "mean"), nothing().values(), ids=nothing())
+def test_nothing_is_selected(
+    backend: str,
+    variant: str,
+    tensors: list[torch.Tensor],
+    topks: tuple[float, ...],
+    mean: torch.Tensor,
+) -> None:
+    for topk in topks:
+        merged = merge(tensors, topk, variant, backend=backend)
+        assert_same_bits(merged, tensors[0] if variant == "mergekit" else mean)
+    if len(topks) > 1:  # and nothing tells the targets apart
+        assert_same_bits(merge(tensors, 1.0, variant, backend=backend), mean)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_one_element_is_selected(backend: str, variant: str) -> None:
+    tensors = siblings(99, 3, FP32, rms=0.1)
+    merged = merge(tensors, 1 / 99, variant, backend=backend)
+    assert int((merged != tensors[0]).sum()) == (1 if variant == "mergekit" else 99)
 
 
 def test_the_mergekit_variant_takes_equal_weights_below_a_mean_square_of_one_millionth(

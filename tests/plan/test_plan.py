@@ -59,7 +59,7 @@ def test_every_tensor_of_the_base_in_its_order_and_models_in_the_configs(models:
         assert inputs(job) == [("base", job.name), ("right", job.name), ("left", job.name)]
         assert job.shape == layered(2)[job.name]
         assert (sce(job).select_topk, sce(job).variant) == (1.0, "fuseo1")
-    assert (plan.num_layers, plan.vocab_size) == (None, None)
+    assert (plan.config, plan.vocab_size) == ({}, None)
     assert plan.problems == plan.notes == ()
     elements = 2 * 10 * 4 + 2 * (16 + 32) + 4
     assert plan.input_bytes == 3 * 2 * elements
@@ -215,7 +215,7 @@ def test_slices_renumber_layers(models: Models) -> None:
         parameters={"select_topk": [0.5, 1.0]},
     )
     assert plan.problems == ()
-    assert plan.num_layers == 5
+    assert plan.config == {"num_hidden_layers": 5}
     assert [job.name for job in plan.jobs] == list(layered(5))
     jobs = {job.name: job for job in plan.jobs}
 

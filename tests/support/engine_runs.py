@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,25 @@ LARGE = 1280, 1024  # in bf16, 2.6 MB a model: more than the least memory holds
 
 def merge(family: Family, out: str = "results/merged", **options: Any) -> MergeResult:
     return merge_checkpoints(family.config, family.home / out, tuning=current(), **options)
+
+
+class Told:
+    """Is told how far a merge is: `advanced` bytes of `total`."""
+
+    def __init__(self) -> None:
+        self.total = self.advanced = self.closed = 0
+        self._lock = threading.Lock()
+
+    def start(self, title: str, total_bytes: int) -> None:
+        self.total = total_bytes
+
+    def advance(self, nbytes: int) -> None:
+        assert nbytes >= 0
+        with self._lock:
+            self.advanced += nbytes
+
+    def close(self) -> None:
+        self.closed += 1
 
 
 def oversized_family(home: Path) -> Family:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import struct
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -16,8 +17,11 @@ from fuseo1_kernels.backends.contract import (
     Cut,
     Draw,
     Elect,
+    FuseParams,
     Select,
 )
+from fuseo1_kernels.backends.registry import load_backend
+from fuseo1_kernels.in_memory.ops import as_array
 from support.tensors import BF16, FP16, FP32, siblings
 
 ELECTS: tuple[Elect, ...] = ("sum", "weighted", "count", "none")
@@ -52,6 +56,31 @@ def tensors_of(numel: int, targets: int, dtypes: tuple[torch.dtype, ...]) -> lis
     if tensors[0].numel() > 3000:
         tensors[0][3000] = torch.inf
     return tensors
+
+
+def weights_of(targets: int) -> tuple[float, ...]:
+    return tuple(itertools.islice(itertools.cycle(WEIGHTS), targets))
+
+
+def fused(
+    backend: str,
+    tensors: Sequence[torch.Tensor],
+    params: FuseParams,
+    dtype: torch.dtype = FP32,
+    offset: int = 0,
+    threads: int = 2,
+    chunk: int | None = None,
+) -> torch.Tensor:
+    """The output of `fuse`, made in chunks of so many elements; the count of what is not finite in it is right."""
+    out = torch.full(tensors[0].shape, 7.0, dtype=dtype)
+    inputs, to = [as_array(t.contiguous()) for t in tensors], as_array(out)
+    step, bad = chunk or max(to.numel, 1), 0
+    for start in range(0, max(to.numel, 1), step):
+        count = min(step, to.numel - start)
+        parts, part = [x.part(start, count) for x in inputs], to.part(start, count)
+        bad += load_backend(backend).fuse(parts, params, part, offset + start, threads)
+    assert bad == int((~torch.isfinite(out)).sum())
+    return out
 
 
 def bits_of(x: float) -> int:

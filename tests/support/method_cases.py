@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,8 +13,10 @@ from fuseo1_kernels.backends.results import SurveyResult
 from fuseo1_kernels.in_memory.ops import as_array, as_arrays
 from fuseo1_kernels.methods import METHODS
 from fuseo1_kernels.methods.rule import ByColumn, ByRow, TensorSpec
-from support.models import Family, State, base_state, make_family, tuned
 from support.tensors import BF16, FP16, FP32
+
+if TYPE_CHECKING:
+    from support.models import Family, State
 
 EMBED = "model.embed_tokens.weight"
 
@@ -97,8 +99,14 @@ def by_ops(rule: Any, tensors: list[torch.Tensor]) -> torch.Tensor:
     return out
 
 
+#: Matrices by columns, vectors whole.
+BY_COLUMN = {"nuslerp_flatten": False, "nuslerp_row_wise": True}
+TWO: dict[str, tuple[float, ...]] = {"weight": (0.3, 0.5)}
+THREE: dict[str, tuple[float, ...]] = {"weight": (0.3, 0.5, 0.1)}
+DENSITY = {"weight": 0.6, "density": 0.4}
+
 CASES = {
-    "sce": Case("sce", 2, shared={"select_topk": 0.3, "variant": "mergekit"}),
+    "sce": Case("sce", 3, shared={"select_topk": 0.3, "variant": "mergekit"}),
     "task_arithmetic": Case("task_arithmetic", 2, own={"weight": (0.7, -0.3)}),
     "task_arithmetic, normalized": Case(
         "task_arithmetic", 2, own={"weight": (0.7, 0.2)}, shared={"normalize": True, "lambda": 0.8}
@@ -106,16 +114,11 @@ CASES = {
     "ties": Case("ties", 3, own={"weight": (1, 0.5, 0.7), "density": (0.3, 0.5, 1.0)}),
     "ties, rescaled": Case("ties", 2, shared={"weight": 1, "density": 0.2, "rescale": True}),
     "dare_ties": Case("dare_ties", 3, own={"density": (0.3, 0.0, 1.0)}, shared={"weight": 0.6}),
-    "dare_linear": Case("dare_linear", 2, shared={"weight": 0.6, "density": 0.4}),
-    "dare_linear, as it is": Case(
-        "dare_linear", 2, shared={"weight": 0.6, "density": 0.4, "rescale": False}
-    ),
+    "dare_linear": Case("dare_linear", 2, shared=DENSITY),
+    "dare_linear, as it is": Case("dare_linear", 2, shared=DENSITY | {"rescale": False}),
     "della": Case("della", 3, own={"density": (0.4, 0.0, 1.0)}, shared={"weight": 0.6}),
     "della_linear, as it is": Case(
-        "della_linear",
-        2,
-        own={"epsilon": (0.1, 0.25)},
-        shared={"weight": 0.6, "density": 0.4, "rescale": False},
+        "della_linear", 2, own={"epsilon": (0.1, 0.25)}, shared=DENSITY | {"rescale": False}
     ),
     "breadcrumbs": Case("breadcrumbs", 2, shared={"weight": 0.5, "density": 0.9, "gamma": 0.02}),
     "breadcrumbs_ties": Case(
@@ -127,26 +130,13 @@ CASES = {
     "linear": Case("linear", 3, base=False, own={"weight": (0.2, 0.3, 1.0)}),
     "linear, of one": Case("linear", 1, base=False, shared={"weight": 2.0}),
     "slerp": Case("slerp", 1, shared={"t": 0.3}),
-    "nuslerp": Case("nuslerp", 2, own={"weight": (0.3, 0.5)}),
-    "nuslerp, no base": Case("nuslerp", 2, base=False, own={"weight": (0.3, 0.5)}),
-    "nuslerp, by row": Case(
-        "nuslerp", 2, own={"weight": (0.3, 0.5)}, shared={"nuslerp_flatten": False}
-    ),
-    "nuslerp, by column": Case(
-        "nuslerp",
-        2,
-        own={"weight": (0.3, 0.5)},
-        shared={"nuslerp_flatten": False, "nuslerp_row_wise": True},
-    ),
-    "nuslerp, by column, no base": Case(
-        "nuslerp",
-        2,
-        base=False,
-        own={"weight": (0.3, 0.5)},
-        shared={"nuslerp_flatten": False, "nuslerp_row_wise": True},
-    ),
-    "multislerp": Case("multislerp", 3, own={"weight": (0.3, 0.5, 0.1)}),
-    "multislerp, no base": Case("multislerp", 3, base=False, own={"weight": (0.3, 0.5, 0.1)}),
+    "nuslerp": Case("nuslerp", 2, own=TWO),
+    "nuslerp, no base": Case("nuslerp", 2, base=False, own=TWO),
+    "nuslerp, by row": Case("nuslerp", 2, own=TWO, shared={"nuslerp_flatten": False}),
+    "nuslerp, by column": Case("nuslerp", 2, own=TWO, shared=BY_COLUMN),
+    "nuslerp, by column, no base": Case("nuslerp", 2, base=False, own=TWO, shared=BY_COLUMN),
+    "multislerp": Case("multislerp", 3, own=THREE),
+    "multislerp, no base": Case("multislerp", 3, base=False, own=THREE),
     "model_stock": Case("model_stock", 3),
     "model_stock, by row": Case("model_stock", 3, shared={"filter_wise": True}),
     "karcher": Case("karcher", 3, base=False),
@@ -157,22 +147,10 @@ CASES = {
 }
 
 
-class Told:
-    """Is told how far a merge is."""
-
-    total = advanced = 0
-
-    def start(self, title: str, total_bytes: int) -> None:
-        self.total = total_bytes
-
-    def advance(self, nbytes: int) -> None:
-        self.advanced += nbytes
-
-    def close(self) -> None: ...
-
-
 def mixed_family(home: Path) -> Family:
     """A model in bf16 with tunes in all dtypes: several chunks, a tensor of one element, an empty one."""
+    from support.models import base_state, make_family, tuned  # not there where kernels are tested
+
     g = torch.Generator().manual_seed(11)
     base = base_state(layers=1) | {
         EMBED: torch.randn((523, 401), generator=g).mul(0.02).to(BF16),

@@ -32,28 +32,32 @@ TEMPLATE = (
 # --- weights -----------------------------------------------------------------------------
 
 
-def shapes(layers: int = LAYERS, vocab: int = VOCAB, tied: bool = False) -> dict[str, list[int]]:
+def shapes(
+    layers: int = LAYERS,
+    vocab: int = VOCAB,
+    hidden: int = HIDDEN,
+    ffn: int = FFN,
+    kv: int = HIDDEN // HEADS * KV_HEADS,
+) -> dict[str, list[int]]:
     """Names and shapes of a Qwen2 model's tensors, in the order in which transformers has them."""
-    kv = HIDDEN // HEADS * KV_HEADS
-    found = {"model.embed_tokens.weight": [vocab, HIDDEN]}
+    found = {"model.embed_tokens.weight": [vocab, hidden]}
     for i in range(layers):
         layer = f"model.layers.{i}"
         found |= {
-            f"{layer}.self_attn.q_proj.weight": [HIDDEN, HIDDEN],
-            f"{layer}.self_attn.q_proj.bias": [HIDDEN],
-            f"{layer}.self_attn.k_proj.weight": [kv, HIDDEN],
+            f"{layer}.self_attn.q_proj.weight": [hidden, hidden],
+            f"{layer}.self_attn.q_proj.bias": [hidden],
+            f"{layer}.self_attn.k_proj.weight": [kv, hidden],
             f"{layer}.self_attn.k_proj.bias": [kv],
-            f"{layer}.self_attn.v_proj.weight": [kv, HIDDEN],
+            f"{layer}.self_attn.v_proj.weight": [kv, hidden],
             f"{layer}.self_attn.v_proj.bias": [kv],
-            f"{layer}.self_attn.o_proj.weight": [HIDDEN, HIDDEN],
-            f"{layer}.mlp.gate_proj.weight": [FFN, HIDDEN],
-            f"{layer}.mlp.up_proj.weight": [FFN, HIDDEN],
-            f"{layer}.mlp.down_proj.weight": [HIDDEN, FFN],
-            f"{layer}.input_layernorm.weight": [HIDDEN],
-            f"{layer}.post_attention_layernorm.weight": [HIDDEN],
+            f"{layer}.self_attn.o_proj.weight": [hidden, hidden],
+            f"{layer}.mlp.gate_proj.weight": [ffn, hidden],
+            f"{layer}.mlp.up_proj.weight": [ffn, hidden],
+            f"{layer}.mlp.down_proj.weight": [hidden, ffn],
+            f"{layer}.input_layernorm.weight": [hidden],
+            f"{layer}.post_attention_layernorm.weight": [hidden],
         }
-    found["model.norm.weight"] = [HIDDEN]
-    return found if tied else found | {"lm_head.weight": [vocab, HIDDEN]}
+    return found | {"model.norm.weight": [hidden], "lm_head.weight": [vocab, hidden]}
 
 
 def base_state(dtype: torch.dtype = BF16, **size: Any) -> State:

@@ -159,7 +159,16 @@ slices:
 merge_method: passthrough
 """
 INDEX = "model.safetensors.index.json"
-CONFIG = {"architectures": ["Qwen2ForCausalLM"], "num_hidden_layers": 2, "layer_types": ["a", "b"]}
+CONFIG = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "num_hidden_layers": 2,
+    "layer_types": ["a", "b"],
+    "mlp_only_layers": [1],
+    "decoder_sparse_step": 1,
+    "first_k_dense_replace": 1,
+    "attention_types": [[["a", "b"], 1]],
+    "text_config": {"num_hidden_layers": 2, "model_type": "gemma2"},
+}
 FIRST, SECOND = "1.safetensors", "sub/2.safetensors"
 WEIGHT_MAP = {name: FIRST if place < 2 else SECOND for place, name in enumerate(HELD)}
 #: An index may try to lead to these.

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from support import tuning
@@ -35,7 +36,7 @@ def count(nth: int = 0, action: str = "kill", number: int = signal.SIGKILL, fifo
             if not counts(*args, **keywords):
                 return real(*args, **keywords)
             calls += 1
-            write(log, f"{name} {_subject(args)}\n".encode())
+            write(log, f"{name} {_subject(args, keywords)}\n".encode())
             if calls == nth:
                 if action == "pause":
                     for flags in (os.O_WRONLY, os.O_RDONLY):
@@ -59,11 +60,13 @@ def _half(data: Any) -> Any:
     return [data[0][: data[0].nbytes // 2]] if isinstance(data, list) else data[: len(data) // 2]
 
 
-def _subject(args: Sequence[Any]) -> str:
-    """The file that a call is about, whether by number or by name."""
+def _subject(args: Sequence[Any], keywords: dict[str, Any]) -> str:
+    """The file that a call is about, whether by number, by name, or by name in an open directory."""
     if isinstance(args[0], int):
         return os.readlink(f"/proc/self/fd/{args[0]}")
-    return str(os.fspath(args[0]))
+    name = os.fspath(args[0])
+    directory = keywords.get("dir_fd", keywords.get("src_dir_fd"))
+    return name if directory is None else f"{os.readlink(f'/proc/self/fd/{directory}')}/{name}"
 
 
 def _changing_calls() -> list[tuple[Any, str, Callable[..., bool]]]:
@@ -97,16 +100,18 @@ def _changing_calls() -> list[tuple[Any, str, Callable[..., bool]]]:
 def signals_at(share: float, numbers: Sequence[int], calls: int) -> None:
     """Send these signals to oneself where the main thread makes the call of Python code at this share of `calls`.
 
-    The first number of calls is known by `calls` = 0: it is written to the log.
+    They are counted from where signals are answered. With `calls` = 0 their number is written to the log.
     """
-    made = 0
+    made, answered = 0, False
 
-    def trace(_frame: Any, event: str, _arg: Any) -> None:
-        nonlocal made
-        made += event == "call"
-        if made == int(share * calls) and event == "call":
-            for number in numbers:
-                os.kill(os.getpid(), number)
+    def trace(frame: FrameType, event: str, _arg: Any) -> None:
+        nonlocal made, answered
+        answered = answered or (event, frame.f_code.co_name) == ("return", "_install")
+        if event == "call" and answered:
+            made += 1
+            if made == 1 + int(share * calls):
+                for number in numbers:
+                    os.kill(os.getpid(), number)
 
     if not calls:
         exits = os._exit
@@ -170,7 +175,7 @@ def no_exchange() -> None:
     """A file system on which two directories cannot be exchanged."""
     from fuseo1_kernels.checkpoint import partial
 
-    def refuse(_a: Path, _b: Path) -> None:
+    def refuse(_name: str, _path: Path, *, src_dir_fd: int) -> None:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
     _patch(partial, "_rename_exchange", refuse)

@@ -2,8 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import threading
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fuseo1_kernels.backends.registry import load_backend
+from fuseo1_kernels.checkpoint.loader import open_source
+from fuseo1_kernels.engine.cpu.memory import WorkerMemory
+from fuseo1_kernels.engine.cpu.worker import CpuWorker
+from fuseo1_kernels.engine.worker import MergeContext, TensorReport
+from fuseo1_kernels.methods.rule import Rule
+from fuseo1_kernels.plan.job import Input, Job
 from support.models import Family
 from support.processes import spawn
+from support.tuning import current
 
 MIB = 1 << 20
 
@@ -43,6 +59,46 @@ class Collected:
     def write(self, name: str, start: int, view: memoryview) -> None:
         self.data[start : start + view.nbytes] = view
         self.written += view.nbytes
+
+
+def merge_tensor(
+    family: Family,
+    name: str,
+    rule: Rule,
+    memory: WorkerMemory,
+    backend: str = "cpu",
+    direct: bool = False,
+) -> tuple[bytes, Job, TensorReport]:
+    """Merge one tensor by a worker with so much memory; its bytes, and its report."""
+    models = [family.base, *(family.target(i) for i in range(1, len(family.states)))]
+    with ExitStack() as stack:
+        sources = [stack.enter_context(open_source(str(model))) for model in models]
+        inputs = tuple(Input(source, source.tensors[name]) for source in sources)
+        job = Job(name, inputs[0].info.shape, inputs[-1].dtype, inputs, rule)
+        found = Collected(job.output_bytes)
+        work = MergeContext(found, "error", lambda _: None, threading.Event(), tuning=current())
+        worker = CpuWorker(load_backend(backend), memory, work, threads=lambda: 2)
+        report = worker.merge(job, inputs if direct else ())
+    assert found.written == job.output_bytes
+    return bytes(found.data), job, report
+
+
+def damaged_before(
+    patch: pytest.MonkeyPatch, owner: Any, call: str, file: Path, damage: str
+) -> str:
+    """Let `file` shrink, or be rewritten, before `call` of `owner`; what is said of it, as a pattern."""
+    whole = getattr(owner, call)
+
+    def damaged(*arguments: Any) -> Any:
+        if damage == "shrinks":
+            os.truncate(file, 20_000)
+        else:
+            file.write_bytes(file.read_bytes())
+        return whole(*arguments)
+
+    patch.setattr(owner, call, damaged)
+    said = r"shrank while tensor '\w+' was" if damage == "shrinks" else "the file changed since"
+    return f"{file}: .*{said}"
 
 
 def limited(

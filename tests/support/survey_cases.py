@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
 
+from fuseo1_kernels.backends.arrays import Buffer
 from fuseo1_kernels.backends.contract import (
     Band,
     Clamp,
@@ -19,7 +21,7 @@ from fuseo1_kernels.backends.contract import (
     Request,
     Select,
 )
-from fuseo1_kernels.backends.interface import Surveyor
+from fuseo1_kernels.backends.interface import FileRange, Surveyor
 from fuseo1_kernels.backends.registry import load_backend
 from fuseo1_kernels.backends.results import (
     Counts,
@@ -161,5 +163,18 @@ def stream(
         random.Random(size).shuffle(offsets)
         for at in offsets:
             surveyor.update([a.part(at, min(size, numel - at)) for a in inputs], at)
+        surveyor.end_pass()
+    return surveyor.result()
+
+
+def stream_files(
+    surveyor: Surveyor, files: Sequence[FileRange], starts: Sequence[int], scratch: Buffer
+) -> SurveyResult:
+    """Survey tensors in files, in chunks that begin at these elements, the last chunk first."""
+    ends = [*starts[1:], (os.fstat(files[0].fd).st_size - files[0].offset) // files[0].dtype.size]
+    surveyor.sample_files(files, 100, scratch)
+    while not surveyor.done:
+        for start, end in reversed([*zip(starts, ends, strict=True)]):
+            surveyor.update_files(files, start, end - start, scratch)
         surveyor.end_pass()
     return surveyor.result()

@@ -15,11 +15,11 @@ from ...backends.contract import (
     kept_bytes,
     step_of,
 )
-from ...errors import MergeError
 from ...methods.rule import ByColumn, Rule
 from ...plan.job import Job
 from ...plan.plan import Plan
 from ...system import resolve_threads
+from ..headers_memory import left_by_headers
 from ..options import MergeOptions
 from ..tuning import DEFAULT_TUNING, Tuning
 
@@ -81,15 +81,11 @@ def divide_memory(plan: Plan, options: MergeOptions, surveys: int = 1) -> tuple[
 
     Raises MergeError if `options.max_memory` is too little.
     """
-    threads, max_memory = resolve_threads(options.threads), options.max_memory
+    threads = resolve_threads(options.threads)
     needed = memory_floor(plan.jobs, surveys)
-    if needed > max_memory:
-        raise MergeError(
-            f"--max-memory {max_memory >> 20} MiB is too little for these models; "
-            f"the least is {(needed >> 20) + 1} MiB"
-        )
+    left = left_by_headers(plan, options.max_memory, needed)
     enough = max(plan.input_bytes // _MEMORY_SHARE, _ENOUGH_MEMORY, needed)
-    usable = min(max_memory, surveys * enough)
+    usable = min(left, surveys * enough)
     fit = usable // max(needed, _LEAST_WORKER_MEMORY)
     workers = max(1, min(threads, len(plan.jobs), fit))
     return workers, plan_memory(plan.jobs, usable // workers, threads, options.tuning)

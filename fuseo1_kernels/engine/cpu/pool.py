@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ...backends.interface import Backend
 from ...plan.plan import Plan
 from ...system import resolve_threads
+from ..headers_memory import headers_memory
 from ..options import MergeOptions
 from ..worker import MergeContext
 from .memory import divide_memory
@@ -34,7 +35,7 @@ class CpuExecutor:
     @staticmethod
     def host_memory(plan: Plan, options: MergeOptions) -> tuple[int, list[str]]:
         workers, memory = divide_memory(plan, options)
-        return workers * memory.total, []
+        return workers * memory.total + headers_memory(plan), []
 
 
 class CpuPool:

@@ -14,6 +14,7 @@ from ...plan.job import Job
 from ...plan.plan import Plan
 from ...system import resolve_threads
 from ..cpu.memory import WorkerMemory, memory_floor, plan_memory
+from ..headers_memory import left_by_headers
 from ..options import MergeOptions
 from ..tuning import DEFAULT_TUNING, Tuning
 from .context import ContextSize
@@ -72,7 +73,8 @@ def plan_gpu_memory(
 
     Raises MergeError if `options.max_memory` is too little.
     """
-    threads, max_memory = resolve_threads(options.threads), options.max_memory
+    threads = resolve_threads(options.threads)
+    max_memory = left_by_headers(plan, options.max_memory, 1)
     limit = (options.max_gpu_memory or min(map(_default_limit, devices))) // ALIGNMENT * ALIGNMENT
     surveys = 1 + len(also)
     sizes = {

@@ -1,6 +1,6 @@
 """Whole merges by the Triton backend in Triton's interpreter, on a simulated GPU: the CPU's bytes, within the plan.
 
-As interpreted_sce.py, run by test_triton.py in a process of its own.
+As interpreted_kernels.py, run by test_triton.py in a process of its own.
 """
 
 from __future__ import annotations

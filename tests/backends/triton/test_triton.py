@@ -32,14 +32,12 @@ def interpreted(*arguments: str) -> subprocess.CompletedProcess[str]:
     ("part", "marked"),
     [
         ("merges", "not slow"),
-        *(
-            pytest.param(*p, marks=pytest.mark.slow)
-            for p in (("merges", "slow"), ("sce", ""), ("general", ""))
-        ),
+        pytest.param("merges", "slow", marks=pytest.mark.slow),
+        pytest.param("kernels", "not slow", marks=pytest.mark.slow),
     ],
 )
 def test_in_the_interpreter(part: str, marked: str) -> None:
-    """Every method, in `merges`; every kernel on data that are hard for it, in the other two."""
+    """Every method, in `merges`; every kernel on data that are hard for it, in `kernels`."""
     file = f"tests/backends/triton/interpreted_{part}.py"
     ran = interpreted("-m", "pytest", "-q", "-m", marked, "-p", "no:cacheprovider", file)
     assert ran.returncode == 0, ran.stdout + ran.stderr

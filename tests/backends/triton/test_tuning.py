@@ -17,8 +17,8 @@ SLOWEST_FIRST = {config: float(len(SPACE) - i) for i, config in enumerate(SPACE)
 class Clock:
     """The device's: `passes` ms at every call of `op`, by config; `first` more at a config's first, which compiles."""
 
-    def __init__(self, passes: dict[Config, float], first: float = 0.0) -> None:
-        self.passes, self.first, self.now = passes, first, 0.0
+    def __init__(self) -> None:
+        self.passes, self.first, self.now = SLOWEST_FIRST, 0.0, 0.0
         self.calls: Counter[Config] = Counter()
         self.held_up: tuple[Config, int] | None = None  # which call of which config, by 50 ms
 
@@ -28,47 +28,49 @@ class Clock:
         late += 50.0 if self.held_up == (config, self.calls[config]) else 0.0
         self.now += self.passes[config] + late
 
-    def install(self, patch: pytest.MonkeyPatch) -> Clock:
-        clock = self
 
-        class Event:
-            def __init__(self, enable_timing: bool) -> None:
-                assert enable_timing
-                self.at: float | None = None
-                self.passed = False
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
 
-            def record(self) -> None:
-                self.at = clock.now
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+            self.at: float | None = None
+            self.passed = False
 
-            def synchronize(self) -> None:
-                self.passed = True
+        def record(self) -> None:
+            self.at = clock.now
 
-            def elapsed_time(self, end: Event) -> float:
-                assert end.passed, "nobody waited for it"
-                assert self.at is not None and end.at is not None
-                return end.at - self.at
+        def synchronize(self) -> None:
+            self.passed = True
 
-        patch.setattr(torch.cuda, "Event", Event)
-        patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-        return self
+        def elapsed_time(self, end: Event) -> float:
+            assert end.passed, "nobody waited for it"
+            assert self.at is not None and end.at is not None
+            return end.at - self.at
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    return clock
 
 
-def test_the_fastest_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fastest_is_chosen(clock: Clock) -> None:
     for fastest in SPACE:
-        clock = Clock({config: 2.0 - (config == fastest) for config in SPACE}).install(monkeypatch)
+        clock.passes = {config: 2.0 - (config == fastest) for config in SPACE}
+        clock.calls.clear()
         assert Tuner().choose("fuse", LARGE, clock.op) == fastest
         assert set(clock.calls) == {*SPACE}
 
 
-def test_compiling_counts_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiling_counts_for_nothing(clock: Clock) -> None:
     """Nor does one run that something else held up."""
-    clock = Clock(SLOWEST_FIRST, first=1000.0).install(monkeypatch)
-    clock.held_up = (SPACE[-1], 3)
+    clock.first, clock.held_up = 1000.0, (SPACE[-1], 3)
     assert Tuner().choose("fuse", LARGE, clock.op) == SPACE[-1]
 
 
-def test_what_was_chosen_is_kept_by_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, tuner = Clock(SLOWEST_FIRST).install(monkeypatch), Tuner()
+def test_what_was_chosen_is_kept_by_key(clock: Clock) -> None:
+    tuner = Tuner()
     assert tuner.choose(("fuse", 3), LARGE, clock.op) == SPACE[-1]
     tried = clock.calls.copy()
     for numel in (1, LARGE, LARGE << 4):
@@ -80,17 +82,17 @@ def test_what_was_chosen_is_kept_by_key(monkeypatch: pytest.MonkeyPatch) -> None
     assert Tuner().choose(("fuse", 3), LARGE, clock.op) == SPACE[1], "each tuner has its own"
 
 
-def test_small_tensors_are_not_tried_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_tensors_are_not_tried_out(clock: Clock) -> None:
     """And leave the choice to the first large one."""
-    clock, tuner = Clock(SLOWEST_FIRST).install(monkeypatch), Tuner()
+    tuner = Tuner()
     assert tuner.choose("fuse", LARGE - 1, clock.op) == DEFAULT
     assert not clock.calls
     assert tuner.choose("fuse", LARGE, clock.op) == SPACE[-1] != DEFAULT
 
 
-def test_a_capture_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_capture_is_not_timed(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     """It gets what was found before, or DEFAULT, which is not kept."""
-    clock, tuner = Clock(SLOWEST_FIRST).install(monkeypatch), Tuner()
+    tuner = Tuner()
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     assert tuner.choose("fuse", LARGE, clock.op) == DEFAULT
     assert not clock.calls
@@ -102,15 +104,15 @@ def test_a_capture_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert clock.calls == tried
 
 
-def test_a_fixed_config_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    fixed, clock = Config(16, 1), Clock(SLOWEST_FIRST).install(monkeypatch)
+def test_a_fixed_config_is_taken_as_it_is(clock: Clock) -> None:
+    fixed = Config(16, 1)
     for numel in (1, LARGE):
         assert Tuner(fixed).choose("fuse", numel, clock.op) == fixed
     assert not clock.calls
 
 
-def test_an_op_that_fails_leaves_no_choice(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, tuner = Clock(SLOWEST_FIRST).install(monkeypatch), Tuner()
+def test_an_op_that_fails_leaves_no_choice(clock: Clock) -> None:
+    tuner = Tuner()
 
     def fails(config: Config) -> None:
         raise RuntimeError("out of memory")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,32 +12,60 @@ import torch
 
 from fuseo1_kernels import MergeError, merge_state_dicts, merge_tensors
 from fuseo1_kernels.backends.cpu import CpuBackend
-from fuseo1_kernels.backends.registry import BACKENDS, load_backend
+from fuseo1_kernels.backends.registry import BACKENDS
 from fuseo1_kernels.checkpoint.loader import open_source
+from fuseo1_kernels.config.load import as_config
 from fuseo1_kernels.engine.cpu import columns
-from fuseo1_kernels.engine.cpu.memory import WorkerMemory
+from fuseo1_kernels.engine.cpu.memory import ColumnMemory, WorkerMemory, memory_floor, plan_memory
 from fuseo1_kernels.engine.cpu.worker import CpuWorker
+from fuseo1_kernels.engine.dry_run import dry_run
+from fuseo1_kernels.engine.options import MergeOptions
+from fuseo1_kernels.engine.tuning import DEFAULT_TUNING
 from fuseo1_kernels.engine.verify import verify_model
 from fuseo1_kernels.engine.worker import MergeContext
 from fuseo1_kernels.errors import CheckpointError
 from fuseo1_kernels.methods import METHODS
 from fuseo1_kernels.methods.linear import Linear
-from fuseo1_kernels.methods.rule import ByColumn, ByRow, TensorSpec
+from fuseo1_kernels.methods.rule import ByColumn, ByRow, Rule, TensorSpec
 from fuseo1_kernels.methods.slerp import NuSlerp
-from fuseo1_kernels.plan.job import Input, Job
-from support.column_states import SHAPES, states
+from fuseo1_kernels.plan.job import Job
+from fuseo1_kernels.plan.plan import make_plan
 from support.engine_runs import MIB, merge, spoil
-from support.method_cases import CASES
-from support.models import Family, assert_same_state, make_family, read_model
+from support.method_cases import BY_COLUMN, CASES
+from support.models import Family, State, assert_same_state, make_family, read_model, tuned, weights
 from support.pairwise import pairwise
 from support.processes import HEAVY, MERGE, imported, spawn
-from support.streamed import Collected
+from support.streamed import damaged_before, limited, merge_tensor
 from support.tensors import BF16, FP16, FP32, assert_same_bits, siblings
-from support.tuning import current, tune
+from support.tuning import tune
+
+SHAPES: dict[str, tuple[int, ...]] = {
+    "matrix": (301, 67),
+    "tall": (1001, 3),
+    "wide": (3, 1001),
+    "three": (5, 7, 11),
+    "four": (4, 3, 1, 2),
+    "row": (1, 40),
+    "column": (40, 1),
+    "vector": (40,),
+    "scalar": (),
+    "no rows": (0, 3),
+    "no columns": (3, 0),
+    "none": (3, 0, 5),
+}
+
 
 COLUMNS = CASES["nuslerp, by column"]
-WAY = {"nuslerp_flatten": False, "nuslerp_row_wise": True}
-PARAMETERS = {"weight": [0.3, 0.5], **WAY}
+PARAMETERS = {"weight": [0.3, 0.5], **BY_COLUMN}
+
+
+def states(
+    *dtypes: torch.dtype, shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> list[State]:
+    g = torch.Generator().manual_seed(1)
+    base = {n: torch.randn(s, generator=g) * 0.05 for n, s in (shapes or SHAPES).items()}
+    first = {n: t.to(dtypes[0]) for n, t in base.items()}
+    return [first, *(tuned(base, i, dtype) for i, dtype in enumerate(dtypes[1:], 1))]
 
 
 @pytest.fixture(scope="module", params=[(BF16, BF16, BF16), (BF16, FP16, FP32)], ids=str)
@@ -123,7 +151,7 @@ def test_what_out_holds_after_an_error(backend: str, strided: bool) -> None:
     assert merged.isnan().nonzero().tolist() == [[3, 6]]
 
     tensors = [torch.zeros(9, 8), torch.full((9, 8), 3e4), torch.full((9, 8), 6e4)]
-    options["parameters"] = {**WAY, "weight": [-1.0, 2.0]}
+    options["parameters"] = {**BY_COLUMN, "weight": [-1.0, 2.0]}
     out = out.to(FP16)
     with pytest.raises(MergeError, match="72 merged elements overflow float16"):
         merge_tensors(tensors, "nuslerp", out=out, **options)
@@ -134,31 +162,15 @@ def test_what_out_holds_after_an_error(backend: str, strided: bool) -> None:
 
 
 def merge_within(
-    family: Family, name: str, read: int, backend: str = "cpu", **options: Any
+    family: Family, name: str, read: int, backend: str = "cpu", rule: Rule | None = None
 ) -> tuple[bytes, Job, Any]:
     """Merge one tensor by a worker with so much memory for a slab; its bytes, and its report."""
-    names = [family.base, family.target(1), family.target(2)]
-    sources = [open_source(str(path)) for path in names]
-    try:
-        inputs = tuple(Input(source, source.tensors[name]) for source in sources)
-        shape = inputs[0].info.shape
-        rule = options.pop("rule", None) or METHODS["nuslerp"].rule(
-            COLUMNS.values, TensorSpec.of_shape(name, shape, "ab", True, 0)
-        )
-        job = Job(name, shape, options.pop("dtype", inputs[-1].dtype), inputs, rule)
-        found = Collected(job.output_bytes)
-        stop = threading.Event()
-        work = MergeContext(
-            found, options.pop("nonfinite", "error"), lambda _: None, stop, tuning=current()
-        )
-        memory = WorkerMemory(read, job.output_bytes, MIB)
-        worker = CpuWorker(load_backend(backend), memory, work, threads=lambda: 2)
-        report = worker.merge(job)
-        assert found.written == job.output_bytes
-        return bytes(found.data), job, report
-    finally:
-        for source in sources:
-            source.close()
+    shape = family.states[0][name].shape
+    by_column = METHODS["nuslerp"].rule(
+        COLUMNS.values, TensorSpec.of_shape(name, tuple(shape), "ab", True, 0)
+    )
+    memory = WorkerMemory(read, 4 * shape.numel(), MIB)
+    return merge_tensor(family, name, rule or by_column, memory, backend)
 
 
 @pairwise("name, backend", ("matrix", "tall", "wide", "three"), BACKENDS, together=1)
@@ -180,6 +192,7 @@ def test_any_slab(name: str, backend: str, family: Family, monkeypatch: pytest.M
     column = sum(t.element_size() for t in tensors) + max(t.element_size() for t in tensors)
     for width in (1, 2, 3, 10, 10_000):
         reads.clear()
+        tune(monkeypatch, chunk=1000 if width == 3 else DEFAULT_TUNING.chunk)  # of the output
         found, job, report = merge_within(family, name, width * rows * column + 192, backend)
         assert found == raw
         assert sum(reads) == job.input_bytes == report.bytes_read
@@ -194,69 +207,32 @@ def test_whole_merges(backend: str, family: Family, tmp_path: Path, narrow: None
         merge(family, "merged", backend=backend, threads=threads, max_memory=memory,
               overwrite=True, resume=False)  # fmt: skip
         assert_same_state(read_model(family.home / "merged"), expected)
-    in_memory = merge_state_dicts(
-        family.states, "nuslerp", base=0, parameters=PARAMETERS, backend=backend
-    )
-    assert_same_state(in_memory, expected)
     recomputed = verify_model(family.home / "merged", recompute=None)
     assert recomputed.problems == () and set(recomputed.recomputed) == set(SHAPES)
 
 
-def test_pieces_of_the_output(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected, _, whole = merge_within(family, "matrix", MIB)
-    tune(monkeypatch, chunk=1000)
-    found, _, report = merge_within(family, "matrix", MIB)
-    assert found == expected and report == whole
-
-
-def test_no_torch(tmp_path: Path) -> None:
-    family = make_family(tmp_path, states(BF16, FP16, FP32))
+@pytest.mark.parametrize("torch_bin", [False, True])
+def test_kinds_of_files(torch_bin: bool, tmp_path: Path) -> None:
+    """safetensors need no torch."""
+    family = make_family(tmp_path, states(BF16, FP16, FP32), torch_bin=torch_bin)
     COLUMNS.configure(family)
     ran = spawn("-X", "importtime", *MERGE, family.config, family.out)
     assert ran.code == 0, ran.err
-    assert not imported(ran.err) & HEAVY
-    assert_same_state(read_model(family.out), COLUMNS.expected(family))
-
-
-def test_torchs_own_files(tmp_path: Path) -> None:
-    family = make_family(tmp_path, states(BF16, FP16, FP32), torch_bin=True)
-    COLUMNS.configure(family)
-    merge(family)
+    assert torch_bin or not imported(ran.err) & HEAVY
     assert_same_state(read_model(family.out), COLUMNS.expected(family))
 
 
 def test_embeddings_that_are_cropped(tmp_path: Path, narrow: None) -> None:
     """The common rows are a prefix of either model's."""
     name = "model.embed_tokens.weight"
-    all_states = states(BF16, BF16, BF16, shapes={name: (31, 17)})
-    cropped = [{name: state[name][:29]} for state in all_states]
-    family = make_family(tmp_path, [all_states[0], {name: cropped[1][name].clone()}, all_states[2]])
+    models = states(BF16, BF16, BF16, shapes={name: (31, 17)})
+    models[1][name] = models[1][name][:29].clone()
+    family = make_family(tmp_path, models)
     COLUMNS.configure(family)
     merge(family, crop_embeddings=True)
-    expected = merge_tensors(
-        [state[name] for state in cropped], "nuslerp", base_index=0, parameters=PARAMETERS
-    )
+    cropped = [state[name][:29] for state in models]
+    expected = merge_tensors(cropped, "nuslerp", base_index=0, parameters=PARAMETERS)
     assert_same_state(read_model(family.out), {name: expected})
-
-
-def test_gone_on_with(family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    COLUMNS.configure(family)
-    written: list[str] = []
-    write = CpuWorker._write
-
-    def fail(self: CpuWorker, job: Job, *rest: Any, **at: int) -> None:
-        if len(written) == 3:
-            raise MergeError("no more")
-        written.append(job.name)
-        write(self, job, *rest, **at)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(CpuWorker, "_write", fail)
-        tune(patch, batch=1)
-        with pytest.raises(MergeError, match="no more"):
-            merge(family, "again", threads=1)
-    assert merge(family, "again").resumed >= 2
-    assert_same_state(read_model(family.home / "again"), COLUMNS.expected(family))
 
 
 # --- what must not be merged -------------------------------------------------------------
@@ -281,18 +257,8 @@ def test_a_file_that_changes_between_slabs(
 ) -> None:
     family = make_family(tmp_path, states(BF16, BF16, BF16, shapes={"matrix": (301, 67)}))
     file = family.target(2) / "model.safetensors"
-    survey = CpuBackend.survey
-
-    def damaged(self: CpuBackend, *arguments: Any) -> Any:
-        if damage == "shrinks":
-            os.truncate(file, 20_000)
-        else:
-            file.write_bytes(file.read_bytes())
-        return survey(self, *arguments)
-
-    monkeypatch.setattr(CpuBackend, "survey", damaged)
-    words = "shrank while tensor 'matrix' was" if damage == "shrinks" else "the file changed since"
-    with pytest.raises(CheckpointError, match=f"{file}: .*{words}"):
+    said = damaged_before(monkeypatch, CpuBackend, "survey", file, damage)
+    with pytest.raises(CheckpointError, match=said):
         merge_within(family, "matrix", MIB)
 
 
@@ -333,3 +299,65 @@ def test_verify_takes_what_it_needs(
     merge(family, "verified", overwrite=True)
     monkeypatch.setattr("fuseo1_kernels.engine.verify.DEFAULT_MAX_MEMORY", 1 << 16)
     assert verify_model(family.home / "verified", recompute=None).problems == ()
+
+
+# --- memory ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Family:
+    """An output of 12 MB, whose inputs are three times as large, and one whose slabs are larger than it."""
+    shapes = {"w": (2048, 3000), "tall": (400_001, 2)}
+    family = make_family(tmp_path_factory.mktemp("large"), states(BF16, BF16, BF16, shapes=shapes))
+    COLUMNS.configure(family)
+    return family
+
+
+def refused(family: Family) -> int:
+    """The least memory of which the merge says that it suffices, in MiB."""
+    with pytest.raises(MergeError, match=r"--max-memory 9 MiB is too little .* the least is") as e:
+        merge(family, "refused", max_memory=9 * MIB)
+    assert not list(family.home.glob("refused*"))
+    said = str(e.value)
+    assert dry_run(as_config(family.config), None, MergeOptions(max_memory=9 * MIB)).problems == (
+        said,
+    )
+    return int(said.split()[-2])
+
+
+def test_too_little_memory_is_refused(large: Family) -> None:
+    least = refused(large)
+    # The output, 256 columns of three inputs and one of them once more, a survey, and chunks.
+    assert 12.3e6 + 4.2e6 + 4 * MIB < least * MIB < 12.3e6 + 6.4e6 + 10 * MIB
+    assert (
+        dry_run(as_config(large.config), None, MergeOptions(max_memory=least * MIB)).problems == ()
+    )
+
+
+def test_what_is_planned_stays_within_the_budget(large: Family) -> None:
+    with open_source(str(large.base)) as one, open_source(str(large.target(1))) as other:
+        sources = {str(large.base): one, str(large.target(1)): other, str(large.target(2)): other}
+        jobs = make_plan(as_config(large.config), sources, shard_size=1 << 30).jobs
+        needed, least = ColumnMemory.of(jobs), memory_floor(jobs)
+        assert needed.output == 2048 * 3000 * 2
+        assert needed.least == 2 * 400_001 * 8 + 192 > 256 * 2048 * 8
+        for budget in (least, least + 1, 2 * least, 64 * MIB, 1 << 30):
+            for threads in (1, 2, 64):
+                planned = plan_memory(jobs, budget, threads)
+                assert planned.total <= budget
+                assert planned.output >= needed.output and planned.survey >= planned.floor
+                assert planned.read >= needed.least
+        # A slab takes what is left, but no more than gains anything.
+        assert plan_memory(jobs, 1 << 30, 1).read == needed.most == 2048 * 2048 * 8 + 192
+        assert ColumnMemory.of([]) == ColumnMemory(0, 0, 0, 0)
+
+
+@pytest.mark.serial
+def test_the_least_memory_suffices(large: Family) -> None:
+    merge(large, "free", overwrite=True)
+    least = refused(large) * MIB
+    code, err = limited(large, "limited", least, "cached", least)
+    assert code == 0, err
+    assert weights(large.home / "limited") == weights(large.home / "free")
+    code, err = limited(large, "more", 4 * least, "cached", least)
+    assert code == 1 and "lower --max-memory" in err

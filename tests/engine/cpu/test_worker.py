@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +22,6 @@ from fuseo1_kernels.checkpoint.source import Source
 from fuseo1_kernels.engine.cpu import worker
 from fuseo1_kernels.engine.cpu.memory import WorkerMemory, memory_floor, plan_memory
 from fuseo1_kernels.engine.cpu.worker import CpuWorker, _pieces
-from fuseo1_kernels.engine.worker import MergeContext
 from fuseo1_kernels.errors import CheckpointError
 from fuseo1_kernels.methods import METHODS
 from fuseo1_kernels.methods.parameters import resolve_parameters
@@ -32,10 +30,9 @@ from fuseo1_kernels.methods.sce import Sce
 from fuseo1_kernels.plan.job import Input, Job
 from support.models import Family, make_family, merged, tuned, weights
 from support.pairwise import pairwise
-from support.processes import spawn
-from support.streamed import BUDGET, MIB, Collected, limited
+from support.streamed import BUDGET, MIB, damaged_before, limited, merge_tensor
 from support.tensors import BF16
-from support.tuning import current, tune
+from support.tuning import tune
 
 SHAPE = 311, 223  # 69,353 elements: 271 blocks of 256 and a bit, a segment of 65,536 and a bit
 
@@ -52,22 +49,11 @@ def merge_with(
     family: Family, memory: WorkerMemory, select_topk: float, backend: str, direct: bool = False
 ) -> bytes:
     """Merge the one tensor within `memory`; it is read once for the fuse and once a pass of the survey."""
-    models = [family.base, *(family.target(i) for i in (1, 2, 3))]
-    sources = [open_source(str(model)) for model in models]
-    inputs = tuple(Input(source, source.tensors["w"]) for source in sources)
-    job = Job(
-        "w", SHAPE, inputs[0].dtype, inputs, Sce(select_topk, "mergekit", SHAPE[0] * SHAPE[1])
-    )
-    found = Collected(job.output_bytes)
-    work = MergeContext(found, "error", lambda _: None, threading.Event(), tuning=current())
-    cpu_worker = CpuWorker(load_backend(backend), memory, work, threads=lambda: 2)
-    report = cpu_worker.merge(job, inputs if direct else ())
-    assert found.written == job.output_bytes
+    rule = Sce(select_topk, "mergekit", SHAPE[0] * SHAPE[1])
+    merged, job, report = merge_tensor(family, "w", rule, memory, backend, direct)
     assert report.record.passes >= 1
     assert report.bytes_read == (1 + report.record.passes) * job.input_bytes
-    for source in sources:
-        source.close()
-    return bytes(found.data)
+    return merged
 
 
 @pairwise(
@@ -180,20 +166,9 @@ def test_a_file_that_changes_between_survey_and_fuse(
     g = torch.Generator().manual_seed(3)
     base = {"w": torch.randn(SHAPE, generator=g).to(BF16)}
     family = make_family(tmp_path, [base, *(tuned(base, i) for i in (1, 2, 3))])
-    file = family.target(2) / "model.safetensors"
-    engine = type(load_backend(backend))
-    fuse_files = engine.fuse_files
-
-    def fuse(self, *arguments):  # type: ignore[no-untyped-def]
-        if damage == "shrinks":
-            os.truncate(file, 50_000)
-        else:
-            file.write_bytes(file.read_bytes())
-        return fuse_files(self, *arguments)
-
-    monkeypatch.setattr(engine, "fuse_files", fuse)
-    words = "shrank while tensor 'w' was read" if damage == "shrinks" else "the file changed since"
-    with pytest.raises(CheckpointError, match=f"{file}: .*{words}"):
+    file, engine = family.target(2) / "model.safetensors", type(load_backend(backend))
+    said = damaged_before(monkeypatch, engine, "fuse_files", file, damage)
+    with pytest.raises(CheckpointError, match=said):
         merge_with(family, WorkerMemory(MIB, MIB, MIB), 0.5, backend, direct)
 
 
@@ -293,15 +268,3 @@ def test_what_is_planned_stays_within_the_budget(budget: int, threads: int, huge
             assert planned.deciding >= planned.threads * 32 * x.info.shape[-1]
         # Reading and output know no tensor; a survey of a small one needs no more than its floor.
         assert plan_memory([small], budget, threads).total < (9 + 2 * threads) * MIB
-
-
-def test_a_process_of_few_threads_merges_the_same(family: Family) -> None:
-    """Little and much memory, under one and many threads, from the command line."""
-    found = []
-    for threads, memory in ((1, "9MiB"), (3, "64MiB")):
-        out = family.home / f"threads{threads}"
-        argv = ["-m", "fuseo1_kernels.merge", family.config, out, "-q", "--threads", threads]
-        ran = spawn(*argv, "--max-memory", memory)
-        assert ran.code == 0, ran.err
-        found.append(weights(out))
-    assert found[0] == found[1]

@@ -9,21 +9,11 @@ import torch
 
 from fuseo1_kernels import MergeError
 from fuseo1_kernels.engine.gpu import memory
-from support.engine_runs import MIB, merge
+from support.engine_runs import MIB, Told, merge
 from support.fake_gpu import COPIES_IN, FakeDevice, install
-from support.gpu.runs import KIB, mixed_family, on_gpus, same, use_small_slots
+from support.gpu.runs import KIB, on_gpus, same
 from support.models import Family, make_family, tuned
 from support.tuning import tune
-
-
-@pytest.fixture(scope="module")
-def mixed(tmp_path_factory: pytest.TempPathFactory) -> Family:
-    return mixed_family(tmp_path_factory.mktemp("mixed"))
-
-
-@pytest.fixture
-def small_slots(monkeypatch: pytest.MonkeyPatch) -> None:
-    use_small_slots(monkeypatch)
 
 
 @pytest.mark.usefixtures("small_slots")
@@ -42,6 +32,15 @@ def test_memory_is_bounded(
     for device in devices:
         assert device.allocated == [max(device.allocated)] and device.allocated[0] <= limit
         assert all(nbytes & (nbytes - 1) == 0 for nbytes in device.pinned)
+
+
+def test_slots_of_the_usual_size(mixed: Family) -> None:
+    """A tensor in a chunk, and many in one."""
+    device = FakeDevice()
+    on_gpus(mixed, device, threads=2)
+    assert same(mixed)
+    copies = len(device.streams[COPIES_IN].operations)
+    assert copies < len(mixed.states[0]) / 3
 
 
 def test_a_quarter_of_the_free_memory_is_the_default(mixed: Family) -> None:
@@ -64,8 +63,10 @@ def test_a_small_merge_reserves_little(tmp_path: Path) -> None:
 def test_what_does_not_fit_goes_to_the_cpu(mixed: Family) -> None:
     """The two large ones need 5 MiB of inputs and output, and what their surveys take."""
     device = FakeDevice(eager=[COPIES_IN])
-    result = on_gpus(mixed, device, max_gpu_memory=4 * MIB, max_memory=40 * MIB, threads=3)
-    assert same(mixed)
+    limits = {"max_gpu_memory": 4 * MIB, "max_memory": 40 * MIB}
+    progress = Told()
+    result = on_gpus(mixed, device, threads=3, progress=progress, **limits)
+    assert same(mixed) and progress.advanced == progress.total > 0 and progress.closed == 1
     assert device.fuses == len(mixed.states[0]) - 2
     assert result.notes == (
         "2 tensors merged on the CPU: each needs more than 4 MiB of a GPU's memory (--max-gpu-memory)",
@@ -96,7 +97,7 @@ def test_more_targets_than_the_kernels_take(tmp_path: Path) -> None:
 
 def test_too_little_memory_is_said(mixed: Family) -> None:
     for options, message in (
-        ({"max_memory": 100 * KIB}, "--max-memory 1 MiB is too little to feed 1 GPU; the least is"),
+        ({"max_memory": 300 * KIB}, "--max-memory 1 MiB is too little to feed 1 GPU; the least is"),
         ({"max_memory": MIB, "max_gpu_memory": MIB}, "merged on the CPU; the least is"),
     ):
         with pytest.MonkeyPatch.context() as patch, pytest.raises(MergeError, match=message):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -20,33 +19,20 @@ from support.fake_gpu import COPIES_IN, COPIES_OUT, KERNELS, Enqueued, FakeDevic
 from support.gpu.runs import (
     KIB,
     SCHEDULES,
-    checksums,
-    mixed_family,
     noticed,
     on_gpus,
     same,
-    use_small_slots,
 )
 from support.models import Family, make_family, tuned, weights
 from support.processes import done, merge_json, run
 from support.tensors import BF16
 from support.tuning import tune
 
-
-@pytest.fixture(scope="module")
-def mixed(tmp_path_factory: pytest.TempPathFactory) -> Family:
-    return mixed_family(tmp_path_factory.mktemp("mixed"))
-
-
-@pytest.fixture
-def small_slots(monkeypatch: pytest.MonkeyPatch) -> None:
-    use_small_slots(monkeypatch)
-
+pytestmark = pytest.mark.usefixtures("small_slots")
 
 # --- the same bytes ----------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("small_slots")
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("threads", [1, 4])
 def test_the_bytes_are_the_cpus(threads: int, schedule: str, mixed: Family) -> None:
@@ -62,33 +48,13 @@ def test_the_bytes_are_the_cpus(threads: int, schedule: str, mixed: Family) -> N
     assert result.bytes_written == 2 * result.parameters
 
 
-@pytest.mark.usefixtures("small_slots")
-def test_the_report_is_the_cpus(mixed: Family) -> None:
-    on_cpu = merge(mixed, "cpu", overwrite=True).as_dict()
-    on_gpu = on_gpus(mixed, FakeDevice()).as_dict()
-    differing = {key for key, value in on_cpu.items() if on_gpu[key] != value}
-    assert differing == {"out_dir", "seconds", "backend", "bytes_read"}
-    assert checksums(mixed.home / "gpu") == checksums(mixed.home / "cpu")
-
-
-@pytest.mark.usefixtures("small_slots")
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_several_gpus(schedule: str, mixed: Family) -> None:
+@pytest.mark.parametrize("on_cpu", ["sce", "ties, rescaled"], indirect=True)
+def test_several_gpus(schedule: str, on_cpu: Family) -> None:
     devices = [FakeDevice(number, **SCHEDULES[schedule]) for number in range(3)]
-    on_gpus(mixed, *devices, threads=3)
-    assert same(mixed)
-    jobs = len(mixed.states[0])
-    assert sum(device.fuses for device in devices) == jobs
-    assert all(device.fuses for device in devices)
-
-
-def test_slots_of_the_usual_size(mixed: Family) -> None:
-    """A tensor in a chunk, and many in one."""
-    device = FakeDevice()
-    on_gpus(mixed, device, threads=2)
-    assert same(mixed)
-    copies = len(device.streams[COPIES_IN].operations)
-    assert copies < len(mixed.states[0]) / 3
+    on_gpus(on_cpu, *devices, threads=3)
+    assert same(on_cpu) and all(device.fuses for device in devices)
+    assert sum(device.fuses for device in devices) == len(on_cpu.states[0])
 
 
 @pytest.mark.toolchain
@@ -112,42 +78,53 @@ def test_the_cuda_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 # --- every wait is needed ----------------------------------------------------------------
 
+RULES = ("ties, rescaled", "linear")  # with surveys and without
+BETWEEN = [(KERNELS, COPIES_IN), (COPIES_OUT, KERNELS)]
 
-@pytest.mark.usefixtures("small_slots")
+
 @pytest.mark.parametrize(
-    "deaf", [(KERNELS, COPIES_IN), (COPIES_OUT, KERNELS), (COPIES_IN,), (COPIES_OUT,)]
+    ("on_cpu", "deaf"),
+    [
+        *(("sce", deaf) for deaf in BETWEEN),
+        *((name, (copies,)) for name in ("sce", *RULES) for copies in (COPIES_IN, COPIES_OUT)),
+    ],
+    indirect=["on_cpu"],
 )
-def test_a_wait_that_is_left_out_is_noticed(deaf: tuple[int, ...], mixed: Family) -> None:
+def test_a_wait_that_is_left_out_is_noticed(deaf: tuple[int, ...], on_cpu: Family) -> None:
     """Kernels wait for copies, copies for kernels, and the host for both before it touches their slots."""
-    assert noticed(mixed, FakeDevice(deaf=[deaf]))
-    assert not noticed(mixed, FakeDevice())
+    assert noticed(on_cpu, FakeDevice(deaf=[deaf]))
+    assert not noticed(on_cpu, FakeDevice())
 
 
-@pytest.mark.usefixtures("small_slots")
+@pytest.mark.parametrize(
+    ("on_cpu", "step"),
+    [("sce", "_enqueue_kernels"), *((name, "_merge_by_rule") for name in RULES)],
+    indirect=["on_cpu"],
+)
 def test_a_region_that_is_given_to_others_too_early_is_noticed(
-    mixed: Family, monkeypatch: pytest.MonkeyPatch
+    step: str, on_cpu: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before the kernels ran, which the copies for another tensor do not wait for."""
-    enqueue_kernels = GpuWorker._enqueue_kernels
+    """Before the kernels ran, or outputs were copied, which the copies for another tensor do not wait for."""
+    whole, give = getattr(GpuWorker, step), Regions.give
 
     def hasty(self: GpuWorker, layout: Layout, region: int, copied: Any) -> Any:
-        merged = enqueue_kernels(self, layout, region, copied)
+        found = whole(self, layout, region, copied)
         self._gpu.regions.give(region)
         time.sleep(0.02)  # others come to it, and this one is late with its own copies
-        return merged
+        return found
 
-    give = Regions.give
-    monkeypatch.setattr(GpuWorker, "_enqueue_kernels", hasty)
+    monkeypatch.setattr(GpuWorker, step, hasty)
     monkeypatch.setattr(
         Regions, "give", lambda self, start: give(self, start) if start in self._taken else None
     )
-    assert noticed(mixed, FakeDevice(eager=[COPIES_IN]))
+    if step == "_merge_by_rule":
+        tune(monkeypatch, batch=1)
+    assert noticed(on_cpu, FakeDevice(eager=[COPIES_IN]))
 
 
 # --- what the CPU engine guarantees too --------------------------------------------------
 
 
-@pytest.mark.usefixtures("small_slots")
 def test_surveys_are_kept_and_found(mixed: Family, tmp_path: Path) -> None:
     """Those of a CPU by a GPU, and the other way round."""
     cache = {"survey_cache": tmp_path / "surveys"}
@@ -191,30 +168,6 @@ def test_a_kept_survey_is_heeded_before_anything_is_read(tmp_path: Path) -> None
     assert not device.pinned
 
 
-class Told:
-    """A progress that adds up."""
-
-    def __init__(self) -> None:
-        self.total = self.done = 0
-        self._lock = threading.Lock()
-
-    def start(self, _title: str, total_bytes: int) -> None:
-        self.total = total_bytes
-
-    def advance(self, nbytes: int) -> None:
-        with self._lock:
-            self.done += nbytes
-
-    def close(self) -> None:
-        assert self.done == self.total > 0
-
-
-@pytest.mark.parametrize("limit", [MIB, 14 * MIB])
-def test_progress(limit: int, mixed: Family) -> None:
-    on_gpus(mixed, FakeDevice(), progress=Told(), max_gpu_memory=limit)
-
-
-@pytest.mark.usefixtures("small_slots")
 @pytest.mark.parametrize("torch_bin", [False, True])
 def test_inputs_that_must_not_stay_in_the_page_cache(
     torch_bin: bool, mixed: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,21 +13,21 @@ from fuseo1_kernels import MergeError, MergeResult
 from fuseo1_kernels.backends.contract import Divergences, Ranked
 from fuseo1_kernels.engine.gpu.blocking import BlockingMerger
 from fuseo1_kernels.engine.gpu.context import GpuContext
-from fuseo1_kernels.engine.gpu.layout import Layout
-from fuseo1_kernels.engine.gpu.regions import Regions
 from fuseo1_kernels.engine.gpu.worker import GpuWorker
 from fuseo1_kernels.engine.worker import MergeContext
 from support.emulated import load_emulated
-from support.engine_runs import MIB, merge
-from support.fake_gpu import COPIES_IN, COPIES_OUT, FakeDevice, FakeKernels, install
-from support.gpu.runs import SCHEDULES, checksums, noticed, on_gpus, same, use_small_slots
+from support.engine_runs import MIB, Told, merge
+from support.fake_gpu import FakeDevice, FakeKernels, install
+from support.gpu.runs import SCHEDULES, checksums, noticed, on_gpus, same
 from support.interrupted import partial_of
-from support.method_cases import CASES, Case, Told
+from support.method_cases import CASES, Case
 from support.models import Family, State, make_family, weights
 from support.pairwise import pairwise, sample
 from support.peak import Measured
 from support.processes import done, run
 from support.tuning import tune
+
+pytestmark = pytest.mark.usefixtures("small_slots")
 
 #: Every method but SCE, whose merges are engine/gpu/test_merges.py's; but not by columns, which are the CPU's.
 OTHERS = {name: case for name, case in CASES.items() if case.method != "sce" and not case.by_column}
@@ -41,12 +39,7 @@ def family(mixed_dtypes: Family) -> Family:
     return mixed_dtypes
 
 
-@pytest.fixture(autouse=True)
-def small_slots(monkeypatch: pytest.MonkeyPatch) -> None:
-    use_small_slots(monkeypatch)
-
-
-def on_cpu(case: Case, family: Family) -> MergeResult:
+def merged_on_cpu(case: Case, family: Family) -> MergeResult:
     case.configure(family)
     return merge(family, "cpu", overwrite=True, resume=False)
 
@@ -54,16 +47,16 @@ def on_cpu(case: Case, family: Family) -> MergeResult:
 # --- the same bytes ----------------------------------------------------------------------
 
 
-@pairwise("order, name", ("lazy", "at random"), tuple(OTHERS), together=1)
+@pairwise("order, name", ("lazy", "at random"), ("sce", *OTHERS), together=1)
 def test_the_bytes_and_the_report_are_the_cpus(order: str, name: str, family: Family) -> None:
-    case = OTHERS[name]
-    expected = on_cpu(case, family)
+    case = CASES[name]
+    expected = merged_on_cpu(case, family).as_dict()
     device, progress = FakeDevice(**SCHEDULES[order]), Told()
     result = on_gpus(family, device, threads=3, max_gpu_memory=5 * MIB, progress=progress)
     assert same(family) and checksums(family.home / "gpu") == checksums(family.home / "cpu")
-    assert device.fuses >= result.tensors and result.notes == expected.notes
-    assert result.energy_share == expected.energy_share
-    assert result.exact_path == expected.exact_path == 0
+    assert device.fuses >= result.tensors
+    differing = {key for key, value in result.as_dict().items() if expected[key] != value}
+    assert {"out_dir", "backend"} <= differing <= {"out_dir", "backend", "seconds", "bytes_read"}
     assert progress.total == progress.advanced > 0
     # Once each, whatever was surveyed.
     models = family.states[: 1 + case.models] if case.base else family.states[1:][: case.models]
@@ -76,7 +69,7 @@ def test_the_bytes_and_the_report_are_the_cpus(order: str, name: str, family: Fa
 def test_the_cuda_kernels(name: str, family: Family) -> None:
     """Their own sources, run by the host."""
     case = OTHERS[name]
-    expected = on_cpu(case, family)
+    expected = merged_on_cpu(case, family)
     device = FakeDevice()
     kernels = Measured(load_emulated(), device)
     result = on_gpus(family, device, kernels=kernels, threads=2)
@@ -86,14 +79,6 @@ def test_the_cuda_kernels(name: str, family: Family) -> None:
     # And factors of rows, which a GPU is sent (of the 523 of the largest), are on the host already.
     sent = 2560 if case.method == "arcee_fusion" else 0
     assert kernels.most == device.allocated[1] - sent or kernels.ops == result.tensors
-
-
-@pytest.mark.parametrize("order", SCHEDULES)
-def test_several_gpus(order: str, family: Family) -> None:
-    on_cpu(CASES["ties, rescaled"], family)
-    devices = [FakeDevice(number, **SCHEDULES[order]) for number in range(3)]
-    on_gpus(family, *devices, threads=3)
-    assert same(family) and all(device.fuses for device in devices)
 
 
 def test_groups_of_empty_tensors(tmp_path: Path) -> None:
@@ -109,34 +94,25 @@ def test_groups_of_empty_tensors(tmp_path: Path) -> None:
         assert same(family)
 
 
-# --- every wait is needed ----------------------------------------------------------------
+# --- every wait is needed: more of them are in test_merges.py ------------------------------
+
+BOTH = pytest.mark.parametrize("on_cpu", ["ties, rescaled", "linear"], indirect=True)
 
 
-@pytest.fixture(params=["ties, rescaled", "linear"])
-def merged(request: pytest.FixtureRequest, family: Family) -> Iterator[Family]:
-    """With surveys and without; the merge is the CPU's if nothing is left out."""
-    on_cpu(CASES[request.param], family)
-    assert not noticed(family, FakeDevice())
-    yield family
-
-
-@pytest.mark.parametrize("deaf", [COPIES_IN, COPIES_OUT])
-def test_a_wait_for_copies_that_is_left_out_is_noticed(deaf: int, merged: Family) -> None:
-    assert noticed(merged, FakeDevice(deaf=[(deaf,)]))
-
-
+@BOTH
 def test_ops_that_do_not_wait_for_copies_are_noticed(
-    merged: Family, monkeypatch: pytest.MonkeyPatch
+    on_cpu: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = GpuWorker._merge_by_rule
     monkeypatch.setattr(
         GpuWorker, "_merge_by_rule", lambda self, layout, region, _: whole(self, layout, region, ())
     )
-    assert noticed(merged, FakeDevice())
+    assert noticed(on_cpu, FakeDevice())
 
 
+@BOTH
 def test_ops_that_do_not_take_turns_are_noticed(
-    merged: Family, monkeypatch: pytest.MonkeyPatch
+    on_cpu: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The memory that they allocate is counted once."""
     make = GpuContext.__init__
@@ -146,27 +122,7 @@ def test_ops_that_do_not_take_turns_are_noticed(
         self.enqueuing = nullcontext()  # type: ignore[assignment]
 
     monkeypatch.setattr(GpuContext, "__init__", careless)
-    assert noticed(merged, FakeDevice())
-
-
-def test_a_region_that_is_given_to_others_too_early_is_noticed(
-    merged: Family, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Before the outputs were copied, for which the copies of another tensor do not wait."""
-    whole, give = GpuWorker._merge_by_rule, Regions.give
-
-    def hasty(self: GpuWorker, layout: Layout, region: int, copied: Any) -> Any:
-        found = whole(self, layout, region, copied)
-        self._gpu.regions.give(region)
-        time.sleep(0.02)  # others come to it
-        return found
-
-    monkeypatch.setattr(GpuWorker, "_merge_by_rule", hasty)
-    monkeypatch.setattr(
-        Regions, "give", lambda self, start: give(self, start) if start in self._taken else None
-    )
-    tune(monkeypatch, batch=1)
-    assert noticed(merged, FakeDevice(eager=[COPIES_IN]))
+    assert noticed(on_cpu, FakeDevice())
 
 
 # --- memory, and what a backend lacks ----------------------------------------------------
@@ -174,7 +130,7 @@ def test_a_region_that_is_given_to_others_too_early_is_noticed(
 
 def test_what_does_not_fit_goes_to_the_cpu(family: Family) -> None:
     """The embedding, by 256 bytes: 2,936,576 are its inputs and output, 44,544 what a survey of it allocates."""
-    on_cpu(CASES["ties"], family)
+    merged_on_cpu(CASES["ties"], family)
     for limit, left in ((2_981_120, 0), (2_981_119, 1)):
         device = FakeDevice()
         result = on_gpus(family, device, max_gpu_memory=limit)
@@ -190,7 +146,7 @@ def test_what_a_backend_lacks_is_merged_by_the_cpu(
     name: str, lack: type, family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """That is known before anything is read."""
-    on_cpu(CASES[name], family)
+    merged_on_cpu(CASES[name], family)
     device, kernels = FakeDevice(), FakeKernels(lack=(lack,))
     result = on_gpus(family, device, kernels=kernels)
     [note] = result.notes
@@ -210,7 +166,7 @@ def test_columns_are_merged_by_the_cpu(
     name: str, family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The rest is the GPU's, to the same bytes."""
-    on_cpu(CASES[name], family)
+    merged_on_cpu(CASES[name], family)
     device, left = FakeDevice(), len(by_column(family.states))
     result = on_gpus(family, device, threads=3, max_gpu_memory=5 * MIB)
     assert same(family) and checksums(family.home / "gpu") == checksums(family.home / "cpu")
@@ -225,7 +181,7 @@ def test_columns_alone(tmp_path: Path) -> None:
     """Nothing is left to the GPU. Memory is the CPU's half."""
     base = {name: torch.rand(3000, 700) - 2 for name in ("a", "b")}
     family = make_family(tmp_path, [base, *({n: t + i for n, t in base.items()} for i in (1, 2))])
-    on_cpu(CASES["nuslerp, by column"], family)
+    merged_on_cpu(CASES["nuslerp, by column"], family)
     device = FakeDevice()
     result = on_gpus(family, device, max_memory=80 * MIB)
     assert same(family) and device.fuses == 0 and result.notes[0].startswith("2 tensors merged on")
@@ -239,7 +195,7 @@ def test_columns_alone(tmp_path: Path) -> None:
 def test_surveys_are_kept_and_found(family: Family, tmp_path: Path) -> None:
     """Those of a GPU by another, and by the CPU; another weight needs none."""
     cache = {"survey_cache": tmp_path / "surveys"}
-    on_cpu(CASES["ties, rescaled"], family)
+    merged_on_cpu(CASES["ties, rescaled"], family)
     first, second = FakeDevice(), FakeDevice()
     on_gpus(family, first, **cache)
     assert same(family) and first.surveys == 2 * len(family.states[0])
@@ -251,18 +207,18 @@ def test_surveys_are_kept_and_found(family: Family, tmp_path: Path) -> None:
 
 
 def test_rows_have_surveys_that_are_not_kept(family: Family, tmp_path: Path) -> None:
-    on_cpu(BY_ROW, family)
+    merged_on_cpu(BY_ROW, family)
     for _ in range(2):
         device = FakeDevice()
         on_gpus(family, device, survey_cache=tmp_path)
         assert same(family) and device.surveys == device.fuses > 523
 
 
-@pytest.mark.parametrize("name", ["ties, rescaled", "linear"])
+@BOTH
 def test_what_a_lost_gpu_began_the_cpu_ends(
-    name: str, family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    on_cpu: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    on_cpu(CASES[name], family)
+    family = on_cpu
     whole, device, out = FakeDevice(), FakeDevice(), tmp_path / "merged"
     tune(monkeypatch, batch=1)  # every tensor by itself
     on_gpus(family, whole, threads=2)

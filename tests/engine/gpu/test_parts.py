@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -178,38 +179,27 @@ def test_chunks_hold_every_byte_once(most: int) -> None:
         TensorRequest(job(0, BF16, rule=OTHER)),
     ]
     layout = Layout(requests, 300, 80)
-    footprints = [footprint(r.job, len(r.topks), 300, 80) for r in requests]
-    assert layout.nbytes <= sum(footprints)
-    for chunks, whole in (
-        (list(layout.chunks_in(most)), layout.results_start + layout.results_bytes),
-        (list(layout.chunks_out(most)), layout.nbytes),
+    assert layout.nbytes <= sum(footprint(r.job, len(r.topks), 300, 80) for r in requests)
+    sizes = {id(x): r.job.numel * x.dtype.size for r in requests for x in r.job.inputs}
+    outputs = {id(task): task.job.output_bytes for task in layout.tasks}
+    assert [task.job for task in layout.tasks] == [r.job for r in requests]
+    chunks: list[Any]
+    for chunks, end_of_all, expected in (
+        (list(layout.chunks_in(most)), layout.results_start + layout.results_bytes, sizes),
+        (list(layout.chunks_out(most)), layout.nbytes, outputs),
     ):
-        end = 0
-        pieces: dict[Any, int] = {}
+        end, copied = 0, Counter[int | None]()
         for chunk in chunks:
             assert chunk.nbytes <= most and chunk.start >= end and chunk.start % 256 == 0
-            end = chunk.start
             for part in chunk.parts:
                 assert chunk.start + part.at >= end
                 end = chunk.start + part.at + part.nbytes
                 assert end <= chunk.start + chunk.nbytes
-                key = id(part.item) if part.item is not None else None
-                assert part.start == pieces.get(key, 0)
-                pieces[key] = part.start + part.nbytes
-        assert end <= whole
-    inputs = [x for r in requests for x in r.job.inputs]
-    sizes = [r.job.numel * x.dtype.size for r in requests for x in r.job.inputs]
-    copied: dict[int, int] = {}
-    for chunk in layout.chunks_in(most):
-        for part in chunk.parts:
-            copied[id(part.item)] = copied.get(id(part.item), 0) + part.nbytes
-    assert [copied.get(id(x), 0) for x in inputs] == sizes
-    out = {id(task): 0 for task in layout.tasks}
-    for piece in layout.chunks_out(most):
-        for found in piece.parts:
-            if found.item is not None:
-                out[id(found.item)] += found.nbytes
-    assert list(out.values()) == [r.job.output_bytes for r in requests]
+                key = None if part.item is None else id(part.item)
+                assert part.start == copied[key]
+                copied[key] += part.nbytes
+        assert end <= end_of_all
+        assert {key: copied[key] for key in expected} == expected
 
 
 def test_a_layout_of_empty_tensors_has_a_region() -> None:

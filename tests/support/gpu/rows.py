@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from fuseo1_kernels.backends.arrays import Array
 from fuseo1_kernels.backends.contract import (
     ALL,
     NONE,
@@ -22,13 +23,14 @@ from fuseo1_kernels.backends.contract import (
     RowFactors,
     Select,
 )
-from fuseo1_kernels.backends.interface import GpuBackend
+from fuseo1_kernels.backends.interface import GpuBackend, Ops
 from fuseo1_kernels.backends.results import MagnitudesResult, expect
 from fuseo1_kernels.errors import BackendError
 from fuseo1_kernels.in_memory.ops import as_array
 from support import ranked
+from support.fuse_cases import weights_of
 from support.gpu.data import constant, nonfinite, tied, tuned
-from support.gpu.general import PLACES, compare_fuse, compare_survey, weights_of
+from support.gpu.general import PLACES, compare_fuse, compare_survey
 from support.gpu.grid import SMALL, placed
 from support.tensors import BF16, DTYPES, FP16, FP32, siblings, wild
 
@@ -195,21 +197,57 @@ class Scores:
         passes = compare_survey(gpu, tensors, Magnitudes(((rows * row // 3,),), factors))
         assert passes > 1 or gpu.name != "cuda"
 
-    def test_requests_that_do_not_fit(self, gpu: GpuBackend) -> None:
+
+class Misfits:
+    """A backend, the fixture `gpu`, refuses what does not fit its inputs; it may be the CPU's."""
+
+    def test_requests_that_do_not_fit(self, gpu: Ops) -> None:
         inputs = [as_array(t) for t in siblings(300, 2, BF16)]
-        with pytest.raises(BackendError, match="divergences for 1 targets, but there are 2"):
-            gpu.survey(inputs, Divergences(3), 1)
         few = RowFactors(3, bytes(4 * 99))
-        with pytest.raises(BackendError, match="factors for 297 elements, but there are 300"):
-            gpu.survey(inputs[:2], Norms((Band(rows=few),)), 1)
-        with pytest.raises(BackendError, match="factors for 297 elements, but there are 300"):
-            params = FuseParams((1.0,), elect="none", divisor=1.0, selects=(Band(rows=few),))
-            gpu.fuse(inputs[:2], params, inputs[0], 0, 1)
-        with pytest.raises(BackendError, match="factors for 297 elements, but there are 300"):
+        params = FuseParams((1.0,), elect="none", divisor=1.0, selects=(Band(rows=few),))
+        less = [inputs[0], inputs[1].part(0, 299)]
+        rows = "factors for 297 elements, but there are 300"
+        calls: tuple[tuple[Callable[[], object], str], ...] = (
+            (lambda: gpu.survey(inputs, Norms((None,)), 1), "s for 1 targets, but there are 2"),
+            (lambda: gpu.survey(inputs, Magnitudes(((1,),) * 3), 1), "ranks for 3 .* there are 2"),
+            (lambda: gpu.survey(inputs, Divergences(3), 1), "for 1 targets, but there are 2"),
+            (lambda: gpu.survey(inputs[:2], Norms((Band(rows=few),)), 1), rows),
+            (lambda: gpu.fuse(inputs[:2], params, inputs[0], 0, 1), rows),
+            (lambda: gpu.survey(less, 0.5, 1), "same number of elements"),
+        )
+        for call, words in calls:
+            with pytest.raises(BackendError, match=words):
+                call()
+        with pytest.raises((ValueError, BackendError), match=f"{rows}|not as many factors as rows"):
             gpu.survey(inputs[:2], Magnitudes(((1,),), few), 1)
         for row in (0, -1, 7):
             with pytest.raises((ValueError, BackendError), match="outside the contract"):
                 gpu.survey(inputs[:2], Divergences(row), 1)
+
+
+class RanksRefused:
+    """A backend, the fixture `gpu`, that checks RANKED selections in its native module; it may be the CPU's."""
+
+    @pytest.mark.parametrize("select", ranked.OUTSIDE.values(), ids=ranked.OUTSIDE)
+    def test_what_is_outside_the_contract(self, select: Ranked, gpu: Ops) -> None:
+        tensors = [as_array(torch.zeros(512)), as_array(torch.ones(512))]
+        self.refused(gpu, tensors, select)
+
+    def test_rows_must_agree_and_chunks_hold_whole_rows(self, gpu: Ops) -> None:
+        inputs, long = [as_array(torch.zeros(1536))] * 3, Ranked(1, 0.4, 0.2, 512)
+        self.refused(gpu, inputs, Ranked(1, 0.4, 0.2, 256), long)
+        params = ranked.params_of((long, long))
+        for offset, count in ((256, 1024), (0, 768)):
+            parts = [x.part(0, count) for x in inputs]
+            with pytest.raises(ValueError, match="outside the contract"):
+                gpu.fuse(parts, params, parts[0], offset, 1)
+
+    @staticmethod
+    def refused(gpu: Ops, inputs: list[Array], *selects: Select) -> None:
+        with pytest.raises(ValueError, match="outside the contract"):
+            gpu.fuse(inputs, ranked.params_of(selects), inputs[0], 0, 1)
+        with pytest.raises(ValueError, match="outside the contract"):
+            gpu.survey(inputs, Norms(selects), 1)
 
 
 def numbers(factors: RowFactors) -> torch.Tensor:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from fuseo1_kernels.backends.contract import NOTHING, Band, Cut, Draw, Select
+from support.oracles.fuse import words
 
 BLOCK = 256
 LARGEST = float.fromhex("0x1.fffffep63")  # the largest fp32 whose square is finite
@@ -64,22 +65,6 @@ def cut_after(d: torch.Tensor, rank: int) -> Cut:
 # --- selections ---
 
 
-def words(key: int, count: int) -> torch.Tensor:
-    """word(key, f) of select.h for f below `count`: Philox4x32-7, on numbers of 64 bits."""
-    low = 0xFFFFFFFF
-    blocks = -(-count // BLOCK)
-    x = [
-        torch.arange(blocks * 64),
-        *(torch.zeros(blocks * 64, dtype=torch.int64) for _ in range(3)),
-    ]
-    k0, k1 = key & low, key >> 32
-    for _ in range(7):
-        p, q = x[0] * 0xD2511F53, x[2] * 0xCD9E8D57
-        x = [(q >> 32 & low) ^ x[1] ^ k0, q & low, (p >> 32 & low) ^ x[3] ^ k1, p & low]
-        k0, k1 = k0 + 0x9E3779B9 & low, k1 + 0xBB67AE85 & low
-    return torch.stack([w.view(blocks, 64) for w in x], dim=1).flatten()[:count]
-
-
 def in_cut(d: torch.Tensor, cut: Cut) -> torch.Tensor:
     score, index = magnitude_bits(d), torch.arange(d.numel())
     return (score > cut.threshold) | ((score == cut.threshold) & (index <= cut.tie_limit))
@@ -88,7 +73,8 @@ def in_cut(d: torch.Tensor, cut: Cut) -> torch.Tensor:
 def selected(d: torch.Tensor, select: Select) -> torch.Tensor:
     """d where it is selected, else 0."""
     if isinstance(select, Draw):
-        return torch.where(words(select.key, d.numel()) < select.limit, d, 0.0)
+        drawn = torch.from_numpy(words(select.key, 0, d.numel()) < select.limit)
+        return torch.where(drawn, d, 0.0)
     if isinstance(select, Band):
         return torch.where(in_cut(d, select.keep) & ~in_cut(d, select.drop), d, 0.0)
     return d

@@ -1,0 +1,176 @@
+"""Makes the config.json of a model whose layers come from other layers, of one model or of several."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..checkpoint.source import Source
+from ..config.yaml_text import shown
+from ..errors import printable
+from .layer_counts import Section, tower
+from .layer_traits import PERIODS, Trait, period, traits
+from .stacks import Stack
+
+# Keys that make every layer depend on its index.
+_BY_INDEX = ("scale_attn_by_inverse_layer_idx", "num_kv_shared_layers", "linear_attn_config")
+_ANY = 1 << 30
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where an output layer comes from: a layer of a model's stack."""
+
+    model: str
+    stack: Stack
+    index: int
+
+
+def gather_config(
+    lender: Source, stack: Stack, origins: Sequence[Origin], problems: list[str]
+) -> dict[str, Any]:
+    """Return config.json for output layers from `origins`; add what it cannot express to `problems`.
+
+    Args:
+        lender: the model that lends its config.json; without one, {} is returned.
+        stack: its layers.
+        origins: by output layer.
+        problems: what makes the merge impossible.
+    """
+    config, found = lender.config, list[str]()
+    result = dict(config)
+    if not config:
+        return result
+    if not stack.sections:
+        found.append(f"it does not tell how many layers {printable(stack.container)} has")
+    for section in stack.sections:
+        _put(result, section.path, dict(_changes(section, stack, origins, found)))
+    layer = config.get("vision_feature_layer")
+    of_towers = tower(stack.container) == "vision"
+    if of_towers and not (layer is None or (type(layer) is int and layer < 0)):
+        found.append(f"vision_feature_layer ({shown(layer)}) counts from the first layer")
+    problems += [f"model {lender.name}: config.json cannot follow the slices: {p}" for p in found]
+    return result
+
+
+def mixed_layers(number: int, origins: Sequence[Sequence[Origin]]) -> Iterator[str]:
+    """Yield a note on every model whose layers are of another kind than those that they are merged with.
+
+    Args:
+        number: the slice's place in the config.
+        origins: by model, where the slice's layers come from; the first model's kinds go into config.json.
+    """
+    first, *others = origins
+    stack = first[0].stack
+    for section in stack.sections[:1]:
+        own = traits(section.values, stack.length)
+        for other in others:
+            kinds = _traits(other[0].stack, section.path)
+            for key in [key for key in own if key in kinds]:
+                for a, b in zip(first, other, strict=True):
+                    if (
+                        own[key].values[a.index : a.index + 1]
+                        != kinds[key].values[b.index : b.index + 1]
+                    ):
+                        yield (
+                            f"slices[{number}]: {key} of layer {b.index} of model {b.model} is not that of layer "
+                            f"{a.index} of model {a.model}; config.json has the latter"
+                        )
+                        break
+
+
+def _put(config: dict[str, Any], path: Sequence[str], changes: Mapping[str, Any]) -> None:
+    """Change the mapping at `path`, and none that another config shares."""
+    for key in path:
+        config[key] = dict(config[key])
+        config = config[key]
+    config.update(changes)
+
+
+def _changes(
+    section: Section, stack: Stack, origins: Sequence[Origin], problems: list[str]
+) -> Iterator[tuple[str, Any]]:
+    """Yield the keys of a section that change, with their new values."""
+    values = section.values
+    changes: dict[str, Any] = dict.fromkeys(section.counts, len(origins))
+    if "num_layers" in section.counts and values.get("is_encoder_decoder"):
+        # T5's decoder has as many layers as its encoder, unless config.json says otherwise.
+        changes |= {"num_decoder_layers": values.get("num_decoder_layers") or stack.length}
+    own = traits(values, stack.length)
+    stacks = {origin.model: origin.stack for origin in origins}
+    described = {model: own | _traits(each, section.path) for model, each in stacks.items()}
+    for key, trait in own.items():
+        try:
+            gathered = [_value(described[o.model][key], o) for o in origins]
+            if gathered != list(trait.values):
+                changes |= trait.write(gathered)
+        except ValueError as error:
+            problems.append(f"{key}: {error}")
+    problems += _broken_periods({**values, **changes}, origins)
+    for model, said in described.items():
+        problems += _unexplained(
+            said, values, [o for o in enumerate(origins) if o[1].model == model]
+        )
+    yield from changes.items()
+
+
+def _traits(stack: Stack, path: tuple[str, ...]) -> dict[str, Trait]:
+    """Return what a model's config says of its layers. What it leaves out, its sibling, the base, says for it."""
+    for section in stack.sections:
+        if section.path == path:
+            return traits(section.values, stack.length)
+    return {}
+
+
+def _value(trait: Trait, origin: Origin) -> Any:
+    if origin.index >= len(trait.values):
+        raise ValueError(f"nothing is said of layer {origin.index} of model {origin.model}")
+    return trait.values[origin.index]
+
+
+def _broken_periods(values: Mapping[str, Any], origins: Sequence[Origin]) -> Iterator[str]:
+    """Yield a problem for each rule by the layer's index that the output's layers do not keep."""
+    steps = {
+        k: period(values.get(k)) for k, instead in PERIODS.items() if not values.get(instead or "")
+    }
+    steps |= {key: _ANY for key in _BY_INDEX if values.get(key)}
+    for key, every in steps.items():
+        for index, origin in enumerate(origins):
+            if (index - origin.index) % every:
+                yield (
+                    f"{key} ({shown(values[key])}) goes by the layer's index: "
+                    f"layer {origin.index} of model {origin.model} cannot be layer {index}"
+                )
+                break
+
+
+def _unexplained(
+    said: Mapping[str, Trait], values: Mapping[str, Any], placed: Sequence[tuple[int, Origin]]
+) -> Iterator[str]:
+    """Yield a problem where a model's layers hold different tensors and config.json does not say which layers do.
+
+    Then its architecture goes by the layer's index, and an output layer must hold what the model's own of that index
+    does. `placed`: the output's layers that come from the model, and their indices.
+    """
+    stack = placed[0][1].stack
+
+    def held(index: int) -> frozenset[str]:
+        return frozenset(stack.layers.get(index, ()))
+
+    kinds: dict[str, frozenset[str]] = {}
+    for index in range(stack.length):
+        label = [trait.values[index] for trait in said.values() if index < len(trait.values)]
+        label += [index % period(values.get(key)) for key in PERIODS]
+        if kinds.setdefault(json.dumps(label, sort_keys=True), held(index)) != held(index):
+            break
+    else:
+        return
+    for index, origin in placed:
+        if held(origin.index) != held(min(index, stack.length - 1)):
+            yield (
+                f"layers of {printable(stack.container)} hold different tensors, and it does not say which do: "
+                f"layer {origin.index} of model {origin.model} cannot be layer {index}"
+            )
+            return

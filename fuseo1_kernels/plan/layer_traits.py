@@ -1,0 +1,215 @@
+"""What a config says of each layer, in whatever form: a list, indices, a threshold, a step."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Values = Sequence[Any]
+Changes = dict[str, Any]
+
+# Lists of layers' indices. Other lists that are as long as the stack have a value for each layer.
+_INDICES = re.compile(
+    r"\w*(?:_indices|_indexes|_idxs?|layer_ids)|mlp_only_layers|moe_layers|cross_attention_layers"
+    r"|rope_scaling_layers|subsample_layers"
+)
+# Each of these layers' outputs goes to a module of its own: none may be left out or used twice.
+_TAPS = ("deepstack_visual_indexes", "out_indices", "_out_indices")
+# Lists that do not speak of layers, however long they are.
+_NOT_LAYERS = re.compile(
+    r"architectures|\w*token\w*|\w*_ids?|image_\w+|patch_\w+|conv_\w+|tdnn_\w+|depths|hidden_sizes|out_\w+|keys_to_\w+"
+)
+# Keys that say where the first layers end, and the list that is read instead where it is given.
+_THRESHOLDS = {
+    "first_k_dense_replace": "mlp_layer_types",
+    "num_dense_layers": "mlp_layer_types",
+    "max_window_layers": "layer_types",
+    "moe_layer_start_index": None,
+}
+# Keys that say how often something repeats along the layers, and the list that is read instead where it is given.
+PERIODS = {
+    "sliding_window_pattern": "layer_types",
+    "_sliding_window_pattern": "layer_types",
+    "full_attention_interval": "layer_types",
+    "global_attn_every_n_layers": "layer_types",
+    "layer_group_size": "layer_types",
+    "attn_layer_period": "layers_block_type",
+    "expert_layer_period": None,
+    "no_rope_layer_interval": "no_rope_layers",
+    "interleave_moe_layer_step": "moe_layers",
+    "moe_layer_freq": "mlp_layer_types",
+    "moe_layer_interval": None,
+    "cross_attention_frequency": None,
+    "index_topk_freq": None,
+}
+
+
+@dataclass(frozen=True)
+class Trait:
+    """One thing that a config says of each layer.
+
+    Attributes:
+        key: the key of the config that says it.
+        values: by layer.
+        write: returns the keys to change so that the config says other values. Raises ValueError if it cannot.
+    """
+
+    key: str
+    values: Values
+    write: Callable[[Values], Changes]
+
+
+def traits(section: Mapping[str, Any], layers: int) -> dict[str, Trait]:
+    """Return everything that a section of config.json says of each of its `layers` layers, by key."""
+    found: list[Trait | None] = [_listed(key, value, layers) for key, value in section.items()]
+    found += [_threshold(section, key, layers) for key in _THRESHOLDS]
+    found += [_sparse_step(section, layers), _attention_types(section, layers)]
+    found += [
+        _derived(section, key, layers) for key in ("layer_types", "no_rope_layers", "moe_layers")
+    ]
+    return {trait.key: trait for trait in found if trait is not None}
+
+
+def period(value: Any) -> int:
+    """Return the period that one of the keys of PERIODS states; 1 if it states none."""
+    if isinstance(value, str):
+        return max(len(value), 1)
+    return value if type(value) is int and value > 1 else 1
+
+
+def _listed(key: str, value: Any, layers: int) -> Trait | None:
+    """Return the trait of a list of indices, or of a list with a value for each layer; None for other values."""
+    if key == "per_layer_config" and isinstance(value, Mapping):
+        own = [value.get(str(i)) for i in range(layers)]
+        return Trait(
+            key, own, lambda v: {key: {str(i): x for i, x in enumerate(v) if x is not None}}
+        )
+    if key == "hybrid_override_pattern" and isinstance(value, str) and len(value) == layers:
+        return Trait(key, list(value), lambda v: {key: "".join(v)})
+    if key == "block_types" and isinstance(value, list) and value:
+        return Trait(key, [value[i % len(value)] for i in range(layers)], lambda v: {key: list(v)})
+    if not isinstance(value, list):
+        return None
+    if _INDICES.fullmatch(key) and all(type(i) is int for i in value):
+        if key in _TAPS:
+            return Trait(key, _places(value, layers), lambda v: {key: _tapped(v, len(value))})
+        return Trait(key, _flags(value, layers), lambda v: {key: _marked(v)})
+    if len(value) == layers and not _NOT_LAYERS.fullmatch(key):
+        return Trait(key, value, lambda v: {key: list(v)})
+    return None
+
+
+def _flags(indices: Sequence[int], layers: int) -> list[bool]:
+    chosen = {*indices}
+    return [i in chosen for i in range(layers)]
+
+
+def _marked(flags: Values) -> list[int]:
+    return [i for i, flag in enumerate(flags) if flag]
+
+
+def _places(indices: Sequence[int], layers: int) -> list[int | None]:
+    return [indices.index(i) if i in indices else None for i in range(layers)]
+
+
+def _tapped(places: Values, number: int) -> list[int]:
+    tapped = [(place, i) for i, place in enumerate(places) if place is not None]
+    if [place for place, _ in tapped] != list(range(number)):
+        raise ValueError("each of its layers must be in the output once, in this order")
+    return [i for _, i in tapped]
+
+
+def _threshold(section: Mapping[str, Any], key: str, layers: int) -> Trait | None:
+    """Return whether each layer stands before the one that `key` names."""
+    first = section.get(key)
+    if type(first) is not int or first < 0:
+        return None
+    # Qwen2 reads max_window_layers only where windows are used at all.
+    instead = section.get(_THRESHOLDS[key] or "")
+    idle = bool(instead) or (key == "max_window_layers" and not section.get("use_sliding_window"))
+
+    def write(before: Values) -> Changes:
+        lead = next((i for i, flag in enumerate(before) if not flag), len(before))
+        if any(before[lead:]) and not idle:
+            raise ValueError("it cannot name layers other than the first ones")
+        return {key: first if lead == len(before) <= first else lead}
+
+    return Trait(key, [i < first for i in range(layers)], write)
+
+
+def _sparse_step(section: Mapping[str, Any], layers: int) -> Trait | None:
+    """Return which layers of a Qwen MoE are dense: those listed, and those between the steps."""
+    step, listed = section.get("decoder_sparse_step"), section.get("mlp_only_layers")
+    if type(step) is not int or step < 1 or not isinstance(listed, list):
+        return None
+    dense = [i in listed or (i + 1) % step != 0 for i in range(layers)]
+    return Trait(
+        "mlp_only_layers",
+        dense,
+        lambda v: {"mlp_only_layers": _marked(v), "decoder_sparse_step": 1},
+    )
+
+
+def _attention_types(section: Mapping[str, Any], layers: int) -> Trait | None:
+    """Return GPT-Neo's [[pattern, repetitions], ...]."""
+    spread: list[Any] = []
+    try:
+        for pattern, times in section.get("attention_types") or ():
+            if not 0 < len(pattern) * times <= layers:
+                return None
+            spread += list(pattern) * times
+    except (TypeError, ValueError):
+        return None
+    if len(spread) != layers:
+        return None
+    return Trait("attention_types", spread, lambda v: {"attention_types": [[list(v), 1]]})
+
+
+def _every(
+    keys: Sequence[str], default: int, last: Any, other: Any, shift: int = 1
+) -> Callable[[Mapping[str, Any], int], list[Any] | None]:
+    """Return a rule: the last of every so many layers is `last`, the others are `other`."""
+
+    def derive(section: Mapping[str, Any], layers: int) -> list[Any] | None:
+        every = next((section[key] for key in keys if key in section), default)
+        if type(every) is not int or every < 1:
+            return None
+        return [last if (i + shift) % every == 0 else other for i in range(layers)]
+
+    return derive
+
+
+_FULL, _SLIDING = "full_attention", "sliding_attention"
+_PATTERN = ("sliding_window_pattern", "_sliding_window_pattern")
+# What architectures derive from the layer's index where config.json does not list it: by key and model_type.
+_DERIVED = {
+    ("layer_types", "gemma2"): _every((), 2, _FULL, _SLIDING),
+    ("layer_types", "gemma3"): _every(_PATTERN, 6, _FULL, _SLIDING),
+    ("layer_types", "gemma3_text"): _every(_PATTERN, 6, _FULL, _SLIDING),
+    ("layer_types", "gemma3n_text"): _every((), 5, _FULL, _SLIDING),
+    ("layer_types", "cohere2"): _every(_PATTERN, 4, _FULL, _SLIDING),
+    ("layer_types", "gpt_oss"): _every((), 2, _FULL, _SLIDING),
+    ("layer_types", "qwen3_next"): _every(
+        ("full_attention_interval",), 4, _FULL, "linear_attention"
+    ),
+    ("layer_types", "modernbert"): _every(
+        ("global_attn_every_n_layers",), 3, _FULL, _SLIDING, shift=0
+    ),
+    ("no_rope_layers", "smollm3"): _every(("no_rope_layer_interval",), 4, 0, 1),
+    ("no_rope_layers", "llama4_text"): _every(("no_rope_layer_interval",), 4, 0, 1),
+    ("moe_layers", "llama4_text"): _every(("interleave_moe_layer_step",), 1, True, False),
+}
+
+
+def _derived(section: Mapping[str, Any], key: str, layers: int) -> Trait | None:
+    """Return a list that config.json leaves to the architecture."""
+    rule = _DERIVED.get((key, str(section.get("model_type"))))
+    if rule is None or section.get(key) or (key == "moe_layers" and section.get(key) == []):
+        return None
+    values = rule(section, layers)
+    if values is None:
+        return None
+    indices = key == "moe_layers"
+    return Trait(key, values, lambda v: {key: _marked(v) if indices else list(v)})
