@@ -6,7 +6,7 @@ import resource
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Generic, Protocol, TypeVar
 
 # The most files kept open, and their share of the descriptors that the process may have.
@@ -32,7 +32,9 @@ class _Entry(Generic[_File]):
 class OpenFiles(Generic[_File]):
     """Open files by key. A file in use is never closed, so there can be more than the limit. For any thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, before_closing: Callable[[_File], None] | None = None) -> None:
+        """`before_closing` is called with a file that is closed to make room; another one will be opened later."""
+        self._before_closing = before_closing
         self._entries: OrderedDict[Hashable, _Entry[_File]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -41,7 +43,10 @@ class OpenFiles(Generic[_File]):
 
     @contextmanager
     def using(self, key: Hashable, open_file: Callable[[], _File]) -> Iterator[_File]:
-        """Hold the file of `key` open, which `open_file` opens if it is not. Raises what `open_file` raises."""
+        """Hold the file of `key` open, which `open_file` opens if it is not.
+
+        Raises what `open_file` raises, and what closing another file does.
+        """
         with self._lock:
             entry = self._entries.get(key)
             if entry is None:
@@ -56,11 +61,11 @@ class OpenFiles(Generic[_File]):
             with self._lock:
                 entry.users -= 1
 
-    def close(self, chosen: Callable[[Hashable], bool]) -> None:
-        """Close the files whose keys are `chosen`; nobody uses them any more."""
-        with self._lock:
+    def close(self, chosen: Callable[[Hashable], bool] = lambda key: True) -> None:
+        """Close the files whose keys are `chosen`, which nobody uses any more; all, even if an error is raised."""
+        with self._lock, ExitStack() as stack:
             for key in [key for key in self._entries if chosen(key)]:
-                self._entries.pop(key).file.close()
+                stack.callback(self._entries.pop(key).file.close)
 
     def _make_room(self) -> None:
         """Close those used longest ago until one more may be open. The lock is held."""
@@ -70,4 +75,6 @@ class OpenFiles(Generic[_File]):
             return
         idle = [key for key, entry in self._entries.items() if entry.users == 0]
         for key in idle[: len(self._entries) - most + 1]:
+            if self._before_closing is not None:
+                self._before_closing(self._entries[key].file)
             self._entries.pop(key).file.close()

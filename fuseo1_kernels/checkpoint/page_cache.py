@@ -126,6 +126,10 @@ class WriteBehind:
         os.fsync(self.fd)
         drop(self.fd, 0, 0)
 
+    def close(self) -> None:
+        """Close the file; what was not synced may never reach the disk. Raises OSError."""
+        os.close(self.fd)
+
     def _write_all(self, data: memoryview, offset: int, past_cache: bool) -> None:
         # One call moves at most 2,147,479,552 bytes, and may move fewer.
         while data.nbytes > 0:

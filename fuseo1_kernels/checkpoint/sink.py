@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import shutil
 import stat
 import threading
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from types import TracebackType
 
 import xxhash
 
 from ..errors import OutputError
-from .files import is_inner_name
+from .files import close_quietly, is_inner_name
 from .identity import MergeIdentity
 from .journal import TensorRecord
+from .open_files import OpenFiles
 from .out_dir import check_out_dir
 from .owned import open_own_file, remove_tree
 from .page_cache import WriteBehind, drop
@@ -55,7 +57,7 @@ class Sink:
         self._shard_of = {t.name: (shard, t) for shard in shards for t in shard.tensors}
         self._missing = {name: t.nbytes for name, (_, t) in self._shard_of.items()}
         self._lock = threading.Lock()
-        self._files: dict[str, WriteBehind] = {}
+        self._files = OpenFiles(WriteBehind.sync)
         self._model = -1
         self._inputs = tuple(inputs)
         if not partial_path(self._out).exists():
@@ -81,17 +83,17 @@ class Sink:
     def holds(self, name: str, buffer: memoryview) -> bool:
         """Whether the recorded tensor `name` is on the disk, by its checksum; reads it through `buffer`."""
         shard, tensor = self._shard_of[name]
-        fd, offset, digest = self._files[shard.file].fd, shard.offsets[name], xxhash.xxh3_128()
-        done = 0
+        offset, digest, done = shard.offsets[name], xxhash.xxh3_128(), 0
         try:
-            while done < tensor.nbytes:
-                room = buffer[: min(buffer.nbytes, tensor.nbytes - done)]
-                count = os.preadv(fd, [room], offset + done)
-                if count == 0:
-                    return False
-                digest.update(room[:count])
-                done += count
-            drop(fd, offset, tensor.nbytes)
+            with self._using(shard) as file:
+                while done < tensor.nbytes:
+                    room = buffer[: min(buffer.nbytes, tensor.nbytes - done)]
+                    count = os.preadv(file.fd, [room], offset + done)
+                    if count == 0:
+                        return False
+                    digest.update(room[:count])
+                    done += count
+                drop(file.fd, offset, tensor.nbytes)
         except OSError:  # once rewritten, it may be readable
             return False
         if digest.hexdigest() != self._journaled[name].checksum:
@@ -113,13 +115,13 @@ class Sink:
             )
         if view.nbytes == 0:
             return
-        with view.cast("B") as data:
-            try:
-                self._files[shard.file].write(data, shard.offsets[name] + start)
-            except OSError as error:
-                raise OutputError(
-                    f"{self._out / shard.file}: writing tensor {name!r} failed ({error.strerror})"
-                ) from error
+        try:
+            with view.cast("B") as data, self._using(shard) as file:
+                file.write(data, shard.offsets[name] + start)
+        except OSError as error:
+            raise OutputError(
+                f"{self._out / shard.file}: writing tensor {name!r} failed ({error.strerror})"
+            ) from error
         with self._lock:
             self._missing[name] -= view.nbytes
 
@@ -138,7 +140,7 @@ class Sink:
 
     def add_file(self, name: str, data: bytes) -> None:
         """Put a small file beside the shards, or into a folder there (`1_Pooling/config.json`)."""
-        if not is_inner_name(name) or name in self._files:
+        if not is_inner_name(name) or name in {shard.file for shard in self._shards}:
             raise ValueError(f"{name!r} is not the name of a small file")
         try:
             for folder in reversed(list(Path(name).parents)[:-1]):
@@ -166,8 +168,9 @@ class Sink:
                 f" first {wrong[0]!r} ({self._missing[wrong[0]]} bytes missing)"
             )
         try:
-            for file in self._files.values():
-                file.sync()
+            for shard in self._shards:
+                with self._using(shard) as file:
+                    file.sync()
             self._close_files()
             if self._overwrite:  # OUT may hold other things than when the merge began
                 check_out_dir(self._out, overwrite=True, inputs=self._inputs)
@@ -181,7 +184,8 @@ class Sink:
 
     def close(self) -> None:
         """Keep completed tensors, or remove everything if there are none. Idempotent."""
-        self._close_files()
+        with suppress(OSError):  # what the next run goes on from is checked
+            self._close_files()
         partial, self._partial = self._partial, None
         if partial is not None:
             partial.leave()
@@ -247,7 +251,8 @@ class Sink:
         for shard in self._shards:
             safe_point()  # some file systems can only reserve space by writing it
             try:
-                self._open(model / shard.file, shard)
+                with self._using(shard) as file:
+                    self._prepare(shard, file)
             except OSError as error:
                 if error.errno == errno.ENOSPC:
                     raise self._no_space(needed - there, free) from error
@@ -256,9 +261,16 @@ class Sink:
                     f" ({error.strerror})"
                 ) from error
 
-    def _open(self, path: Path, shard: Shard) -> None:
-        fd = open_own_file(path, os.O_RDWR | os.O_CREAT, self._model, 0o666)
-        file = self._files[shard.file] = WriteBehind(fd)
+    def _using(self, shard: Shard) -> AbstractContextManager[WriteBehind]:
+        """Hold the shard's file open. Raises OSError."""
+        return self._files.using(shard.file, functools.partial(self._open, shard))
+
+    def _open(self, shard: Shard) -> WriteBehind:
+        path = self._open_partial.model / shard.file
+        return WriteBehind(open_own_file(path, os.O_RDWR | os.O_CREAT, self._model, 0o666))
+
+    def _prepare(self, shard: Shard, file: WriteBehind) -> None:
+        fd = file.fd
         if os.fstat(fd).st_size != shard.size:
             for tensor in shard.tensors:
                 self._journaled.pop(tensor.name, None)
@@ -276,11 +288,13 @@ class Sink:
         )
 
     def _close_files(self) -> None:
-        while self._files:
-            os.close(self._files.popitem()[1].fd)
-        if self._model >= 0:
-            os.close(self._model)
-            self._model = -1
+        """Close all files. Raises OSError."""
+        try:
+            self._files.close()
+        finally:
+            if self._model >= 0:
+                model, self._model = self._model, -1
+                close_quietly(model)
 
 
 def _reserve(fd: int, size: int) -> None:

@@ -17,7 +17,7 @@ from ..checkpoint.signals import held_signals, safe_point
 from ..checkpoint.sink import Sink
 from ..config.load import as_config
 from ..config.schema import MergeConfig
-from ..errors import printable
+from ..errors import printable, worded_os_errors
 from ..plan.fingerprint import fingerprint, merge_digest
 from ..plan.models import AllowLinks, inputs, open_lender, open_sources
 from ..plan.plan import Plan, make_plan, refuse_problems
@@ -109,6 +109,7 @@ def merge_checkpoints(
     return run_merge(as_config(config), out_dir, options, progress)
 
 
+@worded_os_errors("the merge")
 def run_merge(
     config: MergeConfig,
     out_dir: str | os.PathLike[str],

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..backends.contract import Request
 from ..backends.results import SurveyResult
+from ..checkpoint.files import close_quietly
 from ..checkpoint.owned import open_own_directory, open_own_file
 from ..errors import OutputError, counted
 from ..plan.fingerprint import digest
@@ -18,6 +19,8 @@ from ..version import __version__
 from .kept_surveys import decode_surveys, encode_survey, fits
 
 _FILE = "surveys"
+# Surveys are kept in memory.
+_MOST_BYTES = 1 << 30
 
 #: The file begins with this line: a file without it is no survey cache.
 MARK = b"fuseo1-kernels surveys\n"
@@ -48,7 +51,7 @@ class SurveyCache:
         try:
             data = _read(self._fd, self._file)
         except BaseException:
-            os.close(self._fd)
+            close_quietly(self._fd)
             raise
         self._surveys, self._bad = decode_surveys(data)
         self._write_error = ""
@@ -105,7 +108,7 @@ class SurveyCache:
 
     def close(self) -> None:
         """Close the file."""
-        os.close(self._fd)
+        close_quietly(self._fd)
 
     def __enter__(self) -> SurveyCache:
         return self
@@ -120,12 +123,16 @@ def _open(file: Path) -> int:
     try:
         return open_own_file(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, directory)
     finally:
-        os.close(directory)
+        close_quietly(directory)
 
 
 def _read(fd: int, file: Path) -> bytes:
     """Return the records in the file, which ends with a whole line then. Raises OutputError."""
     try:
+        if os.fstat(fd).st_size > _MOST_BYTES:
+            raise OutputError(
+                f"{file}: has more than {_MOST_BYTES} bytes; delete it or choose another directory"
+            )
         with open(fd, "rb", closefd=False) as stream:
             data = stream.read()
         mark = data[: len(MARK)]

@@ -21,7 +21,7 @@ from ..checkpoint.files import reading
 from ..checkpoint.header import Header, TensorInfo, read_header
 from ..checkpoint.layout import find_weights
 from ..checkpoint.source import Source
-from ..errors import CheckpointError, counted, printable
+from ..errors import CheckpointError, counted, printable, worded_os_errors
 from ..plan.models import AllowLinks
 from ..plan.sidecars import MERGE_CONFIG
 from ..system import resolve_threads
@@ -56,6 +56,7 @@ class VerifyResult:
         return asdict(self)
 
 
+@worded_os_errors("the check")
 def verify_model(
     directory: str | os.PathLike[str],
     *,

@@ -14,16 +14,13 @@ import pytest
 
 from fuseo1_kernels.checkpoint import checksums
 from fuseo1_kernels.checkpoint.checksums import read_checksums
-from fuseo1_kernels.checkpoint.identity import FileIdentity, MergeIdentity
 from fuseo1_kernels.checkpoint.records import encode_record
 from fuseo1_kernels.checkpoint.shards import OutputTensor, plan_shards
 from fuseo1_kernels.checkpoint.sink import Sink
 from fuseo1_kernels.errors import CheckpointError, OutputError
 from support.checkpoint_files import tree
-from support.kept_files import NO_OBJECTS, TENSOR, checksum_file, resealed, sealed
+from support.kept_files import IDENTITY, NO_OBJECTS, TENSOR, checksum_file, resealed, sealed
 
-FILES = {"/models/a": FileIdentity(5, -1, 7, 8, 1)}
-IDENTITY = MergeIdentity(version="1", nonfinite="error", plan="0" * 32, files=FILES)
 SHARDS = plan_shards([OutputTensor("w", "BF16", (8,)), OutputTensor("v", "F32", (2,))], 16)
 
 

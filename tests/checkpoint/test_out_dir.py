@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from fuseo1_kernels.checkpoint.identity import MergeIdentity
 from fuseo1_kernels.checkpoint.out_dir import check_out_dir
 from fuseo1_kernels.checkpoint.partial import Partial
 from fuseo1_kernels.errors import OutputError
 from support.checkpoint_files import TWO, sharded_model, single_model, tree, write_json
+from support.kept_files import IDENTITY
 from support.models import snapshot
 
 
@@ -137,7 +137,7 @@ def test_what_is_not_a_models(kind: str, tmp_path: Path) -> None:
 
 def publish(out: Path) -> None:
     partial = Partial(out)
-    partial.restart(MergeIdentity(version="1", nonfinite="error", plan="0" * 32, files={}))
+    partial.restart(IDENTITY)
     os.close(partial.open_model())
     files(partial.model, "model.safetensors")
     partial.publish(overwrite=True)

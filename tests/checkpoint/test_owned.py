@@ -10,14 +10,13 @@ from typing import Any
 
 import pytest
 
-from fuseo1_kernels.checkpoint.identity import MergeIdentity
 from fuseo1_kernels.checkpoint.journal import MARK
 from fuseo1_kernels.checkpoint.partial import Partial, is_unfinished
 from fuseo1_kernels.engine.survey_cache import MARK as CACHE_MARK
 from fuseo1_kernels.engine.survey_cache import SurveyCache
 from fuseo1_kernels.errors import MergeError
+from support.kept_files import IDENTITY
 
-IDENTITY = MergeIdentity(version="1", nonfinite="error", plan="0" * 32, files={})
 OTHER_USER = 12345
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
 

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 
 from fuseo1_kernels.checkpoint import page_cache, partial
 from fuseo1_kernels.checkpoint.header import read_header
-from fuseo1_kernels.checkpoint.identity import MergeIdentity
 from fuseo1_kernels.checkpoint.loader import open_source
 from fuseo1_kernels.checkpoint.shards import OutputTensor, Shard, index_json, plan_shards
 from fuseo1_kernels.checkpoint.sink import Sink
 from fuseo1_kernels.errors import OutputError
 from support.checkpoint_files import single_model, tree
+from support.kept_files import IDENTITY
 
 TENSORS = (
     OutputTensor("w", "BF16", (5, 7)),
@@ -30,7 +30,6 @@ TENSORS = (
     OutputTensor("empty", "F16", (3, 0)),
     OutputTensor("a", "F16", (40,)),
 )
-IDENTITY = MergeIdentity(version="1", nonfinite="error", plan="0" * 32, files={})
 CONTENT = {t.name: bytes((i + len(t.name)) % 251 for i in range(t.nbytes)) for t in TENSORS}
 
 

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 from fuseo1_kernels import merge_checkpoints
+from fuseo1_kernels.plan.layer_traits import DERIVED, traits
 from support.architectures import ARCHITECTURES, OTHER_STACKS, Architecture
 
 pytestmark = pytest.mark.peer
@@ -103,6 +105,15 @@ def test_gradients(case: Architecture, tmp_path: Path) -> None:
     result = merge_checkpoints(config, tmp_path / "merged")
     assert not result.notes
     assert_same(case, load(by_hand, tmp_path / "merged"), by_hand, left, right)
+
+
+@pytest.mark.parametrize(("key", "model_type"), DERIVED)
+def test_what_architectures_derive_from_a_layers_index(key: str, model_type: str) -> None:
+    """A config.json that leaves a list out means what transformers makes of it."""
+    config = AutoConfig.for_model(model_type, num_hidden_layers=13)
+    section = {"model_type": model_type}
+    trait = traits(section, 13)[key]
+    assert trait.write(trait.values) == {key: getattr(config, key)}
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ import torch
 
 from fuseo1_kernels import MergeResult, ResidentSurveys, merge_checkpoints, merge_state_dicts
 from fuseo1_kernels.backends.cpu import CpuBackend
-from fuseo1_kernels.backends.results import SceResult
 from fuseo1_kernels.checkpoint.loader import open_source
 from fuseo1_kernels.checkpoint.records import encode_record
 from fuseo1_kernels.checkpoint.source import Source
@@ -23,11 +22,13 @@ from fuseo1_kernels.methods.sce import Sce
 from fuseo1_kernels.plan.job import Input, Job
 from support.engine_runs import MIB
 from support.engine_runs import merge as run_merge
+from support.fake_gpu import sce_result
 from support.models import Family, base_state, make_family, tuned, weights
 from support.processes import done, merge_json, run
 from support.sabotage import CHANGES
 from support.tensors import BF16
 from support.tuning import tune
+from support.watching import watch
 
 
 @pytest.fixture(scope="module")
@@ -52,14 +53,8 @@ def merge(
 def surveyed(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The values of select_topk for which something was surveyed."""
     seen: list[float] = []
-    for name, place in (("survey", 2), ("surveyor", 3)):
-        whole = getattr(CpuBackend, name)
-
-        def counted(*given: Any, whole: Any = whole, place: int = place, **lent: Any) -> Any:
-            seen.append(given[place])
-            return whole(*given, **lent)
-
-        monkeypatch.setattr(CpuBackend, name, counted)
+    watch(monkeypatch, CpuBackend, "survey", lambda cpu, inputs, topk, *_: seen.append(topk))
+    watch(monkeypatch, CpuBackend, "surveyor", lambda cpu, n, numel, topk, *_: seen.append(topk))
     return seen
 
 
@@ -141,38 +136,30 @@ def test_what_changed_is_surveyed_anew(tmp_path: Path, surveyed: list[float]) ->
 
 
 @pytest.mark.parametrize(
-    ("damage", "lost"),
+    ("damage", "bad", "lost"),
     [
-        (lambda data: data[:-10], 1),
-        (lambda data: data.replace(b'"selected":8', b'"selected":9', 1), 1),
-        (lambda data: b"\xff" * 1000, 39),
-        (lambda data: data + b"0123456789abcdef {}\n[]", 0),
+        (lambda data: data[:-10], 1, 1),
+        (lambda data: data.replace(b'"selected":8', b'"selected":9', 1), 1, 1),
+        (lambda data: MARK + b"\xff" * 1000, 1, 39),
+        (lambda data: data + b"0123456789abcdef {}\n[]", 2, 0),
     ],
 )
-def test_a_damaged_cache(damage: Any, lost: int, tmp_path: Path, surveyed: list[float]) -> None:
+def test_a_damaged_cache(
+    damage: Callable[[bytes], bytes], bad: int, lost: int, tmp_path: Path, surveyed: list[float]
+) -> None:
     family, cache = make_family(tmp_path), tmp_path / "cache"
     merge_checkpoints(family.config, family.out, survey_cache=cache)
     first = weights(family.out)
     file = cache / "surveys"
-    data = bytearray(file.read_bytes())
-    if damage == "cut":
-        data = data[:-10]
-    elif damage == "flip":
-        data[len(data) // 2] ^= 1
-    elif damage == "garbage":
-        data = bytearray(MARK + b"\xff" * 1000)
-    else:
-        data += b"0123456789abcdef {}\n[]"
-    file.write_bytes(data)
+    file.write_bytes(damage(file.read_bytes()))
     surveyed.clear()
-    lost = {"cut": 1, "flip": 1, "garbage": len(family.states[0]), "other": 0}[damage]
-    bad = {"cut": 1, "flip": 1, "garbage": 1, "other": 2}[damage]
     for expected in (lost, 0):
         said = merge_checkpoints(family.config, family.out, survey_cache=cache, overwrite=True)
         [note] = [note for note in said.notes if "surveyed anew" in note]
         assert note.startswith(f"{file}: {bad} kept survey")
         assert len(surveyed) == expected
         assert weights(family.out) == first
+        surveyed.clear()
 
 
 def test_nonfinite_elements_are_still_found(tmp_path: Path) -> None:
@@ -283,11 +270,11 @@ def test_a_survey_that_cannot_be(field: str, tmp_path: Path, surveyed: list[floa
 
     assert not merge()
     expected, file = weights(family.out), cache / "surveys"
-    first, *others = file.read_bytes().splitlines(keepends=True)
+    mark, first, *others = file.read_bytes().splitlines(keepends=True)
     record = json.loads(first.partition(b" ")[2])
     for value in IMPOSSIBLE[field]:
         survey = record["survey"] | {field: value}
-        file.write_bytes(encode_record(record | {"survey": survey}) + b"".join(others))
+        file.write_bytes(mark + encode_record(record | {"survey": survey}) + b"".join(others))
         surveyed.clear()
         assert any("1 kept survey could not be used" in note for note in merge()), value
         assert len(surveyed) == 1 and weights(family.out) == expected
@@ -316,17 +303,8 @@ def test_a_cache_that_cannot_be_written(family: Family, tmp_path: Path) -> None:
         [name, *_] = base.tensors
         x = Input(base, base.tensors[name])
         job = Job(name, x.info.shape, x.dtype, (x, x), Sce(1.0, "fuseo1", 1))
-        survey = SceResult(
-            nonzero=-1,
-            selected=1,
-            threshold=0,
-            tie_limit=0,
-            passes=1,
-            energy=(1.0,),
-            nonfinite=(0, 0, 0),
-        )
         for _ in range(2):
-            cache.keep(job, [(1.0, survey)])
+            cache.keep(job, [(1.0, sce_result())])
         assert cache.look_up(job, 1.0)[1] == []
     cache.close()
     [problem] = cache.problems

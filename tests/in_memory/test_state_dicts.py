@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 
 from fuseo1_kernels import merge_state_dicts, merge_tensors
-from fuseo1_kernels.errors import ConfigError
+from fuseo1_kernels.errors import ConfigError, MergeError
 from support.calls import error, sce
 from support.tensors import BF16, assert_same_bits
 
@@ -87,26 +88,21 @@ def test_names_that_not_all_models_have() -> None:
 
 def test_misuse_of_merge_state_dicts() -> None:
     states = [{"w": torch.randn(4)} for _ in range(3)]
-    assert "base 7 is none of the models: 0, 1, 2" in error(
-        lambda: merge_state_dicts(states, "sce", base=7)
-    )
-    named: dict[Any, Any] = dict(zip("ab", states, strict=False))
-    assert "base 'c' is none of the models: 'a', 'b'" in error(
-        lambda: merge_state_dicts(named, "sce", base="c")
-    )
-    assert "at least 1 model beside the base" in error(
-        lambda: merge_state_dicts(states[:1], "sce", base=0)
-    )
-    assert "base 0 is none" in error(lambda: merge_state_dicts([], "sce", base=0))
-    assert "model 1 is neither a module nor a mapping" in error(
-        lambda: merge_state_dicts([states[0], [1, 2]], "sce", base=0)  # type: ignore[list-item]
-    )
+    given: Any
+    base: Any
+    for given, base, message in (
+        (states, 7, "base 7 is none of the models: 0, 1, 2"),
+        ({"a": states[0], "b": states[1]}, "c", "base 'c' is none of the models: 'a', 'b'"),
+        (states[:1], 0, "at least 1 model beside the base"),
+        ([], 0, "base 0 is none"),
+        ([states[0], [1, 2]], 0, "model 1 is neither a module nor a mapping"),
+    ):
+        with pytest.raises(MergeError, match=message):
+            merge_state_dicts(given, "sce", base=base)
     for method, parameters in (("ties", None), ("sce", {"select_topk": 2})):
-        message = error(
-            lambda: merge_state_dicts(states, method, base=0, parameters=parameters),  # noqa: B023
-            ConfigError,
-        )
-        assert not message.startswith("tensor")
+        with pytest.raises(ConfigError) as caught:
+            merge_state_dicts(states, method, base=0, parameters=parameters)
+        assert not str(caught.value).startswith("tensor")
 
 
 def test_what_is_wrong_with_a_tensor_is_said_with_its_name() -> None:

@@ -7,8 +7,15 @@ from typing import Any
 
 import xxhash
 
+from fuseo1_kernels.checkpoint.identity import FileIdentity, MergeIdentity
 from fuseo1_kernels.checkpoint.journal import TensorRecord
 
+IDENTITY = MergeIdentity(
+    version="1",
+    nonfinite="error",
+    plan="0" * 32,
+    files={"/models/a": FileIdentity(5, -1, 7, 8, 1)},
+)
 TENSOR = TensorRecord(xxhash.xxh3_128_hexdigest(bytes(16)), (1.0, 2.5), 1)
 
 #: Text that is no JSON object, or none that anything here writes.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import ctypes
 import errno
 import fcntl
 import io
@@ -95,6 +96,15 @@ def _changing_calls() -> list[tuple[Any, str, Callable[..., bool]]]:
         (fcntl, "flock", always),
         (partial, "_rename_exchange", always),
     ]
+
+
+def fault(directory: str, nth: int, number: int) -> None:
+    """Let the `nth` call (from 1; 0: none) of the C library about a file below `directory` fail (`faults.c`).
+
+    `number` is its errno, or -1: a read or write moves half of what it could. The calls are logged.
+    """
+    log = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    ctypes.CDLL(None).fault_arm(os.fsencode(directory), ctypes.c_long(nth), number, log)
 
 
 def signals_at(share: float, numbers: Sequence[int], calls: int) -> None:

@@ -16,7 +16,6 @@ import pytest
 
 from fuseo1_kernels import MergeError
 from fuseo1_kernels.backends.arrays import BY_NAME, DType
-from fuseo1_kernels.backends.results import SceResult
 from fuseo1_kernels.engine.devices import parse_devices
 from fuseo1_kernels.engine.gpu.device import explained
 from fuseo1_kernels.engine.gpu.layout import Layout, TensorRequest, footprint
@@ -27,7 +26,7 @@ from fuseo1_kernels.errors import BackendError, ConfigError
 from fuseo1_kernels.methods.linear import Linear
 from fuseo1_kernels.methods.rule import Rule
 from fuseo1_kernels.methods.sce import Sce
-from support.fake_gpu import FakeDevice
+from support.fake_gpu import FakeDevice, sce_result
 
 BF16, FP32 = BY_NAME["bfloat16"], BY_NAME["float32"]
 
@@ -163,9 +162,7 @@ def job(numel: int, *dtypes: DType, rule: Rule = SCE) -> Any:
     )
 
 
-KEPT = SceResult(
-    nonzero=0, selected=0, threshold=0, tie_limit=-1, passes=0, energy=(1.0,), nonfinite=(0, 0, 0)
-)
+KEPT = sce_result()
 
 
 @pytest.mark.parametrize("most", [256, 512, 4096, 1 << 20])
