@@ -211,7 +211,7 @@ def test_embeddings_that_are_cropped(tmp_path: Path, narrow: None) -> None:
     name = "model.embed_tokens.weight"
     models = states_of({name: (31, 17)}, BF16, BF16, BF16)
     models[1][name] = models[1][name][:29].clone()
-    family = make_family(tmp_path, models)
+    family = make_family(tmp_path, models, tokenizer={})
     COLUMNS.configure(family)
     merge(family, crop_embeddings=True)
     cropped = [state[name][:29] for state in models]
