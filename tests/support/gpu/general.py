@@ -251,7 +251,9 @@ class Surveys:
         n = min(300_000, 10 * MOST)
         made = tuned(n, 2, torch.Generator().manual_seed(1))
         ranks = Magnitudes(((n // 2, n // 100), (n // 10, n - n // 30)))
-        assert compare_survey(gpu, [t.to(device) for t in made], ranks) == 1
+        # Triton's kernels count what is not 0 in a read before, and take one for each rank.
+        reads = 1 if gpu.name == "cuda" else 3
+        assert compare_survey(gpu, [t.to(device) for t in made], ranks) == reads
 
     def test_surveys_of_nothing(self, gpu: GpuBackend, device: torch.device) -> None:
         for targets in (2, 5):
