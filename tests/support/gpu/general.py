@@ -206,6 +206,8 @@ class Surveys:
 
     @pytest.mark.parametrize("per_target", [1, 2, 5])
     def test_magnitudes(self, per_target: int, gpu: GpuBackend, device: torch.device) -> None:
+        if INTERPRETED and per_target > 2:
+            pytest.skip("Triton's kernels look for one cut after the other")
         draw = random.Random(per_target)
         for tensors in drawn_tensors(draw, device, (1, 2, 3), SIZES):
             n = tensors[0].numel()
