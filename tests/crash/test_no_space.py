@@ -22,7 +22,7 @@ from support.processes import one_error
 STEPS = """
 import json, os, shutil, subprocess, sys
 from pathlib import Path
-from fuseo1_kernels import merge
+from fuseo1_kernels.cli import merge
 from fuseo1_kernels.checkpoint.journal import Journal
 from fuseo1_kernels.engine.tuning import Tuning
 
