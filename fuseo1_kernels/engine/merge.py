@@ -85,6 +85,8 @@ def merge_checkpoints(
         MergeResult: sizes, time, energy shares and notes.
 
     Raises:
+        KeyboardInterrupt: or what else the program's handlers of SIGINT and SIGTERM raise, at a safe point. If the
+            signal came while the model was published, it is at `out_dir` whole.
         MergeError: the merge cannot be done or failed. The message says what is wrong and what to do; `out_dir` is
             as it was before.
     """

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ..checkpoint.companions import find_companions, is_tokenizers
-from ..checkpoint.generation import find_stop_mismatch
+from ..checkpoint.generation import find_stop_mismatch, move_alignment_heads
 from ..checkpoint.hub import repo_of_snapshot
 from ..checkpoint.layout import check_links, homes_of
 from ..checkpoint.model_card import model_card, read_license
@@ -66,6 +66,8 @@ def make_sidecars(
         vocab_size=plan.vocab_size,
         copy_tokenizer=copy_tokenizer,
     )
+    if plan.decoder_layers is not None:
+        move_alignment_heads(files, plan.decoder_layers)
     if copy_tokenizer:
         lends = lender or base
         vocabulary = read_vocabulary(lends.name, lends.path)

@@ -12,14 +12,7 @@ import pytest
 
 from fuseo1_kernels.checkpoint.source import Source
 from support.checkpoint_files import raw_file, write_json
-from support.models import (
-    SPECIAL,
-    Family,
-    model_config,
-    snapshot,
-    tokenizer_json,
-    write_model,
-)
+from support.models import SPECIAL, Family, model_config, snapshot, tokenizer_json, write_model
 from support.models import shapes as qwen2_shapes
 from support.processes import MERGE, done, merge_json, run, spawn
 from support.recipes import PUBLISHED

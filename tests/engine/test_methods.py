@@ -22,13 +22,7 @@ from fuseo1_kernels.methods import METHODS
 from support.engine_runs import MIB, Told, merge
 from support.interrupted import partial_of
 from support.method_cases import CASES, Case
-from support.models import (
-    Family,
-    assert_same_state,
-    make_family,
-    read_model,
-    weights,
-)
+from support.models import Family, assert_same_state, make_family, read_model, weights
 from support.processes import done, merge_json, run
 from support.tuning import current, tune
 from support.watching import watch

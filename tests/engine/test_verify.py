@@ -205,20 +205,14 @@ def test_weights_that_the_merge_did_not_write(model: Path) -> None:
 
 
 NO_FILES: tuple[Any, ...] = ([], {"a": 1}, {"a": {}})
-NOTHING: dict[str, Any] = {
-    "algorithm": "xxh3_128",
-    "options": {},
-    "files": {},
-    "shards": {},
-    "tensors": {},
-}
+WHOLE = {"algorithm": "xxh3_128", "options": {}, "shards": {}, "tensors": {}}
 
 
 @pytest.mark.parametrize(
     "content",
     [
         *("", "{}", '{"algorithm": "md5"}'),
-        *(json.dumps(NOTHING | {"files": files}) for files in NO_FILES),
+        *(json.dumps(WHOLE | {"files": files}) for files in NO_FILES),
     ],
 )
 def test_checksums_that_are_none(content: str, model: Path) -> None:

@@ -32,8 +32,14 @@ def test_modules_and_dictionaries(backend: str) -> None:
     states: list[Any] = [m.state_dict() for m in modules]
     before = [{k: v.clone() for k, v in s.items()} for s in states]
     given: Any
-    for given in (modules, states, [modules[0], states[1], modules[2]]):
-        merged = merge_state_dicts(given, "sce", base=1, parameters=sce(0.5), backend=backend)
+    base: Any
+    for given, base in (
+        (modules, 1),
+        (states, 1),
+        ([modules[0], states[1], modules[2]], 1),
+        (dict(zip("abc", states, strict=True)), "b"),
+    ):
+        merged = merge_state_dicts(given, "sce", base=base, parameters=sce(0.5), backend=backend)
         assert list(merged) == list(states[0])
         for name, tensor in merged.items():
             tensors = [s[name] for s in states]
@@ -48,14 +54,6 @@ def test_modules_and_dictionaries(backend: str) -> None:
     for state, was in zip(states, before, strict=True):
         assert all(torch.equal(state[k], was[k]) for k in was)
     modules[0].load_state_dict(merged)
-
-
-def test_models_by_name(backend: str) -> None:
-    states: dict[Any, Any] = {name: m.state_dict() for name, m in zip("abc", models(), strict=True)}
-    by_name = merge_state_dicts(states, "sce", base="c", backend=backend)
-    by_place = merge_state_dicts(list(states.values()), "sce", base=2, backend=backend)
-    for name, tensor in by_name.items():
-        assert torch.equal(tensor, by_place[name])
 
 
 def test_integer_tensors_are_copied_if_equal() -> None:

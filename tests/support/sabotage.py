@@ -110,13 +110,14 @@ def fault(directory: str, nth: int, number: int) -> None:
 def signals_at(share: float, numbers: Sequence[int], calls: int) -> None:
     """Send these signals to oneself where the main thread makes the call of Python code at this share of `calls`.
 
-    They are counted from where signals are answered. With `calls` = 0 their number is written to the log.
+    They are counted while signals are answered. With `calls` = 0 their number is written to the log.
     """
     made, answered = 0, False
 
     def trace(frame: FrameType, event: str, _arg: Any) -> None:
         nonlocal made, answered
-        answered = answered or (event, frame.f_code.co_name) == ("return", "_install")
+        if event == "return" and frame.f_code.co_filename.endswith("interruption.py"):
+            answered = {"_install": True, "_run": False}.get(frame.f_code.co_name, answered)
         if event == "call" and answered:
             made += 1
             if made == 1 + int(share * calls):

@@ -101,10 +101,10 @@ FAST_CALLS = (
     surveyed(Norms((BAND, DRAW, None))),
     surveyed(Gram(of_inputs=True)),
     surveyed(Divergences(ROW), inputs=2),
+    surveyed(Magnitudes(((2,),) * 3)),
 )
 CALLS = (
     *FAST_CALLS,
-    surveyed(Magnitudes(((2,),) * 3)),
     surveyed(Magnitudes(((2,),), ROWS), inputs=2),
     surveyed(Norms((DRAW, RANKED, BY_ROWS))),
     surveyed(Gram()),
@@ -217,7 +217,9 @@ def check(launch: Launch, where: str, folder: Path) -> None:
 
 
 def in_the_fast_run(name: str, options: dict[str, Any]) -> bool:
-    return name in FAST and options.get("WHOLE", True) and options.get("DIGIT", 2) == 2
+    """Whole tiles, the last digit, and of searches SCE's."""
+    of_all = options.get("WHOLE", True) and options.get("DIGIT", 2) == 2
+    return name in FAST and of_all and options.get("OF", -1) == -1
 
 
 def test_launches_compile(tmp_path: Path) -> None:

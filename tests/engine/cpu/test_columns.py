@@ -185,7 +185,7 @@ def test_any_slab(name: str, backend: str, family: Family, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("backend", ["cpu", pytest.param("reference", marks=pytest.mark.slow)])
-def test_whole_merges(backend: str, family: Family, tmp_path: Path, narrow: None) -> None:
+def test_whole_merges(backend: str, family: Family, narrow: None) -> None:
     expected = COLUMNS.expected(family)
     for threads, memory in ((1, 10 * MIB), (3, 100 * MIB)):
         merge(family, "merged", backend=backend, threads=threads, max_memory=memory,
@@ -269,9 +269,7 @@ def test_a_merge_of_columns_stops_at_once(
     assert len(calls) == 10
 
 
-def test_verify_takes_what_it_needs(
-    family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_verify_takes_what_it_needs(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     COLUMNS.configure(family)
     merge(family, "verified", overwrite=True)
     monkeypatch.setattr("fuseo1_kernels.engine.verify.DEFAULT_MAX_MEMORY", 1 << 16)

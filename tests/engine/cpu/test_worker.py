@@ -86,7 +86,7 @@ def test_what_a_direct_tensor_tells_the_system(
     ahead = 12_800  # elements, of four models and two bytes each
     tune(monkeypatch, chunk=4096, direct_ahead=ahead * 8)
     told: list[tuple[object, ...]] = []
-    sample, pieces, explained = CpuWorker._sample, worker._pieces, worker._explained
+    sample, pieces = CpuWorker._sample, worker._pieces
 
     def will_need(self: Source, info: TensorInfo, start: int, nbytes: int) -> None:
         if (nbytes := min(nbytes, info.nbytes - start)) > 0:
@@ -99,10 +99,6 @@ def test_what_a_direct_tensor_tells_the_system(
         sample(*arguments)  # asks for its own runs
         told.clear()
 
-    def begun(job: Job) -> Any:
-        told.append(("merge",))
-        return explained(job)
-
     def noted(numel: int, most: int, unit: int) -> Iterator[tuple[int, int]]:
         for start, count in pieces(numel, most, unit):
             chunks.append((start, count))
@@ -111,7 +107,7 @@ def test_what_a_direct_tensor_tells_the_system(
     monkeypatch.setattr(Source, "will_need", will_need)
     monkeypatch.setattr(Source, "drop", drop)
     monkeypatch.setattr(CpuWorker, "_sample", sampled)
-    monkeypatch.setattr(worker, "_explained", begun)
+    watch(monkeypatch, worker, "_explained", lambda job: told.append(("merge",)))
     monkeypatch.setattr(worker, "_pieces", noted)
     chunks: list[tuple[int, int]] = []
     memory = WorkerMemory(300_000, 20_001, MIB)

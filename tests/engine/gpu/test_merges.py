@@ -16,12 +16,7 @@ from fuseo1_kernels.engine.gpu.worker import GpuWorker
 from support.emulated import load_emulated
 from support.engine_runs import MIB, merge, spoil
 from support.fake_gpu import COPIES_IN, COPIES_OUT, KERNELS, Enqueued, FakeDevice, install
-from support.gpu.runs import (
-    SCHEDULES,
-    noticed,
-    on_gpus,
-    same,
-)
+from support.gpu.runs import SCHEDULES, noticed, on_gpus, same
 from support.models import Family, make_family, states_of, tuned, weights
 from support.processes import done, merge_json, run
 from support.tensors import BF16
