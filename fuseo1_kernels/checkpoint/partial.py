@@ -267,9 +267,9 @@ def finish_publishing(out_dir: Path) -> bool:
     return partial.published
 
 
-def sync_directory(path: Path) -> None:
-    """Flush the names in the directory `path` to the disk. Raises OSError."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def sync_directory(path: Path, dir_fd: int | None = None) -> None:
+    """Flush the names in the directory `path`, relative to `dir_fd` if given, to the disk. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd)
     try:
         os.fsync(fd)
     finally:

@@ -23,7 +23,7 @@ from .open_files import OpenFiles
 from .out_dir import check_out_dir
 from .owned import open_own_file, remove_tree
 from .page_cache import WriteBehind, drop
-from .partial import Partial, partial_path
+from .partial import Partial, partial_path, sync_directory
 from .shards import Shard
 from .signals import held_signals, safe_point
 
@@ -142,8 +142,9 @@ class Sink:
         """Put a small file beside the shards, or into a folder there (`1_Pooling/config.json`)."""
         if not is_inner_name(name) or name in {shard.file for shard in self._shards}:
             raise ValueError(f"{name!r} is not the name of a small file")
+        folders = list(Path(name).parents)[:-1]
         try:
-            for folder in reversed(list(Path(name).parents)[:-1]):
+            for folder in reversed(folders):
                 with suppress(FileExistsError):
                     os.mkdir(folder, dir_fd=self._model)
             fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666, dir_fd=self._model)
@@ -151,6 +152,8 @@ class Sink:
                 stream.write(data)
                 stream.flush()
                 os.fsync(fd)
+            for folder in folders:  # publishing syncs the model's own directory alone
+                sync_directory(folder, self._model)
         except OSError as error:
             raise OutputError(
                 f"{self._out / name}: cannot be written ({error.strerror})"
