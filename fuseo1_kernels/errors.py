@@ -1,7 +1,9 @@
 """The exceptions of this package, and the wording that messages share. Messages say what to do."""
 
 import difflib
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class MergeError(Exception):
@@ -32,6 +34,16 @@ class OutputError(MergeError):
 
 class TensorTypeError(MergeError, TypeError):
     """An argument is no tensor, or of a kind whose elements do not lie in memory as they are."""
+
+
+@contextmanager
+def worded_os_errors(what: str) -> Iterator[None]:
+    """Turns an OSError that nothing else has put into words into a MergeError: the file, or `what`, and the reason."""
+    try:
+        yield
+    except OSError as error:
+        file = what if error.filename is None else os.fsdecode(error.filename)
+        raise MergeError(f"{file}: {error.strerror or error}") from error
 
 
 def did_you_mean(word: object, valid: Iterable[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -39,7 +39,7 @@ def open_regular(file: Path, *, dir_fd: int | None = None, follow: bool = True) 
         try:
             _check(file, os.fstat(fd))
         except BaseException:
-            os.close(fd)
+            close_quietly(fd)
             raise
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be opened ({error.strerror})") from error
@@ -57,6 +57,12 @@ def reading(file: Path) -> Iterator[BinaryIO]:
             yield stream
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from error
+
+
+def close_quietly(fd: int) -> None:
+    """Close a file that was only read, or whose end is known already: an error would say nothing new."""
+    with suppress(OSError):
+        os.close(fd)
 
 
 def read_bytes(file: Path, limit: int = MAX_SMALL_FILE) -> bytes:

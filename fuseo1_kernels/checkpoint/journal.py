@@ -11,6 +11,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import OutputError
+from .files import close_quietly
 from .identity import MergeIdentity
 from .owned import open_own_file
 from .records import Amount, Checksum, Count, encode_record, explain, intact_lines
@@ -108,8 +109,8 @@ class Journal:
     def close(self) -> None:
         """Release the lock. Idempotent."""
         if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+            fd, self._fd = self._fd, -1
+            close_quietly(fd)  # what the next run needs it checks
 
     def _append(self, record: dict[str, Any]) -> None:
         self._write(encode_record(record))
@@ -172,6 +173,6 @@ def _open_locked(file: Path, directory: int) -> int:
             if os.fstat(fd).st_nlink > 0:
                 return fd
         except BaseException:
-            os.close(fd)
+            close_quietly(fd)
             raise
-        os.close(fd)
+        close_quietly(fd)

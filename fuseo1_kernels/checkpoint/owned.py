@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ..errors import OutputError
-from .files import KINDS
+from .files import KINDS, close_quietly
 
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _REMEDY = "it is left as it is: move it away or choose another place"
@@ -37,7 +37,7 @@ def open_own_directory(path: Path) -> int:
         if status.st_mode & _OTHERS_WRITE and not _as_made_here(path, status):
             raise _refusal(path, "other users can write to it (`chmod go-w` forbids that)")
     except BaseException:
-        os.close(handle)
+        close_quietly(handle)
         raise
     return handle
 
@@ -57,7 +57,7 @@ def open_own_file(path: Path, flags: int, directory: int, mode: int = 0o600) -> 
     try:
         _check_file(path, os.fstat(fd), directory)
     except BaseException:
-        os.close(fd)
+        close_quietly(fd)
         raise
     return fd
 

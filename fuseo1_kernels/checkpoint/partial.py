@@ -22,6 +22,7 @@ from pathlib import Path
 
 from ..errors import OutputError
 from .contents import contents_of
+from .files import close_quietly
 from .identity import MergeIdentity
 from .journal import Journal, read_mark
 from .out_dir import some
@@ -157,7 +158,7 @@ class Partial:
                 _check_names(self.path, handle)
                 return handle, Journal(self.path / _JOURNAL, handle)
             except BaseException as error:
-                os.close(handle)
+                close_quietly(handle)
                 if not isinstance(error, FileNotFoundError):
                     raise
 
@@ -204,8 +205,8 @@ class Partial:
     def _close(self) -> None:
         self.journal.close()
         if self._handle >= 0:
-            os.close(self._handle)
-            self._handle = -1
+            handle, self._handle = self._handle, -1
+            close_quietly(handle)
 
     @contextmanager
     def _output_errors(self, what: str) -> Iterator[None]:
@@ -232,12 +233,12 @@ def is_unfinished(out_dir: Path) -> bool:
                 try:
                     read_mark(fd, path / _JOURNAL, handle)
                 finally:
-                    os.close(fd)
+                    close_quietly(fd)
             return True
         except OSError as error:
             raise OutputError(f"{path}: cannot be read ({error.strerror})") from error
         finally:
-            os.close(handle)
+            close_quietly(handle)
     return False
 
 
@@ -272,7 +273,7 @@ def sync_directory(path: Path) -> None:
     try:
         os.fsync(fd)
     finally:
-        os.close(fd)
+        close_quietly(fd)
 
 
 def _rename_exchange(name: str, path: Path, *, src_dir_fd: int) -> None:

@@ -16,7 +16,7 @@ from types import TracebackType
 import xxhash
 
 from ..errors import OutputError
-from .files import is_inner_name
+from .files import close_quietly, is_inner_name
 from .identity import MergeIdentity
 from .journal import TensorRecord
 from .open_files import OpenFiles
@@ -184,7 +184,8 @@ class Sink:
 
     def close(self) -> None:
         """Keep completed tensors, or remove everything if there are none. Idempotent."""
-        self._close_files()
+        with suppress(OSError):  # what the next run goes on from is checked
+            self._close_files()
         partial, self._partial = self._partial, None
         if partial is not None:
             partial.leave()
@@ -293,7 +294,7 @@ class Sink:
         finally:
             if self._model >= 0:
                 model, self._model = self._model, -1
-                os.close(model)
+                close_quietly(model)
 
 
 def _reserve(fd: int, size: int) -> None:

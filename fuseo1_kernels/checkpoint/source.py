@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
 from ..errors import CheckpointError
-from .files import open_regular
+from .files import close_quietly, open_regular
 from .header import TensorInfo
 from .identity import FileIdentity
 from .intervals import Intervals
@@ -36,9 +36,8 @@ class _OpenFile(NamedTuple):
         # The kernel reads further ahead than asked, so some forgotten bytes came back.
         for begin, end in self.forgotten:
             drop(self.fd, begin, end - begin)
-        for fd in (self.fd, self.sequential):
-            with suppress(OSError):  # nothing was written
-                os.close(fd)
+        close_quietly(self.fd)
+        close_quietly(self.sequential)
 
 
 #: Of all models: one with thousands of shards has few of them open at a time.
@@ -158,18 +157,21 @@ class Source:
             return _OpenFile(fd, sequential, self._forgotten.setdefault(file, Intervals()))
 
     def _check(self, file: Path, fd: int) -> None:
-        try:
-            found = FileIdentity.of(os.fstat(fd))
-        except OSError as error:
-            raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from error
-        if not self.files[file].is_same(found):
+        if not self.files[file].is_same(FileIdentity.of(_status(fd, file))):
             raise CheckpointError(f"{file}: the file changed since its header was read; {_AGAIN}")
 
 
 def _open_for_reading(file: Path, opened: ExitStack) -> int:
     fd = open_regular(file)
-    opened.callback(os.close, fd)
+    opened.callback(close_quietly, fd)
     return fd
+
+
+def _status(fd: int, file: Path) -> os.stat_result:
+    try:
+        return os.fstat(fd)
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from error
 
 
 def read_all(fd: int, begin: int, info: TensorInfo, data: memoryview) -> None:

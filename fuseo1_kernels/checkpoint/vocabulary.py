@@ -16,7 +16,7 @@ _TOKENIZER, _ADDED, _CONFIG = "tokenizer.json", "added_tokens.json", "tokenizer_
 _MOST_BYTES, _MOST_TOKENS = 64 << 20, 4 << 20
 
 #: Names of tokens that mean nothing yet. A fine-tune may give such a row a name of its own.
-_PLACEHOLDER = re.compile(r"reserved|unused|placeholder|dummy", re.IGNORECASE)
+_PLACEHOLDER = re.compile(r"reserved|unused|place.?holder|dummy", re.IGNORECASE)
 
 
 class Vocabulary(NamedTuple):

@@ -185,6 +185,7 @@ def make_parser() -> argparse.ArgumentParser:
     add(
         "--allow-links",
         action="append",
+        type=os.path.expanduser,
         default=[],
         metavar="DIR",
         help="a directory outside of a model to which links in it may lead, such as another disk's; more than once"

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import FrameType
@@ -57,6 +58,8 @@ class Interruption:
             self._ended = True
             # Other code may make another exception of the signal's.
             if self.number is None and not isinstance(error, KeyboardInterrupt):
+                if is_process and isinstance(error, Exception):
+                    return self._report_bug(error)
                 raise
             first, *others = self.describe() or [""]
             text = f"interrupted; {first}" if first else "interrupted"
@@ -71,6 +74,16 @@ class Interruption:
             for number, handler in self._before.items():
                 signal.signal(number, signal.SIG_IGN if is_process else handler)
         return code
+
+    def _report_bug(self, error: Exception) -> int:
+        """Print what Python would print, but escaped: names may be in it. Return the exit code."""
+        for line in "".join(traceback.format_exception(error)).splitlines():
+            say(line)
+        text = "this is an error in the program: please report what stands above"
+        say(f"{self._program}: error: {text}")
+        if self.as_json:
+            say_json({"error": shown(repr(error))})
+        return 1
 
     def _install(self, is_process: bool) -> None:
         if threading.current_thread() is not threading.main_thread():

@@ -167,7 +167,7 @@ def _resume_hint(arguments: argparse.Namespace, error: str) -> str:
         return ""
     try:
         path = partial_path(Path(os.path.realpath(arguments.out)))
-    except OSError:  # the current directory is gone
+    except (OSError, ValueError):  # no such place: the current directory is gone, say
         return ""
     if not os.path.exists(path) or str(path) in error:
         return ""

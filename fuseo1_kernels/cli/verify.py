@@ -56,6 +56,7 @@ def make_parser() -> argparse.ArgumentParser:
     add(
         "--allow-links",
         action="append",
+        type=os.path.expanduser,
         default=[],
         metavar="DIR",
         help="as for fuseo1-merge: a directory outside of a model to which links in it may lead",

@@ -15,7 +15,7 @@ from ..checkpoint.out_name import check_out_name
 from ..checkpoint.partial import is_unfinished, partial_path
 from ..checkpoint.sidecar import Sidecars
 from ..config.schema import MergeConfig
-from ..errors import MergeError, counted, printable
+from ..errors import MergeError, counted, printable, worded_os_errors
 from ..plan.fingerprint import fingerprint, merge_digest
 from ..plan.models import inputs, open_lender, open_sources
 from ..plan.plan import make_plan
@@ -56,6 +56,7 @@ class DryRun:
         return asdict(self)
 
 
+@worded_os_errors("the plan")
 def dry_run(
     config: MergeConfig,
     out_dir: str | os.PathLike[str] | None,

@@ -17,7 +17,7 @@ from ..checkpoint.signals import held_signals, safe_point
 from ..checkpoint.sink import Sink
 from ..config.load import as_config
 from ..config.schema import MergeConfig
-from ..errors import printable
+from ..errors import printable, worded_os_errors
 from ..plan.fingerprint import fingerprint, merge_digest
 from ..plan.models import AllowLinks, inputs, open_lender, open_sources
 from ..plan.plan import Plan, make_plan, refuse_problems
@@ -85,6 +85,8 @@ def merge_checkpoints(
         MergeResult: sizes, time, energy shares and notes.
 
     Raises:
+        KeyboardInterrupt: or what else the program's handlers of SIGINT and SIGTERM raise, at a safe point. If the
+            signal came while the model was published, it is at `out_dir` whole.
         MergeError: the merge cannot be done or failed. The message says what is wrong and what to do; `out_dir` is
             as it was before.
     """
@@ -109,6 +111,7 @@ def merge_checkpoints(
     return run_merge(as_config(config), out_dir, options, progress)
 
 
+@worded_os_errors("the merge")
 def run_merge(
     config: MergeConfig,
     out_dir: str | os.PathLike[str],

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import queue
 import threading
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 from ..checkpoint.journal import TensorRecord
-from ..checkpoint.signals import safe_point
 from ..checkpoint.sink import Sink
-from ..errors import MergeError
 from ..plan.plan import Plan
 from ..system import free_memory
 from .options import MergeOptions
@@ -20,10 +16,8 @@ from .read_ahead import ReadAhead
 from .result import Progress, fits
 from .schedule import make_units
 from .survey_cache import SurveyCache
+from .threads import submit, wait
 from .worker import Executor, MergeContext
-
-# Seconds within which a signal is answered.
-_SIGNALS_EVERY = 0.05
 
 
 @dataclass
@@ -92,13 +86,8 @@ def run_plan(
     threads = ThreadPoolExecutor(pool.size + read_ahead.readers, thread_name_prefix="fuseo1")
     try:
         try:
-            try:
-                for _ in range(read_ahead.readers):
-                    threads.submit(read_ahead.read)
-                futures = [threads.submit(work, number) for number in range(pool.size)]
-            except RuntimeError as error:
-                raise MergeError(f"{error}; lower --threads") from error
-            ended = _wait(futures)
+            submit(threads, [read_ahead.read] * read_ahead.readers)
+            ended = wait(submit(threads, [partial(work, number) for number in range(pool.size)]))
         finally:
             stop.set()
             read_ahead.close()
@@ -114,24 +103,6 @@ def run_plan(
         read_ahead.forget_rest()
         if progress:
             progress.close()
-
-
-def _wait(futures: Sequence[Future[None]]) -> list[Future[None]]:
-    """Return the futures that have ended, once all have or one has failed. A safe point for signals.
-
-    `concurrent.futures.wait` holds locks that a signal's exception may leave locked.
-    """
-    ends: queue.SimpleQueue[Future[None]] = queue.SimpleQueue()
-    for future in futures:
-        future.add_done_callback(ends.put)
-    ended: list[Future[None]] = []
-    while len(ended) < len(futures):
-        safe_point()
-        with suppress(queue.Empty):
-            ended.append(ends.get(timeout=_SIGNALS_EVERY))
-            if ended[-1].exception() is not None:
-                break
-    return ended
 
 
 def _discard(_nbytes: int) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..backends.contract import Request
 from ..backends.results import SurveyResult
+from ..checkpoint.files import close_quietly
 from ..checkpoint.owned import open_own_directory, open_own_file
 from ..errors import OutputError, counted
 from ..plan.fingerprint import digest
@@ -50,7 +51,7 @@ class SurveyCache:
         try:
             data = _read(self._fd, self._file)
         except BaseException:
-            os.close(self._fd)
+            close_quietly(self._fd)
             raise
         self._surveys, self._bad = decode_surveys(data)
         self._write_error = ""
@@ -107,7 +108,7 @@ class SurveyCache:
 
     def close(self) -> None:
         """Close the file."""
-        os.close(self._fd)
+        close_quietly(self._fd)
 
     def __enter__(self) -> SurveyCache:
         return self
@@ -122,7 +123,7 @@ def _open(file: Path) -> int:
     try:
         return open_own_file(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, directory)
     finally:
-        os.close(directory)
+        close_quietly(directory)
 
 
 def _read(fd: int, file: Path) -> bytes:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,15 @@ from ..checkpoint.checksums import Checksums, FileRecord, MergedRecord, ShardRec
 from ..checkpoint.files import reading
 from ..checkpoint.header import Header, TensorInfo, read_header
 from ..checkpoint.layout import find_weights
+from ..checkpoint.signals import held_signals
 from ..checkpoint.source import Source
-from ..errors import CheckpointError, counted, printable
+from ..errors import CheckpointError, counted, printable, worded_os_errors
 from ..plan.models import AllowLinks
 from ..plan.sidecars import MERGE_CONFIG
 from ..system import resolve_threads
 from .recompute import recompute as merge_again
 from .result import Progress, start
+from .threads import submit, wait
 
 # Bytes that are read at a time.
 _PIECE = 4 << 20
@@ -56,6 +59,7 @@ class VerifyResult:
         return asdict(self)
 
 
+@worded_os_errors("the check")
 def verify_model(
     directory: str | os.PathLike[str],
     *,
@@ -200,13 +204,15 @@ def _check_tensors(
     advance: Callable[[int], None],
 ) -> list[str]:
     """Return the problems of the tensors' bytes."""
-    buffers = threading.local()
+    buffers, stop = threading.local(), threading.Event()
 
     def check(info: TensorInfo) -> str | None:
         if not hasattr(buffers, "piece"):
             buffers.piece = Buffer(_PIECE)
         digest, cached = xxhash.xxh3_128(), model.is_cached(info)
         for begin in range(0, info.nbytes, _PIECE):
+            if stop.is_set():
+                return None
             view = buffers.piece.view[: min(_PIECE, info.nbytes - begin)]
             model.read_into(info, begin, view)
             digest.update(view)
@@ -223,5 +229,12 @@ def _check_tensors(
         except CheckpointError as error:
             return str(error)
 
-    with ThreadPoolExecutor(resolve_threads(threads)) as pool:
-        return [found for found in pool.map(problem, infos) if found]
+    with held_signals(), ThreadPoolExecutor(resolve_threads(threads)) as pool:
+        try:
+            ended = wait(futures := submit(pool, [partial(problem, info) for info in infos]))
+        finally:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+    if ended:
+        ended[-1].result()  # raises what ended the wait early
+    return [found for future in futures if (found := future.result())]

@@ -20,9 +20,10 @@ def find_aliases(
     """Return, by output name, the first of the names of the same tensor, for all but the first.
 
     Two names mean one tensor if they have the same bytes of a file in the part's first model, as torch stores tied
-    tensors, or if config.json ties the embeddings and both are embeddings of one shape.
+    tensors, or if config.json ties the embeddings and both are embeddings of one shape. A layer that slices repeat is
+    no alias: each copy draws its own masks.
     """
-    first: dict[object, str] = {}
+    first: dict[object, tuple[str, str]] = {}  # the output's name and the input's
     aliases: dict[str, str] = {}
     for placement in placements:
         model, tensor = next(iter(placement.tensors.items()))
@@ -32,8 +33,10 @@ def find_aliases(
         places: list[object] = [(info.file, info.offset, info.dtype, info.shape)]
         if is_embedding(placement.name, info.shape) and ties_embeddings(sources[model].config):
             places.append((model, info.shape))
-        known = next((first[place] for place in places if place in first), placement.name)
+        found = [first[place] for place in places if place in first]
+        known = next((name for name, source in found if source != tensor), placement.name)
         if known != placement.name:
             aliases[placement.name] = known
-        first |= dict.fromkeys(places, known)
+        for place in places:
+            first.setdefault(place, (known, tensor))
     return aliases

@@ -15,7 +15,7 @@ from .layer_traits import PERIODS, Trait, period, traits
 from .stacks import Stack
 
 # Keys that make every layer depend on its index.
-_BY_INDEX = ("scale_attn_by_inverse_layer_idx", "num_kv_shared_layers", "linear_attn_config")
+_BY_INDEX = ("scale_attn_by_inverse_layer_idx", "linear_attn_config")
 _ANY = 1 << 30
 
 
@@ -63,22 +63,25 @@ def mixed_layers(number: int, origins: Sequence[Sequence[Origin]]) -> Iterator[s
         origins: by model, where the slice's layers come from; the first model's kinds go into config.json.
     """
     first, *others = origins
-    stack = first[0].stack
-    for section in stack.sections[:1]:
-        own = traits(section.values, stack.length)
-        for other in others:
-            kinds = _traits(other[0].stack, section.path)
-            for key in [key for key in own if key in kinds]:
-                for a, b in zip(first, other, strict=True):
-                    if (
-                        own[key].values[a.index : a.index + 1]
-                        != kinds[key].values[b.index : b.index + 1]
-                    ):
-                        yield (
-                            f"slices[{number}]: {key} of layer {b.index} of model {b.model} is not that of layer "
-                            f"{a.index} of model {a.model}; config.json has the latter"
-                        )
-                        break
+    section = next(iter(first[0].stack.sections), None)
+    if section is None:
+        return
+    own = traits(section.values, first[0].stack.length)
+    for other in others:
+        kinds = _traits(other[0].stack, section.path)
+        for key in [key for key in own if key in kinds]:
+            for a, b in zip(first, other, strict=True):
+                if _said(own[key], a) != _said(kinds[key], b):
+                    yield (
+                        f"slices[{number}]: {key} of layer {b.index} of model {b.model} is not that of layer "
+                        f"{a.index} of model {a.model}; config.json has the latter"
+                    )
+                    break
+
+
+def _said(trait: Trait, origin: Origin) -> Sequence[Any]:
+    """Return the trait of a layer, as a list; an empty one of a layer that the model has not."""
+    return trait.values[origin.index : origin.index + 1]
 
 
 def _put(config: dict[str, Any], path: Sequence[str], changes: Mapping[str, Any]) -> None:
@@ -95,15 +98,20 @@ def _changes(
     """Yield the keys of a section that change, with their new values."""
     values = section.values
     changes: dict[str, Any] = dict.fromkeys(section.counts, len(origins))
-    if "num_layers" in section.counts and values.get("is_encoder_decoder"):
+    of_encoder = "encoder" in stack.container.split(".")
+    if of_encoder and "num_layers" in section.counts and values.get("is_encoder_decoder"):
         # T5's decoder has as many layers as its encoder, unless config.json says otherwise.
         changes |= {"num_decoder_layers": values.get("num_decoder_layers") or stack.length}
+    if isinstance(values.get("depths"), list):
+        problems.append("depths: its layers are stages of different sizes")
     own = traits(values, stack.length)
     stacks = {origin.model: origin.stack for origin in origins}
     described = {model: own | _traits(each, section.path) for model, each in stacks.items()}
     for key, trait in own.items():
         try:
-            gathered = [_value(described[o.model][key], o) for o in origins]
+            gathered = [value for o in origins for value in _said(described[o.model][key], o)]
+            if len(gathered) < len(origins):
+                raise ValueError("config.json of another model does not say it of all its layers")
             if gathered != list(trait.values):
                 changes |= trait.write(gathered)
         except ValueError as error:
@@ -122,12 +130,6 @@ def _traits(stack: Stack, path: tuple[str, ...]) -> dict[str, Trait]:
         if section.path == path:
             return traits(section.values, stack.length)
     return {}
-
-
-def _value(trait: Trait, origin: Origin) -> Any:
-    if origin.index >= len(trait.values):
-        raise ValueError(f"nothing is said of layer {origin.index} of model {origin.model}")
-    return trait.values[origin.index]
 
 
 def _broken_periods(values: Mapping[str, Any], origins: Sequence[Origin]) -> Iterator[str]:

@@ -33,7 +33,7 @@ _SECTIONS: dict[Tower, tuple[tuple[str, ...], ...]] = {
 }
 # More layers than any model has, and few enough to enumerate.
 MOST_LAYERS = 10_000
-_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth")
+_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth", "layers")
 _ENCODER_COUNTS = ("encoder_layers", "num_encoder_layers")
 _DECODER_COUNTS = ("decoder_layers", "num_decoder_layers")
 
@@ -107,6 +107,6 @@ def _count_keys(values: Mapping[str, Any], container: str) -> tuple[tuple[str, .
         values.get("is_encoder_decoder") is True or any(key in values for key in _DECODER_COUNTS)
     ):
         return _DECODER_COUNTS, "num_decoder_layers"
-    if "encoder" in parts:
+    if "encoder" in parts or tower(container) == "audio":
         return (*_ENCODER_COUNTS, *_COUNTS), "num_hidden_layers"
     return _COUNTS, "num_hidden_layers"

@@ -16,7 +16,7 @@ _INDICES = re.compile(
     r"|rope_scaling_layers|subsample_layers"
 )
 # Each of these layers' outputs goes to a module of its own: none may be left out or used twice.
-_TAPS = ("deepstack_visual_indexes", "out_indices", "_out_indices")
+_TAPS = re.compile(r"deepstack_visual_indexes|\w*out_indices|intermediate_\w+_indices")
 # Lists that do not speak of layers, however long they are.
 _NOT_LAYERS = re.compile(
     r"architectures|\w*token\w*|\w*_ids?|image_\w+|patch_\w+|conv_\w+|tdnn_\w+|depths|hidden_sizes|out_\w+|keys_to_\w+"
@@ -27,6 +27,7 @@ _THRESHOLDS = {
     "num_dense_layers": "mlp_layer_types",
     "max_window_layers": "layer_types",
     "moe_layer_start_index": None,
+    "moe_layer_end_index": None,
 }
 # Keys that say how often something repeats along the layers, and the list that is read instead where it is given.
 PERIODS = {
@@ -65,7 +66,7 @@ def traits(section: Mapping[str, Any], layers: int) -> dict[str, Trait]:
     """Return everything that a section of config.json says of each of its `layers` layers, by key."""
     found: list[Trait | None] = [_listed(key, value, layers) for key, value in section.items()]
     found += [_threshold(section, key, layers) for key in _THRESHOLDS]
-    found += [_sparse_step(section, layers), _attention_types(section, layers)]
+    found += [rule(section, layers) for rule in _RULES]
     found += [
         _derived(section, key, layers) for key in ("layer_types", "no_rope_layers", "moe_layers")
     ]
@@ -93,9 +94,11 @@ def _listed(key: str, value: Any, layers: int) -> Trait | None:
     if not isinstance(value, list):
         return None
     if _INDICES.fullmatch(key) and all(type(i) is int for i in value):
-        if key in _TAPS:
+        if _TAPS.fullmatch(key):
             return Trait(key, _places(value, layers), lambda v: {key: _tapped(v, len(value))})
         return Trait(key, _flags(value, layers), lambda v: {key: _marked(v)})
+    if key == "kv_source_layers" and len(value) == layers:
+        return Trait(key, [source == i for i, source in enumerate(value)], lambda v: {key: _own(v)})
     if len(value) == layers and not _NOT_LAYERS.fullmatch(key):
         return Trait(key, value, lambda v: {key: list(v)})
     return None
@@ -114,6 +117,12 @@ def _places(indices: Sequence[int], layers: int) -> list[int | None]:
     return [indices.index(i) if i in indices else None for i in range(layers)]
 
 
+def _own(flags: Values) -> list[int]:
+    if not all(flags):
+        raise ValueError("layers that use another layer's keys cannot be moved")
+    return list(range(len(flags)))
+
+
 def _tapped(places: Values, number: int) -> list[int]:
     tapped = [(place, i) for i, place in enumerate(places) if place is not None]
     if [place for place, _ in tapped] != list(range(number)):
@@ -123,9 +132,12 @@ def _tapped(places: Values, number: int) -> list[int]:
 
 def _threshold(section: Mapping[str, Any], key: str, layers: int) -> Trait | None:
     """Return whether each layer stands before the one that `key` names."""
-    first = section.get(key)
-    if type(first) is not int or first < 0:
+    stated = section.get(key)
+    if type(stated) is not int or stated < 0:
         return None
+    last = int(
+        key == "moe_layer_end_index"
+    )  # the last of the layers; the others name the one behind them
     # Qwen2 reads max_window_layers only where windows are used at all.
     instead = section.get(_THRESHOLDS[key] or "")
     idle = bool(instead) or (key == "max_window_layers" and not section.get("use_sliding_window"))
@@ -134,9 +146,9 @@ def _threshold(section: Mapping[str, Any], key: str, layers: int) -> Trait | Non
         lead = next((i for i, flag in enumerate(before) if not flag), len(before))
         if any(before[lead:]) and not idle:
             raise ValueError("it cannot name layers other than the first ones")
-        return {key: first if lead == len(before) <= first else lead}
+        return {key: stated if lead == len(before) <= stated else lead - last}
 
-    return Trait(key, [i < first for i in range(layers)], write)
+    return Trait(key, [i < stated + last for i in range(layers)], write)
 
 
 def _sparse_step(section: Mapping[str, Any], layers: int) -> Trait | None:
@@ -167,6 +179,36 @@ def _attention_types(section: Mapping[str, Any], layers: int) -> Trait | None:
     return Trait("attention_types", spread, lambda v: {"attention_types": [[list(v), 1]]})
 
 
+def _shared_keys(section: Mapping[str, Any], layers: int) -> Trait | None:
+    """Return which layers use the keys of earlier ones: the last ones, in Gemma 3n. The earlier ones must stay."""
+    key = "num_kv_shared_layers"
+    number = section.get(key)
+    if type(number) is not int or not 0 < number <= layers:
+        return None
+    own = list(range(layers - number))
+
+    def write(values: Values) -> Changes:
+        if [*values[: len(own)]] != own or any(value is not None for value in values[len(own) :]):
+            raise ValueError("the layers whose keys others use must stay where they are")
+        return {key: len(values) - len(own)}
+
+    return Trait(key, [*own, *[None] * number], write)
+
+
+def _backbone(section: Mapping[str, Any], layers: int) -> Trait | None:
+    """Return what a backbone that gives out its last layer alone, as DINOv2 does by default, says of each layer."""
+    if section.get("out_indices") != [layers] or type(section["out_indices"][0]) is not int:
+        return None
+
+    def write(each: Values) -> Changes:
+        last = len(each)
+        names = ["stem", *(f"stage{i}" for i in range(1, last + 1))]
+        stages = {"out_features": names[-1:], "stage_names": names, "out_indices": [last]}
+        return {key: value for key, value in stages.items() if key in section}
+
+    return Trait("out_indices", [True] * layers, write)
+
+
 def _every(
     keys: Sequence[str], default: int, last: Any, other: Any, shift: int = 1
 ) -> Callable[[Mapping[str, Any], int], list[Any] | None]:
@@ -181,12 +223,12 @@ def _every(
     return derive
 
 
+_RULES = (_sparse_step, _attention_types, _shared_keys, _backbone)
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 _PATTERN = ("sliding_window_pattern", "_sliding_window_pattern")
 # What architectures derive from the layer's index where config.json does not list it: by key and model_type.
-_DERIVED = {
+DERIVED = {
     ("layer_types", "gemma2"): _every((), 2, _FULL, _SLIDING),
-    ("layer_types", "gemma3"): _every(_PATTERN, 6, _FULL, _SLIDING),
     ("layer_types", "gemma3_text"): _every(_PATTERN, 6, _FULL, _SLIDING),
     ("layer_types", "gemma3n_text"): _every((), 5, _FULL, _SLIDING),
     ("layer_types", "cohere2"): _every(_PATTERN, 4, _FULL, _SLIDING),
@@ -205,7 +247,7 @@ _DERIVED = {
 
 def _derived(section: Mapping[str, Any], key: str, layers: int) -> Trait | None:
     """Return a list that config.json leaves to the architecture."""
-    rule = _DERIVED.get((key, str(section.get("model_type"))))
+    rule = DERIVED.get((key, str(section.get("model_type"))))
     if rule is None or section.get(key) or (key == "moe_layers" and section.get(key) == []):
         return None
     values = rule(section, layers)

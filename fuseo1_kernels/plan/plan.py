@@ -41,6 +41,7 @@ class Plan:
         problems: everything that makes the merge impossible.
         notes: remarks that do not stop it.
         config: the content of config.json, but for dtype and vocabulary; {} if there is none.
+        decoder_layers: by layer of a decoder that `slices` cut, its index in the slice's first model; else None.
         vocab_size: the number of rows of cropped embeddings; None if none is cropped.
     """
 
@@ -49,6 +50,7 @@ class Plan:
     problems: tuple[str, ...]
     notes: tuple[str, ...]
     config: Mapping[str, Any]
+    decoder_layers: Sequence[int] | None
     vocab_size: int | None
 
     @property
@@ -125,6 +127,7 @@ def make_plan(
             *gradient_notes(parts, placements),
         ),
         config=layout.config,
+        decoder_layers=layout.indices if "decoder" in (layout.cut or "").split(".") else None,
         vocab_size=min(cropped.values(), default=None),
     )
 
@@ -138,12 +141,14 @@ class _Layout:
         config: see Plan.
         notes: remarks on layers that are merged with others of another kind.
         cut: the container of the layers that `slices` cut; None for whole models.
+        indices: by output layer of the cut, its index in the slice's first model.
     """
 
     placements: list[Placement]
     config: Mapping[str, Any]
     notes: list[str]
-    cut: str | None
+    cut: str | None = None
+    indices: Sequence[int] = ()
 
 
 def _lay_out(
@@ -151,10 +156,10 @@ def _lay_out(
 ) -> _Layout:
     lender = sources[config.config_model]
     if config.slices is None:
-        return _Layout(list(place_whole_models(parts[0], sources)), lender.config, [], None)
+        return _Layout(list(place_whole_models(parts[0], sources)), lender.config, [])
     cut = cut_slices(parts, sources, config.slices_of, config.config_model, problems)
     if cut is None:
-        return _Layout([], lender.config, [], None)
+        return _Layout([], lender.config, [])
     origins = [cut.origins(part) for part in parts]
     first = [origin for by_model in origins for origin in by_model[0]]
     return _Layout(
@@ -162,6 +167,7 @@ def _lay_out(
         gather_config(lender, cut.stack(config.config_model), first, problems),
         [note for i, by_model in enumerate(origins) for note in mixed_layers(i, by_model)],
         cut.container,
+        [origin.index for origin in first],
     )
 
 

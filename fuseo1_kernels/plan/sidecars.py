@@ -7,7 +7,8 @@ import platform
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from ..checkpoint.generation import find_stop_mismatch
+from ..checkpoint.companions import find_companions, is_tokenizers
+from ..checkpoint.generation import find_stop_mismatch, move_alignment_heads
 from ..checkpoint.hub import repo_of_snapshot
 from ..checkpoint.layout import check_links, homes_of
 from ..checkpoint.model_card import model_card, read_license
@@ -49,6 +50,10 @@ def make_sidecars(
         MergeError: a file is missing or damaged, or vocabularies differ.
     """
     base = sources[config.config_model]
+    opened = dict(sources) if lender is None else {**sources, lender.name: lender}
+    for source in opened.values():
+        # Of the other models only the tokenizer and the license are read.
+        _check_links(source, source in (base, lender), allow_links)
     overrides = config.tokenizer_files.overrides if config.tokenizer_files else {}
     files, notes = sidecar_files(
         base=base,
@@ -61,10 +66,8 @@ def make_sidecars(
         vocab_size=plan.vocab_size,
         copy_tokenizer=copy_tokenizer,
     )
-    opened = dict(sources) if lender is None else {**sources, lender.name: lender}
-    # Nothing of a place that the user has not named gets into the merged model.
-    for source in opened.values():
-        check_links(source.path, [*files, "README.md"], homes_of(source.path, allow_links))
+    if plan.decoder_layers is not None:
+        move_alignment_heads(files, plan.decoder_layers)
     if copy_tokenizer:
         lends = lender or base
         vocabulary = read_vocabulary(lends.name, lends.path)
@@ -88,6 +91,13 @@ def make_sidecars(
     if index is not None:
         files["model.safetensors.index.json"] = index
     return Sidecars(files, notes)
+
+
+def _check_links(source: Source, whole: bool, allow_links: AllowLinks) -> None:
+    """Raise CheckpointError for a link to a place that the user has not named: nothing of that gets into the model."""
+    found = find_companions(source.path)
+    names = [n for n in (*found.names, *found.code) if whole or is_tokenizers(n)]
+    check_links(source.path, [*names, "README.md"], homes_of(source.path, allow_links))
 
 
 def _labels(sources: Mapping[str, Source]) -> dict[str, str]:

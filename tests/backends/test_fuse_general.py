@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,9 +69,13 @@ def test_draws_depend_on_key_and_flat_index_alone(cpu: str, key: int) -> None:
 
 @cache
 def expected(
-    numel: int, dtypes: tuple[torch.dtype, ...], params: FuseParams, dtype: torch.dtype
+    numel: int,
+    dtypes: tuple[torch.dtype, ...],
+    params: FuseParams,
+    dtype: torch.dtype,
+    offset: int = 0,
 ) -> torch.Tensor:
-    return emulation.fuse(tensors_of(numel, 3, dtypes), params, dtype)
+    return emulation.fuse(tensors_of(numel, 3, dtypes), params, dtype, offset)
 
 
 @pairwise("cpu, elect, numel", CPUS, ELECTS, SIZES, indirect=["cpu"])
@@ -104,21 +109,29 @@ def test_any_number_of_targets(cpu: str, elect: Elect, targets: int) -> None:
 
 
 @pytest.mark.parametrize("elect", ELECTS)
-def test_chunks_and_threads_change_no_bit(cpu: str, elect: Elect) -> None:
+@pytest.mark.parametrize("name", ["in turn", "all"])
+def test_chunks_and_threads_change_no_bit(backend: str, elect: Elect, name: str) -> None:
+    """Far into a tensor; of what is selected, and of what is masked, as SCE does."""
     numel, first = 70_001, 1 << 34
     tensors = tensors_of(numel, 3, MIXED)
     here = tuple(
         replace(s, keep=replace(s.keep, tie_limit=s.keep.tie_limit + first))
         if isinstance(s, Band)
         else s
-        for s in selections(3)["in turn"]
+        for s in selections(3)[name]
     )
-    params = FuseParams(WEIGHTS[:3], elect=elect, selects=here)
-    whole = emulation.fuse(tensors, params, BF16, first)
+    # A score that 159 elements share.
+    masked: dict[str, Any] = {
+        "masked": name == "all",
+        "threshold": 0x356E9C00,
+        "tie_limit": first + 30_000,
+    }
+    params = FuseParams(WEIGHTS[:3], elect=elect, selects=here, **masked)
+    whole = expected(numel, MIXED, params, BF16, first)
     for threads in (1, 2, 3):
-        assert_same_bits(fused(cpu, tensors, params, BF16, first, threads), whole)
-    for size in (256, 4352, 65_536):
-        assert_same_bits(fused(cpu, tensors, params, BF16, first, chunk=size), whole)
+        assert_same_bits(fused(backend, tensors, params, BF16, first, threads), whole)
+    for size in (4352, 65_536) if backend == "reference" else (256, 4352, 65_536):
+        assert_same_bits(fused(backend, tensors, params, BF16, first, chunk=size), whole)
 
 
 def native(selects: Sequence[_cpu.Select], elect: int = _cpu.ELECT_WEIGHTED) -> _cpu.FuseParams:

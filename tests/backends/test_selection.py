@@ -10,8 +10,7 @@ import torch
 
 from fuseo1_kernels import fuse, survey
 from fuseo1_kernels.backends.contract import FuseParams
-from support.hard_scores import PATTERNS, N, Pattern, constant, pattern, pattern_survey
-from support.op_results import params_for
+from support.hard_scores import PATTERNS, N, Pattern, constant, params_for, pattern, pattern_survey
 from support.oracles import sce as sce_oracle
 from support.pairwise import pairwise
 from support.tensors import BF16, CPUS, FP32, assert_same_bits, learned, siblings

@@ -111,7 +111,7 @@ class Models:
             path = home / name
             for shard, held in shards.items():
                 safetensors_file(path / shard, held)
-            (path / "link").symlink_to(f"../outside/{FIRST}")
+            (path / "link.bin").symlink_to(f"../outside/{FIRST}")
             (path / "directory").symlink_to("../outside")
             (path / "loop").symlink_to("loop")
             write_json(path / "tokenizer_config.json", {"chat_template": "{}"})
@@ -155,7 +155,8 @@ class Models:
 
     def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:
         if self._heard is not None and event in ("open", "os.listdir", "os.scandir"):
-            self._heard.append(arguments[0])
+            # A descriptor was opened by its path before.
+            self._heard += [path for path in arguments[:1] if not isinstance(path, int)]
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,3 +63,15 @@ def test_small_files_are_small(tmp_path: Path) -> None:
     assert read_bytes(tmp_path / "file", limit=5) == b"12345"
     with pytest.raises(CheckpointError, match="more than 4 bytes"):
         read_bytes(tmp_path / "file", limit=4)
+
+
+def test_large_files_are_refused_unread(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    os.truncate(tmp_path / "file", 3 << 30)
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError, match="more than 268435456 bytes"):
+            read_bytes(tmp_path / "file")
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()

@@ -284,6 +284,12 @@ def test_data_of_another_kind(data: Any, words: str, tmp_path: Path) -> None:
     refused(saved(tmp_path, data), words)
 
 
+def test_a_storage_that_shrank_under_its_tensor(tmp_path: Path) -> None:
+    shrunk = torch.ones(8)
+    shrunk.untyped_storage().resize_(16)
+    refused(saved(tmp_path, {"w": shrunk}), "tensor 'w': is the bytes [0, 32) of a storage of 16")
+
+
 @pytest.mark.parametrize("byteorder", [b"big", b"middle"])
 def test_another_byte_order(byteorder: bytes, tmp_path: Path) -> None:
     file = saved(tmp_path, {"w": torch.ones(1)})

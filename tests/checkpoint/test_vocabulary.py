@@ -115,6 +115,7 @@ def test_none(tmp_path: Path) -> None:
         TOKENS | {7: "think"},
         {0: "a", 1: "b", 9: "renamed"},  # an id that no row has
         {0: "a", 1: "b", 3: "<|reserved_special_token_0|>"},
+        {3: "<\uff5cplace\u2581holder\u2581no\u25810\uff5c>"},
         {0: "a", 1: "b", 2: "eos", 4: "mine"},  # the reference's is a placeholder
         {5: "twice", 6: "twice"},
     ],

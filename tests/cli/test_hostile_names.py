@@ -17,7 +17,7 @@ import yaml
 from fuseo1_kernels.cli.verify import main as verify
 from support.checkpoint_files import sharded_model
 from support.models import Family, write_model
-from support.processes import run
+from support.processes import run, spawn
 from support.refusals import one_layer_family
 
 #: Escape sequences, C0 and C1, delete, directions, separators; lines; and no end.
@@ -175,3 +175,16 @@ def test_no_name_acts_on_the_terminal(
             assert code == 0 or "error" in said or "problem" in said
             shown += name[:5].encode("unicode_escape").decode()[:5] in said.replace("\\\\", "\\")
         assert shown or name == BYTES
+
+
+def test_an_error_in_the_program_does_not_act_on_the_terminal(family: Family) -> None:
+    code = (
+        "import fuseo1_kernels.config.load as load\n"
+        "def fail(config): raise KeyError(config + '\\x1b[2J\\udcff')\n"
+        "load.as_config = fail\n"
+        "import sys\nfrom fuseo1_kernels.merge import main\nsys.exit(main())\n"
+    )
+    ran = spawn("-c", code, family.config, family.out, "--json")
+    assert ran.code == 1 and ran.err.replace("\n", "").isprintable()
+    assert r"\x1b[2J" in ran.err and "Traceback" in ran.err and "please report" in ran.err
+    assert json.loads(ran.out).keys() == {"error"}

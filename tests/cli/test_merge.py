@@ -274,10 +274,10 @@ def test_no_copy_tokenizer(family: Family) -> None:
 
 def test_overwrite(family: Family) -> None:
     done(family.config, family.out)
-    (family.out / "stale.txt").touch()
+    (family.out / "merges.txt").touch()
     family.configure(parameters={"select_topk": 0.1})
     done(family.config, family.out, "--overwrite")
-    assert not (family.out / "stale.txt").exists()
+    assert not (family.out / "merges.txt").exists()
     assert_same_state(read_model(family.out), family.expected(select_topk=0.1))
     assert [p.name for p in family.out.parent.iterdir()] == ["merged"]
 
@@ -293,10 +293,3 @@ def test_relative_names_are_taken_from_the_current_directory(family: Family) -> 
     assert ran.code == 0, ran.err
     assert_same_state(read_model(family.home / "out"), family.expected())
     assert list(json.loads(ran.out)["energy_share"]) == ["target1", "./target2"]
-
-
-def test_out_is_the_current_directory(family: Family) -> None:
-    family.out.mkdir(parents=True)
-    ran = spawn(*MERGE, family.config, ".", "--quiet", cwd=family.out)
-    assert ran.code == 0, ran.err
-    assert "# merged\n" in (family.out / "README.md").read_text()

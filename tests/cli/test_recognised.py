@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -165,9 +166,10 @@ def test_a_model_for_a_config(family: Family) -> None:
     assert result.code == 1 and f"error: {family.base}: is a model; give a YAML" in result.err
 
 
-def test_a_config_without_end(family: Family) -> None:
-    result = run("/dev/zero", family.out)
-    assert result.code == 1 and "/dev/zero: is not a config: it has more than" in result.err
+def test_a_config_that_is_too_large(family: Family) -> None:
+    os.truncate(family.config, 17 << 20)
+    result = run(family.config, family.out)
+    assert result.code == 1 and f"{family.config}: is not a config: it has more than" in result.err
 
 
 # --- a method that is misspelt -----------------------------------------------------------

@@ -9,8 +9,7 @@ import pytest
 from fuseo1_kernels.config.load import parse_config
 from fuseo1_kernels.errors import ConfigError
 from fuseo1_kernels.methods import METHODS, NOT_YET
-from support.config_files import config, refusal
-from support.method_configs import keys, models
+from support.config_files import config, keys, models, refusal
 
 WITH_BASE = [name for name, method in METHODS.items() if method.base == "required"]
 BASE_OR_NOT = [name for name, method in METHODS.items() if method.base == "optional"]

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fuseo1_kernels.checkpoint.loader import open_source
-from fuseo1_kernels.checkpoint.source import Source
 from fuseo1_kernels.config.load import parse_config
-from fuseo1_kernels.config.schema import MergeConfig
 from fuseo1_kernels.errors import ConfigError
-from fuseo1_kernels.plan.job import Job
 from fuseo1_kernels.plan.plan import Plan, make_plan
-from support.checkpoint_files import safetensors_file, write_json
-from support.method_configs import keys, models
+from support.config_files import keys, models
+from support.headers import Models, inputs, tensors
 
 NAMES = (
     "embed_tokens",
@@ -25,31 +21,19 @@ NAMES = (
 )
 
 
+def plan_of(home: Models, data: dict[str, Any], **options: Any) -> Plan:
+    config = parse_config(data)
+    return make_plan(config, home.open(config), shard_size=10**9, **options)
+
+
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Models of five layers, of four elements a tensor."""
-    home = tmp_path_factory.mktemp("models")
-    for number, model in enumerate(("base", "left", "right")):
-        held = {f"model.{name}.weight": ("BF16", (2, 2), bytes([number] * 8)) for name in NAMES}
-        safetensors_file(home / "org" / model / "model.safetensors", held)
-        write_json(home / "org" / model / "config.json", {"num_hidden_layers": 5})
-    return home
-
-
-@pytest.fixture
-def planned(home: Path) -> Iterator[Any]:
-    """Plans a config's merge."""
-    opened: list[Source] = []
-
-    def plan(data: dict[str, Any] | MergeConfig, **options: Any) -> Plan:
-        parsed = data if isinstance(data, MergeConfig) else parse_config(data)
-        sources = {name: open_source(str(home / name)) for name in parsed.model_names()}
-        opened.extend(sources.values())
-        return make_plan(parsed, sources, shard_size=10**9, **options)
-
-    yield plan
-    for source in opened:
-        source.close()
+def planned(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Plans a config's merge of models of five layers, of four elements a tensor."""
+    home = Models(tmp_path_factory.mktemp("models"))
+    held = tensors({f"model.{name}.weight": (2, 2) for name in NAMES})
+    for name in ("org/base", "org/left", "org/right"):
+        home.add(name, held, num_hidden_layers=5)
+    return partial(plan_of, home)
 
 
 def rules(plan: Plan) -> dict[str, Any]:
@@ -164,33 +148,27 @@ def test_layers_of_several_models_stacked(planned: Any) -> None:
     assert plan.problems == plan.notes == ()
     assert plan.config["num_hidden_layers"] == 9
 
-    def taken(job: Job) -> tuple[str, str]:
-        [x] = job.inputs
-        return Path(x.source.path).name, x.info.name
-
     stacked = [(name, i) for name, first, end in parts for i in range(first, end)]
-    expected = {"model.embed_tokens.weight": ("left", "model.embed_tokens.weight")} | {
-        f"model.layers.{out}.{kind}.weight": (name, f"model.layers.{layer}.{kind}.weight")
+    first = "model.embed_tokens.weight"
+    expected = {first: [("org/left", first)]} | {
+        f"model.layers.{out}.{kind}.weight": [
+            (f"org/{name}", f"model.layers.{layer}.{kind}.weight")
+        ]
         for out, (name, layer) in enumerate(stacked)
         for kind in ("mlp", "attn")
     }
-    assert {job.name: taken(job) for job in plan.jobs} == expected
+    assert {job.name: inputs(job) for job in plan.jobs} == expected
 
 
 def test_what_stacked_models_have_beside_their_layers(tmp_path: Path) -> None:
     """The last slice's model gives the tensors after the layers; a note names the tensors that no slice takes."""
-    for model, extra in (("first", "embed_tokens"), ("middle", "rotary"), ("last", "lm_head")):
+    home = Models(tmp_path)
+    parts = {"first": "embed_tokens", "middle": "rotary", "last": "lm_head"}
+    for model, extra in parts.items():
         names = [f"model.{extra}.weight", *(f"model.layers.{i}.mlp.weight" for i in range(3))]
-        held = {name: ("BF16", (2, 2), bytes(8)) for name in names}
-        safetensors_file(tmp_path / model / "model.safetensors", held)
-        write_json(tmp_path / model / "config.json", {})
-    names = [str(tmp_path / name) for name in ("first", "middle", "last")]
-    slices = [{"sources": [{"model": name, "layer_range": [0, 1]}]} for name in names]
-    merge = parse_config({"merge_method": "passthrough", "slices": slices})
-    sources = {name: open_source(name) for name in names}
-    plan = make_plan(merge, sources, shard_size=10**9)
-    for source in sources.values():
-        source.close()
+        home.add(model, tensors(dict.fromkeys(names, (2, 2))))
+    slices = [{"sources": [{"model": name, "layer_range": [0, 1]}]} for name in parts]
+    plan = plan_of(home, {"merge_method": "passthrough", "slices": slices})
     assert [job.name for job in plan.jobs] == [
         "model.embed_tokens.weight",
         *(f"model.layers.{i}.mlp.weight" for i in range(3)),

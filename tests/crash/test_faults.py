@@ -24,6 +24,7 @@ from support.interrupted import (
     WAYS,
     Place,
     alone,
+    chunked_family,
     journaled,
     large_family,
     partial_of,
@@ -101,7 +102,7 @@ def test_the_second_half_of_a_tensor_cannot_be_read(
     time: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When what comes before was read, and in the fuse written, too."""
-    family = large_family(tmp_path)
+    family = chunked_family(tmp_path)
     family.configure(parameters={"select_topk": 0.1})
     expected = undisturbed(family, *ONE_THREAD)
     file = family.target(1) / "model.safetensors"
@@ -163,7 +164,7 @@ class Reads:
 
 @pytest.fixture(scope="module")
 def reads(tmp_path_factory: pytest.TempPathFactory) -> Reads:
-    family = large_family(tmp_path_factory.mktemp("counted"))
+    family = chunked_family(tmp_path_factory.mktemp("counted"))
     real = os.preadv
     offsets: list[int] = []
 
@@ -207,7 +208,7 @@ def at_times(*names: str) -> list[Any]:
 def test_a_model_that_changes(
     how: str, when: str, reads: Reads, torch_bin: bool, forks: Forks, tmp_path: Path
 ) -> None:
-    family = large_family(tmp_path, torch_bin=torch_bin)
+    family = chunked_family(tmp_path, torch_bin=torch_bin)
     file = weights_of(family.target(1))
     before, at = file.read_bytes(), TIMES[when](reads)
     argv = (family.config, family.out, *WATCHED)
@@ -261,7 +262,7 @@ def test_a_model_that_is_replaced(
     how: str, when: str, reads: Reads, torch_bin: bool, forks: Forks, tmp_path: Path
 ) -> None:
     """The file that is open stays what it was: the result is the old model's, all of it."""
-    family = large_family(tmp_path, torch_bin=torch_bin)
+    family = chunked_family(tmp_path, torch_bin=torch_bin)
     expected = undisturbed(family, *ONE_THREAD)
     file = weights_of(family.target(1))
     before = file.read_bytes()
@@ -278,7 +279,7 @@ def test_a_model_that_is_replaced(
 def test_a_model_that_changes_before_it_is_read(
     how: str, torch_bin: bool, forks: Forks, tmp_path: Path
 ) -> None:
-    family = large_family(tmp_path, torch_bin=torch_bin)
+    family = chunked_family(tmp_path, torch_bin=torch_bin)
     file = weights_of(family.target(2))
     sabotage = [("change_early", str(file), how)]
     ended = forks.run(family.config, family.out, *ONE_THREAD, sabotage=sabotage)

@@ -248,7 +248,7 @@ def test_signals_and_kills_at_random_times(forks: Forks, large: Family) -> None:
         print(f"merge {number}: {sent.name}, exit code {ended.code}")
         assert "Traceback" not in ended.err, ended
         codes.append(ended.code)
-        if ended.code == 130:
+        if ended.code in (130, 143):
             assert ended.err.startswith("fuseo1-merge: interrupted")
             assert place.out.parent.exists() == bool(journaled(place.out))
         # The CPU keeps the complete tensors and merges the rest.
@@ -258,7 +258,7 @@ def test_signals_and_kills_at_random_times(forks: Forks, large: Family) -> None:
         assert weights(place.out) == {
             name: data for name, data in expected.items() if name.startswith("model") and data
         }
-    assert codes.count(130) >= 4 and codes.count(-9) == 3
+    assert codes.count(130) + codes.count(143) >= 4 and codes.count(-9) == 3
 
 
 @pytest.mark.serial
@@ -273,7 +273,7 @@ def test_a_merge_stops_at_once(number: int, forks: Forks, large: Family, tmp_pat
     began = time.monotonic()
     child.signal(number)
     ended = child.wait()
-    assert ended.code == 130, ended
+    assert ended.code == 128 + number, ended
     assert time.monotonic() - began < 2
     # Small tensors of others may be complete.
     assert not place.out.exists()

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from fuseo1_kernels import merge_checkpoints
+from fuseo1_kernels import merge_checkpoints, verify_model
 from support.checkpoint_files import tree
 from support.forked import Ended, Forks, let_go, wait_for
 from support.interrupted import (
@@ -269,6 +269,19 @@ def test_a_second_ctrl_c(forks: Forks, small: Family, expected: Tree, fifo: Path
     ended = child.wait()
     assert journaled(place.out) == TENSORS - 1
     check_interrupted(ended, place, signal.SIGINT)
+
+
+def test_a_check_is_interrupted(small: Family, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    merge_checkpoints(small.config, out)
+    before = {number: signal.signal(number, signal.default_int_handler) for number in BOTH}
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            verify_model(out, progress=Signals(*BOTH, *BOTH))
+        assert not verify_model(out).problems
+    finally:
+        for number, own in before.items():
+            signal.signal(number, own)
 
 
 # --- two merges, one OUT -----------------------------------------------------------------

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 from fuseo1_kernels import merge_checkpoints
+from fuseo1_kernels.plan.layer_traits import DERIVED, traits
 from support.architectures import ARCHITECTURES, OTHER_STACKS, Architecture
 
 pytestmark = pytest.mark.peer
@@ -103,6 +106,33 @@ def test_gradients(case: Architecture, tmp_path: Path) -> None:
     result = merge_checkpoints(config, tmp_path / "merged")
     assert not result.notes
     assert_same(case, load(by_hand, tmp_path / "merged"), by_hand, left, right)
+
+
+@pytest.mark.parametrize(
+    ("cut", "heads"), [("decoder", [[1, 3], [2, 3], [3, 0]]), ("encoder", [[2, 3], [3, 0], [5, 1]])]
+)
+def test_whispers_alignment_heads_follow_the_decoders_layers(
+    cut: str, heads: list[list[int]], tmp_path: Path
+) -> None:
+    model = ARCHITECTURES["whisper"].make()
+    model.generation_config.alignment_heads = [[2, 3], [3, 0], [5, 1]]
+    model.save_pretrained(tmp_path / "m")
+    sources = [
+        {"model": str(tmp_path / "m"), "layer_range": [*r]} for r in ((0, 1), (2, 3), (2, 4))
+    ]
+    slices = {"slices": [{"sources": [s]} for s in sources], "slices_of": f"model.{cut}.layers"}
+    merge_checkpoints({"merge_method": "passthrough", **slices}, tmp_path / "merged")
+    written = json.loads((tmp_path / "merged" / "generation_config.json").read_text())
+    assert written["alignment_heads"] == heads
+
+
+@pytest.mark.parametrize(("key", "model_type"), DERIVED)
+def test_what_architectures_derive_from_a_layers_index(key: str, model_type: str) -> None:
+    """A config.json that leaves a list out means what transformers makes of it."""
+    config = AutoConfig.for_model(model_type, num_hidden_layers=13)
+    section = {"model_type": model_type}
+    trait = traits(section, 13)[key]
+    assert trait.write(trait.values) == {key: getattr(config, key)}
 
 
 @torch.no_grad()

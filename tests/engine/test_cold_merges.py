@@ -5,12 +5,12 @@ from __future__ import annotations
 import mmap
 import os
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from fuseo1_kernels import merge_checkpoints
 from fuseo1_kernels.backends.cpu import CpuBackend
@@ -20,11 +20,11 @@ from fuseo1_kernels.checkpoint.page_cache import is_cached
 from fuseo1_kernels.checkpoint.source import Source
 from fuseo1_kernels.engine.cpu.worker import CpuWorker
 from fuseo1_kernels.engine.read_ahead import ReadAhead, UnitReads
-from fuseo1_kernels.engine.worker import TensorReport
 from fuseo1_kernels.plan.job import Input, Job
-from support.models import Family, assert_same_state, make_family, read_model, tuned, weights
+from support.models import Family, assert_same_state, make_family, read_model, states_of, weights
 from support.tensors import BF16
 from support.tuning import current, tune
+from support.watching import watch
 
 pytestmark = pytest.mark.serial
 
@@ -39,13 +39,9 @@ LARGE = ("lm_head.weight", "model.embed_tokens.weight", "model.layers.0.mlp.up_p
 @pytest.fixture(scope="module")
 def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
     """Three models of three tensors of 4 MiB and small ones, one of which lies between those."""
-    g = torch.Generator().manual_seed(6)
-    base = {n: torch.randn((2048, 1024), generator=g).mul(0.02).to(BF16) for n in LARGE}
-    base |= {
-        "model.layers.0.input_layernorm.weight": torch.ones(1024, dtype=BF16),
-        "model.norm.weight": torch.ones(1024, dtype=BF16),
-    }
-    family = make_family(tmp_path_factory.mktemp("cold"), [base, tuned(base, 1), tuned(base, 2)])
+    small = ("model.layers.0.input_layernorm.weight", "model.norm.weight")
+    shapes = dict.fromkeys(LARGE, (2048, 1024)) | dict.fromkeys(small, (1024,))
+    family = make_family(tmp_path_factory.mktemp("cold"), states_of(shapes, BF16, BF16, BF16))
     family.configure(parameters={"select_topk": 0.5})
     return family
 
@@ -55,10 +51,6 @@ def expected(family: Family) -> dict[str, bytes]:
     """Return the weights that the reference backend merges."""
     merge_checkpoints(family.config, family.home / "expected", backend="reference")
     return weights(family.home / "expected")
-
-
-def models(family: Family) -> list[Path]:
-    return [family.base, family.target(1), family.target(2)]
 
 
 def chill(model: Path) -> None:
@@ -99,19 +91,13 @@ def none_cached(model: Path) -> bool:
 def ways(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
     """Names of the tensors that a merge reads ahead, and of those that it reads the direct way."""
     seen: dict[str, set[str]] = {"ahead": set(), "direct": set()}
-    read_ahead, merge = Source.read_ahead, CpuWorker.merge
 
-    def noted(self: Source, info: TensorInfo, start: int, nbytes: int) -> None:
-        seen["ahead"].add(info.name)
-        read_ahead(self, info, start, nbytes)
-
-    def merged(self: CpuWorker, job: Job, direct: Sequence[Input] = ()) -> TensorReport:
+    def merged(worker: CpuWorker, job: Job, direct: Sequence[Input] = ()) -> None:
         if direct:
             seen["direct"].add(job.name)
-        return merge(self, job, direct)
 
-    monkeypatch.setattr(Source, "read_ahead", noted)
-    monkeypatch.setattr(CpuWorker, "merge", merged)
+    watch(monkeypatch, Source, "read_ahead", lambda _, info, *part: seen["ahead"].add(info.name))
+    watch(monkeypatch, CpuWorker, "merge", merged)
     return seen
 
 
@@ -147,11 +133,11 @@ def test_models_stay_as_they_were(
     """
     if room == "none":
         tune(monkeypatch, page_cache=0)
-    for number, model in enumerate(models(family)):
+    for number, model in enumerate(family.models):
         (warm if number in warmed else chill)(model)
         assert number in warmed or none_cached(model)
     assert merge(family, backend=backend, threads=threads) == expected
-    for number, model in enumerate(models(family)):
+    for number, model in enumerate(family.models):
         assert all_cached(model) if number in warmed else none_cached(model)
     if len(warmed) == 3:
         assert ways == {"ahead": set(), "direct": set()}
@@ -166,33 +152,27 @@ def test_a_direct_unit_of_several_tensors(
     select_topk: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each is dropped for itself: one of a few elements beside one of several chunks."""
-    g = torch.Generator().manual_seed(9)
-    base = {
-        "d.weight": torch.randn(16, generator=g).to(BF16),
-        "b.weight": torch.randn((600, 512), generator=g).to(BF16),
-        "c.weight": torch.randn(700, generator=g).to(BF16),
-    }
-    family = make_family(tmp_path, [base, tuned(base, 1), tuned(base, 2)])
+    shapes = {"d.weight": (16,), "b.weight": (600, 512), "c.weight": (700,)}
+    family = make_family(tmp_path, states_of(shapes, BF16, BF16, BF16))
     family.configure(parameters={"select_topk": select_topk})
     tune(monkeypatch, page_cache=0)
     tune(monkeypatch, chunk=4096)
-    for model in models(family):
+    for model in family.models:
         chill(model)
-    dropped: dict[tuple[str, str], int] = {}
-    drop = Source.drop
+    dropped = Counter[tuple[str, str]]()
 
     def noted(self: Source, info: TensorInfo, start: int, nbytes: int) -> None:
         assert 0 <= start < start + nbytes <= info.nbytes
-        key = Path(self.name).name, info.name
-        dropped[key] = dropped.get(key, 0) + nbytes
-        drop(self, info, start, nbytes)
+        dropped[Path(self.name).name, info.name] += nbytes
 
-    monkeypatch.setattr(Source, "drop", noted)
+    watch(monkeypatch, Source, "drop", noted)
     result = merge_checkpoints(family.config, family.out, tuning=current())
     assert_same_state(read_model(family.out), family.expected(select_topk=select_topk))
     assert result.exact_path == 0
-    twice = {name: 2 * tensor.nbytes for name, tensor in base.items()}  # by survey and fuse
-    assert dropped == {(m.name, name): n for m in models(family) for name, n in twice.items()}
+    twice = {
+        name: 2 * tensor.nbytes for name, tensor in family.states[0].items()
+    }  # by survey and fuse
+    assert dropped == {(m.name, name): n for m in family.models for name, n in twice.items()}
 
 
 def test_the_last_worker_has_all_threads(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +180,7 @@ def test_the_last_worker_has_all_threads(family: Family, monkeypatch: pytest.Mon
     first, begun, ended = LARGE[0], threading.Event(), threading.Event()
     given: dict[str, list[int]] = {name: [] for name in family.states[0]}
     current = threading.local()
-    fuse_files, take, merge_one = CpuBackend.fuse_files, ReadAhead.take, CpuWorker.merge
+    take = ReadAhead.take
 
     def taken(self: ReadAhead) -> UnitReads | None:
         unit = take(self)
@@ -208,21 +188,16 @@ def test_the_last_worker_has_all_threads(family: Family, monkeypatch: pytest.Mon
             ended.set()
         return unit
 
-    def merged(self: CpuWorker, job: Job, direct: Sequence[Input] = ()) -> TensorReport:
-        current.name = job.name
-        return merge_one(self, job, direct)
-
-    def fuse(self, files, params, out, offset, threads, scratch):  # type: ignore[no-untyped-def]
+    def fuse(cpu, files, params, out, offset, threads, scratch):  # type: ignore[no-untyped-def]
         given[current.name].append(threads)
         # One worker stays with the first tensor until the other has merged all others.
         if current.name == first:
             begun.set()
         assert (ended if current.name == first else begun).wait(30)
-        return fuse_files(self, files, params, out, offset, threads, scratch)
 
     monkeypatch.setattr(ReadAhead, "take", taken)
-    monkeypatch.setattr(CpuWorker, "merge", merged)
-    monkeypatch.setattr(CpuBackend, "fuse_files", fuse)
+    watch(monkeypatch, CpuWorker, "merge", lambda _, job, *at: setattr(current, "name", job.name))
+    watch(monkeypatch, CpuBackend, "fuse_files", fuse)
     merge(family, threads=2)
     assert given.pop(first) == [1, 2]
     assert {count for counts in given.values() for count in counts} == {1}

@@ -12,14 +12,7 @@ import pytest
 
 from fuseo1_kernels.checkpoint.source import Source
 from support.checkpoint_files import raw_file, write_json
-from support.models import (
-    SPECIAL,
-    Family,
-    model_config,
-    snapshot,
-    tokenizer_json,
-    write_model,
-)
+from support.models import SPECIAL, Family, model_config, snapshot, tokenizer_json, write_model
 from support.models import shapes as qwen2_shapes
 from support.processes import MERGE, done, merge_json, run, spawn
 from support.recipes import PUBLISHED
@@ -116,13 +109,6 @@ def test_dry_run_beside_an_unfinished_merge(family: Family) -> None:
     assert f"note: {partial}: {words}\n" in result.out
 
 
-def test_dry_run_of_a_misspelt_filter(family: Family) -> None:
-    family.configure(parameters={"select_topk": [{"filter": "mpl", "value": 0.5}]})
-    note = "note: select_topk: filter 'mpl' matches no tensor\n"
-    assert note in done(family.config, "--dry-run").out
-    assert note in done(family.config, family.out).out
-
-
 def test_dry_run_of_models_that_are_not_cached(family: Family, tmp_path: Path) -> None:
     family.configure(models=[{"model": "org/some-model"}])
     env = {"HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "hf")}
@@ -130,10 +116,6 @@ def test_dry_run_of_models_that_are_not_cached(family: Family, tmp_path: Path) -
     assert ran.code == 1
     assert "org/some-model: no such directory" in ran.err and "go online" not in ran.err
     assert "download nothing: run the merge itself, or `hf download org/some-model" in ran.err
-
-
-def test_dry_run_of_an_unusable_backend(family: Family) -> None:
-    assert run(family.config, "--dry-run", "--cuda").code == 1
 
 
 @pytest.mark.serial

@@ -132,8 +132,7 @@ def test_models_that_transformers_saved(tmp_path: Path) -> None:
     states = [{n: t.clone() for n, t in base.state_dict().items() if n != "lm_head.weight"}]
     states += [tuned(states[0], seed) for seed in (1, 2)]
     family = make_family(tmp_path, states)
-    for number, state in enumerate(states):
-        path = family.target(number) if number else family.base
+    for path, state in zip(family.models, states, strict=True):
         (path / "model.safetensors").unlink()
         base.load_state_dict(state, strict=False)
         base.save_pretrained(path, max_shard_size="20KB")
@@ -148,7 +147,7 @@ def test_models_that_transformers_saved(tmp_path: Path) -> None:
 
 def test_cropped_embeddings(family: Family) -> None:
     wider = model_config(vocab_size=VOCAB + 16)
-    for path, state in zip((family.base, family.target(2)), family.states[::2], strict=True):
+    for path, state in zip(family.models[::2], family.states[::2], strict=True):
         for name in ("model.embed_tokens.weight", "lm_head.weight"):
             state[name] = torch.cat([state[name], state[name][:16]])
         write_model(path, state, config=wider)

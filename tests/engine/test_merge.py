@@ -86,10 +86,9 @@ def test_input_files(formats: tuple[int, ...], family: Family, tmp_path: Path) -
     """One file or so many shards, of torch's own where they are below 0. There are no rows to crop."""
     merge(family)
     other = make_family(tmp_path / "other", family.states)
-    for number, shards in enumerate(formats):
-        path = other.target(number) if number else other.base
+    for path, state, shards in zip(other.models, family.states, formats, strict=True):
         (path / "model.safetensors").unlink()
-        write_model(path, family.states[number], shards=abs(shards) or 1, torch_bin=shards < 0)
+        write_model(path, state, shards=abs(shards) or 1, torch_bin=shards < 0)
     merge(other, crop_embeddings=True)
     assert_same_state(read_model(other.out), read_model(family.out))
     if formats[0] == 0:  # in the order of the base's file
@@ -101,18 +100,14 @@ def test_input_files(formats: tuple[int, ...], family: Family, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("rows", [(VOCAB, VOCAB - 6, VOCAB - 2), (VOCAB - 6, VOCAB, VOCAB)])
-def test_crop_embeddings(rows: tuple[int, ...], tmp_path: Path) -> None:
-    whole = base_state(layers=1)
-    states = [whole, tuned(whole, 1), tuned(whole, 2)]
+def test_crop_embeddings(rows: tuple[int, ...], family: Family) -> None:
     embeddings = ("model.embed_tokens.weight", "lm_head.weight")
-    for state, count in zip(states, rows, strict=True):
+    for path, state, count in zip(family.models, family.states, rows, strict=True):
         state |= {n: state[n][:count].clone() for n in embeddings}
-    family = make_family(tmp_path, states)
-    files = {"tokenizer.json": tokenizer_json(vocab=min(rows))}  # all have fewer tokens than rows
-    for number, count in enumerate(rows):
-        path = family.target(number) if number else family.base
-        config = model_config(vocab_size=count)
-        write_model(path, states[number], config=config, tokenizer=files)
+        files = {
+            "tokenizer.json": tokenizer_json(vocab=min(rows))
+        }  # all have fewer tokens than rows
+        write_model(path, state, config=model_config(vocab_size=count), tokenizer=files)
     family.configure(parameters={"select_topk": 0.5})
 
     with pytest.raises(MergeError, match="--crop-embeddings") as caught:
@@ -120,8 +115,8 @@ def test_crop_embeddings(rows: tuple[int, ...], tmp_path: Path) -> None:
     assert all(f"tensor {n}: vocabulary sizes differ" in str(caught.value) for n in embeddings)
     merge(family, crop_embeddings=True)
     least = min(rows)
-    sliced = [{n: t[:least] if n in embeddings else t for n, t in s.items()} for s in states]
-    expected = {n: merged(sliced, n, parameters={"select_topk": 0.5}) for n in whole}
+    sliced = [{n: t[:least] if n in embeddings else t for n, t in s.items()} for s in family.states]
+    expected = {n: merged(sliced, n, parameters={"select_topk": 0.5}) for n in sliced[0]}
     assert_same_state(read_model(family.out), expected)
     config = json.loads((family.out / "config.json").read_text())
     assert config == model_config(vocab_size=least)

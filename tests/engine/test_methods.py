@@ -22,15 +22,10 @@ from fuseo1_kernels.methods import METHODS
 from support.engine_runs import MIB, Told, merge
 from support.interrupted import partial_of
 from support.method_cases import CASES, Case
-from support.models import (
-    Family,
-    assert_same_state,
-    make_family,
-    read_model,
-    weights,
-)
+from support.models import Family, assert_same_state, make_family, read_model, weights
 from support.processes import done, merge_json, run
 from support.tuning import current, tune
+from support.watching import watch
 
 
 @pytest.fixture
@@ -128,13 +123,12 @@ def test_random_masks_are_kept_as_far_as_memory_goes(
     monkeypatch.setattr(
         "fuseo1_kernels.engine.cpu.memory.kept_bytes", lambda *asked: room(*asked) * kept // 3
     )
-    found, fuse = set(), CpuBackend.fuse_files
+    found: set[int] = set()
 
-    def watched(backend: CpuBackend, files: Any, params: FuseParams, *rest: Any) -> int:
+    def watched(cpu: CpuBackend, files: Any, params: FuseParams, *_: object) -> None:
         found.add(sum(k is not None for k in params.kept))
-        return fuse(backend, files, params, *rest)
 
-    monkeypatch.setattr(CpuBackend, "fuse_files", watched)
+    watch(monkeypatch, CpuBackend, "fuse_files", watched)
     merge_checkpoints(family.config, out, backend="cpu", threads=1)
     assert_same_state(read_model(out), case.expected(family))
     assert kept in found
@@ -231,11 +225,7 @@ def test_surveys_of_every_kind_are_kept(
     case.configure(family)
     first = merge_checkpoints(family.config, out, **options)
     again = merge_checkpoints(family.config, out, overwrite=True, **options)
-    size = sum(
-        t.numel() * t.element_size()
-        for state in (family.states if case.base else family.states[1:])[: case.models + case.base]
-        for t in state.values()
-    )
+    size = sum(t.nbytes for state in case.states(family) for t in state.values())
     surveys = {"ties, rescaled": 2, "arcee_fusion": 2, "linear": 0}.get(name, 1)
     assert (first.bytes_read, again.bytes_read) == ((1 + surveys) * size, size)
     assert_same_state(read_model(out), case.expected(family))

@@ -33,8 +33,10 @@ def test_the_model_is_named_and_nothing_is_left(name: str, model: int, tmp_path:
     )  # of the same column or row: what is merged by itself is counted
     spoil(family, model, EMBED, {3: torch.nan, other: torch.inf})
     on_cpu, on_gpu = refusals(family)
-    path = family.target(model) if model else family.base
-    assert on_cpu == on_gpu and f"model {path}, tensor {EMBED}: 2 NaN or infinite" in on_cpu
+    assert (
+        on_cpu == on_gpu
+        and f"model {family.models[model]}, tensor {EMBED}: 2 NaN or infinite" in on_cpu
+    )
     assert "--nonfinite propagate" in on_cpu
     merge(family, "cpu", nonfinite="propagate")
     found = read_model(family.home / "cpu")

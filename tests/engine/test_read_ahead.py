@@ -6,6 +6,7 @@ import itertools
 import threading
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -70,24 +71,12 @@ def made(
 
 @contextmanager
 def at_work(*threads: Callable[[], object]) -> Iterator[list[Any]]:
-    """Run them until they end, which they must; gives their results, the order is that of their ends."""
+    """Run them until they end, which they must; what they return is there afterwards."""
     results: list[Any] = []
-    errors: list[BaseException] = []
-
-    def run(work: Callable[[], object]) -> None:
-        try:
-            results.append(work())
-        except BaseException as error:
-            errors.append(error)
-
-    started = [threading.Thread(target=run, args=(work,), daemon=True) for work in threads]
-    for thread in started:
-        thread.start()
-    yield results
-    for thread in started:
-        thread.join(TIMEOUT)
-        assert not thread.is_alive(), "does not end"
-    assert errors == []
+    with ThreadPoolExecutor(len(threads)) as pool:
+        futures = [pool.submit(work) for work in threads]
+        yield results
+        results += [future.result(TIMEOUT) for future in futures]
 
 
 def take(found: ReadAhead) -> UnitReads:

@@ -136,23 +136,20 @@ def test_recipe(recipe: str, hub: Hub, tmp_path: Path) -> None:
         assert f'- "{name}"\n' in card.split("---\n")[1]
     assert tree(hub.home / "hub") == cache
     assert [p.name for p in tmp_path.iterdir()] == ["merged"]
-    check_prompt(out)
 
-
-def check_prompt(out: Path) -> None:
-    """The model is prompted with DeepSeek's template."""
-    tokenizer = AutoTokenizer.from_pretrained(out)
+    # It is prompted with DeepSeek's template.
+    loaded = AutoTokenizer.from_pretrained(out)
     messages = [{"role": "user", "content": "Hi"}]
-    prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    prompt = loaded.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert prompt == f"{BOS}{USER}Hi{ASSISTANT}<think>\n"
-    ids = tokenizer(prompt).input_ids
-    assert ids.count(tokenizer.bos_token_id) == 1  # the template's own: none is added
-    assert tokenizer("Hi").input_ids[0] != tokenizer.bos_token_id
+    ids = loaded(prompt).input_ids
+    assert ids.count(loaded.bos_token_id) == 1  # the template's own: none is added
+    assert loaded("Hi").input_ids[0] != loaded.bos_token_id
     model = AutoModelForCausalLM.from_pretrained(out)
     assert model.config.num_hidden_layers == LAYERS
     # It stops where the tokenizer ends a text, and samples as the model's card says.
     settings = model.generation_config
-    assert settings.eos_token_id == tokenizer.eos_token_id == model.config.eos_token_id
+    assert settings.eos_token_id == loaded.eos_token_id == model.config.eos_token_id
     assert (settings.temperature, settings.top_p, settings.do_sample) == (0.6, 0.95, True)
 
 

@@ -34,7 +34,7 @@ def test_threads_and_runs(select_topk: float, family: Family) -> None:
         assert title in files["README.md"]
         files["README.md"] = files["README.md"].replace(title, b"")
         recorded = json.loads(files["fuseo1_checksums.json"])
-        del recorded["files"]["README.md"]
+        del recorded["files"]["README.md"], recorded["checksum"]
         files["fuseo1_checksums.json"] = json.dumps(recorded).encode()
     assert everything[0] == everything[1]
 
@@ -64,13 +64,6 @@ def test_any_memory(
         if max_memory == 8 and select_topk < 1:
             # Its candidates are all tied, more than the survey may keep.
             assert result.exact_path >= 1
-
-
-def test_the_exact_path_with_the_reference_backend(oversized: Family) -> None:
-    oversized.configure(parameters={"select_topk": 0.5})
-    merge(oversized, "reference", backend="reference", max_memory=32 * MIB)
-    merge(oversized, "cpu", max_memory=8 * MIB)
-    assert weights(oversized.home / "reference") == weights(oversized.home / "cpu")
 
 
 @pytest.mark.serial

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from itertools import pairwise
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fuseo1_kernels.engine.schedule import make_units
@@ -32,6 +32,9 @@ SIZES = st.one_of(st.integers(0, 100), st.integers(0, 6 * MIB), st.integers(0, 4
     ),
     workers=st.integers(1, 16),
 )
+# 4 MiB are not large yet, nor are 15 among many of 8, less than a sixteenth of one worker's share.
+@example(placed=[(0, 2 * MIB, "a"), (1, 1, "a")], workers=2)
+@example(placed=[(i, (15 if i == 20 else 8) * MIB // 2, "a") for i in range(41)], workers=1)
 def test_any_tensors(placed: list[tuple[int, int, str]], workers: int) -> None:
     """Every one in one unit: large ones alone, the largest first; then the others as the files have them."""
     model = Model(Disk(), "base"), Model(Disk(), "target")

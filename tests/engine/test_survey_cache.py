@@ -13,7 +13,6 @@ import torch
 
 from fuseo1_kernels import MergeResult, ResidentSurveys, merge_checkpoints, merge_state_dicts
 from fuseo1_kernels.backends.cpu import CpuBackend
-from fuseo1_kernels.backends.results import SceResult
 from fuseo1_kernels.checkpoint.loader import open_source
 from fuseo1_kernels.checkpoint.records import encode_record
 from fuseo1_kernels.checkpoint.source import Source
@@ -23,11 +22,13 @@ from fuseo1_kernels.methods.sce import Sce
 from fuseo1_kernels.plan.job import Input, Job
 from support.engine_runs import MIB
 from support.engine_runs import merge as run_merge
+from support.fake_gpu import sce_result
 from support.models import Family, base_state, make_family, tuned, weights
 from support.processes import done, merge_json, run
 from support.sabotage import CHANGES
 from support.tensors import BF16
 from support.tuning import tune
+from support.watching import watch
 
 
 @pytest.fixture(scope="module")
@@ -52,14 +53,8 @@ def merge(
 def surveyed(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The values of select_topk for which something was surveyed."""
     seen: list[float] = []
-    for name, place in (("survey", 2), ("surveyor", 3)):
-        whole = getattr(CpuBackend, name)
-
-        def counted(*given: Any, whole: Any = whole, place: int = place, **lent: Any) -> Any:
-            seen.append(given[place])
-            return whole(*given, **lent)
-
-        monkeypatch.setattr(CpuBackend, name, counted)
+    watch(monkeypatch, CpuBackend, "survey", lambda cpu, inputs, topk, *_: seen.append(topk))
+    watch(monkeypatch, CpuBackend, "surveyor", lambda cpu, n, numel, topk, *_: seen.append(topk))
     return seen
 
 
@@ -308,17 +303,8 @@ def test_a_cache_that_cannot_be_written(family: Family, tmp_path: Path) -> None:
         [name, *_] = base.tensors
         x = Input(base, base.tensors[name])
         job = Job(name, x.info.shape, x.dtype, (x, x), Sce(1.0, "fuseo1", 1))
-        survey = SceResult(
-            nonzero=-1,
-            selected=1,
-            threshold=0,
-            tie_limit=0,
-            passes=1,
-            energy=(1.0,),
-            nonfinite=(0, 0, 0),
-        )
         for _ in range(2):
-            cache.keep(job, [(1.0, survey)])
+            cache.keep(job, [(1.0, sce_result())])
         assert cache.look_up(job, 1.0)[1] == []
     cache.close()
     [problem] = cache.problems

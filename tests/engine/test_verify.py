@@ -24,6 +24,7 @@ from support.checkpoint_files import tree
 from support.models import Family, base_state, make_family, tuned, write_model
 from support.paths import ROOT
 from support.processes import spawn
+from support.watching import watch
 
 
 @pytest.fixture(scope="module")
@@ -204,20 +205,14 @@ def test_weights_that_the_merge_did_not_write(model: Path) -> None:
 
 
 NO_FILES: tuple[Any, ...] = ([], {"a": 1}, {"a": {}})
-NOTHING: dict[str, Any] = {
-    "algorithm": "xxh3_128",
-    "options": {},
-    "files": {},
-    "shards": {},
-    "tensors": {},
-}
+WHOLE = {"algorithm": "xxh3_128", "options": {}, "shards": {}, "tensors": {}}
 
 
 @pytest.mark.parametrize(
     "content",
     [
         *("", "{}", '{"algorithm": "md5"}'),
-        *(json.dumps(NOTHING | {"files": files}) for files in NO_FILES),
+        *(json.dumps(WHOLE | {"files": files}) for files in NO_FILES),
     ],
 )
 def test_checksums_that_are_none(content: str, model: Path) -> None:
@@ -305,15 +300,13 @@ def test_what_is_read_leaves_the_page_cache_if_it_was_not_there(
 ) -> None:
     """The model's tensors, and those of the sources of each that is merged again."""
     forgotten: Counter[str] = Counter()
-    forget = Source.forget
 
-    def noted(self: Source, info: TensorInfo, *part: int) -> None:
+    def noted(source: Source, info: TensorInfo, *part: int) -> None:
         assert part == ()  # all of it
-        forgotten[Path(self.name).name] += 1
-        forget(self, info)
+        forgotten[Path(source.name).name] += 1
 
     monkeypatch.setattr(Source, "is_cached", lambda self, info: cached)
-    monkeypatch.setattr(Source, "forget", noted)
+    watch(monkeypatch, Source, "forget", noted)
     result = verify_model(made.out, recompute=5)
     assert result.problems == ()
     sources = dict.fromkeys(("base", "target1", "target2"), 5)

@@ -150,16 +150,10 @@ def test_nonfinite_elements_propagate_to_themselves_only(
 ) -> None:
     healthy = siblings(2000, 3, (BF16, FP16, FP32), rms=0.01)
     broken = [t.clone() for t in healthy]
-    places = [0, 255, 256, 777, 1999]
-    for place, model, value in zip(
-        places,
-        (0, 1, 2, 3, 0),
-        (torch.nan, torch.inf, -torch.inf, torch.nan, torch.inf),
-        strict=True,
-    ):
-        broken[model][place] = value
-        for t in healthy[1:]:
-            t[place] = healthy[0][place]
+    bad = {0: torch.nan, 255: torch.inf, 256: -torch.inf, 777: torch.nan, 1999: torch.inf}
+    places = list(bad)
+    for place, model in zip(places, (0, 1, 2, 3, 0), strict=True):
+        broken[model][place] = bad[place]
     # An element that takes no part is like one that no model moved.
     healthy = [t.float() for t in healthy]
     for t in healthy[1:]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +19,6 @@ from fuseo1_kernels.in_memory import tensor_merge
 from fuseo1_kernels.methods.sce import sce_params
 from support.emulated import load_emulated
 from support.pairwise import sample
-from support.processes import spawn
 from support.tensors import BF16, DTYPES, FP16, FP32, assert_same_bits, siblings
 
 OPS = torch.ops.fuseo1
@@ -246,4 +247,5 @@ def test_the_package_registers_nothing_by_itself() -> None:
         "print(hasattr(torch.ops.fuseo1, 'survey'))\n"
         "import fuseo1_kernels.torch_ops\nprint(hasattr(torch.ops.fuseo1, 'survey'))"
     )
-    assert spawn("-c", code).out.split() == ["False", "True"]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True"]

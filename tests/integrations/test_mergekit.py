@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -65,24 +65,24 @@ def by_name(inputs: list[torch.Tensor]) -> Any:
     return merge_methods.merge_tensors(inputs, "sce", base_index=1, parameters=TOPK)
 
 
-def by_imported_object(inputs: list[torch.Tensor]) -> Any:
-    return merge_methods.merge_tensors(inputs, sce_merge, base_index=1, parameters=TOPK)
+WAYS: dict[str, Callable[[list[torch.Tensor]], Any]] = {
+    "by name": by_name,
+    "by an imported object": lambda inputs: merge_methods.merge_tensors(
+        inputs, sce_merge, base_index=1, parameters=TOPK
+    ),
+    "by a group": lambda inputs: sce_merge.merge_group(
+        TensorGroup.from_tensors(inputs, base_index=1, name="w"), **TOPK
+    ),
+    "by state dicts": lambda inputs: merge_methods.merge_state_dicts(
+        [{"w": tensor} for tensor in inputs], "sce", base=1, parameters=TOPK
+    )["w"],
+}
 
 
-def by_group(inputs: list[torch.Tensor]) -> Any:
-    group = TensorGroup.from_tensors(inputs, base_index=1, name="w")
-    return sce_merge.merge_group(group, **TOPK)
-
-
-def by_state_dicts(inputs: list[torch.Tensor]) -> Any:
-    states = [{"w": tensor} for tensor in inputs]
-    return merge_methods.merge_state_dicts(states, "sce", base=1, parameters=TOPK)["w"]
-
-
-@pytest.mark.parametrize("way", [by_name, by_imported_object, by_group, by_state_dicts])
-def test_every_way_to_sce_ends_in_the_kernels(installed: None, way: Any) -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_to_sce_ends_in_the_kernels(installed: None, way: str) -> None:
     inputs = tensors()
-    assert_same_bits(way(inputs), ours(inputs, 1))
+    assert_same_bits(WAYS[way](inputs), ours(inputs, 1))
     assert kernels.counts().merged == {"sce": 1}
     assert kernels.counts().left == {}
     assert str(kernels.counts()) == "the kernels merged 1 tensor (sce 1)"

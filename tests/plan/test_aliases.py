@@ -60,3 +60,12 @@ def test_tensors_that_torch_stored_once(models: Models, tmp_path: Path) -> None:
     plan = models.plan("base left", **DARE)
     assert same_mask(plan, "a.weight", "c.weight")
     assert not same_mask(plan, "a.weight", "b.weight")
+
+
+def test_a_layer_that_slices_repeat_draws_masks_of_its_own(models: Models) -> None:
+    for name in ("base", "left"):
+        models.add(name, tensors(layered(2)), num_hidden_layers=2)
+    once = [{"model": name, "layer_range": [0, 1]} for name in ("base", "left")]
+    plan = models.plan("base", slices=[{"sources": once}] * 2, **DARE)
+    copies = [f"model.layers.{i}.mlp.up_proj.weight" for i in (0, 1)]
+    assert not same_mask(plan, copies[0], copies[1])

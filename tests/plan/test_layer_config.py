@@ -48,7 +48,15 @@ GATHERED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"per_layer_config": {"1": {"x": 1}, "3": {"x": 2}}},
         {"per_layer_config": {"1": {"x": 1}, "2": {"x": 1}, "4": {"x": 2}}},
     ),
+    "keys of its own": (
+        {"kv_source_layers": [0, 1, 2, 3, 4, 5]},
+        {"kv_source_layers": [0, 1, 2, 3, 4, 5]},
+    ),
     "threshold": ({"first_k_dense_replace": 2}, {"first_k_dense_replace": 3}),
+    "first and last": (
+        {"moe_layer_start_index": 1, "moe_layer_end_index": 4},
+        {"moe_layer_start_index": 1, "moe_layer_end_index": 5},
+    ),
     "threshold behind the end": ({"num_dense_layers": 9}, {"num_dense_layers": 9}),
     "window threshold": (
         {"max_window_layers": 3, "use_sliding_window": True},
@@ -135,6 +143,13 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "max_window_layers: ",
     ),
     "tapped": ({"deepstack_visual_indexes": [1, 5]}, "deepstack_visual_indexes: "),
+    "tapped, by another name": (
+        {"intermediate_layers_indices": [2]},
+        "intermediate_layers_indices: ",
+    ),
+    "keys of another layer": ({"kv_source_layers": [0, 0, 2, 3, 4, 5]}, "kv_source_layers: "),
+    "earlier keys": ({"num_kv_shared_layers": 2}, "num_kv_shared_layers: "),
+    "stages": ({"depths": [2, 2, 2]}, "depths: "),
     "period": ({"attn_layer_period": 3}, "attn_layer_period (3) goes by"),
     "period as text": ({"sliding_window_pattern": "LLG"}, "sliding_window_pattern ('LLG') "),
     "scaled by the index": (
@@ -159,6 +174,28 @@ def test_a_list_says_more_than_a_threshold_or_a_period(models: Models) -> None:
     assert made.config["layer_types"] == ["e", "f", "a"]
 
 
+def test_fewer_layers(models: Models) -> None:
+    config = {
+        "num_kv_shared_layers": 5,
+        "first_k_dense_replace": 4,
+        "moe_layers": [1, 5],
+        "layer_types": ABC,
+    }
+    stages = {"out_indices": [6], "out_features": ["stage6"], "stage_names": ["stem", *ABC]}
+    made = plan(models, config | stages, picks=[(0, 2)])
+    assert made.problems == ()
+    assert made.config == {
+        "num_hidden_layers": 2,
+        "num_kv_shared_layers": 1,
+        "first_k_dense_replace": 4,
+        "moe_layers": [1],
+        "layer_types": ["a", "b"],
+        "out_indices": [2],
+        "out_features": ["stage2"],
+        "stage_names": ["stem", "stage1", "stage2"],
+    }
+
+
 @pytest.mark.parametrize("picks", [[(2, 4)], [(0, 2), (0, 2)]])
 def test_layers_whose_tensors_differ_for_no_stated_reason(picks: Any, models: Models) -> None:
     """Only layer 0 of ModernBERT has no first norm, and only T5's has the bias of positions."""
@@ -180,6 +217,11 @@ def test_layers_of_several_models_bring_what_their_own_config_says(models: Model
     slices = [{"sources": [{"model": m, "layer_range": [a, b]}]} for m, a, b in sources]
     made = models.plan("m", merge_method="passthrough", slices=slices, base_model="m")
     assert made.config == {"num_hidden_layers": 4, "layer_types": ["a", "D", "E", "f"]}
+    longer = [*NAMES, "model.layers.6.mlp.weight"]
+    models.add("silent", tensors(dict.fromkeys(longer, (2, 2))), num_hidden_layers=7)
+    slices[2]["sources"][0]["layer_range"] = [6, 7]
+    [said] = models.plan("m", merge_method="passthrough", slices=slices, base_model="m").problems
+    assert "layer_types: config.json of another model does not say it of all its layers" in said
 
 
 def test_layers_of_different_kinds_merged_are_noted(models: Models) -> None:

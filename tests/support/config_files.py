@@ -1,4 +1,4 @@
-"""Two small configs, and short ways to change them and to catch what is said about the change."""
+"""Small configs, and short ways to change them and to catch what is said about the change."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import yaml
 from fuseo1_kernels.config.load import parse_config
 from fuseo1_kernels.config.schema import MergeConfig
 from fuseo1_kernels.errors import ConfigError
+from fuseo1_kernels.methods import METHODS
 
 FUSEO1 = """
 models:
@@ -58,3 +59,27 @@ def refusal(text: str = FUSEO1, **changes: Any) -> str:
 def value(merge: MergeConfig, name: str, tensor: str = "w", t: float = 0.0) -> Any:
     """A parameter's value for one tensor."""
     return merge.resolve()[0].value(merge.method.parameters[name], tensor, t, None)
+
+
+# --- configs of every method, as mappings ---
+
+
+def models(*names: str, **parameters: list[Any]) -> list[dict[str, Any]]:
+    """Entries of `models`; each parameter has a value for each of them, or `...` for none."""
+    found: list[dict[str, Any]] = [{"model": f"org/{name}"} for name in names]
+    for key, values in parameters.items():
+        for entry, value in zip(found, values, strict=True):
+            if value is not ...:
+                entry.setdefault("parameters", {})[key] = value
+    return found
+
+
+def keys(method: str, **changes: Any) -> dict[str, Any]:
+    """Return the smallest config that `method` takes, with as few models as possible."""
+    spec = METHODS[method]
+    required = {p.name: 0.5 for p in spec.parameters.values() if p.required}
+    names = ["left", "right", "more"][: spec.least]
+    found = {"merge_method": method, "models": models(*names), "parameters": required}
+    if spec.base == "required":
+        found["base_model"] = "org/base"
+    return found | changes

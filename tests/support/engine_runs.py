@@ -59,5 +59,4 @@ def oversized_family(home: Path) -> Family:
 def spoil(family: Family, model: int, name: str, values: dict[int, float]) -> None:
     for place, value in values.items():
         family.states[model][name].view(-1)[place] = value
-    path = family.target(model) if model else family.base
-    write_model(path, family.states[model])
+    write_model(family.models[model], family.states[model])

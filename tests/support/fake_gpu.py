@@ -217,6 +217,19 @@ def waited(work: Callable[[], T]) -> T:
     return found[0]
 
 
+def sce_result(targets: int = 1) -> SceResult:
+    """A survey that found nothing."""
+    return SceResult(
+        nonzero=0,
+        selected=0,
+        threshold=NOTHING,
+        tie_limit=-1,
+        passes=0,
+        energy=(0.0,) * targets,
+        nonfinite=(0,) * (targets + 2),
+    )
+
+
 class FakeKernels:
     """The CPU's kernels, enqueued; what they leave in a device's memory is JSON. Of what they `lack` they have none."""
 
@@ -315,16 +328,7 @@ class FakeKernels:
 
     def unpack_result(self, raw: bytes, targets: int) -> tuple[SceResult, int]:
         found = _decode(raw)
-        none = SceResult(
-            nonzero=0,
-            selected=0,
-            threshold=NOTHING,
-            tie_limit=-1,
-            passes=0,
-            energy=(0.0,) * targets,
-            nonfinite=(0,) * (targets + 2),
-        )
-        fields = found.get("survey", _fields(none))
+        fields = found.get("survey", _fields(sce_result(targets)))
         fields |= {name: tuple(fields[name]) for name in ("energy", "nonfinite")}
         return SceResult(**fields), found.get("written", 0)
 

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -74,10 +74,10 @@ class Ended:
 class Forks:
     """The process that forks. `files` is a directory for what the children print."""
 
-    def __init__(self, files: Path, *imported: str) -> None:
+    def __init__(self, files: Path, *imported: str, env: Mapping[str, str] | None = None) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "support.forked", *IMPORTED, *imported],
-            env=environment(),
+            env=environment(env),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -143,9 +143,9 @@ def _in_time() -> Iterator[None]:
 
 
 @contextmanager
-def forking(files: Path, *imported: str) -> Iterator[Forks]:
-    """A process that forks, which has `imported` loaded beside the engine."""
-    forks = Forks(files, *imported)
+def forking(files: Path, *imported: str, env: Mapping[str, str] | None = None) -> Iterator[Forks]:
+    """A process that forks, which has `imported` loaded beside the engine, and `env` in its environment."""
+    forks = Forks(files, *imported, env=env)
     try:
         yield forks
     finally:

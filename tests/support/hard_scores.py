@@ -9,7 +9,9 @@ from functools import cache
 import torch
 
 from fuseo1_kernels import survey
+from fuseo1_kernels.backends.contract import FuseParams
 from fuseo1_kernels.backends.results import SceResult
+from support.tensors import FP32
 
 N = 70_001  # more than a segment, sampled, odd
 Pattern = Callable[[torch.Generator], list[torch.Tensor]]
@@ -136,3 +138,12 @@ def pattern(make: Pattern) -> list[torch.Tensor]:
 def pattern_survey(make: Pattern, topk: float) -> SceResult:
     base, *targets = pattern(make)
     return survey(base, targets, select_topk=topk, backend="reference")
+
+
+def params_for(result: SceResult, masked: bool) -> FuseParams:
+    """Weights that are no round numbers, and what the survey selected."""
+    weights = tuple(
+        torch.tensor([0.3 / (i + 1) for i in range(len(result.energy))], dtype=FP32).tolist()
+    )
+    floor = float(torch.tensor(1e-6, dtype=FP32)) if masked else 0.0
+    return FuseParams(weights, floor, masked, result.threshold, result.tie_limit)

@@ -42,8 +42,14 @@ def small_family(home: Path, **writing: Any) -> Family:
 
 
 def large_family(home: Path, **writing: Any) -> Family:
-    """Six tensors again, of which one is surveyed and written in chunks."""
+    """Six tensors again, of which one is surveyed and written in chunks, and large enough to be sampled."""
     shapes = {"w": (3840, 1024), **dict.fromkeys("abcde", (256, 256))}
+    return _family(home, shapes, **writing)
+
+
+def chunked_family(home: Path, **writing: Any) -> Family:
+    """The same, as small as it can be: the reference backend takes a second for every million elements."""
+    shapes = {"w": (640, 1024), **dict.fromkeys("abcde", (64, 64))}
     return _family(home, shapes, **writing)
 
 
@@ -112,11 +118,14 @@ class Place:
         way: str,
         expected: Tree,
         options: tuple[object, ...] = ARGV,
+        *,
+        syncs: bool = False,
     ) -> None:
         self.forks, self.family, self.way, self.expected = forks, family, way, expected
         self.out = family.home / name / family.out.name
         self.old: Tree = {}
         self.options = options
+        self.usual: list[Sabotage] = [("one_by_one",), *([] if syncs else [("no_sync",)])]
         if self.overwrite:
             write_model(self.out, {"w": family.states[0]["model.embed.weight"].to(BF16)})
             self.old = tree(self.out)
@@ -133,7 +142,7 @@ class Place:
             self.family.config,
             self.out,
             *self.options,
-            sabotage=[("one_by_one",), ("no_sync",), *unable, *sabotage],
+            sabotage=[*self.usual, *unable, *sabotage],
         )
 
     def run(self, *sabotage: Sabotage) -> Ended:

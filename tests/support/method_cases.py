@@ -40,6 +40,10 @@ class Case:
             found[name] = self.own.get(name, (value,) * self.models) if spec.per_model else value
         return found
 
+    def states(self, family: Family) -> list[State]:
+        """Return those of the models that are merged; the base's first, if there is one."""
+        return family.states[not self.base :][: self.base + self.models]
+
     @property
     def by_column(self) -> bool:
         """Whether a GPU leaves its matrices to the CPU."""
@@ -63,7 +67,7 @@ class Case:
         return _expected[key]
 
     def _by_reference(self, family: Family, seed: int) -> State:
-        states = family.states[: 1 + self.models] if self.base else family.states[1:][: self.models]
+        states = self.states(family)
         names = [str(family.target(i + 1)) for i in range(self.models)]
         found = {}
         for name in states[0]:

@@ -78,6 +78,14 @@ def tuned(base: Mapping[str, torch.Tensor], seed: int, dtype: torch.dtype | None
     }
 
 
+def states_of(shapes: Mapping[str, Sequence[int]], *dtypes: torch.dtype) -> list[State]:
+    """A base of tensors of these shapes and light fine-tunes of it, in these dtypes."""
+    g = torch.Generator().manual_seed(1)
+    base = {name: torch.randn(list(shape), generator=g) * 0.05 for name, shape in shapes.items()}
+    first = {name: t.to(dtypes[0]) for name, t in base.items()}
+    return [first, *(tuned(base, i, dtype) for i, dtype in enumerate(dtypes[1:], 1))]
+
+
 def merged(states: Sequence[Mapping[str, torch.Tensor]], name: str, **keywords: Any) -> Any:
     """Return the tensor that the in-memory function merges; the base's state comes first."""
     return merge_tensors([s[name] for s in states], "sce", base_index=0, **keywords)
@@ -212,11 +220,15 @@ class Family:
     def target(self, number: int) -> Path:
         return self.home / f"target{number}"
 
+    @property
+    def models(self) -> list[Path]:
+        """Return the base and the fine-tunes."""
+        return [self.base, *(self.target(number) for number in range(1, len(self.states)))]
+
     def configure(self, **changes: Any) -> Path:
         """Rewrite the config with top-level keys changed, or left out where the change is `...`."""
-        names = [str(self.base), *(str(self.target(i + 1)) for i in range(len(self.states) - 1))]
         data: dict[str, Any] = {
-            "models": [{"model": name} for name in names],
+            "models": [{"model": str(path)} for path in self.models],
             "merge_method": "sce",
             "base_model": str(self.base),
         } | changes
@@ -234,8 +246,8 @@ def make_family(home: Path, states: Sequence[State] | None = None, **writing: An
         base = base_state()
         states = [base, tuned(base, 1), tuned(base, 2)]
     family = Family(home, list(states), home / "merge.yaml")
-    for number, state in enumerate(states):
-        write_model(home / (f"target{number}" if number else "base"), state, **writing)
+    for path, state in zip(family.models, states, strict=True):
+        write_model(path, state, **writing)
     family.configure()
     return family
 

@@ -174,7 +174,7 @@ WEIGHT_MAP = {name: FIRST if place < 2 else SECOND for place, name in enumerate(
 #: An index may try to lead to these.
 SHARDS = (
     *(FIRST, f"./{FIRST}", f"sub/../{FIRST}", f"{FIRST}/", "sub", ".", "..", "/", "~", "*", ""),
-    *(f"../left/{FIRST}", f"../outside/{FIRST}", f"directory/{FIRST}", "link", "loop", "gone"),
+    *(f"../left/{FIRST}", f"../outside/{FIRST}", f"directory/{FIRST}", "link.bin", "loop", "gone"),
     *("config.json", "/etc/passwd", "/dev/zero", "/proc/self/mem", "x" * 300, "x/" * 3000),
     *("\0", "a\0b", "\udcff", "\ud800", "\n"),
 )

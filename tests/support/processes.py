@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -35,14 +34,11 @@ class Run:
 def run(*argv: object) -> Run:
     """`fuseo1-merge ARGV` in this process."""
     out, err = io.StringIO(), io.StringIO()
-    handler = signal.getsignal(signal.SIGTERM)
     with redirect_stdout(out), redirect_stderr(err):
         try:
             code = merge.main([str(arg) for arg in argv], tuning=current())
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 1
-        finally:
-            signal.signal(signal.SIGTERM, handler)
     return Run(code, out.getvalue(), err.getvalue())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import ctypes
 import errno
 import fcntl
 import io
@@ -97,16 +98,26 @@ def _changing_calls() -> list[tuple[Any, str, Callable[..., bool]]]:
     ]
 
 
+def fault(directory: str, nth: int, number: int) -> None:
+    """Let the `nth` call (from 1; 0: none) of the C library about a file below `directory` fail (`faults.c`).
+
+    `number` is its errno, or -1: a read or write moves half of what it could. The calls are logged.
+    """
+    log = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    ctypes.CDLL(None).fault_arm(os.fsencode(directory), ctypes.c_long(nth), number, log)
+
+
 def signals_at(share: float, numbers: Sequence[int], calls: int) -> None:
     """Send these signals to oneself where the main thread makes the call of Python code at this share of `calls`.
 
-    They are counted from where signals are answered. With `calls` = 0 their number is written to the log.
+    They are counted while signals are answered. With `calls` = 0 their number is written to the log.
     """
     made, answered = 0, False
 
     def trace(frame: FrameType, event: str, _arg: Any) -> None:
         nonlocal made, answered
-        answered = answered or (event, frame.f_code.co_name) == ("return", "_install")
+        if event == "return" and frame.f_code.co_filename.endswith("interruption.py"):
+            answered = {"_install": True, "_run": False}.get(frame.f_code.co_name, answered)
         if event == "call" and answered:
             made += 1
             if made == 1 + int(share * calls):

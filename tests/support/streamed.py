@@ -20,6 +20,7 @@ from fuseo1_kernels.plan.job import Input, Job
 from support.models import Family
 from support.processes import spawn
 from support.tuning import current
+from support.watching import watch
 
 MIB = 1 << 20
 
@@ -70,9 +71,8 @@ def merge_tensor(
     direct: bool = False,
 ) -> tuple[bytes, Job, TensorReport]:
     """Merge one tensor by a worker with so much memory; its bytes, and its report."""
-    models = [family.base, *(family.target(i) for i in range(1, len(family.states)))]
     with ExitStack() as stack:
-        sources = [stack.enter_context(open_source(str(model))) for model in models]
+        sources = [stack.enter_context(open_source(str(path))) for path in family.models]
         inputs = tuple(Input(source, source.tensors[name]) for source in sources)
         job = Job(name, inputs[0].info.shape, inputs[-1].dtype, inputs, rule)
         found = Collected(job.output_bytes)
@@ -87,16 +87,14 @@ def damaged_before(
     patch: pytest.MonkeyPatch, owner: Any, call: str, file: Path, damage: str
 ) -> str:
     """Let `file` shrink, or be rewritten, before `call` of `owner`; what is said of it, as a pattern."""
-    whole = getattr(owner, call)
 
-    def damaged(*arguments: Any) -> Any:
+    def damaged(*_: object) -> None:
         if damage == "shrinks":
             os.truncate(file, 20_000)
         else:
             file.write_bytes(file.read_bytes())
-        return whole(*arguments)
 
-    patch.setattr(owner, call, damaged)
+    watch(patch, owner, call, damaged)
     said = r"shrank while tensor '\w+' was" if damage == "shrinks" else "the file changed since"
     return f"{file}: .*{said}"
 

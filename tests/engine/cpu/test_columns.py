@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from fuseo1_kernels.engine.dry_run import dry_run
 from fuseo1_kernels.engine.options import MergeOptions
 from fuseo1_kernels.engine.tuning import DEFAULT_TUNING
 from fuseo1_kernels.engine.verify import verify_model
-from fuseo1_kernels.engine.worker import MergeContext
 from fuseo1_kernels.errors import CheckpointError
 from fuseo1_kernels.methods import METHODS
 from fuseo1_kernels.methods.linear import Linear
@@ -32,12 +30,13 @@ from fuseo1_kernels.plan.job import Job
 from fuseo1_kernels.plan.plan import make_plan
 from support.engine_runs import MIB, merge, spoil
 from support.method_cases import BY_COLUMN, CASES
-from support.models import Family, State, assert_same_state, make_family, read_model, tuned, weights
+from support.models import Family, assert_same_state, make_family, read_model, states_of, weights
 from support.pairwise import pairwise
 from support.processes import HEAVY, MERGE, imported, spawn
 from support.streamed import damaged_before, limited, merge_tensor
 from support.tensors import BF16, FP16, FP32, assert_same_bits, siblings
 from support.tuning import tune
+from support.watching import watch
 
 SHAPES: dict[str, tuple[int, ...]] = {
     "matrix": (301, 67),
@@ -59,18 +58,9 @@ COLUMNS = CASES["nuslerp, by column"]
 PARAMETERS = {"weight": [0.3, 0.5], **BY_COLUMN}
 
 
-def states(
-    *dtypes: torch.dtype, shapes: Mapping[str, tuple[int, ...]] | None = None
-) -> list[State]:
-    g = torch.Generator().manual_seed(1)
-    base = {n: torch.randn(s, generator=g) * 0.05 for n, s in (shapes or SHAPES).items()}
-    first = {n: t.to(dtypes[0]) for n, t in base.items()}
-    return [first, *(tuned(base, i, dtype) for i, dtype in enumerate(dtypes[1:], 1))]
-
-
 @pytest.fixture(scope="module", params=[(BF16, BF16, BF16), (BF16, FP16, FP32)], ids=str)
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Family:
-    family = make_family(tmp_path_factory.mktemp("columns"), states(*request.param))
+    family = make_family(tmp_path_factory.mktemp("columns"), states_of(SHAPES, *request.param))
     COLUMNS.configure(family)
     return family
 
@@ -181,13 +171,7 @@ def test_any_slab(name: str, backend: str, family: Family, monkeypatch: pytest.M
                              out_dtype=tensors[2].dtype)  # fmt: skip
     raw = expected.contiguous().view(torch.uint8).numpy().tobytes()
     reads: list[int] = []
-    read_all: Any = vars(columns)["read_all"]
-
-    def noted(fd: int, begin: int, info: Any, data: memoryview) -> None:
-        reads.append(data.nbytes)
-        read_all(fd, begin, info, data)
-
-    monkeypatch.setattr(columns, "read_all", noted)
+    watch(monkeypatch, columns, "read_all", lambda *read: reads.append(read[-1].nbytes))
     rows = tensors[0].shape[0]
     column = sum(t.element_size() for t in tensors) + max(t.element_size() for t in tensors)
     for width in (1, 2, 3, 10, 10_000):
@@ -201,7 +185,7 @@ def test_any_slab(name: str, backend: str, family: Family, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("backend", ["cpu", pytest.param("reference", marks=pytest.mark.slow)])
-def test_whole_merges(backend: str, family: Family, tmp_path: Path, narrow: None) -> None:
+def test_whole_merges(backend: str, family: Family, narrow: None) -> None:
     expected = COLUMNS.expected(family)
     for threads, memory in ((1, 10 * MIB), (3, 100 * MIB)):
         merge(family, "merged", backend=backend, threads=threads, max_memory=memory,
@@ -214,7 +198,7 @@ def test_whole_merges(backend: str, family: Family, tmp_path: Path, narrow: None
 @pytest.mark.parametrize("torch_bin", [False, True])
 def test_kinds_of_files(torch_bin: bool, tmp_path: Path) -> None:
     """safetensors need no torch."""
-    family = make_family(tmp_path, states(BF16, FP16, FP32), torch_bin=torch_bin)
+    family = make_family(tmp_path, states_of(SHAPES, BF16, FP16, FP32), torch_bin=torch_bin)
     COLUMNS.configure(family)
     ran = spawn("-X", "importtime", *MERGE, family.config, family.out)
     assert ran.code == 0, ran.err
@@ -225,9 +209,9 @@ def test_kinds_of_files(torch_bin: bool, tmp_path: Path) -> None:
 def test_embeddings_that_are_cropped(tmp_path: Path, narrow: None) -> None:
     """The common rows are a prefix of either model's."""
     name = "model.embed_tokens.weight"
-    models = states(BF16, BF16, BF16, shapes={name: (31, 17)})
+    models = states_of({name: (31, 17)}, BF16, BF16, BF16)
     models[1][name] = models[1][name][:29].clone()
-    family = make_family(tmp_path, models)
+    family = make_family(tmp_path, models, tokenizer={})
     COLUMNS.configure(family)
     merge(family, crop_embeddings=True)
     cropped = [state[name][:29] for state in models]
@@ -240,7 +224,7 @@ def test_embeddings_that_are_cropped(tmp_path: Path, narrow: None) -> None:
 
 def test_a_rule_that_surveys_nothing(tmp_path: Path) -> None:
     """The inputs are surveyed after all, to name the model."""
-    family = make_family(tmp_path, states(BF16, BF16, BF16))
+    family = make_family(tmp_path, states_of(SHAPES, BF16, BF16, BF16))
     rule = ByColumn(Linear((0.5, 0.25, 0.25), True), 301, 67)
     merged, _, report = merge_within(family, "matrix", MIB, rule=rule)
     tensors = [state["matrix"] for state in family.states]
@@ -255,7 +239,7 @@ def test_a_rule_that_surveys_nothing(tmp_path: Path) -> None:
 def test_a_file_that_changes_between_slabs(
     damage: str, tmp_path: Path, narrow: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    family = make_family(tmp_path, states(BF16, BF16, BF16, shapes={"matrix": (301, 67)}))
+    family = make_family(tmp_path, states_of({"matrix": (301, 67)}, BF16, BF16, BF16))
     file = family.target(2) / "model.safetensors"
     said = damaged_before(monkeypatch, CpuBackend, "survey", file, damage)
     with pytest.raises(CheckpointError, match=said):
@@ -270,31 +254,22 @@ def test_a_merge_of_columns_stops_at_once(
 ) -> None:
     """Between columns, rows that are read, and pieces of the output."""
     stops: list[threading.Event] = []
-    make: Any = columns.ColumnMerger.__init__
-    whole, calls = getattr(owner, name), 0
+    calls: list[object] = []
 
-    def noting(self: Any, backend: Any, work: MergeContext, *rest: Any) -> None:
-        stops.append(work.stop)
-        make(self, backend, work, *rest)
-
-    def stopping(*arguments: Any, **options: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == 10:
+    def stopping(*arguments: Any) -> None:
+        calls.append(arguments)
+        if len(calls) == 10:
             stops[0].set()
-        return whole(*arguments, **options)
 
     tune(monkeypatch, chunk=1000)
-    monkeypatch.setattr(columns.ColumnMerger, "__init__", noting)
-    monkeypatch.setattr(owner, name, stopping)
+    watch(monkeypatch, columns.ColumnMerger, "__init__", lambda *of: stops.append(of[2].stop))
+    watch(monkeypatch, owner, name, stopping)
     with pytest.raises(MergeError, match="the merge was stopped"):
         merge_within(family, "matrix", MIB)
-    assert calls == 10
+    assert len(calls) == 10
 
 
-def test_verify_takes_what_it_needs(
-    family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_verify_takes_what_it_needs(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     COLUMNS.configure(family)
     merge(family, "verified", overwrite=True)
     monkeypatch.setattr("fuseo1_kernels.engine.verify.DEFAULT_MAX_MEMORY", 1 << 16)
@@ -308,7 +283,7 @@ def test_verify_takes_what_it_needs(
 def large(tmp_path_factory: pytest.TempPathFactory) -> Family:
     """An output of 12 MB, whose inputs are three times as large, and one whose slabs are larger than it."""
     shapes = {"w": (2048, 3000), "tall": (400_001, 2)}
-    family = make_family(tmp_path_factory.mktemp("large"), states(BF16, BF16, BF16, shapes=shapes))
+    family = make_family(tmp_path_factory.mktemp("large"), states_of(shapes, BF16, BF16, BF16))
     COLUMNS.configure(family)
     return family
 

@@ -28,21 +28,19 @@ from fuseo1_kernels.methods.parameters import resolve_parameters
 from fuseo1_kernels.methods.rule import TensorSpec
 from fuseo1_kernels.methods.sce import Sce
 from fuseo1_kernels.plan.job import Input, Job
-from support.models import Family, make_family, merged, tuned, weights
+from support.models import Family, make_family, merged, states_of, weights
 from support.pairwise import pairwise
 from support.streamed import BUDGET, MIB, damaged_before, limited, merge_tensor
 from support.tensors import BF16
 from support.tuning import tune
+from support.watching import watch
 
 SHAPE = 311, 223  # 69,353 elements: 271 blocks of 256 and a bit, a segment of 65,536 and a bit
 
 
 @pytest.fixture(scope="module")
 def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
-    g = torch.Generator().manual_seed(3)
-    base = {"w": torch.randn(SHAPE, generator=g).mul(0.02).to(BF16)}
-    states = [base, *(tuned(base, i) for i in (1, 2, 3))]
-    return make_family(tmp_path_factory.mktemp("streamed"), states)
+    return make_family(tmp_path_factory.mktemp("streamed"), states_of({"w": SHAPE}, *4 * [BF16]))
 
 
 def merge_with(
@@ -88,7 +86,7 @@ def test_what_a_direct_tensor_tells_the_system(
     ahead = 12_800  # elements, of four models and two bytes each
     tune(monkeypatch, chunk=4096, direct_ahead=ahead * 8)
     told: list[tuple[object, ...]] = []
-    sample, pieces, explained = CpuWorker._sample, worker._pieces, worker._explained
+    sample, pieces = CpuWorker._sample, worker._pieces
 
     def will_need(self: Source, info: TensorInfo, start: int, nbytes: int) -> None:
         if (nbytes := min(nbytes, info.nbytes - start)) > 0:
@@ -101,10 +99,6 @@ def test_what_a_direct_tensor_tells_the_system(
         sample(*arguments)  # asks for its own runs
         told.clear()
 
-    def begun(job: Job) -> Any:
-        told.append(("merge",))
-        return explained(job)
-
     def noted(numel: int, most: int, unit: int) -> Iterator[tuple[int, int]]:
         for start, count in pieces(numel, most, unit):
             chunks.append((start, count))
@@ -113,7 +107,7 @@ def test_what_a_direct_tensor_tells_the_system(
     monkeypatch.setattr(Source, "will_need", will_need)
     monkeypatch.setattr(Source, "drop", drop)
     monkeypatch.setattr(CpuWorker, "_sample", sampled)
-    monkeypatch.setattr(worker, "_explained", begun)
+    watch(monkeypatch, worker, "_explained", lambda job: told.append(("merge",)))
     monkeypatch.setattr(worker, "_pieces", noted)
     chunks: list[tuple[int, int]] = []
     memory = WorkerMemory(300_000, 20_001, MIB)
@@ -137,13 +131,7 @@ def test_a_sample_of_a_direct_tensor_is_asked_for(
 ) -> None:
     """Its runs, before it reads them: they lie all over the tensor."""
     asked: list[tuple[int, int]] = []
-    will_need = Source.will_need
-
-    def noted(self: Source, info: TensorInfo, start: int, nbytes: int) -> None:
-        asked.append((start, nbytes))
-        will_need(self, info, start, nbytes)
-
-    monkeypatch.setattr(Source, "will_need", noted)
+    watch(monkeypatch, Source, "will_need", lambda _, info, *part: asked.append(part))
     monkeypatch.setattr(CpuWorker, "_chunks", lambda self, job, most: iter([(0, job.numel)]))
     survey = _cpu.Survey(3, SHAPE[0] * SHAPE[1], 0.5, MIB)
     starts, length = survey.sample_runs()
@@ -163,9 +151,7 @@ def test_a_file_that_changes_between_survey_and_fuse(
     direct: bool, damage: str, backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kernels read it themselves, and must tell."""
-    g = torch.Generator().manual_seed(3)
-    base = {"w": torch.randn(SHAPE, generator=g).to(BF16)}
-    family = make_family(tmp_path, [base, *(tuned(base, i) for i in (1, 2, 3))])
+    family = make_family(tmp_path, states_of({"w": SHAPE}, *4 * [BF16]))
     file, engine = family.target(2) / "model.safetensors", type(load_backend(backend))
     said = damaged_before(monkeypatch, engine, "fuse_files", file, damage)
     with pytest.raises(CheckpointError, match=said):
@@ -216,9 +202,7 @@ def test_pieces(numel: int, most: int, unit: int) -> None:
 @pytest.fixture(scope="module")
 def huge(tmp_path_factory: pytest.TempPathFactory) -> Family:
     """A tensor whose inputs are eight times the budget, and which the output alone exceeds."""
-    g = torch.Generator().manual_seed(4)
-    base = {"model.embed_tokens.weight": torch.randn((4096, 4096), generator=g).mul(0.02).to(BF16)}
-    states = [base, *(tuned(base, i) for i in (1, 2, 3))]
+    states = states_of({"model.embed_tokens.weight": (4096, 4096)}, *4 * [BF16])
     assert sum(t.nbytes for s in states for t in s.values()) == 8 * BUDGET
     return make_family(tmp_path_factory.mktemp("huge"), states)
 

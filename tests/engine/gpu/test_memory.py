@@ -11,7 +11,7 @@ from fuseo1_kernels import MergeError
 from fuseo1_kernels.engine.gpu import memory
 from support.engine_runs import MIB, Told, merge
 from support.fake_gpu import COPIES_IN, FakeDevice, install
-from support.gpu.runs import KIB, on_gpus, same
+from support.gpu.runs import on_gpus, same
 from support.models import Family, make_family, tuned
 from support.tuning import tune
 
@@ -97,7 +97,7 @@ def test_more_targets_than_the_kernels_take(tmp_path: Path) -> None:
 
 def test_too_little_memory_is_said(mixed: Family) -> None:
     for options, message in (
-        ({"max_memory": 300 * KIB}, "--max-memory 1 MiB is too little to feed 1 GPU; the least is"),
+        ({"max_memory": 300 << 10}, "--max-memory 1 MiB is too little to feed 1 GPU; the least is"),
         ({"max_memory": MIB, "max_gpu_memory": MIB}, "merged on the CPU; the least is"),
     ):
         with pytest.MonkeyPatch.context() as patch, pytest.raises(MergeError, match=message):

@@ -16,17 +16,12 @@ from fuseo1_kernels.engine.gpu.worker import GpuWorker
 from support.emulated import load_emulated
 from support.engine_runs import MIB, merge, spoil
 from support.fake_gpu import COPIES_IN, COPIES_OUT, KERNELS, Enqueued, FakeDevice, install
-from support.gpu.runs import (
-    KIB,
-    SCHEDULES,
-    noticed,
-    on_gpus,
-    same,
-)
-from support.models import Family, make_family, tuned, weights
+from support.gpu.runs import SCHEDULES, noticed, on_gpus, same
+from support.models import Family, make_family, states_of, tuned, weights
 from support.processes import done, merge_json, run
 from support.tensors import BF16
 from support.tuning import tune
+from support.watching import watch
 
 pytestmark = pytest.mark.usefixtures("small_slots")
 
@@ -61,12 +56,9 @@ def test_several_gpus(schedule: str, on_cpu: Family) -> None:
 def test_the_cuda_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their own sources, run by the host: in memory that is the engine's, with surveys that were kept and new ones."""
     shapes = {"a": (301, 333), "b": (5,), "empty": (0,), "c": (70_001,)}
-    g = torch.Generator().manual_seed(1)
-    base = {n: (torch.randn(s, generator=g) * 0.05).to(BF16) for n, s in shapes.items()}
-    family = make_family(tmp_path, [base, tuned(base, 1), tuned(base, 2)])
+    family = make_family(tmp_path, states_of(shapes, BF16, BF16, BF16))
     cuda = load_emulated()
     install(monkeypatch, FakeDevice(), kernels=Enqueued(cuda))
-    tune(monkeypatch, slot=64 * KIB)
     for number, (topk, variant) in enumerate(((1.0, "fuseo1"), (0.2, "mergekit"), (0.5, "fuseo1"))):
         family.configure(parameters={"select_topk": topk, "variant": variant})
         expected = merge(family, f"cpu{number}")
@@ -177,13 +169,7 @@ def test_inputs_that_must_not_stay_in_the_page_cache(
 
     monkeypatch.setattr(Source, "is_cached", lambda self, info: False)
     dropped: set[str] = set()
-    drop = Source.drop
-
-    def noted(self: Source, info: Any, start: int, nbytes: int) -> None:
-        dropped.add(info.name)
-        drop(self, info, start, nbytes)
-
-    monkeypatch.setattr(Source, "drop", noted)
+    watch(monkeypatch, Source, "drop", lambda source, info, *part: dropped.add(info.name))
     family = make_family(tmp_path, mixed.states, torch_bin=torch_bin, shards=2)
     family.configure(parameters={"select_topk": 0.3, "variant": "mergekit"}, dtype="bfloat16")
     merge(family, "cpu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ from fuseo1_kernels.backends.contract import Divergences, Ranked
 from fuseo1_kernels.engine.gpu.blocking import BlockingMerger
 from fuseo1_kernels.engine.gpu.context import GpuContext
 from fuseo1_kernels.engine.gpu.worker import GpuWorker
-from fuseo1_kernels.engine.worker import MergeContext
 from support.emulated import load_emulated
 from support.engine_runs import MIB, Told, merge
 from support.fake_gpu import FakeDevice, FakeKernels, install
@@ -26,6 +26,7 @@ from support.pairwise import pairwise, sample
 from support.peak import Measured
 from support.processes import done, run
 from support.tuning import tune
+from support.watching import watch
 
 pytestmark = pytest.mark.usefixtures("small_slots")
 
@@ -59,8 +60,8 @@ def test_the_bytes_and_the_report_are_the_cpus(order: str, name: str, family: Fa
     assert {"out_dir", "backend"} <= differing <= {"out_dir", "backend", "seconds", "bytes_read"}
     assert progress.total == progress.advanced > 0
     # Once each, whatever was surveyed.
-    models = family.states[: 1 + case.models] if case.base else family.states[1:][: case.models]
-    assert result.bytes_read == sum(t.nbytes for state in models for t in state.values())
+    read = sum(t.nbytes for state in case.states(family) for t in state.values())
+    assert result.bytes_read == read and result.exact_path == 0
     assert sum(device.allocated) <= 5 * MIB
 
 
@@ -238,19 +239,14 @@ def test_a_merge_of_many_rows_stops_at_once(
 ) -> None:
     """The embedding has 523, and comes first; another worker may be about to have its turn."""
     BY_ROW.configure(family)
-    make, fuse, stops = BlockingMerger.__init__, FakeKernels.fuse, set()
+    stops: set[threading.Event] = set()
+    watch(monkeypatch, BlockingMerger, "__init__", lambda *given: stops.add(given[2].stop))
 
-    def noting(self: BlockingMerger, gpu: GpuContext, context: MergeContext) -> None:
-        make(self, gpu, context)
-        stops.add(context.stop)
-
-    def stopping(self: FakeKernels, *arguments: Any) -> int:
+    def stopping(*_: object) -> None:
         if device.fuses == 10:
             stops.pop().set()
-        return fuse(self, *arguments)
 
-    monkeypatch.setattr(BlockingMerger, "__init__", noting)
-    monkeypatch.setattr(FakeKernels, "fuse", stopping)
+    watch(monkeypatch, FakeKernels, "fuse", stopping)
     [device] = install(monkeypatch, FakeDevice())
     with pytest.raises(MergeError, match="the merge was stopped"):
         merge(family, "stopped", device="cuda", threads=1)

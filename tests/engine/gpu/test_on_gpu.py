@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from fuseo1_kernels import MergeError
+from fuseo1_kernels import MergeError, MergeResult
 from fuseo1_kernels.backends.registry import load_gpu_backend
 from fuseo1_kernels.engine.gpu.pool import open_devices
 from fuseo1_kernels.errors import BackendError
 from support.engine_runs import MIB, merge, oversized_family, spoil
 from support.method_cases import CASES, Case
-from support.models import Family, State, make_family, tuned, weights
+from support.models import Family, State, make_family, states_of, weights
 from support.tensors import BF16, FP16, FP32
 from support.tuning import tune
 
@@ -35,7 +35,6 @@ pytestmark = [
 
 
 def states(dtypes: tuple[torch.dtype, ...] = (BF16, FP16, FP32, BF16)) -> list[State]:
-    g = torch.Generator().manual_seed(1)
     shapes: dict[str, tuple[int, ...]] = {
         "model.embed_tokens.weight": (5003, 1021),
         "scalar": (),
@@ -43,9 +42,7 @@ def states(dtypes: tuple[torch.dtype, ...] = (BF16, FP16, FP32, BF16)) -> list[S
         **{f"model.layers.{i}.mlp.up_proj.weight": (1001, 777) for i in range(8)},
         **{f"model.layers.{i}.input_layernorm.weight": (897 + i,) for i in range(60)},
     }
-    base = {n: torch.randn(s, generator=g) * 0.05 for n, s in shapes.items()}
-    first = {n: t.to(dtypes[0]) for n, t in base.items()}
-    return [first, *(tuned(base, i + 1, dtype) for i, dtype in enumerate(dtypes[1:]))]
+    return states_of(shapes, *dtypes)
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +50,12 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
     return make_family(tmp_path_factory.mktemp("gpu"), states())
 
 
-def same(family: Family, **options: Any) -> Any:
-    merge(family, "cpu", overwrite=True)
-    result = merge(family, "gpu", device="cuda", overwrite=True, resume=False, **options)
+def same(
+    family: Family, device: str = "cuda", nonfinite: str = "error", **options: Any
+) -> MergeResult:
+    merge(family, "cpu", overwrite=True, nonfinite=nonfinite)
+    options |= {"device": device, "nonfinite": nonfinite, "overwrite": True, "resume": False}
+    result = merge(family, "gpu", **options)
     assert weights(family.home / "gpu") == weights(family.home / "cpu")
     return result
 
@@ -115,16 +115,12 @@ def test_nonfinite(tmp_path: Path) -> None:
     with pytest.raises(MergeError, match="tensor scalar: 1 NaN"):
         merge(family, "refused", device="cuda")
     assert not (tmp_path / "refused").exists()
-    merge(family, "cpu", nonfinite="propagate")
-    merge(family, "gpu", nonfinite="propagate", device="cuda")
-    assert weights(tmp_path / "gpu") == weights(tmp_path / "cpu")
+    same(family, nonfinite="propagate")
 
 
 def test_every_gpu(family: Family) -> None:
     names = ",".join(f"cuda:{i}" for i in range(torch.cuda.device_count()))
-    merge(family, "cpu", overwrite=True)
-    merge(family, "gpu", device=names, overwrite=True, resume=False)
-    assert weights(family.home / "gpu") == weights(family.home / "cpu")
+    same(family, device=names)
 
 
 def test_too_much_memory_is_refused(family: Family) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import random
 import sys
-import threading
 from collections import Counter
-from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import pairwise
 from types import SimpleNamespace
@@ -16,7 +15,6 @@ import pytest
 
 from fuseo1_kernels import MergeError
 from fuseo1_kernels.backends.arrays import BY_NAME, DType
-from fuseo1_kernels.backends.results import SceResult
 from fuseo1_kernels.engine.devices import parse_devices
 from fuseo1_kernels.engine.gpu.device import explained
 from fuseo1_kernels.engine.gpu.layout import Layout, TensorRequest, footprint
@@ -27,7 +25,7 @@ from fuseo1_kernels.errors import BackendError, ConfigError
 from fuseo1_kernels.methods.linear import Linear
 from fuseo1_kernels.methods.rule import Rule
 from fuseo1_kernels.methods.sce import Sce
-from support.fake_gpu import FakeDevice
+from support.fake_gpu import FakeDevice, sce_result
 
 BF16, FP32 = BY_NAME["bfloat16"], BY_NAME["float32"]
 
@@ -54,47 +52,34 @@ def test_regions_do_not_overlap_and_are_all_used() -> None:
     assert regions.take(1 << 16) == 0
 
 
-def in_thread(function: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
-    found: list[Any] = []
-
-    def call() -> None:
-        try:
-            found.append(function())
-        except Exception as error:
-            found.append(error)
-
-    thread = threading.Thread(target=call)
-    thread.start()
-    return thread, found
-
-
 def test_a_large_region_is_not_passed_by() -> None:
     regions = Regions(1024)
     first, second = regions.take(512), regions.take(256)
-    large, got_large = in_thread(lambda: regions.take(1000))
-    large.join(0.05)
-    small, got_small = in_thread(lambda: regions.take(256))
-    small.join(0.05)
-    assert not got_large and not got_small  # 256 bytes are free, but it is not this one's turn
-    regions.give(first)
-    regions.give(second)
-    large.join(5)
-    assert got_large == [0]
-    regions.give(0)
-    small.join(5)
-    assert got_small == [0]
+    with ThreadPoolExecutor(2) as pool:
+        large = pool.submit(regions.take, 1000)
+        wait([large], 0.05)
+        small = pool.submit(regions.take, 256)
+        wait([small], 0.05)
+        # 256 bytes are free, but it is not this one's turn.
+        assert not large.done() and not small.done()
+        regions.give(first)
+        regions.give(second)
+        assert large.result(5) == 0
+        regions.give(0)
+        assert small.result(5) == 0
 
 
 def test_who_waits_gives_up_when_all_is_closed() -> None:
     regions, ring = Regions(256), StagingRing(FakeDevice(), 1, 256)
     regions.take(256)
     ring.take()
-    waiting = [in_thread(lambda: regions.take(1)), in_thread(ring.take)]
-    for closed in (regions, ring):
-        closed.close()
-    for thread, found in waiting:
-        thread.join(5)
-        assert isinstance(found[0], Stopped)
+    with ThreadPoolExecutor(2) as pool:
+        waiting: list[Future[Any]] = [pool.submit(regions.take, 1), pool.submit(ring.take)]
+        regions.close()
+        ring.close()
+        for future in waiting:
+            with pytest.raises(Stopped):
+                future.result(5)
     with pytest.raises(Stopped):
         ring.take_if_free()
 
@@ -163,9 +148,7 @@ def job(numel: int, *dtypes: DType, rule: Rule = SCE) -> Any:
     )
 
 
-KEPT = SceResult(
-    nonzero=0, selected=0, threshold=0, tie_limit=-1, passes=0, energy=(1.0,), nonfinite=(0, 0, 0)
-)
+KEPT = sce_result()
 
 
 @pytest.mark.parametrize("most", [256, 512, 4096, 1 << 20])

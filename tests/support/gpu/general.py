@@ -206,6 +206,8 @@ class Surveys:
 
     @pytest.mark.parametrize("per_target", [1, 2, 5])
     def test_magnitudes(self, per_target: int, gpu: GpuBackend, device: torch.device) -> None:
+        if INTERPRETED and per_target > 2:
+            pytest.skip("Triton's kernels look for one cut after the other")
         draw = random.Random(per_target)
         for tensors in drawn_tensors(draw, device, (1, 2, 3), SIZES):
             n = tensors[0].numel()
@@ -251,7 +253,9 @@ class Surveys:
         n = min(300_000, 10 * MOST)
         made = tuned(n, 2, torch.Generator().manual_seed(1))
         ranks = Magnitudes(((n // 2, n // 100), (n // 10, n - n // 30)))
-        assert compare_survey(gpu, [t.to(device) for t in made], ranks) == 1
+        # Triton's kernels count what is not 0 in a read before, and take one for each rank.
+        reads = 1 if gpu.name == "cuda" else 3
+        assert compare_survey(gpu, [t.to(device) for t in made], ranks) == reads
 
     def test_surveys_of_nothing(self, gpu: GpuBackend, device: torch.device) -> None:
         for targets in (2, 5):

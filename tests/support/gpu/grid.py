@@ -128,7 +128,7 @@ def drawn(
     `few`: of two kinds of operands only, for kernels that are compiled for each.
     """
     draw, g = random.Random(f"{kind.__name__} {part}"), torch.Generator().manual_seed(7 + part)
-    for _ in range(2 if SMALL else 4 if few else 10):
+    for _ in range(2 if SMALL else 4 if few else 5 if INTERPRETED else 10):
         dtypes: tuple[torch.dtype, ...]
         places: tuple[int, ...]
         out_places: tuple[int, ...]

@@ -9,17 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from fuseo1_kernels import MergeError, MergeResult
 from support.engine_runs import MIB, merge
 from support.fake_gpu import COPIES_IN, COPIES_OUT, KERNELS, FakeDevice, install
 from support.interrupted import partial_of
-from support.models import Family, State, make_family, tuned, weights
-from support.tensors import BF16, FP16, FP32
-from support.tuning import tune
-
-KIB = 1024
+from support.models import Family, weights
 
 #: Streams that run ahead of the lazy ones, and how often any of them does something unasked.
 SCHEDULES: dict[str, dict[str, Any]] = {
@@ -29,37 +24,6 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "copies out ahead": {"eager": [COPIES_OUT]},
     "at random": {"chance": 0.3},
 }
-
-
-def state() -> State:
-    """Tensors of many chunks, of one, tiny and empty ones; no size is a multiple of anything."""
-    g = torch.Generator().manual_seed(1)
-    shapes = {
-        "model.embed_tokens.weight": (1023, 517),
-        "model.layers.0.mlp.up_proj.weight": (301, 333),
-        "model.layers.0.mlp.down_proj.weight": (333, 301),
-        "model.layers.1.mlp.up_proj.weight": (301, 333),
-        "lm_head.weight": (1023, 517),
-        "scalar": (),
-        "empty": (0, 3),
-        **{f"model.layers.{i}.input_layernorm.weight": (97 + i,) for i in range(30)},
-    }
-    return {n: torch.randn(shape, generator=g) * 0.05 for n, shape in shapes.items()}
-
-
-def mixed_family(home: Path) -> Family:
-    """Models in bf16, fp16 and fp32, 5 MB in bf16 each, and their merge by the CPU in `cpu`."""
-    base = state()
-    states = [{n: t.to(BF16) for n, t in base.items()}, tuned(base, 1, FP16), tuned(base, 2, FP32)]
-    family = make_family(home, states)
-    family.configure(parameters={"select_topk": 0.3, "variant": "mergekit"}, dtype="bfloat16")
-    merge(family, "cpu")
-    return family
-
-
-def use_small_slots(patch: pytest.MonkeyPatch) -> None:
-    """So that slots are used over and over, and units are many."""
-    tune(patch, slot=64 * KIB, batch=64 * KIB)
 
 
 def on_gpus(
