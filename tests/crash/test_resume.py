@@ -278,7 +278,11 @@ def test_small_files_are_those_of_the_last_run(family: Family) -> None:
 
 
 def refuses(result: Run, *words: object) -> None:
-    assert result.code == 1 and result.out == "" and result.err.count("error: ") == 1
+    assert (
+        result.code == 1
+        and result.out.startswith('{"error": ')
+        and result.err.count("error: ") == 1
+    )
     for word in words:
         assert str(word) in result.err, word
 
