@@ -49,7 +49,7 @@ def large_family(home: Path, **writing: Any) -> Family:
 
 def chunked_family(home: Path, **writing: Any) -> Family:
     """The same, as small as it can be: the reference backend takes a second for every million elements."""
-    shapes = {"w": (640, 1024), **dict.fromkeys("abcde", (64, 64))}
+    shapes = {"w": (960, 1024), **dict.fromkeys("abcde", (64, 64))}
     return _family(home, shapes, **writing)
 
 
