@@ -8,6 +8,8 @@ import pytest
 import yaml
 
 from fuseo1_kernels import MergeError, merge_checkpoints, verify_model
+from fuseo1_kernels.version import __version__
+from support.checkpoint_files import tree
 from support.engine_runs import merge
 from support.models import (
     TEMPLATE,
@@ -20,7 +22,6 @@ from support.models import (
     tokenizer_files,
     tokenizer_json,
     tuned,
-    weights,
     write_model,
 )
 
@@ -56,7 +57,6 @@ def test_files_beside_the_weights(family: Family) -> None:
 
 
 def test_model_card(family: Family) -> None:
-    family.configure(parameters={"select_topk": 0.5}, dtype="float32")
     merge(family)
     card = (family.out / "README.md").read_text()
     front = yaml.safe_load(card.split("---\n")[1])
@@ -68,31 +68,36 @@ def test_model_card(family: Family) -> None:
     written = (family.out / "mergekit_config.yml").read_text()
     assert recipe == written.replace(f"{family.home}/", "")
     assert str(family.home) in written and str(family.home) not in card
-    from fuseo1_kernels.version import __version__
-
-    assert f"fuseo1-kernels {__version__}" in card
-    assert "float32" in card
+    assert f"fuseo1-kernels {__version__}" in card and "bfloat16" in card
 
 
 def test_the_config_that_went_along_makes_the_same_model(family: Family) -> None:
+    """From its file or as a mapping; a model that is not merged lends its tokenizer."""
+    lender, template = (
+        family.home / "lender",
+        "{% for m in messages %}[{{ m.content }}]{% endfor %}",
+    )
+    lender.mkdir()
+    files = tokenizer_files("{{ lent }}", add_bos_token=True)
+    for name, content in files.items():
+        (lender / name).write_bytes(content)
     family.configure(
         parameters={"select_topk": [{"filter": "mlp", "value": [0.2, 0.7]}, {"value": 1.0}]},
         dtype="float32",
-        tokenizer_files={"model": str(family.target(1)), "overrides": {"add_bos_token": False}},
-        chat_template="{{ messages }}",
+        tokenizer_files={"model": str(lender), "overrides": {"add_bos_token": False}},
+        chat_template=template,
     )
     merge(family)
-    again = family.home / "again" / "merged"
-    merge_checkpoints(family.out / "mergekit_config.yml", again)
-    assert {p.name: p.read_bytes() for p in again.iterdir()} == {
-        p.name: p.read_bytes() for p in family.out.iterdir()
-    }
-
-
-def test_the_config_as_a_mapping(family: Family) -> None:
-    merge(family)
-    merge_checkpoints(yaml.safe_load(family.config.read_text()), family.home / "other")
-    assert weights(family.out) == weights(family.home / "other")
+    assert (family.out / "tokenizer.json").read_bytes() == files["tokenizer.json"]
+    copied = json.loads((family.out / "tokenizer_config.json").read_text())
+    changed = {"add_bos_token": False, "chat_template": template}
+    assert copied == json.loads(files["tokenizer_config.json"]) | changed
+    assert (family.out / "chat_template.jinja").read_text() == template
+    went_along = family.out / "mergekit_config.yml"
+    for number, config in enumerate((went_along, yaml.safe_load(went_along.read_text()))):
+        again = family.home / str(number) / "merged"
+        merge_checkpoints(config, again)
+        assert tree(again) == tree(family.out)
 
 
 @pytest.mark.parametrize("source", ["base", "target1"])
@@ -210,30 +215,3 @@ def test_folders_of_one_name_are_told_apart(family: Family) -> None:
     card = (family.out / "README.md").read_text()
     assert "- base: `base`\n- merged: `base (2)`\n- merged: `base (3)`\n" in card
     assert str(family.home) not in card
-
-
-def test_tokenizer_files_of_a_model_that_is_not_merged(family: Family) -> None:
-    lender = family.home / "lender"
-    lender.mkdir()
-    files = tokenizer_files("{{ lent }}", add_bos_token=True)
-    for name, content in files.items():
-        (lender / name).write_bytes(content)
-    family.configure(tokenizer_files={"model": str(lender), "overrides": {"add_bos_token": False}})
-    merge(family)
-    assert (family.out / "tokenizer.json").read_bytes() == files["tokenizer.json"]
-    copied = json.loads((family.out / "tokenizer_config.json").read_text())
-    assert copied == json.loads(files["tokenizer_config.json"]) | {"add_bos_token": False}
-
-
-def test_literal_chat_template(family: Family) -> None:
-    template = "{% for m in messages %}[{{ m.content }}]{% endfor %}"
-    family.configure(chat_template=template)
-    merge(family)
-    copied = json.loads((family.out / "tokenizer_config.json").read_text())
-    assert copied["chat_template"] == template
-    assert (family.out / "chat_template.jinja").read_text() == template
-
-
-def test_no_tokenizer(family: Family) -> None:
-    merge(family, copy_tokenizer=False)
-    assert not list(family.out.glob("tokenizer*"))
