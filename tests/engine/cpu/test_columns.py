@@ -272,7 +272,7 @@ def test_a_merge_of_columns_stops_at_once(
 def test_verify_takes_what_it_needs(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     COLUMNS.configure(family)
     merge(family, "verified", overwrite=True)
-    monkeypatch.setattr("fuseo1_kernels.engine.verify.DEFAULT_MAX_MEMORY", 1 << 16)
+    monkeypatch.setattr("fuseo1_kernels.engine.recompute.DEFAULT_MAX_MEMORY", 1 << 16)
     assert verify_model(family.home / "verified", recompute=None).problems == ()
 
 
