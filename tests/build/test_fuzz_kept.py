@@ -140,7 +140,7 @@ def test_surveys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     damaged = st.sampled_from([*METHODS]).flatmap(
         lambda method: st.tuples(st.just(method), damaged_lines(keep[method]))
     )
-    fuzz(damaged, check, 40, capsys)
+    fuzz(damaged, check, 25, capsys)
 
 
 # --- checksums ---------------------------------------------------------------------------

@@ -6,7 +6,6 @@ A record may bear a right checksum and still be none: a checksum is no signature
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -162,18 +161,13 @@ def test_checksums_that_are_none(name: str, tmp_path: Path) -> None:
     refused(tmp_path, NO_OBJECTS[name])
 
 
-def changed_bits(content: bytes) -> Iterator[bytes]:
-    for place in range(len(content)):
-        for bit in (place % 8, (place + 3) % 8):  # in the end every bit of every kind of character
-            yield content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :]
-
-
-def test_every_bit_of_the_checksums_counts(tmp_path: Path) -> None:
+def test_every_byte_of_the_checksums_counts(tmp_path: Path) -> None:
     whole = checksums.seal(CONTENT)
     (tmp_path / checksums.FILE).write_bytes(whole)
     assert read_checksums(tmp_path).tensors["w"].checksum == "1" * 32
-    for content in changed_bits(whole):
-        (tmp_path / checksums.FILE).write_bytes(content)
+    for place, byte in enumerate(whole):
+        other = bytes([byte ^ 1 << place % 8])
+        (tmp_path / checksums.FILE).write_bytes(whole[:place] + other + whole[place + 1 :])
         with pytest.raises(CheckpointError, match=checksums.FILE):
             read_checksums(tmp_path)
 

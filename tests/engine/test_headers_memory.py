@@ -50,7 +50,7 @@ def plan_of(merge: MergeConfig, stack: ExitStack) -> Plan:
 
 
 def test_what_headers_and_plan_take(tmp_path: Path) -> None:
-    config = as_config(experts(tmp_path, 1500))
+    config = as_config(experts(tmp_path, 800))
     with ExitStack() as stack:
         plan_of(config, stack)  # imports what it needs
     tracemalloc.start()
@@ -63,7 +63,7 @@ def test_what_headers_and_plan_take(tmp_path: Path) -> None:
 
 
 def test_models_whose_headers_do_not_fit(tmp_path: Path) -> None:
-    config = experts(tmp_path, 1500)
+    config = experts(tmp_path, 800)
     with ExitStack() as stack:
         plan = plan_of(as_config(config), stack)
     least = headers_memory(plan) + memory_floor(plan.jobs)
@@ -73,7 +73,7 @@ def test_models_whose_headers_do_not_fit(tmp_path: Path) -> None:
         merge_checkpoints(config, tmp_path / "out", max_memory=least - 1)
     assert str(caught.value) == problem
     assert "too little for these models; the least is" in problem
-    assert problem.endswith(" MiB of it for the headers of 1500 tensors")
+    assert problem.endswith(" MiB of it for the headers of 800 tensors")
     assert not (tmp_path / "out.partial").exists()
 
 
