@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from ..backends.registry import BACKENDS, first_that_runs
 from ..engine.tuning import DEFAULT_TUNING, Tuning
 from ..errors import BackendError, ConfigError, MergeError
-from ..terminal import say
 from .arguments import make_parser
 from .interruption import Interruption
 from .mixed_up import check_order
@@ -26,6 +25,7 @@ from .report import (
     print_json,
     print_lines,
 )
+from .terminal import say
 
 if TYPE_CHECKING:
     from ..engine.options import MergeOptions
