@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 from ..errors import CheckpointError
 from . import checksums
-from .json_file import read_object
 from .layout import FORMATS, read_weight_map
 
 _WEIGHTS = re.compile(
@@ -84,15 +83,18 @@ def contents_of(directory: Path) -> Contents:
 
 
 def _listed(directory: Path) -> Iterator[str]:
-    """Yield the files that the directory itself says are a model's, but for hidden ones and paths that lead away."""
+    """Yield the files that the directory itself says are a model's, but for hidden ones and paths that lead away.
+
+    Of an index these are weights alone; a merge's record is believed if it is whole.
+    """
     names: list[str] = []
-    for _, index in FORMATS:
+    for single, index in FORMATS:
         with suppress(CheckpointError):  # there is none, or it is damaged
-            names += read_weight_map(directory / index).values()
+            shards = read_weight_map(directory / index).values()
+            names += [name for name in shards if name.endswith(Path(single).suffix)]
     with suppress(CheckpointError):
-        recorded = read_object(directory / checksums.FILE)
-        parts = (recorded.get("files"), recorded.get("shards"))
-        names += [name for part in parts if isinstance(part, dict) for name in part]
+        recorded = checksums.read_checksums(directory)
+        names += [*recorded.files, *recorded.shards]
     for name in names:
         if not name.startswith("/") and not any(part.startswith(".") for part in name.split("/")):
             yield name

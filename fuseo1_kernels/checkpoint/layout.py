@@ -11,6 +11,8 @@ from ..errors import CheckpointError, printable
 from .json_file import read_object
 
 CONFIG = "config.json"
+#: With it transformers loads an adapter on top of the model.
+ADAPTER = "adapter_config.json"
 
 #: Names of weight files, best first: (a single file, the index of several).
 FORMATS = (

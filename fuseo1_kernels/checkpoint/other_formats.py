@@ -9,11 +9,10 @@ from pathlib import Path
 from ..errors import CheckpointError
 from .header import MERGEABLE, TensorInfo
 from .json_file import read_object
-from .layout import FORMATS
+from .layout import ADAPTER, FORMATS
 from .source import Source
 
-_ADAPTER = "adapter_config.json"
-_MERGE_ADAPTER = (
+_MERGEADAPTER = (
     "merge it into its model first (PEFT: merge_and_unload, then save_pretrained) and give that"
 )
 #: Files of other programs, and what to do.
@@ -36,11 +35,11 @@ _QUANTISED = re.compile(
 
 def no_weights(path: Path) -> CheckpointError:
     """Return the error for a model's directory without weights: it says what is there instead."""
-    if (path / _ADAPTER).exists():
-        base = read_object(path / _ADAPTER).get("base_model_name_or_path")
+    if (path / ADAPTER).exists():
+        base = read_object(path / ADAPTER).get("base_model_name_or_path")
         of = f" of {base}" if isinstance(base, str) and base else ""
         return CheckpointError(
-            f"{path}: is an adapter{of} ({_ADAPTER}), not a whole model: {_MERGE_ADAPTER}"
+            f"{path}: is an adapter{of} ({ADAPTER}), not a whole model: {_MERGEADAPTER}"
         )
     for pattern, advice in _OTHERS.items():
         found = sorted(path.glob(pattern))
@@ -55,7 +54,7 @@ def refusal(source: Source) -> str | None:
     tensors = source.tensors
     adapter = next((name for name in tensors if _LORA.fullmatch(name)), None)
     if adapter is not None:
-        return f"model {source.name}: is an adapter (tensor {adapter!r}), not a whole model: {_MERGE_ADAPTER}"
+        return f"model {source.name}: is an adapter (tensor {adapter!r}), not a whole model: {_MERGEADAPTER}"
     found = _first_quantised(tensors.values())
     if found is None:
         return None

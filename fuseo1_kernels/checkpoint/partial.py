@@ -75,7 +75,7 @@ class Partial:
                 if not self.published:
                     check_own_files(self.path, _MODEL, self._handle)
         except BaseException:
-            self._close()
+            self.close()
             raise
 
     def restart(self, identity: MergeIdentity) -> None:
@@ -95,7 +95,7 @@ class Partial:
     def leave(self) -> None:
         """Keep completed tensors, and what a bad journal stands for; remove everything if there are none."""
         if self.journal.tensors or self.journal.problem:
-            self._close()
+            self.close()
         else:
             self.remove()
 
@@ -124,7 +124,7 @@ class Partial:
         if kept or not stuck:  # without a journal no merge touches the directory again
             with suppress(FileNotFoundError):
                 os.unlink(_JOURNAL, dir_fd=self._handle)
-        self._close()
+        self.close()
         self._remove_directories(self.path, *reversed(self._parents))
 
     def publish(self, overwrite: bool) -> None:
@@ -202,7 +202,8 @@ class Partial:
                 self._put_back()
                 raise
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Leave everything as it is, for another run."""
         self.journal.close()
         if self._handle >= 0:
             handle, self._handle = self._handle, -1
@@ -262,8 +263,8 @@ def finish_publishing(out_dir: Path) -> bool:
         partial = Partial(out)
         if partial.published:
             partial.remove()
-        else:
-            partial.leave()
+        else:  # what it holds is for the merge itself to judge
+            partial.close()
     return partial.published
 
 

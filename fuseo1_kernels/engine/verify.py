@@ -20,7 +20,7 @@ from ..checkpoint import checksums
 from ..checkpoint.checksums import Checksums, FileRecord, MergedRecord, ShardRecord
 from ..checkpoint.files import reading
 from ..checkpoint.header import Header, TensorInfo, read_header
-from ..checkpoint.layout import find_weights
+from ..checkpoint.layout import ADAPTER, find_weights
 from ..checkpoint.signals import held_signals
 from ..checkpoint.source import Source
 from ..errors import CheckpointError, counted, printable, worded_os_errors
@@ -147,7 +147,10 @@ def _check_shards(path: Path, recorded: Checksums) -> tuple[list[Header], list[s
     weights = None
     with suppress(CheckpointError):  # an index that was edited, which is a problem already
         weights = find_weights(path)
-    for name in sorted(set(weights.files if weights else ()) - recorded.shards.keys()):
+    used = set(weights.files if weights else ()) - recorded.shards.keys()
+    if os.path.lexists(path / ADAPTER) and ADAPTER not in recorded.files:
+        used.add(ADAPTER)  # loaders add its weights to the model's
+    for name in sorted(used):
         problems.append(
             f"{printable(str(path / name))}: is used as weights, but was not written by the merge"
         )

@@ -104,10 +104,10 @@ def _labels(sources: Mapping[str, Source]) -> dict[str, str]:
     """Return what the card calls each model: a hub id, or the name of its folder, without the path to it."""
     labels: dict[str, str] = {}
     for name, source in sources.items():
-        if source.path != Path(name):
+        if source.path != Path(os.path.expanduser(name)):
             label = name  # a hub id
         else:
-            label = repo_of_snapshot(source.path) or os.path.basename(os.path.realpath(name))
+            label = repo_of_snapshot(source.path) or os.path.basename(os.path.realpath(source.path))
         same = [label, *(f"{label} ({number})" for number in range(2, len(sources) + 1))]
         labels[name] = next(each for each in same if each not in labels.values())
     return labels

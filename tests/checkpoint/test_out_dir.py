@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from fuseo1_kernels.checkpoint.checksums import Options, make_checksums
+from fuseo1_kernels.checkpoint.files import is_inner_name
 from fuseo1_kernels.checkpoint.out_dir import check_out_dir
 from fuseo1_kernels.checkpoint.partial import Partial
 from fuseo1_kernels.errors import OutputError
@@ -35,13 +37,29 @@ def recorded(*names: str) -> Callable[[Path], Path]:
     """A merge of ours that recorded these small files."""
 
     def make(out: Path) -> Path:
-        entries = {name: {"size": 4, "checksum": "0"} for name in names}
-        record = {"files": entries, "shards": {"model.safetensors": {}}, "tensors": {}}
-        record |= {"algorithm": "xxh3_128", "options": {}}
-        write_json(out / "fuseo1_checksums.json", record)
-        return files(single_model(out), *names)
+        files(single_model(out), *names)
+        options = Options(crop_embeddings=False, nonfinite="error", random_seed=0)
+        inner = dict.fromkeys((name for name in names if is_inner_name(name)), b"mine")
+        record = make_checksums(
+            made_by="", merge="0" * 32, options=options, files=inner, shards=[], tensors={}
+        )
+        (out / "fuseo1_checksums.json").write_bytes(record)
+        return out
 
     return make
+
+
+def listed_by_an_index(out: Path) -> Path:
+    index = {"weight_map": {"a": "src/main.py", "b": "model-00001-of-00001.safetensors"}}
+    write_json(out / "model.safetensors.index.json", index)
+    return files(out, *index["weight_map"].values())
+
+
+def recorded_by_nobody(out: Path) -> Path:
+    """A record without its own checksum."""
+    entries = {"thesis.tex": {"size": 4, "checksum": "0" * 32}}
+    write_json(out / "fuseo1_checksums.json", {"files": entries, "shards": {}})
+    return files(single_model(out), "thesis.tex")
 
 
 def linked(out: Path) -> Path:
@@ -85,6 +103,8 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], tuple[str, ...]]] = {
     "no model": (lambda out: files(out, "README.md", "LICENSE"), ("does not look like a model",)),
     "a config alone": (lambda out: files(out, "config.json"), ("does not look like a model",)),
     "a merge of ours and a file": (recorded("README.md", "mine/"), ("mine/",)),
+    "an index of more than weights": (listed_by_an_index, ("src/",)),
+    "a record that no merge wrote": (recorded_by_nobody, ("thesis.tex",)),
     "a record that lists what is hidden": (recorded(".ssh/key", "../x"), (".ssh/",)),
     "a link to a folder": (lambda out: _link(single_model(out) / "1_Pooling"), ("1_Pooling",)),
     "a pipe": (lambda out: _pipe(single_model(out) / "vocab.json"), ("vocab.json",)),

@@ -179,6 +179,7 @@ def test_homes_are_found(family: Family, monkeypatch: pytest.MonkeyPatch) -> Non
     with redirect_stdout(io.StringIO()) as said:
         assert verify(["~/results/merged", "--quiet", "--json", "--recompute", "1"]) == 0
     assert json.loads(said.getvalue())["problems"] == []
+    assert "~" not in (family.out / "README.md").read_text()
 
 
 def test_names_that_are_not_utf_8(family: Family) -> None:

@@ -198,10 +198,13 @@ def test_names_that_no_file_has(name: str, model: Path) -> None:
 
 
 def test_weights_that_the_merge_did_not_write(model: Path) -> None:
-    """A file that loaders would prefer to the merged ones."""
+    """A file that loaders would prefer to the merged ones, and one that brings an adapter."""
     shutil.copy(next(model.glob("model-00001*")), model / "model.safetensors")
-    [problem] = problems(model)
-    assert "model.safetensors: is used as weights, but was not written by the merge" in problem
+    (model / "adapter_config.json").write_text("{}")
+    for name, problem in zip(
+        ("adapter_config.json", "model.safetensors"), problems(model), strict=True
+    ):
+        assert f"{name}: is used as weights, but was not written by the merge" in problem
 
 
 NO_FILES: tuple[Any, ...] = ([], {"a": 1}, {"a": {}})
