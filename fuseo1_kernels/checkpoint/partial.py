@@ -263,7 +263,9 @@ def finish_publishing(out_dir: Path) -> bool:
         partial = Partial(out)
         if partial.published:
             partial.remove()
-        else:  # what it holds is for the merge itself to judge
+        elif {*os.listdir(partial.path)} <= {_JOURNAL, _MODEL, _REPLACED}:
+            partial.leave()
+        else:  # the merge itself will refuse what else is there
             partial.close()
     return partial.published
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fuseo1_kernels.checkpoint.journal import MARK
-from fuseo1_kernels.checkpoint.partial import Partial, is_unfinished
+from fuseo1_kernels.checkpoint.partial import Partial, finish_publishing, is_unfinished
 from fuseo1_kernels.engine.survey_cache import MARK as CACHE_MARK
 from fuseo1_kernels.engine.survey_cache import SurveyCache
 from fuseo1_kernels.errors import MergeError
@@ -233,3 +233,11 @@ def test_a_cache_whose_making_was_cut_short(torn: bytes, tmp_path: Path) -> None
     (tmp_path / "surveys").write_bytes(torn)
     SurveyCache(tmp_path).close()
     assert (tmp_path / "surveys").read_bytes() == CACHE_MARK
+
+
+def test_what_lies_beside_an_unfinished_merge(partial: Path, tmp_path: Path) -> None:
+    """It is for the merge itself to refuse; until then nothing goes."""
+    (partial / "notes.txt").write_bytes(b"mine")
+    before = state(tmp_path)
+    assert not finish_publishing(partial.with_name("out"))
+    assert state(tmp_path) == before
