@@ -42,7 +42,7 @@ _FOLDERS = re.compile(r"additional_chat_templates|\d+_[A-Z]\w*|\.cache(/huggingf
 
 
 class Contents(NamedTuple):
-    """What a directory holds, by path in it: a model's own files and folders, and what is none (folders end in "/").
+    """The content of a directory, by path in it: a model's own files and folders, and foreign ones (folders end in "/").
 
     `own` is in an order in which it can be deleted. `weights`: some of it are weights, or the record of a merge.
     """

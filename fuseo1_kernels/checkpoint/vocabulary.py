@@ -1,4 +1,4 @@
-"""Which token a model means by which id: rows of embeddings are merged by id."""
+"""Reads a model's vocabulary and compares it with another's: rows of embeddings are merged by id."""
 
 from __future__ import annotations
 

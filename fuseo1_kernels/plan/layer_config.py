@@ -21,7 +21,7 @@ _ANY = 1 << 30
 
 @dataclass(frozen=True)
 class Origin:
-    """Where an output layer comes from: a layer of a model's stack."""
+    """The layer that an output layer is merged from."""
 
     model: str
     stack: Stack

@@ -134,7 +134,7 @@ def make_plan(
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where the output's tensors come from, and the config.json that says so.
+    """The placements of the output's tensors, and the config.json that follows from them.
 
     Attributes:
         placements: the output tensors, in order.

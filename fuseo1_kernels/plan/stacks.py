@@ -31,7 +31,7 @@ _OUTPUT = re.compile(r"lm_head|un_?embed|output_embeddings?|(?:bbox|class|cls)_e
 
 @dataclass(frozen=True)
 class Layer:
-    """Where a tensor stands: `container`.`index``after`."""
+    """The place of a tensor in a stack: `container`.`index``after`."""
 
     container: str
     index: int
