@@ -1,4 +1,4 @@
-"""Makes the config.json of a model whose layers come from other layers, of one model or of several."""
+"""Makes the config files of a model whose layers come from other layers, of one model or of several."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..checkpoint.json_file import dump_object, parse_object
+from ..checkpoint.sidecar import GENERATION_CONFIG
 from ..checkpoint.source import Source
 from ..config.yaml_text import shown
 from ..errors import printable
@@ -53,6 +55,24 @@ def gather_config(
         found.append(f"vision_feature_layer ({shown(layer)}) counts from the first layer")
     problems += [f"model {lender.name}: config.json cannot follow the slices: {p}" for p in found]
     return result
+
+
+def move_alignment_heads(files: dict[str, bytes], layers: Sequence[int]) -> None:
+    """Let Whisper's `alignment_heads`, a list of [layer, head], follow the layers of a sliced decoder.
+
+    Args:
+        files: the output's small files, by name; generation_config.json, if it is there, is replaced.
+        layers: for each of the decoder's layers, its index in the model that it comes from.
+
+    Raises:
+        CheckpointError: generation_config.json is damaged.
+    """
+    settings = parse_object(files.get(GENERATION_CONFIG, b"{}"), GENERATION_CONFIG)
+    heads = settings.get("alignment_heads")
+    if not isinstance(heads, list) or not all(isinstance(h, list) and len(h) == 2 for h in heads):
+        return
+    moved = [[new, head] for new, old in enumerate(layers) for layer, head in heads if layer == old]
+    files[GENERATION_CONFIG] = dump_object(settings | {"alignment_heads": moved})
 
 
 def mixed_layers(number: int, origins: Sequence[Sequence[Origin]]) -> Iterator[str]:
