@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from ..errors import OutputError, printable
+from ..errors import OutputError, first_names
 from .contents import contents_of
 
 _MOUNTS = Path("/proc/self/mountinfo")
@@ -62,7 +62,7 @@ def check_out_dir(
             raise OutputError(
                 f"{out_dir}: exists and is not empty; choose another OUT or --overwrite"
             )
-        own, strange, weights = contents_of(out)
+        own, foreign, weights = contents_of(out)
     except OSError as error:
         raise OutputError(f"{out_dir}: cannot be read ({error.strerror})") from error
     if not weights:
@@ -70,10 +70,10 @@ def check_out_dir(
             f"{out_dir}: does not look like a model, so --overwrite will not delete it;"
             " choose another OUT or remove it yourself"
         )
-    if strange:
+    if foreign:
         raise OutputError(
             f"{out_dir}: --overwrite replaces the files of a model alone, and will not delete"
-            f" {some(strange)}; move that away or choose another OUT"
+            f" {first_names(foreign)}; move that away or choose another OUT"
         )
     return own
 
@@ -90,14 +90,6 @@ def find_obstacles(out_dir: Path, nbytes: int) -> str | None:
     if nbytes > free:
         return f"{out_dir}: no space left: the merged model needs {nbytes} bytes, {free} are free"
     return None
-
-
-def some(names: Sequence[str], most: int = 5) -> str:
-    """Return the first of many names for a message, and how many there are besides."""
-    text = ", ".join(
-        printable(name if len(name) <= 80 else f"{name[:80]}...") for name in names[:most]
-    )
-    return text if len(names) <= most else f"{text} and {len(names) - most} more"
 
 
 def _places(out: Path) -> Iterator[tuple[Path, str]]:

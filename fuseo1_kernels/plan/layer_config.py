@@ -91,7 +91,7 @@ def mixed_layers(number: int, origins: Sequence[Sequence[Origin]]) -> Iterator[s
         kinds = _traits(other[0].stack, section.path)
         for key in [key for key in own if key in kinds]:
             for a, b in zip(first, other, strict=True):
-                if _said(own[key], a) != _said(kinds[key], b):
+                if _trait_of(own[key], a) != _trait_of(kinds[key], b):
                     yield (
                         f"slices[{number}]: {key} of layer {b.index} of model {b.model} is not that of layer "
                         f"{a.index} of model {a.model}; config.json has the latter"
@@ -99,7 +99,7 @@ def mixed_layers(number: int, origins: Sequence[Sequence[Origin]]) -> Iterator[s
                     break
 
 
-def _said(trait: Trait, origin: Origin) -> Sequence[Any]:
+def _trait_of(trait: Trait, origin: Origin) -> Sequence[Any]:
     """Return the trait of a layer, as a list; an empty one of a layer that the model has not."""
     return trait.values[origin.index : origin.index + 1]
 
@@ -129,7 +129,7 @@ def _changes(
     described = {model: own | _traits(each, section.path) for model, each in stacks.items()}
     for key, trait in own.items():
         try:
-            gathered = [value for o in origins for value in _said(described[o.model][key], o)]
+            gathered = [value for o in origins for value in _trait_of(described[o.model][key], o)]
             if len(gathered) < len(origins):
                 raise ValueError("config.json of another model does not say it of all its layers")
             if gathered != list(trait.values):
@@ -138,7 +138,7 @@ def _changes(
             problems.append(f"{key}: {error}")
     problems += _broken_periods({**values, **changes}, origins)
     for model, said in described.items():
-        problems += _unexplained(
+        problems += _undescribed_layers(
             said, values, [o for o in enumerate(origins) if o[1].model == model]
         )
     yield from changes.items()
@@ -168,7 +168,7 @@ def _broken_periods(values: Mapping[str, Any], origins: Sequence[Origin]) -> Ite
                 break
 
 
-def _unexplained(
+def _undescribed_layers(
     said: Mapping[str, Trait], values: Mapping[str, Any], placed: Sequence[tuple[int, Origin]]
 ) -> Iterator[str]:
     """Yield a problem where a model's layers hold different tensors and config.json does not say which layers do.

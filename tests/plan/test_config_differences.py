@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fuseo1_kernels.plan.settings import differing_settings
+from fuseo1_kernels.plan.config_differences import differing_settings
 from support.headers import Models, tensors
 
 YARN = {"factor": 4.0, "original_max_position_embeddings": 32768, "type": "yarn"}
