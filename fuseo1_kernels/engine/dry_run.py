@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.checksums import find_model
-from ..checkpoint.out_dir import check_out_dir, check_place, find_obstacles
-from ..checkpoint.out_name import check_out_name
+from ..checkpoint.out_dir import check_out_dir, check_out_name, check_place, find_obstacles
 from ..checkpoint.partial import is_unfinished, partial_path
 from ..checkpoint.sidecar import Sidecars
 from ..config.schema import MergeConfig
