@@ -10,7 +10,7 @@ from typing import Any
 from ..checkpoint.json_file import dump_object, parse_object
 from ..checkpoint.sidecar import GENERATION_CONFIG
 from ..checkpoint.source import Source
-from ..config.yaml_text import shown
+from ..config.yaml_text import short_yaml
 from ..errors import printable
 from .layer_counts import Section, tower
 from .layer_traits import PERIODS, Trait, period, traits
@@ -52,7 +52,7 @@ def gather_config(
     layer = config.get("vision_feature_layer")
     of_towers = tower(stack.container) == "vision"
     if of_towers and not (layer is None or (type(layer) is int and layer < 0)):
-        found.append(f"vision_feature_layer ({shown(layer)}) counts from the first layer")
+        found.append(f"vision_feature_layer ({short_yaml(layer)}) counts from the first layer")
     problems += [f"model {lender.name}: config.json cannot follow the slices: {p}" for p in found]
     return result
 
@@ -162,7 +162,7 @@ def _broken_periods(values: Mapping[str, Any], origins: Sequence[Origin]) -> Ite
         for index, origin in enumerate(origins):
             if (index - origin.index) % every:
                 yield (
-                    f"{key} ({shown(values[key])}) goes by the layer's index: "
+                    f"{key} ({short_yaml(values[key])}) goes by the layer's index: "
                     f"layer {origin.index} of model {origin.model} cannot be layer {index}"
                 )
                 break
