@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..checkpoint.config_sections import change_section
 from ..checkpoint.json_file import dump_object, parse_object
 from ..checkpoint.sidecar import GENERATION_CONFIG
 from ..checkpoint.source import Source
@@ -48,7 +49,7 @@ def gather_config(
     if not stack.sections:
         found.append(f"it does not tell how many layers {printable(stack.container)} has")
     for section in stack.sections:
-        _put(result, section.path, dict(_changes(section, stack, origins, found)))
+        change_section(result, section.path, dict(_changes(section, stack, origins, found)))
     layer = config.get("vision_feature_layer")
     of_towers = tower(stack.container) == "vision"
     if of_towers and not (layer is None or (type(layer) is int and layer < 0)):
@@ -102,14 +103,6 @@ def mixed_layers(number: int, origins: Sequence[Sequence[Origin]]) -> Iterator[s
 def _trait_of(trait: Trait, origin: Origin) -> Sequence[Any]:
     """Return the trait of a layer, as a list; an empty one of a layer that the model has not."""
     return trait.values[origin.index : origin.index + 1]
-
-
-def _put(config: dict[str, Any], path: Sequence[str], changes: Mapping[str, Any]) -> None:
-    """Change the mapping at `path`, and none that another config shares."""
-    for key in path:
-        config[key] = dict(config[key])
-        config = config[key]
-    config.update(changes)
 
 
 def _changes(
