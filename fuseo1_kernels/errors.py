@@ -60,6 +60,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
+def mib(nbytes: int) -> str:
+    """Return a number of bytes in MiB, rounded up."""
+    return f"{-(-nbytes // (1 << 20))} MiB"
+
+
 def printable(name: str) -> str:
     """Return a tensor's name for a message: quoted and escaped if it has unprintable characters, such as newlines."""
     return name if name.isprintable() else repr(name)
