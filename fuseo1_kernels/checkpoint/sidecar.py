@@ -48,14 +48,25 @@ def sidecar_files(
 ) -> Sidecars:
     """Return the files to put beside the weights.
 
-    `base` is the base or, in a merge without one, another of its models; `tokenizer` the model that lends its
-    tokenizer (None: the base). config.json is `config` (the base's, with what the plan changed; {}: none) with
-    `out_dtype` ("bfloat16", ...), with the lender's ids of special tokens and, if given, `vocab_size`; and without
-    quantization_config, as merged weights are not quantized. The tokenizer's files and generation_config.json come
-    from the lender, everything else from the base (companions.py), byte for byte, except that `tokenizer_overrides`
-    replace keys of tokenizer_config.json, and `chat_template` (Jinja text, or "auto": the most common one of
-    `sources`, the first on a tie) replaces the template in every file that has it. Raises CheckpointError or
-    ConfigError.
+    The tokenizer's files and generation_config.json come from the tokenizer's lender, everything else from the base
+    (companions.py), byte for byte but for what the arguments change. config.json loses its quantization_config, as
+    merged weights are not quantized, and gets the lender's ids of special tokens.
+
+    Args:
+        base: the base or, in a merge without one, another of its models.
+        tokenizer: the model that lends its tokenizer; None: the base.
+        tokenizer_overrides: new values of keys of tokenizer_config.json.
+        chat_template: the template for every file that has one: Jinja text, or "auto", the most common one of
+            `sources` (the first on a tie); None: the lender's.
+        sources: the merged models.
+        out_dtype: the dtype that config.json states: "bfloat16", ...
+        config: the base's config.json, with what the plan changed; {}: none is written.
+        vocab_size: the number of rows of the embeddings; None: as `config` has it.
+        copy_tokenizer: whether the tokenizer's files go along.
+
+    Raises:
+        CheckpointError: a file is damaged, or the lender lacks files that are asked for.
+        ConfigError: the config asks for a tokenizer or a chat template, and `copy_tokenizer` is false.
     """
     if not copy_tokenizer and (tokenizer is not None or tokenizer_overrides or chat_template):
         raise ConfigError(
