@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 from .backends.registry import backend_states
-from .terminal import standard_streams
+from .cli.terminal import standard_streams
 from .version import __version__
 
 _PACKAGES = ("torch", "numpy", "huggingface_hub", "pydantic")

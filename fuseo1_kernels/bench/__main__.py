@@ -5,17 +5,18 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
+from ..cli.interruption import Interruption
+from ..cli.terminal import say
 from ..errors import MergeError, counted
-from ..terminal import say, standard_streams
 from .arguments import make_parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, 1 for an error or --fail-below, 130 if interrupted."""
-    with standard_streams("fuseo1-bench"):
-        return _main(argv)
+    """Run the command line; returns the exit code: 0, 1 for an error or --fail-below, 130 or 143 if interrupted."""
+    return Interruption("fuseo1-bench").run(partial(_main, argv))
 
 
 def _main(argv: list[str] | None) -> int:
@@ -31,9 +32,6 @@ def _main(argv: list[str] | None) -> int:
     except MemoryError:
         say("fuseo1-bench: error: out of memory; choose a smaller --shape or fewer --targets")
         return 1
-    except KeyboardInterrupt:
-        say("fuseo1-bench: interrupted")
-        return 130
 
 
 def _bench(options: argparse.Namespace) -> int:
@@ -71,7 +69,8 @@ def _bench(options: argparse.Namespace) -> int:
     if comparison:
         text.append(comparison.text())
     # Standard output is for the JSON, where that is asked for.
-    print("\n\n".join(text), file=sys.stderr if options.json == "-" else sys.stdout)
+    for line in "\n\n".join(text).splitlines():
+        say(line, stream=sys.stderr if options.json == "-" else sys.stdout)
     if options.json:
         _write(options.json, now.dumps())
     if comparison is None or options.fail_below is None:

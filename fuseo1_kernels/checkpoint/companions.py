@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ..errors import CheckpointError
 from .files import read_bytes, reading
+from .layout import FORMATS
 
 #: The files of a tokenizer, chat templates among them. Its Python files are those that its `auto_map` names.
 _TOKENIZER = re.compile(
@@ -22,7 +23,8 @@ _TOKENIZER = re.compile(
     r"|dict\..*txt|bpe\.codes|[^/]*\.(tiktoken|model|spm|bpe)|chat_template.*|additional_chat_templates/.*"
 )
 _WEIGHTS = (
-    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".h5", ".msgpack", ".ot"),
+    *{Path(single).suffix for single, _ in FORMATS},
+    *(".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".h5", ".msgpack", ".ot"),
     *(".onnx", ".onnx_data", ".onnx.data", ".npz", ".npy", ".pkl", ".pickle", ".tflite", ".nemo"),
     *(".distcp", ".mlmodel"),
 )

@@ -19,8 +19,10 @@ from .json_file import read_object
 from .layout import FORMATS, read_weight_map
 
 _WEIGHTS = re.compile(
-    r"(model|pytorch_model)(-\d{5,6}-of-\d{5,6})?\.(safetensors|bin)"
-    r"|(model\.safetensors|pytorch_model\.bin)\.index\.json"
+    "|".join(
+        rf"{Path(single).stem}(-\d{{5,6}}-of-\d{{5,6}})?\{Path(single).suffix}|{re.escape(index)}"
+        for single, index in FORMATS
+    )
 )
 
 #: Files beside the weights, by their paths in the directory.

@@ -14,7 +14,7 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any, NoReturn
 
-from ..terminal import say, say_json, shown, standard_streams
+from .terminal import say, say_json, shown, standard_streams
 
 #: Seconds that a command may take to end: a download does not let itself be interrupted.
 _PATIENCE = 10.0

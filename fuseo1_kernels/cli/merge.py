@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from ..backends.registry import BACKENDS, first_that_runs
 from ..engine.tuning import DEFAULT_TUNING, Tuning
 from ..errors import BackendError, ConfigError, MergeError
-from ..terminal import say
 from .arguments import check_order, make_parser
 from .interruption import Interruption
 from .report import (
@@ -25,6 +24,7 @@ from .report import (
     print_json,
     print_lines,
 )
+from .terminal import say
 
 if TYPE_CHECKING:
     from ..engine.options import MergeOptions

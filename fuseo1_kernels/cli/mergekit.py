@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..errors import MergeError
-from ..terminal import say
+from .terminal import say
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -9,7 +9,7 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-from ..terminal import say
+from .terminal import say
 
 _SECONDS_BETWEEN_LINES = 10.0
 

@@ -6,7 +6,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from ..terminal import as_message, say, say_json, shown
+from .terminal import as_message, say, say_json, shown
 
 if TYPE_CHECKING:
     from ..engine.dry_run import DryRun

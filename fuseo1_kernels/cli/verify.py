@@ -7,11 +7,11 @@ import os
 from functools import partial
 
 from ..errors import MergeError
-from ..terminal import say
 from ..version import __version__
 from .interruption import Interruption
 from .parser import Parser
 from .report import describe_system_error, print_error, print_json, print_lines
+from .terminal import say
 
 _EXAMPLES = """\
 examples:

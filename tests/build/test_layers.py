@@ -16,21 +16,10 @@ from support.paths import ROOT, TESTS
 
 PACKAGE = "fuseo1_kernels"
 
-#: From the bottom up. Each may import what stands on the lines above its own, and nothing else of the package.
-LAYERS = (
-    {"errors", "version"},
-    {"system", "terminal"},
-    {"backends"},
-    {"methods"},
-    {"config", "checkpoint"},
-    {"plan"},
-    {"engine", "in_memory"},
-    {"integrations"},
-    {"cli", "bench"},
-    {"merge", "verify", "mergekit", "torch_ops", "__main__", "__init__"},  # doors
-)
+ROOM = "the root"
 
-#: csrc/cpu, in the same way: the kernels, compiled once for every instruction set, know neither surveys nor threads.
+#: csrc/cpu, from the bottom up: each may include what stands on the lines above its own. The kernels, compiled once for
+#: every instruction set, know neither surveys nor threads.
 CPU_LAYERS = (
     {"fuseo1", "arithmetic"},
     {"kernels"},
@@ -85,15 +74,52 @@ def arrows() -> dict[str, set[str]]:
     return found
 
 
-def test_every_part_has_its_layer() -> None:
-    assert {name.partition(".")[0] for name in modules()} == set(ranks(LAYERS))
+@cache
+def table() -> dict[str, set[str]]:
+    """The folders and modules of docs/design.md's table, and what each may import by its last column."""
+    text = (ROOT / "docs/design.md").read_text(encoding="utf-8")
+    section = text.partition("## The folders")[2].partition("##")[0]
+    rows = re.findall(r"^\| (.+?) \|.*\| (.+?) \|$", section, re.M)[1:]
+    named = {row: re.findall(r"`([\w/]+)`", row) or [row] for row, _ in rows}
+    ground = set(named[rows[0][0]])
+    allowed: dict[str, set[str]] = {}
+    for row, imports in rows:
+        given = re.findall(r"`([\w/]+)`", imports)
+        for name in named[row]:
+            own = {f"{name}/{folder.rstrip('/')}" for folder in given if folder.endswith("/")}
+            others = {folder for folder in given if not folder.endswith("/")}
+            # What a folder's parts import is theirs alone.
+            inherited = set().union(
+                *(allowed[o] - {p for p in allowed if p.startswith(f"{o}/")} for o in others)
+            )
+            allowed[name] = ground | own | others | inherited
+    return allowed
+
+
+def room(module: str) -> str:
+    """The row of the table in which a module stands."""
+    parts = module.split(".")
+    for name in ("/".join(parts[:2]), parts[0]):
+        if name in table():
+            return name
+    return ROOM
+
+
+def test_every_folder_is_in_the_table() -> None:
+    folders = {path.name for path in (ROOT / PACKAGE).iterdir() if (path / "__init__.py").exists()}
+    assert folders <= table().keys()
+    assert {name for name in table() if "/" not in name} - {ROOM} == folders | table()["backends"]
+    doors = re.search(r"^\| the root \| (.+?) \|", (ROOT / "docs/design.md").read_text(), re.M)
+    assert doors is not None
+    modules_at_root = {name for name in modules() if room(name) == ROOM} - {"__init__", "__main__"}
+    assert modules_at_root == {*re.findall(r"`(\w+)`", doors[1])}
 
 
 @pytest.mark.parametrize("name", sorted(modules()))
-def test_imports_point_down(name: str) -> None:
-    rank, mine = ranks(LAYERS), name.partition(".")[0]
-    others = {module.partition(".")[0] for module in arrows()[name]} - {mine}
-    assert {other for other in others if rank[other] >= rank[mine]} == set()
+def test_imports_are_those_of_the_table(name: str) -> None:
+    mine = room(name)
+    others = {room(module) for module in arrows()[name]} - {mine}
+    assert others - table()[mine] == set()
 
 
 def test_there_is_no_circle() -> None:

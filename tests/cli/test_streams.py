@@ -18,8 +18,8 @@ import pytest
 
 from fuseo1_kernels.cli import merge
 from fuseo1_kernels.cli.progress import TerminalProgress, make_progress
+from fuseo1_kernels.cli.terminal import standard_streams
 from fuseo1_kernels.cli.verify import main as verify
-from fuseo1_kernels.terminal import standard_streams
 from support.models import Family, read_model
 from support.processes import MERGE, done, environment, run, spawn
 from support.refusals import one_layer_family

@@ -10,7 +10,7 @@ from io import StringIO
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuseo1_kernels.terminal import MOST, as_message, shown, standard_streams
+from fuseo1_kernels.cli.terminal import MOST, as_message, shown, standard_streams
 
 texts = st.text(st.characters(), max_size=60) | st.text(st.characters(), min_size=1).map(
     lambda text: text * 700

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
-from .errors import counted
+from ..errors import counted
 
 #: The most characters of a message, and of each of its lines where it has several.
 MOST, MOST_OF_A_LINE = 2000, 500
