@@ -2,7 +2,7 @@
 
 import difflib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 
@@ -60,6 +60,19 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
+def mib(nbytes: int) -> str:
+    """Return a number of bytes in MiB, rounded up."""
+    return f"{-(-nbytes // (1 << 20))} MiB"
+
+
 def printable(name: str) -> str:
     """Return a tensor's name for a message: quoted and escaped if it has unprintable characters, such as newlines."""
     return name if name.isprintable() else repr(name)
+
+
+def first_names(names: Sequence[str], most: int = 5) -> str:
+    """Return the first of many names for a message, and how many there are besides."""
+    text = ", ".join(
+        printable(name if len(name) <= 80 else f"{name[:80]}...") for name in names[:most]
+    )
+    return text if len(names) <= most else f"{text} and {len(names) - most} more"

@@ -29,7 +29,7 @@ _WEIGHTS = (
     *(".distcp", ".mlmodel"),
 )
 #: With adapter_config.json, transformers would load an adapter instead of the merged weights.
-_REMAINS = ("adapter_config.json", "trainer_state.json", "events.out.tfevents.*")
+_TRAINING_FILES = ("adapter_config.json", "trainer_state.json", "events.out.tfevents.*")
 #: Folders beside the weights that hold the same model once more, or the history of its training.
 OTHER_FOLDERS = (
     *("checkpoint-*", "global_step*", "runs", "wandb", "logs", "onnx", "openvino", "original"),
@@ -136,7 +136,7 @@ def _reason(name: str, entry: os.DirEntry[str]) -> str | None:
         name.encode("utf-8")
     except UnicodeEncodeError:
         return "its name is not UTF-8"
-    if any(fnmatchcase(entry.name, pattern) for pattern in _REMAINS):
+    if any(fnmatchcase(entry.name, pattern) for pattern in _TRAINING_FILES):
         return "is not part of a model"
     if _is_folder(entry, name):
         if entry.is_symlink():

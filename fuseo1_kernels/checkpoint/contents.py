@@ -43,13 +43,13 @@ _FOLDERS = re.compile(r"additional_chat_templates|\d+_[A-Z]\w*|\.cache(/huggingf
 
 
 class Contents(NamedTuple):
-    """What a directory holds, by path in it: a model's own files and folders, and what is none (folders end in "/").
+    """The content of a directory, by path: a model's own files and folders, and foreign ones (folders end in "/").
 
     `own` is in an order in which it can be deleted. `weights`: some of it are weights, or the record of a merge.
     """
 
     own: list[str]
-    strange: list[str]
+    foreign: list[str]
     weights: bool
 
 
@@ -58,7 +58,7 @@ def contents_of(directory: Path) -> Contents:
     listed = {checksums.FILE, *_listed(directory)}
     folders = {str(folder) for name in listed for folder in Path(name).parents}
     own: list[str] = []
-    strange: list[str] = []
+    foreign: list[str] = []
 
     def visit(folder: str) -> None:
         for entry in sorted(os.scandir(directory / folder), key=lambda entry: entry.name):
@@ -68,17 +68,17 @@ def contents_of(directory: Path) -> Contents:
                     visit(f"{path}/")
                     own.append(f"{path}/")
                 else:
-                    strange.append(f"{path}/")
+                    foreign.append(f"{path}/")
             elif (entry.is_symlink() or entry.is_file()) and (
                 path in listed or _WEIGHTS.fullmatch(path) or _SMALL.fullmatch(path)
             ):
                 own.append(path)
             else:
-                strange.append(path)
+                foreign.append(path)
 
     visit("")
     return Contents(
-        own, strange, any(name == checksums.FILE or _WEIGHTS.fullmatch(name) for name in own)
+        own, foreign, any(name == checksums.FILE or _WEIGHTS.fullmatch(name) for name in own)
     )
 
 

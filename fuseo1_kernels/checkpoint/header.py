@@ -190,7 +190,7 @@ def _metadata(file: Path, value: Any) -> dict[str, str]:
 
 
 class _Kind(NamedTuple):
-    """What tensors of one dtype and shape share."""
+    """Properties that tensors of one dtype and shape share."""
 
     dtype: str
     shape: tuple[int, ...]

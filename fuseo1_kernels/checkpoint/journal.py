@@ -36,7 +36,7 @@ class TensorRecord(NamedTuple):
 
 
 class _Line(BaseModel):
-    """What a line of the journal may hold."""
+    """The schema of a line of the journal."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 

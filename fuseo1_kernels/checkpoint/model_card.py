@@ -28,10 +28,19 @@ def model_card(
     versions: Mapping[str, str],
     license: Mapping[str, str],
 ) -> bytes:
-    """Return the content of the card.
+    """Return the card's content, in UTF-8.
 
-    A merge without a base has only `targets`. Only hub ids go into the front matter: the hub refuses a card whose
-    base_model is a local path. `license` is the sources' common one, as read_license returns it; {} if there is none.
+    Only hub ids go into its front matter: the hub refuses a card whose base_model is a local path.
+
+    Args:
+        name: the merged model's name.
+        recipe_yaml: the merge's config.
+        base: the base's hub id or name; None for a merge without one.
+        targets: those of the other models.
+        method: the merge method.
+        dtype: the dtype of most merged elements, by torch's name.
+        versions: version by program.
+        license: the sources' common one, as `read_license` returns it; {} if there is none.
     """
     models = [*([] if base is None else [base]), *targets]
     repos = [split[0] for split in map(split_hub_id, models) if split]

@@ -30,7 +30,7 @@ class _Entry(Generic[_File]):
 
 
 class OpenFiles(Generic[_File]):
-    """Open files by key. A file in use is never closed, so there can be more than the limit. For any thread."""
+    """Open files by key. A file in use is never closed, so there can be more than the limit. Thread-safe."""
 
     def __init__(self, before_closing: Callable[[_File], None] | None = None) -> None:
         """`before_closing` is called with a file that is closed to make room; another one will be opened later."""
@@ -61,10 +61,10 @@ class OpenFiles(Generic[_File]):
             with self._lock:
                 entry.users -= 1
 
-    def close(self, chosen: Callable[[Hashable], bool] = lambda key: True) -> None:
-        """Close the files whose keys are `chosen`, which nobody uses any more; all, even if an error is raised."""
+    def close(self, matches: Callable[[Hashable], bool] = lambda key: True) -> None:
+        """Close the files whose keys match; all of them, even if an error is raised. Nobody may use them any more."""
         with self._lock, ExitStack() as stack:
-            for key in [key for key in self._entries if chosen(key)]:
+            for key in [key for key in self._entries if matches(key)]:
                 stack.callback(self._entries.pop(key).file.close)
 
     def _make_room(self) -> None:

@@ -11,10 +11,24 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from ..errors import OutputError, printable
+from ..errors import OutputError, first_names
 from .contents import contents_of
 
 _MOUNTS = Path("/proc/self/mountinfo")
+# Linux's limits in bytes: of a name, and of a path; the files of a model have to fit into it too.
+_MOST_OF_A_NAME, _MOST_OF_A_PATH = 255, 4095 - 255
+
+
+def check_out_name(out_dir: str | os.PathLike[str]) -> None:
+    """Raise OutputError if `out_dir`, or OUT.partial beside it, has too long a name for the file system."""
+    path = os.path.abspath(out_dir)
+    *above, name = path.split(os.sep)
+    longest = max(len(os.fsencode(part)) for part in (*above, f"{name}.partial"))
+    if longest > _MOST_OF_A_NAME or len(os.fsencode(path)) > _MOST_OF_A_PATH:
+        raise OutputError(
+            f"{out_dir}: is too long: the merge is made in a directory beside it that is called like it and ends in"
+            f" .partial, and a name has at most {_MOST_OF_A_NAME} bytes, a path {_MOST_OF_A_PATH}"
+        )
 
 
 def check_place(out_dir: str | os.PathLike[str]) -> Path:
@@ -62,7 +76,7 @@ def check_out_dir(
             raise OutputError(
                 f"{out_dir}: exists and is not empty; choose another OUT or --overwrite"
             )
-        own, strange, weights = contents_of(out)
+        own, foreign, weights = contents_of(out)
     except OSError as error:
         raise OutputError(f"{out_dir}: cannot be read ({error.strerror})") from error
     if not weights:
@@ -70,10 +84,10 @@ def check_out_dir(
             f"{out_dir}: does not look like a model, so --overwrite will not delete it;"
             " choose another OUT or remove it yourself"
         )
-    if strange:
+    if foreign:
         raise OutputError(
             f"{out_dir}: --overwrite replaces the files of a model alone, and will not delete"
-            f" {some(strange)}; move that away or choose another OUT"
+            f" {first_names(foreign)}; move that away or choose another OUT"
         )
     return own
 
@@ -90,14 +104,6 @@ def find_obstacles(out_dir: Path, nbytes: int) -> str | None:
     if nbytes > free:
         return f"{out_dir}: no space left: the merged model needs {nbytes} bytes, {free} are free"
     return None
-
-
-def some(names: Sequence[str], most: int = 5) -> str:
-    """Return the first of many names for a message, and how many there are besides."""
-    text = ", ".join(
-        printable(name if len(name) <= 80 else f"{name[:80]}...") for name in names[:most]
-    )
-    return text if len(names) <= most else f"{text} and {len(names) - most} more"
 
 
 def _places(out: Path) -> Iterator[tuple[Path, str]]:

@@ -20,12 +20,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..errors import OutputError
+from ..errors import OutputError, first_names
 from .contents import contents_of
 from .files import close_quietly
 from .identity import MergeIdentity
 from .journal import Journal, read_mark
-from .out_dir import some
 from .owned import (
     check_own_files,
     exists,
@@ -111,13 +110,15 @@ class Partial:
                 if name == _MODEL and not self.published:
                     remove_tree(name, self._handle)
                 elif exists(name, self._handle):
-                    own, strange, _ = contents_of(self.path / name)
-                    kept += [f"{name}/{entry}" for entry in strange]
+                    own, foreign, _ = contents_of(self.path / name)
+                    kept += [f"{name}/{entry}" for entry in foreign]
                     remove_tree(name, self._handle, own)
             except OSError:
                 stuck.append(self.path / name)
         if kept:
-            text = f"{self.path} holds {some(kept)}, which is no part of a model; move it away"
+            text = (
+                f"{self.path} holds {first_names(kept)}, which is no part of a model; move it away"
+            )
             warnings.warn(text, stacklevel=2)
         elif stuck:
             warnings.warn(f"{stuck[0]} could not be deleted; remove it", stacklevel=2)
@@ -249,7 +250,7 @@ def _check_names(path: Path, handle: int) -> list[str]:
     if names and _JOURNAL not in names:
         raise OutputError(
             f"{path}: is where the merge would be made, but something else is there,"
-            f" {some(names)}; move it away or choose another OUT"
+            f" {first_names(names)}; move it away or choose another OUT"
         )
     return names
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from ..errors import CheckpointError, ConfigError, printable
 from .companions import Companions, find_companions, is_tokenizers
+from .config_sections import TEXT_CONFIGS, change_section, section_at
 from .custom_code import find_code
 from .files import read_bytes
 from .json_file import dump_object, parse_object, read_object
@@ -20,8 +21,6 @@ CHAT_TEMPLATE, CHAT_TEMPLATE_JSON = "chat_template.jinja", "chat_template.json"
 
 #: Keys of config.json that belong to the tokenizer.
 _TOKEN_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
-#: Parts of config.json that describe the language model of a model for several kinds of input.
-_TEXT_CONFIGS = ("text_config", "llm_config", "language_config")
 # The most files that a note lists.
 _SHOWN = 10
 # Bytes of one Python file.
@@ -49,14 +48,25 @@ def sidecar_files(
 ) -> Sidecars:
     """Return the files to put beside the weights.
 
-    `base` is the base or, in a merge without one, another of its models; `tokenizer` the model that lends its
-    tokenizer (None: the base). config.json is `config` (the base's, with what the plan changed; {}: none) with
-    `out_dtype` ("bfloat16", ...), with the lender's ids of special tokens and, if given, `vocab_size`; and without
-    quantization_config, as merged weights are not quantized. The tokenizer's files and generation_config.json come
-    from the lender, everything else from the base (companions.py), byte for byte, except that `tokenizer_overrides`
-    replace keys of tokenizer_config.json, and `chat_template` (Jinja text, or "auto": the most common one of
-    `sources`, the first on a tie) replaces the template in every file that has it. Raises CheckpointError or
-    ConfigError.
+    The tokenizer's files and generation_config.json come from the tokenizer's lender, everything else from the base
+    (companions.py), byte for byte but for what the arguments change. config.json loses its quantization_config, as
+    merged weights are not quantized, and gets the lender's ids of special tokens.
+
+    Args:
+        base: the base or, in a merge without one, another of its models.
+        tokenizer: the model that lends its tokenizer; None: the base.
+        tokenizer_overrides: new values of keys of tokenizer_config.json.
+        chat_template: the template for every file that has one: Jinja text, or "auto", the most common one of
+            `sources` (the first on a tie); None: the lender's.
+        sources: the merged models.
+        out_dtype: the dtype that config.json states: "bfloat16", ...
+        config: the base's config.json, with what the plan changed; {}: none is written.
+        vocab_size: the number of rows of the embeddings; None: as `config` has it.
+        copy_tokenizer: whether the tokenizer's files go along.
+
+    Raises:
+        CheckpointError: a file is damaged, or the lender lacks files that are asked for.
+        ConfigError: the config asks for a tokenizer or a chat template, and `copy_tokenizer` is false.
     """
     if not copy_tokenizer and (tokenizer is not None or tokenizer_overrides or chat_template):
         raise ConfigError(
@@ -156,19 +166,18 @@ def _config(config: Mapping[str, Any], out_dtype: str) -> dict[str, Any]:
 
 def _adopt_token_ids(config: dict[str, Any], lenders: Mapping[str, Any]) -> None:
     """Set the ids of special tokens to those in the lender's config.json, as far as it has them."""
-    config |= {key: lenders[key] for key in _TOKEN_KEYS if key in lenders}
-    for name in _TEXT_CONFIGS:
-        part, lent = config.get(name), lenders.get(name)
-        if isinstance(part, dict) and isinstance(lent, dict):
-            config[name] = part | {key: lent[key] for key in _TOKEN_KEYS if key in lent}
+    for path in ((), *TEXT_CONFIGS):
+        lent = section_at(lenders, path)
+        if lent is not None and section_at(config, path) is not None:
+            change_section(config, path, {key: lent[key] for key in _TOKEN_KEYS if key in lent})
 
 
 def _set_vocab_size(config: dict[str, Any], rows: int) -> None:
     """Set the vocabulary's size wherever config.json states that of the language model."""
-    parts = [name for name in _TEXT_CONFIGS if isinstance(config.get(name), dict)]
-    for name in parts:
-        config[name] = config[name] | {"vocab_size": rows}
-    if "vocab_size" in config or not parts:
+    paths = [path for path in TEXT_CONFIGS if section_at(config, path) is not None]
+    for path in paths:
+        change_section(config, path, {"vocab_size": rows})
+    if "vocab_size" in config or not paths:
         config["vocab_size"] = rows
 
 

@@ -1,4 +1,4 @@
-"""Which token a model means by which id: rows of embeddings are merged by id."""
+"""Reads a model's vocabulary and compares it with another's: rows of embeddings are merged by id."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class Vocabulary(NamedTuple):
     def find_conflict(self, other: Vocabulary, rows: int | None) -> str | None:
         """Return, in words, an id that means two tokens, or a token of two ids; None if there is neither.
 
-        Ids from `rows` on have no row in the merged embeddings. A token that only one of the models has is no
-        conflict, nor is another name for a placeholder.
+        Ids from `rows` on have no row in the merged embeddings, and are not compared; with None every id has one. A
+        token that only one of the models has is no conflict, nor is another name for a placeholder.
         """
         if self.kind != other.kind:
             return None

@@ -9,6 +9,8 @@ import re
 from decimal import Decimal
 
 from ..backends.registry import BACKENDS, GPU_BACKENDS
+from ..config.recipes import find_recipe
+from ..errors import ConfigError
 from ..methods.nonfinite import NONFINITE
 from ..version import __version__
 from .mergekit_flags import add_mergekit_flags
@@ -213,3 +215,16 @@ def make_parser() -> argparse.ArgumentParser:
     add("--quiet", "-q", action="store_true", help="no progress, no notes and no summary")
     add_mergekit_flags(parser)
     return parser
+
+
+def check_order(config: str, out: str | None) -> None:
+    """Raise ConfigError if OUT, not CONFIG, is what names a config."""
+    if out is None or find_recipe(config) is not None:
+        return
+    place = os.path.expanduser(config)
+    if os.path.isdir(place) or not os.path.exists(place):
+        is_recipe = find_recipe(out) is not None and not os.path.exists(out)
+        if is_recipe or (os.path.isfile(out) and out.endswith((".yaml", ".yml"))):
+            raise ConfigError(
+                f"{config}: is no config, but {out} is: CONFIG comes first, then OUT, the directory of the merged model"
+            )

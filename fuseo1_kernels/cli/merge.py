@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING
 from ..backends.registry import BACKENDS, first_that_runs
 from ..engine.tuning import DEFAULT_TUNING, Tuning
 from ..errors import BackendError, ConfigError, MergeError
-from .arguments import make_parser
+from .arguments import check_order, make_parser
 from .interruption import Interruption
-from .mixed_up import check_order
 from .report import (
     describe_plan,
     describe_result,

@@ -1,4 +1,4 @@
-"""What a person reads: no name acts on the terminal, no message is endless, no closed or full stream ends a merge."""
+"""Prints messages: escapes names, bounds their length, survives closed and full streams."""
 
 from __future__ import annotations
 

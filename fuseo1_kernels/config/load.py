@@ -14,7 +14,7 @@ from ..errors import ConfigError
 from ..methods import METHODS
 from .recipes import find_recipe, nearest_recipe
 from .schema import MergeConfig
-from .yaml_text import read_yaml, shown
+from .yaml_text import read_yaml, short_yaml
 
 # Messages for missing keys.
 _REQUIRED = {
@@ -75,7 +75,7 @@ def parse_config(data: Mapping[str, Any], name: str = "config") -> MergeConfig:
     """Return the config in the mapping `data`. Raises ConfigError; messages begin with `name`."""
     if not isinstance(data, Mapping):
         raise ConfigError(
-            f"{name}: must be a mapping of keys such as merge_method, not {shown(data)}"
+            f"{name}: must be a mapping of keys such as merge_method, not {short_yaml(data)}"
         )
     try:
         return MergeConfig.model_validate(dict(data))
@@ -89,7 +89,7 @@ def parse_config(data: Mapping[str, Any], name: str = "config") -> MergeConfig:
 def _problem(detail: ErrorDetails) -> str:
     """Return the message for one of pydantic's errors: the key's path and a remedy."""
     path = "".join(
-        f"[{key}]" if isinstance(key, int) else f".{key if key.isprintable() else shown(key)}"
+        f"[{key}]" if isinstance(key, int) else f".{key if key.isprintable() else short_yaml(key)}"
         for key in detail["loc"]
     )
     kind, key = detail["type"], str(detail["loc"][-1]) if detail["loc"] else ""
@@ -98,7 +98,7 @@ def _problem(detail: ErrorDetails) -> str:
     elif kind == "missing":
         text = _REQUIRED.get(key, "is required")
     elif kind in _MUST_BE:
-        text = f"must be {_MUST_BE[kind]}, not {shown(detail['input'])}"
+        text = f"must be {_MUST_BE[kind]}, not {short_yaml(detail['input'])}"
     else:
         text = detail["msg"]
     return f"{path.lstrip('.')}: {text}" if path else text

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..methods.method import Scalar
-from .yaml_text import shown
+from .yaml_text import short_yaml
 
 Gradient = tuple[Scalar, ...]
 
@@ -148,21 +148,25 @@ def _scalar_or_gradient(raw: Any) -> Scalar | Gradient:
 
 def _scalar(raw: Any) -> Scalar:
     if isinstance(raw, int) and abs(raw) > sys.float_info.max:
-        raise ValueError(f"is too large a number: {shown(raw)}")
+        raise ValueError(f"is too large a number: {short_yaml(raw)}")
     if isinstance(raw, (bool, int, float, str)):
         return raw
-    raise ValueError(f"must be a value, a list of values or a list of filters, not {shown(raw)}")
+    raise ValueError(
+        f"must be a value, a list of values or a list of filters, not {short_yaml(raw)}"
+    )
 
 
 def _condition(raw: Any) -> Condition:
     if not isinstance(raw, Mapping):
-        raise ValueError(f"mixes filters with the plain value {shown(raw)}: use one or the other")
+        raise ValueError(
+            f"mixes filters with the plain value {short_yaml(raw)}: use one or the other"
+        )
     if "value" not in raw or not raw.keys() <= {"filter", "value"}:
-        keys = ", ".join(map(shown, raw)) or "none"
+        keys = ", ".join(map(short_yaml, raw)) or "none"
         raise ValueError(f"a filter takes the keys `filter` and `value`, not: {keys}")
     pattern = raw.get("filter")
     if not (pattern is None or (isinstance(pattern, str) and pattern.isprintable())):
-        raise ValueError(f"`filter` must be a part of a tensor's name, not {shown(pattern)}")
+        raise ValueError(f"`filter` must be a part of a tensor's name, not {short_yaml(pattern)}")
     return Condition(pattern, _scalar_or_gradient(raw["value"]))
 
 

@@ -37,7 +37,7 @@ from .types import (
     Parameters,
     TokenizerSource,
 )
-from .yaml_text import dump_yaml, shown
+from .yaml_text import dump_yaml, short_yaml
 
 
 class _Section(BaseModel):
@@ -55,7 +55,7 @@ class _Section(BaseModel):
             return data
         if not isinstance(data, Mapping):
             keys = ", ".join(cls.model_fields)
-            raise ValueError(f"must be a mapping with the keys {keys}, not {shown(data)}")
+            raise ValueError(f"must be a mapping with the keys {keys}, not {short_yaml(data)}")
         problems = [cls._unknown(key) for key in data if key not in cls.model_fields]
         if problems:
             raise ValueError("; ".join(problems))
@@ -65,8 +65,8 @@ class _Section(BaseModel):
     def _unknown(cls, key: Any) -> str:
         if key in cls.not_yet:
             return f"mergekit has the key {key!r}; not in fuseo1-kernels yet{cls.not_yet[key]}"
-        word = key if isinstance(key, str) else shown(key)
-        return f"unknown key {shown(key)}{did_you_mean(word, cls.model_fields)}"
+        word = key if isinstance(key, str) else short_yaml(key)
+        return f"unknown key {short_yaml(key)}{did_you_mean(word, cls.model_fields)}"
 
 
 class InputModel(_Section):

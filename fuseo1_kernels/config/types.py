@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, PlainSerializer, PlainValidator
 
 from .parameter_values import Setting, parse_setting, setting_as_data
-from .yaml_text import shown
+from .yaml_text import short_yaml
 
 # More than any model has, and few enough to enumerate.
 _MAX_LAYERS = 10_000
@@ -48,7 +48,7 @@ def _dtype(value: Any) -> str | None:
         return _DTYPES[name]
     if name in ("float64", "int64"):
         raise ValueError(f"mergekit has {name}; not in fuseo1-kernels yet")
-    raise ValueError(f"must be bfloat16, float16 or float32, not {shown(value)}")
+    raise ValueError(f"must be bfloat16, float16 or float32, not {short_yaml(value)}")
 
 
 def _layer_range(value: Any) -> tuple[int, int]:
@@ -57,7 +57,7 @@ def _layer_range(value: Any) -> tuple[int, int]:
         if type(first) is int and type(end) is int and 0 <= first < end <= _MAX_LAYERS:
             return first, end
     raise ValueError(
-        f"must be two whole numbers [first, end) with 0 <= first < end <= {_MAX_LAYERS}, not {shown(value)}"
+        f"must be two whole numbers [first, end) with 0 <= first < end <= {_MAX_LAYERS}, not {short_yaml(value)}"
     )
 
 
@@ -82,7 +82,7 @@ def _chat_template(value: str) -> str:
             "give the Jinja text itself, or 'auto'"
         )
     if value != "auto" and "{" not in value:
-        raise ValueError(f"must be 'auto' or the text of a Jinja template, not {shown(value)}")
+        raise ValueError(f"must be 'auto' or the text of a Jinja template, not {short_yaml(value)}")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:

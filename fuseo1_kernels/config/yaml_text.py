@@ -35,7 +35,7 @@ def read_yaml(text: str, name: str) -> Any:
         raise ConfigError(f"{name}: is not a config: it is nested too deeply") from error
 
 
-def shown(value: Any) -> str:
+def short_yaml(value: Any) -> str:
     """Return `value` as error messages show it: short, in YAML's terms."""
     if value is None:
         return "nothing"

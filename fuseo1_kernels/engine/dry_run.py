@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.checksums import find_model
-from ..checkpoint.out_dir import check_out_dir, check_place, find_obstacles, some
-from ..checkpoint.out_name import check_out_name
+from ..checkpoint.out_dir import check_out_dir, check_out_name, check_place, find_obstacles
 from ..checkpoint.partial import is_unfinished, partial_path
 from ..checkpoint.sidecar import Sidecars
 from ..config.schema import MergeConfig
-from ..errors import MergeError, counted, printable, worded_os_errors
+from ..errors import MergeError, counted, first_names, printable, worded_os_errors
 from ..plan.fingerprint import fingerprint, merge_digest
 from ..plan.models import inputs, open_lender, open_sources
 from ..plan.plan import make_plan
@@ -148,7 +147,9 @@ def dry_run(
                     )
                     if files := [name for name in deletes if not name.endswith("/")]:
                         many = counted(len(files), "file")
-                        notes.append(f"{out}: --overwrite deletes {many} there: {some(files)}")
+                        notes.append(
+                            f"{out}: --overwrite deletes {many} there: {first_names(files)}"
+                        )
                     # An unfinished merge has already reserved its disk space.
                     needed = 0 if unfinished else plan.output_bytes
                     if obstacle := find_obstacles(out, needed):

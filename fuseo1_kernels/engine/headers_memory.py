@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..errors import MergeError, counted
+from ..errors import MergeError, counted, mib
 from ..plan.plan import Plan
 
 # Measured with 100,000 tensors of three models, which took 2.7 KB each (docs/storage.md).
@@ -24,12 +24,8 @@ def left_by_headers(plan: Plan, max_memory: int, needed: int) -> int:
     if headers + needed <= max_memory:
         return max_memory - headers
     tensors = counted(len(plan.jobs), "tensor")
-    what = f", {_mib(headers)} of it for the headers of {tensors}" if headers >= 1 << 20 else ""
+    what = f", {mib(headers)} of it for the headers of {tensors}" if headers >= 1 << 20 else ""
     raise MergeError(
         f"--max-memory {max_memory >> 20} MiB is too little for these models;"
-        f" the least is {_mib(headers + needed)}{what}"
+        f" the least is {mib(headers + needed)}{what}"
     )
-
-
-def _mib(nbytes: int) -> str:
-    return f"{(nbytes >> 20) + 1} MiB"

@@ -1,4 +1,4 @@
-"""Surveys as lines of a file, and what a survey that was read back must be before it is believed."""
+"""Encodes surveys as lines of a file, and validates those that are read back."""
 
 from __future__ import annotations
 

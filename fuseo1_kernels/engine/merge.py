@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import checksums
-from ..checkpoint.out_dir import check_place
-from ..checkpoint.out_name import check_out_name
+from ..checkpoint.out_dir import check_out_name, check_place
 from ..checkpoint.partial import finish_publishing
 from ..checkpoint.signals import held_signals, safe_point
 from ..checkpoint.sink import Sink

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from ..backends.contract import Norms
+from ..backends.contract import Norms, Request
+from ..backends.results import SurveyResult
 from ..errors import CheckpointError, MergeError
 from ..methods.nonfinite import NonfiniteGuard, count_request
 from ..plan.job import Job
@@ -51,3 +52,11 @@ def counted_inputs(job: Job, inputs: Sequence[T]) -> tuple[Job, Sequence[T], Nor
     if len(inputs) == 1:
         job, inputs = replace(job, inputs=job.inputs * 2), [*inputs, *inputs]
     return job, inputs, count_request(len(inputs))
+
+
+def count_nonfinite(
+    job: Job, inputs: Sequence[T], survey: Callable[[Sequence[T], Request], SurveyResult]
+) -> SurveyResult:
+    """Return a survey of `job` that counts the inputs' non-finite elements, made by `survey`."""
+    _, inputs, request = counted_inputs(job, inputs)
+    return survey(inputs, request)

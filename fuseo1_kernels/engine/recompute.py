@@ -51,10 +51,24 @@ def recompute(
     allow_links: AllowLinks,
     progress: Progress | None,
 ) -> tuple[list[str], list[str]]:
-    """Merge `count` tensors (None: all) of the model at `path`, whose config is as it was written, again.
+    """Merge tensors of a merged model again, from its sources, and compare them with it.
 
-    Return the problems and the names of the tensors that were compared. Raises MergeError if the sources cannot be
-    opened, or do not fit together.
+    Args:
+        path: the model's directory, whose config is as the merge wrote it.
+        model: the same model, opened.
+        options: the options that its merge was made with.
+        count: how many tensors to merge, drawn at random; None: all.
+        seed: seed of that draw.
+        threads: number of threads; None: all cores.
+        allow_links: directories outside of the sources to which links in them may lead.
+        progress: is told how far it is; None: nothing is.
+
+    Returns:
+        The problems, one for each tensor that differs, and the names of the tensors that were merged again. If tensors
+        have another shape or dtype than their sources give, these are the problems, and nothing is merged.
+
+    Raises:
+        MergeError: the sources cannot be opened or read, or do not fit together.
     """
     with ExitStack() as stack:
         config = as_config(path / MERGE_CONFIG)

@@ -1,4 +1,4 @@
-"""Which tensors can be merged: those whose elements lie in memory, each at a place of its own if it is written."""
+"""Checks that tensors can be merged: their elements lie in memory, each at a place of its own if it is written."""
 
 from __future__ import annotations
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from ..checkpoint.source import Source
+from .config_differences import ties_embeddings
 from .placements import Placement
-from .settings import ties_embeddings
 
 
 def find_aliases(

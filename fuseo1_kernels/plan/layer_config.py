@@ -1,4 +1,4 @@
-"""Makes the config.json of a model whose layers come from other layers, of one model or of several."""
+"""Makes the config files of a model whose layers come from other layers, of one model or of several."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..checkpoint.config_sections import change_section
+from ..checkpoint.json_file import dump_object, parse_object
+from ..checkpoint.sidecar import GENERATION_CONFIG
 from ..checkpoint.source import Source
-from ..config.yaml_text import shown
+from ..config.yaml_text import short_yaml
 from ..errors import printable
 from .layer_counts import Section, tower
 from .layer_traits import PERIODS, Trait, period, traits
@@ -21,7 +24,7 @@ _ANY = 1 << 30
 
 @dataclass(frozen=True)
 class Origin:
-    """Where an output layer comes from: a layer of a model's stack."""
+    """The layer that an output layer is merged from."""
 
     model: str
     stack: Stack
@@ -46,13 +49,31 @@ def gather_config(
     if not stack.sections:
         found.append(f"it does not tell how many layers {printable(stack.container)} has")
     for section in stack.sections:
-        _put(result, section.path, dict(_changes(section, stack, origins, found)))
+        change_section(result, section.path, dict(_changes(section, stack, origins, found)))
     layer = config.get("vision_feature_layer")
     of_towers = tower(stack.container) == "vision"
     if of_towers and not (layer is None or (type(layer) is int and layer < 0)):
-        found.append(f"vision_feature_layer ({shown(layer)}) counts from the first layer")
+        found.append(f"vision_feature_layer ({short_yaml(layer)}) counts from the first layer")
     problems += [f"model {lender.name}: config.json cannot follow the slices: {p}" for p in found]
     return result
+
+
+def move_alignment_heads(files: dict[str, bytes], layers: Sequence[int]) -> None:
+    """Let Whisper's `alignment_heads`, a list of [layer, head], follow the layers of a sliced decoder.
+
+    Args:
+        files: the output's small files, by name; generation_config.json, if it is there, is replaced.
+        layers: for each of the decoder's layers, its index in the model that it comes from.
+
+    Raises:
+        CheckpointError: generation_config.json is damaged.
+    """
+    settings = parse_object(files.get(GENERATION_CONFIG, b"{}"), GENERATION_CONFIG)
+    heads = settings.get("alignment_heads")
+    if not isinstance(heads, list) or not all(isinstance(h, list) and len(h) == 2 for h in heads):
+        return
+    moved = [[new, head] for new, old in enumerate(layers) for layer, head in heads if layer == old]
+    files[GENERATION_CONFIG] = dump_object(settings | {"alignment_heads": moved})
 
 
 def mixed_layers(number: int, origins: Sequence[Sequence[Origin]]) -> Iterator[str]:
@@ -71,7 +92,7 @@ def mixed_layers(number: int, origins: Sequence[Sequence[Origin]]) -> Iterator[s
         kinds = _traits(other[0].stack, section.path)
         for key in [key for key in own if key in kinds]:
             for a, b in zip(first, other, strict=True):
-                if _said(own[key], a) != _said(kinds[key], b):
+                if _trait_of(own[key], a) != _trait_of(kinds[key], b):
                     yield (
                         f"slices[{number}]: {key} of layer {b.index} of model {b.model} is not that of layer "
                         f"{a.index} of model {a.model}; config.json has the latter"
@@ -79,17 +100,9 @@ def mixed_layers(number: int, origins: Sequence[Sequence[Origin]]) -> Iterator[s
                     break
 
 
-def _said(trait: Trait, origin: Origin) -> Sequence[Any]:
+def _trait_of(trait: Trait, origin: Origin) -> Sequence[Any]:
     """Return the trait of a layer, as a list; an empty one of a layer that the model has not."""
     return trait.values[origin.index : origin.index + 1]
-
-
-def _put(config: dict[str, Any], path: Sequence[str], changes: Mapping[str, Any]) -> None:
-    """Change the mapping at `path`, and none that another config shares."""
-    for key in path:
-        config[key] = dict(config[key])
-        config = config[key]
-    config.update(changes)
 
 
 def _changes(
@@ -109,7 +122,7 @@ def _changes(
     described = {model: own | _traits(each, section.path) for model, each in stacks.items()}
     for key, trait in own.items():
         try:
-            gathered = [value for o in origins for value in _said(described[o.model][key], o)]
+            gathered = [value for o in origins for value in _trait_of(described[o.model][key], o)]
             if len(gathered) < len(origins):
                 raise ValueError("config.json of another model does not say it of all its layers")
             if gathered != list(trait.values):
@@ -118,7 +131,7 @@ def _changes(
             problems.append(f"{key}: {error}")
     problems += _broken_periods({**values, **changes}, origins)
     for model, said in described.items():
-        problems += _unexplained(
+        problems += _undescribed_layers(
             said, values, [o for o in enumerate(origins) if o[1].model == model]
         )
     yield from changes.items()
@@ -142,13 +155,13 @@ def _broken_periods(values: Mapping[str, Any], origins: Sequence[Origin]) -> Ite
         for index, origin in enumerate(origins):
             if (index - origin.index) % every:
                 yield (
-                    f"{key} ({shown(values[key])}) goes by the layer's index: "
+                    f"{key} ({short_yaml(values[key])}) goes by the layer's index: "
                     f"layer {origin.index} of model {origin.model} cannot be layer {index}"
                 )
                 break
 
 
-def _unexplained(
+def _undescribed_layers(
     said: Mapping[str, Trait], values: Mapping[str, Any], placed: Sequence[tuple[int, Origin]]
 ) -> Iterator[str]:
     """Yield a problem where a model's layers hold different tensors and config.json does not say which layers do.

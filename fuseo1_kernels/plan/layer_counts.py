@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ..checkpoint.config_sections import TEXT_CONFIGS, section_at
+
 Tower = Literal["text", "vision", "audio", "other"]
 
 _TOWERS: tuple[tuple[Tower, re.Pattern[str]], ...] = (
@@ -21,12 +23,7 @@ _TOWERS: tuple[tuple[Tower, re.Pattern[str]], ...] = (
 )
 # Where config.json describes a tower. Text stands at the top level, or here.
 _SECTIONS: dict[Tower, tuple[tuple[str, ...], ...]] = {
-    "text": (
-        ("text_config",),
-        ("llm_config",),
-        ("language_config",),
-        ("thinker_config", "text_config"),
-    ),
+    "text": TEXT_CONFIGS,
     "vision": (("vision_config",), ("visual",), ("thinker_config", "vision_config")),
     "audio": (("audio_config",), ("speech_config",), ("thinker_config", "audio_config")),
     "other": (),
@@ -65,7 +62,7 @@ def sections(config: Mapping[str, Any], container: str, *, alone: bool) -> tuple
     """Return what describes the stack, the innermost first. `alone`: the model has no other stack."""
     kind = tower(container)
     sides = [(side,) for side in ("encoder", "decoder") if side in container.split(".")]
-    paths = [p for p in (*sides, *_SECTIONS[kind]) if _at(config, p) is not None]
+    paths = [p for p in (*sides, *_SECTIONS[kind]) if section_at(config, p) is not None]
     if kind == "text" or (alone and not paths):
         paths.append(())
     found = [_section(config, path, container) for path in paths]
@@ -81,15 +78,8 @@ def stated_count(described: Sequence[Section]) -> int | None:
     return next((section.count for section in described if section.count is not None), None)
 
 
-def _at(config: Mapping[str, Any], path: tuple[str, ...]) -> Mapping[str, Any] | None:
-    value: Any = config
-    for key in path:
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value if isinstance(value, Mapping) else None
-
-
 def _section(config: Mapping[str, Any], path: tuple[str, ...], container: str) -> Section:
-    values = _at(config, path) or {}
+    values = section_at(config, path) or {}
     keys, default = _count_keys(values, container)
     stated = [
         key for key in keys if type(values.get(key)) is int and 0 < values[key] <= MOST_LAYERS

@@ -1,4 +1,4 @@
-"""What a config says of each layer, in whatever form: a list, indices, a threshold, a step."""
+"""Reads and writes what config.json says layer by layer, in any form: a list, indices, a threshold, a step."""
 
 from __future__ import annotations
 

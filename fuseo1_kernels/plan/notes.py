@@ -8,8 +8,8 @@ from ..checkpoint.source import Source
 from ..config.parameter_values import idle_filters, idle_gradients
 from ..config.resolve import Part, Scope, all_scopes
 from ..errors import printable
+from .config_differences import differing_settings
 from .placements import Placement
-from .settings import differing_settings
 from .stacks import layer_of
 
 

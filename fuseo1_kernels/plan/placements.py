@@ -33,8 +33,8 @@ class Placement:
 
 
 @dataclass(frozen=True)
-class Cut:
-    """What `slices` cut: the layers of one container; and every model's stacks, by model and container."""
+class SlicedStack:
+    """The stack that `slices` cut, by its container, and all models' stacks, by model and container."""
 
     container: str
     stacks: Mapping[str, Mapping[str, Stack]]
@@ -50,14 +50,14 @@ class Cut:
         ]
 
 
-def cut_slices(
+def find_sliced_stack(
     parts: Sequence[Part],
     sources: Mapping[str, Source],
     asked: str | None,
     lender: str,
     problems: list[str],
-) -> Cut | None:
-    """Return which layers the slices cut; None if that is not clear, with the reason added to `problems`.
+) -> SlicedStack | None:
+    """Return the stack that the slices cut; None if that is not clear, with the reason added to `problems`.
 
     Args:
         parts: the slices.
@@ -93,7 +93,7 @@ def cut_slices(
                 problems.append(
                     f"model {model}: layer_range ends at {end}, but it has {length} layers"
                 )
-    return Cut(container, stacks)
+    return SlicedStack(container, stacks)
 
 
 def place_whole_models(part: Part, sources: Mapping[str, Source]) -> Iterator[Placement]:
@@ -105,7 +105,7 @@ def place_whole_models(part: Part, sources: Mapping[str, Source]) -> Iterator[Pl
 
 
 def place_slices(
-    parts: Sequence[Part], sources: Mapping[str, Source], cut: Cut
+    parts: Sequence[Part], sources: Mapping[str, Source], cut: SlicedStack
 ) -> Iterator[Placement]:
     """Yield every output tensor of slices, in order.
 
@@ -131,7 +131,7 @@ def place_slices(
 
 
 def _outside(
-    part: Part, sources: Mapping[str, Source], cut: Cut, before: bool
+    part: Part, sources: Mapping[str, Source], cut: SlicedStack, before: bool
 ) -> Iterator[Placement]:
     """Yield the tensors outside the layers that are cut, either those before these or those after."""
     stacks = cut.stacks[part.models[0]]
@@ -143,7 +143,7 @@ def _outside(
             yield _place(name, part, stacks)
 
 
-def _predicting(part: Part, cut: Cut, number: int) -> Iterator[Placement]:
+def _predicting(part: Part, cut: SlicedStack, number: int) -> Iterator[Placement]:
     """Yield the layers behind the last one that predict further tokens, renumbered: the output has `number` others."""
     stack = cut.stack(part.models[0])
     if not stack.predicts_further:

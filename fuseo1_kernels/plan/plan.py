@@ -20,7 +20,7 @@ from .aliases import find_aliases
 from .job import STORED, Input, Job
 from .layer_config import gather_config, mixed_layers
 from .notes import filter_notes, gradient_notes, model_notes
-from .placements import Placement, cut_slices, place_slices, place_whole_models
+from .placements import Placement, find_sliced_stack, place_slices, place_whole_models
 
 # Tensors with one row per token.
 _EMBEDDING = re.compile(
@@ -134,7 +134,7 @@ def make_plan(
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where the output's tensors come from, and the config.json that says so.
+    """The placements of the output's tensors, and the config.json that follows from them.
 
     Attributes:
         placements: the output tensors, in order.
@@ -157,7 +157,7 @@ def _lay_out(
     lender = sources[config.config_model]
     if config.slices is None:
         return _Layout(list(place_whole_models(parts[0], sources)), lender.config, [])
-    cut = cut_slices(parts, sources, config.slices_of, config.config_model, problems)
+    cut = find_sliced_stack(parts, sources, config.slices_of, config.config_model, problems)
     if cut is None:
         return _Layout([], lender.config, [])
     origins = [cut.origins(part) for part in parts]

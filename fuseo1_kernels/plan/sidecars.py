@@ -8,16 +8,17 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ..checkpoint.companions import find_companions, is_tokenizers
-from ..checkpoint.generation import find_stop_mismatch, move_alignment_heads
 from ..checkpoint.hub import repo_of_snapshot
 from ..checkpoint.layout import check_links, homes_of
 from ..checkpoint.model_card import model_card, read_license
 from ..checkpoint.shards import index_json
 from ..checkpoint.sidecar import Sidecars, sidecar_files
 from ..checkpoint.source import Source
+from ..checkpoint.stop_tokens import find_stop_mismatch
 from ..checkpoint.vocabulary import read_vocabulary
 from ..config.schema import MergeConfig
 from ..version import __version__
+from .layer_config import move_alignment_heads
 from .models import AllowLinks
 from .plan import Plan
 from .vocabularies import check_vocabularies

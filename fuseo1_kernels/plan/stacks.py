@@ -31,7 +31,7 @@ _OUTPUT = re.compile(r"lm_head|un_?embed|output_embeddings?|(?:bbox|class|cls)_e
 
 @dataclass(frozen=True)
 class Layer:
-    """Where a tensor stands: `container`.`index``after`."""
+    """The place of a tensor in a stack: `container`.`index``after`."""
 
     container: str
     index: int
@@ -110,10 +110,11 @@ def choose_stack(model: str, stacks: Mapping[str, Stack], asked: str | None) -> 
 
 
 def neighbours(container: str, others: Iterable[str]) -> dict[tuple[str, ...], bool]:
-    """Return the other stacks' towers, each as the first parts of its tensors' names, and whether it feeds `container`.
+    """Return for each other tower whether its output goes into the layers of `container`.
 
-    The language model behind another tower does not, the decoder behind an encoder does not, and neither do layers
-    that predict further tokens.
+    A tower is keyed by the first parts of its tensors' names, up to where they differ from `container`. Towers of
+    images and sound feed the language model, and an encoder feeds its decoder, but not the other way round. Layers
+    that predict further tokens feed nothing.
     """
     mine, of_text = container.split("."), tower(container) == "text"
     found = {}

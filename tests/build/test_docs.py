@@ -1,7 +1,11 @@
-"""The docs hold: docs/arithmetic.md is a program whose output must come out, and files that a page names exist."""
+"""The docs hold: docs/arithmetic.md is a program whose output must come out, and files that a page names exist.
+
+Lines of prose are of one length, and docstrings say what a thing is or does.
+"""
 
 from __future__ import annotations
 
+import ast
 import doctest
 import re
 from collections.abc import Iterator
@@ -16,6 +20,8 @@ PAGES = [
     *sorted((ROOT / "docs").rglob("*.md")),
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
 ]
+#: Characters.
+MOST_OF_A_LINE = 120
 FOLDERS = (".ci", "bench", "csrc", "docs", "fuseo1_kernels", "python", "tests")
 #: Files that the how-to pages have the reader write, and those that a merge or a build makes.
 MADE = re.compile(
@@ -36,10 +42,14 @@ def existing() -> set[str]:
     return ends
 
 
+def prose(text: str) -> str:
+    """The text outside of code blocks."""
+    return re.sub(r"^( *)```.*?^\1```", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
 def names(text: str) -> Iterator[str]:
     """Yield each code span, outside of code blocks, that looks like a file or a folder of the repository."""
-    prose = re.sub(r"^( *)```.*?^\1```", "", text, flags=re.MULTILINE | re.DOTALL)
-    for span in re.findall(r"`([^`\n]+)`", prose):
+    for span in re.findall(r"`([^`\n]+)`", prose(text)):
         if re.fullmatch(r"[\w.]+(/[\w.]+)*(\.(py|h|cpp|cu|cuh|sh|md)|/)", span):
             yield span
 
@@ -59,3 +69,26 @@ def test_the_arithmetic_page_is_true() -> None:
     result = doctest.testfile(str(page), module_relative=False)
     assert result.attempted >= 15
     assert result.failed == 0
+
+
+def test_lines_of_prose_are_short() -> None:
+    """Of a table each row is one line."""
+    long = [
+        f"{page.name}: {line}"
+        for page in (*PAGES, ROOT / "CHANGELOG.md")
+        for line in prose(page.read_text(encoding="utf-8")).splitlines()
+        if len(line) > MOST_OF_A_LINE and not line.lstrip().startswith("|")
+    ]
+    assert long == []
+
+
+def test_docstrings_say_what_a_thing_is_or_does() -> None:
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    riddles = [
+        f"{path.name}: {text}"
+        for path in (ROOT / "fuseo1_kernels").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, documented) and (text := ast.get_docstring(node))
+        if re.match(r"(What|Which|Where)\b", text)
+    ]
+    assert riddles == []

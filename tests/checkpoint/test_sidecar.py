@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from fuseo1_kernels.checkpoint.config_sections import TEXT_CONFIGS
 from fuseo1_kernels.checkpoint.loader import open_source
 from fuseo1_kernels.checkpoint.sidecar import Sidecars, sidecar_files
 from fuseo1_kernels.checkpoint.source import Source
@@ -84,13 +85,20 @@ def test_the_plans_config_is_written(make: Any) -> None:
     assert written == config | {"vocab_size": 5, "torch_dtype": "bfloat16"}
 
 
-@pytest.mark.parametrize("part", ["text_config", "llm_config"])
-def test_vocabulary_of_a_model_for_several_kinds_of_input(part: str, make: Any) -> None:
-    base = make("base", **{part: {"vocab_size": 7, "x": 1}}, audio_config={"vocab_size": 3})
-    written = json.loads(files(base, vocab_size=5)["config.json"])
-    assert written[part] == {"vocab_size": 5, "x": 1}
-    assert written["audio_config"] == {"vocab_size": 3}
+@pytest.mark.parametrize("path", TEXT_CONFIGS)
+def test_vocabulary_of_a_model_for_several_kinds_of_input(path: tuple[str, ...], make: Any) -> None:
+    def config(**text: int) -> dict[str, Any]:
+        inner: dict[str, Any] = {"x": 1, **text}
+        for key in reversed(path):
+            inner = {key: inner}
+        return {**inner, "audio_config": {"vocab_size": 3}}
+
+    base = make("base", **config(vocab_size=7, eos_token_id=1))
+    lender = make("lender", TOKENIZER, **config(vocab_size=9, eos_token_id=2))
+    written = json.loads(files(base, tokenizer=lender, vocab_size=5)["config.json"])
+    assert written.items() >= config(vocab_size=5, eos_token_id=2).items()
     assert "vocab_size" not in written
+    assert base.config.items() >= config(vocab_size=7, eos_token_id=1).items()
     base = make("both", vocab_size=7, text_config={"vocab_size": 7})
     written = json.loads(files(base, vocab_size=5)["config.json"])
     assert written["vocab_size"] == written["text_config"]["vocab_size"] == 5

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
+from fuseo1_kernels.plan.layer_config import move_alignment_heads
 from fuseo1_kernels.plan.plan import Plan
 from support.headers import Models, tensors
 
@@ -273,3 +275,13 @@ def test_a_tower_that_config_json_does_not_describe(models: Models) -> None:
     [said] = models.plan("m", **keys, slices_of="visual.blocks").problems
     assert said.endswith(": it does not tell how many layers visual.blocks has")
     assert models.plan("m", **keys).config == {"num_hidden_layers": 2}
+
+
+@pytest.mark.parametrize("heads", [None, 3, "x", [[0]], [0, 1]])
+def test_alignment_heads_that_are_none_stay(heads: Any) -> None:
+    """tests/engine/test_architectures.py has those that move."""
+    files = {"generation_config.json": json.dumps({"alignment_heads": heads}).encode()}
+    before = dict(files)
+    move_alignment_heads(files, [0, 1, 1])
+    move_alignment_heads({}, [0])
+    assert files == before

@@ -17,7 +17,7 @@ from ...backends.results import SurveyResult
 from ...checkpoint.source import read_all
 from ...methods.rule import ByColumn, Rule, learn
 from ...plan.job import Input, Job
-from ..nonfinite import JobGuard, counted_inputs
+from ..nonfinite import JobGuard, count_nonfinite
 from ..worker import MergeContext, unchanging
 from .memory import LINE, MOST_COLUMNS, column_bytes
 
@@ -127,12 +127,8 @@ class ColumnMerger:
         """Merge one column; return its surveys."""
         learned = learn(rule, partial(self._survey, inputs), guard.check_survey)
         written = self._backend.fuse(inputs, rule.params(learned), out, 0, self._threads())
-        guard.check_output(written, learned, lambda: self._count_nonfinite(job, inputs))
+        guard.check_output(written, learned, lambda: count_nonfinite(job, inputs, self._survey))
         return learned
-
-    def _count_nonfinite(self, job: Job, inputs: Sequence[Array]) -> SurveyResult:
-        _, inputs, request = counted_inputs(job, inputs)
-        return self._survey(inputs, request)
 
     def _survey(self, inputs: Sequence[Array], request: Request) -> SurveyResult:
         return self._backend.survey(inputs, request, self._threads(), self._survey_bytes)

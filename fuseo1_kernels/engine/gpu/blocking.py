@@ -12,7 +12,7 @@ from ...backends.interface import GpuBackend
 from ...backends.results import SurveyResult
 from ...methods.rule import learn
 from ...plan.job import Job
-from ..nonfinite import JobGuard, counted_inputs
+from ..nonfinite import JobGuard, count_nonfinite
 from ..worker import MergeContext
 from .context import GpuContext
 from .staging import Stopped
@@ -89,11 +89,7 @@ class BlockingMerger:
         params = job.rule.params(learned)
         with self._turn() as backend:
             written = backend.fuse(inputs, params, out, 0, 1)
-        guard.check_output(written, learned, lambda: self._count_nonfinite(job, inputs))
-
-    def _count_nonfinite(self, job: Job, inputs: Sequence[Array]) -> SurveyResult:
-        _, inputs, request = counted_inputs(job, inputs)
-        return self._survey(inputs, request)
+        guard.check_output(written, learned, lambda: count_nonfinite(job, inputs, self._survey))
 
     @contextmanager
     def _turn(self) -> Iterator[GpuBackend]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ...backends.interface import GpuBackend
-from ...errors import BackendError, MergeError, counted
+from ...errors import BackendError, MergeError, counted, mib
 from ...methods.rule import ByColumn, Copied
 from ...methods.sce import Sce
 from ...plan.job import Job
@@ -85,7 +85,7 @@ def plan_gpu_memory(
     candidates = [name for name in workspaces if sizes[name] + workspaces[name] <= limit]
     workspace = max((workspaces[name] for name in candidates), default=0)
     fit = {name for name in candidates if sizes[name] + workspace <= limit}
-    too_large = f"each needs more than {_mib(limit)} of a GPU's memory (--max-gpu-memory)"
+    too_large = f"each needs more than {mib(limit)} of a GPU's memory (--max-gpu-memory)"
     reasons |= {name: too_large for name in workspaces if name not in fit}
     cpu_jobs = [job for job in plan.jobs if job.name in reasons]
     cpu_memory = None
@@ -121,8 +121,8 @@ def _context_size(
             return ContextSize(workers, readers, slot, region, workspace)
         if (workers, readers) == (1, 1):
             raise MergeError(
-                f"--max-memory {_mib(max_memory)} is too little to feed {counted(gpus, 'GPU')}; "
-                f"the least is about {_mib(2 * gpus * slots * _LEAST_SLOT)}"
+                f"--max-memory {mib(max_memory)} is too little to feed {counted(gpus, 'GPU')}; "
+                f"the least is about {mib(2 * gpus * slots * _LEAST_SLOT)}"
             )
         workers, readers = max(1, workers - 1), max(1, readers - 1)
 
@@ -135,7 +135,7 @@ def _cpu_memory(
     if needed > max_memory:
         raise MergeError(
             "--max-memory is too little for the tensors that are merged on the CPU; "
-            f"the least is {_mib(2 * needed)}"
+            f"the least is {mib(2 * needed)}"
         )
     return plan_memory(jobs, max_memory, threads, tuning)
 
@@ -180,7 +180,3 @@ def _workspace_bytes(job: Job, also: Sequence[float], backend: GpuBackend) -> in
 def _power_of_two(nbytes: int) -> int:
     """Return the largest power of two that is at most `nbytes`; 0 if there is none."""
     return 1 << nbytes.bit_length() >> 1
-
-
-def _mib(nbytes: int) -> str:
-    return f"{-(-nbytes // (1 << 20))} MiB"

@@ -1,11 +1,11 @@
-"""What generation settings say of a model's tokenizer and of its layers."""
+"""Checks that generation stops at the tokenizer's end token."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from .json_file import dump_object, parse_object
+from .json_file import parse_object
 from .vocabulary import Vocabulary
 
 _GENERATION, _CONFIG, _TOKENIZER = "generation_config.json", "config.json", "tokenizer_config.json"
@@ -34,20 +34,6 @@ def find_stop_mismatch(files: Mapping[str, bytes], vocabulary: Vocabulary | None
             " generation may not stop; add the id to eos_token_id"
         )
     return None
-
-
-def move_alignment_heads(files: dict[str, bytes], layers: Sequence[int]) -> None:
-    """Let Whisper's `alignment_heads`, a list of [layer, head], follow the layers of a sliced decoder.
-
-    `layers` has, for each of the decoder's layers, its index in the model that it comes from. Raises CheckpointError
-    for a damaged file.
-    """
-    settings = _read(files, _GENERATION)
-    heads = settings.get("alignment_heads")
-    if not isinstance(heads, list) or not all(isinstance(h, list) and len(h) == 2 for h in heads):
-        return
-    moved = [[new, head] for new, old in enumerate(layers) for layer, head in heads if layer == old]
-    files[_GENERATION] = dump_object(settings | {"alignment_heads": moved})
 
 
 def _read(files: Mapping[str, bytes], name: str) -> dict[str, Any]:

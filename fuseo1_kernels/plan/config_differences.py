@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from ..checkpoint.config_sections import TEXT_CONFIGS, section_at
+
 Config = Mapping[str, Any]
 
-#: Parts that describe the language model of a model for several kinds of input.
-_TEXT_CONFIGS = ("text_config", "llm_config", "language_config")
 # Keys of rope_parameters (transformers 5) and rope_scaling that do not scale positions.
 _NOT_SCALING = ("rope_theta", "partial_rotary_factor", "type", "rope_type")
 
@@ -34,9 +34,8 @@ def _stated(*names: str) -> Callable[[Config], Any]:
     """A function that returns the first of `names` that a config states, for the whole model or its language model."""
 
     def read(config: Config) -> Any:
-        parts = [config, *(config.get(part) for part in _TEXT_CONFIGS)]
-        held = [part for part in parts if isinstance(part, dict)]
-        values = [part[name] for part in held for name in names if part.get(name) is not None]
+        parts = [section_at(config, path) or {} for path in ((), *TEXT_CONFIGS)]
+        values = [part[name] for part in parts for name in names if part.get(name) is not None]
         return values[0] if values else None
 
     return read

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fuseo1_kernels.plan.settings import differing_settings
+from fuseo1_kernels.plan.config_differences import differing_settings
 from support.headers import Models, tensors
 
 YARN = {"factor": 4.0, "original_max_position_embeddings": 32768, "type": "yarn"}
@@ -21,6 +21,7 @@ YARN_5 = {"factor": 4.0, "original_max_position_embeddings": 32768, "rope_type":
         ({"rope_theta": 1e6}, {"rope_parameters": {"rope_theta": 5.0}}, ["rope_theta"]),
         ({"rope_theta": 1e6}, {}, []),  # its class's default is not known here
         ({"text_config": {"rope_theta": 1.0}}, {"text_config": {"rope_theta": 2.0}}, ["rope_theta"]),
+        ({"rope_theta": 1.0}, {"thinker_config": {"text_config": {"rope_theta": 2.0}}}, ["rope_theta"]),
         ({}, {"rope_scaling": YARN}, ["rope_scaling"]),
         ({"rope_scaling": None}, {"rope_scaling": YARN}, ["rope_scaling"]),
         ({"rope_scaling": YARN}, {"rope_parameters": {"rope_theta": 1.0, **YARN_5}}, []),

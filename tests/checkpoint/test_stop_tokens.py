@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fuseo1_kernels.checkpoint.generation import find_stop_mismatch, move_alignment_heads
+from fuseo1_kernels.checkpoint.stop_tokens import find_stop_mismatch
 from fuseo1_kernels.checkpoint.vocabulary import Vocabulary
 
 TOKENS = Vocabulary("m", {0: "a", 1: "end", 2: "turn"})
@@ -45,13 +45,3 @@ def test_nothing_is_known(tokenizer: dict[str, Any]) -> None:
     assert find(files) is None
     assert find(files | {"tokenizer_config": {"eos_token": "end"}}, None) is None
     assert find({"config": {}, "tokenizer_config": {"eos_token": "end"}}) is None  # an encoder
-
-
-@pytest.mark.parametrize("heads", [None, 3, "x", [[0]], [0, 1]])
-def test_alignment_heads_that_are_none_stay(heads: Any) -> None:
-    """tests/engine/test_architectures.py has those that move."""
-    files = {"generation_config.json": json.dumps({"alignment_heads": heads}).encode()}
-    before = dict(files)
-    move_alignment_heads(files, [0, 1, 1])
-    move_alignment_heads({}, [0])
-    assert files == before
