@@ -19,12 +19,15 @@ YARN_5 = {"factor": 4.0, "original_max_position_embeddings": 32768, "rope_type":
         ({"rope_theta": 1e6}, {"rope_theta": 10000.0}, ["rope_theta"]),
         ({"rope_theta": 1e6}, {"rope_parameters": {"rope_theta": 1000000}}, []),
         ({"rope_theta": 1e6}, {"rope_parameters": {"rope_theta": 5.0}}, ["rope_theta"]),
-        ({"rope_theta": 1e6}, {}, []),  # its class's default is not known here
+        ({"rope_theta": 1e6}, {}, []),  # no config.json
+        ({"rope_theta": 1e6}, {"vocab_size": 9}, ["rope_theta"]),
+        ({"rope_theta": 1e4}, {"vocab_size": 9}, []),  # most classes' default
+        ({"hidden_act": "relu"}, {"vocab_size": 9}, []),
         ({"text_config": {"rope_theta": 1.0}}, {"text_config": {"rope_theta": 2.0}}, ["rope_theta"]),
         ({"rope_theta": 1.0}, {"thinker_config": {"text_config": {"rope_theta": 2.0}}}, ["rope_theta"]),
         ({}, {"rope_scaling": YARN}, ["rope_scaling"]),
         ({"rope_scaling": None}, {"rope_scaling": YARN}, ["rope_scaling"]),
-        ({"rope_scaling": YARN}, {"rope_parameters": {"rope_theta": 1.0, **YARN_5}}, []),
+        ({"rope_scaling": YARN}, {"rope_parameters": {"rope_theta": 1e4, **YARN_5}}, []),
         ({}, {"rope_parameters": {"rope_theta": 1.0, "rope_type": "default"}}, []),
         ({"rope_scaling": YARN}, {"rope_scaling": YARN | {"factor": 2.0}}, ["rope_scaling"]),
         ({"max_position_embeddings": 9}, {"max_position_embeddings": 8}, ["max_position_embeddings"]),
