@@ -83,10 +83,8 @@ def period(value: Any) -> int:
 def _listed(key: str, value: Any, layers: int) -> Trait | None:
     """Return the trait of a list of indices, or of a list with a value for each layer; None for other values."""
     if key == "per_layer_config" and isinstance(value, Mapping):
-        own = [value.get(str(i)) for i in range(layers)]
-        return Trait(
-            key, own, lambda v: {key: {str(i): x for i, x in enumerate(v) if x is not None}}
-        )
+        stated = {int(i): own for i, own in value.items() if re.fullmatch("[0-9]{1,9}", i)}
+        return Trait(key, [stated.get(i) for i in range(layers)], lambda v: {key: _numbered(v)})
     if key == "hybrid_override_pattern" and isinstance(value, str) and len(value) == layers:
         return Trait(key, list(value), lambda v: {key: "".join(v)})
     if key == "block_types" and isinstance(value, list) and value:
@@ -102,6 +100,12 @@ def _listed(key: str, value: Any, layers: int) -> Trait | None:
     if len(value) == layers and not _NOT_LAYERS.fullmatch(key):
         return Trait(key, value, lambda v: {key: list(v)})
     return None
+
+
+def _numbered(values: Values) -> dict[str, Any]:
+    """Return what is not None, by index; indices have leading zeros, as transformers writes them."""
+    found = {i: value for i, value in enumerate(values) if value is not None}
+    return {str(i).zfill(len(str(max(found)))): value for i, value in found.items()}
 
 
 def _flags(indices: Sequence[int], layers: int) -> list[bool]:

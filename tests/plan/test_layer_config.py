@@ -48,6 +48,10 @@ GATHERED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"per_layer_config": {"1": {"x": 1}, "3": {"x": 2}}},
         {"per_layer_config": {"1": {"x": 1}, "2": {"x": 1}, "4": {"x": 2}}},
     ),
+    "by index with zeros": (
+        {"per_layer_config": {"01": {"x": 1}, "03": {"x": 2}, "x": {}}},
+        {"per_layer_config": {"1": {"x": 1}, "2": {"x": 1}, "4": {"x": 2}}},
+    ),
     "keys of its own": (
         {"kv_source_layers": [0, 1, 2, 3, 4, 5]},
         {"kv_source_layers": [0, 1, 2, 3, 4, 5]},
@@ -172,6 +176,12 @@ def test_a_list_says_more_than_a_threshold_or_a_period(models: Models) -> None:
     made = plan(models, config | {"use_sliding_window": True}, picks=((4, 6), (0, 1)))
     assert made.problems == ()
     assert made.config["layer_types"] == ["e", "f", "a"]
+
+
+def test_indices_have_zeros_as_transformers_writes_them(models: Models) -> None:
+    config = {"per_layer_config": {"0": {"x": 1}, "5": {"x": 2}}}
+    made = plan(models, config, picks=((0, 6), (0, 6)))
+    assert [*made.config["per_layer_config"]] == ["00", "05", "06", "11"]
 
 
 def test_fewer_layers(models: Models) -> None:
