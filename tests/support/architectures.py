@@ -154,6 +154,12 @@ ARCHITECTURES: dict[str, Architecture] = {
         _count(),
         ("cls.predictions.transform", "cls.predictions.bias", "cls.predictions.decoder.bias"),
     ),
+    "electra": Architecture(
+        hf_models.electra,
+        "electra.encoder.layer",
+        _count(),
+        ("generator_predictions", "generator_lm_head.bias"),
+    ),
     "modernbert": Architecture(
         hf_models.modernbert,
         "model.layers",

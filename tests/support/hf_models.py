@@ -124,6 +124,10 @@ def bert() -> Any:
     return hf.BertForMaskedLM(hf.BertConfig(**_SMALL))
 
 
+def electra() -> Any:
+    return hf.ElectraForMaskedLM(hf.ElectraConfig(**_SMALL, embedding_size=24))
+
+
 def vit() -> Any:
     return hf.ViTForImageClassification(hf.ViTConfig(**{**_VISION, "num_hidden_layers": 6}))
 
