@@ -156,6 +156,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "stages": ({"depths": [2, 2, 2]}, "depths: "),
     "period": ({"attn_layer_period": 3}, "attn_layer_period (3) goes by"),
     "period as text": ({"sliding_window_pattern": "LLG"}, "sliding_window_pattern ('LLG') "),
+    "derived by a rule that is not known": (
+        {"model_type": "olmo_hybrid"},
+        "layer_types: state it; the architecture (olmo_hybrid) derives it from the layer's index",
+    ),
+    "Gemma 4's last layer": (
+        {"model_type": "gemma4_text", "layer_types": [SLIDING] * 5 + [FULL]},
+        "layer_types: the last layer must be one of full attention",
+    ),
     "scaled by the index": (
         {"scale_attn_by_inverse_layer_idx": True},
         "scale_attn_by_inverse_layer_idx (True) ",
@@ -169,6 +177,8 @@ def test_what_config_json_cannot_say_is_refused(case: str, models: Models) -> No
     picks = ((0, 2), (3, 5), (0, 1))
     [said] = plan(models, config, picks=picks).problems
     assert said.startswith(f"model m: config.json cannot follow the slices: {problem}")
+    if case != "stages":
+        assert plan(models, config, picks=((0, 2), (2, 6))).problems == ()
 
 
 def test_a_list_says_more_than_a_threshold_or_a_period(models: Models) -> None:
