@@ -14,7 +14,7 @@ from ..checkpoint.source import Source
 from ..config.yaml_text import short_yaml
 from ..errors import printable
 from .layer_counts import Section, tower
-from .layer_traits import PERIODS, Trait, period, traits
+from .layer_traits import PERIODS, Trait, period, traits, unstated
 from .stacks import Stack
 
 # Keys that make every layer depend on its index.
@@ -117,6 +117,11 @@ def _changes(
         changes |= {"num_decoder_layers": values.get("num_decoder_layers") or stack.length}
     if isinstance(values.get("depths"), list):
         problems.append("depths: its layers are stages of different sizes")
+    if [origin.index for origin in origins] != [*range(stack.length)]:
+        problems += [
+            f"{key}: state it; the architecture ({values['model_type']}) derives it from the layer's index"
+            for key in unstated(values)
+        ]
     own = traits(values, stack.length)
     stacks = {origin.model: origin.stack for origin in origins}
     described = {model: own | _traits(each, section.path) for model, each in stacks.items()}

@@ -67,9 +67,7 @@ def traits(section: Mapping[str, Any], layers: int) -> dict[str, Trait]:
     found: list[Trait | None] = [_listed(key, value, layers) for key, value in section.items()]
     found += [_threshold(section, key, layers) for key in _THRESHOLDS]
     found += [rule(section, layers) for rule in _RULES]
-    found += [
-        _derived(section, key, layers) for key in ("layer_types", "no_rope_layers", "moe_layers")
-    ]
+    found += [_derived(section, key, layers) for key in _DERIVED_KEYS]
     return {trait.key: trait for trait in found if trait is not None}
 
 
@@ -83,10 +81,8 @@ def period(value: Any) -> int:
 def _listed(key: str, value: Any, layers: int) -> Trait | None:
     """Return the trait of a list of indices, or of a list with a value for each layer; None for other values."""
     if key == "per_layer_config" and isinstance(value, Mapping):
-        own = [value.get(str(i)) for i in range(layers)]
-        return Trait(
-            key, own, lambda v: {key: {str(i): x for i, x in enumerate(v) if x is not None}}
-        )
+        stated = {int(i): own for i, own in value.items() if re.fullmatch("[0-9]{1,9}", i)}
+        return Trait(key, [stated.get(i) for i in range(layers)], lambda v: {key: _numbered(v)})
     if key == "hybrid_override_pattern" and isinstance(value, str) and len(value) == layers:
         return Trait(key, list(value), lambda v: {key: "".join(v)})
     if key == "block_types" and isinstance(value, list) and value:
@@ -102,6 +98,12 @@ def _listed(key: str, value: Any, layers: int) -> Trait | None:
     if len(value) == layers and not _NOT_LAYERS.fullmatch(key):
         return Trait(key, value, lambda v: {key: list(v)})
     return None
+
+
+def _numbered(values: Values) -> dict[str, Any]:
+    """Return what is not None, by index; indices have leading zeros, as transformers writes them."""
+    found = {i: value for i, value in enumerate(values) if value is not None}
+    return {str(i).zfill(len(str(max(found)))): value for i, value in found.items()}
 
 
 def _flags(indices: Sequence[int], layers: int) -> list[bool]:
@@ -223,26 +225,88 @@ def _every(
     return derive
 
 
-_RULES = (_sparse_step, _attention_types, _shared_keys, _backbone)
-_FULL, _SLIDING = "full_attention", "sliding_attention"
+def _last_is_full(section: Mapping[str, Any], layers: int) -> Trait | None:
+    """Return Gemma 4's types of layers: transformers gives the last one full attention, whatever is stated."""
+    types = section.get("layer_types")
+    if section.get("model_type") not in _LAST_IS_FULL:
+        return None
+    if not isinstance(types, list) or len(types) != layers:
+        return None
+
+    def write(values: Values) -> Changes:
+        if values[-1] != _FULL:
+            raise ValueError("the last layer must be one of full attention")
+        return {"layer_types": list(values)}
+
+    return Trait("layer_types", types, write)
+
+
+_RULES = (_sparse_step, _attention_types, _shared_keys, _backbone, _last_is_full)
+_LAST_IS_FULL = (
+    "gemma4_text",
+    "gemma4_unified_text",
+    "diffusion_gemma_text",
+    "embedding_gemma2_text",
+)
+_FULL, _SLIDING, _LINEAR = "full_attention", "sliding_attention", "linear_attention"
 _PATTERN = ("sliding_window_pattern", "_sliding_window_pattern")
+_GLOBAL, _INTERVAL = ("global_attn_every_n_layers",), ("full_attention_interval",)
+_NO_ROPE = ("no_rope_layer_interval",)
 # What architectures derive from the layer's index where config.json does not list it: by key and model_type.
 DERIVED = {
+    ("layer_types", "afmoe"): _every(_GLOBAL, 4, _FULL, _SLIDING),
+    ("layer_types", "bailing_hybrid"): _every(("layer_group_size",), 6, _FULL, _LINEAR),
+    ("layer_types", "cohere2"): _every(_PATTERN, 4, _FULL, _SLIDING),
+    ("layer_types", "cwm"): _every((), 4, _FULL, _SLIDING, shift=0),
+    ("layer_types", "exaone4"): _every(_PATTERN[:1], 4, _FULL, _SLIDING),
+    ("layer_types", "exaone_moe"): _every(_PATTERN[:1], 4, _FULL, _SLIDING),
     ("layer_types", "gemma2"): _every((), 2, _FULL, _SLIDING),
     ("layer_types", "gemma3_text"): _every(_PATTERN, 6, _FULL, _SLIDING),
     ("layer_types", "gemma3n_text"): _every((), 5, _FULL, _SLIDING),
-    ("layer_types", "cohere2"): _every(_PATTERN, 4, _FULL, _SLIDING),
     ("layer_types", "gpt_oss"): _every((), 2, _FULL, _SLIDING),
-    ("layer_types", "qwen3_next"): _every(
-        ("full_attention_interval",), 4, _FULL, "linear_attention"
-    ),
-    ("layer_types", "modernbert"): _every(
-        ("global_attn_every_n_layers",), 3, _FULL, _SLIDING, shift=0
-    ),
-    ("no_rope_layers", "smollm3"): _every(("no_rope_layer_interval",), 4, 0, 1),
-    ("no_rope_layers", "llama4_text"): _every(("no_rope_layer_interval",), 4, 0, 1),
+    ("layer_types", "granite_swa"): _every((), 4, _FULL, _SLIDING, shift=0),
+    ("layer_types", "granitemoe_swa"): _every((), 4, _FULL, _SLIDING, shift=0),
+    ("layer_types", "inkling2_text"): _every((), 6, "hybrid", "hybrid_sliding"),
+    ("layer_types", "kolibri1"): _every((), 5, _FULL, _SLIDING),
+    ("layer_types", "minimax"): _every((), 2, _LINEAR, _FULL),
+    ("layer_types", "modernbert"): _every(_GLOBAL, 3, _FULL, _SLIDING, shift=0),
+    ("layer_types", "modernbert-decoder"): _every(_GLOBAL, 3, _FULL, _SLIDING, shift=0),
+    ("layer_types", "olmo3"): _every((), 4, _FULL, _SLIDING),
+    ("layer_types", "qwen3_5_moe_text"): _every(_INTERVAL, 4, _FULL, _LINEAR),
+    ("layer_types", "qwen3_5_text"): _every(_INTERVAL, 4, _FULL, _LINEAR),
+    ("layer_types", "qwen3_next"): _every(_INTERVAL, 4, _FULL, _LINEAR),
+    ("layer_types", "qwen4_exp_text"): _every(_INTERVAL, 4, "indexed_attention", _LINEAR),
+    ("layer_types", "t5_gemma_module"): _every((), 2, _FULL, _SLIDING),
+    ("layer_types", "t5gemma2_decoder"): _every(_PATTERN[:1], 6, _FULL, _SLIDING),
+    ("layer_types", "t5gemma2_text"): _every(_PATTERN[:1], 6, _FULL, _SLIDING),
+    ("layer_types", "vaultgemma"): _every((), 2, _FULL, _SLIDING),
+    ("no_rope_layers", "smollm3"): _every(_NO_ROPE, 4, 0, 1),
+    ("no_rope_layers", "llama4_text"): _every(_NO_ROPE, 4, 0, 1),
+    ("no_rope_layers", "mistral_large4_text"): _every(_NO_ROPE, 4, 0, 1),
     ("moe_layers", "llama4_text"): _every(("interleave_moe_layer_step",), 1, True, False),
 }
+_DERIVED_KEYS = tuple(dict.fromkeys(key for key, _ in DERIVED))
+# What architectures derive by other rules: config.json must list it before layers can be moved.
+TO_STATE = {
+    "activation_sparsity_pattern": {"gemma3n_text"},
+    "indexer_types": {"hy_v4"},
+    "layer_rope_theta": {"muse_glimmer_text", "muse_spark_text"},
+    "layer_types": {
+        *("beam", "cohere2_moe", "deepseek_v4", "diffusion_gemma_text", "dots3_note_text"),
+        *("embedding_gemma2_text", "flint", "gemma4_text", "gemma4_unified_text", "glm5_next_text"),
+        *("inkling_text", "kimi_linear", "lfm3", "lfm3_vl_vision", "mimo_v2_flash"),
+        *("muse_glimmer_text", "muse_glimmer_vision", "muse_spark_text", "muse_spark_vision"),
+        *("neomme", "olmo_hybrid", "ultrabert"),
+    },
+    "layers_block_type": {"zamba"},
+    "per_layer_config": {"dots3_note_text", "neomme"},
+}
+
+
+def unstated(section: Mapping[str, Any]) -> list[str]:
+    """Return the keys that config.json leaves to an architecture whose rule is not known here."""
+    kind = str(section.get("model_type"))
+    return [key for key, kinds in TO_STATE.items() if kind in kinds and section.get(key) is None]
 
 
 def _derived(section: Mapping[str, Any], key: str, layers: int) -> Trait | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,8 +10,11 @@ from ..checkpoint.source import Source
 from ..config.resolve import Part
 from ..errors import printable
 from .layer_config import Origin
-from .layer_counts import MOST_LAYERS
+from .layer_counts import MOST_LAYERS, tower
 from .stacks import Stack, choose_stack, find_stacks, layer_of, neighbours, position, stands_before
+
+# Tensors outside the layers that hold a part for each of them: Gemma 3n's embeddings, the weights of layers' outputs.
+_BY_LAYER = re.compile(r"\w*per_layer\w*|layer_weights")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +132,27 @@ def place_slices(
             number += 1
     yield from _outside(parts[-1], sources, cut, before=False)
     yield from _predicting(parts[-1], cut, number)
+
+
+def tensors_by_layer(
+    parts: Sequence[Part], sources: Mapping[str, Source], cut: Cut
+) -> Iterator[str]:
+    """Yield a problem where a tensor outside the layers holds a part for each, and their number or order changes."""
+    for part in (parts[0], parts[-1]):
+        model = part.models[0]
+        stack = cut.stack(model)
+        kept = [i for each in parts for i in range(*each.layer_ranges[each.models[0]])]
+        if kept == [*range(stack.length)]:
+            continue
+        for name, tensor in sources[model].tensors.items():
+            said = any(map(_BY_LAYER.fullmatch, name.split("."))) and not layer_of(name)
+            parted = any(n % stack.length == 0 or n == stack.length + 1 for n in tensor.shape)
+            if said and parted and tower(name) == tower(cut.container):
+                yield (
+                    f"model {model}: tensor {printable(name)} holds a part for each layer of "
+                    f"{printable(cut.container)}; `slices` that change their number or order are not supported"
+                )
+                return
 
 
 def _outside(

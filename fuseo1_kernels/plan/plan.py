@@ -20,7 +20,13 @@ from .aliases import find_aliases
 from .job import STORED, Input, Job
 from .layer_config import gather_config, mixed_layers
 from .notes import filter_notes, gradient_notes, model_notes
-from .placements import Placement, find_sliced_stack, place_slices, place_whole_models
+from .placements import (
+    Placement,
+    find_sliced_stack,
+    place_slices,
+    place_whole_models,
+    tensors_by_layer,
+)
 
 # Tensors with one row per token.
 _EMBEDDING = re.compile(
@@ -160,6 +166,7 @@ def _lay_out(
     cut = find_sliced_stack(parts, sources, config.slices_of, config.config_model, problems)
     if cut is None:
         return _Layout([], lender.config, [])
+    problems += tensors_by_layer(parts, sources, cut)
     origins = [cut.origins(part) for part in parts]
     first = [origin for by_model in origins for origin in by_model[0]]
     return _Layout(

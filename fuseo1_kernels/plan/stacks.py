@@ -21,7 +21,8 @@ _LANGUAGE = {"language_model", "text_model", "text_decoder", "llm"}
 # Modules that make the layers' input, by one part of their tensors' names.
 _INPUT = re.compile(
     r"(?:\w+_)?(?:embed|embeds|embedding|embeddings|embedder|emb)|embed_(?!out)\w+|wte|wpe|shared|emb_ln"
-    r"|word_embeddings_layernorm|layernorm_embedding|project_in|conv1|conv2|pre_layrnorm|feature_extractor"
+    r"|word_embeddings_layernorm|layernorm_embedding|project_in|conv1|conv2|pre_layrnorm|pre_layernorm|ln_pre"
+    r"|embeddings_project|altup_projections|token_embed_norm|input_norm|feature_extractor"
     r"|feature_projection|cls_token|register_tokens|mask_token"
     r"|relative_attention_bias|per_layer_model_projection|per_layer_projection_norm"
 )

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig
+from transformers import CONFIG_MAPPING, AutoConfig
 
 from fuseo1_kernels import merge_checkpoints
-from fuseo1_kernels.plan.layer_traits import DERIVED, traits
+from fuseo1_kernels.plan.layer_traits import DERIVED, TO_STATE, traits
 from support.architectures import ARCHITECTURES, OTHER_STACKS, Architecture
 
 pytestmark = pytest.mark.peer
@@ -133,6 +133,39 @@ def test_what_architectures_derive_from_a_layers_index(key: str, model_type: str
     section = {"model_type": model_type}
     trait = traits(section, 13)[key]
     assert trait.write(trait.values) == {key: getattr(config, key)}
+
+
+# The layers' own tensors differ with these, which the merge sees.
+_SEEN_IN_TENSORS = {"mlp_layer_types"}
+# These follow from other lists that are gathered.
+_FOLLOW = {
+    ("layer_types", "llama4_text"),
+    *(("per_layer_config", f"{kind}_text") for kind in ("gemma4", "gemma4_unified")),
+    *(("per_layer_config", f"{kind}_text") for kind in ("diffusion_gemma", "embedding_gemma2")),
+}
+
+
+@pytest.mark.slow
+def test_every_list_that_an_architecture_derives_is_known() -> None:
+    """By a rule or as one that must be stated; those that are alike in all layers need neither."""
+    found = set()
+    for kind in CONFIG_MAPPING:
+        try:
+            config = CONFIG_MAPPING[kind](num_hidden_layers=13).to_dict()
+        except Exception:  # it has stages, or a list of its own by default
+            continue
+        found |= {(key, kind) for key, value in config.items() if _by_layer(key, value)}
+    known = DERIVED.keys() | {(key, kind) for key, kinds in TO_STATE.items() for kind in kinds}
+    found = {(key, kind) for key, kind in found if key not in _SEEN_IN_TENSORS} - _FOLLOW
+    assert found == known - {("moe_layers", "llama4_text")}
+
+
+def _by_layer(key: str, value: Any) -> bool:
+    """Whether a list has a value for each of 13 layers, not all alike and not their numbers."""
+    if key == "per_layer_config":
+        return bool(value)
+    of_layers = isinstance(value, list) and len(value) == 13 and not key.startswith("conv_")
+    return of_layers and value != [*range(13)] and any(each != value[0] for each in value)
 
 
 @torch.no_grad()

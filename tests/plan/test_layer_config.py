@@ -50,6 +50,10 @@ GATHERED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"per_layer_config": {"1": {"x": 1}, "3": {"x": 2}}},
         {"per_layer_config": {"1": {"x": 1}, "2": {"x": 1}, "4": {"x": 2}}},
     ),
+    "by index with zeros": (
+        {"per_layer_config": {"01": {"x": 1}, "03": {"x": 2}, "x": {}}},
+        {"per_layer_config": {"1": {"x": 1}, "2": {"x": 1}, "4": {"x": 2}}},
+    ),
     "keys of its own": (
         {"kv_source_layers": [0, 1, 2, 3, 4, 5]},
         {"kv_source_layers": [0, 1, 2, 3, 4, 5]},
@@ -154,6 +158,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "stages": ({"depths": [2, 2, 2]}, "depths: "),
     "period": ({"attn_layer_period": 3}, "attn_layer_period (3) goes by"),
     "period as text": ({"sliding_window_pattern": "LLG"}, "sliding_window_pattern ('LLG') "),
+    "derived by a rule that is not known": (
+        {"model_type": "olmo_hybrid"},
+        "layer_types: state it; the architecture (olmo_hybrid) derives it from the layer's index",
+    ),
+    "Gemma 4's last layer": (
+        {"model_type": "gemma4_text", "layer_types": [SLIDING] * 5 + [FULL]},
+        "layer_types: the last layer must be one of full attention",
+    ),
     "scaled by the index": (
         {"scale_attn_by_inverse_layer_idx": True},
         "scale_attn_by_inverse_layer_idx (True) ",
@@ -167,6 +179,8 @@ def test_what_config_json_cannot_say_is_refused(case: str, models: Models) -> No
     picks = ((0, 2), (3, 5), (0, 1))
     [said] = plan(models, config, picks=picks).problems
     assert said.startswith(f"model m: config.json cannot follow the slices: {problem}")
+    if case != "stages":
+        assert plan(models, config, picks=((0, 2), (2, 6))).problems == ()
 
 
 def test_a_list_says_more_than_a_threshold_or_a_period(models: Models) -> None:
@@ -174,6 +188,12 @@ def test_a_list_says_more_than_a_threshold_or_a_period(models: Models) -> None:
     made = plan(models, config | {"use_sliding_window": True}, picks=((4, 6), (0, 1)))
     assert made.problems == ()
     assert made.config["layer_types"] == ["e", "f", "a"]
+
+
+def test_indices_have_zeros_as_transformers_writes_them(models: Models) -> None:
+    config = {"per_layer_config": {"0": {"x": 1}, "5": {"x": 2}}}
+    made = plan(models, config, picks=((0, 6), (0, 6)))
+    assert [*made.config["per_layer_config"]] == ["00", "05", "06", "11"]
 
 
 def test_fewer_layers(models: Models) -> None:

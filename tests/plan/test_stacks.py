@@ -182,22 +182,47 @@ def test_a_model_without_the_layers_of_the_first(models: Models) -> None:
     assert problem.startswith("model left: has no layers model.layers.0, .1, ...")
 
 
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("model.embed_tokens_per_layer.weight", (7, 4 * 32)),
+        ("model.per_layer_model_projection.weight", (4 * 32, 8)),
+        ("layer_weights", (5,)),
+    ],
+)
+def test_tensors_with_a_part_for_each_layer_are_not_sliced(
+    name: str, shape: tuple[int, ...], models: Models
+) -> None:
+    shapes = dict.fromkeys(stack("model.layers", 4), (2, 2)) | {name: shape}
+    models.add("base", tensors(shapes), num_hidden_layers=4)
+    for picks in ([("base", 0, 2)], [("base", 2, 4), ("base", 0, 2)]):
+        [problem] = sliced(models, *picks).problems
+        assert problem.startswith(f"model base: tensor {name} holds a part for each layer of ")
+    assert sliced(models, ("base", 0, 2), ("base", 2, 4)).problems == ()
+    # A projection inside of a layer is the layer's own, and a tower's tensor is no part of the language model.
+    names = [*stack("model.layers", 4, "per_layer_projection.weight"), "audio_tower.layer_weights"]
+    models.add("base", tensors(dict.fromkeys(names, shape)), num_hidden_layers=4)
+    assert sliced(models, ("base", 0, 1), ("base", 3, 4)).problems == ()
+
+
 _BEFORE = {
     "model.layers": (
         "model.embed_tokens.weight gpt_neox.embed_in.weight transformer.wte.weight wpe.weight shared.weight "
         "word_embeddings_layernorm.weight model.decoder.project_in.weight rwkv.emb.weight visual.patch_embed.w "
         "multi_modal_projector.linear_1.weight vision_tower.head.probe model.embed_vision.norm.weight "
-        "bert.embeddings.LayerNorm.weight audio_tower.conv1.weight"
+        "bert.embeddings.LayerNorm.weight audio_tower.conv1.weight electra.embeddings_project.weight "
+        "model.altup_projections.0.weight token_embed_norm.weight input_norm.weight model.embed_norm.weight"
     ),
     "encoder.block": "shared.weight encoder.embed_tokens.weight",
     "decoder.block": "shared.weight encoder.final_layer_norm.weight decoder.embed_tokens.weight",
-    "visual.blocks": "visual.patch_embed.proj.weight",
+    "visual.blocks": "visual.patch_embed.proj.weight visual.ln_pre.weight visual.pre_layernorm.bias",
 }
 _AFTER = {
     "model.layers": (
         "model.norm.weight lm_head.weight embed_out.weight model.embedding_norm.weight score.weight "
         "model.decoder.project_out.weight cls.predictions.bias final_logits_bias mtp.fc.weight mtp.norm.weight "
-        "output_embeddings.weight transformer.ln_f.bias pooler.dense.weight"
+        "output_embeddings.weight transformer.ln_f.bias pooler.dense.weight "
+        "model.altup_unembed_projections.0.weight"
     ),
     "encoder.block": "encoder.final_layer_norm.weight decoder.final_layer_norm.weight lm_head.weight",
     "decoder.block": "decoder.final_layer_norm.weight lm_head.weight",

@@ -82,6 +82,13 @@ def _lists(*keys: str, **values: Any) -> Callable[[Any, Sequence[int]], None]:
     return edit
 
 
+def _own_configs(config: Any, at: Sequence[int]) -> None:
+    own = config.to_dict()["per_layer_config"]
+    _lists("layer_types")(config, at)
+    own = {i: own.get(f"{layer:02}") for i, layer in enumerate(at)}
+    config.per_layer_config = {i: values for i, values in own.items() if values}
+
+
 _HEAD = ("model.norm", "lm_head")
 _ALTERNATING = ["global", "local", "global", "global", "local", "global", "local"]
 
@@ -101,6 +108,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gemma3": Architecture(
         hf_models.gemma3, "model.layers", _lists("layer_types"), ("model.norm",)
     ),
+    "gemma4": Architecture(hf_models.gemma4, "model.layers", _own_configs, ("model.norm",)),
     "mixtral": Architecture(hf_models.mixtral, "model.layers", _count(), _HEAD),
     "qwen3_moe": Architecture(
         hf_models.qwen3_moe,
@@ -145,6 +153,12 @@ ARCHITECTURES: dict[str, Architecture] = {
         "bert.encoder.layer",
         _count(),
         ("cls.predictions.transform", "cls.predictions.bias", "cls.predictions.decoder.bias"),
+    ),
+    "electra": Architecture(
+        hf_models.electra,
+        "electra.encoder.layer",
+        _count(),
+        ("generator_predictions", "generator_lm_head.bias"),
     ),
     "modernbert": Architecture(
         hf_models.modernbert,

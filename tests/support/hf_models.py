@@ -63,6 +63,12 @@ def gemma3() -> Any:
     )
 
 
+def gemma4() -> Any:
+    """Its 6th and 12th layers have larger heads."""
+    heads = {"global_head_dim": 24, "hidden_size_per_layer_input": 0, "sliding_window": 4}
+    return hf.Gemma4ForCausalLM(hf.Gemma4TextConfig(**_ROPE | heads | {"num_hidden_layers": 12}))
+
+
 def mixtral() -> Any:
     return hf.MixtralForCausalLM(hf.MixtralConfig(**_DECODER, num_local_experts=2))
 
@@ -116,6 +122,10 @@ def lfm2() -> Any:
 
 def bert() -> Any:
     return hf.BertForMaskedLM(hf.BertConfig(**_SMALL))
+
+
+def electra() -> Any:
+    return hf.ElectraForMaskedLM(hf.ElectraConfig(**_SMALL, embedding_size=24))
 
 
 def vit() -> Any:
