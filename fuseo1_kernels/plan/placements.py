@@ -135,7 +135,7 @@ def place_slices(
 
 
 def tensors_by_layer(
-    parts: Sequence[Part], sources: Mapping[str, Source], cut: Cut
+    parts: Sequence[Part], sources: Mapping[str, Source], cut: SlicedStack
 ) -> Iterator[str]:
     """Yield a problem where a tensor outside the layers holds a part for each, and their number or order changes."""
     for part in (parts[0], parts[-1]):
