@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,34 +34,6 @@ class Vocabulary(NamedTuple):
     tokens: dict[int, str]
     kind: str = ""
 
-    def find_conflict(self, other: Vocabulary, rows: int | None) -> str | None:
-        """Return, in words, an id that means two tokens, or a token of two ids; None if there is neither.
-
-        Ids from `rows` on have no row in the merged embeddings. A token that only one of the models has is no
-        conflict, nor is another name for a placeholder.
-        """
-        if self.kind != other.kind:
-            return None
-        ids = {token: index for index, token in self.tokens.items()}
-        for index, token in other.tokens.items():
-            known, place = self.tokens.get(index), ids.get(token)
-            if known == token or (known is None and place is None):
-                continue
-            if rows is not None and index >= rows:
-                continue
-            if _PLACEHOLDER.search(token) or _PLACEHOLDER.search(known or ""):
-                continue
-            if place is not None:
-                return (
-                    f"token {token!r:.80} has id {place} in {self.model} and {index} in"
-                    f" {other.model}"
-                )
-            return (
-                f"id {index} is token {known!r:.80} in {self.model} and {token!r:.80} in"
-                f" {other.model}"
-            )
-        return None
-
     def find_difference(self, other: Vocabulary) -> str | None:
         """Return, in words, which tokens only one of the two models has; None if there are none."""
         if self.kind != other.kind:
@@ -70,6 +43,46 @@ class Vocabulary(NamedTuple):
                 first, some = min(extra), counted(len(extra), "token")
                 return f"{one.model} alone has {some}, {one.tokens[first]!r:.80} (id {first}) among them"
         return None
+
+
+class MergedRows:
+    """Which token each row of merged embeddings means, over several models whose ids compare.
+
+    `rows`: how many there are; None: not known. A token that only some of the models have is no conflict, nor is
+    another name for a placeholder.
+    """
+
+    def __init__(self, rows: int | None) -> None:
+        self._rows = math.inf if rows is None else rows
+        self._tokens: dict[int, str] = {}
+        self._ids: dict[str, int] = {}
+        self._models: dict[int, str] = {}
+
+    def add(self, vocabulary: Vocabulary) -> str | None:
+        """Add a model's tokens.
+
+        Returns, in words, an id that means another token in a model before, or a token that has another id there;
+        None if there is neither.
+        """
+        conflict = None
+        for index, token in vocabulary.tokens.items():
+            known, place = self._tokens.get(index), self._ids.get(token)
+            if known == token or _PLACEHOLDER.search(token):
+                continue
+            if place is not None and vocabulary.tokens.get(place) == token:
+                place = None  # a token of two ids, one of which the models share
+            if known is None and place is None:
+                self._tokens[index], self._ids[token] = token, index
+                self._models[index] = vocabulary.model
+            elif conflict is None and min(index, index if place is None else place) < self._rows:
+                conflict = self._describe(vocabulary.model, index, token, place)
+        return conflict
+
+    def _describe(self, model: str, index: int, token: str, place: int | None) -> str:
+        if place is not None:
+            return f"token {token!r:.80} has id {place} in {self._models[place]} and {index} in {model}"
+        known, other = self._tokens[index], self._models[index]
+        return f"id {index} is token {known!r:.80} in {other} and {token!r:.80} in {model}"
 
 
 def read_vocabulary(model: str, path: Path) -> Vocabulary | None:

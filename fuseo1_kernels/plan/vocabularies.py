@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ..checkpoint.files import read_bytes
 from ..checkpoint.source import Source
-from ..checkpoint.vocabulary import Vocabulary, read_vocabulary
+from ..checkpoint.vocabulary import MergedRows, Vocabulary, read_vocabulary
 from ..errors import CheckpointError, counted
 from .job import Job
 from .plan import is_embedding
@@ -15,7 +15,7 @@ from .plan import is_embedding
 def check_vocabularies(
     jobs: Sequence[Job], lender: Source, vocabulary: Vocabulary | None, as_they_stand: bool
 ) -> list[str]:
-    """Return notes on tokenizers that differ from that of `lender`, which goes along.
+    """Return notes on tokenizers that differ.
 
     Args:
         jobs: the merged tensors. Rows of embeddings are merged by id.
@@ -24,30 +24,37 @@ def check_vocabularies(
         as_they_stand: merge rows although they mean different tokens.
 
     Raises:
-        CheckpointError: a token has no row, or an id means different tokens and not `as_they_stand`.
+        CheckpointError: a token has no row, or an id means different tokens in any two models and not `as_they_stand`.
     """
     embeddings = [job for job in jobs if is_embedding(job.name, job.shape)]
-    if vocabulary is None or not embeddings:
+    if not embeddings:
         return []
     # A model may have embeddings of something else, too; cropped ones are all of one size.
     rows = max(job.shape[0] for job in embeddings)
-    differing: list[str] = []
-    others = {id(x.source): x.source for job in embeddings for x in job.inputs}
-    for other in others.values():
-        if other is lender or _same_file(lender, other):
-            continue
-        its_own = read_vocabulary(other.name, other.path)
+    known: dict[str, MergedRows] = {}
+
+    def compare(its_own: Vocabulary | None) -> str | None:
+        """Return, in words, how a model differs from those before."""
         if its_own is None:
-            continue
-        conflict = vocabulary.find_conflict(its_own, rows)
+            return None
+        conflict = known.setdefault(its_own.kind, MergedRows(rows)).add(its_own)
         if conflict and not as_they_stand:
             raise CheckpointError(
                 f"{conflict}: their rows do not match. mergekit would permute rows here; `tokenizer_files:`"
                 " merges rows as they stand and copies one model's tokenizer with its ids"
             )
-        if difference := conflict or vocabulary.find_difference(its_own):
-            differing.append(difference)
-    notes = _check_rows(rows, lender, vocabulary)
+        return conflict or (vocabulary and vocabulary.find_difference(its_own))
+
+    compare(vocabulary)
+    others = {id(x.source): x.source for job in embeddings for x in job.inputs}
+    # One at a time: a large vocabulary takes hundreds of MB.
+    found = [
+        compare(read_vocabulary(other.name, other.path))
+        for other in others.values()
+        if other is not lender and not _same_file(lender, other)
+    ]
+    differing = list(filter(None, found))
+    notes = _check_rows(rows, lender, vocabulary) if vocabulary else []
     if differing:
         more = f", and {counted(len(differing) - 1, 'model')} more differ" if differing[1:] else ""
         notes.append(f"tokenizers differ: {differing[0]}{more}; rows are merged as they stand")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fuseo1_kernels.checkpoint.vocabulary import Vocabulary, read_vocabulary
+from fuseo1_kernels.checkpoint.vocabulary import MergedRows, Vocabulary, read_vocabulary
 from fuseo1_kernels.errors import CheckpointError
 from support.checkpoint_files import write_json
 
@@ -124,7 +124,9 @@ def test_no_conflict(other: dict[int, str]) -> None:
     reference = Vocabulary(
         "x", TOKENS | {3: "bos", 4: "[unused1]", 5: "twice", 6: "twice", 9: "far"}
     )
-    assert reference.find_conflict(Vocabulary("y", other), rows=8) is None
+    for first, second in ((reference, Vocabulary("y", other)), (Vocabulary("y", other), reference)):
+        rows = MergedRows(8)
+        assert rows.add(first) is None and rows.add(second) is None
 
 
 @pytest.mark.parametrize(
@@ -136,9 +138,37 @@ def test_no_conflict(other: dict[int, str]) -> None:
     ],
 )
 def test_conflict(other: dict[int, str], words: str) -> None:
-    reference = Vocabulary("x", TOKENS)
-    assert reference.find_conflict(Vocabulary("y", other), None) == words
-    assert reference.find_conflict(Vocabulary("y", other, "a file"), None) is None
+    rows = MergedRows(None)
+    assert rows.add(Vocabulary("x", TOKENS)) is None
+    assert rows.add(Vocabulary("y", other)) == words
+
+
+@pytest.mark.parametrize("first", [{}, {7: "<|reserved_special_token_0|>"}])
+@pytest.mark.parametrize(
+    ("second", "third", "words"),
+    [
+        ("<think>", {7: "<tool>"}, "id 7 is token '<think>' in y and '<tool>' in z"),
+        ("<think>", {8: "<think>"}, "token '<think>' has id 7 in y and 8 in z"),
+        ("<think>", {7: "<think>"}, None),
+        ("[unused7]", {7: "<tool>"}, None),
+    ],
+)
+def test_conflict_of_later_models(
+    first: dict[int, str], second: str, third: dict[int, str], words: str | None
+) -> None:
+    """Of tokens that the first model lacks, or has a placeholder for."""
+    rows = MergedRows(9)
+    assert rows.add(Vocabulary("x", TOKENS | first)) is None
+    assert rows.add(Vocabulary("y", TOKENS | {7: second})) is None
+    assert rows.add(Vocabulary("z", TOKENS | third)) == words
+
+
+@pytest.mark.parametrize(("index", "rows", "met"), [(5, 6, True), (2, 3, True), (5, 2, False)])
+def test_conflict_of_rows_that_are_cropped(index: int, rows: int, met: bool) -> None:
+    """A token of ids 2 and 5: one of the two rows is enough to mix it with another."""
+    merged = MergedRows(rows)
+    assert merged.add(Vocabulary("x", {index: "eos"})) is None
+    assert bool(merged.add(Vocabulary("y", {7 - index: "eos"}))) == met
 
 
 def test_difference() -> None:

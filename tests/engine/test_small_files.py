@@ -138,6 +138,17 @@ def test_tokens_of_other_ids(
     assert_same_state(read_model(family.out), family.expected())
 
 
+def test_tokens_that_the_lender_lacks(family: Family) -> None:
+    """Two targets' own tokens at one id, for which the base has no token."""
+    added = (), ("<think>",), ("<tool>",)
+    for path, state, special in zip(family.models, family.states, added, strict=True):
+        vocabulary = tokenizer_json(VOCAB - 1 + len(special), special)
+        files = tokenizer_files() | {"tokenizer.json": vocabulary}
+        write_model(path, state, tokenizer=files)
+    with pytest.raises(MergeError, match=r"is token '<think>' in .*target1 and '<tool>' in"):
+        merge(family)
+
+
 def test_other_tokens_matter_only_where_rows_are_merged(family: Family) -> None:
     files = tokenizer_files() | {"tokenizer.json": tokenizer_json(special=("<a>", "<b>", "<c>"))}
     write_model(family.target(1), family.states[1], tokenizer=files)
