@@ -17,7 +17,9 @@ _TOKENIZER, _ADDED, _CONFIG = "tokenizer.json", "added_tokens.json", "tokenizer_
 _MOST_BYTES, _MOST_TOKENS = 64 << 20, 4 << 20
 
 #: Names of tokens that mean nothing yet. A fine-tune may give such a row a name of its own.
-_PLACEHOLDER = re.compile(r"reserved|unused|place.?holder|dummy", re.IGNORECASE)
+_PLACEHOLDER = re.compile(
+    r"[<\[][^<>\[\]]*(reserved|unused|place.?holder|dummy)[^<>\[\]]*[>\]]", re.IGNORECASE
+)
 
 
 class Vocabulary(NamedTuple):
@@ -67,7 +69,7 @@ class MergedRows:
         conflict = None
         for index, token in vocabulary.tokens.items():
             known, place = self._tokens.get(index), self._ids.get(token)
-            if known == token or _PLACEHOLDER.search(token):
+            if known == token or _PLACEHOLDER.fullmatch(token):
                 continue
             if place is not None and vocabulary.tokens.get(place) == token:
                 place = None  # a token of two ids, one of which the models share

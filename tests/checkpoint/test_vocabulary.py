@@ -163,6 +163,31 @@ def test_conflict_of_later_models(
     assert rows.add(Vocabulary("z", TOKENS | third)) == words
 
 
+@pytest.mark.parametrize(
+    ("token", "means_nothing"),
+    [
+        *((f"<|reserved_special_token_{n}|>", True) for n in (0, 247)),
+        ("<\uff5cplace\u2581holder\u2581no\u25811\uff5c>", True),
+        *(
+            (t, True)
+            for t in (
+                "[unused12]",
+                "<unused7>",
+                "[UNUSED_TOKEN_3]",
+                "<|dummy_9|>",
+                "<|placeholder1|>",
+            )
+        ),
+        *((t, False) for t in ("reserved", "unused", "\u0120dummy", "dummyland", "placeholder")),
+        *((t, False) for t in ("<reserved", "unused]", "<b> reserved <i>", "<|think|>")),
+    ],
+)
+def test_placeholders(token: str, means_nothing: bool) -> None:
+    rows = MergedRows(None)
+    assert rows.add(Vocabulary("x", {3: token})) is None
+    assert (rows.add(Vocabulary("y", {3: "other"})) is None) == means_nothing
+
+
 @pytest.mark.parametrize(("index", "rows", "met"), [(5, 6, True), (2, 3, True), (5, 2, False)])
 def test_conflict_of_rows_that_are_cropped(index: int, rows: int, met: bool) -> None:
     """A token of ids 2 and 5: one of the two rows is enough to mix it with another."""
