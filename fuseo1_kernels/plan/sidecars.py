@@ -15,7 +15,6 @@ from ..checkpoint.model_card import model_card, read_license
 from ..checkpoint.shards import index_json
 from ..checkpoint.sidecar import Sidecars, sidecar_files
 from ..checkpoint.source import Source
-from ..checkpoint.vocabulary import read_vocabulary
 from ..config.schema import MergeConfig
 from ..version import __version__
 from .models import AllowLinks
@@ -68,13 +67,15 @@ def make_sidecars(
     )
     if plan.decoder_layers is not None:
         move_alignment_heads(files, plan.decoder_layers)
-    if copy_tokenizer:
-        lends = lender or base
-        vocabulary = read_vocabulary(lends.name, lends.path)
-        as_they_stand = config.tokenizer_files is not None
-        notes += check_vocabularies(plan.jobs, lends, vocabulary, as_they_stand)
-        if mismatch := find_stop_mismatch(files, vocabulary):
-            notes.append(mismatch)
+    vocabulary, compared = check_vocabularies(
+        plan.jobs,
+        lender or base,
+        copied=copy_tokenizer,
+        as_they_stand=config.tokenizer_files is not None,
+    )
+    notes += compared
+    if copy_tokenizer and (mismatch := find_stop_mismatch(files, vocabulary)):
+        notes.append(mismatch)
     labels = _labels(opened)
     files["README.md"] = model_card(
         name=title,

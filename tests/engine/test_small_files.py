@@ -150,6 +150,7 @@ def test_tokens_that_the_lender_lacks(family: Family) -> None:
 
 
 def test_other_tokens_matter_only_where_rows_are_merged(family: Family) -> None:
+    """And are said, no more, where no tokenizer goes along."""
     files = tokenizer_files() | {"tokenizer.json": tokenizer_json(special=("<a>", "<b>", "<c>"))}
     write_model(family.target(1), family.states[1], tokenizer=files)
     sources = [
@@ -159,7 +160,11 @@ def test_other_tokens_matter_only_where_rows_are_merged(family: Family) -> None:
     family.configure(models=..., base_model=..., merge_method="passthrough", slices=slices)
     assert merge(family).notes == ()
     family.configure()
-    assert merge(family, "other", copy_tokenizer=False).notes == ()
+    [note] = merge(family, "other", copy_tokenizer=False).notes
+    assert "id 269 is token" in note and note.endswith("rows are merged as they stand")
+    (family.base / "tokenizer.json").write_text("{}")
+    [note] = merge(family, "third", copy_tokenizer=False).notes
+    assert note.startswith("vocabularies are not compared: ") and "tokenizer.json" in note
 
 
 def test_a_tokenizer_with_more_ids_than_rows(family: Family) -> None:
