@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..errors import CheckpointError, ConfigError, printable
 from .companions import Companions, find_companions, is_tokenizers
 from .custom_code import find_code
 from .files import read_bytes
-from .json_file import dump_object, parse_object, read_object
+from .json_file import change_objects, dump_object, parse_object, read_object
 from .layout import CONFIG
 from .source import Source
 
@@ -45,13 +45,15 @@ def sidecar_files(
     out_dtype: str,
     config: Mapping[str, Any],
     vocab_size: int | None,
+    uncropped: Collection[int] = (),
     copy_tokenizer: bool,
 ) -> Sidecars:
     """Return the files to put beside the weights.
 
     `base` is the base or, in a merge without one, another of its models; `tokenizer` the model that lends its
     tokenizer (None: the base). config.json is `config` (the base's, with what the plan changed; {}: none) with
-    `out_dtype` ("bfloat16", ...), with the lender's ids of special tokens and, if given, `vocab_size`; and without
+    `out_dtype` ("bfloat16", ...), with the lender's ids of special tokens and, if given, `vocab_size`, which replaces
+    the numbers of rows in `uncropped` wherever they are stated as sizes of a vocabulary; and without
     quantization_config, as merged weights are not quantized. The tokenizer's files and generation_config.json come
     from the lender, everything else from the base (companions.py), byte for byte, except that `tokenizer_overrides`
     replace keys of tokenizer_config.json, and `chat_template` (Jinja text, or "auto": the most common one of
@@ -91,7 +93,7 @@ def sidecar_files(
     if lender is not base:
         _adopt_token_ids(merged, lender.config)
     if vocab_size is not None:
-        _set_vocab_size(merged, vocab_size)
+        merged = _set_vocab_size(merged, vocab_size, uncropped)
     if "quantization_config" in merged:
         del merged["quantization_config"]
         notes.append(
@@ -163,13 +165,21 @@ def _adopt_token_ids(config: dict[str, Any], lenders: Mapping[str, Any]) -> None
             config[name] = part | {key: lent[key] for key in _TOKEN_KEYS if key in lent}
 
 
-def _set_vocab_size(config: dict[str, Any], rows: int) -> None:
-    """Set the vocabulary's size wherever config.json states that of the language model."""
-    parts = [name for name in _TEXT_CONFIGS if isinstance(config.get(name), dict)]
-    for name in parts:
-        config[name] = config[name] | {"vocab_size": rows}
-    if "vocab_size" in config or not parts:
-        config["vocab_size"] = rows
+def _set_vocab_size(config: dict[str, Any], rows: int, uncropped: Collection[int]) -> Any:
+    """Return `config` with the size set wherever it is the language model's, or one of `uncropped`."""
+    named = [config[name] for name in _TEXT_CONFIGS if isinstance(config.get(name), dict)]
+    stated = False
+
+    def change(part: dict[str, Any]) -> dict[str, Any]:
+        nonlocal stated
+        size = part.get("vocab_size")
+        if not (type(size) is int and size in uncropped) and not any(part is n for n in named):
+            return part
+        stated = True
+        return part | {"vocab_size": rows}
+
+    changed = change_objects(config, change)
+    return changed if stated and "vocab_size" not in config else changed | {"vocab_size": rows}
 
 
 def _most_common_template(sources: Sequence[Source]) -> str | None:

@@ -19,7 +19,7 @@ from ..config.schema import MergeConfig
 from ..version import __version__
 from .models import AllowLinks
 from .plan import Plan
-from .vocabularies import check_vocabularies
+from .vocabularies import check_vocabularies, embedding_rows
 
 #: The file that holds a merged model's config. Tools on the hub look for it under mergekit's name.
 MERGE_CONFIG = "mergekit_config.yml"
@@ -63,6 +63,7 @@ def make_sidecars(
         out_dtype=plan.dtype_name,
         config=plan.config,
         vocab_size=plan.vocab_size,
+        uncropped=embedding_rows(plan.jobs, base),
         copy_tokenizer=copy_tokenizer,
     )
     if plan.decoder_layers is not None:

@@ -43,6 +43,12 @@ def check_vocabularies(
     return vocabulary, notes
 
 
+def embedding_rows(jobs: Sequence[Job], model: Source) -> set[int]:
+    """Return how many rows the embeddings of `model` have that are merged, before any is cropped."""
+    embeddings = (job for job in jobs if is_embedding(job.name, job.shape))
+    return {x.info.shape[0] for job in embeddings for x in job.inputs if x.source is model}
+
+
 def _compare(
     models: Sequence[Source], rows: int, as_they_stand: bool
 ) -> tuple[Vocabulary | None, list[str]]:

@@ -96,6 +96,18 @@ def test_vocabulary_of_a_model_for_several_kinds_of_input(part: str, make: Any) 
     assert written["vocab_size"] == written["text_config"]["vocab_size"] == 5
 
 
+def test_vocabulary_sizes_at_any_depth(make: Any) -> None:
+    """All that state the rows before the crop; others are those of something else."""
+    thinker = {"text_config": {"vocab_size": 7}, "audio_config": {"vocab_size": 3}}
+    nested = {"thinker_config": thinker, "towers": [{"vocab_size": 7}, {"vocab_size": [7]}]}
+    base = make("base", **nested)
+    written = json.loads(files(base, vocab_size=5, uncropped={7})["config.json"])
+    assert written["thinker_config"] == thinker | {"text_config": {"vocab_size": 5}}
+    assert written["towers"] == [{"vocab_size": 5}, {"vocab_size": [7]}]
+    assert "vocab_size" not in written
+    assert base.config == {"num_hidden_layers": 2} | nested
+
+
 def test_quantization_config(make: Any) -> None:
     base = make("base", quantization_config={"bits": 4})
     made = sidecars(base)
