@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from ..errors import CheckpointError, ConfigError, printable
@@ -82,7 +83,11 @@ def sidecar_files(
     of_base.read_into(files, (n for n in of_base.names if n not in files and not is_tokenizers(n)))
     configs = [data for name, data in files.items() if name.endswith(".json") and name not in lent]
     _add_code(files, of_base, configs, base.config)
-    notes += _left_out(base, of_base, files)
+    notes += _left_out(base, of_base, files, "no auto_map names")
+    if lender is not base:
+        notes += _left_out(
+            lender, _of_tokenizer(of_lender), files, "no auto_map of its tokenizer names"
+        )
 
     if not config:
         notes.append(
@@ -137,15 +142,26 @@ def _add_code(
     found.read_into(files, (name for name in code if name not in files))
 
 
-def _left_out(source: Source, found: Companions, files: Mapping[str, bytes]) -> Iterator[str]:
+def _left_out(
+    source: Source, found: Companions, files: Mapping[str, bytes], code: str
+) -> Iterator[str]:
     """Yield a note on what of a model's folder does not go along."""
     merged = {str(file.relative_to(source.path)) for file in source.files}
-    code = "Python code that no auto_map names"
-    reasons = found.left_out | {name: code for name in found.code if name not in files}
+    reasons = found.left_out | {n: f"Python code that {code}" for n in found.code if n not in files}
     listed = [f"{printable(n)} ({why})" for n, why in sorted(reasons.items()) if n not in merged]
     if listed:
         more = f" and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
         yield f"model {source.name}: does not go along: {', '.join(listed[:_SHOWN])}{more}"
+
+
+def _of_tokenizer(found: Companions) -> Companions:
+    """What of a model's folder goes along, or would, with its tokenizer; everything where not all was looked at."""
+    left_out = {
+        name: why
+        for name, why in found.left_out.items()
+        if found.is_full or is_tokenizers(name) or name == GENERATION_CONFIG
+    }
+    return replace(found, left_out=left_out)
 
 
 def _config(config: Mapping[str, Any], out_dtype: str) -> dict[str, Any]:

@@ -191,6 +191,19 @@ def test_everything_but_weights_goes_along(make: Any) -> None:
     assert json.loads(made.files["generation_config.json"]) == {"of": "base"}
 
 
+def test_what_does_not_go_along_of_the_tokenizers_model(make: Any) -> None:
+    """The rest of it is not missed."""
+    rest = {"pytorch_model.bin": "", "shared.py": "", "LICENSE": ""}
+    base = make("base", {"shared.py": ""}, auto_map={"AutoModel": "shared.M"})
+    lender = make("lender", {**TOKENIZER, **rest, "vocab.pkl": "", "tokenization_y.py": ""})
+    (lender.path / "generation_config.json").write_bytes(bytes((64 << 20) + 1))
+    [note] = sidecars(base, tokenizer=lender).notes
+    assert note == (
+        f"model {lender.name}: does not go along: generation_config.json (more than {64 << 20} bytes),"
+        " tokenization_y.py (Python code that no auto_map of its tokenizer names), vocab.pkl (weights or a trainer's state)"
+    )
+
+
 def test_a_long_list_of_what_does_not_go_along(make: Any) -> None:
     base = make("base", {f"\n{number:02}.bin": "" for number in range(14)})
     [note] = sidecars(base).notes
