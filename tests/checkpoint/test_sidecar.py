@@ -200,7 +200,8 @@ def test_what_does_not_go_along_of_the_tokenizers_model(make: Any) -> None:
     [note] = sidecars(base, tokenizer=lender).notes
     assert note == (
         f"model {lender.name}: does not go along: generation_config.json (more than {64 << 20} bytes),"
-        " tokenization_y.py (Python code that no auto_map of its tokenizer names), vocab.pkl (weights or a trainer's state)"
+        " tokenization_y.py (Python code that no auto_map of its tokenizer names),"
+        " vocab.pkl (weights or a trainer's state)"
     )
 
 
