@@ -21,6 +21,8 @@ CHAT_TEMPLATE, CHAT_TEMPLATE_JSON = "chat_template.jinja", "chat_template.json"
 
 #: Keys of config.json that belong to the tokenizer.
 _TOKEN_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
+#: Of config.json and its parts. Merged weights are full.
+_QUANTIZATION = "quantization_config"
 #: Parts of config.json that describe the language model of a model for several kinds of input.
 _TEXT_CONFIGS = ("text_config", "llm_config", "language_config")
 # The most files that a note lists.
@@ -99,12 +101,14 @@ def sidecar_files(
         _adopt_token_ids(merged, lender.config)
     if vocab_size is not None:
         merged = _set_vocab_size(merged, vocab_size, uncropped)
-    if "quantization_config" in merged:
-        del merged["quantization_config"]
+    full = change_objects(
+        merged, lambda part: {k: v for k, v in part.items() if k != _QUANTIZATION}
+    )
+    if full != merged:
         notes.append(
-            f"model {base.name}: quantization_config left out of {CONFIG}: the merged weights are not quantized"
+            f"model {base.name}: {_QUANTIZATION} left out of {CONFIG}: the merged weights are not quantized"
         )
-    return Sidecars({CONFIG: dump_object(merged), **files}, notes)
+    return Sidecars({CONFIG: dump_object(full), **files}, notes)
 
 
 def _change_tokenizer(

@@ -108,10 +108,20 @@ def test_vocabulary_sizes_at_any_depth(make: Any) -> None:
     assert base.config == {"num_hidden_layers": 2} | nested
 
 
-def test_quantization_config(make: Any) -> None:
-    base = make("base", quantization_config={"bits": 4})
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"quantization_config": {"bits": 4}},
+        {"quantization_config": None},
+        {"text_config": {"quantization_config": {"bits": 4}}},
+        {"towers": [{"vision_config": {"quantization_config": {}}}]},
+    ],
+)
+def test_quantization_config(config: dict[str, Any], make: Any) -> None:
+    base = make("base", **config)
     made = sidecars(base)
-    assert "quantization_config" not in json.loads(made.files["config.json"])
+    assert b"quantization_config" not in made.files["config.json"]
+    assert json.loads(made.files["config.json"]).keys() >= config.keys() - {"quantization_config"}
     assert made.notes == [
         f"model {base.name}: quantization_config left out of config.json: the merged weights are not"
         " quantized"
