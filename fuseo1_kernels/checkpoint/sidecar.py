@@ -207,6 +207,21 @@ def _most_common_template(sources: Sequence[Source]) -> str | None:
     return Counter(templates).most_common(1)[0][0] if templates else None
 
 
+def model_of_template(
+    files: Mapping[str, bytes], lender: Source, sources: Sequence[Source]
+) -> Source | None:
+    """Return the first of `sources` that has the chat template of `files`; None if nobody has, or `lender` has it."""
+    template = files.get(CHAT_TEMPLATE, b"").strip()
+    having = (s for s in (lender, *sources) if _encoded(_template(s)) == template)
+    giver = next(having, None) if template else None
+    return None if giver is lender else giver
+
+
+def _encoded(template: str | None) -> bytes:
+    # JSON can escape half of a surrogate pair, which no UTF-8 text holds.
+    return (template or "").strip().encode("utf-8", "replace")
+
+
 def _template(source: Source) -> str | None:
     """Return the model's chat template; if it names several, the default one."""
     file = source.path / CHAT_TEMPLATE

@@ -210,6 +210,38 @@ def test_generation_settings_go_with_the_tokenizer(family: Family) -> None:
     assert "generation_config.json has no eos_token_id" in note
 
 
+@pytest.mark.parametrize(
+    ("template", "stops", "said"),
+    [
+        ("auto", 269, True),
+        ("{{ chat }}", 269, True),
+        ("auto", [271, 269], False),
+        ("{{ mine }}", 269, False),
+    ],
+)
+def test_a_template_of_another_model(
+    template: str, stops: object, said: bool, family: Family
+) -> None:
+    """What ends its turns is a stop, or a note says that it is none."""
+    for number in (1, 2):
+        write_model(
+            family.target(number),
+            family.states[number],
+            tokenizer=tokenizer_files("{{ chat }}"),
+            config=model_config(eos_token_id=[269, 271]),
+        )
+    (family.base / "generation_config.json").write_text(json.dumps({"eos_token_id": stops}))
+    family.configure(chat_template=template)
+    notes = merge(family).notes
+    assert len(notes) == said
+    for note in notes:
+        assert f"is that of {family.target(1)}, which stops at [271], too" in note
+        assert "generation_config.json stops at [269]" in note
+    # The lender's own needs no note.
+    family.configure(chat_template="auto", tokenizer_source=str(family.target(2)))
+    assert merge(family, "second").notes == ()
+
+
 def test_a_license_that_all_sources_have(family: Family) -> None:
     paths = [family.base, family.target(1), family.target(2)]
     for path in paths:
