@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -13,8 +14,10 @@ from .files import read_bytes
 from .json_file import parse_object
 
 _TOKENIZER, _ADDED, _CONFIG = "tokenizer.json", "added_tokens.json", "tokenizer_config.json"
-# More are no vocabulary: the largest have 35 MB and 260,000 tokens.
-_MOST_BYTES, _MOST_TOKENS = 64 << 20, 4 << 20
+# More are no vocabulary. The largest have 260,000 tokens in 35 MB of JSON, or 900,000 in 18 MB of pieces.
+MOST_BYTES, _MOST_TOKENS = 64 << 20, 1 << 20
+# Of words alone, and of what is added to them.
+_MOST_BYTES_OF_WORDS = 16 << 20
 
 #: Names of tokens that mean nothing yet. A fine-tune may give such a row a name of its own.
 _PLACEHOLDER = re.compile(
@@ -93,11 +96,14 @@ def read_vocabulary(model: str, path: Path) -> Vocabulary | None:
         file = path / name
         if file.exists():
             try:
-                tokens = read(read_bytes(file, _MOST_BYTES), str(file))
+                most = _MOST_BYTES_OF_WORDS if read in (_of_json, _of_lines) else MOST_BYTES
+                tokens = read(read_bytes(file, most), str(file))
                 if name != _TOKENIZER:
                     tokens |= _added(path)
             except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
                 raise CheckpointError(f"{file}: not a tokenizer: no vocabulary in it") from error
+            if len(tokens) > _MOST_TOKENS:
+                raise CheckpointError(f"{file}: more than {_MOST_TOKENS} tokens are no vocabulary")
             if not all(type(i) is int and isinstance(token, str) for i, token in tokens.items()):
                 raise CheckpointError(
                     f"{file}: not a tokenizer: its vocabulary maps no ids to tokens"
@@ -125,8 +131,9 @@ def _of_json(text: bytes, where: str) -> dict[int, str]:
 def _of_lines(text: bytes, where: str) -> dict[int, str]:
     if text.count(b"\n") > _MOST_TOKENS:
         raise CheckpointError(f"{where}: more than {_MOST_TOKENS} lines are no vocabulary")
-    lines = text.decode("utf-8", "replace").rstrip("\r\n").split("\n")
-    return {index: line.rstrip("\r") for index, line in enumerate(lines)}
+    # Not all decoded at once: one letter of an ancient script makes each take four bytes.
+    lines = io.BytesIO(text.rstrip(b"\r\n"))
+    return {i: line.rstrip(b"\r\n").decode("utf-8", "replace") for i, line in enumerate(lines)}
 
 
 def _of_pieces(text: bytes, where: str) -> dict[int, str]:
@@ -178,9 +185,9 @@ def _added(path: Path) -> dict[int, str]:
     """The tokens that are added to a vocabulary which is no tokenizer.json."""
     tokens: dict[int, str] = {}
     if (path / _ADDED).exists():
-        tokens |= _of_json(read_bytes(path / _ADDED, _MOST_BYTES), str(path / _ADDED))
+        tokens |= _of_json(read_bytes(path / _ADDED, _MOST_BYTES_OF_WORDS), str(path / _ADDED))
     if (path / _CONFIG).exists():
-        config = parse_object(read_bytes(path / _CONFIG, _MOST_BYTES), str(path / _CONFIG))
+        config = parse_object(read_bytes(path / _CONFIG, _MOST_BYTES_OF_WORDS), str(path / _CONFIG))
         added = config.get("added_tokens_decoder") or {}
         tokens |= {int(index): token["content"] for index, token in added.items()}
     return tokens

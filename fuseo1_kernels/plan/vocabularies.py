@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ..checkpoint.files import read_bytes
 from ..checkpoint.source import Source
-from ..checkpoint.vocabulary import MergedRows, Vocabulary, read_vocabulary
+from ..checkpoint.vocabulary import MOST_BYTES, MergedRows, Vocabulary, read_vocabulary
 from ..errors import CheckpointError, counted
 from .job import Job
 from .plan import is_embedding
@@ -67,7 +67,7 @@ def _compare(
         return conflict
 
     def compare(other: Source) -> str | None:
-        # Large vocabularies take hundreds of MB: this one is gone before the next is read.
+        # A large vocabulary takes 100 MB and more: this one is gone before the next is read.
         if _same_file(first, other) or (its_own := read_vocabulary(other.name, other.path)) is None:
             return None
         return add(its_own) or (reference and reference.find_difference(its_own))
@@ -102,4 +102,6 @@ def _check_rows(rows: int, lender: Source, vocabulary: Vocabulary) -> list[str]:
 def _same_file(one: Source, other: Source) -> bool:
     """Whether two models have the same tokenizer.json: the usual case, without parsing 7 MB of JSON."""
     files = [source.path / "tokenizer.json" for source in (one, other)]
-    return all(file.exists() for file in files) and read_bytes(files[0]) == read_bytes(files[1])
+    if not all(file.exists() for file in files):
+        return False
+    return read_bytes(files[0], MOST_BYTES) == read_bytes(files[1], MOST_BYTES)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from fuseo1_kernels.checkpoint import vocabulary
 from fuseo1_kernels.checkpoint.vocabulary import MergedRows, Vocabulary, read_vocabulary
 from fuseo1_kernels.errors import CheckpointError
 from support.checkpoint_files import write_json
@@ -90,10 +91,10 @@ def test_pieces_that_sentencepiece_wrote(tmp_path: Path) -> None:
         {"vocab.json": {"a": 0.5}},
         {"vocab.txt": b"a\nb", "tokenizer_config.json": {"added_tokens_decoder": {"x": {"content": "a"}}}},
         {"vocab.txt": b"a\nb", "tokenizer_config.json": {"added_tokens_decoder": [1]}},
-        {"vocab.txt": b"\n" * (5 << 20)},
+        {"vocab.txt": b"a\n" * (2 << 20)},
         *({"tokenizer.model": pieces("a", "b")[:n]} for n in (1, 5, 13)),
         *({"tokenizer.model": b} for b in (b"\xff" * 12, b"\x0b", b"\x0a\x7f", b"\x0a\x02\x0a\x7f")),
-        {"tokenizer.model": b"\x0a\x00" * (5 << 20)},
+        {"tokenizer.model": b"\x0a\x00" * (2 << 20)},
     ],
     ids=lambda files: f"{files!r:.40}",
 )  # fmt: skip
@@ -101,6 +102,35 @@ def test_damaged(files: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         read_vocabulary("m", write(tmp_path, files))
     assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        tokenizer({"a": 0, "b": 1}, eos=2),
+        {"vocab.json": {"a": 0, "b": 1, "eos": 2}},
+        {"vocab.txt": b"a\nb\neos\n"},
+        {"vocab.txt": b"a\nb\n", "tokenizer_config.json": DECODER},
+        {"tokenizer.model": pieces("a", "b", "eos")},
+    ],
+)
+def test_too_large(files: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, files)
+    monkeypatch.setattr(vocabulary, "_MOST_TOKENS", 3)
+    assert read_vocabulary("m", tmp_path)
+    monkeypatch.setattr(vocabulary, "_MOST_TOKENS", 2)
+    with pytest.raises(CheckpointError, match=r"more than 2 \w+ are no vocabulary"):
+        read_vocabulary("m", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["vocab.txt", "vocab.json", "tokenizer_config.json"])
+def test_words_that_are_too_large(name: str, tmp_path: Path) -> None:
+    write(tmp_path, {} if name == "vocab.json" else {"vocab.txt": b"a"})
+    write(tmp_path, {name: b"{}" + b" " * ((16 << 20) - 2)})
+    assert read_vocabulary("m", tmp_path)
+    write(tmp_path, {name: b"{}" + b" " * ((16 << 20) - 1)})
+    with pytest.raises(CheckpointError, match=f"{name}: has more than"):
+        read_vocabulary("m", tmp_path)
 
 
 def test_none(tmp_path: Path) -> None:
