@@ -22,6 +22,12 @@ _TOKENIZER = re.compile(
     r"tokenizer.*|vocab.*|merges\.txt|(special_tokens_map|added_tokens|encoder|normalizer|tekken)\.json"
     r"|dict\..*txt|bpe\.codes|[^/]*\.(tiktoken|model|spm|bpe)|chat_template.*|additional_chat_templates/.*"
 )
+#: Names of files alone, which loaders look for. Whatever else stands under one of them is an error: without the file,
+#: the model would be another one.
+_FILES = re.compile(
+    r"(tokenizer|vocab|chat_template)\S*\.\S+|merges\.txt|((\w+_)?(pre)?processor_config|generation_config|modules"
+    r"|special_tokens_map|added_tokens|sentence_\w+_config|config_sentence_transformers|\d+_\w+/config)\.json"
+)
 _WEIGHTS = (
     *{Path(single).suffix for single, _ in FORMATS},
     *(".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".h5", ".msgpack", ".ot"),
@@ -126,8 +132,8 @@ def is_tokenizers(name: str) -> bool:
 
 
 def _is_folder(entry: os.DirEntry[str], name: str) -> bool:
-    """A folder under the name of a tokenizer's file is no folder to look into: reading it is an error."""
-    return entry.is_dir() and not re.fullmatch(r"(tokenizer|vocab|chat_template)\S*\.\S+", name)
+    """A folder under the name of a file is no folder to look into: reading it is an error."""
+    return entry.is_dir() and not _FILES.fullmatch(name)
 
 
 def _reason(name: str, entry: os.DirEntry[str]) -> str | None:
@@ -146,4 +152,5 @@ def _reason(name: str, entry: os.DirEntry[str]) -> str | None:
         return "is nested too deep" if name.count("/") >= _MOST_LEVELS else None
     if entry.name.endswith(_WEIGHTS):
         return "weights or a trainer's state"
-    return None if entry.is_file() or is_tokenizers(name) else "is not a file"
+    is_expected = is_tokenizers(name) or _FILES.fullmatch(name)
+    return None if entry.is_file() or is_expected else "is not a file"

@@ -105,3 +105,10 @@ def dump_object(data: dict[str, Any]) -> bytes:
         out += piece.encode("utf-8", "backslashreplace")
     out += b"\n"
     return bytes(out)
+
+
+def change_objects(data: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
+    """Return JSON data with what `change` makes of each object in it, the outer ones first. `data` stays as it is."""
+    if isinstance(data, dict):
+        return {key: change_objects(value, change) for key, value in change(data).items()}
+    return [change_objects(item, change) for item in data] if isinstance(data, list) else data

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from ..errors import CheckpointError, ConfigError, printable
@@ -11,7 +12,7 @@ from .companions import Companions, find_companions, is_tokenizers
 from .config_sections import TEXT_CONFIGS, change_section, section_at
 from .custom_code import find_code
 from .files import read_bytes
-from .json_file import dump_object, parse_object, read_object
+from .json_file import change_objects, dump_object, parse_object, read_object
 from .layout import CONFIG
 from .source import Source
 
@@ -21,6 +22,8 @@ CHAT_TEMPLATE, CHAT_TEMPLATE_JSON = "chat_template.jinja", "chat_template.json"
 
 #: Keys of config.json that belong to the tokenizer.
 _TOKEN_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
+#: Of config.json and its parts. Merged weights are full.
+_QUANTIZATION = "quantization_config"
 # The most files that a note lists.
 _SHOWN = 10
 # Bytes of one Python file.
@@ -44,6 +47,7 @@ def sidecar_files(
     out_dtype: str,
     config: Mapping[str, Any],
     vocab_size: int | None,
+    uncropped: Collection[int] = (),
     copy_tokenizer: bool,
 ) -> Sidecars:
     """Return the files to put beside the weights.
@@ -62,6 +66,7 @@ def sidecar_files(
         out_dtype: the dtype that config.json states: "bfloat16", ...
         config: the base's config.json, with what the plan changed; {}: none is written.
         vocab_size: the number of rows of the embeddings; None: as `config` has it.
+        uncropped: numbers of rows that `vocab_size` replaces wherever they are stated as sizes of a vocabulary.
         copy_tokenizer: whether the tokenizer's files go along.
 
     Raises:
@@ -90,7 +95,11 @@ def sidecar_files(
     of_base.read_into(files, (n for n in of_base.names if n not in files and not is_tokenizers(n)))
     configs = [data for name, data in files.items() if name.endswith(".json") and name not in lent]
     _add_code(files, of_base, configs, base.config)
-    notes += _left_out(base, of_base, files)
+    notes += _left_out(base, of_base, files, "no auto_map names")
+    if lender is not base:
+        notes += _left_out(
+            lender, _of_tokenizer(of_lender), files, "no auto_map of its tokenizer names"
+        )
 
     if not config:
         notes.append(
@@ -101,13 +110,15 @@ def sidecar_files(
     if lender is not base:
         _adopt_token_ids(merged, lender.config)
     if vocab_size is not None:
-        _set_vocab_size(merged, vocab_size)
-    if "quantization_config" in merged:
-        del merged["quantization_config"]
+        merged = _set_vocab_size(merged, vocab_size, uncropped)
+    full = change_objects(
+        merged, lambda part: {k: v for k, v in part.items() if k != _QUANTIZATION}
+    )
+    if full != merged:
         notes.append(
-            f"model {base.name}: quantization_config left out of {CONFIG}: the merged weights are not quantized"
+            f"model {base.name}: {_QUANTIZATION} left out of {CONFIG}: the merged weights are not quantized"
         )
-    return Sidecars({CONFIG: dump_object(merged), **files}, notes)
+    return Sidecars({CONFIG: dump_object(full), **files}, notes)
 
 
 def _change_tokenizer(
@@ -145,15 +156,26 @@ def _add_code(
     found.read_into(files, (name for name in code if name not in files))
 
 
-def _left_out(source: Source, found: Companions, files: Mapping[str, bytes]) -> Iterator[str]:
+def _left_out(
+    source: Source, found: Companions, files: Mapping[str, bytes], code: str
+) -> Iterator[str]:
     """Yield a note on what of a model's folder does not go along."""
     merged = {str(file.relative_to(source.path)) for file in source.files}
-    code = "Python code that no auto_map names"
-    reasons = found.left_out | {name: code for name in found.code if name not in files}
+    reasons = found.left_out | {n: f"Python code that {code}" for n in found.code if n not in files}
     listed = [f"{printable(n)} ({why})" for n, why in sorted(reasons.items()) if n not in merged]
     if listed:
         more = f" and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
         yield f"model {source.name}: does not go along: {', '.join(listed[:_SHOWN])}{more}"
+
+
+def _of_tokenizer(found: Companions) -> Companions:
+    """Return `found` with what is left out of its tokenizer alone; with everything if not all was looked at."""
+    left_out = {
+        name: why
+        for name, why in found.left_out.items()
+        if found.is_full or is_tokenizers(name) or name == GENERATION_CONFIG
+    }
+    return replace(found, left_out=left_out)
 
 
 def _config(config: Mapping[str, Any], out_dtype: str) -> dict[str, Any]:
@@ -172,18 +194,41 @@ def _adopt_token_ids(config: dict[str, Any], lenders: Mapping[str, Any]) -> None
             change_section(config, path, {key: lent[key] for key in _TOKEN_KEYS if key in lent})
 
 
-def _set_vocab_size(config: dict[str, Any], rows: int) -> None:
-    """Set the vocabulary's size wherever config.json states that of the language model."""
-    paths = [path for path in TEXT_CONFIGS if section_at(config, path) is not None]
-    for path in paths:
-        change_section(config, path, {"vocab_size": rows})
-    if "vocab_size" in config or not paths:
-        config["vocab_size"] = rows
+def _set_vocab_size(config: dict[str, Any], rows: int, uncropped: Collection[int]) -> Any:
+    """Return `config` with the size set wherever it is the language model's, or one of `uncropped`."""
+    named = [part for path in TEXT_CONFIGS if (part := section_at(config, path)) is not None]
+    stated = False
+
+    def change(part: dict[str, Any]) -> dict[str, Any]:
+        nonlocal stated
+        size = part.get("vocab_size")
+        if not (type(size) is int and size in uncropped) and not any(part is n for n in named):
+            return part
+        stated = True
+        return part | {"vocab_size": rows}
+
+    changed = change_objects(config, change)
+    return changed if stated and "vocab_size" not in config else changed | {"vocab_size": rows}
 
 
 def _most_common_template(sources: Sequence[Source]) -> str | None:
     templates = [template.strip() for template in map(_template, sources) if template]
     return Counter(templates).most_common(1)[0][0] if templates else None
+
+
+def model_of_template(
+    files: Mapping[str, bytes], lender: Source, sources: Sequence[Source]
+) -> Source | None:
+    """Return the first of `sources` that has the chat template of `files`; None if nobody has, or `lender` has it."""
+    template = files.get(CHAT_TEMPLATE, b"").strip()
+    having = (s for s in (lender, *sources) if _encoded(_template(s)) == template)
+    giver = next(having, None) if template else None
+    return None if giver is lender else giver
+
+
+def _encoded(template: str | None) -> bytes:
+    # JSON can escape half of a surrogate pair, which no UTF-8 text holds.
+    return (template or "").strip().encode("utf-8", "replace")
 
 
 def _template(source: Source) -> str | None:

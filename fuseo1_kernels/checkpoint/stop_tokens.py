@@ -19,9 +19,7 @@ def find_stop_mismatch(files: Mapping[str, bytes], vocabulary: Vocabulary | None
     end = _read(files, _TOKENIZER).get("eos_token")
     if isinstance(end, dict):
         end = end.get("content")
-    settings = _GENERATION if _GENERATION in files else _CONFIG
-    stated = _read(files, settings).get("eos_token_id")
-    stops = stated if isinstance(stated, list) else [] if stated is None else [stated]
+    settings, stops = _stops(files)
     if not isinstance(end, str) or (settings == _CONFIG and not stops):
         return None  # an encoder, or a default of its class
     tokens = vocabulary.tokens if vocabulary else {}
@@ -34,6 +32,31 @@ def find_stop_mismatch(files: Mapping[str, bytes], vocabulary: Vocabulary | None
             " generation may not stop; add the id to eos_token_id"
         )
     return None
+
+
+def find_turn_mismatch(
+    files: Mapping[str, bytes], model: str, its: Mapping[str, bytes]
+) -> str | None:
+    """Return, in words, why generation may not stop after a turn; None if it will, or if the files do not tell.
+
+    `files` are the small files of a model whose chat template is that of another one, `model`; `its` are that one's.
+    Raises CheckpointError for damaged ones.
+    """
+    settings, stops = _stops(files)
+    lacking = [stop for stop in _stops(its)[1] if stop not in stops]
+    if not lacking:
+        return None
+    return (
+        f"the chat template is that of {model}, which stops at {lacking!r:.80}, too; {settings} stops at"
+        f" {stops!r:.80}: generation may not stop after a turn; add the ids to eos_token_id"
+    )
+
+
+def _stops(files: Mapping[str, bytes]) -> tuple[str, list[Any]]:
+    """Return the ids that end generation, and the file that says so."""
+    settings = _GENERATION if _GENERATION in files else _CONFIG
+    stated = _read(files, settings).get("eos_token_id")
+    return settings, stated if isinstance(stated, list) else [] if stated is None else [stated]
 
 
 def _read(files: Mapping[str, bytes], name: str) -> dict[str, Any]:

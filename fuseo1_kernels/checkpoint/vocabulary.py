@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import math
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,11 +14,15 @@ from .files import read_bytes
 from .json_file import parse_object
 
 _TOKENIZER, _ADDED, _CONFIG = "tokenizer.json", "added_tokens.json", "tokenizer_config.json"
-# More are no vocabulary: the largest have 35 MB and 260,000 tokens.
-_MOST_BYTES, _MOST_TOKENS = 64 << 20, 4 << 20
+# More are no vocabulary. The largest have 260,000 tokens in 35 MB of JSON, or 900,000 in 18 MB of pieces.
+MOST_BYTES, _MOST_TOKENS = 64 << 20, 1 << 20
+# Of words alone, and of what is added to them.
+_MOST_BYTES_OF_WORDS = 16 << 20
 
 #: Names of tokens that mean nothing yet. A fine-tune may give such a row a name of its own.
-_PLACEHOLDER = re.compile(r"reserved|unused|place.?holder|dummy", re.IGNORECASE)
+_PLACEHOLDER = re.compile(
+    r"[<\[][^<>\[\]]*(reserved|unused|place.?holder|dummy)[^<>\[\]]*[>\]]", re.IGNORECASE
+)
 
 
 class Vocabulary(NamedTuple):
@@ -33,34 +39,6 @@ class Vocabulary(NamedTuple):
     tokens: dict[int, str]
     kind: str = ""
 
-    def find_conflict(self, other: Vocabulary, rows: int | None) -> str | None:
-        """Return, in words, an id that means two tokens, or a token of two ids; None if there is neither.
-
-        Ids from `rows` on have no row in the merged embeddings, and are not compared; with None every id has one. A
-        token that only one of the models has is no conflict, nor is another name for a placeholder.
-        """
-        if self.kind != other.kind:
-            return None
-        ids = {token: index for index, token in self.tokens.items()}
-        for index, token in other.tokens.items():
-            known, place = self.tokens.get(index), ids.get(token)
-            if known == token or (known is None and place is None):
-                continue
-            if rows is not None and index >= rows:
-                continue
-            if _PLACEHOLDER.search(token) or _PLACEHOLDER.search(known or ""):
-                continue
-            if place is not None:
-                return (
-                    f"token {token!r:.80} has id {place} in {self.model} and {index} in"
-                    f" {other.model}"
-                )
-            return (
-                f"id {index} is token {known!r:.80} in {self.model} and {token!r:.80} in"
-                f" {other.model}"
-            )
-        return None
-
     def find_difference(self, other: Vocabulary) -> str | None:
         """Return, in words, which tokens only one of the two models has; None if there are none."""
         if self.kind != other.kind:
@@ -72,17 +50,60 @@ class Vocabulary(NamedTuple):
         return None
 
 
+class MergedRows:
+    """The token of each row of merged embeddings, over several models whose ids compare.
+
+    `rows`: how many there are; None: not known. A token that only some of the models have is no conflict, nor is
+    another name for a placeholder.
+    """
+
+    def __init__(self, rows: int | None) -> None:
+        self._rows = math.inf if rows is None else rows
+        self._tokens: dict[int, str] = {}
+        self._ids: dict[str, int] = {}
+        self._models: dict[int, str] = {}
+
+    def add(self, vocabulary: Vocabulary) -> str | None:
+        """Add a model's tokens.
+
+        Returns, in words, an id that means another token in a model before, or a token that has another id there;
+        None if there is neither.
+        """
+        conflict = None
+        for index, token in vocabulary.tokens.items():
+            known, place = self._tokens.get(index), self._ids.get(token)
+            if known == token or _PLACEHOLDER.fullmatch(token):
+                continue
+            if place is not None and vocabulary.tokens.get(place) == token:
+                place = None  # a token of two ids, one of which the models share
+            if known is None and place is None:
+                self._tokens[index], self._ids[token] = token, index
+                self._models[index] = vocabulary.model
+            elif conflict is None and min(index, index if place is None else place) < self._rows:
+                conflict = self._describe(vocabulary.model, index, token, place)
+        return conflict
+
+    def _describe(self, model: str, index: int, token: str, place: int | None) -> str:
+        if place is not None:
+            return f"token {token!r:.80} has id {place} in {self._models[place]} and {index} in {model}"
+        known, other = self._tokens[index], self._models[index]
+        return f"id {index} is token {known!r:.80} in {other} and {token!r:.80} in {model}"
+
+
 def read_vocabulary(model: str, path: Path) -> Vocabulary | None:
     """Return the vocabulary of `model`, in `path`; None if it has none of a known format. Raises CheckpointError."""
     for name, (read, shifted) in _READERS.items():
         file = path / name
         if file.exists():
             try:
-                tokens = read(read_bytes(file, _MOST_BYTES), str(file))
+                most = _MOST_BYTES_OF_WORDS if read in (_of_json, _of_lines) else MOST_BYTES
+                tokens = read(read_bytes(file, most), str(file))
                 if name != _TOKENIZER:
                     tokens |= _added(path)
             except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
                 raise CheckpointError(f"{file}: not a tokenizer: no vocabulary in it") from error
+            if len(tokens) > _MOST_TOKENS:
+                raise CheckpointError(f"{file}: more than {_MOST_TOKENS} tokens are no vocabulary")
             if not all(type(i) is int and isinstance(token, str) for i, token in tokens.items()):
                 raise CheckpointError(
                     f"{file}: not a tokenizer: its vocabulary maps no ids to tokens"
@@ -110,8 +131,9 @@ def _of_json(text: bytes, where: str) -> dict[int, str]:
 def _of_lines(text: bytes, where: str) -> dict[int, str]:
     if text.count(b"\n") > _MOST_TOKENS:
         raise CheckpointError(f"{where}: more than {_MOST_TOKENS} lines are no vocabulary")
-    lines = text.decode("utf-8", "replace").rstrip("\r\n").split("\n")
-    return {index: line.rstrip("\r") for index, line in enumerate(lines)}
+    # Not all decoded at once: one letter of an ancient script makes each take four bytes.
+    lines = io.BytesIO(text.rstrip(b"\r\n"))
+    return {i: line.rstrip(b"\r\n").decode("utf-8", "replace") for i, line in enumerate(lines)}
 
 
 def _of_pieces(text: bytes, where: str) -> dict[int, str]:
@@ -163,9 +185,9 @@ def _added(path: Path) -> dict[int, str]:
     """The tokens that are added to a vocabulary which is no tokenizer.json."""
     tokens: dict[int, str] = {}
     if (path / _ADDED).exists():
-        tokens |= _of_json(read_bytes(path / _ADDED, _MOST_BYTES), str(path / _ADDED))
+        tokens |= _of_json(read_bytes(path / _ADDED, _MOST_BYTES_OF_WORDS), str(path / _ADDED))
     if (path / _CONFIG).exists():
-        config = parse_object(read_bytes(path / _CONFIG, _MOST_BYTES), str(path / _CONFIG))
+        config = parse_object(read_bytes(path / _CONFIG, _MOST_BYTES_OF_WORDS), str(path / _CONFIG))
         added = config.get("added_tokens_decoder") or {}
         tokens |= {int(index): token["content"] for index, token in added.items()}
     return tokens

@@ -128,7 +128,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--max-memory",
         type=parse_size,
         metavar="SIZE",
-        help="limit of buffers and survey state (default 2GiB)",
+        help="limit of headers, buffers and survey state (default 2GiB)",
     )
     add(
         "--max-gpu-memory",

@@ -66,7 +66,7 @@ def describe_plan(plan: DryRun) -> list[str]:
         f"tensors      {plan.tensors} ({short(plan.parameters)} parameters, {plan.dtype})",
         f"to read      {short(plan.bytes_to_read)}B (from storage once)",
         f"to write     {short(plan.bytes_to_write)}B in {counted(len(plan.shards), 'file')}",
-        f"memory       at most {plan.peak_memory / 2**20:.0f} MiB of buffers and survey state",
+        f"memory       at most {plan.peak_memory / 2**20:.0f} MiB of headers, buffers and survey state",
     ]
     lines += [f"note: {note}" for note in plan.notes]
     lines += [f"problem: {problem}" for problem in plan.problems]

@@ -33,7 +33,7 @@ class DryRun:
         tensors, parameters: how many the merged model has.
         dtype: the dtype of most of the output, by torch's name.
         bytes_to_read, bytes_to_write: bytes of tensor data.
-        peak_memory: the most bytes of host memory for buffers and survey state.
+        peak_memory: the most bytes of host memory for headers, buffers and survey state.
         shards: names of the weight files.
         deletes: paths in the output directory of the files and folders that are replaced.
         problems: everything that would stop the merge; empty if nothing would.

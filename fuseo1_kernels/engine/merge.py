@@ -65,7 +65,7 @@ def merge_checkpoints(
         backend: "auto", "cpu" or "reference"; on GPUs "auto", "cuda" or "triton".
         device: "cpu", "cuda", "cuda:1" or several GPUs, "cuda:0,cuda:1". None: the CPU, unless `backend` is for GPUs.
         threads: number of threads. None: one for each core that this process may use.
-        max_memory: the most bytes of host memory for buffers and survey state.
+        max_memory: the most bytes of host memory for headers, buffers and survey state.
         max_gpu_memory: the most bytes of memory on each GPU. None: a quarter of its free memory.
         shard_size: the most bytes of tensor data in one output file.
         overwrite: replace the model at `out_dir` once the new one is complete.

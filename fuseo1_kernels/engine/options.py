@@ -27,7 +27,8 @@ class MergeOptions:
             Never changes a byte of the weights.
         threads: number of threads, 1 or more. None: one for each core that this process may use. Never changes a byte
             of the result.
-        max_memory: the most bytes of host memory for buffers and survey state, together. The page cache is not counted.
+        max_memory: the most bytes of host memory for headers, buffers and survey state, together. The page cache is not
+            counted.
         max_gpu_memory: the most bytes of memory on each GPU. None: a quarter of its free memory. Tensors that need
             more are merged on the CPU.
         shard_size: the most bytes of tensor data in one output file. A larger tensor has a file of its own.

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ..checkpoint.companions import find_companions, is_tokenizers
+from ..checkpoint.files import read_bytes
 from ..checkpoint.hub import repo_of_snapshot
-from ..checkpoint.layout import check_links, homes_of
+from ..checkpoint.json_file import MAX_BYTES
+from ..checkpoint.layout import CONFIG, check_links, homes_of
 from ..checkpoint.model_card import model_card, read_license
 from ..checkpoint.shards import index_json
-from ..checkpoint.sidecar import Sidecars, sidecar_files
+from ..checkpoint.sidecar import GENERATION_CONFIG, Sidecars, model_of_template, sidecar_files
 from ..checkpoint.source import Source
-from ..checkpoint.stop_tokens import find_stop_mismatch
-from ..checkpoint.vocabulary import read_vocabulary
+from ..checkpoint.stop_tokens import find_stop_mismatch, find_turn_mismatch
 from ..config.schema import MergeConfig
 from ..version import __version__
 from .layer_config import move_alignment_heads
 from .models import AllowLinks
 from .plan import Plan
-from .vocabularies import check_vocabularies
+from .vocabularies import check_vocabularies, embedding_rows
 
 #: The file that holds a merged model's config. Tools on the hub look for it under mergekit's name.
 MERGE_CONFIG = "mergekit_config.yml"
@@ -65,17 +66,22 @@ def make_sidecars(
         out_dtype=plan.dtype_name,
         config=plan.config,
         vocab_size=plan.vocab_size,
+        uncropped=embedding_rows(plan.jobs, base),
         copy_tokenizer=copy_tokenizer,
     )
     if plan.decoder_layers is not None:
         move_alignment_heads(files, plan.decoder_layers)
-    if copy_tokenizer:
-        lends = lender or base
-        vocabulary = read_vocabulary(lends.name, lends.path)
-        as_they_stand = config.tokenizer_files is not None
-        notes += check_vocabularies(plan.jobs, lends, vocabulary, as_they_stand)
-        if mismatch := find_stop_mismatch(files, vocabulary):
-            notes.append(mismatch)
+    vocabulary, compared = check_vocabularies(
+        plan.jobs,
+        lender or base,
+        copied=copy_tokenizer,
+        as_they_stand=config.tokenizer_files is not None,
+    )
+    notes += compared
+    if copy_tokenizer and (mismatch := find_stop_mismatch(files, vocabulary)):
+        notes.append(mismatch)
+    if config.chat_template is not None:
+        notes += _turn_mismatch(files, lender or base, list(sources.values()), allow_links)
     labels = _labels(opened)
     files["README.md"] = model_card(
         name=title,
@@ -92,6 +98,20 @@ def make_sidecars(
     if index is not None:
         files["model.safetensors.index.json"] = index
     return Sidecars(files, notes)
+
+
+def _turn_mismatch(
+    files: Mapping[str, bytes], lender: Source, sources: Sequence[Source], allow_links: AllowLinks
+) -> Iterator[str]:
+    """Yield a note where the chat template of one model goes with another's stops. Raises CheckpointError."""
+    giver = model_of_template(files, lender, sources)
+    if giver is None:
+        return
+    held = [name for name in (GENERATION_CONFIG, CONFIG) if (giver.path / name).exists()]
+    check_links(giver.path, held, homes_of(giver.path, allow_links))
+    its = {name: read_bytes(giver.path / name, MAX_BYTES) for name in held}
+    if mismatch := find_turn_mismatch(files, giver.name, its):
+        yield mismatch
 
 
 def _check_links(source: Source, whole: bool, allow_links: AllowLinks) -> None:

@@ -6,52 +6,80 @@ from collections.abc import Sequence
 
 from ..checkpoint.files import read_bytes
 from ..checkpoint.source import Source
-from ..checkpoint.vocabulary import Vocabulary, read_vocabulary
+from ..checkpoint.vocabulary import MOST_BYTES, MergedRows, Vocabulary, read_vocabulary
 from ..errors import CheckpointError, counted
 from .job import Job
 from .plan import is_embedding
 
 
 def check_vocabularies(
-    jobs: Sequence[Job], lender: Source, vocabulary: Vocabulary | None, as_they_stand: bool
-) -> list[str]:
-    """Return notes on tokenizers that differ from that of `lender`, which goes along.
+    jobs: Sequence[Job], lender: Source, *, copied: bool, as_they_stand: bool
+) -> tuple[Vocabulary | None, list[str]]:
+    """Return the lender's vocabulary, and notes on tokenizers that differ.
 
     Args:
         jobs: the merged tensors. Rows of embeddings are merged by id.
         lender: the model whose tokenizer goes along.
-        vocabulary: the lender's.
+        copied: its files are copied. If not, all that is wrong with tokenizers is a note.
         as_they_stand: merge rows although they mean different tokens.
 
     Raises:
-        CheckpointError: a token has no row, or an id means different tokens and not `as_they_stand`.
+        CheckpointError: a tokenizer is damaged, a token has no row, or an id means different tokens in any two models
+            and not `as_they_stand`.
     """
     embeddings = [job for job in jobs if is_embedding(job.name, job.shape)]
-    if vocabulary is None or not embeddings:
-        return []
     # A model may have embeddings of something else, too; cropped ones are all of one size.
-    rows = max(job.shape[0] for job in embeddings)
-    differing: list[str] = []
-    others = {id(x.source): x.source for job in embeddings for x in job.inputs}
-    for other in others.values():
-        if other is lender or _same_file(lender, other):
-            continue
-        its_own = read_vocabulary(other.name, other.path)
-        if its_own is None:
-            continue
-        conflict = vocabulary.find_conflict(its_own, rows)
+    rows = max((job.shape[0] for job in embeddings), default=0)
+    merged = list({id(x.source): x.source for job in embeddings for x in job.inputs}.values())
+    if not copied:
+        try:
+            return None, _compare(merged, rows, as_they_stand=True)[1] if merged else []
+        except CheckpointError as error:
+            return None, [f"vocabularies are not compared: {error}"]
+    others = [model for model in merged if model is not lender]
+    vocabulary, notes = _compare([lender, *others], rows, as_they_stand)
+    if vocabulary and embeddings:
+        notes = [*_check_rows(rows, lender, vocabulary), *notes]
+    return vocabulary, notes
+
+
+def embedding_rows(jobs: Sequence[Job], model: Source) -> set[int]:
+    """Return how many rows the embeddings of `model` have that are merged, before any is cropped."""
+    embeddings = (job for job in jobs if is_embedding(job.name, job.shape))
+    return {x.info.shape[0] for job in embeddings for x in job.inputs if x.source is model}
+
+
+def _compare(
+    models: Sequence[Source], rows: int, as_they_stand: bool
+) -> tuple[Vocabulary | None, list[str]]:
+    """Return the first model's vocabulary, and a note if others differ. Raises CheckpointError."""
+    first, *others = models
+    known: dict[str, MergedRows] = {}
+
+    def add(vocabulary: Vocabulary) -> str | None:
+        """Return, in words, a conflict with the models before."""
+        conflict = known.setdefault(vocabulary.kind, MergedRows(rows)).add(vocabulary)
         if conflict and not as_they_stand:
             raise CheckpointError(
                 f"{conflict}: their rows do not match. mergekit would permute rows here; `tokenizer_files:`"
                 " merges rows as they stand and copies one model's tokenizer with its ids"
             )
-        if difference := conflict or vocabulary.find_difference(its_own):
-            differing.append(difference)
-    notes = _check_rows(rows, lender, vocabulary)
-    if differing:
-        more = f", and {counted(len(differing) - 1, 'model')} more differ" if differing[1:] else ""
-        notes.append(f"tokenizers differ: {differing[0]}{more}; rows are merged as they stand")
-    return notes
+        return conflict
+
+    def compare(other: Source) -> str | None:
+        # A large vocabulary takes 100 MB and more: this one is gone before the next is read.
+        if _same_file(first, other) or (its_own := read_vocabulary(other.name, other.path)) is None:
+            return None
+        return add(its_own) or (reference and reference.find_difference(its_own))
+
+    reference = read_vocabulary(first.name, first.path)
+    if reference and others:
+        add(reference)
+    differing = list(filter(None, map(compare, others)))
+    if not differing:
+        return reference, []
+    more = f", and {counted(len(differing) - 1, 'model')} more differ" if differing[1:] else ""
+    return reference, [f"tokenizers differ: {differing[0]}{more}; rows are merged as they stand"]
 
 
 def _check_rows(rows: int, lender: Source, vocabulary: Vocabulary) -> list[str]:
@@ -74,4 +102,6 @@ def _check_rows(rows: int, lender: Source, vocabulary: Vocabulary) -> list[str]:
 def _same_file(one: Source, other: Source) -> bool:
     """Whether two models have the same tokenizer.json: the usual case, without parsing 7 MB of JSON."""
     files = [source.path / "tokenizer.json" for source in (one, other)]
-    return all(file.exists() for file in files) and read_bytes(files[0]) == read_bytes(files[1])
+    if not all(file.exists() for file in files):
+        return False
+    return read_bytes(files[0], MOST_BYTES) == read_bytes(files[1], MOST_BYTES)

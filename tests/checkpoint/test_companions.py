@@ -74,21 +74,33 @@ def test_names_that_lead_elsewhere(name: str) -> None:
     assert not is_inner_name(name)
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "vocab.txt", "chat_template.jinja"])
-@pytest.mark.parametrize("kind", ["folder", "pipe", "lost link", "huge"])
-def test_a_tokenizer_that_cannot_be_copied_is_an_error(
-    name: str, kind: str, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("tokenizer.json", "vocab.txt", "chat_template.jinja", "special_tokens_map.json"),
+        *("generation_config.json", "modules.json", "preprocessor_config.json"),
+        *("processor_config.json", "video_preprocessor_config.json", "1_Pooling/config.json"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["folder", "pipe", "lost link"])
+def test_a_file_that_cannot_be_copied_is_an_error(name: str, kind: str, tmp_path: Path) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
     if kind == "folder":
         (tmp_path / name).mkdir()
     elif kind == "pipe":
         os.mkfifo(tmp_path / name)
-    elif kind == "huge":
-        os.truncate(os.open(tmp_path / name, os.O_RDWR | os.O_CREAT), 3 << 30)
     else:
         (tmp_path / name).symlink_to("nowhere")
     found = find_companions(tmp_path)
     with pytest.raises(CheckpointError, match=name):
+        found.read_into({}, found.names)
+
+
+def test_a_tokenizer_that_is_too_large_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").touch()
+    os.truncate(tmp_path / "vocab.txt", 3 << 30)
+    found = find_companions(tmp_path)
+    with pytest.raises(CheckpointError, match=r"vocab\.txt"):
         found.read_into({}, found.names)
 
 

@@ -104,10 +104,32 @@ def test_vocabulary_of_a_model_for_several_kinds_of_input(path: tuple[str, ...],
     assert written["vocab_size"] == written["text_config"]["vocab_size"] == 5
 
 
-def test_quantization_config(make: Any) -> None:
-    base = make("base", quantization_config={"bits": 4})
+def test_vocabulary_sizes_at_any_depth(make: Any) -> None:
+    """All that state the rows before the crop; others are those of something else."""
+    thinker = {"text_config": {"vocab_size": 7}, "audio_config": {"vocab_size": 3}}
+    nested = {"thinker_config": thinker, "towers": [{"vocab_size": 7}, {"vocab_size": [7]}]}
+    base = make("base", **nested)
+    written = json.loads(files(base, vocab_size=5, uncropped={7})["config.json"])
+    assert written["thinker_config"] == thinker | {"text_config": {"vocab_size": 5}}
+    assert written["towers"] == [{"vocab_size": 5}, {"vocab_size": [7]}]
+    assert "vocab_size" not in written
+    assert base.config == {"num_hidden_layers": 2} | nested
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"quantization_config": {"bits": 4}},
+        {"quantization_config": None},
+        {"text_config": {"quantization_config": {"bits": 4}}},
+        {"towers": [{"vision_config": {"quantization_config": {}}}]},
+    ],
+)
+def test_quantization_config(config: dict[str, Any], make: Any) -> None:
+    base = make("base", **config)
     made = sidecars(base)
-    assert "quantization_config" not in json.loads(made.files["config.json"])
+    assert b"quantization_config" not in made.files["config.json"]
+    assert json.loads(made.files["config.json"]).keys() >= config.keys() - {"quantization_config"}
     assert made.notes == [
         f"model {base.name}: quantization_config left out of config.json: the merged weights are not"
         " quantized"
@@ -185,6 +207,20 @@ def test_everything_but_weights_goes_along(make: Any) -> None:
     (lender.path / "generation_config.json").unlink()
     made = sidecars(base, tokenizer=lender)
     assert json.loads(made.files["generation_config.json"]) == {"of": "base"}
+
+
+def test_what_does_not_go_along_of_the_tokenizers_model(make: Any) -> None:
+    """The rest of it is not missed."""
+    rest = {"pytorch_model.bin": "", "shared.py": "", "LICENSE": ""}
+    base = make("base", {"shared.py": ""}, auto_map={"AutoModel": "shared.M"})
+    lender = make("lender", {**TOKENIZER, **rest, "vocab.pkl": "", "tokenization_y.py": ""})
+    (lender.path / "generation_config.json").write_bytes(bytes((64 << 20) + 1))
+    [note] = sidecars(base, tokenizer=lender).notes
+    assert note == (
+        f"model {lender.name}: does not go along: generation_config.json (more than {64 << 20} bytes),"
+        " tokenization_y.py (Python code that no auto_map of its tokenizer names),"
+        " vocab.pkl (weights or a trainer's state)"
+    )
 
 
 def test_a_long_list_of_what_does_not_go_along(make: Any) -> None:

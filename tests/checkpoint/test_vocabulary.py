@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from fuseo1_kernels.checkpoint.vocabulary import Vocabulary, read_vocabulary
+from fuseo1_kernels.checkpoint import vocabulary
+from fuseo1_kernels.checkpoint.vocabulary import MergedRows, Vocabulary, read_vocabulary
 from fuseo1_kernels.errors import CheckpointError
 from support.checkpoint_files import write_json
 
@@ -90,10 +91,10 @@ def test_pieces_that_sentencepiece_wrote(tmp_path: Path) -> None:
         {"vocab.json": {"a": 0.5}},
         {"vocab.txt": b"a\nb", "tokenizer_config.json": {"added_tokens_decoder": {"x": {"content": "a"}}}},
         {"vocab.txt": b"a\nb", "tokenizer_config.json": {"added_tokens_decoder": [1]}},
-        {"vocab.txt": b"\n" * (5 << 20)},
+        {"vocab.txt": b"a\n" * (2 << 20)},
         *({"tokenizer.model": pieces("a", "b")[:n]} for n in (1, 5, 13)),
         *({"tokenizer.model": b} for b in (b"\xff" * 12, b"\x0b", b"\x0a\x7f", b"\x0a\x02\x0a\x7f")),
-        {"tokenizer.model": b"\x0a\x00" * (5 << 20)},
+        {"tokenizer.model": b"\x0a\x00" * (2 << 20)},
     ],
     ids=lambda files: f"{files!r:.40}",
 )  # fmt: skip
@@ -101,6 +102,35 @@ def test_damaged(files: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         read_vocabulary("m", write(tmp_path, files))
     assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        tokenizer({"a": 0, "b": 1}, eos=2),
+        {"vocab.json": {"a": 0, "b": 1, "eos": 2}},
+        {"vocab.txt": b"a\nb\neos\n"},
+        {"vocab.txt": b"a\nb\n", "tokenizer_config.json": DECODER},
+        {"tokenizer.model": pieces("a", "b", "eos")},
+    ],
+)
+def test_too_large(files: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, files)
+    monkeypatch.setattr(vocabulary, "_MOST_TOKENS", 3)
+    assert read_vocabulary("m", tmp_path)
+    monkeypatch.setattr(vocabulary, "_MOST_TOKENS", 2)
+    with pytest.raises(CheckpointError, match=r"more than 2 \w+ are no vocabulary"):
+        read_vocabulary("m", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["vocab.txt", "vocab.json", "tokenizer_config.json"])
+def test_words_that_are_too_large(name: str, tmp_path: Path) -> None:
+    write(tmp_path, {} if name == "vocab.json" else {"vocab.txt": b"a"})
+    write(tmp_path, {name: b"{}" + b" " * ((16 << 20) - 2)})
+    assert read_vocabulary("m", tmp_path)
+    write(tmp_path, {name: b"{}" + b" " * ((16 << 20) - 1)})
+    with pytest.raises(CheckpointError, match=f"{name}: has more than"):
+        read_vocabulary("m", tmp_path)
 
 
 def test_none(tmp_path: Path) -> None:
@@ -124,7 +154,9 @@ def test_no_conflict(other: dict[int, str]) -> None:
     reference = Vocabulary(
         "x", TOKENS | {3: "bos", 4: "[unused1]", 5: "twice", 6: "twice", 9: "far"}
     )
-    assert reference.find_conflict(Vocabulary("y", other), rows=8) is None
+    for first, second in ((reference, Vocabulary("y", other)), (Vocabulary("y", other), reference)):
+        rows = MergedRows(8)
+        assert rows.add(first) is None and rows.add(second) is None
 
 
 @pytest.mark.parametrize(
@@ -136,9 +168,62 @@ def test_no_conflict(other: dict[int, str]) -> None:
     ],
 )
 def test_conflict(other: dict[int, str], words: str) -> None:
-    reference = Vocabulary("x", TOKENS)
-    assert reference.find_conflict(Vocabulary("y", other), None) == words
-    assert reference.find_conflict(Vocabulary("y", other, "a file"), None) is None
+    rows = MergedRows(None)
+    assert rows.add(Vocabulary("x", TOKENS)) is None
+    assert rows.add(Vocabulary("y", other)) == words
+
+
+@pytest.mark.parametrize("first", [{}, {7: "<|reserved_special_token_0|>"}])
+@pytest.mark.parametrize(
+    ("second", "third", "words"),
+    [
+        ("<think>", {7: "<tool>"}, "id 7 is token '<think>' in y and '<tool>' in z"),
+        ("<think>", {8: "<think>"}, "token '<think>' has id 7 in y and 8 in z"),
+        ("<think>", {7: "<think>"}, None),
+        ("[unused7]", {7: "<tool>"}, None),
+    ],
+)
+def test_conflict_of_later_models(
+    first: dict[int, str], second: str, third: dict[int, str], words: str | None
+) -> None:
+    """Of tokens that the first model lacks, or has a placeholder for."""
+    rows = MergedRows(9)
+    assert rows.add(Vocabulary("x", TOKENS | first)) is None
+    assert rows.add(Vocabulary("y", TOKENS | {7: second})) is None
+    assert rows.add(Vocabulary("z", TOKENS | third)) == words
+
+
+@pytest.mark.parametrize(
+    ("token", "means_nothing"),
+    [
+        *((f"<|reserved_special_token_{n}|>", True) for n in (0, 247)),
+        ("<\uff5cplace\u2581holder\u2581no\u25811\uff5c>", True),
+        *(
+            (t, True)
+            for t in (
+                "[unused12]",
+                "<unused7>",
+                "[UNUSED_TOKEN_3]",
+                "<|dummy_9|>",
+                "<|placeholder1|>",
+            )
+        ),
+        *((t, False) for t in ("reserved", "unused", "\u0120dummy", "dummyland", "placeholder")),
+        *((t, False) for t in ("<reserved", "unused]", "<b> reserved <i>", "<|think|>")),
+    ],
+)
+def test_placeholders(token: str, means_nothing: bool) -> None:
+    rows = MergedRows(None)
+    assert rows.add(Vocabulary("x", {3: token})) is None
+    assert (rows.add(Vocabulary("y", {3: "other"})) is None) == means_nothing
+
+
+@pytest.mark.parametrize(("index", "rows", "met"), [(5, 6, True), (2, 3, True), (5, 2, False)])
+def test_conflict_of_rows_that_are_cropped(index: int, rows: int, met: bool) -> None:
+    """A token of ids 2 and 5: one of the two rows is enough to mix it with another."""
+    merged = MergedRows(rows)
+    assert merged.add(Vocabulary("x", {index: "eos"})) is None
+    assert bool(merged.add(Vocabulary("y", {7 - index: "eos"}))) == met
 
 
 def test_difference() -> None:

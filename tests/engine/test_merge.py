@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -107,7 +108,8 @@ def test_crop_embeddings(rows: tuple[int, ...], family: Family) -> None:
         files = {
             "tokenizer.json": tokenizer_json(vocab=min(rows))
         }  # all have fewer tokens than rows
-        write_model(path, state, config=model_config(vocab_size=count), tokenizer=files)
+        sizes: dict[str, Any] = {"vocab_size": count, "nested": [{"vocab_size": count}]}
+        write_model(path, state, config=model_config(**sizes), tokenizer=files)
     family.configure(parameters={"select_topk": 0.5})
 
     with pytest.raises(MergeError, match="--crop-embeddings") as caught:
@@ -119,7 +121,7 @@ def test_crop_embeddings(rows: tuple[int, ...], family: Family) -> None:
     expected = {n: merged(sliced, n, parameters={"select_topk": 0.5}) for n in sliced[0]}
     assert_same_state(read_model(family.out), expected)
     config = json.loads((family.out / "config.json").read_text())
-    assert config == model_config(vocab_size=least)
+    assert config == model_config(vocab_size=least, nested=[{"vocab_size": least}])
 
 
 # --- what is reported --------------------------------------------------------------------

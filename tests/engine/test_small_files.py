@@ -138,7 +138,19 @@ def test_tokens_of_other_ids(
     assert_same_state(read_model(family.out), family.expected())
 
 
+def test_tokens_that_the_lender_lacks(family: Family) -> None:
+    """Two targets' own tokens at one id, for which the base has no token."""
+    added = (), ("<think>",), ("<tool>",)
+    for path, state, special in zip(family.models, family.states, added, strict=True):
+        vocabulary = tokenizer_json(VOCAB - 1 + len(special), special)
+        files = tokenizer_files() | {"tokenizer.json": vocabulary}
+        write_model(path, state, tokenizer=files)
+    with pytest.raises(MergeError, match=r"is token '<think>' in .*target1 and '<tool>' in"):
+        merge(family)
+
+
 def test_other_tokens_matter_only_where_rows_are_merged(family: Family) -> None:
+    """And are said, no more, where no tokenizer goes along."""
     files = tokenizer_files() | {"tokenizer.json": tokenizer_json(special=("<a>", "<b>", "<c>"))}
     write_model(family.target(1), family.states[1], tokenizer=files)
     sources = [
@@ -148,7 +160,11 @@ def test_other_tokens_matter_only_where_rows_are_merged(family: Family) -> None:
     family.configure(models=..., base_model=..., merge_method="passthrough", slices=slices)
     assert merge(family).notes == ()
     family.configure()
-    assert merge(family, "other", copy_tokenizer=False).notes == ()
+    [note] = merge(family, "other", copy_tokenizer=False).notes
+    assert "id 269 is token" in note and note.endswith("rows are merged as they stand")
+    (family.base / "tokenizer.json").write_text("{}")
+    [note] = merge(family, "third", copy_tokenizer=False).notes
+    assert note.startswith("vocabularies are not compared: ") and "tokenizer.json" in note
 
 
 def test_a_tokenizer_with_more_ids_than_rows(family: Family) -> None:
@@ -192,6 +208,38 @@ def test_generation_settings_go_with_the_tokenizer(family: Family) -> None:
     (family.target(1) / "generation_config.json").write_text("{}")
     [note] = merge(family, "third").notes
     assert "generation_config.json has no eos_token_id" in note
+
+
+@pytest.mark.parametrize(
+    ("template", "stops", "said"),
+    [
+        ("auto", 269, True),
+        ("{{ chat }}", 269, True),
+        ("auto", [271, 269], False),
+        ("{{ mine }}", 269, False),
+    ],
+)
+def test_a_template_of_another_model(
+    template: str, stops: object, said: bool, family: Family
+) -> None:
+    """What ends its turns is a stop, or a note says that it is none."""
+    for number in (1, 2):
+        write_model(
+            family.target(number),
+            family.states[number],
+            tokenizer=tokenizer_files("{{ chat }}"),
+            config=model_config(eos_token_id=[269, 271]),
+        )
+    (family.base / "generation_config.json").write_text(json.dumps({"eos_token_id": stops}))
+    family.configure(chat_template=template)
+    notes = merge(family).notes
+    assert len(notes) == said
+    for note in notes:
+        assert f"is that of {family.target(1)}, which stops at [271], too" in note
+        assert "generation_config.json stops at [269]" in note
+    # The lender's own needs no note.
+    family.configure(chat_template="auto", tokenizer_source=str(family.target(2)))
+    assert merge(family, "second").notes == ()
 
 
 def test_a_license_that_all_sources_have(family: Family) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 
+from fuseo1_kernels.plan.vocabularies import check_vocabularies
 from support.headers import Models, layered, tensors
 
 
@@ -40,6 +43,27 @@ def test_only_rows_of_embeddings_are_cropped(models: Models) -> None:
         "tensor embed.weight: shapes differ",
         "tensor mlp.weight: shapes differ",
     ]
+
+
+def test_two_vocabularies_are_in_memory_at_a_time(models: Models) -> None:
+    """However many models there are, and what they share besides."""
+    names = ["base", *"abcde"]
+    for name in names:
+        models.add(name, tensors({"embed_tokens.weight": (20_000, 1)}))
+        (models.home / name / "vocab.txt").write_text("".join(f"word{i}\n" for i in range(20_000)))
+
+    def peak(count: int) -> int:
+        jobs = models.plan(" ".join(names[:count])).jobs
+        tracemalloc.start()
+        found, notes = check_vocabularies(
+            jobs, jobs[0].inputs[0].source, copied=True, as_they_stand=False
+        )
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert found and len(found.tokens) == 20_000 and notes == []
+        return most
+
+    assert peak(2) < 1.1 * peak(6) < 1.2 * peak(2)
 
 
 # --- names and numbers that no model has -------------------------------------------------

@@ -56,7 +56,7 @@ class MemoryPlan:
 
     @property
     def host_bytes(self) -> int:
-        """The most bytes of host memory for buffers and survey state."""
+        """The most bytes of host memory for headers, buffers and survey state."""
         return self.gpus * self.context.host_bytes + (
             self.cpu_memory.total if self.cpu_memory else 0
         )
