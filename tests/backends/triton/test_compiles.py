@@ -1,4 +1,4 @@
-"""All that the Triton backend launches compiles, for sm_80, sm_90, sm_120 and gfx942; what the code is like.
+"""Every Triton kernel compiles ahead of time, for sm_80, sm_90, sm_120 and gfx942; what the code is like.
 
 Nothing runs: what is looked at is PTX, and what NVIDIA's assembler, which Triton brings along, says of it.
 """
@@ -8,8 +8,7 @@ from __future__ import annotations
 import re
 import struct
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,28 +17,33 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
+from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from fuseo1_kernels.backends.arrays import Array
 from fuseo1_kernels.backends.contract import (
     Band,
-    Clamp,
     Divergences,
-    Draw,
     FuseParams,
     Gram,
     Magnitudes,
     Norms,
-    Ranked,
-    Request,
     RowFactors,
 )
-from fuseo1_kernels.backends.triton import backend, divergences
-from fuseo1_kernels.backends.triton.backend import TritonBackend
-from fuseo1_kernels.backends.triton.tuning import SPACE, Config
+from fuseo1_kernels.backends.triton import (
+    backend,
+    divergences,
+    energies,
+    fuse_general,
+    fuse_sce,
+    sampling,
+    scan,
+    settle,
+    sums,
+    threshold,
+)
+from fuseo1_kernels.backends.triton.tuning import SPACE, Config, general_config
 from fuseo1_kernels.in_memory.ops import as_array as array
 from support.gpu.grid import placed
-from support.tensors import BF16, FP16, FP32
 
 pytestmark = [
     pytest.mark.toolchain,
@@ -49,101 +53,121 @@ pytestmark = [
 ]
 
 TARGETS = {
-    "cuda:90": GPUTarget("cuda", 90, 32),
     "cuda:80": GPUTarget("cuda", 80, 32),
+    "cuda:90": GPUTarget("cuda", 90, 32),
     "cuda:120": GPUTarget("cuda", 120, 32),
     "hip:gfx942": GPUTarget("hip", "gfx942", 64),
 }
-NUMEL, ROW = 5000, 2500
-CONFIG = SPACE[0]
-#: Kernels that read whole tensors, where speed counts.
-SCES = {"scan_tiles", "fuse_tiles"}
-SUMS = {"add_norms", "add_gram", "count_nonzero"}
-STREAMING = {*SCES, *SUMS, "fuse_general_tiles"}
-#: The fast run compiles for Hopper alone, and of the other kernels those with steps of their own.
-FAST = {*STREAMING, "find_divergences", "settle", "count_digit"}
-KERNELS = {
-    *FAST,
-    *("scan_carefully", "sample_scores", "measure_runs", "refine_bracket", "end_bracket"),
-    *("count_ties", "find_cut", "add_selected", "take_params"),
+CPU = torch.device("cpu")
+MIXED = ("*i16", "*fp32", "*fp16", "*i16")
+# A kernel's parameters have the same type wherever they have the same name.
+TYPES = {
+    **dict.fromkeys(["state", "stripes", "bins", "records", "histogram", "histograms"], "*i64"),
+    **dict.fromkeys(["result", "tie_limit"], "*i64"),
+    **dict.fromkeys(["rare_tiles", "sample", "ties"], "*i32"),
+    **dict.fromkeys(["numel", "capacity", "topk", "offset", "row"], "i64"),
+    **dict.fromkeys(["runs", "stretches", "first"], "i32"),
+    "exponents": "*u8",
+    **dict.fromkeys(["numbers", "divergences"], "*fp32"),
+    **dict.fromkeys(["given", "scalars"], "*fp64"),
+    **dict.fromkeys(["selects", "counts"], "*i64"),
+    "out": "*i16",
 }
 
-Call = Callable[[TritonBackend, list[Array]], object]
-Wanted = Callable[[str, dict[str, Any]], bool]
+SHAPE = {"TARGETS": 3, "STRIPES": 32}
+CONFIG = SPACE[0]
+ROWS = {"ROWS": CONFIG.rows}
+TILES = {**SHAPE, **ROWS}
+SCAN = {**TILES, "OF": -1}
+FUSE = {"WHOLE": True, "OUT": 0, "TARGETS": 3, **ROWS}
+PLAIN, MASKED = {"MASKED": False, "FLOORED": False}, {"MASKED": True, "FLOORED": True}
+DIGITS = {"TILE": 512, "OF": -1}
+MAGNITUDES = {"TARGETS": 1, "OF": 0}
+SETTLE = {**SHAPE, "SLOTS": 4}
 
+# fuse_general.py's ELECT and DIVISOR, select.py's KINDS.
+GENERAL = {"MASKED": False, **FUSE}
+TIES = {"ELECT": 1, "KINDS": 0o111, "DIVISOR": 0}
+DARE = {"ELECT": 3, "KINDS": 0o222, "DIVISOR": 3}
+ARCEE = {"ELECT": 3, "KINDS": 0o6, "DIVISOR": 3, "TARGETS": 1}
+VARIED = {"ELECT": 2, "KINDS": 0o541, "DIVISOR": 1}
+PEFTS = {"ELECT": 0, "KINDS": 0o111, "DIVISOR": 2}
 
-def sce(select_topk: float, variant: str) -> Call:
-    def call(engine: TritonBackend, inputs: list[Array]) -> None:
-        survey = engine.enqueue_survey(inputs, select_topk, variant)
-        engine.enqueue_fuse(inputs, survey, array(torch.empty(NUMEL, dtype=BF16)))
-
-    return call
-
-
-def fused(params: FuseParams, dtype: torch.dtype = BF16) -> Call:
-    out, count = array(torch.empty(NUMEL, dtype=dtype)), 1 + len(params.weights)
-    return lambda engine, inputs: engine.fuse(inputs[:count], params, out, 0, 1)
-
-
-def surveyed(request: Request, inputs: int = 4) -> Call:
-    return lambda engine, all_inputs: engine.survey(all_inputs[:inputs], request, 1)
-
-
-W, ROWS = (1.0, 0.5, 0.25), RowFactors(ROW, bytes(8))
-BAND, DRAW, BY_ROWS, RANKED = Band(), Draw(1, 2), Band(rows=ROWS), Ranked(1, 0.2, 0.4, ROW)
-TIES = FuseParams(W, elect="weighted", selects=(BAND,) * 3)
-DARE = FuseParams(W, elect="none", divisor=1.0, selects=(DRAW,) * 3)
-FAST_CALLS = (
-    sce(0.5, "mergekit"),
-    sce(1.0, "fuseo1"),
-    fused(TIES),
-    fused(DARE),
-    surveyed(Norms((BAND, DRAW, None))),
-    surveyed(Gram(of_inputs=True)),
-    surveyed(Divergences(ROW), inputs=2),
-    surveyed(Magnitudes(((2,),) * 3)),
-)
-CALLS = (
-    *FAST_CALLS,
-    surveyed(Magnitudes(((2,),), ROWS), inputs=2),
-    surveyed(Norms((DRAW, RANKED, BY_ROWS))),
-    surveyed(Gram()),
-    fused(FuseParams(W, masked=True, floor_divisor=0.5)),
-    fused(FuseParams(W), FP16),
-    fused(
-        FuseParams(
-            W, elect="count", floor_divisor=0.5, masked=True, selects=(BAND, Clamp(0.5), RANKED)
-        ),
-        FP16,
+#: Kernels that read whole tensors, where speed counts.
+STREAMING = {
+    "scan_tiles scored": (scan.scan_tiles, {"SCORED": True, **SCAN}),
+    "scan_tiles all": (scan.scan_tiles, {"SCORED": False, **SCAN}),
+    "fuse_tiles": (fuse_sce.fuse_tiles, {**FUSE, **PLAIN}),
+    "fuse_tiles masked": (fuse_sce.fuse_tiles, {**FUSE, **MASKED}),
+}
+#: Those beyond SCE's, whose config is general_config's.
+GENERAL_KERNELS = {
+    "fuse_general_tiles ties": (fuse_general.fuse_general_tiles, {**GENERAL, **TIES}),
+    "fuse_general_tiles dare": (fuse_general.fuse_general_tiles, {**GENERAL, **DARE}),
+    "add_norms": (sums.add_norms, {**TILES, "WHOLE": True, "KINDS": 0o021}),
+    "count_nonzero": (sums.count_nonzero, {**TILES, "WHOLE": True}),
+    "add_gram": (sums.add_gram, {**TILES, "WHOLE": True, "OF_INPUTS": True}),
+}
+OTHERS = {
+    "fuse_tiles fp16": (fuse_sce.fuse_tiles, {**FUSE, **PLAIN, "OUT": 1}),
+    "fuse_tiles tail": (fuse_sce.fuse_tiles, {**FUSE, **MASKED, "WHOLE": False}),
+    "fuse_general_tiles tail": (
+        fuse_general.fuse_general_tiles,
+        {**GENERAL, **VARIED, "WHOLE": False, "MASKED": True, "OUT": 1},
     ),
-    fused(FuseParams(W, elect="sum", divisor=2.0, masked=True, selects=(BAND,) * 3)),
-    fused(FuseParams((1.0,), elect="none", divisor=1.0, selects=(BY_ROWS,))),
-    fused(FuseParams((), elect="none", base_scale=0.5)),
+    "fuse_general_tiles sum": (
+        fuse_general.fuse_general_tiles,
+        {**GENERAL, **PEFTS, "MASKED": True},
+    ),
+    "fuse_general_tiles base": (fuse_general.fuse_general_tiles, {**GENERAL, **DARE, "TARGETS": 0}),
+    "fuse_general_tiles by rows": (fuse_general.fuse_general_tiles, {**GENERAL, **ARCEE}),
+    "find_divergences": (divergences.find_divergences, ROWS),
+    "add_norms tail": (sums.add_norms, {**TILES, "WHOLE": False, "KINDS": 0o152}),
+    "add_gram tail": (sums.add_gram, {**TILES, "WHOLE": False, "OF_INPUTS": False}),
+    "scan_tiles magnitudes": (scan.scan_tiles, {**SCAN, **MAGNITUDES, "SCORED": True}),
+    "scan_carefully magnitudes": (scan.scan_carefully, {**SCAN, "OF": 2, "SCORED": True}),
+    "sample_scores magnitudes": (sampling.sample_scores, MAGNITUDES),
+    "count_digit magnitudes": (
+        threshold.count_digit,
+        {**SHAPE, **DIGITS, **MAGNITUDES, "DIGIT": 1},
+    ),
+    "scan_tiles by rows": (scan.scan_tiles, {**SCAN, **MAGNITUDES, "SCORED": True}),
+    "scan_carefully by rows": (scan.scan_carefully, {**SCAN, **MAGNITUDES, "SCORED": True}),
+    "sample_scores by rows": (sampling.sample_scores, MAGNITUDES),
+    "count_nonzero by rows": (sums.count_nonzero, {**TILES, "TARGETS": 1, "WHOLE": False}),
+    "find_cut by rows": (threshold.find_cut, MAGNITUDES),
+    "scan_carefully scored": (scan.scan_carefully, {"SCORED": True, **SCAN}),
+    "scan_carefully all": (scan.scan_carefully, {"SCORED": False, **SCAN}),
+    "sample_scores": (sampling.sample_scores, {"TARGETS": 3, "OF": -1}),
+    "measure_runs": (sampling.measure_runs, {}),
+    "refine_bracket": (sampling.refine_bracket, {}),
+    "end_bracket": (sampling.end_bracket, {"TARGETS": 3}),
+    "count_digit first": (threshold.count_digit, {**SHAPE, **DIGITS, "DIGIT": 0}),
+    "count_digit last": (threshold.count_digit, {**SHAPE, **DIGITS, "DIGIT": 2}),
+    "count_ties": (threshold.count_ties, {**SHAPE, **DIGITS}),
+    "find_cut": (threshold.find_cut, {"TARGETS": 3, "OF": -1}),
+    "add_selected": (energies.add_selected, {**SHAPE, "TILE": 512}),
+    "settle": (settle.settle, {**SETTLE, "SCORED": True, "ALL": False, "MERGEKIT": True}),
+    "settle all": (settle.settle, {**SETTLE, "SCORED": False, "ALL": True, "MERGEKIT": False}),
+    "take_params": (settle.take_params, {"TARGETS": 3, "SLOTS": 4}),
+}
+KERNELS = {**STREAMING, **GENERAL_KERNELS, **OTHERS}
+
+#: The fast run compiles for Hopper alone, and of the other kernels those with steps of their own.
+FAST = {*STREAMING, *GENERAL_KERNELS, "find_divergences", "settle", "count_digit last"}
+every_kernel = pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        pytest.param(
+            name,
+            target,
+            id=f"{name}-{where}",
+            marks=() if name in FAST and where == "cuda:90" else pytest.mark.slow,
+        )
+        for name in KERNELS
+        for where, target in TARGETS.items()
+    ],
 )
-
-
-@dataclass(frozen=True)
-class Launch:
-    name: str
-    constants: dict[str, Any]
-    warps: int
-    asm: dict[str, Any]
-
-
-class Driver:
-    """A simulated driver answers what Triton asks when it compiles a launch."""
-
-    def __init__(self, where: str) -> None:
-        self.where = where
-
-    def get_current_target(self) -> GPUTarget:
-        return TARGETS[self.where]
-
-    def get_current_device(self) -> int:
-        return [*TARGETS].index(self.where)
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -154,96 +178,77 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-def aligned(inputs: int = 4) -> list[torch.Tensor]:
-    return [torch.zeros(NUMEL, dtype=BF16)] * inputs
+def compiled(
+    name: str, target: GPUTarget, inputs: tuple[str, ...] = (), warps: int = CONFIG.warps
+) -> Any:
+    """As a launch with 16-byte aligned pointers compiles it: with `warps` where a config says how many."""
+    kernel, constants = KERNELS[name]
+    inputs = inputs or ("*i16",) * (constants.get("TARGETS", 1) + 1)
+    if name.endswith("by rows") and kernel is not fuse_general.fuse_general_tiles:
+        inputs = (*inputs, "*i64")  # arithmetic.magnitude
+    warps = warps if "ROWS" in constants else 4
+    signature: dict[str, Any] = {}
+    aligned: dict[tuple[int, ...], list[list[Any]]] = {}
+    for i, parameter in enumerate(kernel.arg_names):
+        if parameter in constants:
+            signature[parameter] = "constexpr"
+        elif parameter == "inputs":
+            signature[parameter] = inputs
+            aligned |= {(i, j): [["tt.divisibility", 16]] for j in range(len(inputs))}
+        else:
+            signature[parameter] = TYPES[parameter]
+            if TYPES[parameter].startswith("*"):
+                aligned[(i,)] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature, constexprs=constants, attrs=aligned)
+    options = {"num_warps": warps, "enable_fp_fusion": False}
+    return triton.compile(source, target=target, options=options)
 
 
-def misaligned() -> list[torch.Tensor]:
-    """Of mixed dtypes."""
-    dtypes = (BF16, FP32, FP16, BF16)
-    return [placed(torch.zeros(NUMEL, dtype=d), 1, torch.device("cpu")) for d in dtypes]
-
-
-def launches(
-    where: str,
-    calls: Sequence[Call],
-    tensors: Sequence[torch.Tensor],
-    wanted: Wanted = lambda name, options: True,
-    config: Config = CONFIG,
-) -> list[Launch]:
-    """What the calls launch, as Triton specialises its arguments, compiled; only the launch itself is left out."""
-    found: dict[str, Launch] = {}
-    run = JITFunction.run
-
-    def compile_only(self: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> None:
-        if wanted(self.fn.__name__, options):
-            kernel = run(self, *arguments, grid=grid, warmup=True, **options)
-            constants = {
-                self.arg_names[i]: value for (i, *_), value in kernel.src.constants.items()
-            }
-            found[kernel.hash] = Launch(
-                self.fn.__name__, constants, kernel.metadata.num_warps, kernel.asm
-            )
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(triton.runtime.driver, "_active", Driver(where))
-        patch.setattr(JITFunction, "run", compile_only)
-        patch.setattr(backend, "_device", lambda inputs: torch.device("cpu"))
-        for call in calls:
-            call(TritonBackend(config), [array(t) for t in tensors])
-    assert found
-    return [*found.values()]
-
-
-def spills_nothing(launch: Launch, folder: Path) -> None:
-    """By ptxas' report for sm_90."""
-    (folder / "kernel.ptx").write_text(launch.asm["ptx"])
-    command = [get_ptxas(90).path, "-v", "--gpu-name=sm_90a", "--fmad=false", "kernel.ptx"]
-    ran = subprocess.run([*command, "-o", "cubin"], cwd=folder, capture_output=True, text=True)
+def assembled(ptx: str, folder: Path) -> str:
+    """Return ptxas's report on registers and spills for sm_90."""
+    (folder / "kernel.ptx").write_text(ptx)
+    ran = subprocess.run(
+        [
+            get_ptxas(90).path,
+            "-v",
+            "--gpu-name=sm_90a",
+            "--fmad=false",
+            "kernel.ptx",
+            "-o",
+            "cubin",
+        ],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
     assert ran.returncode == 0, ran.stderr
-    assert "0 bytes spill stores, 0 bytes spill loads" in ran.stderr, (launch.name, ran.stderr)
+    return ran.stderr
 
 
-def check(launch: Launch, where: str) -> None:
-    if where.startswith("hip"):
-        assert launch.asm["hsaco"]
+@every_kernel
+def test_compiles(name: str, target: GPUTarget, tmp_path: Path) -> None:
+    kernel = compiled(name, target)
+    if target.backend != "cuda":
+        assert kernel.asm["hsaco"]
         return
-    ptx, told = launch.asm["ptx"], (launch.name, launch.constants)
-    assert launch.asm["cubin"]
+    ptx = kernel.asm["ptx"]
+    assert kernel.asm["cubin"]
     # Nothing is contracted, denormals are kept, divisions round correctly.
-    assert not re.findall(r"\bfma\.|\.ftz|div\.(?:full|approx)", ptx), told
+    assert not re.findall(r"\bfma\.|\.ftz|div\.(?:full|approx)", ptx)
+    if name in STREAMING or name in GENERAL_KERNELS:
+        wide = re.findall(r"ld\.global\S*\.v4\.b32", ptx)
+        assert len(wide) == 4 * CONFIG.rows // CONFIG.warps  # an input's block: 16 bytes a lane
+        # Those of sums.py count what is not finite themselves, and load it once more for that, with a mask.
+        if KERNELS[name][0].fn.__module__ != sums.__name__:
+            assert len(re.findall(r"ld\.global\S*\.b16", ptx)) == 0
+    if target.arch == 90:
+        said = assembled(ptx, tmp_path)
+        assert "0 bytes spill stores, 0 bytes spill loads" in said, said
 
 
-def in_the_fast_run(name: str, options: dict[str, Any]) -> bool:
-    """Whole tiles, the last digit, and of searches SCE's."""
-    of_all = options.get("WHOLE", True) and options.get("DIGIT", 2) == 2
-    return name in FAST and of_all and options.get("OF", -1) == -1
-
-
-@pytest.mark.parametrize(
-    "where", ["cuda:90", *(pytest.param(f"cuda:{n}", marks=pytest.mark.slow) for n in (80, 120))]
-)
-def test_launches_compile(where: str, tmp_path: Path) -> None:
-    found = launches(where, FAST_CALLS, aligned(), in_the_fast_run)
-    assert {launch.name for launch in found} == FAST
-    for launch in found:
-        check(launch, where)
-        if where == "cuda:90":
-            spills_nothing(launch, tmp_path)
-        told = launch.name, launch.constants
-        if launch.name in STREAMING:
-            wide = re.findall(r"ld\.global\S*\.v4\.b32", launch.asm["ptx"])
-            # An input's block: 16 bytes a lane.
-            assert len(wide) == 4 * launch.constants["ROWS"] // launch.warps, told
-            # Those of sums.py count what is not finite themselves, and load it once more for that, with a mask.
-            if launch.name not in SUMS:
-                assert not re.findall(r"ld\.global\S*\.b16", launch.asm["ptx"]), told
-        if launch.name == "find_divergences":
-            polynomials_keep_their_numbers(launch.asm["ptx"])
-
-
-def polynomials_keep_their_numbers(ptx: str) -> None:
+def test_polynomials_keep_their_numbers() -> None:
     """None of them goes by way of fp32."""
+    ptx = compiled("find_divergences", TARGETS["cuda:90"]).asm["ptx"]
     others = (divergences.LOG2_E, divergences.LN2, divergences.LN2_LOW, divergences.LEAST_SHARE)
     polynomials = (*divergences.EXP_FACTORS.value, *divergences.LOG_FACTORS.value)
     for number in (*polynomials, *(x.value for x in others)):
@@ -251,41 +256,83 @@ def polynomials_keep_their_numbers(ptx: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tensors", [aligned, misaligned])
-@pytest.mark.parametrize("where", TARGETS)
-def test_all_launches_compile(
-    where: str, tensors: Callable[[], list[torch.Tensor]], tmp_path: Path
+@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+@pytest.mark.parametrize("name", ["scan_tiles scored", "fuse_tiles masked"])
+def test_mixed_dtypes_compile(name: str, target: GPUTarget) -> None:
+    assert compiled(name, target, MIXED).asm
+
+
+def no_spills(
+    kernels: dict[str, Any], config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = launches(where, CALLS, tensors())
-    assert {launch.name for launch in found} == KERNELS
-    for launch in found:
-        check(launch, where)
-        if where == "cuda:90" and tensors is aligned:
-            spills_nothing(launch, tmp_path)
+    for name, (kernel, constants) in kernels.items():
+        monkeypatch.setitem(KERNELS, name, (kernel, {**constants, "ROWS": config.rows}))
+        inputs = ("*i16",) * (constants["TARGETS"] + 1)
+        built = compiled(name, TARGETS["cuda:90"], inputs, config.warps)
+        said = assembled(built.asm["ptx"], tmp_path)
+        assert "0 bytes spill stores, 0 bytes spill loads" in said, said
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", SPACE[1:], ids=str)
-def test_no_config_spills(config: Config, tmp_path: Path) -> None:
-    def whole(name: str, options: dict[str, Any]) -> bool:
-        return name in SCES and options["WHOLE"]
-
-    for launch in launches("cuda:90", FAST_CALLS[:2], aligned(), whole, config):
-        spills_nothing(launch, tmp_path)
+def test_no_config_spills(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    no_spills(STREAMING, config, tmp_path, monkeypatch)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("targets", [8, 16])
-def test_the_familys_configs_spill_nothing(targets: int, tmp_path: Path) -> None:
-    """But for the 136 products of 16 inputs: they take seconds to compile."""
-    norms, ranks = Norms((BAND,) * targets), Magnitudes(((2,),) * targets)
-    calls = [surveyed(norms, targets + 1), surveyed(ranks, targets + 1)]
-    for params in (TIES, DARE):
-        selects = params.selects[:1] * targets
-        calls.append(fused(replace(params, weights=(1.0,) * targets, selects=selects)))
+def test_the_familys_configs_spill_nothing(
+    targets: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernels = {}
+    for name, (kernel, constants) in GENERAL_KERNELS.items():
+        of_all = {"TARGETS": targets}
+        if "KINDS" in constants:
+            of_all["KINDS"] = int(str(constants["KINDS"] & 7) * targets, 8)
+        elif targets > 3:
+            continue  # 136 products of 16 inputs: seconds to compile
+        kernels[name] = kernel, {**constants, **of_all}
+    no_spills(kernels, general_config(targets), tmp_path, monkeypatch)
 
-    def whole(name: str, options: dict[str, Any]) -> bool:
-        return name in STREAMING - SCES and options["WHOLE"]
 
-    for launch in launches("cuda:90", calls, aligned(targets + 1), whole):
-        spills_nothing(launch, tmp_path)
+class _Hopper:
+    """A simulated driver answers what Triton asks when it compiles a launch."""
+
+    def get_current_target(self) -> GPUTarget:
+        return TARGETS["cuda:90"]
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by", [0, 1], ids=["aligned", "misaligned"])
+def test_launches_compile(by: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that the backend launches, as Triton specialises its arguments; only the launch itself is left out."""
+    launched = []
+    run = JITFunction.run
+
+    def compile_only(self: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> None:
+        run(self, *arguments, grid=grid, warmup=True, **options)
+        launched.append(self.fn.__name__)
+
+    monkeypatch.setattr(triton.runtime.driver, "_active", _Hopper())
+    monkeypatch.setattr(JITFunction, "run", compile_only)
+    monkeypatch.setattr(backend, "_device", lambda inputs: torch.device("cpu"))
+    dtypes = (torch.bfloat16, torch.float32, torch.float16, torch.bfloat16)
+    tensors = [placed(torch.zeros(5000, dtype=d if by else dtypes[0]), by, CPU) for d in dtypes]
+    inputs, out = [array(t) for t in tensors], array(torch.empty(5000, dtype=torch.bfloat16))
+    engine = backend.TritonBackend(CONFIG)
+    for select_topk in (0.5, 1.0):
+        engine.enqueue_fuse(inputs, engine.enqueue_survey(inputs, select_topk, "mergekit"), out)
+    rows = RowFactors(2500, bytes(8))
+    by_rows = Magnitudes(((2,),) * 3, rows), Norms((Band(rows=rows), None, None))
+    for asked in (Norms((None,) * 3), Gram(), Magnitudes(((2,),) * 3), *by_rows):
+        engine.survey(inputs, asked, 1)
+    engine.survey(inputs[:2], Divergences(2500), 1)
+    engine.fuse(inputs, FuseParams((1.0, 0.5, 0.25)), out, 0, 1)
+    engine.fuse(inputs, FuseParams((1.0, 0.5, 0.25), elect="weighted"), out, 0, 1)
+    assert set(launched) == {kernel.fn.__name__ for kernel, _ in KERNELS.values()}
