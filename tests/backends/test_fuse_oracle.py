@@ -102,7 +102,7 @@ def merged_by(backend: str, params: FuseParams) -> torch.Tensor:
     return fuse(tensors()[0], tensors()[1:], params, backend=backend)
 
 
-@pairwise("backend, kind, elect, how", BACKENDS, tuple(SELECTS), ELECTS, tuple(HOW))
+@pairwise("backend, kind, elect, how", BACKENDS, tuple(SELECTS), ELECTS, tuple(HOW), together=1)
 def test_few_elements_differ(backend: str, kind: str, elect: Elect, how: str) -> None:
     params = FuseParams(WEIGHTS, elect=elect, selects=selects(kind), **HOW[how])
     assert different(merged_by(backend, params), exact(kind, WEIGHTS, elect, **HOW[how])) < 5

@@ -220,6 +220,7 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
         yield forks
 
 
+@pytest.mark.slow
 @pytest.mark.serial
 def test_signals_and_kills_at_random_times(forks: Forks, large: Family) -> None:
     print(f"seed {SEED}")

@@ -21,7 +21,14 @@ METHODS = (
 
 
 @pytest.mark.parametrize(
-    ("name", "model"), [*(("sce", model) for model in (0, 1, 2)), *((n, 1) for n in METHODS)]
+    ("name", "model"),
+    [
+        *(("sce", model) for model in (0, 1, 2)),
+        *(
+            pytest.param(name, 1, marks=() if i % 4 == 1 else pytest.mark.slow)
+            for i, name in enumerate(METHODS)
+        ),
+    ],
 )
 def test_the_model_is_named_and_nothing_is_left(name: str, model: int, tmp_path: Path) -> None:
     """By a survey if there was none; a GPU says what the CPU says. Or they are NaN, and nothing else is."""

@@ -208,8 +208,7 @@ def huge(tmp_path_factory: pytest.TempPathFactory) -> Family:
 
 
 @pytest.mark.serial
-@pytest.mark.parametrize("way", ["cached", "read ahead", "direct"])
-@pytest.mark.parametrize("select_topk", [1.0, 0.1])
+@pairwise("select_topk, way", (1.0, 0.1), ("cached", "read ahead", "direct"), together=1)
 def test_a_tensor_of_eight_times_the_budget(select_topk: float, way: str, huge: Family) -> None:
     huge.configure(parameters={"select_topk": select_topk})
     merge_checkpoints(huge.config, huge.home / f"free{select_topk}", overwrite=True)

@@ -66,7 +66,7 @@ def test_the_bytes_and_the_report_are_the_cpus(order: str, name: str, family: Fa
 
 
 @pytest.mark.toolchain
-@pytest.mark.parametrize("name", sample(OTHERS, 5))
+@pytest.mark.parametrize("name", sample(OTHERS, 9))
 def test_the_cuda_kernels(name: str, family: Family) -> None:
     """Their own sources, run by the host."""
     case = OTHERS[name]
