@@ -92,8 +92,9 @@ class Partial:
         return os.open(_MODEL, flags, dir_fd=self._handle)
 
     def leave(self) -> None:
-        """Keep completed tensors, and what a bad journal stands for; remove everything if there are none."""
-        if self.journal.tensors or self.journal.problem:
+        """Keep completed tensors, what a bad journal stands for, and what no merge made; else remove everything."""
+        foreign = {*os.listdir(self._handle)} - {_JOURNAL, _MODEL, _REPLACED}
+        if self.journal.tensors or self.journal.problem or foreign:
             self.close()
         else:
             self.remove()
@@ -264,10 +265,8 @@ def finish_publishing(out_dir: Path) -> bool:
         partial = Partial(out)
         if partial.published:
             partial.remove()
-        elif {*os.listdir(partial.path)} <= {_JOURNAL, _MODEL, _REPLACED}:
+        else:
             partial.leave()
-        else:  # the merge itself will refuse what else is there
-            partial.close()
     return partial.published
 
 

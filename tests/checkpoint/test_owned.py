@@ -236,7 +236,7 @@ def test_a_cache_whose_making_was_cut_short(torn: bytes, tmp_path: Path) -> None
 
 
 def test_what_lies_beside_an_unfinished_merge(partial: Path, tmp_path: Path) -> None:
-    """It is for the merge itself to refuse; until then nothing goes."""
+    """It is the user's: nothing goes."""
     (partial / "notes.txt").write_bytes(b"mine")
     before = state(tmp_path)
     assert not finish_publishing(partial.with_name("out"))
