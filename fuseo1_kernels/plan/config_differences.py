@@ -11,23 +11,26 @@ Config = Mapping[str, Any]
 
 # Keys of rope_parameters (transformers 5) and rope_scaling that do not scale positions.
 _NOT_SCALING = ("rope_theta", "partial_rotary_factor", "type", "rope_type")
-_USUAL_THETA = 10000.0
+#: What most classes take where a config.json does not state a setting.
+_USUAL = {"rope_theta": 10000.0}
 
 
 def differing_settings(first: Config, other: Config) -> Iterator[tuple[str, Any, Any]]:
     """Yield (name, first's value, other's value) of each setting that two models state differently.
 
     A setting that either leaves to its class's default is not compared, but for those that most classes have alike:
-    the scaling of positions, which is none, and rope_theta.
+    the scaling of positions, which is none, and those of _USUAL.
     """
     for name, read in _SETTINGS.items():
-        values = read(first), read(other)
-        if None not in values and values[0] != values[1]:
-            yield name, *values
-    thetas = [_rope_theta(config) for config in (first, other)]
-    if first and other and thetas.count(None) == 1 and _USUAL_THETA not in thetas:
-        said = ["not stated" if theta is None else theta for theta in thetas]
-        yield "rope_theta", said[0], said[1]
+        one, two = read(first), read(other)
+        usual = _USUAL.get(name) if first and other else None
+        compared = [usual if value is None else value for value in (one, two)]
+        if None not in compared and compared[0] != compared[1]:
+            yield name, _shown(one), _shown(two)
+
+
+def _shown(value: Any) -> Any:
+    return "not stated" if value is None else value
 
 
 def ties_embeddings(config: Config) -> bool:
