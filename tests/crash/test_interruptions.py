@@ -22,6 +22,7 @@ from support.forked import Ended, Forks, let_go, wait_for
 from support.interrupted import (
     ARGV,
     CHUNKED,
+    FAST_WAYS,
     TENSORS,
     WAYS,
     Place,
@@ -71,10 +72,7 @@ def check_interrupted(ended: Ended, place: Place, *numbers: int) -> None:
     place.check_continues()
 
 
-@pytest.mark.parametrize(
-    "way",
-    ["overwrite", *(pytest.param(w, marks=pytest.mark.slow) for w in WAYS if w != "overwrite")],
-)
+@pytest.mark.parametrize("way", FAST_WAYS)
 def test_a_signal_at_every_call(way: str, forks: Forks, small: Family, expected: Tree) -> None:
     """Just before every call that changes the state on disk; in turn SIGINT and SIGTERM."""
     calls = Place(forks, small, f"{way} whole", way, expected).run(("count",)).calls

@@ -16,6 +16,7 @@ from support.forked import Forks
 from support.interrupted import (
     ARGV,
     CHUNKED,
+    FAST_WAYS,
     TENSORS,
     WAYS,
     Place,
@@ -29,8 +30,6 @@ from support.interrupted import (
 from support.models import Family
 
 SEED = 20261121
-#: In the fast run where another model is replaced, which has all steps.
-FAST_WAYS = [pytest.param(w, marks=() if w == "overwrite" else pytest.mark.slow) for w in WAYS]
 
 
 @pytest.mark.parametrize("way", FAST_WAYS)

@@ -31,6 +31,8 @@ TENSORS = 6
 
 #: How a model comes to OUT: where nothing is, or instead of another, at once or (some file systems) in two steps.
 WAYS = ("new", "overwrite", "overwrite in two steps")
+#: As parameters; in the fast run the one that has all steps.
+FAST_WAYS = [pytest.param(w, marks=() if w == "overwrite" else pytest.mark.slow) for w in WAYS]
 
 Tree = dict[str, bytes | None]
 
