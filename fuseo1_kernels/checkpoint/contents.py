@@ -35,7 +35,7 @@ _SMALL = re.compile(
     r"|(configuration|modeling|tokenization|processing|image_processing|feature_extraction)_\w+\.py"
     r"|additional_chat_templates/\w+\.jinja"
     r"|\d+_[A-Z]\w*/(config\.json|model\.safetensors|pytorch_model\.bin)"
-    # What `hf download --local-dir` leaves.
+    # `hf download --local-dir` leaves these.
     r"|\.cache/huggingface/(\.gitignore|CACHEDIR\.TAG|download/[^/]+\.(metadata|lock|incomplete))"
 )
 

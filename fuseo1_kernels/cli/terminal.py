@@ -120,7 +120,7 @@ class _Stream:
             action()
         except (OSError, ValueError) as error:  # ValueError: closed
             self.error = self.error or error
-            # What is in the buffer goes nowhere, and so does all that follows.
+            # The buffer, and all that follows, is discarded.
             with suppress(OSError, ValueError):
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, self._stream.fileno())

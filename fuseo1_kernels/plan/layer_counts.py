@@ -21,7 +21,7 @@ _TOWERS: tuple[tuple[Tower, re.Pattern[str]], ...] = (
     ("audio", re.compile(r"\w*(?:audio|speech)\w*|apm")),
     ("vision", re.compile(r"\w*(?:visual|vision|image|img|video)\w*|(?:\w+_)?vit(?:_\w+)?|vpm")),
 )
-# Where config.json describes a tower. Text stands at the top level, or here.
+# Paths of the sections of config.json that describe a tower. The text's may be the top level, too.
 _SECTIONS: dict[Tower, tuple[tuple[str, ...], ...]] = {
     "text": TEXT_CONFIGS,
     "vision": (("vision_config",), ("visual",), ("thinker_config", "vision_config")),

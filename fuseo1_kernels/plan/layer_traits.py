@@ -252,7 +252,7 @@ _FULL, _SLIDING, _LINEAR = "full_attention", "sliding_attention", "linear_attent
 _PATTERN = ("sliding_window_pattern", "_sliding_window_pattern")
 _GLOBAL, _INTERVAL = ("global_attn_every_n_layers",), ("full_attention_interval",)
 _NO_ROPE = ("no_rope_layer_interval",)
-# What architectures derive from the layer's index where config.json does not list it: by key and model_type.
+# Rules by which architectures derive a list from the layer's index if config.json has none, by key and model_type.
 DERIVED = {
     ("layer_types", "afmoe"): _every(_GLOBAL, 4, _FULL, _SLIDING),
     ("layer_types", "bailing_hybrid"): _every(("layer_group_size",), 6, _FULL, _LINEAR),
@@ -286,7 +286,7 @@ DERIVED = {
     ("moe_layers", "llama4_text"): _every(("interleave_moe_layer_step",), 1, True, False),
 }
 _DERIVED_KEYS = tuple(dict.fromkeys(key for key, _ in DERIVED))
-# What architectures derive by other rules: config.json must list it before layers can be moved.
+# Lists that architectures derive by other rules: config.json must have them before layers can be moved.
 TO_STATE = {
     "activation_sparsity_pattern": {"gemma3n_text"},
     "indexer_types": {"hy_v4"},

@@ -1,4 +1,4 @@
-"""What a merge reads back of what it wrote, damaged by the thousand; test_fuzz.py says how to look for more."""
+"""Fuzzes the files that a merge wrote and reads back; test_fuzz.py says how to look for more."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ SHARDS = plan_shards([OutputTensor(n, "U8", (len(b),)) for n, b in TENSORS.items
 
 
 def merge(out: Path) -> None:
-    """What the engine does with the sink."""
+    """Use the sink as the engine does."""
     with Sink(out, SHARDS, IDENTITY, overwrite=False, inputs=[]) as sink:
         for name, content in TENSORS.items():
             if name in sink.recorded and sink.holds(name, memoryview(bytearray(5))):

@@ -88,7 +88,7 @@ def table() -> dict[str, set[str]]:
         for name in named[row]:
             own = {f"{name}/{folder.rstrip('/')}" for folder in given if folder.endswith("/")}
             others = {folder for folder in given if not folder.endswith("/")}
-            # What a folder's parts import is theirs alone.
+            # A folder does not inherit the imports of its parts.
             inherited = set().union(
                 *(allowed[o] - {p for p in allowed if p.startswith(f"{o}/")} for o in others)
             )

@@ -168,7 +168,7 @@ class Folders:
         return ran.code
 
     def _mine(self) -> dict[str, Any]:
-        """What is in the user's folder, without reading what has no end."""
+        """Return the content of the user's folder; a device, which has no end, is not read."""
         found: dict[str, Any] = {}
         for path in sorted((self.home / "mine").rglob("*")):
             status = path.lstat()

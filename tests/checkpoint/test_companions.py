@@ -1,4 +1,4 @@
-"""What goes along with the weights: everything in a model's folder but weights, within limits."""
+"""Everything in a model's folder but weights goes along with the weights, within limits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a merge reads back of what it wrote: whatever stands there is used as what it is, or refused in one message.
+"""A merge uses the files that it wrote and reads back as what they are, or refuses them in one message.
 
 A record may bear a right checksum and still be none: a checksum is no signature.
 """
