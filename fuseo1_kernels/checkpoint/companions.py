@@ -14,8 +14,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ..errors import CheckpointError
+from . import checksums
 from .files import read_bytes, reading
-from .layout import FORMATS
+from .layout import ADAPTER, CONFIG, FORMATS, MERGE_CONFIG, MODEL_CARD
 
 #: The files of a tokenizer, chat templates among them. Its Python files are those that its `auto_map` names.
 _TOKENIZER = re.compile(
@@ -34,15 +35,15 @@ _WEIGHTS = (
     *(".onnx", ".onnx_data", ".onnx.data", ".npz", ".npy", ".pkl", ".pickle", ".tflite", ".nemo"),
     *(".distcp", ".mlmodel"),
 )
-#: With adapter_config.json, transformers would load an adapter instead of the merged weights.
-_TRAINING_FILES = ("adapter_config.json", "trainer_state.json", "events.out.tfevents.*")
+#: Files of trainers and of adapters: with ADAPTER, transformers would load an adapter instead of the merged weights.
+_TRAINING_FILES = (ADAPTER, "trainer_state.json", "events.out.tfevents.*")
 #: Folders beside the weights that hold the same model once more, or the history of its training.
 OTHER_FOLDERS = (
     *("checkpoint-*", "global_step*", "runs", "wandb", "logs", "onnx", "openvino", "original"),
     *("gguf", "coreml", "__pycache__"),
 )
 #: Files of OUT that the merge makes itself.
-_MADE = ("config.json", "readme.md", "mergekit_config.yml", "fuseo1_checksums.json")
+_MADE = (CONFIG, MODEL_CARD.lower(), MERGE_CONFIG, checksums.FILE)
 _INDEX = ".index.json"
 #: Python, as text or compiled. What a model's `auto_map` names goes along (custom_code.py).
 _CODE = (".py", ".pyi", ".pyc", ".pyo", ".pyd", ".so")

@@ -10,7 +10,11 @@ from typing import NamedTuple
 from ..errors import CheckpointError, printable
 from .json_file import read_object
 
-CONFIG = "config.json"
+CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
+TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+ADDED_TOKENS, MODEL_CARD = "added_tokens.json", "README.md"
+#: The file that holds a merged model's config. Tools on the hub look for it under mergekit's name.
+MERGE_CONFIG = "mergekit_config.yml"
 #: With it transformers loads an adapter on top of the model.
 ADAPTER = "adapter_config.json"
 

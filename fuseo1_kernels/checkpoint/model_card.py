@@ -9,6 +9,7 @@ from pathlib import Path
 
 from .files import reading
 from .hub import split_hub_id
+from .layout import MODEL_CARD
 
 # A card is read as far as its front matter may go.
 _FRONT = 64 << 10
@@ -83,7 +84,7 @@ def read_license(path: Path) -> dict[str, str]:
 
     {} if there is no card, or none that says so plainly. Raises CheckpointError.
     """
-    card = path / "README.md"
+    card = path / MODEL_CARD
     if not card.exists():
         return {}
     with reading(card) as stream:

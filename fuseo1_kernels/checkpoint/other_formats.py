@@ -12,7 +12,7 @@ from .json_file import read_object
 from .layout import ADAPTER, FORMATS
 from .source import Source
 
-_MERGEADAPTER = (
+_MERGE_ADAPTER = (
     "merge it into its model first (PEFT: merge_and_unload, then save_pretrained) and give that"
 )
 #: Files of other programs, and what to do.
@@ -39,7 +39,7 @@ def no_weights(path: Path) -> CheckpointError:
         base = read_object(path / ADAPTER).get("base_model_name_or_path")
         of = f" of {base}" if isinstance(base, str) and base else ""
         return CheckpointError(
-            f"{path}: is an adapter{of} ({ADAPTER}), not a whole model: {_MERGEADAPTER}"
+            f"{path}: is an adapter{of} ({ADAPTER}), not a whole model: {_MERGE_ADAPTER}"
         )
     for pattern, advice in _OTHERS.items():
         found = sorted(path.glob(pattern))
@@ -54,7 +54,7 @@ def refusal(source: Source) -> str | None:
     tensors = source.tensors
     adapter = next((name for name in tensors if _LORA.fullmatch(name)), None)
     if adapter is not None:
-        return f"model {source.name}: is an adapter (tensor {adapter!r}), not a whole model: {_MERGEADAPTER}"
+        return f"model {source.name}: is an adapter (tensor {adapter!r}), not a whole model: {_MERGE_ADAPTER}"
     found = _first_quantised(tensors.values())
     if found is None:
         return None

@@ -13,11 +13,9 @@ from .config_sections import TEXT_CONFIGS, change_section, section_at
 from .custom_code import find_code
 from .files import read_bytes
 from .json_file import change_objects, dump_object, parse_object, read_object
-from .layout import CONFIG
+from .layout import CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG
 from .source import Source
 
-GENERATION_CONFIG = "generation_config.json"
-TOKENIZER_CONFIG = "tokenizer_config.json"
 CHAT_TEMPLATE, CHAT_TEMPLATE_JSON = "chat_template.jinja", "chat_template.json"
 
 #: Keys of config.json that belong to the tokenizer.

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from .json_file import parse_object
+from .layout import CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG
 from .vocabulary import Vocabulary
-
-_GENERATION, _CONFIG, _TOKENIZER = "generation_config.json", "config.json", "tokenizer_config.json"
 
 
 def find_stop_mismatch(files: Mapping[str, bytes], vocabulary: Vocabulary | None) -> str | None:
@@ -16,11 +15,11 @@ def find_stop_mismatch(files: Mapping[str, bytes], vocabulary: Vocabulary | None
 
     `files` are the small files of a model. Raises CheckpointError for damaged ones.
     """
-    end = _read(files, _TOKENIZER).get("eos_token")
+    end = _read(files, TOKENIZER_CONFIG).get("eos_token")
     if isinstance(end, dict):
         end = end.get("content")
     settings, stops = _stops(files)
-    if not isinstance(end, str) or (settings == _CONFIG and not stops):
+    if not isinstance(end, str) or (settings == CONFIG and not stops):
         return None  # an encoder, or a default of its class
     tokens = vocabulary.tokens if vocabulary else {}
     ids = [index for index, token in tokens.items() if token == end]
@@ -54,7 +53,7 @@ def find_turn_mismatch(
 
 def _stops(files: Mapping[str, bytes]) -> tuple[str, list[Any]]:
     """Return the ids that end generation, and the file that says so."""
-    settings = _GENERATION if _GENERATION in files else _CONFIG
+    settings = GENERATION_CONFIG if GENERATION_CONFIG in files else CONFIG
     stated = _read(files, settings).get("eos_token_id")
     return settings, stated if isinstance(stated, list) else [] if stated is None else [stated]
 

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from ..errors import CheckpointError, counted
 from .files import read_bytes
 from .json_file import parse_object
+from .layout import ADDED_TOKENS, TOKENIZER, TOKENIZER_CONFIG
 
-_TOKENIZER, _ADDED, _CONFIG = "tokenizer.json", "added_tokens.json", "tokenizer_config.json"
 # More are no vocabulary. The largest have 260,000 tokens in 35 MB of JSON, or 900,000 in 18 MB of pieces.
 MOST_BYTES, _MOST_TOKENS = 64 << 20, 1 << 20
 # Of words alone, and of what is added to them.
@@ -98,7 +98,7 @@ def read_vocabulary(model: str, path: Path) -> Vocabulary | None:
             try:
                 most = _MOST_BYTES_OF_WORDS if read in (_of_json, _of_lines) else MOST_BYTES
                 tokens = read(read_bytes(file, most), str(file))
-                if name != _TOKENIZER:
+                if name != TOKENIZER:
                     tokens |= _added(path)
             except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
                 raise CheckpointError(f"{file}: not a tokenizer: no vocabulary in it") from error
@@ -184,10 +184,14 @@ def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
 def _added(path: Path) -> dict[int, str]:
     """The tokens that are added to a vocabulary which is no tokenizer.json."""
     tokens: dict[int, str] = {}
-    if (path / _ADDED).exists():
-        tokens |= _of_json(read_bytes(path / _ADDED, _MOST_BYTES_OF_WORDS), str(path / _ADDED))
-    if (path / _CONFIG).exists():
-        config = parse_object(read_bytes(path / _CONFIG, _MOST_BYTES_OF_WORDS), str(path / _CONFIG))
+    if (path / ADDED_TOKENS).exists():
+        tokens |= _of_json(
+            read_bytes(path / ADDED_TOKENS, _MOST_BYTES_OF_WORDS), str(path / ADDED_TOKENS)
+        )
+    if (path / TOKENIZER_CONFIG).exists():
+        config = parse_object(
+            read_bytes(path / TOKENIZER_CONFIG, _MOST_BYTES_OF_WORDS), str(path / TOKENIZER_CONFIG)
+        )
         added = config.get("added_tokens_decoder") or {}
         tokens |= {int(index): token["content"] for index, token in added.items()}
     return tokens
@@ -195,7 +199,7 @@ def _added(path: Path) -> dict[int, str]:
 
 # Files with the ids of all tokens, best first: how they are read, and whether the model shifts their ids.
 _READERS: dict[str, tuple[Callable[[bytes, str], dict[Any, Any]], bool]] = {
-    _TOKENIZER: (_of_tokenizer, False),
+    TOKENIZER: (_of_tokenizer, False),
     "vocab.json": (_of_json, False),
     "vocab.txt": (_of_lines, False),
     "tokenizer.model": (_of_pieces, False),

@@ -14,7 +14,7 @@ from ..errors import ConfigError
 from ..methods.nonfinite import NONFINITE
 from ..version import __version__
 from .mergekit_flags import add_mergekit_flags
-from .parser import Parser
+from .parser import Parser, add_allow_links
 
 _EXAMPLES = """\
 examples:
@@ -171,7 +171,8 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="A,B,...",
         help="more values of select_topk to survey, in the same read, for later merges",
     )
-    add = parser.add_argument_group("the models").add_argument
+    models = parser.add_argument_group("the models")
+    add = models.add_argument
     add(
         "--crop-embeddings",
         "--unsafe-truncate-embeddings",
@@ -184,15 +185,7 @@ def make_parser() -> argparse.ArgumentParser:
         default=True,
         help="copy tokenizer files (default: yes)",
     )
-    add(
-        "--allow-links",
-        action="append",
-        type=os.path.expanduser,
-        default=[],
-        metavar="DIR",
-        help="a directory outside of a model to which links in it may lead, such as another disk's; more than once"
-        " for several",
-    )
+    add_allow_links(models)
     add(
         "--nonfinite",
         choices=NONFINITE,

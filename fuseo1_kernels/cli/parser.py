@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -35,6 +36,19 @@ class Parser(argparse.ArgumentParser):
         self.print_usage(sys.stderr)
         print_error(self.prog, message, as_json=self._json)
         self.exit(2)
+
+
+def add_allow_links(group: Any) -> None:
+    """Add --allow-links, which merge and verify share, to a parser or a group of its options."""
+    group.add_argument(
+        "--allow-links",
+        action="append",
+        type=os.path.expanduser,
+        default=[],
+        metavar="DIR",
+        help="a directory outside of a model to which links in it may lead, such as another disk's; more than once"
+        " for several",
+    )
 
 
 class _Formatter(argparse.HelpFormatter):

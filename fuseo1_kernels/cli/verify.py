@@ -9,7 +9,7 @@ from functools import partial
 from ..errors import MergeError
 from ..version import __version__
 from .interruption import Interruption
-from .parser import Parser
+from .parser import Parser, add_allow_links
 from .report import describe_system_error, print_error, print_json, print_lines
 from .terminal import say
 
@@ -53,14 +53,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add("--seed", type=int, default=0, help="chooses the tensors to recompute (default 0)")
     add("--threads", "-j", type=int, help="number of threads (default: all cores)")
-    add(
-        "--allow-links",
-        action="append",
-        type=os.path.expanduser,
-        default=[],
-        metavar="DIR",
-        help="as for fuseo1-merge: a directory outside of a model to which links in it may lead",
-    )
+    add_allow_links(parser)
     add("--json", action="store_true", help="print the result, or the error, as one JSON object")
     add("--quiet", "-q", action="store_true", help="print nothing but problems")
     add("--version", action="version", version=f"fuseo1-kernels {__version__}")

@@ -144,8 +144,9 @@ def run_merge(
         )
         notes = [*plan.notes, *notes]
         identity = fingerprint(plan, options.nonfinite)
+        digest = merge_digest(identity)
         start_over = options.overwrite or not options.resume
-        merged = _find_finished(out, plan, merge_digest(identity), sidecars, start_over)
+        merged = _find_finished(out, plan, digest, sidecars, start_over)
         if merged is not None:
             notes.append("was there already, made by this very merge; nothing was done")
         else:
@@ -170,7 +171,7 @@ def run_merge(
             notes += merged.notes + (cache.problems if cache else [])
             sidecars[checksums.FILE] = checksums.make_checksums(
                 made_by=f"fuseo1-kernels {__version__}",
-                merge=merge_digest(identity),
+                merge=digest,
                 options=checksums.Options(
                     crop_embeddings=options.crop_embeddings,
                     nonfinite=options.nonfinite,

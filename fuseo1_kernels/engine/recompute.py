@@ -10,13 +10,13 @@ from pathlib import Path
 from ..backends.arrays import Buffer
 from ..backends.registry import load_backend
 from ..checkpoint.checksums import Options
+from ..checkpoint.layout import MERGE_CONFIG
 from ..checkpoint.source import Source
 from ..config.load import as_config
 from ..errors import counted
 from ..plan.job import Job
 from ..plan.models import AllowLinks, open_sources
 from ..plan.plan import make_plan, refuse_problems
-from ..plan.sidecars import MERGE_CONFIG
 from ..system import resolve_threads
 from .cpu.memory import divide_memory, memory_floor
 from .cpu.worker import CpuWorker

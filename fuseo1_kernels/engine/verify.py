@@ -20,12 +20,11 @@ from ..checkpoint import checksums
 from ..checkpoint.checksums import Checksums, FileRecord, MergedRecord, ShardRecord
 from ..checkpoint.files import reading
 from ..checkpoint.header import Header, TensorInfo, read_header
-from ..checkpoint.layout import ADAPTER, find_weights
+from ..checkpoint.layout import ADAPTER, MERGE_CONFIG, find_weights
 from ..checkpoint.signals import held_signals
 from ..checkpoint.source import Source
 from ..errors import CheckpointError, counted, printable, worded_os_errors
 from ..plan.models import AllowLinks
-from ..plan.sidecars import MERGE_CONFIG
 from ..system import resolve_threads
 from .recompute import recompute as merge_again
 from .result import Progress, start
@@ -108,7 +107,7 @@ def verify_model(
         finally:
             if progress:
                 progress.close()
-        # What is merged again is told by the config beside the weights, and compared with all of them.
+        # Merging again takes the config beside the weights, and compares with all shards.
         whole = MERGE_CONFIG in recorded.files.keys() - wrong_files.keys() and not wrong_shards
         if whole and recompute != 0:
             wrong, again = merge_again(

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..checkpoint.config_sections import change_section
 from ..checkpoint.json_file import dump_object, parse_object
-from ..checkpoint.sidecar import GENERATION_CONFIG
+from ..checkpoint.layout import GENERATION_CONFIG
 from ..checkpoint.source import Source
 from ..config.yaml_text import short_yaml
 from ..errors import printable

@@ -11,10 +11,17 @@ from ..checkpoint.companions import find_companions, is_tokenizers
 from ..checkpoint.files import read_bytes
 from ..checkpoint.hub import repo_of_snapshot
 from ..checkpoint.json_file import MAX_BYTES
-from ..checkpoint.layout import CONFIG, check_links, homes_of
+from ..checkpoint.layout import (
+    CONFIG,
+    GENERATION_CONFIG,
+    MERGE_CONFIG,
+    MODEL_CARD,
+    check_links,
+    homes_of,
+)
 from ..checkpoint.model_card import model_card, read_license
 from ..checkpoint.shards import index_json
-from ..checkpoint.sidecar import GENERATION_CONFIG, Sidecars, model_of_template, sidecar_files
+from ..checkpoint.sidecar import Sidecars, model_of_template, sidecar_files
 from ..checkpoint.source import Source
 from ..checkpoint.stop_tokens import find_stop_mismatch, find_turn_mismatch
 from ..config.schema import MergeConfig
@@ -23,9 +30,6 @@ from .layer_config import move_alignment_heads
 from .models import AllowLinks
 from .plan import Plan
 from .vocabularies import check_vocabularies, embedding_rows
-
-#: The file that holds a merged model's config. Tools on the hub look for it under mergekit's name.
-MERGE_CONFIG = "mergekit_config.yml"
 
 
 def make_sidecars(
@@ -83,7 +87,7 @@ def make_sidecars(
     if config.chat_template is not None:
         notes += _turn_mismatch(files, lender or base, list(sources.values()), allow_links)
     labels = _labels(opened)
-    files["README.md"] = model_card(
+    files[MODEL_CARD] = model_card(
         name=title,
         recipe_yaml=config.to_yaml(labels),
         base=None if config.base is None else labels[config.base],
@@ -118,7 +122,7 @@ def _check_links(source: Source, whole: bool, allow_links: AllowLinks) -> None:
     """Raise CheckpointError for a link to a place that the user has not named: nothing of that gets into the model."""
     found = find_companions(source.path)
     names = [n for n in (*found.names, *found.code) if whole or is_tokenizers(n)]
-    check_links(source.path, [*names, "README.md"], homes_of(source.path, allow_links))
+    check_links(source.path, [*names, MODEL_CARD], homes_of(source.path, allow_links))
 
 
 def _labels(sources: Mapping[str, Source]) -> dict[str, str]:

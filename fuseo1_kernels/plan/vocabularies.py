@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..checkpoint.files import read_bytes
+from ..checkpoint.layout import TOKENIZER
 from ..checkpoint.source import Source
 from ..checkpoint.vocabulary import MOST_BYTES, MergedRows, Vocabulary, read_vocabulary
 from ..errors import CheckpointError, counted
@@ -101,7 +102,7 @@ def _check_rows(rows: int, lender: Source, vocabulary: Vocabulary) -> list[str]:
 
 def _same_file(one: Source, other: Source) -> bool:
     """Whether two models have the same tokenizer.json: the usual case, without parsing 7 MB of JSON."""
-    files = [source.path / "tokenizer.json" for source in (one, other)]
+    files = [source.path / TOKENIZER for source in (one, other)]
     if not all(file.exists() for file in files):
         return False
     return read_bytes(files[0], MOST_BYTES) == read_bytes(files[1], MOST_BYTES)
