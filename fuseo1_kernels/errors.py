@@ -42,8 +42,13 @@ def worded_os_errors(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        file = what if error.filename is None else os.fsdecode(error.filename)
-        raise MergeError(f"{file}: {error.strerror or error}") from error
+        raise MergeError(f"{file_of(error) or what}: {error.strerror or error}") from error
+
+
+def file_of(error: OSError) -> str | None:
+    """Return the name of the file that an error of the system is about, None if it names none but a descriptor."""
+    name = error.filename
+    return os.fsdecode(name) if isinstance(name, (str, bytes)) else None
 
 
 def did_you_mean(word: object, valid: Iterable[str]) -> str:

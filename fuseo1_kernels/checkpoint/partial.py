@@ -93,11 +93,17 @@ class Partial:
 
     def leave(self) -> None:
         """Keep completed tensors, what a bad journal stands for, and what no merge made; else remove everything."""
-        foreign = {*os.listdir(self._handle)} - {_JOURNAL, _MODEL, _REPLACED}
-        if self.journal.tensors or self.journal.problem or foreign:
+        if self.journal.tensors or self.journal.problem or self._holds_more():
             self.close()
         else:
             self.remove()
+
+    def _holds_more(self) -> bool:
+        """Whether something lies there that no merge made, or may lie there, as nobody can look."""
+        try:
+            return not {*os.listdir(self._handle)} <= {_JOURNAL, _MODEL, _REPLACED}
+        except OSError:
+            return True
 
     def remove(self) -> None:
         """Remove the directory and the parents that were made for it.

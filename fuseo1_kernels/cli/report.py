@@ -43,9 +43,11 @@ def print_error(program: str, error: str, *details: str, as_json: bool) -> None:
 
 def describe_system_error(error: OSError | UnicodeError) -> str:
     """Return the message for an error of the system that nothing has put into better words."""
+    from ..errors import file_of
+
     if isinstance(error, OSError):
-        where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
-        return f"{where}{error.strerror or error}"
+        file = file_of(error)
+        return f"{file}: {error.strerror or error}" if file else error.strerror or str(error)
     return f"a name does not fit into this locale ({error}); set LC_ALL=C.UTF-8"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Callable
@@ -177,6 +178,21 @@ def test_what_is_ours_is_taken(partial: Path, tmp_path: Path) -> None:
         assert (partial / "journal").read_bytes() == MARK
         made.leave()
         assert not any(tmp_path.iterdir())
+
+
+def test_what_cannot_be_listed_is_left(partial: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Partial(partial.with_name("out"))
+    made.journal.restart(IDENTITY)
+
+    def fail(handle: int) -> list[str]:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), handle)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "listdir", fail)
+        made.leave()
+    assert partial.exists()
+    Partial(partial.with_name("out")).leave()
+    assert not partial.exists()
 
 
 def test_a_file_system_without_owners(partial: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,15 @@
-"""The table at the end of a merge."""
+"""The table at the end of a merge, and errors of the system that nothing has put into better words."""
 
 from __future__ import annotations
 
-from fuseo1_kernels.cli.report import describe_result
+import errno
+import os
+
+import pytest
+
+from fuseo1_kernels.cli.report import describe_result, describe_system_error
 from fuseo1_kernels.engine.result import MergeResult
+from fuseo1_kernels.errors import MergeError, worded_os_errors
 
 
 def result(**fields: object) -> MergeResult:
@@ -49,3 +55,18 @@ def test_what_was_there_before() -> None:
     said = describe_result(result(resumed=1, exact_path=2, notes=()))
     assert "note: 1 tensor was there from an earlier run" in said
     assert "note: 2 tensors took the slower exact top-k path" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("a/b", "a/b: "), (b"a/\xff", "a/\udcff: "), (7, ""), (None, "")],
+    ids=["text", "bytes", "a descriptor", "no file"],
+)
+def test_errors_of_the_system(name: object, said: str) -> None:
+    """A call on a descriptor puts its number where the others put a file's name."""
+    reason = os.strerror(errno.EIO)
+    error = OSError(errno.EIO, reason, name)
+    assert describe_system_error(error) == said + reason
+    with pytest.raises(MergeError) as raised, worded_os_errors("the merge"):
+        raise error
+    assert str(raised.value) == (said or "the merge: ") + reason
