@@ -7,7 +7,7 @@ layout is the same on every device, for N targets (fp64 holds every integer here
     survey  [2N + 6]  nonzero, selected, threshold, tie_limit,  as in SceResult
                       energy of target 1..N,
                       non-finite elements of the base, of target 1..N, and overflows of finite inputs
-    params  [N + 4]   weight of target 1..N (rounded to fp32), floor_divisor,
+    params  [N + 4]   weight of target 1..N, floor_divisor,
                       masked (0 or 1), the survey's threshold and tie_limit; as in FuseParams
 
 The ops do not wait for the data, so they do not refuse any: an element where any input is NaN or infinite becomes NaN
@@ -75,11 +75,10 @@ def survey(
     found = expect(SceResult, backend.survey(inputs, select_topk, resolve_threads(None)))
     sce = sce_params(found, base.numel(), select_topk, variant)
     counts = (found.nonzero, found.selected, found.threshold, found.tie_limit)
-    weights = torch.tensor((*sce.weights, sce.floor_divisor), dtype=torch.float32)
-    mask = torch.tensor((sce.masked, found.threshold, found.tie_limit), dtype=torch.float64)
+    mask = (sce.masked, found.threshold, found.tie_limit)
     return (
         torch.tensor((*counts, *found.energy, *found.nonfinite), dtype=torch.float64),
-        torch.cat([weights.double(), mask]),
+        torch.tensor((*sce.weights, sce.floor_divisor, *mask), dtype=torch.float64),
     )
 
 

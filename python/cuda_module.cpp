@@ -184,7 +184,7 @@ py::bytes as_bytes(const T& value) {
   return py::bytes(reinterpret_cast<const char*>(&value), sizeof value);
 }
 
-py::bytes pack_params(const std::vector<float>& weights, float floor_divisor, bool masked, uint32_t threshold,
+py::bytes pack_params(const std::vector<double>& weights, double floor_divisor, bool masked, uint32_t threshold,
                       int64_t tie_limit) {
   if (weights.size() > FUSEO1_CUDA_MAX_TARGETS) throw std::invalid_argument("pack_params: too many weights");
   fuseo1_cuda_params params = {};

@@ -5,10 +5,13 @@
 
 #include <stdint.h>
 
+#include "fuseo1/fuse.h"
+
+// Always inlined: the CPU's sources are compiled for several instruction sets, and the linker would keep one copy.
 #if defined(__CUDACC__)
-#define FUSEO1_HOST_DEVICE __host__ __device__
+#define FUSEO1_HOST_DEVICE __host__ __device__ __forceinline__
 #else
-#define FUSEO1_HOST_DEVICE
+#define FUSEO1_HOST_DEVICE inline __attribute__((always_inline))
 #endif
 
 namespace fuseo1 {
@@ -25,8 +28,11 @@ FUSEO1_HOST_DEVICE constexpr uint32_t scale_bits(uint32_t exponent) { return (27
 constexpr float kRintMagic = 8388608.0f;
 constexpr uint32_t kRintMagicBits = 0x4b000000u;
 
-// An fp64 sum of shares whose magnitude is below this counts as 0: decimal weights that cancel leave a residue.
-constexpr double kLeastDivisor = 0x1p-27;
+// A sum of shares whose magnitude is below this counts as 0. Decimal weights that cancel leave a residue; SCE's, which
+// are never negative, do not.
+FUSEO1_HOST_DEVICE constexpr double least_divisor(int32_t elect) {
+  return elect == FUSEO1_ELECT_SUM ? __DBL_DENORM_MIN__ : 0x1p-27;
+}
 
 // The largest fp32 whose square is finite.
 constexpr uint32_t kMaxSquarableBits = 0x5f7fffffu;

@@ -15,8 +15,9 @@ const std::vector<Kernels>& tables() {
     std::vector<Kernels> t = {FUSEO1_TABLE(baseline)};
 #if defined(FUSEO1_X86_64)
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx2")) t.push_back(FUSEO1_TABLE(avx2));
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (avx2) t.push_back(FUSEO1_TABLE(avx2));
+    if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl")) {
       t.push_back(FUSEO1_TABLE(avx512));
     }

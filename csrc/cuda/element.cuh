@@ -123,6 +123,17 @@ __device__ __forceinline__ float load_one(const fuseo1_operand& op, int64_t at) 
   return wide ? __uint_as_float(bits) : op.dtype == FUSEO1_BF16 ? widen_bf16(bits) : widen_fp16(bits);
 }
 
+// The larger of x and |y|; NaN if either is.
+__device__ __forceinline__ float max_or_nan(float x, float y) {
+#ifdef __CUDA_ARCH__
+  float most;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(most) : "f"(x), "f"(fabsf(y)));
+  return most;
+#else
+  return isnan(x) || isnan(y) ? x + y : fmaxf(x, fabsf(y));
+#endif
+}
+
 // --- rounding to nearest even, of anything but NaN, as bits of the narrower type ---
 
 struct ToBf16 {
@@ -131,8 +142,19 @@ struct ToBf16 {
     const uint32_t u = __float_as_uint(v);
     return (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
   }
+  // Two numbers, the first in the lower half.
+  static __device__ __forceinline__ uint32_t round_pair(float first, float second) {
+#ifdef __CUDA_ARCH__
+    uint32_t pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+    return pair;
+#else
+    return (round(first) & 0xffffu) | round(second) << 16;
+#endif
+  }
   static constexpr uint32_t kInf = 0x7f80u, kNan = 0x7fc0u, kAbs = 0x7fffu;
-  static constexpr bool kNarrow = true;  // holds fewer bits than fp32
+  static constexpr bool kNarrow = true;        // holds fewer bits than fp32
+  static constexpr float kSafe = 0x1.fep127f;  // what is smaller does not round to infinity
 };
 
 struct ToFp16 {
@@ -150,8 +172,18 @@ struct ToFp16 {
     return ((u - 0x38000000u + 0xfffu + ((u >> 13) & 1u)) >> 13) | sign;
 #endif
   }
+  static __device__ __forceinline__ uint32_t round_pair(float first, float second) {
+#ifdef __CUDA_ARCH__
+    uint32_t pair;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+    return pair;
+#else
+    return round(first) | round(second) << 16;
+#endif
+  }
   static constexpr uint32_t kInf = 0x7c00u, kNan = 0x7e00u, kAbs = 0x7fffu;
   static constexpr bool kNarrow = true;
+  static constexpr float kSafe = 0x1.ffcp15f;
 };
 
 struct ToFp32 {

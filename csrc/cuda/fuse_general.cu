@@ -8,34 +8,22 @@
 namespace fuseo1 {
 namespace {
 
-// Rounds `params` to Real; false if they are outside the contract.
-template <class Real>
-bool round_params(const fuseo1_fuse_params& params, int64_t offset, int64_t count, FuseParams<Real>* to) {
+FuseParams params_of(const fuseo1_fuse_params& params) {
   const double* const shares = params.shares ? params.shares : params.weights;
-  for (int i = 0; i < params.targets; ++i) {
-    to->weights[i] = static_cast<Real>(params.weights[i]), to->shares[i] = static_cast<Real>(shares[i]);
+  FuseParams to = {};
+  for (int i = 0; i < params.targets; ++i) to.weights[i] = params.weights[i], to.shares[i] = shares[i];
+  to.divisor = params.divisor, to.floor = params.floor_divisor;
+  to.scale = params.scale, to.base_scale = params.base_scale;
+  to.elect = params.elect;
+  to.masked = params.masked && params.targets;
+  to.threshold = params.threshold, to.tie_limit = params.tie_limit;
+  const FilterTerms terms = to.terms(params.targets);
+  to.filter.factors[0] = 1.0f;  // if none survives
+  for (int set = terms.factors() > 1; set < terms.factors(); ++set) {
+    to.filter.factors[set] = static_cast<float>(terms.factor(set));
   }
-  to->divisor = static_cast<Real>(params.divisor), to->floor = static_cast<Real>(params.floor_divisor);
-  to->scale = static_cast<Real>(params.scale), to->base_scale = static_cast<Real>(params.base_scale);
-  to->elect = params.elect;
-  to->masked = params.masked && params.targets;
-  to->threshold = params.threshold, to->tie_limit = params.tie_limit;
-  return to->selects.copy(params.selects, params.targets, offset, count);
-}
-
-template <class Real>
-int fuse_in(const fuseo1_fuse_params& params, const Inputs& in, int64_t offset, const Output& out, int64_t* written,
-            void* room, size_t bytes, void* stream) {
-  FuseParams<Real> rounded = {};
-  if (!round_params(params, offset, in.numel, &rounded)) return FUSEO1_BAD_ARGUMENT;
-  if (in.numel == 0) return FUSEO1_OK;
-  const int status = decide(in, offset, &rounded.selects, room, bytes, stream);
-  if (status) return status;
-  return with_instance(in, [&](auto instance) {
-    using Chosen = decltype(instance);
-    return launch("fuse_general", in, fuse_general<Chosen::kTargets, typename Chosen::Elements, Real>, blocks_of(in),
-                  stream, in, rounded, offset, out, reinterpret_cast<Count*>(written));
-  });
+  to.filters = to.filter.set(terms);
+  return to;
 }
 
 }  // namespace
@@ -53,6 +41,14 @@ extern "C" int fuseo1_cuda_fuse_general(const fuseo1_fuse_params* params, const 
       !make_output(out, out_dtype, offset, count, &to)) {
     return FUSEO1_BAD_ARGUMENT;
   }
-  return params->elect == FUSEO1_ELECT_SUM ? fuse_in<float>(*params, in, offset, to, written, room, bytes, stream)
-                                           : fuse_in<double>(*params, in, offset, to, written, room, bytes, stream);
+  Selects selects = {};
+  if (!selects.copy(params->selects, params->targets, offset, in.numel)) return FUSEO1_BAD_ARGUMENT;
+  if (in.numel == 0) return FUSEO1_OK;
+  const int status = decide(in, offset, &selects, room, bytes, stream);
+  if (status) return status;
+  return with_instance(in, [&](auto instance) {
+    using Chosen = decltype(instance);
+    return launch("fuse_general", in, fuse_general<Chosen::kTargets, typename Chosen::Elements>, blocks_of(in), stream,
+                  in, params_of(*params), selects, offset, to, reinterpret_cast<Count*>(written));
+  });
 }

@@ -72,7 +72,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   __shared__ Sums<kN> sums;
   __shared__ SmallThreshold found;
   __shared__ Count nonfinite[FUSEO1_CUDA_MAX_TARGETS + 2];
-  __shared__ fuseo1_cuda_params params;
+  __shared__ fuseo1_cuda_params given;
+  __shared__ FuseParams params;
   const fuseo1_cuda_tensor& tensor = tensors[blockIdx.x];
   const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarp;
   if (thread <= targets) in.operands[thread] = tensor.operands[thread];
@@ -114,9 +115,10 @@ __global__ void __launch_bounds__(kThreads, 1)
     result->tie_limit = found.tie_limit;
     result->passes = in.numel > 0;
     result->written = 0;
-    sce_params(result->energy, targets, in.numel, how, found.threshold, found.tie_limit, &params);
+    sce_params(result->energy, targets, in.numel, how, found.threshold, found.tie_limit, &given);
   }
   __syncthreads();
+  take_params(given, targets, &params);
   const Output out = {tensor.out, tensor.out_dtype};
   const uint32_t written = params.masked ? fuse_blocks<kN, true, Mixed>(in, params, 0, out, warp, kWarps)
                                          : fuse_blocks<kN, false, Mixed>(in, params, 0, out, warp, kWarps);

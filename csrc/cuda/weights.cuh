@@ -29,9 +29,9 @@ __device__ inline void sce_params(const double* energy, int targets, int64_t num
   bool equal = total == 0.0;
   if (how.mergekit && numel) equal = __ddiv_rn(total, static_cast<double>(numel)) < kMergekitFloor;
   for (int i = 0; i < FUSEO1_CUDA_MAX_TARGETS; ++i) {
-    params->weights[i] = i >= targets ? 0.0f : equal ? 1.0f : static_cast<float>(__ddiv_rn(energy[i], total));
+    params->weights[i] = i >= targets ? 0.0 : equal ? 1.0 : __ddiv_rn(energy[i], total);
   }
-  params->floor_divisor = how.mergekit ? static_cast<float>(kMergekitFloor) : 0.0f;
+  params->floor_divisor = how.mergekit ? kMergekitFloor : 0.0;
   params->masked = how.mergekit && how.select_topk < 1.0;
   params->threshold = threshold;
   params->tie_limit = tie_limit;

@@ -167,7 +167,7 @@ def kept_bytes(request: Request, numel: int) -> int:
 class FuseParams:
     """How `fuse` selects, elects, weighs and scales. The defaults are SCE's.
 
-    SCE's election, "sum", is done in fp32, to which the parameters are rounded first; all others in fp64.
+    SCE's election, "sum", is done in fp32; everything else in fp64.
 
     Attributes:
         weights: w, one per target.

@@ -21,7 +21,7 @@ ROOM = "the root"
 #: csrc/cpu, from the bottom up: each may include what stands on the lines above its own. The kernels, compiled once for
 #: every instruction set, know neither surveys nor threads.
 CPU_LAYERS = (
-    {"fuseo1", "arithmetic"},
+    {"fuseo1", "arithmetic", "filter"},
     {"kernels"},
     {"dispatch", "pages", "parallel"},
     {"ranked_selects"},

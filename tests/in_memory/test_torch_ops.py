@@ -92,8 +92,8 @@ def test_the_layout_of_survey_and_params() -> None:
     assert learned.tolist() == [*expected, *found.energy, *found.nonfinite]
     assert found.nonfinite == (0, 0, 1, 0, 0)
     sce = sce_params(found, base.numel(), TOPK, VARIANT)
-    rounded = torch.tensor([*sce.weights, sce.floor_divisor], dtype=FP32).tolist()
-    assert params.tolist() == [*rounded, 1.0, sce.threshold, sce.tie_limit]
+    mask = 1.0, sce.threshold, sce.tie_limit
+    assert params.tolist() == [*sce.weights, sce.floor_divisor, *mask]
     _, unmasked = OPS.survey(base, targets, TOPK)
     assert unmasked[3:].tolist() == [0.0, 0.0, found.threshold, found.tie_limit]
 

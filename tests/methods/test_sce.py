@@ -80,18 +80,18 @@ def test_every_output_dtype_against_float64(backend: str, variant: str) -> None:
 
 
 def mean_merge(tensors: list[torch.Tensor]) -> torch.Tensor:
-    """Uniform weights on all of d, in fp32."""
+    """Uniform weights on all of d."""
     base, *targets = [t.float() for t in tensors]
     d = [t - base for t in targets]
     s = d[0]
     for x in d[1:]:
         s = s + x
-    num, den = torch.zeros_like(base), torch.zeros_like(base)
+    num, den = torch.zeros_like(base).double(), torch.zeros_like(base).double()
     for x in d:
         survives = torch.where(s >= 0, x > 0, x < 0)
-        num = num + torch.where(survives, x, 0.0)
-        den = den + survives.float()
-    return torch.where(den > 0, base + num / den.clamp(min=1.0), base)
+        num = num + torch.where(survives, x, 0.0).double()
+        den = den + survives.double()
+    return torch.where(den > 0, (base + num / den.clamp(min=1.0)).float(), base)
 
 
 def nothing() -> dict[str, tuple[list[torch.Tensor], tuple[float, ...], torch.Tensor]]:

@@ -22,7 +22,7 @@ from support.paths import ROOT
 
 _INCLUDES = ["tests/support/cuda_on_host", "csrc/include", "csrc/common", "csrc/cuda"]
 _SOURCES = ["python/cuda_module.cpp", "tests/support/cuda_on_host/emulation.cpp"]
-_FLAGS = ["-std=c++17", "-O2", "-ffp-contract=off", "-frounding-math", "-fPIC", "-shared"]
+_FLAGS = ["-std=c++17", "-O2", "-ffp-contract=off", "-fPIC", "-shared"]
 #: It holds what was compiled, by a digest of all that it was compiled from.
 _KEPT = ROOT / "build/emulated"
 

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // The fuse op (include/fuseo1/fuse.h), block by block. Compiled once per instruction set with FUSEO1_ISA naming it.
-#include "block.h"
-#include "merge_block.h"
+#include <type_traits>
+
+#include "exact.h"
+#include "filtered.h"
 #include "select.h"
 
 namespace fuseo1 {
@@ -15,19 +17,63 @@ void choose(const Block& block, int targets, const BlockCut& cut, Mask* chosen) 
   }
 }
 
-// Writes a merged block, which is rounded to odd if Out is narrower than fp32, to `out`; returns the largest magnitude
-// written, as the output's bits.
+// Merges blocks to `Out`: by the filter where there is one, exactly where that leaves a result open.
 template <class Out>
-uint32_t round_block(const float* merged, typename Out::Bits* out) {
-  Vu peak{};
-  for (int j = 0; j < kBlock; j += kWidth) {
-    const Vf x = load<Vf>(merged + j);
-    const Vu result = select(equal(x, x), Out::round(x), splat(Out::kNan));
-    peak = max(peak, result & Out::kAbs);
-    store_lanes(out + j, result);
+class Merge {
+ public:
+  using Bits = typename Out::Bits;
+
+  explicit Merge(const fuseo1_fuse_params& params) : params_(params), exactly_(exact_for(params)), filter_(params) {
+    if constexpr (Out::kNarrow) filtered_ = filter_.usable ? filtered_for<Out>(params) : nullptr;
   }
-  return max_lane(peak);
-}
+
+  // The block's d are z; `chosen` nullptr: every element is selected by score. Returns whether results may not be
+  // finite.
+  bool operator()(const Block& block, const Mask* chosen, Bits* out) {
+    if constexpr (Out::kNarrow) {
+      if (filtered_ && exact_blocks_ == 0) {
+        uint64_t open = filtered_(filter_, block, chosen, out);
+        if (open == 0) return false;
+        const int count = __builtin_popcountll(open);
+        if (count < kVectors / 2) {
+          for (; open; open &= open - 1) {
+            const int j = __builtin_ctzll(open) * kWidth;
+            merge_range(block, chosen, j, j + kWidth, out);
+          }
+          return false;
+        }
+        exact_blocks_ = kExactBlocks;
+      } else if (exact_blocks_) {
+        --exact_blocks_;
+      }
+    }
+    return merge_range(block, chosen, 0, kBlock, out) >= Out::kInf;
+  }
+
+ private:
+  static constexpr int kVectors = kBlock / kWidth;
+  static constexpr int kExactBlocks = 15;  // merged exactly after one of which the filter left half open
+
+  // Returns the largest magnitude, as the output's bits.
+  uint32_t merge_range(const Block& block, const Mask* chosen, int begin, int end, Bits* out) {
+    alignas(64) float merged[kBlock];
+    exactly_(params_, Out::kNarrow, block, chosen, begin, end, merged);
+    Vu peak{};
+    for (int j = begin; j < end; j += kWidth) {
+      const Vf x = load<Vf>(merged + j - begin);
+      const Vu result = select(equal(x, x), Out::round(x), splat(Out::kNan));
+      peak = max(peak, result & Out::kAbs);
+      store_lanes(out + j, result);
+    }
+    return max_lane(peak);
+  }
+
+  const fuseo1_fuse_params& params_;
+  MergeExactly* exactly_;
+  Filter filter_;
+  std::conditional_t<Out::kNarrow, MergeFiltered<Out>*, const void*> filtered_ = nullptr;
+  int exact_blocks_ = 0;
+};
 
 // Copies past the caches, so that the lines of `to` are not read first.
 void stream_copy(void* to, const void* from, size_t bytes) {
@@ -60,9 +106,8 @@ template <class Out>
 int64_t fuse_to(const fuseo1_fuse_params& params, const Chunk& chunk, int64_t begin, int64_t end, void* to,
                 bool stream) {
   auto* out = static_cast<typename Out::Bits*>(to);
-  const Merge merge(params, Out::kNarrow);
+  Merge<Out> merge(params);
   Block block;
-  alignas(64) float merged[kBlock];
   alignas(64) Mask chosen[kBlock / kWidth];
   alignas(64) typename Out::Bits result[kBlock];
   int64_t nonfinite = 0;
@@ -76,8 +121,8 @@ int64_t fuse_to(const fuseo1_fuse_params& params, const Chunk& chunk, int64_t be
     for (int i = 0; params.selects && i < chunk.targets; ++i) {
       apply_select(params.selects[i], flat, at, count, block.d[i]);
     }
-    merge(block, params.masked && chunk.targets ? chosen : nullptr, merged);
-    if (round_block<Out>(merged, result) >= Out::kInf) nonfinite += count_nonfinite<Out>(result, count);
+    const bool all = !params.masked || !chunk.targets;
+    if (merge(block, all ? nullptr : chosen, result)) nonfinite += count_nonfinite<Out>(result, count);
     const size_t bytes = static_cast<size_t>(count) * sizeof *out;
     if (stream) {
       stream_copy(out + at, result, bytes);

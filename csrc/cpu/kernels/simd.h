@@ -64,6 +64,7 @@ FUSEO1_INLINE Mask less(Vu a, Vu b) { return _mm512_cmplt_epu32_mask((__m512i)a,
 FUSEO1_INLINE Mask is_nonfinite(Vf v) { return _mm512_fpclass_ps_mask((__m512)v, 0x99); }  // NaN, infinities
 FUSEO1_INLINE Vf select(Mask m, Vf a, Vf b) { return (Vf)_mm512_mask_blend_ps(m, (__m512)b, (__m512)a); }
 FUSEO1_INLINE Vu select(Mask m, Vu a, Vu b) { return (Vu)_mm512_mask_blend_epi32(m, (__m512i)b, (__m512i)a); }
+FUSEO1_INLINE Mask any_bits(Vu v, uint32_t of) { return _mm512_test_epi32_mask((__m512i)v, (__m512i)splat(of)); }
 FUSEO1_INLINE uint32_t lane_bits(Mask m) { return m; }
 #else
 using Mask = Vi;
@@ -74,6 +75,7 @@ FUSEO1_INLINE Mask not_equal(Vf a, Vf b) { return (a < b) | (a > b); }
 FUSEO1_INLINE Mask greater(Vi a, Vi b) { return a > b; }
 FUSEO1_INLINE Mask equal(Vi a, Vi b) { return a == b; }
 FUSEO1_INLINE Mask less(Vu a, Vu b) { return a < b; }
+FUSEO1_INLINE Mask any_bits(Vu v, uint32_t of) { return (v & of) != Vu{}; }
 FUSEO1_INLINE Mask is_nonfinite(Vf v) { return (Vi)((Vu)v & 0x7fffffffu) > (Vi)(kInfBits - 1 - Vu{}); }
 FUSEO1_INLINE Vu select(Mask m, Vu a, Vu b) { return m ? a : b; }
 FUSEO1_INLINE Vf select(Mask m, Vf a, Vf b) { return m ? a : b; }
@@ -101,6 +103,43 @@ FUSEO1_INLINE Vu add(Mask m, Vu sum, Vu v) {
   return (Vu)_mm512_mask_add_epi32((__m512i)sum, m, (__m512i)sum, (__m512i)v);
 #else
   return sum + keep(m, v);
+#endif
+}
+
+constexpr uint32_t kAllLaneBits = (1u << kWidth) - 1;
+
+FUSEO1_INLINE Vf abs(Vf v) { return from_bits(bits(v) & 0x7fffffffu); }
+
+// a * b + c, of which it is not said whether the product is rounded.
+FUSEO1_INLINE Vf fma(Vf a, Vf b, Vf c) {
+#if defined(__AVX512F__)
+  return (Vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+  return (Vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  return a * b + c;
+#endif
+}
+
+// The same in the lanes of m; in the others c, but for the sign of a zero.
+FUSEO1_INLINE Vf add_product(Mask m, Vf a, Vf b, Vf c) {
+#if defined(__AVX512F__)
+  return (Vf)_mm512_mask3_fmadd_ps((__m512)a, (__m512)b, (__m512)c, m);
+#else
+  return fma(keep(m, a), b, c);
+#endif
+}
+
+// table[index], by lane; an index is less than kWidth.
+FUSEO1_INLINE Vf look_up(Vf table, Vu index) {
+#if defined(__AVX512F__)
+  return (Vf)_mm512_permutexvar_ps((__m512i)index, (__m512)table);
+#elif defined(__AVX2__)
+  return (Vf)_mm256_permutevar8x32_ps((__m256)table, (__m256i)index);
+#else
+  Vf found;
+  for (int j = 0; j < kWidth; ++j) found[j] = table[index[j]];
+  return found;
 #endif
 }
 
@@ -207,8 +246,13 @@ struct Bf16 {
     const Vu u = bits(v);
     return (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
   }
+  // For numbers that are not halfway between two bf16: their bits are the upper half.
+  static FUSEO1_INLINE Vu round_near(Vf v) { return bits(v) + 0x8000u; }
+  static FUSEO1_INLINE Mask differ(Vu a, Vu b) { return any_bits((a ^ b), 0xffff0000u); }
+  static FUSEO1_INLINE Vu low_bits(Vu v) { return v >> 16; }
   static constexpr uint32_t kInf = 0x7f80u, kNan = 0x7fc0u, kAbs = 0x7fffu;
-  static constexpr bool kNarrow = true;  // holds fewer bits than fp32
+  static constexpr bool kNarrow = true;           // holds fewer bits than fp32
+  static constexpr uint32_t kSafe = 0x7f7f0000u;  // fp32 bits: what is smaller does not round to infinity
 };
 
 struct Fp16 {
@@ -231,8 +275,12 @@ struct Fp16 {
     Vu r = select(above(0x387fffffu), normal, denormal);
     return select(above(0x477fefffu), splat(0x7c00u), r) | sign;
   }
+  static FUSEO1_INLINE Vu round_near(Vf v) { return round(v); }
+  static FUSEO1_INLINE Mask differ(Vu a, Vu b) { return any_bits(a ^ b, 0xffffu); }
+  static FUSEO1_INLINE Vu low_bits(Vu v) { return v; }
   static constexpr uint32_t kInf = 0x7c00u, kNan = 0x7e00u, kAbs = 0x7fffu;
   static constexpr bool kNarrow = true;
+  static constexpr uint32_t kSafe = 0x477fe000u;
 };
 
 struct Fp32 {

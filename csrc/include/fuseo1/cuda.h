@@ -27,8 +27,8 @@ extern "C" {
 
 // The parameters of fuse on the device; fuse.h defines each.
 typedef struct {
-  float weights[FUSEO1_CUDA_MAX_TARGETS];
-  float floor_divisor;
+  double weights[FUSEO1_CUDA_MAX_TARGETS];
+  double floor_divisor;
   int32_t masked;
   uint32_t threshold;
   int64_t tie_limit;

@@ -5,25 +5,25 @@
 //
 //   d_i = x_i - b                                 fp32
 //   z_i = d_i if target i's selection (select.h) has f, or d_i is not finite; else 0; with CLAMP d_i clamped to +-most
-//   t_i = w_i * z_i
-//   elect     SUM       s = z_1 + ... + z_N       i survives where z_i is nonzero and has the elected sign
+//   t_i = w_i * z_i                               fp64 from here on
+//   elect     SUM       s = z_1 + ... + z_N       in fp32; i survives where z_i is nonzero and has the elected sign
 //             WEIGHTED  s = t_1 + ... + t_N       i survives where t_i is nonzero and has it
 //             COUNT     s = sgn t_1 + ... + sgn t_N    likewise
 //             NONE      s = t_1 + ... + t_N       i survives where t_i is nonzero
 //             the elected sign is + if s >= 0, else -
 //   masked and f not selected by score (survey.h): no target survives
 //   num = sum of t_i, den = sum of share_i over the survivors, in order
-//   divisor = `divisor` if it is not 0; else den == 0 ? 1 : den (floor_divisor == 0; in fp64 |den| < 2^-27 counts as 0,
-//             because decimal weights that cancel leave a residue), else max(den, floor_divisor)
-//   out = round(base_scale * b + scale * (num / divisor)); round(base_scale * b), with its -0.0, if no target survives
+//   divisor = `divisor` if it is not 0; else, without a floor, den, or 1 if den is 0 (but for SUM |den| < 2^-27 counts
+//             as 0: decimal weights that cancel leave a residue); else max(den, floor_divisor)
+//   E = base_scale * b + scale * (num / divisor); base_scale * b, with its -0.0, if no target survives
+//   out = E, rounded once, to nearest even in the output's dtype
 //   s not finite (COUNT: a t_i is not): out = NaN. Every NaN is written as the quiet NaN 0x7fc0, 0x7e00 or
 //   0x7fc00000.
 //
-// From z on, SUM, which is SCE's, works in fp32: its parameters are rounded to fp32 first, every operation rounds to
-// nearest even, one at a time, and base and delta are added exactly: the result is rounded once, to nearest even in the
-// output's dtype. (Weighted means of bf16 task vectors lie next to bf16 ties so often that rounding twice would show.)
-// The others work in fp64 likewise, and add base and delta in fp64: with weights like 0.3 thousands of exact results
-// lie on ties of bf16, and fp32's 0.3 would decide a hundredth of all elements differently from fp64's.
+// Every operation rounds to nearest even, one at a time. fp64, because weighted means of 16-bit numbers lie next to
+// ties of their dtype so often that fp32's error would show: with weights like 0.3 thousands of exact results lie on
+// them, and fp32's 0.3 would decide a hundredth of all elements differently from fp64's. A backend may compute
+// otherwise where it can prove the same result (docs/arithmetic.md, "The filter").
 //
 // Without targets out = round(base_scale * b). A method without a base uses its first model as the base: sum c_i x_i is
 // (sum c_i) b + sum c_i d_i, which reads one stream less and rounds where it is small.

@@ -228,18 +228,18 @@ class CudaBackend(GpuBase):
         i64, i32, f64 = map(survey.result.view, (torch.int64, torch.int32, torch.float64))
         nonfinite = i64[4 + most : 4 + most + n + 2]
         learned = torch.cat([i64[:2], i32[6:7], i64[2:3], f64[4 : 4 + n], nonfinite])
-        f32, i32, i64 = map(survey.params.view, (torch.float32, torch.int32, torch.int64))
-        mask = i32[most + 1 : most + 3]
-        return learned, torch.cat([f32[:n].double(), f32[most : most + 1], mask, i64[-1:]])
+        f64, i32, i64 = map(survey.params.view, (torch.float64, torch.int32, torch.int64))
+        mask = i32[2 * most + 2 : 2 * most + 4]
+        return learned, torch.cat([f64[:n], f64[most : most + 1], mask, i64[-1:]])
 
     def from_numbers(self, params: torch.Tensor) -> OnDevice:
         """The inverse of `numbers`, for the parameters."""
         n, most = params.numel() - 4, self.max_targets
         packed = torch.zeros(self._kernels.PARAMS_BYTES, dtype=torch.uint8, device=params.device)
-        f32, i32, i64 = map(packed.view, (torch.float32, torch.int32, torch.int64))
-        f32[:n] = params[:n]
-        f32[most] = params[n]
-        i32[most + 1 : most + 3] = params[n + 1 : n + 3]
+        f64, i32, i64 = map(packed.view, (torch.float64, torch.int32, torch.int64))
+        f64[:n] = params[:n]
+        f64[most] = params[n]
+        i32[2 * most + 2 : 2 * most + 4] = params[n + 1 : n + 3]
         i64[-1] = params[n + 3]
         return self._for_fuse(packed, n)
 

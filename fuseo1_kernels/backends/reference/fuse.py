@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 
@@ -11,7 +10,7 @@ from ..contract import Clamp, Cut, Elect, FuseParams, Select
 from .select import in_cut, selected
 from .surveys import task_vectors, total, variance_bits
 
-#: An fp64 sum of shares whose magnitude is below this counts as 0.
+#: A sum of shares whose magnitude is below this counts as 0, but for the election of SCE, whose weights cannot cancel.
 _LEAST_DIVISOR = 2.0**-27
 
 #: By dtype: integers of its size, and the quiet NaN.
@@ -28,9 +27,9 @@ def fuse_chunk(
     """Merge the chunk at flat index `offset` of flat base and targets; every NaN of the result is the quiet NaN."""
     wide = [x.float() for x in inputs]
     d = task_vectors(wide)
-    base = _number(params, params.base_scale) * wide[0].to(_real(params))
+    base = _fp64(params.base_scale) * wide[0].double()
     delta, nan = _delta(d, params, offset) if d else (_empty_sum(base), base.isnan())
-    merged = _add_and_round(base, delta, dtype)
+    merged = _round(base + delta, dtype)
     integers, quiet_nan = _NAN[dtype]
     return merged.view(integers).masked_fill(nan | merged.isnan(), quiet_nan).view(dtype)
 
@@ -40,9 +39,8 @@ def _delta(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(delta, nan): delta is added to the base; where nan is set the result is NaN whatever delta is."""
     selects = params.selects or (None,) * len(d)
-    number = partial(_number, params)
-    z = [_part(x, select, offset).to(_real(params)) for x, select in zip(d, selects, strict=True)]
-    t = [number(w) * x for w, x in zip(params.weights, z, strict=True)]
+    z = [_part(x, select, offset) for x, select in zip(d, selects, strict=True)]
+    t = [_fp64(w) * x.double() for w, x in zip(params.weights, z, strict=True)]
     survives, nan = _elect(params.elect, z, t)
     if params.masked:
         kept = in_cut(variance_bits(d), Cut(params.threshold, params.tie_limit), offset)
@@ -50,8 +48,8 @@ def _delta(
     num, den = _empty_sum(t[0]), torch.zeros_like(t[0])
     for share, x, alive in zip(params.shares or params.weights, t, survives, strict=True):
         num = num + torch.where(alive, x, _empty_sum(num))
-        den = den + torch.where(alive, number(share), torch.zeros_like(den))
-    delta = number(params.scale) * (num / _divisor(den, params))
+        den = den + torch.where(alive, _fp64(share), torch.zeros_like(den))
+    delta = _fp64(params.scale) * (num / _divisor(den, params))
     return torch.where(torch.stack(survives).any(dim=0), delta, _empty_sum(delta)), nan
 
 
@@ -79,26 +77,22 @@ def _elect(
 
 
 def _divisor(den: torch.Tensor, params: FuseParams) -> torch.Tensor:
-    divisor = _number(params, params.divisor or 0.0)
-    floor = _number(params, params.floor_divisor)
-    if divisor != 0:
-        return divisor
+    if params.divisor:
+        return _fp64(params.divisor)
+    if params.floor_divisor:
+        return den.maximum(_fp64(params.floor_divisor))
     is_zero = den == 0 if params.elect == "sum" else den.abs() < _LEAST_DIVISOR
-    return torch.where(is_zero, torch.ones_like(den), den) if floor == 0 else den.maximum(floor)
+    return torch.where(is_zero, torch.ones_like(den), den)
 
 
-def _add_and_round(b: torch.Tensor, delta: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """b + delta, rounded once: to a narrower dtype through an fp32 sum that is rounded to odd."""
-    s = b + delta
-    if s.dtype == torch.float64:
-        s, error = s.float(), s - s.float()
-    else:
-        part = s - b
-        error = (b - (s - part)) + (delta - part)  # the exact rounding error of s (TwoSum)
+def _round(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """fp64 x, rounded once: to a narrower dtype through fp32 that is rounded to odd."""
+    near = x.float()
     if dtype == torch.float32:
-        return s
-    bits = s.view(torch.int32)
-    outward = torch.where((error < 0) == s.signbit(), 1, -1).to(torch.int32)
+        return near
+    error = x - near
+    bits = near.view(torch.int32)
+    outward = torch.where((error < 0) == near.signbit(), 1, -1).to(torch.int32)
     to_odd = (bits & 1 == 0) & ((error > 0) | (error < 0))
     return torch.where(to_odd, bits + outward, bits).view(torch.float32).to(dtype)
 
@@ -112,10 +106,5 @@ def _fp32(number: float) -> torch.Tensor:
     return torch.tensor(number, dtype=torch.float32)
 
 
-def _real(params: FuseParams) -> torch.dtype:
-    """The dtype of the arithmetic."""
-    return torch.float32 if params.elect == "sum" else torch.float64
-
-
-def _number(params: FuseParams, number: float) -> torch.Tensor:
-    return torch.tensor(number, dtype=_real(params))
+def _fp64(number: float) -> torch.Tensor:
+    return torch.tensor(number, dtype=torch.float64)

@@ -119,7 +119,7 @@ class TritonBackend(GpuBase):
         )
         masked = energy.new_full((1,), params.masked)
         mask = counts(places.R_THRESHOLD, 2)
-        return learned, torch.cat([params.numbers[:n].double(), floor.double(), masked, mask])
+        return learned, torch.cat([params.numbers[:n], floor, masked, mask])
 
     def from_numbers(self, params: torch.Tensor) -> OnDevice:
         """The inverse of `numbers`, for the parameters."""

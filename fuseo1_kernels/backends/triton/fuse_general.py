@@ -16,10 +16,10 @@ from .arithmetic import (
     task_vectors,
     total,
 )
-from .fuse_sce import round_from, round_sum, store_rounded
+from .fuse_sce import round_fp64, store_rounded
 from .select import SELECT_WORDS, in_cut, part
 
-# An fp64 sum of shares whose magnitude is below this counts as 0.
+# A sum of shares whose magnitude is below this counts as 0, but for SUM, whose weights cannot cancel.
 LEAST_DIVISOR = tl.constexpr(2.0**-27)
 
 # How signs are elected, as in fuse.h.
@@ -47,16 +47,6 @@ SCALARS = 40
 def finite(x):
     """Whether fp32 or fp64 x is finite."""
     return x - x == 0.0
-
-
-@triton.jit
-def quotient(x, y):
-    """x / y, correctly rounded, for fp32 or fp64; y may be a scalar."""
-    if x.dtype == tl.float32:
-        q = tl.div_rn(x, tl.broadcast_to(y, x.shape))
-    else:
-        q = x / y  # tl.div_rn has no fp64; here / rounds correctly
-    return q
 
 
 @triton.jit
@@ -98,47 +88,38 @@ def merged_delta(
 ):
     """(delta, sound): delta is added to the base; sound is the mask of elements whose votes are finite.
 
-    z: the selected part of each task vector, in the arithmetic's dtype; chosen: the mask by score, if MASKED;
+    z: the selected part of each task vector; chosen: the mask by score, if MASKED;
     minus_zero: a tile of -0.0, because b + -0.0 is b, for b = -0.0 too.
     """
     t = ()
     for i in tl.static_range(TARGETS):
-        t = t + (tl.load(scalars + S_WEIGHTS + i).to(z[0].dtype) * z[i],)
+        t = t + (tl.load(scalars + S_WEIGHTS + i) * z[i].to(tl.float64),)
     survives, sound = elect_signs(z, t, ELECT, TARGETS)
     num = minus_zero
-    den = tl.zeros(z[0].shape, z[0].dtype)
+    den = tl.zeros(z[0].shape, tl.float64)
     any_survives = den != 0.0
     for i in tl.static_range(TARGETS):
         alive = survives[i]
         if MASKED:
             alive = alive & chosen
         num = num + tl.where(alive, t[i], minus_zero)
-        den = den + tl.where(alive, tl.load(scalars + S_SHARES + i).to(num.dtype), 0.0)
+        den = den + tl.where(alive, tl.load(scalars + S_SHARES + i), 0.0)
         any_survives = any_survives | alive
     if DIVISOR == BY_ONE:
         mean = num
     elif DIVISOR == BY_NUMBER:
-        mean = quotient(num, tl.load(scalars + S_DIVISOR).to(num.dtype))
+        mean = num / tl.load(scalars + S_DIVISOR)
     elif DIVISOR == BY_FLOOR:
-        floor = tl.load(scalars + S_DIVISOR).to(num.dtype)
-        mean = quotient(num, tl.where(den > floor, den, floor))
+        floor = tl.load(scalars + S_DIVISOR)
+        mean = num / tl.where(den > floor, den, floor)
     else:
-        if num.dtype == tl.float64:
-            is_zero = tl.abs(den) < LEAST_DIVISOR
-        else:
+        if ELECT == SUM:
             is_zero = den == 0.0
-        mean = quotient(num, tl.where(is_zero, 1.0, den))
-    delta = tl.load(scalars + S_SCALE).to(num.dtype) * mean
+        else:
+            is_zero = tl.abs(den) < LEAST_DIVISOR
+        mean = num / tl.where(is_zero, 1.0, den)
+    delta = tl.load(scalars + S_SCALE) * mean
     return tl.where(any_survives, delta, minus_zero), sound
-
-
-@triton.jit
-def round_fp64(x, OUT: tl.constexpr):
-    """fp64 x: the nearest fp32, and round_from's bits, rounded once."""
-    near = x.to(tl.float32)
-    bits = bits_of(near)
-    error = x - near.to(tl.float64)
-    return near, round_from(bits, tl.where(bits < 0, -error, error), OUT)
 
 
 @triton.jit(do_not_specialize=["first", "offset", "numel"])
@@ -160,32 +141,27 @@ def fuse_general_tiles(
     TARGETS: tl.constexpr,  # 0 or more
     ROWS: tl.constexpr,
 ):
-    """A program takes one tile. SUM is computed in fp32, the others in fp64."""
-    REAL: tl.constexpr = tl.float32 if ELECT == SUM else tl.float64
+    """A program takes one tile."""
     start = (tl.program_id(0) + first).to(tl.int64) * (ROWS * BLOCK)
     flat = start + offset
     at = positions(ROWS)
     left = tl.minimum(numel - start, ROWS * BLOCK).to(tl.int32)
-    base_scale = tl.load(scalars + S_BASE_SCALE).to(REAL)
+    base_scale = tl.load(scalars + S_BASE_SCALE)
     # -0.0 from its bits: written as a number, it loses its sign in some versions of Triton.
-    minus_zero = float_of(tl.full([ROWS, BLOCK], -0x80000000, tl.int32)).to(REAL)
+    minus_zero = float_of(tl.full([ROWS, BLOCK], -0x80000000, tl.int32)).to(tl.float64)
     if TARGETS == 0:
-        b = base_scale * load_wide(inputs[0], start, at, left, WHOLE).to(REAL)
+        b = base_scale * load_wide(inputs[0], start, at, left, WHOLE).to(tl.float64)
         delta, sound = minus_zero, b == b
     else:
         base, d = task_vectors(inputs, start, at, left, WHOLE, TARGETS)
-        b = base_scale * base.to(REAL)
+        b = base_scale * base.to(tl.float64)
         chosen = at >= 0
         if MASKED:
             score = bits_of(divide(spread(d, total(d, TARGETS), TARGETS), TARGETS))
             chosen = in_cut(score, selects + TARGETS * SELECT_WORDS, flat, at, ROWS)
         z = ()
         for i in tl.static_range(TARGETS):
-            selected = part(d[i], selects + i * SELECT_WORDS, flat, at, (KINDS >> 3 * i) & 7, ROWS)
-            z = z + (selected.to(REAL),)
+            z = z + (part(d[i], selects + i * SELECT_WORDS, flat, at, (KINDS >> 3 * i) & 7, ROWS),)
         delta, sound = merged_delta(z, chosen, minus_zero, scalars, ELECT, DIVISOR, MASKED, TARGETS)
-    if ELECT == SUM:
-        merged, bits = round_sum(b, delta, OUT)
-    else:
-        merged, bits = round_fp64(b + delta, OUT)
+    merged, bits = round_fp64(b + delta, OUT)
     store_rounded(out, start, at, left, bits, sound & (merged == merged), result, WHOLE, OUT)

@@ -43,13 +43,12 @@ def round_from(bits, outward, OUT: tl.constexpr):
 
 
 @triton.jit
-def round_sum(b, delta, OUT: tl.constexpr):
-    """fp32 b + delta: the fp32 sum, and round_from's bits, rounded once. TwoSum gives the error of the fp32 sum."""
-    s = b + delta
-    bits = bits_of(s)
-    part = s - b
-    error = (b - (s - part)) + (delta - part)
-    return s, round_from(bits, float_of(bits_of(error) ^ (bits & -0x80000000)), OUT)
+def round_fp64(x, OUT: tl.constexpr):
+    """fp64 x: the nearest fp32, and round_from's bits, rounded once."""
+    near = x.to(tl.float32)
+    bits = bits_of(near)
+    error = x - near.to(tl.float64)
+    return near, round_from(bits, tl.where(bits < 0, -error, error), OUT)
 
 
 @triton.jit
@@ -79,7 +78,7 @@ def store_rounded(
 def fuse_tiles(
     inputs,  # tuple of TARGETS + 1 pointers: [numel], base first; bf16 as int16
     out,  # [numel]: int16 (bf16, fp16) or int32 (fp32) bits, written
-    numbers,  # [24] fp32
+    numbers,  # [24] fp64
     tie_limit,  # [1] int64
     result,  # [64] int64: R_WRITTEN is added to
     first,  # the first program's tile
@@ -101,24 +100,26 @@ def fuse_tiles(
     # With signs flipped where s < 0, "has the elected sign" is "> 0".
     flip = tl.where(s >= 0.0, 0, -0x80000000)
     # b + -0.0 is b, for b = -0.0 too. From its bits: as a number it loses its sign in some versions of Triton.
-    minus_zero = float_of(tl.full([ROWS, BLOCK], -0x80000000, tl.int32))
+    minus_zero = float_of(tl.full([ROWS, BLOCK], -0x80000000, tl.int32)).to(tl.float64)
     num = minus_zero
-    den = tl.zeros([ROWS, BLOCK], tl.float32)
+    den = tl.zeros([ROWS, BLOCK], tl.float64)
     if MASKED:
         x = spread(d, s, TARGETS)
         most = tl.load(tie_limit) - offset - start
         tie = at <= tl.minimum(tl.maximum(most, -1), ROWS * BLOCK).to(tl.int32)
-        selected = (x > tl.load(numbers + P_AT_HIGH)) | ((x >= tl.load(numbers + P_AT_LOW)) & tie)
+        selected = (x > tl.load(numbers + P_AT_HIGH).to(tl.float32)) | (
+            (x >= tl.load(numbers + P_AT_LOW).to(tl.float32)) & tie
+        )
     for i in tl.static_range(TARGETS):
         weight = tl.load(numbers + P_WEIGHTS + i)
         survives = float_of(bits_of(d[i]) ^ flip) > 0.0
         if MASKED:
             survives = survives & selected
-        num = num + tl.where(survives, weight * d[i], minus_zero)
+        num = num + tl.where(survives, weight * d[i].to(tl.float64), minus_zero)
         den = den + tl.where(survives, weight, 0.0)
     if FLOORED:
         den = tl.maximum(den, tl.load(numbers + P_FLOOR))
-    divisor = tl.where(den == 0.0, 1.0, den)
+    merged, bits = round_fp64(b.to(tl.float64) + num / tl.where(den == 0.0, 1.0, den), OUT)
     # s - s is 0, or NaN where s is not finite.
-    merged, bits = round_sum(b, tl.div_rn(num, divisor + (s - s)), OUT)
-    store_rounded(out, start, at, left, bits, merged == merged, result, WHOLE, OUT)
+    is_number = (s - s == 0.0) & (merged == merged)
+    store_rounded(out, start, at, left, bits, is_number, result, WHOLE, OUT)

@@ -111,13 +111,8 @@ def fuse_bytes(numel: int, selects: Sequence[Select]) -> int:
 
 
 def scalars_of(params: FuseParams) -> tuple[int, bytes]:
-    """(kind of divisor, packed scalars), each scalar rounded to the dtype of the arithmetic."""
-    dtype = torch.float32 if params.elect == "sum" else torch.float64
-
-    def real(x: float) -> float:
-        return float(torch.tensor(x, dtype=dtype))
-
-    divisor, floor = real(params.divisor or 0.0), real(params.floor_divisor)
+    """(kind of divisor, packed scalars)."""
+    divisor, floor = params.divisor or 0.0, params.floor_divisor
     kind = BY_ONE if divisor == 1 else BY_NUMBER if divisor else BY_FLOOR if floor else BY_SHARES
     scalars = [0.0] * SCALARS
     for start, values in (
@@ -127,7 +122,7 @@ def scalars_of(params: FuseParams) -> tuple[int, bytes]:
         (S_SCALE, (params.scale,)),
         (S_BASE_SCALE, (params.base_scale,)),
     ):
-        scalars[place(start) : place(start) + len(values)] = map(real, values)
+        scalars[place(start) : place(start) + len(values)] = values
     return place(kind), struct.pack(f"{SCALARS}d", *scalars)
 
 

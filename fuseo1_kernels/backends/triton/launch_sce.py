@@ -33,7 +33,7 @@ class Params:
     """The parameters of fuse.
 
     Attributes:
-        numbers: [24] fp32 on the device; state.py has their places.
+        numbers: [24] fp64 on the device; state.py has their places.
         tie_limit: [1] int64 on the device.
         masked: whether elements may be masked.
         floored: whether divisors may have a floor.
@@ -214,8 +214,8 @@ def launch_params(given: torch.Tensor, masked: bool, floored: bool) -> Params:
 
 def params_in(memory: torch.Tensor, masked: bool, floored: bool) -> Params:
     """Params as views of `memory`: [PARAMS_BYTES] uint8."""
-    numbers = memory[: 4 * PARAMS].view(torch.float32)
-    tie_limit = memory[4 * PARAMS : 4 * PARAMS + 8].view(torch.int64)
+    numbers = memory[: 8 * PARAMS].view(torch.float64)
+    tie_limit = memory[8 * PARAMS : 8 * PARAMS + 8].view(torch.int64)
     return Params(numbers, tie_limit, masked, floored)
 
 

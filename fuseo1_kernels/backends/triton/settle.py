@@ -62,7 +62,7 @@ def energies_of(bins, TARGETS: tl.constexpr, SLOTS: tl.constexpr, STRIPES: tl.co
 def store_weights(
     energy, numel, numbers, TARGETS: tl.constexpr, SLOTS: tl.constexpr, MERGEKIT: tl.constexpr
 ):
-    """Writes numbers[P_WEIGHTS ...]: each energy / the energies' sum, in fp64, rounded to fp32; or 1 each."""
+    """Writes numbers[P_WEIGHTS ...]: each energy / the energies' sum, or 1 each."""
     i = tl.arange(0, SLOTS)
     all_of = tl.full((), 0.0, tl.float64)
     for target in tl.static_range(TARGETS):
@@ -74,7 +74,7 @@ def store_weights(
         equal = (equal & empty) | ((empty == 0) & (mean < tl.full((), MERGEKIT_FLOOR, tl.float64)))
     one = tl.full((), 1.0, tl.float64)
     share = energy / tl.where(all_of == 0.0, one, all_of)
-    tl.store(numbers + P_WEIGHTS + i, tl.where(equal, one, share).to(tl.float32), mask=i < TARGETS)
+    tl.store(numbers + P_WEIGHTS + i, tl.where(equal, one, share), mask=i < TARGETS)
 
 
 @triton.jit(do_not_specialize=["numel"])
@@ -82,7 +82,7 @@ def settle(
     state,  # [64] int64
     bins,  # [2 (SCORED), STRIPES, TARGETS, 256] int64
     result,  # [64] int64, written
-    numbers,  # [24] fp32, written
+    numbers,  # [24] fp64, written
     tie_limit,  # [1] int64, written
     numel,
     SCORED: tl.constexpr,  # workspace.needs_scores
@@ -125,16 +125,18 @@ def settle(
     slot = tl.arange(0, SLOTS)
     tl.store(result + R_ENERGY + slot, energy.to(tl.int64, bitcast=True), mask=slot < TARGETS)
     store_weights(energy, numel, numbers, TARGETS, SLOTS, MERGEKIT)
-    tl.store(numbers + P_FLOOR, MERGEKIT_FLOOR if MERGEKIT else float("-inf"))
-    tl.store(numbers + P_AT_LOW, float_of(low.to(tl.int32)))
-    tl.store(numbers + P_AT_HIGH, float_of(high.to(tl.int32)))
+    tl.store(
+        numbers + P_FLOOR, tl.full((), MERGEKIT_FLOOR if MERGEKIT else float("-inf"), tl.float64)
+    )
+    tl.store(numbers + P_AT_LOW, float_of(low.to(tl.int32)).to(tl.float64))
+    tl.store(numbers + P_AT_HIGH, float_of(high.to(tl.int32)).to(tl.float64))
     tl.store(tie_limit, limit)
 
 
 @triton.jit
 def take_params(
     given,  # [TARGETS + 4] fp64, in the layout of torch_ops
-    numbers,  # [24] fp32, written
+    numbers,  # [24] fp64, written
     tie_limit,  # [1] int64, written
     TARGETS: tl.constexpr,
     SLOTS: tl.constexpr,  # TARGETS, rounded up to a power of two
@@ -142,14 +144,14 @@ def take_params(
     """One program: writes given parameters as fuse takes them. Without a mask every score is selected."""
     i = tl.arange(0, SLOTS)
     weights = tl.load(given + i, mask=i < TARGETS, other=0.0)
-    tl.store(numbers + P_WEIGHTS + i, weights.to(tl.float32), mask=i < TARGETS)
-    floor = tl.load(given + TARGETS).to(tl.float32)
+    tl.store(numbers + P_WEIGHTS + i, weights, mask=i < TARGETS)
+    floor = tl.load(given + TARGETS)
     tl.store(numbers + P_FLOOR, tl.where(floor == 0.0, float("-inf"), floor))
     masked = tl.load(given + TARGETS + 1) != 0.0
     threshold = tl.where(masked, tl.load(given + TARGETS + 2), 0.0).to(tl.int64)
     low, high = bounds_of(threshold, threshold, TARGETS)
-    tl.store(numbers + P_AT_LOW, float_of(low.to(tl.int32)))
-    tl.store(numbers + P_AT_HIGH, float_of(high.to(tl.int32)))
+    tl.store(numbers + P_AT_LOW, float_of(low.to(tl.int32)).to(tl.float64))
+    tl.store(numbers + P_AT_HIGH, float_of(high.to(tl.int32)).to(tl.float64))
     everywhere = tl.full((), 1 << 62, tl.int64)
     limit = tl.load(given + TARGETS + 3).to(tl.int64)
     tl.store(tie_limit, tl.where(masked, limit, everywhere))

@@ -49,7 +49,7 @@ R_NONFINITE = tl.constexpr(8)  # [18]
 R_ENERGY = tl.constexpr(32)  # [16] fp64 bits
 RESULT = 64
 
-# --- params: [24] fp32, the parameters of fuse; the tie limit is a separate int64 ---
+# --- params: [24] fp64, the parameters of fuse; the tie limit is a separate int64 ---
 P_WEIGHTS = tl.constexpr(0)  # [16]
 P_FLOOR = tl.constexpr(16)  # -inf: no floor
 P_AT_LOW = tl.constexpr(17)

@@ -1,8 +1,7 @@
 """fuse in numpy, an operation a line, from the text of csrc/include/fuseo1/{fuse,select}.h alone.
 
 It shares no code with the package, whose reference backend is in torch. numpy's operations round one at a time, in
-fp32 for the election of SCE and in fp64 for the others. SCE's last sum is rounded to odd, in fp64; all are then rounded
-once, to the output's dtype.
+fp64 but for SCE's votes. The result is rounded once, to the output's dtype.
 """
 
 from __future__ import annotations
@@ -19,7 +18,8 @@ from support.oracles import sce as sce_oracle
 from support.tensors import FP32, QUIET_NAN
 
 F32: TypeAlias = npt.NDArray[np.float32]
-Reals: TypeAlias = npt.NDArray[np.float32] | npt.NDArray[np.float64]
+F64: TypeAlias = npt.NDArray[np.float64]
+Reals: TypeAlias = F32 | F64
 Bools: TypeAlias = npt.NDArray[np.bool_]
 Words: TypeAlias = npt.NDArray[np.uint64]
 
@@ -88,21 +88,6 @@ def score(d: Sequence[F32]) -> npt.NDArray[np.uint32]:
     return found
 
 
-def rounded(b: Reals, delta: Reals, dtype: torch.dtype) -> torch.Tensor:
-    """The sum of fp64, or the exact sum of fp32, rounded to `dtype`."""
-    if b.dtype == np.float64:
-        return sce_oracle.rounded(torch.from_numpy(b + delta), dtype)
-    x, y = b.astype(np.float64), delta.astype(np.float64)
-    s = x + y
-    part = s - x
-    lost = (x - (s - part)) + (y - part)
-    even = (s.view(np.int64) & 1) == 0
-    odd = np.where(
-        np.isfinite(s) & (lost != 0) & even, np.nextafter(s, np.copysign(np.inf, lost)), s
-    )
-    return sce_oracle.rounded(torch.from_numpy(odd), dtype)
-
-
 def fuse(
     tensors: Sequence[torch.Tensor],
     params: FuseParams,
@@ -113,26 +98,22 @@ def fuse(
     """Return fuse's result on flat tensors, base first. `masks`: selections of kind BITS that replace the params'."""
     with np.errstate(all="ignore"):
         b, *x = (t.float().numpy() for t in tensors)
-        real = number(params)
-        out = real(params.base_scale) * b.astype(real)
+        out = params.base_scale * b.astype(np.float64)
         delta, broken = _delta([y - b for y in x], params, offset, masks) if x else (None, None)
-        merged = rounded(out, np.full_like(out, -0.0) if delta is None else delta, dtype)
+        merged = sce_oracle.rounded(
+            torch.from_numpy(out + (-0.0 if delta is None else delta)), dtype
+        )
     nan = merged.isnan() if broken is None else merged.isnan() | torch.from_numpy(broken)
     integers = torch.int32 if dtype == FP32 else torch.int16
     return merged.view(integers).masked_fill(nan, QUIET_NAN[dtype]).view(dtype)
 
 
-def number(params: FuseParams) -> type[np.float32] | type[np.float64]:
-    return np.float32 if params.elect == "sum" else np.float64
-
-
 def _delta(
     d: Sequence[F32], params: FuseParams, offset: int, masks: Sequence[Bools]
-) -> tuple[Reals, Bools]:
-    real: Any = number(params)
+) -> tuple[F64, Bools]:
     selects: Sequence[Any] = masks or params.selects or [None] * len(d)
-    z = [taken(x, select, offset).astype(real) for x, select in zip(d, selects, strict=True)]
-    t = [real(w) * x for w, x in zip(params.weights, z, strict=True)]
+    z = [taken(x, select, offset) for x, select in zip(d, selects, strict=True)]
+    t = [w * x.astype(np.float64) for w, x in zip(params.weights, z, strict=True)]
     votes: list[Any] = z if params.elect == "sum" else t
     s = total([np.sign(x) for x in t] if params.elect == "count" else votes)
     alive: list[Any] = [np.where(s >= 0, v > 0, v < 0) for v in votes]
@@ -146,11 +127,9 @@ def _delta(
         alive = [a & kept for a in alive]
     num, den = np.full_like(t[0], -0.0), np.zeros_like(t[0])
     for share, x, a in zip(params.shares or params.weights, t, alive, strict=True):
-        num, den = np.where(a, num + x, num), np.where(a, den + real(share), den)
-    floor = real(params.floor_divisor)
-    nothing = den == 0 if params.elect == "sum" else np.abs(den) < 2.0**-27
-    by = np.where(nothing, real(1), den) if floor == 0 else np.maximum(den, floor)
-    if params.divisor and real(params.divisor):
-        by = np.full_like(den, params.divisor)
-    delta = real(params.scale) * (num / by)
-    return np.where(np.any(alive, axis=0), delta, real(-0.0)), broken
+        num, den = np.where(a, num + x, num), np.where(a, den + share, den)
+    floor = params.floor_divisor
+    zero = den == 0 if params.elect == "sum" else np.abs(den) < 2.0**-27
+    by = np.maximum(den, floor) if floor else np.where(zero, 1.0, den)
+    delta = params.scale * (num / (params.divisor or by))
+    return np.where(np.any(alive, axis=0), delta, -0.0), broken

@@ -1,0 +1,224 @@
+"""Every element is correctly rounded, whatever weights and votes are: the filter decides nothing wrongly."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fuseo1_kernels.backends.contract import Elect, FuseParams
+from support.emulated import load_emulated
+from support.fuse_cases import ELECTS, fused
+from support.near_ties import in_bf16, near_ties
+from support.oracles import fuse as emulation
+from support.pairwise import pairwise, sample
+from support.paths import ROOT
+from support.tensors import BF16, DTYPES, FP16, assert_same_bits
+
+#: By name: what comes on top of weights and election.
+MODES: dict[str, dict[str, Any]] = {
+    "mean": {},
+    "sum": {"divisor": 1.0},
+    "scaled": {"divisor": 1.7, "scale": 0.3, "base_scale": 1.3},
+    "floored": {"floor_divisor": 0.9},
+    "shares": {"shares": "reversed"},
+}
+WEIGHTS = {
+    "alike": lambda n: (1.0,) * n,
+    "decimal": lambda n: tuple(0.1 + 0.7 * (i % 5) for i in range(n)),
+    "of energies": lambda n: tuple((1 + i % 3) / 7 / n for i in range(n)),
+    "huge ratios": lambda n: tuple(10.0 ** (-9 * (i % 3)) for i in range(n)),
+}
+TARGETS = (*range(1, 17), 33, 64)
+
+
+def params_of(elect: Elect, weights: Sequence[float], mode: str) -> FuseParams:
+    how = dict(MODES[mode])
+    if how.get("shares"):
+        how["shares"] = tuple(weights)[::-1]
+    return FuseParams(tuple(weights), elect=elect, **how)
+
+
+# --- beside rational numbers ---
+
+
+def exact(column: Sequence[float], params: FuseParams) -> Fraction | None:
+    """The formula's value at one element, base first; None where the votes nearly cancel."""
+    b, *x = (np.float32(v) for v in column)
+    z = [v - b for v in x]
+    t = [Fraction(w) * Fraction(float(v)) for w, v in zip(params.weights, z, strict=True)]
+    if params.elect == "sum":
+        s = z[0]
+        for v in z[1:]:
+            s = s + v
+        votes: list[Any] = z
+        sign = 1 if s >= 0 else -1
+    else:
+        votes = t
+        signs = [(v > 0) - (v < 0) for v in t]
+        total = Fraction(sum(signs)) if params.elect == "count" else sum(t, Fraction())
+        if params.elect == "weighted" and abs(total) < sum(map(abs, t), Fraction()) / 10**14:
+            return None
+        sign = 1 if total >= 0 else -1
+    alive = [bool(v) if params.elect == "none" else v * sign > 0 for v in votes]
+    base = Fraction(params.base_scale) * Fraction(float(b))
+    if not any(alive):
+        return base
+    num = sum(v for v, a in zip(t, alive, strict=True) if a)
+    shares = params.shares or params.weights
+    den = sum(Fraction(v) for v, a in zip(shares, alive, strict=True) if a)
+    by = Fraction(params.divisor or 0) or max(den, Fraction(params.floor_divisor)) or 1
+    return base + Fraction(params.scale) * num / by
+
+
+def is_rounded(out: torch.Tensor, value: Fraction) -> bool:
+    """Whether no other number of the dtype is nearer to `value`, by more than 1e-7 of half their distance."""
+    if out.isinf():
+        return (value > 0) == (out > 0).item() and abs(value) > torch.finfo(out.dtype).max
+    here = Fraction(out.item())
+    if value == here:
+        return True
+    towards = torch.tensor(torch.inf if value > here else -torch.inf, dtype=out.dtype)
+    there = torch.nextafter(out, towards).item()
+    if not np.isfinite(there):
+        return False
+    half = abs(Fraction(there) - here) / 2
+    return abs(value - here) <= half * (1 + Fraction(1, 10**7))
+
+
+@pytest.mark.parametrize("case", sample(itertools.product(ELECTS, TARGETS), 5), ids=str)
+def test_the_nearest_number(case: tuple[Elect, int]) -> None:
+    elect, targets = case
+    numel = 2000 // (targets + 3)
+    kinds = itertools.product(DTYPES, itertools.islice(zip(itertools.cycle(WEIGHTS), MODES), 5))
+    for dtype, (weights, mode) in kinds:
+        params = params_of(elect, WEIGHTS[weights](targets), mode)
+        fine = near_ties(numel, params.weights, dtype, targets)
+        for inputs in (fine, in_bf16(fine)):
+            merged = fused("cpu", inputs, params, dtype)
+            assert_same_bits(fused("reference", inputs, params, dtype), merged)
+            columns = torch.stack([t.double() for t in inputs]).T.tolist()
+            values = [exact(column, params) for column in columns]
+            assert sum(value is None for value in values) <= numel // 2
+            wrong = [
+                (column, out.item())
+                for column, out, value in zip(columns, merged, values, strict=True)
+                if value is not None and not is_rounded(out, value)
+            ]
+            assert not wrong, f"{len(wrong)} of {numel} by {params}, such as {wrong[0]}"
+
+
+# --- beside the definition, which every backend computes for itself ---
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    elect=st.sampled_from(ELECTS),
+    weights=st.one_of(
+        st.sampled_from([1.0, 0.3, 2.0**-40]).flatmap(
+            lambda w: st.integers(1, 9).map(lambda n: (w,) * n)
+        ),
+        st.lists(st.floats(2.0**-30, 2.0**10), min_size=1, max_size=9).map(tuple),
+        st.lists(st.floats(-2.0, 2.0).filter(bool), min_size=1, max_size=5).map(tuple),
+    ),
+    mode=st.sampled_from(tuple(MODES)),
+    dtype=st.sampled_from((BF16, FP16)),
+    coarse=st.booleans(),
+)
+def test_the_definition(
+    cpu: str,
+    seed: int,
+    elect: Elect,
+    weights: tuple[float, ...],
+    mode: str,
+    dtype: torch.dtype,
+    coarse: bool,
+) -> None:
+    params = params_of(elect, weights, mode)
+    tensors = near_ties(1500, weights, dtype, seed)
+    if coarse:
+        tensors = in_bf16(tensors)
+    expected = emulation.fuse(tensors, params, dtype)
+    assert_same_bits(fused(cpu, tensors, params, dtype), expected)
+
+
+@pairwise("elect, targets, mode", ELECTS, (1, 2, 3, 4, 5, 9), tuple(MODES), together=1)
+def test_the_definition_on_gpus(elect: Elect, targets: int, mode: str) -> None:
+    """In emulation: CUDA's kernels have the same filter."""
+    from fuseo1_kernels.in_memory.ops import as_array
+
+    backend = load_emulated()
+    for kind, dtype in (("decimal", BF16), ("alike", FP16)):
+        params = params_of(elect, WEIGHTS[kind](targets), mode)
+        tensors = near_ties(1500, params.weights, dtype, targets)
+        out = torch.empty(1500, dtype=dtype)
+        backend.fuse([as_array(t) for t in tensors], params, as_array(out), 0, 1)
+        assert_same_bits(out, emulation.fuse(tensors, params, dtype))
+
+
+# --- the bounds hold with room to spare, and are needed ---
+
+_COUNT = """
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("_cpu", sys.argv[1])
+native = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(native)
+sys.modules["fuseo1_kernels.backends._cpu"] = native
+sys.path.append(sys.argv[2])
+from support.fuse_cases import ELECTS, fused
+from support.near_ties import near_ties
+from support.oracles import fuse as emulation
+from support.tensors import BF16, bits
+from fuseo1_kernels.backends.contract import FuseParams
+for isa in native.available_isas():
+    native.use_isa(isa)
+    for elect in ELECTS:
+        wrong = 0
+        for targets in (2, 3, 4, 7):
+            params = FuseParams(tuple(0.1 + 0.7 * i for i in range(targets)), elect=elect)
+            tensors = near_ties(200_000, params.weights, BF16, targets)
+            merged, right = fused("cpu", tensors, params, BF16), emulation.fuse(tensors, params, BF16)
+            wrong += int((bits(merged) != bits(right)).sum())
+        print(isa, elect, wrong)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.toolchain
+@pytest.mark.parametrize(("factor", "holds"), [(8.0, True), (1 / 64, False)])
+def test_the_bounds(factor: float, holds: bool, tmp_path: Path) -> None:
+    """With bounds eight times as wide no bit changes; with bounds that are too narrow every election goes wrong."""
+    made = tmp_path / "made"
+    python = f"-DPython_EXECUTABLE={sys.executable}"
+    flags = f"-DCMAKE_CXX_FLAGS=-DFUSEO1_BOUND_FACTOR={factor}"
+    pybind = subprocess.run(
+        [sys.executable, "-m", "pybind11", "--cmakedir"], capture_output=True, text=True, check=True
+    )
+    place = f"-Dpybind11_DIR={pybind.stdout.strip()}"
+    to = f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={made}"
+    options: list[object] = ["-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release", "-DFUSEO1_CUDA=0"]
+    configure = ["cmake", "-S", ROOT, "-B", tmp_path, *options, python, place, to, flags]
+    for command in (configure, ["cmake", "--build", tmp_path]):
+        subprocess.run([*map(str, command)], check=True, capture_output=True)
+    (module,) = made.glob("_cpu*.so")
+    found = subprocess.run(
+        [sys.executable, "-c", _COUNT, module, ROOT / "tests"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    counts = [int(line.split()[-1]) for line in found.stdout.splitlines()]
+    assert len(counts) >= len(ELECTS)
+    assert all((count == 0) == holds for count in counts), found.stdout
