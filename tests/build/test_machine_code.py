@@ -28,6 +28,10 @@ INSTANCES = [
     for n in targets
     for e in ("AllBf16", "Mixed")
 ]
+# Kernels of the exact path, and of the sample before it, of at most 8 or 16 targets, and how many loops each has:
+# count_ties ends in find_tie's.
+EXACT = {"sample_scores": 1, "count_digits": 1, "count_ties": 2, "energy_selected": 1}
+EXACT_INSTANCE = re.compile(r"^_ZN6fuseo1\d+(\w+?)ILi(\d+)E(?:NS_6InputsE)?EEv")
 # On the way of every full, aligned block: neither spilled registers, nor subroutines, nor elements one by one.
 NEVER = r"^(LDL|STL|CALL)|^LDG\S*\.U8"
 LOAD, STORE = r"LDG\S*\.128", r"STG\S*\.128"
@@ -66,13 +70,15 @@ def dumped() -> tuple[str, str]:
 
 
 @pytest.fixture(scope="module")
-def code(dumped: tuple[str, str]) -> Code:
-    return hot_kernels(dumped[0])
+def listed(dumped: tuple[str, str]) -> dict[str, list[Instruction]]:
+    """Every kernel's instructions, by its mangled name."""
+    return functions(dumped[0])
 
 
-def hot_kernels(listing: str) -> Code:
+@pytest.fixture(scope="module")
+def code(listed: dict[str, list[Instruction]]) -> Code:
     found = {}
-    for name, instructions in functions(listing).items():
+    for name, instructions in listed.items():
         match = INSTANCE.match(name)
         if match and (kernel := f"{match.group(1)} {match.group(4)}".rstrip()) in HOT + FEW:
             found[kernel, int(match.group(2)), match.group(3)] = instructions
@@ -100,6 +106,18 @@ def test_the_main_loops(kernel: str, targets: int, elements: str, code: Code) ->
         assert count(loop, STORE) == (4 if kernel.startswith("fuse") else 0)
         if targets <= AT_ONCE[elements]:
             assert waits_between(loop, LOAD) == []
+
+
+@pytest.mark.parametrize("targets", [8, 16])
+@pytest.mark.parametrize("kernel", EXACT)
+def test_the_exact_paths_loops(
+    kernel: str, targets: int, listed: dict[str, list[Instruction]]
+) -> None:
+    """They read whole tensors, too, of any dtype."""
+    matches = {name: EXACT_INSTANCE.match(name) for name in listed}
+    [name] = [n for n, m in matches.items() if m and m.groups() == (kernel, str(targets))]
+    loads = [count(loop, LOAD) for loop in loops(listed[name], NEVER)]
+    assert [n for n in loads if n] == [2 * (targets + 1)] * EXACT[kernel]
 
 
 @pytest.mark.parametrize(("kernel", "targets", "elements"), INSTANCES)

@@ -105,12 +105,22 @@ def loops(code: Sequence[Instruction], avoided: str) -> list[list[Instruction]]:
     for start, to in _followers(code):
         if start in blocks and to in blocks:
             edges[start].add(to)
-    reach = {start: _reachable(start, edges) for start in blocks}
-    rounds = {frozenset(b for b in reach[a] if a in reach[b]) for a in blocks}
-    return [[i for start in sorted(r) for i in blocks[start]] for r in rounds if r]
+    back: dict[int, set[int]] = {start: set() for start in blocks}
+    for start, ends in edges.items():
+        for to in ends:
+            back[to].add(start)
+    found, left = [], set(blocks)
+    while left:
+        start = min(left)
+        loop = _reachable(start, edges) & _reachable(start, back)
+        left -= {start, *loop}
+        if loop:
+            found.append([i for block in sorted(loop) for i in blocks[block]])
+    return found
 
 
 def _reachable(start: int, edges: dict[int, set[int]]) -> set[int]:
+    """Where control can go from a block; to itself only by a loop."""
     found: set[int] = set()
     open_ends = [start]
     while open_ends:
