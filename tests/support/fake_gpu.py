@@ -60,7 +60,7 @@ class FakeEvent:
 class FakeStream:
     device: FakeDevice
     number: int
-    operations: list[Callable[[], None] | FakeEvent] = field(default_factory=list)
+    operations: list[Callable[[], object] | FakeEvent] = field(default_factory=list)
     done: int = 0
 
     def copy(self, to: Any, to_start: int, of: Any, of_start: int, nbytes: int) -> FakeEvent:
@@ -88,7 +88,7 @@ class FakeStream:
         yield
         _here.stream = before
 
-    def enqueue(self, operation: Callable[[], None] | FakeEvent) -> FakeEvent:
+    def enqueue(self, operation: Callable[[], object] | FakeEvent) -> FakeEvent:
         with self.device.lock:
             self.operations.append(operation)
             event = self.record()
