@@ -1,19 +1,17 @@
-"""How fast survey and fuse are on a GPU, beside a device copy, the backends beside each other, and mergekit.
+"""How fast a backend's survey and fuse are on a GPU, beside a device copy and, the first one's, beside mergekit.
 
-    python bench/gpu.py [--quick] [--no-peer] [--results DIR]
+    python bench/gpu.py [--backend cuda|triton] [--quick] [--no-peer] [--results DIR]
 
 Figures are medians of times on the device (CUDA events, the host running ahead), over several sets of tensors in turn,
-which together exceed the L2 cache. `bench/gpu.sh` builds and tests first.
+which together exceed the L2 cache. `bench/gpu.sh` builds and tests first, and gives each backend a process of its own.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib
-import itertools
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -93,55 +91,79 @@ def peer(found: Findings, wanted: bool) -> Callable[..., Any] | None:
     return api.merge_tensors if api else None
 
 
-def measure(found: Findings, options: argparse.Namespace, publish_so_far: MergeContext) -> None:
-    """Fill `found`, and publish it after every case: what comes next may not end in time."""
-    shape, repeats = found.shape, 3 if options.quick else 30
-    running, merge = backends(found.notes), peer(found, not options.no_peer)
-    every = [(1.0, "fuseo1"), *((t, v) for t in (0.5, 0.1) for v in ("fuseo1", "mergekit"))]
-    fewer = [(1.0, "fuseo1"), (0.5, "mergekit"), (0.1, "mergekit")]
-    cases = [
-        (partial(Case, shape), every),
-        *((partial(Case, shape, targets), fewer) for targets in (1, 2, 7, 15)),
-        *((partial(Case, shape, dtypes=d), fewer) for d in ((FP16,), (FP32,), (BF16, FP16, FP32))),
-        (partial(Case, shape, rms=1e-4), every),
-    ]
-    case = cases[0][0]()
-    for (select_topk, variant), gpu in itertools.product(every, running):
+Step = tuple[str, Callable[[], object]]
+_EVERY = [(1.0, "fuseo1"), *((t, v) for t in (0.5, 0.1) for v in ("fuseo1", "mergekit"))]
+_FEWER = [(1.0, "fuseo1"), (0.5, "mergekit"), (0.1, "mergekit")]
+
+
+def steps(found: Findings, gpu: GpuBackend, quick: bool, with_peer: bool) -> Iterator[Step]:
+    """Yield what is measured next, and how; what matters most comes first."""
+    shape, repeats = found.shape, 3 if quick else 30
+    merge = peer(found, with_peer)
+
+    def add(case: Case, select_topk: float, variant: str) -> None:
         found.figures += case.figures(gpu, select_topk, variant, repeats)
-    for gpu in running:
+
+    def whole(case: Case) -> None:
         found.extra_memory[gpu.name] = case.extra_memory(gpu.name)
         if hasattr(gpu, "enqueue_small"):
             found.small_us = small_launches(gpu, MANY, repeats)
             one, many = found.small_us.values()
             found.small_ratio = many / one
-    publish_so_far()
-    found.figures += by_clock(case, running, merge, every, repeats)
+
+    def clock(case: Case) -> None:
+        found.figures += by_clock(case, gpu, merge, _EVERY, repeats)
+
+    case = Case(shape)
+    for way in _EVERY:
+        yield f"3 targets, select_topk {way[0]:g}, {way[1]}", partial(add, case, *way)
+    yield "memory and small tensors", partial(whole, case)
+    yield "merge_tensors", partial(clock, case)
     del case
-    # One backend after the other: Triton's kernels are compiled for every case, which may take all of the time.
-    for gpu, (make, ways) in itertools.product(running, cases[1:]):
-        publish_so_far()
+
+    def other(make: Callable[[], Case], ways: Sequence[tuple[float, str]]) -> None:
         torch.cuda.empty_cache()
-        other = make()
-        for select_topk, variant in ways:
-            found.figures += other.figures(gpu, select_topk, variant, repeats)
-        del other
-    publish_so_far()
+        made = make()
+        for way in ways:
+            add(made, *way)
+
+    for targets in (1, 2, 7, 15):
+        yield f"{targets} targets", partial(other, partial(Case, shape, targets), _FEWER)
+    for dtypes in ((FP16,), (FP32,), (BF16, FP16, FP32)):
+        yield f"{dtypes}", partial(other, partial(Case, shape, dtypes=dtypes), _FEWER)
+    yield "rms 1e-4", partial(other, partial(Case, shape, rms=1e-4), _EVERY)
+
+
+def measure(found: Findings, steps: Iterable[Step], publish_so_far: MergeContext) -> list[str]:
+    """Take the steps, and publish after each: what comes next may fail, or not end in time.
+
+    Returns what failed; it is noted too.
+    """
+    failed = []
+    for what, step in steps:
+        try:
+            step()
+        except Exception as error:  # whatever a compiler or a driver raises
+            said = (str(error).splitlines() or [type(error).__name__])[0]
+            failed.append(f"{what}: {said}")
+            found.notes.append(failed[-1])
+        publish_so_far()
+    return failed
 
 
 def by_clock(
     case: Case,
-    running: Sequence[GpuBackend],
+    gpu: GpuBackend,
     mergekit: Callable[..., Any] | None,
     ways: Sequence[tuple[float, str]],
     repeats: int,
 ) -> list[Figure]:
-    """Return merge_tensors of every backend, and mergekit's, as a caller sees them."""
+    """Return the backend's merge_tensors, and mergekit's, as a caller sees them."""
     made = []
     for topk, variant in ways:
         ours = {"select_topk": topk, "variant": variant}
-        for gpu in running:
-            merge: Any = partial(merge_tensors, parameters=ours, backend=gpu.name)
-            made.append(case.by_clock("merge_tensors", gpu.name, merge, topk, variant, repeats))
+        merge: Any = partial(merge_tensors, parameters=ours, backend=gpu.name)
+        made.append(case.by_clock("merge_tensors", gpu.name, merge, topk, variant, repeats))
     for topk in dict.fromkeys(topk for topk, _ in ways):
         if mergekit is None:
             break
@@ -164,16 +186,29 @@ def machine() -> dict[str, str]:
 
 
 def main() -> None:
-    options = parser(__doc__.splitlines()[0]).parse_args()
+    arguments = parser(__doc__.splitlines()[0])
+    arguments.add_argument("--backend", choices=GPU_BACKENDS, default=GPU_BACKENDS[0])
+    options = arguments.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("bench/gpu.py: torch finds no GPU here; nothing was measured")
+    try:
+        gpu = load_gpu_backend(options.backend)
+    except BackendError as error:
+        raise SystemExit(f"bench/gpu.py: {error}") from error
     described = machine()
     found = Findings([64, 1280] if options.quick else [5120, 27648])
     where = folders(options.results, options.quick)
-    measure(found, options, lambda: publish(where, described, [], found))
+    # mergekit is measured once, beside the first backend.
+    with_peer = not options.no_peer and options.backend == GPU_BACKENDS[0]
+    failed = measure(
+        found,
+        steps(found, gpu, options.quick, with_peer),
+        lambda: publish(where, described, [], found),
+    )
     print(markdown(described, [], found))
-    if not any(f.backend == "cuda" for f in found.figures):
-        raise SystemExit(f"bench/gpu.py: {'; '.join(found.notes)}")
+    if failed:
+        raise SystemExit(f"bench/gpu.py: {'; '.join(failed)}")
+    print(f"{len(found.figures)} figures of {gpu.name}")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,8 @@ class DeviceCopy:
         self._piece = piece
         self._stream = device.stream()
         self._host = [device.allocate_pinned(piece) for _ in range(2)]
-        self._there = [device.allocate(piece) for _ in range(2)]
+        with self._stream.current():
+            self._there = [device.allocate(piece) for _ in range(2)]
         noise = buffer(piece)
         for host, there in zip(self._host, self._there, strict=True):
             host.view[:] = noise

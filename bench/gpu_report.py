@@ -80,6 +80,14 @@ class Findings:
         found.figures = [Figure(**f) for f in content["figures"]]
         return found
 
+    def add(self, other: Findings) -> None:
+        """Add what another process measured, at the same shape."""
+        self.figures += other.figures
+        self.extra_memory |= other.extra_memory
+        if self.small_ratio is None:
+            self.small_ratio, self.small_us = other.small_ratio, other.small_us
+        self.notes += other.notes
+
 
 def goals(found: Findings) -> list[Goal]:
     """Every goal beside what was reached."""

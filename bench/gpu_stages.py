@@ -1,15 +1,15 @@
-"""The stages of bench/gpu.sh: build, tests, compute-sanitizer, benches, each within its own time, and a report of all.
+"""Runs the stages of bench/gpu.sh (gpu_jobs.py), each within its own time, and reports after each.
 
-    bench/gpu.sh [--quick]
+    bench/gpu.sh [--quick] [--seconds N] [--stages NAME,...]
+    bench/gpu.sh --compile ARCHITECTURE
 
-A stage that fails is reported, and the next one runs all the same. The exit status is 1 if one failed or there was no
-time for it, else 0: then all passed but those that the last line names, which were not run because packages are
-missing that a bare GPU machine need not have (CONTRIBUTING.md).
+A stage that fails, hangs or cannot begin is reported, and the next one runs all the same. The exit status is 1 if one
+failed or could not begin, else 0: then all passed but those that the last line names, which were not run because
+packages are missing that a bare GPU machine need not have (CONTRIBUTING.md).
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shlex
@@ -19,49 +19,24 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+from gpu_jobs import LEAST, ROOT, Job, architecture, jobs, missing
+from gpu_kernels import compile_kernels
 from gpu_merge_report import WholeMerges, saved
 from gpu_report import Findings, Stage, folders, gpu_name, markdown, publish, slug
 from machine import commit
 from report import WORK, parser
 
+from fuseo1_kernels.backends.registry import GPU_BACKENDS
 from fuseo1_kernels.bench.machine import utc_now
 
-ROOT = Path(__file__).resolve().parent.parent
-#: All of it, seconds: a lent machine is lent for ten minutes at a time.
-SECONDS = 470.0
-#: Under this a stage is not begun.
-LEAST = 5.0
+#: All of it, unless --seconds says more: a command on a lent machine is often ended after ten minutes.
+SECONDS = 560.0
 #: What a command may take to end when it is asked to.
 GRACE = 5.0
-TOOLS = ("nvcc", "cmake", "ninja", "compute-sanitizer", "nvidia-smi")
-MODULES = ("torch", "numpy", "triton", "pybind11", "pytest")
-#: What whole merges and their bench import besides; most are installed under these names.
-MERGE_MODULES = ("pydantic", "yaml", "xxhash", "huggingface_hub", "tqdm", "psutil")
-#: The tests of the engine make models with these, too (tests/support/models.py).
-ENGINE_MODULES = (*MERGE_MODULES, "safetensors", "tokenizers")
 _RESULTS = {True: "passed", False: "FAILED", None: "NOT RUN"}
-
-
-@dataclass(frozen=True)
-class Job:
-    """A stage to come: commands that run one after the other, for at most `limit` seconds together.
-
-    `reserve` of them are kept for it from those before. `together`: they run at the same time. FUSEO1_SECONDS tells
-    a command how long it has.
-    """
-
-    name: str
-    commands: Sequence[Sequence[str]]
-    limit: float
-    reserve: float = LEAST
-    environment: Mapping[str, str] = field(default_factory=dict)
-    together: bool = False
-    # Packages that its commands import and a machine may lack: then the stage is not run.
-    modules: Sequence[str] = ()
 
 
 def run(job: Job, limit: float, log: Path) -> Stage:
@@ -134,19 +109,20 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def run_all(
     jobs: Sequence[Job], seconds: float, logs: Path, after_each: Callable[[list[Stage]], object]
 ) -> list[Stage]:
-    """Run all jobs within `seconds`; calls `after_each` with the stages so far."""
+    """Run all jobs within `seconds`; calls `after_each` with the stages so far.
+
+    No time is kept for those that cannot run.
+    """
     logs.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + seconds
     stages: list[Stage] = []
     for number, job in enumerate(jobs):
-        kept = sum(later.reserve for later in jobs[number + 1 :])
-        limit = min(job.limit, deadline - time.monotonic() - kept)
-        lacking = absent(job.modules)
-        if lacking:
-            note = f"not run: missing here: {' '.join(lacking)}; CONTRIBUTING.md: how to bring them"
-            stages.append(Stage(job.name, None, 0.0, note))
-        elif limit < LEAST:
-            stages.append(Stage(job.name, None, 0.0, "not run: no time was left"))
+        broken = [stage.name for stage in stages if not stage.passed]
+        later = [other for other in jobs[number + 1 :] if not other.hindrance(broken)]
+        limit = min(job.limit, deadline - time.monotonic() - sum(other.reserve for other in later))
+        hindrance = job.hindrance(broken) or ("no time was left" if limit < LEAST else None)
+        if hindrance:
+            stages.append(Stage(job.name, None, 0.0, f"not run: {hindrance}"))
         else:
             print(f"== {job.name} (at most {limit:.0f} s)", flush=True)
             stages.append(run(job, limit, logs / f"{job.name}.log"))
@@ -155,127 +131,66 @@ def run_all(
     return stages
 
 
-def missing() -> list[str]:
-    """The packages that the stages need and this machine lacks."""
-    tools = [tool for tool in TOOLS if shutil.which(tool) is None]
-    return tools + absent(MODULES)
-
-
-def absent(modules: Sequence[str]) -> list[str]:
-    return [m for m in modules if importlib.util.find_spec(m) is None]
-
-
 def outcome(jobs: Sequence[Job], stages: Sequence[Stage]) -> tuple[int, str]:
     """The exit status, and a line that names what failed and what was not run."""
-    failed, timeless, lacking = list[str](), list[str](), list[str]()
+    failed, unable, lacking = list[str](), list[str](), list[str]()
     for job, stage in zip(jobs, stages, strict=True):
         if stage.passed is False:
             failed.append(stage.name)
         elif stage.passed is None:
-            (lacking if absent(job.modules) else timeless).append(stage.name)
+            (lacking if job.excused() else unable).append(stage.name)
     told = [f"{sum(stage.passed is True for stage in stages)} of {len(stages)} stages passed"]
     for names, words in (
         (failed, "FAILED"),
-        (timeless, "NOT RUN, no time was left"),
+        (unable, "NOT RUN"),
         (lacking, "NOT RUN, packages are missing"),
     ):
         if names:
             told.append(f"{words}: {', '.join(names)}")
-    return int(bool(failed or timeless)), "; ".join(told)
-
-
-def jobs(architecture: str, quick: bool, results: Path) -> list[Job]:
-    """All stages, for a GPU of `architecture` (what CUDAARCHS takes)."""
-    python, build = sys.executable, WORK / "gpu-build"
-    pytest = [python, "-m", "pytest", "-q", "-m", "", "-rfEs", "-p", "no:cacheprovider"]
-    configure = [
-        *("cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", "-DFUSEO1_CUDA=1"),
-        f"-DPython_EXECUTABLE={python}",
-        f"-Dpybind11_DIR={_pybind11()}",
-        f"-DCMAKE_CUDA_ARCHITECTURES={architecture}",
-        # For compute-sanitizer to name lines; and each file's kernels compiled side by side.
-        "-DCMAKE_CUDA_FLAGS=-lineinfo --split-compile=0",
-        f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={ROOT / 'fuseo1_kernels'}",
-    ]
-    needed = {"FUSEO1_NEED_GPU": "1"}
-    # Every tensor in an allocation of its own: what is beyond it, or was never written, is then seen.
-    checked = needed | {"FUSEO1_SMALL_GRID": "1", "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    native = ("backends/test_gpu", "backends/test_gpu_graphs", "build/test_machine_code")
-    made = [
-        Job("build", [configure, ["cmake", "--build", str(build), "--parallel"]], 200, 60),
-        Job(
-            "tests",
-            # Triton's kernels are compiled as they are met: meanwhile the others are tested.
-            [
-                [*pytest, "-k", "not triton", *(f"tests/{f}.py" for f in native)],
-                [*pytest, "-k", "triton", "tests/backends/test_gpu.py"],
-                [*pytest, "-k", "cuda", "tests/in_memory/test_torch_ops.py"],
-            ],
-            150,
-            40,
-            needed | ({"FUSEO1_SMALL_GRID": "1"} if quick else {}),
-            together=True,
-        ),
-    ]
-    # torch asks the driver for what it may lack, and triton starts compilers: neither is an error.
-    sanitizer = ["compute-sanitizer", "--report-api-errors=no", "--require-cuda-init=no"]
-    on_triton = []
-    for tool in ("memcheck", "racecheck", "initcheck"):
-        command = [
-            *sanitizer,
-            "--tool",
-            tool,
-            "--error-exitcode",
-            "9",
-            *pytest,
-            "tests/backends/test_gpu.py",
-        ]
-        made.append(Job(tool, [[*command, "-k", "not triton"]], 60, 20, checked))
-        on_triton.append([*command, "-k", "triton"])
-    made.append(Job("the three, triton", on_triton, 60, 15, checked, together=True))
-    engine = [*pytest, "tests/engine/gpu/test_on_gpu.py"]
-    made.append(Job("engine", [engine], 60, 15, needed, modules=ENGINE_MODULES))
-    less = ["--quick"] if quick else []
-    bench = [python, "bench/gpu.py", "--results", str(results), *less]
-    made.append(Job("bench", [bench], 120, 80))
-    merge = [python, "bench/gpu_merge.py", "--results", str(results / "merge"), *less]
-    made.append(Job("merge", [merge], 150, 80, modules=MERGE_MODULES))
-    return made
-
-
-def _pybind11() -> str:
-    try:
-        import pybind11
-    except ImportError:
-        return "not-found"  # CMake will say so
-    return str(pybind11.get_cmake_dir())
-
-
-def architecture() -> str | None:
-    """CUDAARCHS, or machine code for the GPU here and nothing else."""
-    told = gpu_name().get("capability", "").replace(".", "")
-    return os.environ.get("CUDAARCHS") or (f"{told}-real" if told else None)
+    return int(bool(failed or unable)), "; ".join(told)
 
 
 def findings(folder: Path) -> tuple[dict[str, str], Findings | None, WholeMerges]:
     """The results that bench/gpu.py and bench/gpu_merge.py wrote to `folder`, as far as there are any, and where."""
     machine, merges = saved(folder / "merge") or ({}, WholeMerges())
-    for path in folder.glob("*.json"):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return content["machine"], Findings.load(content["findings"]), merges
-    return machine, None, merges
+    found: Findings | None = None
+    for backend in GPU_BACKENDS:
+        for path in (folder / backend).glob("*.json"):
+            content = json.loads(path.read_text(encoding="utf-8"))
+            machine = content["machine"] | machine
+            part = Findings.load(content["findings"])
+            if found is None:
+                found = part
+            else:
+                found.add(part)
+    return machine, found, merges
 
 
 def main() -> int:
-    options = parser(__doc__.splitlines()[0]).parse_args()
+    arguments = parser(__doc__.splitlines()[0])
+    add = arguments.add_argument
+    add("--seconds", type=float, default=SECONDS, help="for all of it (default %(default)g)")
+    add("--stages", metavar="NAMES", help="only these, with commas between them")
+    add("--compile", metavar="ARCH", help="only compile the kernels, for a machine like 90-real")
+    options = arguments.parse_args()
+    if options.compile:
+        return compile_kernels(options.compile, WORK / "gpu-kernels-build")
     lacking, wanted = missing(), architecture()
     if lacking:
-        print(f"bench/gpu.sh: missing here: {', '.join(lacking)}; what needs them will fail")
+        print(f"bench/gpu.sh: missing here: {', '.join(lacking)}; what needs them is not run")
     if wanted is None:
         print("bench/gpu.sh: nvidia-smi finds no GPU here; set CUDAARCHS to build all the same")
         return 1
     work = WORK / "gpu-results"
-    shutil.rmtree(work, ignore_errors=True)
+    made = jobs(wanted, options.quick, work)
+    if options.stages:
+        chosen = options.stages.split(",")
+        unknown = [name for name in chosen if name not in [job.name for job in made]]
+        if unknown:
+            arguments.error(f"no stage {unknown[0]!r}: {', '.join(job.name for job in made)}")
+        made = [job for job in made if job.name in chosen]
+    else:
+        shutil.rmtree(work, ignore_errors=True)
     where = folders(options.results, options.quick)
     machine = {"gpu": "no GPU", **gpu_name(), "commit": commit(), "date": utc_now()}
 
@@ -283,13 +198,14 @@ def main() -> int:
         there, found, merges = findings(work)
         described = {**machine, **there}
         publish(where, described, stages, found, merges)
+        for folder in where:
+            _keep_logs(folder / f"{slug(machine['gpu'])}.log", stages)
         return markdown(described, stages, found, merges)
 
-    made = jobs(wanted, options.quick, work)
-    stages = run_all(made, SECONDS, WORK / "gpu-logs", report)
+    # Only this process writes to $OUT: a bench's own report knows nothing of the stages before it.
+    os.environ.pop("OUT", None)
+    stages = run_all(made, options.seconds, WORK / "gpu-logs", report)
     print(report(stages))
-    for folder in where:
-        _keep_logs(folder / f"{slug(machine['gpu'])}.log", stages)
     status, told = outcome(made, stages)
     print(f"bench/gpu.sh: {told}")
     return status

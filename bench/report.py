@@ -56,11 +56,17 @@ def chosen(results: Path | None, quick: bool) -> Path | None:
 
 
 def write(folder: Path, name: str, content: Any, text: str | None = None) -> None:
-    """Write `content` to NAME.json in `folder`, which is made, and the Markdown `text` to NAME.md."""
+    """Write `content` to NAME.json in `folder`, which is made, and the Markdown `text` to NAME.md.
+
+    What was there is replaced at once: whoever is ended on the way leaves the file before.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    if text is not None:
-        (folder / f"{name}.md").write_text(text, encoding="utf-8")
+    texts = {"json": json.dumps(content, indent=1) + "\n", "md": text}
+    for suffix, said in texts.items():
+        if said is not None:
+            new = folder / f".{name}.{suffix}"
+            new.write_text(said, encoding="utf-8")
+            new.replace(folder / f"{name}.{suffix}")
 
 
 def publish(

@@ -261,7 +261,8 @@ PYBIND11_MODULE(_cuda, m) {
   m.attr("PARAMS_BYTES") = sizeof(fuseo1_cuda_params);
   m.attr("RESULT_BYTES") = sizeof(fuseo1_cuda_survey);
   m.attr("ARCHITECTURES") = FUSEO1_CUDA_ARCHITECTURES;
-  m.def("problem", [] { return std::string(fuseo1_cuda_problem()); });
+  // The runtime is asked only where nothing else tells: it makes a context, on a GPU that the merge may not be for.
+  m.def("problem", [] { return std::string(fuseo1_cuda_has_code() ? "" : fuseo1_cuda_problem()); });
   m.def("workspace_bytes", workspace_bytes, py::arg("targets"), py::arg("numel"), py::arg("select_topk"));
   m.def("survey", survey, py::arg("operands"), py::arg("numel"), py::arg("select_topk"), py::arg("mergekit"),
         py::arg("workspace"), py::arg("bytes"), py::arg("result"), py::arg("params"), py::arg("stream"));

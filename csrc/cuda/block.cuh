@@ -196,14 +196,18 @@ struct Block {
   }
 };
 
-// Only the scores of a lane's elements.
+// Only the scores of a lane's elements; 0 where s is not finite. Such a score is no number either, so that the rare path
+// needs to look at nothing else, and the block stays in registers.
 template <int kN>
 __device__ __forceinline__ void load_scores(const Inputs& in, int64_t at, int count, const Divisor& divisor,
                                             uint32_t* scores) {
   Block<kN, Mixed> block;
   block.load(in, at, count);
-  block.sanitize(in, at, count, nullptr);
   block.score(divisor, in.targets, scores);
+#pragma unroll
+  for (int j = 0; j < kLane; ++j) {
+    if (scores[j] >= kInfBits && !isfinite(block.sum(j, in.targets))) scores[j] = 0;
+  }
 }
 
 // Whether a score is above the threshold, or a tie at an index of at most `tie_limit`.

@@ -131,8 +131,9 @@ __global__ void __launch_bounds__(kThreads, 1) count_digits(Source in, State* st
   for_each_block(in.numel, [&](int64_t at, int count) {
     uint32_t scores[kLane];
     load_scores<kN>(in, at, count, divisor, scores);
-    for (int j = 0; j < count; ++j) {
-      if (scores[j] - low <= width) histogram.add(digit, scores[j] - low);
+#pragma unroll
+    for (int j = 0; j < kLane; ++j) {
+      if (j < count && scores[j] - low <= width) histogram.add(digit, scores[j] - low);
     }
   });
   __syncthreads();

@@ -32,7 +32,9 @@ __device__ void find_threshold(const Inputs& in, double select_topk, SmallThresh
     for_blocks(in.numel, warp, kWarps, [&](int64_t at, int count) {
       uint32_t scores[kLane];
       load_scores<kN>(in, at, count, divisor, scores);
-      for (int j = 0; j < count; ++j) {
+#pragma unroll
+      for (int j = 0; j < kLane; ++j) {
+        if (j >= count) continue;
         nonzero += scores[j] != 0;
         histogram.add(digit, scores[j]);
       }

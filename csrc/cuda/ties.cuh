@@ -13,7 +13,8 @@ __device__ __forceinline__ uint32_t tie_mask(const Source& in, int64_t at, const
   const int count = count_at(in.numel, at);
   uint32_t scores[kLane], ties = 0;
   load_scores<kN>(in, at, count, divisor, scores);
-  for (int j = 0; j < count; ++j) ties |= static_cast<uint32_t>(scores[j] == threshold) << j;
+#pragma unroll
+  for (int j = 0; j < kLane; ++j) ties |= static_cast<uint32_t>(j < count && scores[j] == threshold) << j;
   return ties;
 }
 

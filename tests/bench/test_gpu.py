@@ -1,10 +1,8 @@
-"""bench/gpu.sh keeps stages within their time and sets figures beside goals. These tests need no GPU."""
+"""bench/gpu.py measures step by step, and its report sets figures beside goals. These tests need no GPU."""
 
 from __future__ import annotations
 
-import argparse
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +18,6 @@ import report
 import torch
 from gpu_merge_report import WholeMerges
 from gpu_report import Figure, Findings, Stage, goals, markdown, publish
-from gpu_stages import Job
 
 from support.emulated import load_emulated
 
@@ -88,119 +85,56 @@ def test_where_results_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert gpu_report.folders(Path("there"), quick=True) == [Path("there"), tmp_path]
 
 
-def shell(name: str, script: str, limit: float = 30.0, **options: Any) -> Job:
-    return Job(name, [["bash", "-c", script]], limit, environment={"WORD": "seen"}, **options)
-
-
-def stages_of(logs: Path, *jobs: Job) -> list[Stage]:
-    """Run in 100 seconds; every stage is told of as it ends."""
-    told: list[int] = []
-    stages = gpu_stages.run_all(jobs, 100.0, logs, lambda s: told.append(len(s)))
-    assert told == [*range(1, len(jobs) + 1)]
-    return stages
-
-
-@pytest.mark.slow
-def test_a_stage_that_fails_is_told_and_the_next_one_runs(tmp_path: Path) -> None:
-    two = [["true"], ["bash", "-c", "echo why; exit 3"], ["touch", str(tmp_path / "x")]]
-    good, bad, absent, slow, last = stages_of(
-        tmp_path / "logs",
-        shell("good", "echo $WORD"),
-        Job("two", two, 9),
-        Job("absent", [["no-such-program"]], 30),
-        shell("slow", "echo begun; sleep 60 & wait", limit=6.0),
-        shell("last", "true"),
-    )
-    assert good.passed and good.note == "seen" and last.passed
-    assert bad.passed is False and bad.note == "exit status 3: why"
-    assert not (tmp_path / "x").exists()
-    assert absent.passed is False and absent.note.startswith("cannot start no-such-program")
-    assert slow.passed is False and slow.note.endswith("s: begun") and slow.seconds < 30
-
-
-def test_commands_that_run_together(tmp_path: Path) -> None:
-    """Each waits for the other; one that fails fails the stage."""
-    scripts = [
-        f"touch {tmp_path}/{mine}; until [ -e {tmp_path}/{other} ]; do sleep 0.1; done; exit {code}"
-        for mine, other, code in (("a", "b", 0), ("b", "a", 4))
-    ]
-    commands = [["bash", "-c", script] for script in scripts]
-    [stage] = stages_of(tmp_path / "logs", Job("both", commands, 30, together=True))
-    assert not stage.passed and stage.note == "exit status 4"
-
-
-def test_time_is_kept_for_what_comes_later(tmp_path: Path) -> None:
-    """And a stage knows its time."""
-    first, kept = stages_of(
-        tmp_path, shell("first", "true"), shell("kept", "echo $FUSEO1_SECONDS", 7.0, reserve=96.0)
-    )
-    assert first.passed is None and first.note == "not run: no time was left"
-    assert kept.passed and kept.note == "7"
-
-
-def test_a_stage_whose_packages_are_missing_is_not_run(tmp_path: Path) -> None:
-    """Its note says which they are; it has not passed, and that is no failure."""
-    touch = ["touch", str(tmp_path / "x")]
-    jobs = [
-        Job("merge", [touch], 30, modules=("no_such_module", "json", "no_such_package")),
-        Job("there", [["true"]], 30, modules=("json",)),
-    ]
-    stages = stages_of(tmp_path / "logs", *jobs)
-    assert not (tmp_path / "x").exists() and stages[1].passed
-    assert stages[0].passed is None
-    assert stages[0].note == (
-        "not run: missing here: no_such_module no_such_package; CONTRIBUTING.md: how to bring them"
-    )
-    assert "| not run |" in markdown(MACHINE, stages, None)
-    told = "1 of 2 stages passed; NOT RUN, packages are missing: merge"
-    assert gpu_stages.outcome(jobs, stages) == (0, told)
-
-
-@pytest.mark.parametrize(
-    ("ended", "status", "told"),
-    [
-        ([True], 0, "1 of 1 stages passed"),
-        ([True, False], 1, "1 of 2 stages passed; FAILED: b"),
-        ([True, None], 1, "1 of 2 stages passed; NOT RUN, no time was left: b"),
-    ],
-)
-def test_what_failed_or_had_no_time_is_a_failure(
-    ended: list[bool | None], status: int, told: str
-) -> None:
-    stages = [Stage(name, passed, 0.0, "") for name, passed in zip("ab", ended, strict=False)]
-    jobs = [shell(stage.name, "true") for stage in stages]
-    assert gpu_stages.outcome(jobs, stages) == (status, told)
-
-
-def test_what_whole_merges_need_is_looked_for() -> None:
-    project = (gpu_stages.ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    [dependencies] = re.findall(r"^dependencies = \[$(.*?)^\]$", project, re.M | re.S)
-    names = set(re.findall(r'^ +"(\w+)', dependencies, re.M))
-    modules = {*gpu_stages.MODULES, *gpu_stages.MERGE_MODULES}
-    assert len(names) > 5 and names - {"pyyaml"} <= modules and "yaml" in modules
-    contributing = (gpu_stages.ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    for module in gpu_stages.ENGINE_MODULES:
-        assert f" {'PyYAML' if module == 'yaml' else module}" in contributing
-
-
-def test_the_stages_fit_in_eight_minutes() -> None:
-    jobs = gpu_stages.jobs("90-real", False, Path("results"))
-    assert [j.name for j in jobs] == [
-        *("build", "tests", "memcheck", "racecheck", "initcheck", "the three, triton"),
-        *("engine", "bench", "merge"),
-    ]
-    assert gpu_stages.SECONDS <= 480
-    assert sum(j.reserve for j in jobs) <= gpu_stages.SECONDS
-    assert all(j.limit >= j.reserve for j in jobs)
-
-
-def test_what_both_benches_found_is_put_together(tmp_path: Path) -> None:
+def test_what_all_benches_found_is_put_together(tmp_path: Path) -> None:
     there, *nothing = gpu_stages.findings(tmp_path)
     assert (there, nothing) == ({}, [None, WholeMerges()])
-    publish([tmp_path], MACHINE, [], Findings([8, 8], [figure()]))
+    ours = Findings([8, 8], [figure()], {"cuda": 0.01}, 2.5, {"1": 1.0}, ["one"])
+    publish([tmp_path / "cuda"], MACHINE, [], ours)
     merges = WholeMerges(630_000_000, 4, notes=["triton: absent"])
     gpu_merge_report.save(tmp_path / "merge", MACHINE, merges)
-    assert gpu_stages.findings(tmp_path) == (MACHINE, Findings([8, 8], [figure()]), merges)
+    assert gpu_stages.findings(tmp_path) == (MACHINE, ours, merges)
+    others = Findings([8, 8], [figure(backend="triton")], {"triton": 0.02}, notes=["two"])
+    publish([tmp_path / "triton"], MACHINE, [], others)
+    _, found, _ = gpu_stages.findings(tmp_path)
+    both = [figure(), figure(backend="triton")]
+    memory = {"cuda": 0.01, "triton": 0.02}
+    assert found == Findings([8, 8], both, memory, 2.5, {"1": 1.0}, ["one", "two"])
+
+
+def test_a_report_is_replaced_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is killed while it writes leaves the report before."""
+    publish([tmp_path], MACHINE, [Stage("build", True, 1.0, "")], None)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    assert {*before} == {"nvidia-h200.json", "nvidia-h200.md"}
+
+    def half(self: Path, text: str, **_: Any) -> None:
+        self.write_bytes(text.encode()[: len(text) // 2])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", half)
+    with pytest.raises(KeyboardInterrupt):
+        publish([tmp_path], MACHINE, [Stage("build", False, 1.0, "")], None)
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+
+
+def test_what_raises_loses_nothing_that_was_measured() -> None:
+    """Nor what is measured after it."""
+    found, published = Findings([8, 8]), []
+
+    def raises() -> None:
+        raise ValueError("a compiler's words\nand more of them")
+
+    failed = gpu.measure(
+        found,
+        [
+            ("a", lambda: found.figures.append(figure())),
+            ("b", raises),
+            ("c", lambda: found.figures.append(figure(targets=7))),
+        ],
+        lambda: published.append(len(found.figures)),
+    )
+    assert failed == found.notes == ["b: a compiler's words"]
+    assert published == [1, 1, 2]
 
 
 def test_the_benches_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,18 +153,16 @@ def test_the_benches_run(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (gpu, gpu_case):
         monkeypatch.setattr(module, "on_device", on_device)
     monkeypatch.setattr(gpu, "MANY", 4)
-    monkeypatch.setattr(gpu, "load_gpu_backend", lambda name: backend)
-    monkeypatch.setattr(gpu, "GPU_BACKENDS", ("cuda",))
     monkeypatch.setattr(gpu_case.Case, "extra_memory", lambda case, backend: 0.01)
     monkeypatch.setattr(gpu, "merge_tensors", lambda tensors, *rest, **options: tensors[0].clone())
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     stream = SimpleNamespace(cuda_stream=0)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
     found, published = Findings([4, 320]), []
-    options = argparse.Namespace(quick=True, no_peer=True)
     merged = vars(gpu)["merge_tensors"]
     monkeypatch.setattr(gpu, "peer", lambda found, wanted: merged)
-    gpu.measure(found, options, lambda: published.append(len(found.figures)))
+    steps = gpu.steps(found, backend, quick=True, with_peer=True)
+    assert gpu.measure(found, steps, lambda: published.append(len(found.figures))) == []
     calls = {(f.targets, f.dtypes, f.call) for f in found.figures}
     for targets in (1, 2, 3, 7, 15):
         assert (targets, "bfloat16", "merge") in calls
@@ -241,5 +173,5 @@ def test_the_benches_run(monkeypatch: pytest.MonkeyPatch) -> None:
     clocked = [f.call for f in found.figures if f.call in ("merge_tensors", "mergekit")]
     assert clocked == ["merge_tensors"] * 5 + ["mergekit"] * 3
     assert found.small_ratio == pytest.approx(1.0)
-    assert published == sorted(set(published)) and published[-1] == len(found.figures)
+    assert published == sorted(published) and published[-1] == len(found.figures)
     assert verdicts(found)["peak memory beside inputs and output, of the inputs"] is True

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from support.sass import Instruction, functions, loops, waits_between
+from support.paths import ROOT
+from support.sass import Instruction, functions, loops, shortest_way, waits_between
 
 pytestmark = pytest.mark.toolchain
 
@@ -28,9 +29,16 @@ INSTANCES = [
     for n in targets
     for e in ("AllBf16", "Mixed")
 ]
+# Kernels of the exact path, and of the sample before it, of at most 8 or 16 targets, and how many loops each has:
+# count_ties ends in find_tie's.
+EXACT = {"sample_scores": 1, "count_digits": 1, "count_ties": 2, "energy_selected": 1}
+EXACT_INSTANCE = re.compile(r"^_ZN6fuseo1\d+(\w+?)ILi(\d+)E(?:NS_6InputsE)?EEv")
 # On the way of every full, aligned block: neither spilled registers, nor subroutines, nor elements one by one.
 NEVER = r"^(LDL|STL|CALL)|^LDG\S*\.U8"
 LOAD, STORE = r"LDG\S*\.128", r"STG\S*\.128"
+# What a bf16 block cannot pass by: loads, divisions, sums in shared memory, rounding to bf16 (by adding 0x7fff).
+MUST = rf"^{LOAD}|^MUFU|^ATOMS|\b0x7fff\b|^F2FP\.BF16"
+GPU_DOCS = ROOT / "docs/gpu.md"
 # Of so many targets Block.load has all loads on their way before it uses the first.
 AT_ONCE = {"AllBf16": 8, "Mixed": 4}
 
@@ -66,13 +74,21 @@ def dumped() -> tuple[str, str]:
 
 
 @pytest.fixture(scope="module")
-def code(dumped: tuple[str, str]) -> Code:
-    return hot_kernels(dumped[0])
+def listed(dumped: tuple[str, str]) -> dict[str, list[Instruction]]:
+    """Every kernel's instructions, by its mangled name."""
+    return functions(dumped[0])
 
 
-def hot_kernels(listing: str) -> Code:
+@pytest.fixture(scope="module")
+def newest(dumped: tuple[str, str]) -> int:
+    """The architecture, such as 90."""
+    return int(re.findall(r"\bcode for sm_(\d+)", dumped[0])[0])
+
+
+@pytest.fixture(scope="module")
+def code(listed: dict[str, list[Instruction]]) -> Code:
     found = {}
-    for name, instructions in functions(listing).items():
+    for name, instructions in listed.items():
         match = INSTANCE.match(name)
         if match and (kernel := f"{match.group(1)} {match.group(4)}".rstrip()) in HOT + FEW:
             found[kernel, int(match.group(2)), match.group(3)] = instructions
@@ -102,6 +118,19 @@ def test_the_main_loops(kernel: str, targets: int, elements: str, code: Code) ->
             assert waits_between(loop, LOAD) == []
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("targets", [8, 16])
+@pytest.mark.parametrize("kernel", EXACT)
+def test_the_exact_paths_loops(
+    kernel: str, targets: int, listed: dict[str, list[Instruction]]
+) -> None:
+    """They read whole tensors, too, of any dtype."""
+    matches = {name: EXACT_INSTANCE.match(name) for name in listed}
+    [name] = [n for n, m in matches.items() if m and m.groups() == (kernel, str(targets))]
+    loads = [count(loop, LOAD) for loop in loops(listed[name], NEVER)]
+    assert [n for n in loads if n] == [2 * (targets + 1)] * EXACT[kernel]
+
+
 @pytest.mark.parametrize(("kernel", "targets", "elements"), INSTANCES)
 def test_nothing_is_contracted(kernel: str, targets: int, elements: str, code: Code) -> None:
     if kernel == "energy_all":
@@ -127,6 +156,19 @@ def test_no_register_is_spilled(dumped: tuple[str, str]) -> None:
         assert (int(local), int(stack)) in {(0, 0), (0, copy), (0, 2 * copy)}, name
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", ["energies", "fuse", "masked fuse", "scan"])
+def test_no_more_instructions_than_the_docs_say(kernel: str, code: Code, newest: int) -> None:
+    """Of a block of three bf16 targets, on the way that it must take."""
+    if newest != 90:
+        pytest.skip("the docs count instructions of sm_90")
+    [row] = re.findall(rf"^\| {kernel} \| (\d+) \|", GPU_DOCS.read_text(encoding="utf-8"), re.M)
+    name = {"energies": "energy_all", "masked fuse": "fuse"}.get(kernel, kernel)
+    instructions = code[name, 3, "AllBf16"]
+    ways = [shortest_way(instructions, loop, MUST) for loop in main_loops(code, name, 3, "AllBf16")]
+    assert (min if kernel == "fuse" else max)(ways) <= int(row)
+
+
 LISTING = """
         Function : kernel
         /*0000*/                   MOV R1, c[0x0][0x28] ;
@@ -148,6 +190,29 @@ def test_a_rare_path_does_not_spoil_a_loop() -> None:
     [loop] = loops(functions(LISTING)["kernel"], NEVER)
     assert [i.address for i in loop] == [0x10, 0x20, 0x30, 0x40, 0x70, 0x80, 0x90, 0xA0]
     assert waits_between(loop, LOAD) == []
+
+
+WAYS = """
+        Function : kernel
+        /*0000*/               @!P0 BRA 0x40 ;
+        /*0010*/                   FADD R1, R2, R3 ;
+        /*0020*/                   FADD R1, R1, R4 ;
+        /*0030*/                   BRA 0x60 ;
+        /*0040*/                   MUFU.RCP R1, R2 ;
+        /*0050*/                   NOP ;
+        /*0060*/                   STG.E.128 [R8.64], R1 ;
+        /*0070*/               @P1 BRA 0x0 ;
+        /*0080*/                   EXIT ;
+"""
+
+
+@pytest.mark.parametrize(("must", "passed"), [("STG", 5), ("MUFU", 5), ("FADD", 6)])
+def test_the_shortest_way_that_passes_what_it_must(must: str, passed: int) -> None:
+    code = functions(WAYS)["kernel"]
+    [loop] = loops(code, NEVER)
+    assert shortest_way(code, loop, must) == passed
+    with pytest.raises(ValueError, match="no way leads from 0x10 to 0x40"):
+        shortest_way(code, loop, "FADD|MUFU")
 
 
 def test_local_memory_on_the_way_does() -> None:

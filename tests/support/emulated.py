@@ -42,6 +42,16 @@ def calls() -> int:
     return int(_loaded()[1].emulation_calls())
 
 
+def contexts() -> int:
+    """How many calls have ever needed a context on the GPU."""
+    return int(_loaded()[1].emulation_contexts())
+
+
+def set_capability(capability: int) -> None:
+    """Give the GPU a compute capability, times 10; the kernels are said to be built for 80 and 90."""
+    _loaded()[1].emulation_capability(ctypes.c_int(capability))
+
+
 @cache
 def _loaded() -> tuple[ModuleType, ctypes.CDLL]:
     """The extension module, and the same library for its stand-in's own functions."""

@@ -60,7 +60,7 @@ class FakeEvent:
 class FakeStream:
     device: FakeDevice
     number: int
-    operations: list[Callable[[], None] | FakeEvent] = field(default_factory=list)
+    operations: list[Callable[[], object] | FakeEvent] = field(default_factory=list)
     done: int = 0
 
     def copy(self, to: Any, to_start: int, of: Any, of_start: int, nbytes: int) -> FakeEvent:
@@ -88,7 +88,7 @@ class FakeStream:
         yield
         _here.stream = before
 
-    def enqueue(self, operation: Callable[[], None] | FakeEvent) -> FakeEvent:
+    def enqueue(self, operation: Callable[[], object] | FakeEvent) -> FakeEvent:
         with self.device.lock:
             self.operations.append(operation)
             event = self.record()
@@ -134,6 +134,7 @@ class FakeDevice:
         self.free, self.eager, self.chance, self.deaf = free, set(eager), chance, set(deaf)
         self.lock = threading.RLock()
         self.streams: list[FakeStream] = []
+        self.default_stream = FakeStream(self, -1)
         self.allocated: list[int] = []
         self.pinned: list[int] = []
         self.closed = 0
@@ -153,7 +154,11 @@ class FakeDevice:
         if nbytes > self.free:
             raise RuntimeError(f"CUDA out of memory. Tried to allocate {nbytes} bytes.")
         self.allocated.append(nbytes)
-        return FakeMemory(nbytes)
+        memory = FakeMemory(nbytes)
+        # What had it before is still at work, in the stream that it is allocated in.
+        stream = getattr(_here, "stream", None) or self.default_stream
+        stream.enqueue(lambda: memory.tensor.fill_(_POISON))
+        return memory
 
     def allocate_pinned(self, nbytes: int) -> FakeMemory:
         with self.lock:
@@ -180,6 +185,7 @@ class FakeDevice:
             if event.behind_copy and (event.stream.number,) in self.deaf:
                 return
             event.stream.run_to(event.position)
+            self.default_stream.run_to(len(self.default_stream.operations))
             self.work_ahead()
 
     def work_ahead(self) -> None:

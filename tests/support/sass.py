@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import re
 from collections.abc import Iterator, Sequence
@@ -105,12 +106,62 @@ def loops(code: Sequence[Instruction], avoided: str) -> list[list[Instruction]]:
     for start, to in _followers(code):
         if start in blocks and to in blocks:
             edges[start].add(to)
-    reach = {start: _reachable(start, edges) for start in blocks}
-    rounds = {frozenset(b for b in reach[a] if a in reach[b]) for a in blocks}
-    return [[i for start in sorted(r) for i in blocks[start]] for r in rounds if r]
+    back: dict[int, set[int]] = {start: set() for start in blocks}
+    for start, ends in edges.items():
+        for to in ends:
+            back[to].add(start)
+    found, left = [], set(blocks)
+    while left:
+        start = min(left)
+        loop = _reachable(start, edges) & _reachable(start, back)
+        left -= {start, *loop}
+        if loop:
+            found.append([i for block in sorted(loop) for i in blocks[block]])
+    return found
+
+
+def shortest_way(code: Sequence[Instruction], loop: Sequence[Instruction], must: str) -> int:
+    """Instructions of the shortest way once round a loop of `code` that passes all that `must` matches.
+
+    Raises ValueError if no way passes all of that.
+    """
+    inside = {i.address for i in loop}
+    blocks = {start: block for start, block in _blocks(code).items() if start in inside}
+    head = min(blocks)
+    edges: dict[int, set[int]] = {start: set() for start in blocks}
+    for start, to in _followers(code):
+        if start in blocks and to in blocks:
+            edges[start].add(to)
+    onward = {start: ends - {head} for start, ends in edges.items()}
+    after = {start: _reachable(start, onward) for start in blocks}
+    needed = {s for s, block in blocks.items() if any(re.search(must, i.plain) for i in block)}
+    # Of two on one way the first reaches more of the others.
+    stops = sorted({head} | needed, key=lambda s: len(after[s] & needed), reverse=True)
+    return sum(
+        _distance(start, to, onward if to != head else edges, blocks)
+        for start, to in zip(stops, [*stops[1:], head], strict=True)
+    )
+
+
+def _distance(
+    start: int, end: int, edges: dict[int, set[int]], blocks: dict[int, list[Instruction]]
+) -> int:
+    """The fewest instructions from the beginning of one block to that of another."""
+    open_ends, done = [(0, start)], set[int]()
+    while open_ends:
+        so_far, at = heapq.heappop(open_ends)
+        if at == end and so_far:
+            return so_far
+        if at in done:
+            continue
+        done.add(at)
+        for to in edges[at]:
+            heapq.heappush(open_ends, (so_far + len(blocks[at]), to))
+    raise ValueError(f"no way leads from {start:#x} to {end:#x}")
 
 
 def _reachable(start: int, edges: dict[int, set[int]]) -> set[int]:
+    """Where control can go from a block; to itself only by a loop."""
     found: set[int] = set()
     open_ends = [start]
     while open_ends:

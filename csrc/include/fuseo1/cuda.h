@@ -127,7 +127,12 @@ int fuseo1_cuda_fuse_general(const fuseo1_fuse_params* params, const fuseo1_oper
 int fuseo1_cuda_merge_small(const fuseo1_cuda_tensor* tensors, int64_t count, int32_t targets, fuseo1_cuda_sce how,
                             fuseo1_cuda_survey* results, void* stream);
 
-// The reason why no kernel can run on the current device (no driver, no device, or no code for it), or "".
+// Whether there are GPUs here and all of them have machine code in this library, which is told without a context on
+// any. If not, they may still run what the driver makes of PTX: ask fuseo1_cuda_problem.
+int fuseo1_cuda_has_code(void);
+
+// The reason why no kernel can run on the current device (no driver, no device, or no code for it), or "". Makes a
+// context there.
 const char* fuseo1_cuda_problem(void);
 
 // The last failure on this thread: kernel, shape and CUDA error; "" if there was none.

@@ -61,13 +61,15 @@ class GpuContext:
         """Allocate the device memory. Raises MergeError if that fails."""
         self.device, self.backend, self.size = device, backend, size
         with explained(device):
-            self.memory = device.allocate(size.region_bytes + size.workspace_bytes)
-            self.workspace = self.memory.tensor[size.region_bytes :]
             self.copies_in, self.kernels, self.copies_out = (device.stream() for _ in range(3))
-            if size.torch_bytes:
-                # torch's allocator caches the freed memory for this stream and serves later allocations from it.
-                with self.kernels.current():
+            with self.kernels.current():
+                self.memory = device.allocate(size.region_bytes + size.workspace_bytes)
+                if size.torch_bytes:
+                    # torch's allocator caches the freed memory for this stream and serves later allocations from it.
                     device.allocate(size.torch_bytes)
+            # What had the memory before may still be at work in the stream that it is allocated in, but in no other.
+            self.copies_in.wait(self.kernels.record())
+            self.workspace = self.memory.tensor[size.region_bytes :]
         self.regions = Regions(size.region_bytes)
         self.staging_in = StagingRing(device, size.slots_in, size.slot)
         self.staging_out = StagingRing(device, size.slots_out, size.slot)

@@ -58,7 +58,8 @@ class _CudaStream:
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        with torch.cuda.stream(self._stream):
+        # Of a stream of another GPU than the current one torch makes, when it leaves it, a context on that one.
+        with torch.cuda.device(self._stream.device), torch.cuda.stream(self._stream):
             yield
 
 

@@ -88,6 +88,13 @@ def test_a_wait_that_is_left_out_is_noticed(deaf: tuple[int, ...], on_cpu: Famil
     assert not noticed(on_cpu, FakeDevice())
 
 
+@pytest.mark.parametrize("on_cpu", ["sce", *RULES], indirect=True)
+def test_copies_wait_for_what_had_the_memory_before(on_cpu: Family) -> None:
+    """It is at work in the kernels' stream, in which the memory is allocated."""
+    assert noticed(on_cpu, FakeDevice(eager=[COPIES_IN], deaf=[(COPIES_IN, KERNELS)]))
+    assert not noticed(on_cpu, FakeDevice(eager=[COPIES_IN]))
+
+
 @pytest.mark.parametrize(
     ("on_cpu", "step"),
     [("sce", "_enqueue_kernels"), *((name, "_merge_by_rule") for name in RULES)],

@@ -5,7 +5,9 @@ from __future__ import annotations
 import random
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from types import SimpleNamespace
@@ -16,6 +18,7 @@ import pytest
 from fuseo1_kernels import MergeError
 from fuseo1_kernels.backends.arrays import BY_NAME, DType
 from fuseo1_kernels.engine.devices import parse_devices
+from fuseo1_kernels.engine.gpu.cuda_device import _CudaStream
 from fuseo1_kernels.engine.gpu.device import explained
 from fuseo1_kernels.engine.gpu.layout import Layout, TensorRequest, footprint
 from fuseo1_kernels.engine.gpu.pool import open_devices
@@ -119,7 +122,9 @@ def test_a_device_that_failed_before_says_so(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_slot_is_taken_when_the_copy_from_it_has_ended() -> None:
     device = FakeDevice()
-    ring, stream, memory = StagingRing(device, 1, 256), device.stream(), device.allocate(256)
+    ring, stream = StagingRing(device, 1, 256), device.stream()
+    with stream.current():
+        memory = device.allocate(256)
     slot = ring.take()
     slot.view[:] = bytes(256)
     slot.copied = stream.copy(memory, 0, slot.memory, 0, 256)
@@ -240,6 +245,31 @@ def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(BackendError, match="there is no cuda:1 here: there is 1 GPU"):
         open_devices((1,))
+
+
+def test_streams_of_one_gpu_make_no_context_on_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch makes the caller's GPU current when it leaves a stream, and so a context there, if it came from another."""
+    import torch
+
+    current, contexts = [0], set[int]()
+
+    @contextmanager
+    def at(device: torch.device, of_stream: bool) -> Iterator[None]:
+        before, current[0] = current[0], int(device.index)
+        contexts.add(current[0])
+        yield
+        current[0] = before
+        if of_stream:
+            contexts.add(before)
+
+    monkeypatch.setattr(
+        torch.cuda, "Stream", lambda n: SimpleNamespace(device=torch.device("cuda", n))
+    )
+    monkeypatch.setattr(torch.cuda, "device", lambda device: at(device, False))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: at(stream.device, True))
+    with _CudaStream(1).current():
+        assert current == [1]
+    assert current == [0] and contexts == {1}
 
 
 @pytest.mark.parametrize(

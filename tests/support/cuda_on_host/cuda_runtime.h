@@ -21,6 +21,7 @@
 #define __noinline__
 #define __grid_constant__
 #define __launch_bounds__(...)
+#define __CUDA_ARCH_LIST__ 800, 900
 
 struct uint4 {
   unsigned x, y, z, w;
@@ -41,6 +42,8 @@ const uint64_t* exchange(uint64_t mine);
 void run(unsigned ctas, unsigned threads, void (*body)(void*), void* context);
 // Counts a call of the runtime or a launch, and tells whether it is the one that is to fail.
 bool fails();
+// Counts a call that makes a context where there is none.
+void need_context();
 
 }  // namespace emulation
 
@@ -58,7 +61,11 @@ enum cudaError_t {
   cudaErrorLaunchFailure = 719,
 };
 typedef void* cudaStream_t;
-enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount };
+enum cudaDeviceAttr {
+  cudaDevAttrMultiProcessorCount,
+  cudaDevAttrComputeCapabilityMajor,
+  cudaDevAttrComputeCapabilityMinor,
+};
 const char* cudaGetErrorString(cudaError_t);
 const char* cudaGetErrorName(cudaError_t);
 cudaError_t cudaDriverGetVersion(int*);
@@ -68,6 +75,7 @@ cudaError_t cudaDeviceGetAttribute(int*, cudaDeviceAttr, int);
 cudaError_t cudaMemsetAsync(void*, int, size_t, cudaStream_t);
 template <class Kernel>
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* held, Kernel, int, size_t) {
+  emulation::need_context();
   if (emulation::fails()) return cudaErrorLaunchFailure;
   *held = 1;
   return cudaSuccess;

@@ -119,11 +119,14 @@ void run(unsigned ctas, unsigned threads, void (*body)(void*), void* context) {
 
 namespace {
 
-int64_t calls, failing;
+int64_t calls, failing, contexts;
+int capability = 90;
 
 }  // namespace
 
 bool fails() { return ++calls == failing; }
+
+void need_context() { ++contexts; }
 
 }  // namespace emulation
 
@@ -131,6 +134,10 @@ bool fails() { return ++calls == failing; }
 extern "C" void emulation_fail(int64_t call) { emulation::calls = 0, emulation::failing = call; }
 // How many there have been since.
 extern "C" int64_t emulation_calls(void) { return emulation::calls; }
+// How many have ever needed a context.
+extern "C" int64_t emulation_contexts(void) { return emulation::contexts; }
+// Sets the GPU's compute capability, times 10.
+extern "C" void emulation_capability(int capability) { emulation::capability = capability; }
 
 namespace {
 
@@ -149,10 +156,13 @@ const char* cudaGetErrorName(cudaError_t error) {
 cudaError_t cudaDriverGetVersion(int* version) { return store(version, 13000); }
 cudaError_t cudaGetDevice(int* device) { return store(device, 0); }
 cudaError_t cudaGetDeviceCount(int* count) { return store(count, 1); }
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  if (attribute == cudaDevAttrComputeCapabilityMajor) return store(value, emulation::capability / 10);
+  if (attribute == cudaDevAttrComputeCapabilityMinor) return store(value, emulation::capability % 10);
   return store(value, 3);  // multiprocessors: several CTAs, and few
 }
 cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
+  emulation::need_context();
   if (emulation::fails()) return cudaErrorLaunchFailure;
   memset(to, value, bytes);
   return cudaSuccess;
