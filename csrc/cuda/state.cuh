@@ -54,15 +54,13 @@ __device__ __forceinline__ uint64_t place_of(uint64_t word, const Candidates& ca
 }
 
 // Whether the caller's CTA is the last of the grid to arrive here; it then sees everything that the others wrote
-// before.
+// before: each thread's fence before the barrier precedes, by thread 0's counting, each thread's fence of the last CTA.
 __device__ __forceinline__ bool is_last_cta(State* state) {
   __shared__ bool last;
   __threadfence();
   __syncthreads();
-  if (threadIdx.x == 0) {
-    last = atomicAdd(&state->arrived, 1u) == gridDim.x - 1;
-    if (last) state->arrived = 0;
-  }
+  // Counts from 0 again for the next launch.
+  if (threadIdx.x == 0) last = atomicInc(&state->arrived, gridDim.x - 1) == gridDim.x - 1;
   __syncthreads();
   if (last) __threadfence();
   return last;

@@ -1,35 +1,59 @@
-"""The CUDA kernels, compiled for the host (cuda_on_host/): the same sources, thread after thread."""
+"""The CUDA kernels, compiled for the host (cuda_on_host/): the same sources, in an order that a seed decides."""
 
 from __future__ import annotations
 
 import ctypes
-import fcntl
-import hashlib
 import importlib.util
-import subprocess
 import sysconfig
 from functools import cache
 from pathlib import Path
-from shutil import which
-from tempfile import TemporaryDirectory
 from types import ModuleType
 
 import pybind11
 import pytest
 
 from fuseo1_kernels.backends.cuda.backend import CudaBackend
+from support.host_builds import KEPT, built, has_library
 from support.paths import ROOT
 
-_INCLUDES = ["tests/support/cuda_on_host", "csrc/include", "csrc/common", "csrc/cuda"]
-_SOURCES = ["python/cuda_module.cpp", "tests/support/cuda_on_host/emulation.cpp"]
-_FLAGS = ["-std=c++17", "-O2", "-ffp-contract=off", "-fPIC", "-shared"]
-#: It holds what was compiled, by a digest of all that it was compiled from.
-_KEPT = ROOT / "build/emulated"
+KERNELS = ROOT / "csrc/cuda"
+_HOST = ROOT / "tests/support/cuda_on_host"
+_INCLUDES = [_HOST, ROOT / "csrc/include", ROOT / "csrc/common"]
+_STAND_IN = [_HOST / "emulation.cpp", _HOST / "threads.cpp"]
+_FLAGS = ["-std=c++17", "-w", "-ffp-contract=off", "-U_FORTIFY_SOURCE"]
+#: A call of a collective is known by its address: none may be duplicated, and no two may be made one.
+_CALLS = ["-fno-thread-jumps", "-fno-reorder-blocks", "-fno-split-paths"]
+_CALLS += ["-fno-tree-tail-merge", "-fno-crossjumping"]
 
 
-def load_emulated() -> CudaBackend:
-    """The CUDA backend whose device is the host; its tensors are the CPU's."""
-    return CudaBackend(_loaded()[0])
+def load_emulated(seed: int = 1) -> CudaBackend:
+    """The CUDA backend whose device is the host; its tensors are the CPU's. It begins anew with this seed."""
+    module, library = _loaded()
+    library.emulation_seed(ctypes.c_uint64(seed))
+    return CudaBackend(module)
+
+
+def program(
+    source: str,
+    *,
+    sanitized: bool = False,
+    kernels: bool = False,
+    headers: Path = KERNELS,
+    kept: Path = KEPT,
+) -> Path:
+    """A program of cuda_on_host/ that launches its own kernels, or also the package's.
+
+    `sanitized`: ThreadSanitizer watches the kernels. `headers`: those of the package's kernels, perhaps changed.
+    """
+    if sanitized and not has_library("libtsan.so"):
+        pytest.skip("no ThreadSanitizer here")
+    optimized = ["-O1", "-g1", "-DFUSEO1_TSAN"] if sanitized else ["-O2"]
+    watched = ["-fsanitize=thread"] if sanitized else []
+    flags = [*_FLAGS, *_CALLS, *optimized]
+    sources = dict.fromkeys(_STAND_IN, flags)
+    for path in (_HOST / source, *(sorted(KERNELS.glob("*.cu")) if kernels else ())):
+        sources[path] = flags + watched
+    return built(source.removesuffix(".cpp"), sources, [*_INCLUDES, headers], watched, kept)
 
 
 def fail_call(number: int) -> None:
@@ -55,49 +79,13 @@ def set_capability(capability: int) -> None:
 @cache
 def _loaded() -> tuple[ModuleType, ctypes.CDLL]:
     """The extension module, and the same library for its stand-in's own functions."""
-    if not which("g++"):
-        pytest.skip("no C++ compiler here")
-    kept = _KEPT / _digest()
-    module = kept / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
-    kept.mkdir(parents=True, exist_ok=True)
-    with open(kept / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not module.exists():
-            _build(module)
-    return _load(module), ctypes.CDLL(str(module))
-
-
-def _sources() -> list[Path]:
-    return [*(ROOT / s for s in _SOURCES), *sorted((ROOT / "csrc/cuda").glob("*.cu"))]
-
-
-def _digest() -> str:
-    found = hashlib.sha256(repr((_FLAGS, pybind11.__version__)).encode())
-    found.update(subprocess.run(["g++", "--version"], capture_output=True, check=True).stdout)
-    headers = [path for i in _INCLUDES for path in sorted((ROOT / i).rglob("*.*"))]
-    for path in (*_sources(), *headers):
-        found.update(path.read_bytes())
-    return found.hexdigest()[:16]
-
-
-def _build(module: Path) -> None:
-    """Compile, each source by itself; the module appears whole."""
-    includes = [*(str(ROOT / i) for i in _INCLUDES), pybind11.get_include()]
-    includes.append(sysconfig.get_path("include"))
-    with TemporaryDirectory(dir=module.parent) as folder:
-        objects = {source: f"{folder}/{source.stem}.o" for source in _sources()}
-        compiling = [
-            subprocess.Popen(
-                ["g++", *_FLAGS, "-w", '-DFUSEO1_CUDA_ARCHITECTURES="host"']
-                + [f"-I{i}" for i in includes]
-                + ["-x", "c++", "-c", str(source), "-o", compiled]
-            )
-            for source, compiled in objects.items()
-        ]
-        assert [process.wait() for process in compiling] == [0] * len(objects)
-        linked = Path(folder) / module.name
-        subprocess.run(["g++", "-shared", *objects.values(), "-o", str(linked)], check=True)
-        linked.rename(module)
+    flags = [*_FLAGS, *_CALLS, "-O2", "-fPIC", '-DFUSEO1_CUDA_ARCHITECTURES="host"']
+    flags += [f"-DFUSEO1_PYBIND11={pybind11.__version__}"]  # another one, another build
+    flags += [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
+    sources = [ROOT / "python/cuda_module.cpp", *_STAND_IN, *sorted(KERNELS.glob("*.cu"))]
+    name = f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
+    path = built(name, dict.fromkeys(sources, flags), [*_INCLUDES, KERNELS], ["-shared"])
+    return _load(path), ctypes.CDLL(str(path))
 
 
 def _load(path: Path) -> ModuleType:

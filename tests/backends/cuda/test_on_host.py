@@ -1,4 +1,4 @@
-"""The CUDA kernels' sources, run thread after thread on the host: the bits are the CPU's, whatever the data."""
+"""The CUDA kernels' sources, run on the host: the bits are the CPU's, whatever the data and the order of threads."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ from support.tensors import BF16, FP16, assert_same_bits
 pytestmark = pytest.mark.toolchain
 
 
-@pytest.fixture(scope="module")
-def gpu() -> CudaBackend:
-    return load_emulated()
+@pytest.fixture(params=[1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3))])
+def gpu(request: pytest.FixtureRequest) -> CudaBackend:
+    """Every test begins anew with the seed, and so runs alike alone."""
+    return load_emulated(request.param)
 
 
 @pytest.fixture

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// A stand-in for CUDA that runs kernels on the host, thread after thread: what it shows is whether they compute the
-// right bits and whether all threads meet at the same barriers. It knows nothing of races between CTAs or of speed.
+// A stand-in for CUDA that runs kernels on the host, in an order that a seed decides. docs/gpu.md says what it sees and
+// what it does not.
 //
-// CTAs run one after the other; a CTA's threads are fibers that run until they meet at a barrier or a warp's
-// collective.
+// A CTA is a thread of the host, a CTA's threads are fibers that run until they meet at a barrier or a warp's
+// collective, and one fiber of all runs at a time (threads.cpp).
 #ifndef FUSEO1_TESTS_CUDA_RUNTIME_H_
 #define FUSEO1_TESTS_CUDA_RUNTIME_H_
 
@@ -16,8 +16,9 @@
 
 #define __global__
 #define __device__
-#define __shared__ static
-#define __forceinline__ inline
+#define __shared__ static thread_local
+// Inlined as by nvcc, so that every call of a collective has an address of its own.
+#define __forceinline__ inline __attribute__((always_inline))
 #define __noinline__
 #define __grid_constant__
 #define __launch_bounds__(...)
@@ -34,12 +35,27 @@ namespace emulation {
 
 // The running thread's coordinates, and what its CTA consists of.
 extern dim3 thread_index, block_index, block_size, grid_size;
-// Blocks until all threads of the CTA that still run have come here.
-void cta_barrier();
-// Blocks until all lanes of the warp have given a value; returns theirs.
-const uint64_t* exchange(uint64_t mine);
+// A call of a collective in the source.
+struct Call {
+  const char *what, *file;
+  int line;
+};
+// Blocks until all threads of the CTA that still run have come to this call.
+void cta_barrier(const Call& call);
+// Blocks until all lanes of the warp have come to this call and given a value; returns theirs.
+const uint64_t* exchange(const Call& call, unsigned mask, uint64_t mine);
+// What a fence, and an atomic operation on `location`, order.
+#ifdef FUSEO1_TSAN
+void fence();
+void touch(const void* location);
+#else
+inline void fence() {}
+inline void touch(const void*) {}
+#endif
 // Runs a kernel on a grid.
 void run(unsigned ctas, unsigned threads, void (*body)(void*), void* context);
+// A number below `n` that the seed decides.
+unsigned drawn(unsigned n);
 // Counts a call of the runtime or a launch, and tells whether it is the one that is to fail.
 bool fails();
 // Counts a call that makes a context where there is none.
@@ -83,53 +99,74 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* held, Kernel, int
 
 // --- intrinsics ---
 
-inline void __syncthreads() { emulation::cta_barrier(); }
-inline void __threadfence() {}
-inline unsigned __ballot_sync(unsigned, int predicate) {
-  const uint64_t* all = emulation::exchange(predicate != 0);
+#define FUSEO1_CALL(what) (::emulation::Call{what, __FILE__, __LINE__})
+#define __syncthreads() ::emulation::cta_barrier(FUSEO1_CALL("__syncthreads"))
+#define __syncwarp() ::emulation::sync_warp(FUSEO1_CALL("__syncwarp"))
+#define __ballot_sync(...) ::emulation::ballot(FUSEO1_CALL("__ballot_sync"), __VA_ARGS__)
+#define __any_sync(...) (::emulation::ballot(FUSEO1_CALL("__any_sync"), __VA_ARGS__) != 0)
+#define __match_any_sync(...) ::emulation::match(FUSEO1_CALL("__match_any_sync"), __VA_ARGS__)
+#define __shfl_sync(...) ::emulation::shuffle(FUSEO1_CALL("__shfl_sync"), __VA_ARGS__)
+#define __reduce_max_sync(...) ::emulation::most(FUSEO1_CALL("__reduce_max_sync"), __VA_ARGS__)
+#define __reduce_add_sync(...) ::emulation::sum(FUSEO1_CALL("__reduce_add_sync"), __VA_ARGS__)
+
+namespace emulation {
+
+void sync_warp(const Call& call);
+__forceinline__ unsigned ballot(const Call& call, unsigned mask, int predicate) {
+  const uint64_t* all = exchange(call, mask, predicate != 0);
   unsigned bits = 0;
   for (int lane = 0; lane < 32; ++lane) bits |= static_cast<unsigned>(all[lane]) << lane;
   return bits;
 }
-inline unsigned __match_any_sync(unsigned, unsigned value) {
-  const uint64_t* all = emulation::exchange(value);
+__forceinline__ unsigned match(const Call& call, unsigned mask, unsigned value) {
+  const uint64_t* all = exchange(call, mask, value);
   unsigned bits = 0;
   for (int lane = 0; lane < 32; ++lane) bits |= static_cast<unsigned>(all[lane] == value) << lane;
   return bits;
 }
-inline void __syncwarp() { emulation::exchange(0); }
-inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
 template <class T>
-T __shfl_sync(unsigned, T value, int lane) {
+__forceinline__ T shuffle(const Call& call, unsigned mask, T value, int lane) {
   uint64_t bits = 0;
   memcpy(&bits, &value, sizeof value);
-  const uint64_t theirs = emulation::exchange(bits)[lane];
+  const uint64_t theirs = exchange(call, mask, bits)[lane];
   T out;
   memcpy(&out, &theirs, sizeof out);
   return out;
 }
-inline unsigned __reduce_max_sync(unsigned, unsigned value) {
-  const uint64_t* all = emulation::exchange(value);
+__forceinline__ unsigned most(const Call& call, unsigned mask, unsigned value) {
+  const uint64_t* all = exchange(call, mask, value);
   return static_cast<unsigned>(*std::max_element(all, all + 32));
 }
-inline unsigned __reduce_add_sync(unsigned, unsigned value) {
-  const uint64_t* all = emulation::exchange(value);
+__forceinline__ unsigned sum(const Call& call, unsigned mask, unsigned value) {
+  const uint64_t* all = exchange(call, mask, value);
   unsigned sum = 0;
   for (int lane = 0; lane < 32; ++lane) sum += static_cast<unsigned>(all[lane]);
   return sum;
 }
 
+}  // namespace emulation
+
+inline void __threadfence() { emulation::fence(); }
+
 template <class T>
 T atomicAdd(T* to, T value) {
-  const T before = *to;
-  *to += value;
-  return before;
+  emulation::touch(to);
+  return __atomic_fetch_add(to, value, __ATOMIC_RELAXED);
 }
 
 template <class T>
 T atomicOr(T* to, T value) {
-  const T before = *to;
-  *to |= value;
+  emulation::touch(to);
+  return __atomic_fetch_or(to, value, __ATOMIC_RELAXED);
+}
+
+// Adds 1; from `most` on begins again at 0.
+inline unsigned atomicInc(unsigned* to, unsigned most) {
+  emulation::touch(to);
+  unsigned before = __atomic_load_n(to, __ATOMIC_RELAXED);
+  while (!__atomic_compare_exchange_n(to, &before, before >= most ? 0 : before + 1, true, __ATOMIC_RELAXED,
+                                      __ATOMIC_RELAXED)) {
+  }
   return before;
 }
 
