@@ -1,10 +1,11 @@
 """How fast merge_tensors is by the other methods, beside memcpy and mergekit in the same run.
 
-    python bench/methods.py [--quick] [--no-peer] [--results DIR]
+    python bench/methods.py [--quick] [--no-peer] [--results DIR] [--data gauss|coarse:SHARE|FILES ...]
 
 Bytes are counted as if every input were read twice and the output written once (18 an element for three bf16 targets
 and a base), whether a method needs both reads or one. Our calls, mergekit's and memcpy take turns, because the
-machine's bandwidth may change while this runs; figures are medians.
+machine's bandwidth may change while this runs; figures are medians. mergekit is measured on Gaussian data alone: what
+the tensors hold is nothing to it.
 
 How many elements differ is counted against float64, from the formulas of `support.oracles.general`, rounded once, given
 the same masks and the same numbers learned of the whole (norms, angles).
@@ -22,7 +23,16 @@ from typing import Any
 import torch
 from goals import Goal, at_least, verdict
 from machine import describe
-from report import median, parser, peer_merge_tensors, publish, table
+from report import (
+    COARSE,
+    add_data,
+    data_of,
+    median,
+    parser,
+    peer_merge_tensors,
+    publish,
+    table,
+)
 
 from fuseo1_kernels import FuseParams, survey
 from fuseo1_kernels.backends.contract import Clamp
@@ -35,6 +45,8 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 
 from support.oracles import general as general_oracle
 from support.oracles import sce as sce_oracle
+
+DATA = ("gauss:0.001", *COARSE)
 
 
 @dataclass(frozen=True)
@@ -52,9 +64,9 @@ class Asked:
         values = [f"{k} {v:g}" for k, v in self.parameters.items() if k != "weight"]
         return " ".join([self.method, *values])
 
-    def case(self, side: int) -> Case:
+    def case(self, side: int, data: str) -> Case:
         """The merge of square tensors."""
-        return Case(self.method, self.parameters, (side, side), targets=self.targets)
+        return Case(self.method, self.parameters, (side, side), targets=self.targets, data=data)
 
 
 CASES = (
@@ -84,12 +96,14 @@ class Figure:
     """One measured case; seconds are medians, of `samples` ours and of mergekit's, if it was asked.
 
     Attributes:
+        data: what the tensors hold, as Case has it.
         seconds_out: with `out=` given.
         of_memcpy: the bytes that two reads and a write move by our seconds, as a fraction of memcpy's rate.
         different: elements that are not float64's, rounded, of 100,000.
     """
 
     case: str
+    data: str
     seconds: float
     seconds_out: float
     of_memcpy: float
@@ -104,8 +118,10 @@ class Figure:
         return None if self.mergekit_seconds is None else self.mergekit_seconds / self.seconds
 
 
-def measure(asked: Asked, side: int, peer: Callable[..., Any] | None, rounds: int) -> Figure:
-    case = asked.case(side)
+def measure(
+    asked: Asked, data: str, side: int, peer: Callable[..., Any] | None, rounds: int
+) -> Figure:
+    case = asked.case(side, data)
     tensors = case.make_tensors()
     out = torch.empty_like(tensors[0])
     calls = calls_of(case, tensors, out)
@@ -126,6 +142,7 @@ def measure(asked: Asked, side: int, peer: Callable[..., Any] | None, rounds: in
     seconds, seconds_out = median(taken["ours"]), median(taken["ours out="])
     return Figure(
         case=asked.name,
+        data=data,
         seconds=seconds,
         seconds_out=seconds_out,
         of_memcpy=moved / seconds / rate,
@@ -176,6 +193,7 @@ def figures_table(figures: list[Figure]) -> str:
     rows = [
         [
             f.case,
+            f.data,
             f"{f.seconds * 1e3:.1f}",
             f"{f.seconds_out * 1e3:.1f}",
             f"{f.of_memcpy:.0%}",
@@ -187,13 +205,17 @@ def figures_table(figures: list[Figure]) -> str:
         ]
         for f in figures
     ]
-    header = ["method", "ms", "ms out=", "of memcpy", "out=", "memcpy GB/s"]
+    header = ["method", "data", "ms", "ms out=", "of memcpy", "out=", "memcpy GB/s"]
     return table([*header, "over mergekit", "mergekit ms", "differ of 100,000"], rows)
 
 
 def goals_table(cases: tuple[Asked, ...], figures: list[Figure]) -> str:
+    """The goals, which were set for Gaussian data."""
     goals: list[Goal] = []
-    for case, figure in zip(cases, figures, strict=True):
+    of = {f.case: f for f in figures if f.data == DATA[0]}
+    for case in cases:
+        if (figure := of.get(case.name)) is None:
+            continue
         if case.of_memcpy is not None:
             goals.append(at_least(f"{case.name}, of memcpy", case.of_memcpy, figure.of_memcpy, "%"))
         if case.over_mergekit is not None:
@@ -210,6 +232,7 @@ def main() -> None:
     arguments.add_argument("--side", type=int, help="of the square tensors (default 5120)")
     arguments.add_argument("--rounds", type=int, help="turns of everything (default 3)")
     arguments.add_argument("--only", nargs="+", metavar="METHOD", help="these methods alone")
+    add_data(arguments, DATA)
     options = arguments.parse_args()
     side = options.side or (256 if options.quick else 5120)
     rounds = options.rounds or (1 if options.quick else 3)
@@ -217,7 +240,11 @@ def main() -> None:
     cases = tuple(c for c in CASES if not options.only or c.method in options.only)
 
     described = describe()
-    figures = [measure(case, side, peer, rounds) for case in cases]
+    figures = [
+        measure(case, data, side, peer if data.startswith("gauss") else None, rounds)
+        for case in cases
+        for data in data_of(options, DATA)
+    ]
     title = f"merge_tensors by every method: {side}x{side}, bf16"
     sections = [figures_table(figures), goals_table(cases, figures)]
     publish(options, described, "methods", title, sections, [asdict(f) for f in figures])

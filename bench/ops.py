@@ -1,10 +1,11 @@
 """How fast merge_tensors, survey and fuse are, beside memcpy and mergekit in the same run.
 
-    python bench/ops.py [--quick] [--no-peer] [--results DIR]
+    python bench/ops.py [--quick] [--no-peer] [--results DIR] [--data gauss|coarse:SHARE|FILES ...]
 
 Bytes are counted from the tensors: two reads of every input, one write of the output (18 an element
 for three bf16 targets), however many passes were made. Our calls, mergekit's and memcpy take turns,
-because the machine's bandwidth may change while this runs; figures are medians.
+because the machine's bandwidth may change while this runs; figures are medians. mergekit is measured on Gaussian data
+alone: what the tensors hold is nothing to it.
 """
 
 from __future__ import annotations
@@ -16,13 +17,23 @@ from typing import Any
 
 import torch
 from machine import describe
-from report import SELECT_TOPK, median, parser, peer_merge_tensors, publish, table
+from report import (
+    COARSE,
+    SELECT_TOPK,
+    add_data,
+    data_of,
+    median,
+    parser,
+    peer_merge_tensors,
+    publish,
+    table,
+)
 
 from fuseo1_kernels.bench.calls import Call, calls_of
 from fuseo1_kernels.bench.cases import Case
 from fuseo1_kernels.bench.timing import MEMCPY, Memcpy, Work, take_turn, timed
 
-RMS = (1e-3, 1e-4)
+DATA = ("gauss:0.001", "gauss:0.0001", *COARSE)
 VARIANTS = ("fuseo1", "mergekit")
 
 
@@ -31,13 +42,14 @@ class Figure:
     """One measured call.
 
     Attributes:
+        data: what the tensors hold, as Case has it.
         seconds: the median; `samples` are all of them.
         gb_per_s: the bytes that it must move at the least, by its seconds.
         of_memcpy: that rate as a fraction of memcpy's in the same minute.
         over_mergekit: how many times faster it is than mergekit's merge_tensors; None: not compared.
     """
 
-    rms: float
+    data: str
     select_topk: float
     call: str
     seconds: float
@@ -64,7 +76,6 @@ def our_calls(case: Case, tensors: list[torch.Tensor]) -> dict[str, Call]:
 def measure(
     case: Case,
     tensors: list[torch.Tensor],
-    rms: float,
     peer_merge: Callable[..., Any] | None,
     rounds: int,
     repeats: int,
@@ -93,7 +104,7 @@ def measure(
         compared = "mergekit" in taken and name.startswith("merge_tensors")
         figures.append(
             Figure(
-                rms=rms,
+                data=case.data,
                 select_topk=case.parameters["select_topk"],
                 call=name,
                 seconds=seconds,
@@ -108,25 +119,25 @@ def measure(
 
 def merges_table(figures: list[Figure]) -> str:
     """merge_tensors, with a new output and with `out=`, beside mergekit's."""
-    at = {(f.rms, f.select_topk, f.call): f for f in figures}
+    at = {(f.data, f.select_topk, f.call): f for f in figures}
     rows = []
-    for rms, select_topk in dict.fromkeys((f.rms, f.select_topk) for f in figures):
-        peer = at.get((rms, select_topk, "mergekit"))
+    for data, select_topk in dict.fromkeys((f.data, f.select_topk) for f in figures):
+        peer = at.get((data, select_topk, "mergekit"))
         for variant in VARIANTS:
-            new = at[rms, select_topk, f"merge_tensors {variant}"]
-            out = at[rms, select_topk, f"merge_tensors {variant} out="]
+            new = at[data, select_topk, f"merge_tensors {variant}"]
+            out = at[data, select_topk, f"merge_tensors {variant} out="]
             rows.append(
                 [
-                    *(f"{rms:g}", f"{select_topk:g}", variant),
+                    *(data, f"{select_topk:g}", variant),
                     *(f"{f.seconds * 1e3:.1f}" for f in (new, out)),
                     *(f"{f.gb_per_s:.1f}" for f in (new, out)),
-                    f"{at[rms, select_topk, 'memcpy'].gb_per_s:.1f}",
+                    f"{at[data, select_topk, 'memcpy'].gb_per_s:.1f}",
                     *(f"{f.of_memcpy:.0%}" for f in (new, out)),
                     *(times(f.over_mergekit) for f in (new, out)),
                     "" if peer is None else f"{peer.seconds * 1e3:.0f}",
                 ]
             )
-    header = ["rms", "select_topk", "variant", "ms", "ms out=", "GB/s", "GB/s out=", "memcpy GB/s"]
+    header = ["data", "select_topk", "variant", "ms", "ms out=", "GB/s", "GB/s out=", "memcpy GB/s"]
     header += ["of memcpy", "out=", "over mergekit", "out=", "mergekit ms"]
     return table(header, rows)
 
@@ -135,7 +146,7 @@ def ops_table(figures: list[Figure]) -> str:
     """survey and fuse by themselves."""
     rows = [
         [
-            f"{f.rms:g}",
+            f.data,
             f"{f.select_topk:g}",
             f.call,
             f"{f.seconds * 1e3:.1f}",
@@ -145,7 +156,7 @@ def ops_table(figures: list[Figure]) -> str:
         for f in figures
         if f.call.startswith(("survey", "fuse"))
     ]
-    return table(["rms", "select_topk", "op", "ms", "GB/s", "of memcpy"], rows)
+    return table(["data", "select_topk", "op", "ms", "GB/s", "of memcpy"], rows)
 
 
 def times(ratio: float | None) -> str:
@@ -156,6 +167,7 @@ def main() -> None:
     arguments = parser(__doc__.splitlines()[0])
     arguments.add_argument("--side", type=int, help="of the square tensors (default 5120)")
     arguments.add_argument("--rounds", type=int, help="turns of everything (default 5)")
+    add_data(arguments, DATA)
     options = arguments.parse_args()
     side = options.side or (256 if options.quick else 5120)
     rounds = options.rounds or (1 if options.quick else 5)
@@ -164,12 +176,13 @@ def main() -> None:
 
     described = describe()
     figures: list[Figure] = []
-    for rms in RMS:
-        case = Case("sce", {}, (side, side), data=f"gauss:{rms:g}")
+    for data in data_of(options, DATA):
+        case = Case("sce", {}, (side, side), data=data)
+        peer = peer_merge if data.startswith("gauss") else None
         tensors = case.make_tensors()
         for select_topk in SELECT_TOPK:
             of = replace(case, parameters={"select_topk": select_topk})
-            figures += measure(of, tensors, rms, peer_merge, rounds, repeats)
+            figures += measure(of, tensors, peer, rounds, repeats)
     title = f"merge_tensors, survey, fuse: {side}x{side}, bf16, three targets, sce"
     sections = [merges_table(figures), ops_table(figures)]
     publish(options, described, "ops", title, sections, [asdict(f) for f in figures])

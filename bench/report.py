@@ -12,7 +12,9 @@ from typing import Any
 
 from machine import describe_line
 
+from fuseo1_kernels.bench.data import Data
 from fuseo1_kernels.bench.report import table as table
+from fuseo1_kernels.errors import ConfigError
 
 RESULTS = Path(__file__).resolve().parent / "results"
 #: Where benchmarks put what they need for a while: on the disk that the repository is on.
@@ -20,6 +22,9 @@ WORK = Path(__file__).resolve().parent.parent / ".work"
 
 #: What SCE is measured with: everything selected, and less.
 SELECT_TOPK = (1.0, 0.5, 0.1)
+
+#: What tensors hold, unless --data says something else: Gaussian task vectors, and those of ever gentler fine-tunes.
+COARSE = ("coarse:0.36", "coarse:0.78", "coarse:0.9", "coarse:0.99")
 
 _PEER = "mergekit is not installed here: pip install mergekit==0.1.5, or pass --no-peer"
 
@@ -38,6 +43,25 @@ def parser(description: str | None) -> argparse.ArgumentParser:
         help=f"where to write NAME.json and NAME.md (default {RESULTS}; nowhere with --quick)",
     )
     return made
+
+
+def add_data(made: argparse.ArgumentParser, usual: Sequence[str]) -> None:
+    """Add --data, which is repeated for several; `usual` if it is not given."""
+    made.add_argument(
+        "--data",
+        action="append",
+        metavar="DATA",
+        help="gauss[:RMS], coarse:SHARE or safetensors files, base first, as fuseo1-bench takes them"
+        f" (default {' '.join(usual)}); repeat it for several",
+    )
+
+
+def data_of(options: argparse.Namespace, usual: Sequence[str]) -> list[str]:
+    """Return what --data asks for, each as Case has it, or end the program saying what is wrong with it."""
+    try:
+        return [str(Data.parse(text)) for text in options.data or usual]
+    except ConfigError as error:
+        raise SystemExit(str(error)) from error
 
 
 def peer_merge_tensors() -> Callable[..., Any]:

@@ -11,7 +11,7 @@
 
 #include <algorithm>
 #include <atomic>
-#include <system_error>
+#include <exception>
 #include <thread>
 #include <vector>
 
@@ -42,8 +42,8 @@ class DefaultFloatingPoint {
 #endif
 };
 
-// Calls work(0) .. work(count - 1), each on a thread of its own; if the system grants fewer threads, the caller's does
-// the rest. work must not throw.
+// Calls work(0) .. work(count - 1), each on a thread of its own; if the system grants fewer threads, or no memory for
+// them, the caller's does the rest. Throws nothing, and neither may work.
 template <class Work>
 void in_parallel(int64_t count, const Work& work) {
   const auto guarded = [&](int64_t i) {
@@ -51,11 +51,11 @@ void in_parallel(int64_t count, const Work& work) {
     work(i);
   };
   std::vector<std::thread> others;
-  others.reserve(static_cast<size_t>(std::max<int64_t>(count, 0)));
   int64_t started = 1;
   try {
+    others.reserve(static_cast<size_t>(std::max<int64_t>(count, 0)));
     for (; started < count; ++started) others.emplace_back(guarded, started);
-  } catch (const std::system_error&) {
+  } catch (const std::exception&) {
   }
   if (count > 0) guarded(0);
   for (; started < count; ++started) guarded(started);

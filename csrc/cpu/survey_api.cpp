@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // survey's C ABI: checks arguments, calls the survey, turns exceptions into status codes.
 #include <new>
+#include <stdexcept>
 
 #include "ranked_selects.h"
 #include "survey/base.h"
@@ -16,6 +17,8 @@ int guarded(const Body& body) {
     body();
     return FUSEO1_OK;
   } catch (const std::bad_alloc&) {
+    return FUSEO1_OUT_OF_MEMORY;
+  } catch (const std::length_error&) {  // more than a vector can ever hold
     return FUSEO1_OUT_OF_MEMORY;
   } catch (const DataChanged&) {
     return FUSEO1_BAD_ARGUMENT;

@@ -135,7 +135,8 @@ def make_parser() -> argparse.ArgumentParser:
         action="append",
         metavar="DATA",
         help="gauss[:RMS] (default, RMS 0.001): Gaussian task vectors; coarse:SHARE: so small that rounding to the"
-        " dtype leaves that share of the elements as they are in the base; repeat it for several",
+        " dtype leaves that share of the elements as they are in the base; BASE.safetensors,TUNED.safetensors,...: the"
+        " tensors that these files share, one after the other; repeat it for several",
     )
     add(
         "--out",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Hashable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from fuseo1_kernels.bench import timing
 from fuseo1_kernels.bench.data import Data
@@ -27,16 +30,47 @@ def test_gaussian_task_vectors() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-@pytest.mark.parametrize("share", [0.3, 0.95])
+@pytest.mark.parametrize("share", [0.36, 0.78, 0.9, 0.99])
 def test_coarse_task_vectors(dtype: torch.dtype, share: float) -> None:
-    base, *targets = Data.parse(f"coarse:{share}").make((400, 100), 3, dtype)
+    base, *targets = Data.parse(f"coarse:{share}").make((512, 512), 3, dtype)
+    assert base.float().std().item() == pytest.approx(0.18, rel=0.01)
     for target in targets:
         assert target.dtype == dtype
         unchanged = torch.count_nonzero(target == base).item() / base.numel()
-        assert unchanged == pytest.approx(share, abs=0.015)
+        assert unchanged == pytest.approx(share, abs=0.01)
 
 
-@pytest.mark.parametrize("text", ["gauss", "gauss:0.0001", "coarse:0.5"])
+def test_data_from_files(tmp_path: Path) -> None:
+    """The tensors that all have alike, in the order of the base's bytes, one after the other."""
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    files, models = [], []
+    for i in range(3):
+        alike = {"z": drawn(5, 7), "a": drawn(40)}
+        odd = {"wide": drawn(9, dtype=torch.float32), "longer": drawn(3 + i), f"of {i}": drawn(4)}
+        files.append(tmp_path / f"{i}.safetensors")
+        save_file(alike | odd, files[-1])
+        models.append(alike)
+    with files[0].open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    order = sorted(models[0], key=lambda name: int(header[name]["data_offsets"][0]))
+    data = Data.parse(",".join(map(str, files)))
+    made = data.make((6, 10), 2, torch.bfloat16)
+    for tensor, model in zip(made, models[:2], strict=True):
+        flat = torch.cat([model[name].flatten() for name in order])
+        assert torch.equal(tensor, flat[:60].view(6, 10))
+    with pytest.raises(ConfigError, match=r"elements.* there are 75; choose a smaller shape"):
+        data.make((76,), 3, torch.bfloat16)
+    with pytest.raises(ConfigError, match="the merge reads 4 tensors, but there are 3 files"):
+        data.make((6, 10), 4, torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    "text", ["gauss", "gauss:0.0001", "coarse:0.5", "a.safetensors,b:c.safetensors"]
+)
 def test_data_is_named_as_it_is_parsed(text: str) -> None:
     assert Data.parse(str(Data.parse(text))) == Data.parse(text)
 
