@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, SourceTouchedError
 from .files import close_quietly, open_regular
 from .header import TensorInfo
 from .identity import FileIdentity
@@ -157,7 +157,13 @@ class Source:
             return _OpenFile(fd, sequential, self._forgotten.setdefault(file, Intervals()))
 
     def _check(self, file: Path, fd: int) -> None:
-        if not self.files[file].is_same(FileIdentity.of(_status(fd, file))):
+        before, now = self.files[file], FileIdentity.of(_status(fd, file))
+        if before.is_touched(now):
+            raise SourceTouchedError(
+                f"{file}: its time of change is another since its header was read (a new name, other rights, or other"
+                " bytes); give the same command again, which merges anew what came from this file"
+            )
+        if before != now:
             raise CheckpointError(f"{file}: the file changed since its header was read; {_AGAIN}")
 
 
