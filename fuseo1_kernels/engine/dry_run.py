@@ -71,7 +71,6 @@ def dry_run(
     """
     options = options or MergeOptions()
     options.check_numbers()
-    options.check_links()
     if out_dir is not None:
         check_out_name(out_dir)
     problems: list[str] = []
@@ -89,6 +88,7 @@ def dry_run(
         except MergeError as error:  # nothing else that is looked at there would be to the point
             problems.append(str(error))
             out_dir = None
+    options.check_links(out_dir)
     memory = 0
     deletes: list[str] = []
     with ExitStack() as stack:

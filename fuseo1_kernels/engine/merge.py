@@ -147,7 +147,7 @@ def _run(
     started = time.perf_counter()
     out = check_place(out_dir)
     options.check_numbers()
-    options.check_links()
+    options.check_links(out)
     check_out_name(out_dir)
     executor = choose_executor(options)
     options.check_surveys(config.merge_method)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from ..checkpoint.layout import ALWAYS_READ
 from ..checkpoint.loader import open_source
 from ..checkpoint.other_formats import refusal
 from ..checkpoint.source import Source
@@ -87,9 +88,13 @@ def open_lender(
 
 
 def inputs(sources: Mapping[str, Source], lender: Source | None) -> list[Path]:
-    """Return the directories of all opened models, and their weight files, which links may have elsewhere.
+    """Return the directories of all opened models, and their files, which links may have elsewhere.
 
-    The output must not replace them.
+    The output must not replace them. Raises CheckpointError if a directory cannot be read.
     """
-    opened = [*sources.values(), *([lender] if lender else [])]
-    return [*(source.path for source in opened), *(file for s in opened for file in s.files)]
+    found: list[Path] = []
+    for source in [*sources.values(), *([lender] if lender else [])]:
+        names = (*source.companions.names, *source.companions.code, *ALWAYS_READ)
+        small = (source.path / name for name in names)
+        found += [source.path, *source.files, *filter(os.path.islink, small)]
+    return found

@@ -7,7 +7,7 @@ import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from ..checkpoint.companions import find_companions, is_tokenizers
+from ..checkpoint.companions import is_tokenizers
 from ..checkpoint.files import read_bytes
 from ..checkpoint.hub import repo_of_snapshot
 from ..checkpoint.json_file import MAX_BYTES
@@ -120,7 +120,7 @@ def _turn_mismatch(
 
 def _check_links(source: Source, whole: bool, allow_links: AllowLinks) -> None:
     """Raise CheckpointError for a link to a place that the user has not named: nothing of that gets into the model."""
-    found = find_companions(source.path)
+    found = source.companions
     names = [n for n in (*found.names, *found.code) if whole or is_tokenizers(n)]
     check_links(source.path, [*names, MODEL_CARD], homes_of(source.path, allow_links))
 
