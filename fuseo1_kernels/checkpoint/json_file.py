@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections import Counter
@@ -99,12 +100,12 @@ def read_object(file: Path, *, unique_keys: bool = False) -> dict[str, Any]:
 
 def dump_object(data: dict[str, Any]) -> bytes:
     """Return `data` as Hugging Face's libraries write it: indented, UTF-8, a newline at the end."""
-    out = bytearray()
+    out = io.BytesIO()
     for piece in json.JSONEncoder(indent=2, ensure_ascii=False).iterencode(data):
         # UTF-8 cannot hold half of a surrogate pair; Python's escape for it is valid JSON too.
-        out += piece.encode("utf-8", "backslashreplace")
-    out += b"\n"
-    return bytes(out)
+        out.write(piece.encode("utf-8", "backslashreplace"))
+    out.write(b"\n")
+    return out.getvalue()  # without a copy
 
 
 def change_objects(data: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:

@@ -93,7 +93,12 @@ def dry_run(
     deletes: list[str] = []
     with ExitStack() as stack:
         sources = open_sources(
-            config, stack, progress=False, download=False, allow_links=options.allow_links
+            config,
+            stack,
+            progress=False,
+            download=False,
+            allow_links=options.allow_links,
+            max_memory=options.max_memory,
         )
         plan = make_plan(
             config,
@@ -118,7 +123,14 @@ def dry_run(
         with collected():
             lender = open_lender(config, sources, stack, False, options.allow_links)
             sidecars = make_sidecars(
-                config, plan, sources, lender, title, options.copy_tokenizer, options.allow_links
+                config,
+                plan,
+                sources,
+                lender,
+                title,
+                options.copy_tokenizer,
+                options.allow_links,
+                options.max_memory,
             )
         notes += sidecars.notes
         if out_dir is not None:

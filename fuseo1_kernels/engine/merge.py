@@ -153,7 +153,11 @@ def _run(
     options.check_surveys(config.merge_method)
     with ExitStack() as stack:
         sources = open_sources(
-            config, stack, progress=progress is not None, allow_links=options.allow_links
+            config,
+            stack,
+            progress=progress is not None,
+            allow_links=options.allow_links,
+            max_memory=options.max_memory,
         )
         plan = make_plan(
             config,
@@ -166,7 +170,14 @@ def _run(
         lender = open_lender(config, sources, stack, allow_links=options.allow_links)
         title = printable(os.path.basename(os.path.realpath(out)))
         sidecars, notes = make_sidecars(
-            config, plan, sources, lender, title, options.copy_tokenizer, options.allow_links
+            config,
+            plan,
+            sources,
+            lender,
+            title,
+            options.copy_tokenizer,
+            options.allow_links,
+            options.max_memory,
         )
         notes = [*plan.notes, *notes]
         identity = fingerprint(plan, options.nonfinite)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from ..checkpoint.header import HeaderRoom
 from ..checkpoint.layout import ALWAYS_READ
 from ..checkpoint.loader import open_source
 from ..checkpoint.other_formats import refusal
@@ -26,6 +27,7 @@ def open_sources(
     progress: bool = True,
     download: bool = True,
     allow_links: AllowLinks = (),
+    max_memory: int | None = None,
 ) -> dict[str, Source]:
     """Open every model to merge and return them by the config's names. `stack` closes them.
 
@@ -35,6 +37,7 @@ def open_sources(
         progress: show the progress of downloads.
         download: False: models that are not local must be in the hub's cache.
         allow_links: directories outside of the models to which links in them may lead.
+        max_memory: the most bytes that the headers of all models may take while they are read. None: any.
 
     Raises:
         CheckpointError: lists every model that cannot be opened.
@@ -43,10 +46,15 @@ def open_sources(
     sources: dict[str, Source] = {}
     name_by_path: dict[str, str] = {}
     problems = []
+    room = None if max_memory is None else HeaderRoom(max_memory)
     for name in config.model_names():
         try:
             source = open_source(
-                name, download_progress=progress, download=download, allow_links=allow_links
+                name,
+                download_progress=progress,
+                download=download,
+                allow_links=allow_links,
+                room=room,
             )
         except CheckpointError as error:
             problems.append(str(error))

@@ -39,7 +39,8 @@ def make_sidecars(
     lender: Source | None,
     title: str,
     copy_tokenizer: bool,
-    allow_links: AllowLinks = (),
+    allow_links: AllowLinks,
+    max_memory: int,
 ) -> Sidecars:
     """Return the sidecars. They are made before any weight is read, so that mistakes show early.
 
@@ -51,6 +52,7 @@ def make_sidecars(
         title: the model's name in its README.md.
         copy_tokenizer: copy tokenizer files.
         allow_links: directories outside of the models to which links in them may lead.
+        max_memory: the most bytes that a tokenizer may take while it is read.
 
     Raises:
         MergeError: a file is missing or damaged, or vocabularies differ.
@@ -80,6 +82,7 @@ def make_sidecars(
         lender or base,
         copied=copy_tokenizer,
         as_they_stand=config.tokenizer_files is not None,
+        max_memory=max_memory,
     )
     notes += compared
     if copy_tokenizer and (mismatch := find_stop_mismatch(files, vocabulary)):
