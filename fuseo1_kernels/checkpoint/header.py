@@ -101,9 +101,12 @@ class HeaderRoom:
         self._most = nbytes
         self._kept = 0
 
-    def take(self, file: Path, length: int) -> None:
-        """Count the header of `file`, which has `length` bytes. Raises CheckpointError if it does not fit."""
-        least = self._kept + length * _READ
+    def take(self, file: Path, length: int, times: int = _READ) -> None:
+        """Count the header of `file`, which has `length` bytes, and takes so many times that while it is read.
+
+        Raises CheckpointError if it does not fit.
+        """
+        least = self._kept + length * times
         if least > self._most:
             raise CheckpointError(
                 f"{file}: --max-memory {self._most >> 20} MiB is too little to read its header of {length} bytes,"
@@ -125,7 +128,7 @@ def read_header(file: Path, room: HeaderRoom | None = None) -> Header:
             f"{file}: not a safetensors file: its header does not start with '{{'"
         )
     entries = parse_object(
-        text, f"{file}: header", unique_keys=True, strict=True, compact=_Compact()
+        text, f"{file}: header", unique_keys=True, strict=True, compact=_Compact(), max_memory=None
     )
     del text
     metadata = _metadata(file, entries.pop(_METADATA, {}))

@@ -17,11 +17,12 @@ import xxhash
 
 from ..errors import OutputError
 from .files import close_quietly, is_inner_name
+from .folders import remove_tree
 from .identity import MergeIdentity
 from .journal import Journal, TensorRecord
 from .open_files import OpenFiles
 from .out_dir import check_out_dir
-from .owned import open_own_file, remove_tree
+from .owned import open_own_file
 from .page_cache import WriteBehind, drop
 from .partial import Partial, partial_path, sync_directory
 from .shards import Shard

@@ -48,6 +48,9 @@ DTYPE_NAMES = {
 MAX_PICKLE_BYTES = 32 << 20
 MAX_DIRECTORY_BYTES = 16 << 20
 
+# A pickle's bytes take so many times their number while they are read.
+_READ = 16
+
 _AGAIN = "download it again"
 _CONVERT = "convert the model to safetensors"
 
@@ -76,7 +79,7 @@ def open_torch_bin(
             identities[file] = FileIdentity.of(os.fstat(stream.fileno()))
             archive = _Archive(file, stream, identities[file].size)
             if room:
-                room.take(file, archive.size_of("data.pkl"))
+                room.take(file, archive.size_of("data.pkl"), _READ)
             structure = _read_structure(archive)
             held.append({key: _info(archive, key, value) for key, value in structure.items()})
     tensors = collect_shards(files, held, weight_map, path)

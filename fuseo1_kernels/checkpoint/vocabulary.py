@@ -12,13 +12,15 @@ from typing import Any, NamedTuple
 
 from ..errors import CheckpointError, counted, mib
 from .files import read_bytes
-from .json_file import parse_object
+from .json_file import memory_of, parse_object
 from .layout import ADDED_TOKENS, TOKENIZER, TOKENIZER_CONFIG
 
 # More are no vocabulary. The largest have 260,000 tokens in 35 MB of JSON, or 900,000 in 18 MB of pieces.
 MOST_BYTES, _MOST_TOKENS = 64 << 20, 1 << 20
 # Of words alone, and of what is added to them.
 _MOST_BYTES_OF_WORDS = 16 << 20
+# Bytes that a short word and its number take.
+_LINE = 120
 
 #: Names of tokens that mean nothing yet. A fine-tune may give such a row a name of its own.
 _PLACEHOLDER = re.compile(
@@ -120,7 +122,7 @@ def read_vocabulary(model: str, path: Path, max_memory: int | None = None) -> Vo
                 most = _MOST_BYTES_OF_WORDS if read in (_of_json, _of_lines) else MOST_BYTES
                 text = read_bytes(file, most)
                 if max_memory is not None:
-                    _check_memory(file, text, max_memory)
+                    _check_memory(file, text, read in (_of_lines, _of_tiktoken), max_memory)
                 tokens = read(text, str(file))
                 del text
                 if name != TOKENIZER:
@@ -143,16 +145,9 @@ def _find(path: Path, pattern: str) -> Path | None:
     return min((f for f in path.glob(pattern) if not f.name.startswith(".")), default=None)
 
 
-def _check_memory(file: Path, text: bytes, max_memory: int) -> None:
-    """Raise CheckpointError if the objects of a file's content may take more than `max_memory` bytes.
-
-    Counted are those that JSON would make: lists, objects, texts, and numbers with their places.
-    """
-    counts = [(b"[", 88), (b"{", 240), (b'"', 32), (b",", 48), (b":", 48), (b"\n", 120)]
-    wide = (
-        2 if text.isascii() else 5
-    )  # text and its characters, of which one that is rare makes all take four bytes
-    least = len(text) * (wide + 1) + sum(text.count(char) * size for char, size in counts)
+def _check_memory(file: Path, text: bytes, of_lines: bool, max_memory: int) -> None:
+    """Raise CheckpointError if what is made of a file's content may take more than `max_memory` bytes."""
+    least = memory_of(text) + of_lines * text.count(b"\n") * _LINE
     if least > max_memory:
         raise CheckpointError(
             f"{file}: --max-memory {max_memory >> 20} MiB is too little to read it: that may take {mib(least)}"
@@ -160,7 +155,7 @@ def _check_memory(file: Path, text: bytes, max_memory: int) -> None:
 
 
 def _of_tokenizer(text: bytes, where: str) -> dict[int, str]:
-    data = parse_object(text, where)
+    data = parse_object(text, where, max_memory=None)
     vocab = data["model"]["vocab"]
     # A Unigram model lists (token, score); a token's id is its place in the list.
     tokens = (
@@ -241,7 +236,7 @@ def _of_tekken(text: bytes, where: str) -> dict[int, str]:
 
     Source: https://github.com/mistralai/mistral-common, tokens/tokenizers/tekken.py
     """
-    data = parse_object(text, where)
+    data = parse_object(text, where, max_memory=None)
     config, special = data["config"], data.get("special_tokens") or []
     first, size = config.get("default_num_special_tokens"), config.get("default_vocab_size")
     first = len(special) if first is None else first
