@@ -24,6 +24,10 @@ class CheckpointError(MergeError):
     """A model's files are missing or damaged, or do not fit the other models."""
 
 
+class SourceTouchedError(CheckpointError):
+    """A file of a model got another time of change while it was read: its content may be the same, or not."""
+
+
 class BackendError(MergeError):
     """A backend cannot run here, or refuses its arguments."""
 

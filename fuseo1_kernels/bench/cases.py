@@ -140,7 +140,7 @@ def make_cases(
 def _parameters(method: Method, given: Mapping[str, Any], targets: int) -> dict[str, Any]:
     """All parameters that have a value, for so many models. Raises ConfigError."""
     if not method.takes(targets):
-        raise ConfigError(f"{method.name} merges {method.counts}, not {targets}")
+        raise ConfigError(f"{method.name} merges {method.counts()}, not {targets}")
     if targets > MAX_TARGETS:
         raise ConfigError(f"at most {MAX_TARGETS} targets are supported, not {targets}")
     values = resolve_parameters(method.name, given, range(targets))

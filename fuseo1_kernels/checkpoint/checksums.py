@@ -128,7 +128,7 @@ def make_checksums(
             "tensors": {
                 tensor.name: {
                     "checksum": tensors[tensor.name].checksum,
-                    "energy": list(tensors[tensor.name].energy),
+                    "energy": tensors[tensor.name].energy,
                 }
                 for shard in shards
                 for tensor in shard.tensors

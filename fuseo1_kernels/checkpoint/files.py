@@ -69,8 +69,13 @@ def read_bytes(file: Path, limit: int = MAX_SMALL_FILE) -> bytes:
     """Return the content of a small file, which has at most `limit` bytes. Raises CheckpointError."""
     with reading(file) as stream:
         # Not read, to find that out, if the system says how much there is.
-        large = os.fstat(stream.fileno()).st_size > limit
-        data = b"" if large else stream.read(limit + 1)
+        size = os.fstat(stream.fileno()).st_size
+        large = size > limit
+        data = (
+            b"" if large else stream.read(size + 1)
+        )  # the limit would be a buffer of as many bytes
+        if len(data) > size:  # it grew, or is a file of /proc
+            data += stream.read(limit + 1 - len(data))
     if large or len(data) > limit:
         raise CheckpointError(
             f"{file}: has more than {limit} bytes, too many for a file beside the weights"

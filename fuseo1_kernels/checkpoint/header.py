@@ -17,7 +17,7 @@ from pathlib import Path
 from reprlib import repr as short
 from typing import Any, NamedTuple
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, mib
 from .files import reading
 from .identity import FileIdentity
 from .json_file import parse_object
@@ -58,6 +58,9 @@ MAX_HEADER_BYTES = 100_000_000
 #: SIMD).
 ALIGNMENT = 64
 
+# A header's bytes take so many times their number while they are read.
+_READ = 7
+
 _METADATA = "__metadata__"
 _KEYS = ("dtype", "shape", "data_offsets")
 _MAX_INT = 2**63 - 1
@@ -91,12 +94,33 @@ class Header:
     identity: FileIdentity
 
 
-def read_header(file: Path) -> Header:
-    """Read and check the header of `file`; no tensor data is read.
+class HeaderRoom:
+    """The memory that headers may take: one that does not fit is refused before it is read."""
+
+    def __init__(self, nbytes: int) -> None:
+        self._most = nbytes
+        self._kept = 0
+
+    def take(self, file: Path, length: int, times: int = _READ) -> None:
+        """Count the header of `file`, which has `length` bytes, and takes so many times that while it is read.
+
+        Raises CheckpointError if it does not fit.
+        """
+        least = self._kept + length * times
+        if least > self._most:
+            raise CheckpointError(
+                f"{file}: --max-memory {self._most >> 20} MiB is too little to read its header of {length} bytes,"
+                f" which takes {mib(least)} with those before"
+            )
+        self._kept += length
+
+
+def read_header(file: Path, room: HeaderRoom | None = None) -> Header:
+    """Read and check the header of `file`; no tensor data is read. Without `room` any header is read.
 
     Raises CheckpointError, naming the file and the tensor, for anything that the format forbids.
     """
-    text, identity = _read_text(file)
+    text, identity = _read_text(file, room)
     file_size = identity.size
     data_start = 8 + len(text)
     if not text.startswith(b"{"):
@@ -104,7 +128,7 @@ def read_header(file: Path) -> Header:
             f"{file}: not a safetensors file: its header does not start with '{{'"
         )
     entries = parse_object(
-        text, f"{file}: header", unique_keys=True, strict=True, compact=_Compact()
+        text, f"{file}: header", unique_keys=True, strict=True, compact=_Compact(), max_memory=None
     )
     del text
     metadata = _metadata(file, entries.pop(_METADATA, {}))
@@ -144,20 +168,35 @@ def write_header(
 
     The tensors' bytes are contiguous; the first starts at `len(result)`, a multiple of ALIGNMENT.
     """
-    entries: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
-    offset = 0
+    header = bytearray(8)
+    separator, offset = b"{", 0
+
+    def add(name: str, entry: Any) -> None:  # one by one: there may be many thousands
+        nonlocal separator
+        header.extend(separator + _dump(name) + b":" + _dump(entry))
+        separator = b","
+
+    if metadata:
+        add(_METADATA, dict(metadata))
+    names = {_METADATA}
     for name, dtype, shape in tensors:
-        if name in entries or name == _METADATA:
+        if name in names:
             raise ValueError(f"tensor {name!r} cannot be written twice to one file")
+        names.add(name)
         end = offset + math.prod(shape) * DTYPE_BYTES[dtype]
-        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
+        add(name, {"dtype": dtype, "shape": shape, "data_offsets": [offset, end]})
         offset = end
-    text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
-    text += b" " * (-(8 + len(text)) % ALIGNMENT)
-    return len(text).to_bytes(8, "little") + text
+    header += b"}" if separator == b"," else b"{}"
+    header += b" " * (-len(header) % ALIGNMENT)
+    header[:8] = (len(header) - 8).to_bytes(8, "little")
+    return bytes(header)
 
 
-def _read_text(file: Path) -> tuple[bytes, FileIdentity]:
+def _dump(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+
+
+def _read_text(file: Path, room: HeaderRoom | None) -> tuple[bytes, FileIdentity]:
     """Return the JSON part of the header, and the identity of the file it was read from."""
     with reading(file) as stream:
         identity = FileIdentity.of(os.fstat(stream.fileno()))
@@ -177,6 +216,8 @@ def _read_text(file: Path) -> tuple[bytes, FileIdentity]:
             raise CheckpointError(
                 f"{file}: header of {length} bytes; the format allows {MAX_HEADER_BYTES}"
             )
+        if room:
+            room.take(file, length)
         text = stream.read(length)
     if len(text) < length:
         raise CheckpointError(f"{file}: shrank while it was read")

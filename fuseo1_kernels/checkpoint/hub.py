@@ -5,18 +5,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 
 from ..errors import CheckpointError
-from .companions import OTHER_FOLDERS
-from .layout import CONFIG, FORMATS, find_weights
-
-#: Files that are fetched beside the weights: configuration, tokenizer, chat templates, code, the card and license.
-SMALL_FILES = (
-    *("*.json", "*.txt", "*.jinja", "*.model", "*.tiktoken", "*.spm", "*.bpe", "*.codes", "*.py"),
-    *("README.md", "LICENSE*", "NOTICE*"),
-)
+from .companions import companions_to_fetch
+from .layout import ALWAYS_READ, CONFIG, FORMATS, find_weights
 
 _HUB_ID = re.compile(
     r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>(?!.*\.\.)\w[\w./-]*))?", re.ASCII
@@ -132,24 +127,32 @@ def _cached(repo: str, revision: str, with_weights: bool, advice: str) -> Path:
 
 def _download(repo: str, revision: str, progress: bool, with_weights: bool) -> Path:
     """Download files that are not cached yet: small files, then weights in the best available format."""
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import list_repo_tree, snapshot_download
+    from huggingface_hub.hf_api import RepoFile
 
-    def fetch(names: Sequence[str], ignore: list[str] | None = None) -> Path:
+    def refused(error: Exception) -> CheckpointError:
+        return CheckpointError(
+            f"{repo}: {_no_directory(repo)}, and the hub does not give revision {revision!r}:"
+            f" {' '.join(str(error).split())}"
+        )
+
+    def fetch(names: Sequence[str]) -> Path:
+        patterns = [escape(name) for name in names]
         try:
-            return Path(
-                snapshot_download(
-                    repo, revision=revision, allow_patterns=list(names), ignore_patterns=ignore
-                )
-            )
+            return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
         # The hub's client raises its own errors and those of its HTTP library.
         except Exception as error:
-            raise CheckpointError(
-                f"{repo}: {_no_directory(repo)}, and the hub does not give revision {revision!r}:"
-                f" {' '.join(str(error).split())}"
-            ) from error
+            raise refused(error) from error
 
+    try:
+        tree = list_repo_tree(repo, recursive=True, revision=revision)
+        sizes = {entry.path: entry.size for entry in tree if isinstance(entry, RepoFile)}
+    except Exception as error:
+        with suppress(CheckpointError):  # as if offline
+            return _cached(repo, revision, with_weights, _OFFLINE)
+        raise refused(error) from error
     with _progress_bars(progress):
-        folder = fetch(SMALL_FILES, ignore=[f"{name}/*" for name in OTHER_FOLDERS])
+        folder = fetch([*ALWAYS_READ, *companions_to_fetch(sizes)])
         for single, index in FORMATS if with_weights else ():
             weights = find_weights(folder, [(single, index)])
             names = weights.files if weights else [single]

@@ -18,14 +18,13 @@ class FileIdentity(NamedTuple):
     """Identifies a file's content without reading it; times in ns, size in bytes.
 
     A time of modification can be set back, a time of change cannot. But that changes with a file's names, rights and
-    owner, too.
+    owner, too: a file that was touched so may have the same content, or not.
     """
 
     size: Count
     mtime_ns: _Time
     inode: Count
     ctime_ns: _Time
-    links: Count
 
     @classmethod
     def of(cls, status: os.stat_result) -> FileIdentity:
@@ -35,21 +34,11 @@ class FileIdentity(NamedTuple):
             status.st_mtime_ns,
             status.st_ino,
             status.st_ctime_ns,
-            status.st_nlink,
         )
 
-    @property
-    def strict(self) -> tuple[int, ...]:
-        """All but the number of links: where it is the same, the content is, too."""
-        return self[:4]
-
-    def is_same(self, now: FileIdentity) -> bool:
-        """Whether the content is still the same, as far as the system tells.
-
-        A new time of change counts as a new content, unless the number of links has changed, which explains it.
-        """
-        touched = self.ctime_ns != now.ctime_ns and self.links == now.links
-        return self[:3] == now[:3] and not touched
+    def is_touched(self, now: FileIdentity) -> bool:
+        """Whether `now` is another by its time of change alone."""
+        return self != now and self[:3] == now[:3]
 
 
 class MergeIdentity(BaseModel):
@@ -67,9 +56,12 @@ class MergeIdentity(BaseModel):
     files: dict[str, FileIdentity]
 
     def difference_to(self, now: MergeIdentity) -> str | None:
-        """Describe how the inputs and options of the merge `now` differ from this one's; None if they do not."""
+        """Describe how the inputs and options of the merge `now` differ from this one's; None if they do not.
+
+        Files that were only touched are no difference: what was read from them has to be read anew (`touched`).
+        """
         for file, before in self.files.items():
-            if file in now.files and not before.is_same(now.files[file]):
+            if file in now.files and before[:3] != now.files[file][:3]:
                 return f"{printable(file)} changed since"
         if self.version != now.version:
             return f"it was begun by fuseo1-kernels {printable(self.version)}"
@@ -78,3 +70,8 @@ class MergeIdentity(BaseModel):
         if others := self.files.keys() ^ now.files.keys():
             return f"it was begun with other models: {printable(min(others))}"
         return None if self.plan == now.plan else "of another config or other options"
+
+    def touched(self, now: MergeIdentity) -> set[str]:
+        """Return the files that are others in the merge `now` by their times of change alone."""
+        both = self.files.keys() & now.files.keys()
+        return {file for file in both if self.files[file].is_touched(now.files[file])}

@@ -95,6 +95,14 @@ class Journal:
         self.identity, self.problem = identity, None
         self._append({"identity": identity.model_dump()})
 
+    def go_on(self, identity: MergeIdentity, tensors: Mapping[str, TensorRecord]) -> None:
+        """Go on with the merge that `identity` describes, and of what was recorded keep `tensors` alone.
+
+        One line says both: if it is torn, what was recorded before holds, and is looked at again.
+        """
+        self._append({"identity": identity.model_dump(), "tensors": tensors})
+        self.identity, self.tensors = identity, dict(tensors)
+
     def add(self, tensors: Mapping[str, TensorRecord]) -> None:
         """Record tensors whose every byte was written."""
         self._append({"tensors": tensors})
@@ -143,7 +151,10 @@ class Journal:
         self.identity, self.tensors, self.publishing = None, {}, None
 
     def _use(self, line: _Line) -> None:
-        self.identity = line.identity or self.identity
+        if (
+            line.identity is not None
+        ):  # what was recorded before is of another version of the models
+            self.identity, self.tensors = line.identity, {}
         self.tensors.update(line.tensors)
         if line.publishing is not None:
             self.publishing = line.publishing

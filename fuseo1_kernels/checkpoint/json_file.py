@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections import Counter
@@ -9,14 +10,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, mib
 from .files import read_bytes
 
 #: No model's file comes near it. Deeper JSON can be parsed, but not be compared, shown or written.
 MAX_DEPTH = 100
 
-#: The most bytes of a file: as objects they take 20 times the memory, at worst.
+#: The most bytes of a file.
 MAX_BYTES = 100_000_000
+
+# Bytes that the objects of a file may take; those of a hundred thousand tensors in an index take 60 MB.
+_MOST_MEMORY = 1 << 30
+# Bytes that each of these may stand for: a list, an object, half a text, and a number with its place.
+_COSTS = ((b"[", 88), (b"{", 240), (b'"', 32), (b",", 48), (b":", 48))
+
+
+def memory_of(text: bytes) -> int:
+    """Return how many bytes JSON and its objects take at most while it is read, by what it has of each kind."""
+    # The bytes, the text, and the texts in it: one rare character makes every one take four bytes.
+    copies = 3 if text.isascii() and b"\\u" not in text else 9
+    return len(text) * copies + sum(text.count(sign) * cost for sign, cost in _COSTS)
 
 
 def parse_object(
@@ -26,14 +39,18 @@ def parse_object(
     unique_keys: bool = False,
     strict: bool = False,
     compact: Callable[[dict[str, Any]], Any] | None = None,
+    max_memory: int | None = _MOST_MEMORY,
 ) -> dict[str, Any]:
     """Return the JSON object that the UTF-8 `text` holds; `where` names it in errors.
 
     With `unique_keys`, a key that stands twice in one object is an error (RFC 8259 leaves its
     meaning open). With `strict`, so is everything that Python accepts and stricter parsers do not:
     NaN, numbers above a double's, half of a surrogate pair; and -0 is a float. With `compact`,
-    every object becomes what that makes of it, as soon as it is read. Raises CheckpointError.
+    every object becomes what that makes of it, as soon as it is read. `max_memory`: the most bytes
+    that the objects may take (None: the caller has counted). Raises CheckpointError.
     """
+    if max_memory is not None and (needed := memory_of(text)) > max_memory:
+        raise CheckpointError(f"{where}: absurdly large: as objects it may take {mib(needed)}")
 
     def no_duplicates(pairs: list[tuple[str, Any]]) -> Any:
         items = dict(pairs)
@@ -99,12 +116,12 @@ def read_object(file: Path, *, unique_keys: bool = False) -> dict[str, Any]:
 
 def dump_object(data: dict[str, Any]) -> bytes:
     """Return `data` as Hugging Face's libraries write it: indented, UTF-8, a newline at the end."""
-    out = bytearray()
+    out = io.BytesIO()
     for piece in json.JSONEncoder(indent=2, ensure_ascii=False).iterencode(data):
         # UTF-8 cannot hold half of a surrogate pair; Python's escape for it is valid JSON too.
-        out += piece.encode("utf-8", "backslashreplace")
-    out += b"\n"
-    return bytes(out)
+        out.write(piece.encode("utf-8", "backslashreplace"))
+    out.write(b"\n")
+    return out.getvalue()  # without a copy
 
 
 def change_objects(data: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:

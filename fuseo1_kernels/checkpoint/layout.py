@@ -23,6 +23,8 @@ FORMATS = (
     ("model.safetensors", "model.safetensors.index.json"),
     ("pytorch_model.bin", "pytorch_model.bin.index.json"),
 )
+#: Small files that are read, but do not go along as they are.
+ALWAYS_READ = (CONFIG, MODEL_CARD, *(index for _, index in FORMATS))
 
 
 class Weights(NamedTuple):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from .header import Header, read_header
+from .header import Header, HeaderRoom, read_header
 from .hub import resolve
 from .json_file import read_object
 from .layout import CONFIG, check_links, find_weights, homes_of
@@ -23,6 +23,7 @@ def open_source(
     weights: bool = True,
     download: bool = True,
     allow_links: Sequence[str | os.PathLike[str]] = (),
+    room: HeaderRoom | None = None,
 ) -> Source:
     """Open a directory, else a hub id (`org/name` or `org/name@revision`), downloaded if need be.
 
@@ -30,20 +31,20 @@ def open_source(
     its index. Every header is read and checked; no tensor data is. With `weights=False` only the
     small files are needed, and `tensors` is empty; with `download=False` the hub's cache must hold
     the model. A file may be a link to one in the model's directory, in the hub's cache or in one of
-    the directories `allow_links`. Raises CheckpointError.
+    the directories `allow_links`. A header that has no `room` is not read. Raises CheckpointError.
     """
     path = Path(model)
     try:
         path = resolve(model, download_progress, weights=weights, download=download)
         homes = homes_of(path, allow_links)
         if weights:
-            return _open(model, path, homes)
+            return _open(model, path, homes, room)
         return Source(model, path, {}, _config(path, homes), {})
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def _open(model: str, path: Path, homes: Sequence[Path]) -> Source:
+def _open(model: str, path: Path, homes: Sequence[Path], room: HeaderRoom | None) -> Source:
     weights = find_weights(path, homes=homes)
     if weights is None:
         raise no_weights(path)
@@ -56,8 +57,8 @@ def _open(model: str, path: Path, homes: Sequence[Path]) -> Source:
     if weights.torch_bin:
         from .torch_bin import open_torch_bin
 
-        return open_torch_bin(model, path, config, files, weights.weight_map)
-    headers: list[Header] = [read_header(file) for file in files]
+        return open_torch_bin(model, path, config, files, weights.weight_map, room)
+    headers: list[Header] = [read_header(file, room) for file in files]
     held = [header.tensors for header in headers]
     tensors = collect_shards(files, held, weights.weight_map, path)
     identities = {header.file: header.identity for header in headers}

@@ -6,16 +6,14 @@ somebody else made is refused by name and left as it is.
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 import tempfile
-from collections.abc import Collection
 from pathlib import Path
-from typing import NoReturn
 
 from ..errors import OutputError
 from .files import KINDS, close_quietly
+from .folders import raise_it
 
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _REMEDY = "it is left as it is: move it away or choose another place"
@@ -73,51 +71,11 @@ def check_own_files(path: Path, name: str, directory: int) -> None:
         return
     if not stat.S_ISDIR(status.st_mode):
         raise _refusal(path / name, f"is {_kind(status)}, not a directory")
-    for folder, folders, files, fd in os.fwalk(name, dir_fd=directory, onerror=_raise):
+    for folder, folders, files, fd in os.fwalk(name, dir_fd=directory, onerror=raise_it):
         for entry in (*folders, *files):
             status = os.stat(entry, dir_fd=fd, follow_symlinks=False)
             if not stat.S_ISDIR(status.st_mode):
                 _check_file(path / folder / entry, status, directory)
-
-
-def remove_tree(name: str, directory: int, only: Collection[str] | None = None) -> None:
-    """Delete the folder `name` of the open `directory`; of its files those alone whose paths in it are in `only`.
-
-    Links are deleted, not followed. Raises OSError; ENOTEMPTY if files remain.
-    """
-    if not exists(name, directory):
-        return
-    for folder, folders, files, fd in os.fwalk(
-        name, topdown=False, dir_fd=directory, onerror=_raise
-    ):
-        for entry in files:
-            if only is None or os.path.relpath(f"{folder}/{entry}", name) in only:
-                os.unlink(entry, dir_fd=fd)
-        for entry in folders:
-            try:
-                os.rmdir(entry, dir_fd=fd)
-            except NotADirectoryError:  # a link to one
-                if only is None or os.path.relpath(f"{folder}/{entry}", name) in only:
-                    os.unlink(entry, dir_fd=fd)
-            except OSError as error:
-                if only is None or error.errno != errno.ENOTEMPTY:
-                    raise
-    os.rmdir(name, dir_fd=directory)
-
-
-def sync_folders(name: str, directory: int) -> None:
-    """Flush the names in the folder `name` of the open `directory` to the disk, and those in its folders."""
-    for _, _, _, fd in os.fwalk(name, dir_fd=directory, onerror=_raise):
-        os.fsync(fd)
-
-
-def exists(name: str, directory: int) -> bool:
-    """Whether the open `directory` has the entry `name`, if only a link. Raises OSError."""
-    try:
-        os.stat(name, dir_fd=directory, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return True
 
 
 def _check_file(path: Path, status: os.stat_result, directory: int) -> None:
@@ -148,7 +106,3 @@ def _kind(status: os.stat_result) -> str:
 
 def _refusal(path: Path, reason: str) -> OutputError:
     return OutputError(f"{path}: {reason}; {_REMEDY}")
-
-
-def _raise(error: OSError) -> NoReturn:
-    raise error

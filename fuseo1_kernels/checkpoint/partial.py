@@ -23,16 +23,10 @@ from pathlib import Path
 from ..errors import OutputError, first_names
 from .contents import contents_of
 from .files import close_quietly
+from .folders import exists, remove_tree, sync_folders
 from .identity import MergeIdentity
 from .journal import Journal, read_mark
-from .owned import (
-    check_own_files,
-    exists,
-    open_own_directory,
-    open_own_file,
-    remove_tree,
-    sync_folders,
-)
+from .owned import check_own_files, open_own_directory, open_own_file
 from .signals import held_signals
 
 _JOURNAL, _MODEL, _REPLACED = "journal", "model", "replaced"

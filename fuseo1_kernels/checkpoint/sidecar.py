@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from ..errors import CheckpointError, ConfigError, printable
-from .companions import Companions, find_companions, is_tokenizers
+from .companions import Companions, is_tokenizers
 from .config_sections import TEXT_CONFIGS, change_section, section_at
 from .custom_code import find_code
 from .files import read_bytes
@@ -79,8 +79,7 @@ def sidecar_files(
     files: dict[str, bytes] = {}
     notes: list[str] = []
     lender = tokenizer or base
-    of_base = find_companions(base.path)
-    of_lender = of_base if lender is base else find_companions(lender.path)
+    of_base, of_lender = base.companions, lender.companions
 
     lent = [name for name in of_lender.names if copy_tokenizer and is_tokenizers(name)]
     if tokenizer is not None and not lent:

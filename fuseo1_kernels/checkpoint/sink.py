@@ -8,7 +8,7 @@ import os
 import shutil
 import stat
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -17,11 +17,12 @@ import xxhash
 
 from ..errors import OutputError
 from .files import close_quietly, is_inner_name
+from .folders import remove_tree
 from .identity import MergeIdentity
-from .journal import TensorRecord
+from .journal import Journal, TensorRecord
 from .open_files import OpenFiles
 from .out_dir import check_out_dir
-from .owned import open_own_file, remove_tree
+from .owned import open_own_file
 from .page_cache import WriteBehind, drop
 from .partial import Partial, partial_path, sync_directory
 from .shards import Shard
@@ -45,11 +46,13 @@ class Sink:
         overwrite: bool,
         inputs: Sequence[Path],
         resume: bool = True,
+        tensors_from: Callable[[Collection[str]], Collection[str]] | None = None,
     ) -> None:
         """Check `out_dir`, continue what an earlier run left, reserve all space, write the headers.
 
         `identity` has everything that the tensors' bytes depend on: only a partial output of the same
-        identity is continued. Without `resume` none is. Raises OutputError.
+        identity is continued, but for tensors merged from files that were touched since, which `tensors_from`
+        names (None: all of them). Without `resume` nothing is. Raises OutputError.
         """
         self._out = Path(os.path.realpath(out_dir))
         self._overwrite = overwrite
@@ -60,6 +63,9 @@ class Sink:
         self._files = OpenFiles(WriteBehind.sync)
         self._model = -1
         self._inputs = tuple(inputs)
+        self._tensors_from = tensors_from
+        #: Files that were touched since an earlier run read them.
+        self.touched: set[str] = set()
         if not partial_path(self._out).exists():
             # Create nothing where the output is not allowed.
             check_out_dir(out_dir, overwrite=overwrite, inputs=inputs)
@@ -134,9 +140,7 @@ class Sink:
             try:
                 self._open_partial.journal.add(tensors)
             except OSError as error:
-                raise OutputError(
-                    f"{self._out}: the journal of the merge cannot be written ({error.strerror})"
-                ) from error
+                raise self._no_journal(error) from error
 
     def add_file(self, name: str, data: bytes) -> None:
         """Put a small file beside the shards, or into a folder there (`1_Pooling/config.json`)."""
@@ -226,9 +230,27 @@ class Sink:
                     f"{partial.path}: holds an unfinished merge, but {difference}; to drop it and"
                     " start afresh, pass --no-resume"
                 )
+            self._drop_touched(journal, identity)
         elif journal.identity != identity or not journal.tensors or not resume:
             partial.restart(identity)
         self._journaled = dict(journal.tensors)
+
+    def _drop_touched(self, journal: Journal, identity: MergeIdentity) -> None:
+        """Forget tensors that were merged from files that may have other bytes by now: they are merged anew."""
+        assert journal.identity is not None
+        self.touched = journal.identity.touched(identity)
+        if self.touched:
+            stale = self._tensors_from(self.touched) if self._tensors_from else journal.tensors
+            kept = {name: r for name, r in journal.tensors.items() if name not in stale}
+            try:
+                journal.go_on(identity, kept)
+            except OSError as error:
+                raise self._no_journal(error) from error
+
+    def _no_journal(self, error: OSError) -> OutputError:
+        return OutputError(
+            f"{self._out}: the journal of the merge cannot be written ({error.strerror})"
+        )
 
     def _reserve(self) -> None:
         """Give every shard its full size, so that a full disk is found before anything is merged."""

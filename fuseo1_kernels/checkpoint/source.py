@@ -6,12 +6,13 @@ import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, SourceTouchedError
+from .companions import Companions, find_companions
 from .files import close_quietly, open_regular
 from .header import TensorInfo
 from .identity import FileIdentity
@@ -67,6 +68,11 @@ class Source:
         self.files = files
         self._forgotten: dict[Path, Intervals] = {}
         self._lock = threading.Lock()
+
+    @cached_property
+    def companions(self) -> Companions:
+        """The files that go along with the weights. Raises CheckpointError."""
+        return find_companions(self.path)
 
     def read_into(self, info: TensorInfo, start: int, view: memoryview) -> None:
         """Fill `view` with the bytes [start, start + view.nbytes) of the tensor `info`.
@@ -157,7 +163,13 @@ class Source:
             return _OpenFile(fd, sequential, self._forgotten.setdefault(file, Intervals()))
 
     def _check(self, file: Path, fd: int) -> None:
-        if not self.files[file].is_same(FileIdentity.of(_status(fd, file))):
+        before, now = self.files[file], FileIdentity.of(_status(fd, file))
+        if before.is_touched(now):
+            raise SourceTouchedError(
+                f"{file}: its time of change is another since its header was read (a new name, other rights, or other"
+                " bytes); give the same command again, which merges anew what came from this file"
+            )
+        if before != now:
             raise CheckpointError(f"{file}: the file changed since its header was read; {_AGAIN}")
 
 

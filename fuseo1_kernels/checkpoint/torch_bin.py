@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 
 from ..errors import CheckpointError
 from .files import reading
-from .header import DTYPE_BYTES, TensorInfo
+from .header import DTYPE_BYTES, HeaderRoom, TensorInfo
 from .identity import FileIdentity
 from .source import Source, collect_shards
 from .torch_pickle import Rebuilt, read_tensors
@@ -48,6 +48,9 @@ DTYPE_NAMES = {
 MAX_PICKLE_BYTES = 32 << 20
 MAX_DIRECTORY_BYTES = 16 << 20
 
+# A pickle's bytes take so many times their number while they are read.
+_READ = 16
+
 _AGAIN = "download it again"
 _CONVERT = "convert the model to safetensors"
 
@@ -62,6 +65,7 @@ def open_torch_bin(
     config: dict[str, Any],
     files: Sequence[Path],
     weight_map: Mapping[str, str] | None,
+    room: HeaderRoom | None = None,
 ) -> Source:
     """Return the model at `path` whose weights are the torch files `files`; no data is read.
 
@@ -74,6 +78,8 @@ def open_torch_bin(
         with reading(file) as stream:
             identities[file] = FileIdentity.of(os.fstat(stream.fileno()))
             archive = _Archive(file, stream, identities[file].size)
+            if room:
+                room.take(file, archive.size_of("data.pkl"), _READ)
             structure = _read_structure(archive)
             held.append({key: _info(archive, key, value) for key, value in structure.items()})
     tensors = collect_shards(files, held, weight_map, path)
@@ -130,6 +136,10 @@ class _Archive:
 
     def __contains__(self, record: str) -> bool:
         return record in self._entries
+
+    def size_of(self, record: str) -> int:
+        """Return the bytes of an entry, as the directory states them; 0 if there is none."""
+        return self._entries[record].file_size if record in self._entries else 0
 
     def locate(self, record: str, where: str) -> tuple[int, int]:
         """Return offset and size of an entry's bytes. Raises CheckpointError unless the file has them all."""

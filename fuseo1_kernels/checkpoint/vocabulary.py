@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import math
 import re
@@ -9,15 +10,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import CheckpointError, counted
+from ..errors import CheckpointError, counted, mib
 from .files import read_bytes
-from .json_file import parse_object
+from .json_file import memory_of, parse_object
 from .layout import ADDED_TOKENS, TOKENIZER, TOKENIZER_CONFIG
 
 # More are no vocabulary. The largest have 260,000 tokens in 35 MB of JSON, or 900,000 in 18 MB of pieces.
 MOST_BYTES, _MOST_TOKENS = 64 << 20, 1 << 20
 # Of words alone, and of what is added to them.
 _MOST_BYTES_OF_WORDS = 16 << 20
+# Bytes that a short word and its number take.
+_LINE = 120
 
 #: Names of tokens that mean nothing yet. A fine-tune may give such a row a name of its own.
 _PLACEHOLDER = re.compile(
@@ -31,8 +34,8 @@ class Vocabulary(NamedTuple):
     Attributes:
         model: the model's name, for messages.
         tokens: by id.
-        kind: "" if the ids are rows of the model; else the name of a file whose ids the model shifts. These compare
-            with those of another such file alone.
+        kind: "" if the ids are rows of the model and the tokens are text; else the name of a file whose ids the model
+            shifts or whose tokens are bytes. These compare with those of another such file alone.
     """
 
     model: str
@@ -59,9 +62,11 @@ class MergedRows:
 
     def __init__(self, rows: int | None) -> None:
         self._rows = math.inf if rows is None else rows
-        self._tokens: dict[int, str] = {}
+        self._first: Vocabulary | None = None  # not copied: it may have a million tokens
+        self._later: dict[
+            int, tuple[str, str]
+        ] = {}  # token and model of ids that mean nothing in the first
         self._ids: dict[str, int] = {}
-        self._models: dict[int, str] = {}
 
     def add(self, vocabulary: Vocabulary) -> str | None:
         """Add a model's tokens.
@@ -69,35 +74,57 @@ class MergedRows:
         Returns, in words, an id that means another token in a model before, or a token that has another id there;
         None if there is neither.
         """
+        if self._first is None:
+            self._first = vocabulary
+            meant = ((i, t) for i, t in vocabulary.tokens.items() if not _PLACEHOLDER.fullmatch(t))
+            self._ids = {token: index for index, token in meant}
+            return None
         conflict = None
         for index, token in vocabulary.tokens.items():
-            known, place = self._tokens.get(index), self._ids.get(token)
-            if known == token or _PLACEHOLDER.fullmatch(token):
+            if self._first.tokens.get(index) == token or _PLACEHOLDER.fullmatch(token):
+                continue
+            (known, _), place = self._known(index), self._ids.get(token)
+            if known == token:
                 continue
             if place is not None and vocabulary.tokens.get(place) == token:
                 place = None  # a token of two ids, one of which the models share
             if known is None and place is None:
-                self._tokens[index], self._ids[token] = token, index
-                self._models[index] = vocabulary.model
+                self._later[index], self._ids[token] = (token, vocabulary.model), index
             elif conflict is None and min(index, index if place is None else place) < self._rows:
                 conflict = self._describe(vocabulary.model, index, token, place)
         return conflict
 
+    def _known(self, index: int) -> tuple[str | None, str]:
+        """Return the token of an id and the first model that has it; (None, "") if it means nothing yet."""
+        assert self._first is not None
+        token = self._first.tokens.get(index)
+        if token is not None and not _PLACEHOLDER.fullmatch(token):
+            return token, self._first.model
+        return self._later.get(index, (None, ""))
+
     def _describe(self, model: str, index: int, token: str, place: int | None) -> str:
         if place is not None:
-            return f"token {token!r:.80} has id {place} in {self._models[place]} and {index} in {model}"
-        known, other = self._tokens[index], self._models[index]
+            return f"token {token!r:.80} has id {place} in {self._known(place)[1]} and {index} in {model}"
+        known, other = self._known(index)
         return f"id {index} is token {known!r:.80} in {other} and {token!r:.80} in {model}"
 
 
-def read_vocabulary(model: str, path: Path) -> Vocabulary | None:
-    """Return the vocabulary of `model`, in `path`; None if it has none of a known format. Raises CheckpointError."""
-    for name, (read, shifted) in _READERS.items():
-        file = path / name
-        if file.exists():
+def read_vocabulary(model: str, path: Path, max_memory: int | None = None) -> Vocabulary | None:
+    """Return the vocabulary of `model`, in `path`; None if it has none of a known format.
+
+    Raises CheckpointError, also for a file that takes more than `max_memory` bytes as objects (None: any may).
+    """
+    for pattern, (read, apart) in _READERS.items():
+        file = _find(path, pattern)
+        if file is not None:
+            name = file.name
             try:
                 most = _MOST_BYTES_OF_WORDS if read in (_of_json, _of_lines) else MOST_BYTES
-                tokens = read(read_bytes(file, most), str(file))
+                text = read_bytes(file, most)
+                if max_memory is not None:
+                    _check_memory(file, text, read in (_of_lines, _of_tiktoken), max_memory)
+                tokens = read(text, str(file))
+                del text
                 if name != TOKENIZER:
                     tokens |= _added(path)
             except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
@@ -108,12 +135,27 @@ def read_vocabulary(model: str, path: Path) -> Vocabulary | None:
                 raise CheckpointError(
                     f"{file}: not a tokenizer: its vocabulary maps no ids to tokens"
                 )
-            return Vocabulary(model, tokens, name if shifted else "")
+            return Vocabulary(model, tokens, pattern if apart else "")
     return None
 
 
+def _find(path: Path, pattern: str) -> Path | None:
+    if "*" not in pattern:
+        return path / pattern if (path / pattern).exists() else None
+    return min((f for f in path.glob(pattern) if not f.name.startswith(".")), default=None)
+
+
+def _check_memory(file: Path, text: bytes, of_lines: bool, max_memory: int) -> None:
+    """Raise CheckpointError if what is made of a file's content may take more than `max_memory` bytes."""
+    least = memory_of(text) + of_lines * text.count(b"\n") * _LINE
+    if least > max_memory:
+        raise CheckpointError(
+            f"{file}: --max-memory {max_memory >> 20} MiB is too little to read it: that may take {mib(least)}"
+        )
+
+
 def _of_tokenizer(text: bytes, where: str) -> dict[int, str]:
-    data = parse_object(text, where)
+    data = parse_object(text, where, max_memory=None)
     vocab = data["model"]["vocab"]
     # A Unigram model lists (token, score); a token's id is its place in the list.
     tokens = (
@@ -181,6 +223,34 @@ def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
         at += size
 
 
+def _of_tiktoken(text: bytes, where: str) -> dict[int, str]:
+    """Lines of a token's bytes in base64 and its id. The bytes are given as characters of the same numbers."""
+    if text.count(b"\n") > _MOST_TOKENS:
+        raise CheckpointError(f"{where}: more than {_MOST_TOKENS} lines are no vocabulary")
+    pairs = (line.split() for line in io.BytesIO(text) if line.strip())
+    return {int(index): _of_base64(token) for token, index in pairs}
+
+
+def _of_tekken(text: bytes, where: str) -> dict[int, str]:
+    """Mistral's: special tokens come first, and of the rest as many count as the vocabulary's size leaves.
+
+    Source: https://github.com/mistralai/mistral-common, tokens/tokenizers/tekken.py
+    """
+    data = parse_object(text, where, max_memory=None)
+    config, special = data["config"], data.get("special_tokens") or []
+    first, size = config.get("default_num_special_tokens"), config.get("default_vocab_size")
+    first = len(special) if first is None else first
+    if not 0 <= first <= (first if size is None else size):
+        raise ValueError("not the sizes of a vocabulary")
+    kept = data["vocab"] if size is None else data["vocab"][: size - first]
+    tokens = {first + i: _of_base64(entry["token_bytes"]) for i, entry in enumerate(kept)}
+    return tokens | {entry["rank"]: entry["token_str"] for entry in special}
+
+
+def _of_base64(token: str | bytes) -> str:
+    return base64.b64decode(token, validate=True).decode("latin-1")
+
+
 def _added(path: Path) -> dict[int, str]:
     """The tokens that are added to a vocabulary which is no tokenizer.json."""
     tokens: dict[int, str] = {}
@@ -197,7 +267,7 @@ def _added(path: Path) -> dict[int, str]:
     return tokens
 
 
-# Files with the ids of all tokens, best first: how they are read, and whether the model shifts their ids.
+# Files with the ids of all tokens, best first: how they are read, and whether they compare with their own kind alone.
 _READERS: dict[str, tuple[Callable[[bytes, str], dict[Any, Any]], bool]] = {
     TOKENIZER: (_of_tokenizer, False),
     "vocab.json": (_of_json, False),
@@ -206,4 +276,6 @@ _READERS: dict[str, tuple[Callable[[bytes, str], dict[Any, Any]], bool]] = {
     "spiece.model": (_of_pieces, False),
     "spm.model": (_of_pieces, False),
     "sentencepiece.bpe.model": (_of_pieces, True),
+    "tekken.json": (_of_tekken, True),
+    "*.tiktoken": (_of_tiktoken, True),
 }

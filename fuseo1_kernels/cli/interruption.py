@@ -14,7 +14,7 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any, NoReturn
 
-from .terminal import say, say_json, shown, standard_streams
+from .terminal import escaped, say, say_json, standard_streams
 
 #: Seconds that a command may take to end: a download does not let itself be interrupted.
 _PATIENCE = 10.0
@@ -67,7 +67,7 @@ class Interruption:
             for line in others:
                 say(line)
             if self.as_json:
-                say_json({"error": shown(text)})
+                say_json({"error": escaped(text)})
             code = 128 + (self.number or signal.SIGINT)
         finally:
             sys.unraisablehook = self._unraisable
@@ -82,7 +82,7 @@ class Interruption:
         text = "this is an error in the program: please report what stands above"
         say(f"{self._program}: error: {text}")
         if self.as_json:
-            say_json({"error": shown(repr(error))})
+            say_json({"error": escaped(repr(error))})
         return 1
 
     def _install(self, is_process: bool) -> None:

@@ -6,7 +6,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from .terminal import as_message, say, say_json, shown
+from .terminal import as_message, escaped, say, say_json
 
 if TYPE_CHECKING:
     from ..engine.dry_run import DryRun
@@ -25,7 +25,7 @@ def print_json(result: DryRun | MergeResult | VerifyResult) -> None:
     data: dict[str, Any] = result.as_dict()
     for key in ("notes", "problems"):
         if key in data:
-            data[key] = [shown(text) for text in data[key]]
+            data[key] = [escaped(text) for text in data[key]]
     say_json(data)
 
 

@@ -18,7 +18,7 @@ MOST, MOST_OF_A_LINE = 2000, 500
 _ROOM = 60
 
 
-def shown(text: str, most: int = MOST) -> str:
+def escaped(text: str, most: int = MOST) -> str:
     """Return `text` on one line of at most `most` characters.
 
     Control characters, line breaks, directions and all else that is not printable are escaped: `\\n`, `\\x1b`,
@@ -41,8 +41,8 @@ def shown(text: str, most: int = MOST) -> str:
 def as_message(first: str, *details: str) -> str:
     """Return a message of at most MOST characters: a line, and an indented line for each of `details`."""
     if not details:
-        return shown(first)
-    lines = [shown(line, MOST_OF_A_LINE) for line in (first, *details)]
+        return escaped(first)
+    lines = [escaped(line, MOST_OF_A_LINE) for line in (first, *details)]
     head, tail = _ends(len(lines), lambda index: len(lines[index]) + len("\n  "), MOST - _ROOM)
     left = len(lines) - head - tail
     if left:

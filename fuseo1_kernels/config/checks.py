@@ -19,14 +19,6 @@ def check_spelling(names: Sequence[str]) -> None:
             raise ConfigError(f"{first!r} and {name!r} are one model: spell it one way")
 
 
-def how_many(least: int, most: int | None) -> str:
-    """Return in words how many models a method merges; `most` is None or equal to `least`."""
-    if least == most:
-        return "exactly one model" if most == 1 else f"exactly {most} models"
-    assert most is None
-    return "at least one model" if least == 1 else f"at least {least} models"
-
-
 def check_setting(
     method: Method, where: str, name: str, setting: Setting, of_one_model: bool
 ) -> None:

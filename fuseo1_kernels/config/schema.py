@@ -24,7 +24,7 @@ from pydantic import (
 from ..errors import ConfigError, did_you_mean
 from ..methods import METHODS, NOT_YET
 from ..methods.method import Method
-from .checks import check_setting, check_spelling, how_many
+from .checks import check_setting, check_spelling
 from .resolve import Part, Scope, all_scopes
 from .types import (
     ChatTemplate,
@@ -260,9 +260,8 @@ class MergeConfig(_Section):
         number, method = len(part.targets), self.method
         if method.takes(number):
             return
-        takes = f"{method.name} merges {how_many(method.least, method.most)}"
-        if part.base is not None:
-            takes += f" beside the base {part.base!r}"
+        base = None if part.base is None else f"the base {part.base!r}"
+        takes = f"{method.name} merges {method.counts(base)}"
         base_added = part.base is None and len(part.models) > len(names)
         included = f", the base_model {part.models[-1]!r} included" if base_added else ""
         are = "is" if number == 1 else "are"

@@ -71,7 +71,6 @@ def dry_run(
     """
     options = options or MergeOptions()
     options.check_numbers()
-    options.check_links()
     if out_dir is not None:
         check_out_name(out_dir)
     problems: list[str] = []
@@ -89,11 +88,17 @@ def dry_run(
         except MergeError as error:  # nothing else that is looked at there would be to the point
             problems.append(str(error))
             out_dir = None
+    options.check_links(out_dir)
     memory = 0
     deletes: list[str] = []
     with ExitStack() as stack:
         sources = open_sources(
-            config, stack, progress=False, download=False, allow_links=options.allow_links
+            config,
+            stack,
+            progress=False,
+            download=False,
+            allow_links=options.allow_links,
+            max_memory=options.max_memory,
         )
         plan = make_plan(
             config,
@@ -118,7 +123,14 @@ def dry_run(
         with collected():
             lender = open_lender(config, sources, stack, False, options.allow_links)
             sidecars = make_sidecars(
-                config, plan, sources, lender, title, options.copy_tokenizer, options.allow_links
+                config,
+                plan,
+                sources,
+                lender,
+                title,
+                options.copy_tokenizer,
+                options.allow_links,
+                options.max_memory,
             )
         notes += sidecars.notes
         if out_dir is not None:

@@ -6,6 +6,8 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,8 @@ from ..checkpoint.signals import held_signals, safe_point
 from ..checkpoint.sink import Sink
 from ..config.load import as_config
 from ..config.schema import MergeConfig
-from ..errors import printable, worded_os_errors
-from ..plan.fingerprint import fingerprint, merge_digest
+from ..errors import SourceTouchedError, printable, worded_os_errors
+from ..plan.fingerprint import fingerprint, merge_digest, tensors_from
 from ..plan.models import AllowLinks, inputs, open_lender, open_sources
 from ..plan.plan import Plan, make_plan, refuse_problems
 from ..plan.sidecars import make_sidecars
@@ -28,6 +30,9 @@ from .result import MergeResult, Progress, energy_share, fits
 from .run import Merged, run_plan
 from .survey_cache import SurveyCache
 from .tuning import DEFAULT_TUNING, Tuning
+
+# How often a model's file may be touched during a merge.
+_MOST_TOUCHES = 3
 
 
 def merge_checkpoints(
@@ -118,16 +123,41 @@ def run_merge(
     progress: Progress | None = None,
 ) -> MergeResult:
     """As merge_checkpoints, with the options in one record. Raises MergeError."""
+    notes: list[str] = []
+    while True:
+        try:
+            result = _run(config, out_dir, options, progress)
+            return replace(result, notes=(*result.notes, *notes))
+        except SourceTouchedError:
+            # A backup that links files, say. What was merged from the file may be of another version.
+            if len(notes) == _MOST_TOUCHES:
+                raise
+            notes.append(
+                "a model's file was touched during the merge, which went on with it as it is now"
+            )
+            options = replace(options, resume=True)
+
+
+def _run(
+    config: MergeConfig,
+    out_dir: str | os.PathLike[str],
+    options: MergeOptions,
+    progress: Progress | None,
+) -> MergeResult:
     started = time.perf_counter()
     out = check_place(out_dir)
     options.check_numbers()
-    options.check_links()
+    options.check_links(out)
     check_out_name(out_dir)
     executor = choose_executor(options)
     options.check_surveys(config.merge_method)
     with ExitStack() as stack:
         sources = open_sources(
-            config, stack, progress=progress is not None, allow_links=options.allow_links
+            config,
+            stack,
+            progress=progress is not None,
+            allow_links=options.allow_links,
+            max_memory=options.max_memory,
         )
         plan = make_plan(
             config,
@@ -140,7 +170,14 @@ def run_merge(
         lender = open_lender(config, sources, stack, allow_links=options.allow_links)
         title = printable(os.path.basename(os.path.realpath(out)))
         sidecars, notes = make_sidecars(
-            config, plan, sources, lender, title, options.copy_tokenizer, options.allow_links
+            config,
+            plan,
+            sources,
+            lender,
+            title,
+            options.copy_tokenizer,
+            options.allow_links,
+            options.max_memory,
         )
         notes = [*plan.notes, *notes]
         identity = fingerprint(plan, options.nonfinite)
@@ -165,8 +202,10 @@ def run_merge(
                     overwrite=options.overwrite,
                     inputs=inputs(sources, lender),
                     resume=options.resume,
+                    tensors_from=partial(tensors_from, plan),
                 )
             )
+            notes += map(_touched_note, sorted(sink.touched))
             merged = run_plan(plan, sink, executor, options, cache, progress)
             notes += merged.notes + (cache.problems if cache else [])
             sidecars[checksums.FILE] = checksums.make_checksums(
@@ -200,6 +239,13 @@ def run_merge(
         resumed=len(merged.resumed),
         backend=f"{executor.name}: {executor.description}",
         notes=tuple(notes),
+    )
+
+
+def _touched_note(file: str) -> str:
+    return (
+        f"{printable(file)}: its time of change was another when the merge went on (a new name, other rights, or other"
+        " bytes); what had been merged from it was merged anew"
     )
 
 

@@ -6,8 +6,9 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
+from pathlib import Path
 
-from ..errors import ConfigError, MergeError
+from ..errors import ConfigError, MergeError, OutputError
 from ..methods.nonfinite import check_nonfinite
 from ..methods.parameters import check_seed
 from ..plan.models import AllowLinks
@@ -66,8 +67,8 @@ class MergeOptions:
         check_sizes(max_memory=self.max_memory, shard_size=self.shard_size)
         check_seed(self.random_seed)
 
-    def check_links(self) -> None:
-        """Raise ConfigError unless `allow_links` are directories."""
+    def check_links(self, out_dir: str | os.PathLike[str] | None) -> None:
+        """Raise ConfigError unless `allow_links` are directories, OutputError if `out_dir` contains one of them."""
         if isinstance(self.allow_links, (str, os.PathLike)):
             raise ConfigError(f"allow_links: must be a list: [{os.fspath(self.allow_links)!r}]")
         for directory in self.allow_links:
@@ -75,6 +76,12 @@ class MergeOptions:
                 raise ConfigError(
                     f"allow_links: {os.fspath(directory)!r} is no directory; name one that links"
                     " lead to"
+                )
+            real = Path(os.path.realpath(directory))
+            if out_dir is not None and real.is_relative_to(os.path.realpath(out_dir)):
+                raise OutputError(
+                    f"{out_dir}: contains {os.fspath(directory)}, where files of models may lie (allow_links);"
+                    " choose another OUT"
                 )
 
     def check_surveys(self, method: str) -> None:

@@ -153,7 +153,7 @@ def _key(job: Job, request: Request) -> str:
     inputs = [
         [
             os.path.realpath(x.info.file),
-            x.source.files[x.info.file].strict,
+            x.source.files[x.info.file],
             x.info.offset,
             x.info.dtype,
         ]

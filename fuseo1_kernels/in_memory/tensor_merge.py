@@ -305,5 +305,5 @@ def _order(method: Method, tensors: int, base_index: int | None) -> list[int]:
         raise MergeError(f"{method.name} needs a base: give base_index")
     merged = tensors - (base_index is not None and method.base != "ignored")
     if not method.takes(merged):
-        raise MergeError(f"{method.name} merges {method.counts}, not {merged}")
+        raise MergeError(f"{method.name} merges {method.counts()}, not {merged}")
     return order

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..errors import ConfigError
+from ..errors import ConfigError, counted
 from .rule import Rule, TensorSpec
 
 Scalar = bool | float | str
@@ -99,14 +99,13 @@ class Method:
         """Whether it merges so many models, besides a base."""
         return models >= self.least and (self.most is None or models <= self.most)
 
-    @property
-    def counts(self) -> str:
-        """How many models it merges, in words."""
-        beside = "" if self.base == "ignored" else " beside the base"
+    def counts(self, base: str | None = "the base") -> str:
+        """Return in words how many models it merges; `base`: what the base is called, None: there is none."""
+        beside = "" if base is None or self.base == "ignored" else f" beside {base}"
         if self.least == self.most:
-            return f"exactly {self.least} model{'s' * (self.least > 1)}{beside}"
+            return f"exactly {counted(self.least, 'model')}{beside}"
         most = "" if self.most is None else f" and at most {self.most}"
-        return f"at least {self.least} model{'s' * (self.least > 1)}{most}{beside}"
+        return f"at least {counted(self.least, 'model')}{most}{beside}"
 
 
 def method(

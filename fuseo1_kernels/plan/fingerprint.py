@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,14 @@ def fingerprint(plan: Plan, nonfinite: str) -> MergeIdentity:
 
 def merge_digest(identity: MergeIdentity) -> str:
     """Return a checksum by which a finished model recognizes its merge."""
-    files = {file: found.strict for file, found in identity.files.items()}
-    return digest([identity.version, identity.nonfinite, identity.plan, files])
+    return digest([identity.version, identity.nonfinite, identity.plan, identity.files])
+
+
+def tensors_from(plan: Plan, files: Collection[str]) -> set[str]:
+    """Return the names of the output tensors that are merged from any of `files`, by a fingerprint's names."""
+    sources = {file for job in plan.jobs for x in job.inputs for file in x.source.files}
+    found = {file for file in sources if _real(file) in files}
+    return {job.name for job in plan.jobs if any(x.info.file in found for x in job.inputs)}
 
 
 def _real(file: Path) -> str:

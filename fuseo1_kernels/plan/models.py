@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from ..checkpoint.header import HeaderRoom
+from ..checkpoint.layout import ALWAYS_READ
 from ..checkpoint.loader import open_source
 from ..checkpoint.other_formats import refusal
 from ..checkpoint.source import Source
@@ -25,6 +27,7 @@ def open_sources(
     progress: bool = True,
     download: bool = True,
     allow_links: AllowLinks = (),
+    max_memory: int | None = None,
 ) -> dict[str, Source]:
     """Open every model to merge and return them by the config's names. `stack` closes them.
 
@@ -34,6 +37,7 @@ def open_sources(
         progress: show the progress of downloads.
         download: False: models that are not local must be in the hub's cache.
         allow_links: directories outside of the models to which links in them may lead.
+        max_memory: the most bytes that the headers of all models may take while they are read. None: any.
 
     Raises:
         CheckpointError: lists every model that cannot be opened.
@@ -42,10 +46,15 @@ def open_sources(
     sources: dict[str, Source] = {}
     name_by_path: dict[str, str] = {}
     problems = []
+    room = None if max_memory is None else HeaderRoom(max_memory)
     for name in config.model_names():
         try:
             source = open_source(
-                name, download_progress=progress, download=download, allow_links=allow_links
+                name,
+                download_progress=progress,
+                download=download,
+                allow_links=allow_links,
+                room=room,
             )
         except CheckpointError as error:
             problems.append(str(error))
@@ -87,9 +96,13 @@ def open_lender(
 
 
 def inputs(sources: Mapping[str, Source], lender: Source | None) -> list[Path]:
-    """Return the directories of all opened models, and their weight files, which links may have elsewhere.
+    """Return the directories of all opened models, and their files, which links may have elsewhere.
 
-    The output must not replace them.
+    The output must not replace them. Raises CheckpointError if a directory cannot be read.
     """
-    opened = [*sources.values(), *([lender] if lender else [])]
-    return [*(source.path for source in opened), *(file for s in opened for file in s.files)]
+    found: list[Path] = []
+    for source in [*sources.values(), *([lender] if lender else [])]:
+        names = (*source.companions.names, *source.companions.code, *ALWAYS_READ)
+        small = (source.path / name for name in names)
+        found += [source.path, *source.files, *filter(os.path.islink, small)]
+    return found

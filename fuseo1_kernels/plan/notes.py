@@ -24,7 +24,9 @@ def model_notes(
 
     `cut`: the container of the layers that `slices` cut; None for whole models.
     """
-    used = {item for placement in placements for item in placement.tensors.items()}
+    used: set[tuple[str, str]] = set()
+    if cut is not None:
+        used = {item for placement in placements for item in placement.tensors.items()}
     first_name, *others = dict.fromkeys(name for part in parts for name in part.models)
     first = sources[first_name]
     first_label = "the base" if first_name == base else f"model {first_name}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..checkpoint.source import Source
@@ -52,6 +52,26 @@ class SlicedStack:
             [Origin(model, self.stack(model), index) for index in range(*part.layer_ranges[model])]
             for model in part.models
         ]
+
+
+class _OneName(Mapping[str, str]):
+    """Maps every model to the same name, in less memory than a dict: there may be many thousands."""
+
+    __slots__ = ("_models", "_name")
+
+    def __init__(self, models: Collection[str], name: str) -> None:
+        self._models, self._name = models, name
+
+    def __getitem__(self, model: str) -> str:
+        if model in self._models:
+            return self._name
+        raise KeyError(model)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._models)
+
+    def __len__(self) -> int:
+        return len(self._models)
 
 
 def find_sliced_stack(
@@ -187,4 +207,4 @@ def _place(name: str, part: Part, stacks: Mapping[str, Stack]) -> Placement:
     """Return the placement of a tensor that keeps its name in every model."""
     layer = layer_of(name)
     t = 0.0 if layer is None else position(layer.index, stacks[layer.container].length)
-    return Placement(name, t, part, dict.fromkeys(part.models, name), layer is not None)
+    return Placement(name, t, part, _OneName(part.models, name), layer is not None)

@@ -7,7 +7,7 @@ import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from ..checkpoint.companions import find_companions, is_tokenizers
+from ..checkpoint.companions import is_tokenizers
 from ..checkpoint.files import read_bytes
 from ..checkpoint.hub import repo_of_snapshot
 from ..checkpoint.json_file import MAX_BYTES
@@ -39,7 +39,8 @@ def make_sidecars(
     lender: Source | None,
     title: str,
     copy_tokenizer: bool,
-    allow_links: AllowLinks = (),
+    allow_links: AllowLinks,
+    max_memory: int,
 ) -> Sidecars:
     """Return the sidecars. They are made before any weight is read, so that mistakes show early.
 
@@ -51,6 +52,7 @@ def make_sidecars(
         title: the model's name in its README.md.
         copy_tokenizer: copy tokenizer files.
         allow_links: directories outside of the models to which links in them may lead.
+        max_memory: the most bytes that a tokenizer may take while it is read.
 
     Raises:
         MergeError: a file is missing or damaged, or vocabularies differ.
@@ -80,6 +82,7 @@ def make_sidecars(
         lender or base,
         copied=copy_tokenizer,
         as_they_stand=config.tokenizer_files is not None,
+        max_memory=max_memory,
     )
     notes += compared
     if copy_tokenizer and (mismatch := find_stop_mismatch(files, vocabulary)):
@@ -120,7 +123,7 @@ def _turn_mismatch(
 
 def _check_links(source: Source, whole: bool, allow_links: AllowLinks) -> None:
     """Raise CheckpointError for a link to a place that the user has not named: nothing of that gets into the model."""
-    found = find_companions(source.path)
+    found = source.companions
     names = [n for n in (*found.names, *found.code) if whole or is_tokenizers(n)]
     check_links(source.path, [*names, MODEL_CARD], homes_of(source.path, allow_links))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from hashlib import sha256
 
 from ..checkpoint.files import read_bytes
 from ..checkpoint.layout import TOKENIZER
@@ -14,7 +15,7 @@ from .plan import is_embedding
 
 
 def check_vocabularies(
-    jobs: Sequence[Job], lender: Source, *, copied: bool, as_they_stand: bool
+    jobs: Sequence[Job], lender: Source, *, copied: bool, as_they_stand: bool, max_memory: int
 ) -> tuple[Vocabulary | None, list[str]]:
     """Return the lender's vocabulary, and notes on tokenizers that differ.
 
@@ -23,6 +24,7 @@ def check_vocabularies(
         lender: the model whose tokenizer goes along.
         copied: its files are copied. If not, all that is wrong with tokenizers is a note.
         as_they_stand: merge rows although they mean different tokens.
+        max_memory: the most bytes that a tokenizer may take while it is read.
 
     Raises:
         CheckpointError: a tokenizer is damaged, a token has no row, or an id means different tokens in any two models
@@ -34,11 +36,11 @@ def check_vocabularies(
     merged = list({id(x.source): x.source for job in embeddings for x in job.inputs}.values())
     if not copied:
         try:
-            return None, _compare(merged, rows, as_they_stand=True)[1] if merged else []
+            return None, _compare(merged, rows, True, max_memory)[1] if merged else []
         except CheckpointError as error:
             return None, [f"vocabularies are not compared: {error}"]
     others = [model for model in merged if model is not lender]
-    vocabulary, notes = _compare([lender, *others], rows, as_they_stand)
+    vocabulary, notes = _compare([lender, *others], rows, as_they_stand, max_memory)
     if vocabulary and embeddings:
         notes = [*_check_rows(rows, lender, vocabulary), *notes]
     return vocabulary, notes
@@ -51,7 +53,7 @@ def embedding_rows(jobs: Sequence[Job], model: Source) -> set[int]:
 
 
 def _compare(
-    models: Sequence[Source], rows: int, as_they_stand: bool
+    models: Sequence[Source], rows: int, as_they_stand: bool, max_memory: int
 ) -> tuple[Vocabulary | None, list[str]]:
     """Return the first model's vocabulary, and a note if others differ. Raises CheckpointError."""
     first, *others = models
@@ -69,11 +71,14 @@ def _compare(
 
     def compare(other: Source) -> str | None:
         # A large vocabulary takes 100 MB and more: this one is gone before the next is read.
-        if _same_file(first, other) or (its_own := read_vocabulary(other.name, other.path)) is None:
+        same = digest is not None and _digest(other) == digest
+        its_own = None if same else read_vocabulary(other.name, other.path, max_memory)
+        if its_own is None:
             return None
         return add(its_own) or (reference and reference.find_difference(its_own))
 
-    reference = read_vocabulary(first.name, first.path)
+    digest = _digest(first) if others else None
+    reference = read_vocabulary(first.name, first.path, max_memory)
     if reference and others:
         add(reference)
     differing = list(filter(None, map(compare, others)))
@@ -100,9 +105,7 @@ def _check_rows(rows: int, lender: Source, vocabulary: Vocabulary) -> list[str]:
     )
 
 
-def _same_file(one: Source, other: Source) -> bool:
-    """Whether two models have the same tokenizer.json: the usual case, without parsing 7 MB of JSON."""
-    files = [source.path / TOKENIZER for source in (one, other)]
-    if not all(file.exists() for file in files):
-        return False
-    return read_bytes(files[0], MOST_BYTES) == read_bytes(files[1], MOST_BYTES)
+def _digest(model: Source) -> bytes | None:
+    """Return a digest by which models have the same tokenizer.json, the usual case, without parsing 7 MB of JSON."""
+    file = model.path / TOKENIZER
+    return sha256(read_bytes(file, MOST_BYTES)).digest() if file.exists() else None

@@ -36,12 +36,13 @@ TOKENIZERS = [
 OTHERS = [
     *("LICENSE", "generation_config.json", "preprocessor_config.json", "processor_config.json"),
     *("modules.json", "1_Pooling/config.json", "config_sentence_transformers.json", "a/b/c.txt"),
+    *("2_Dense/config.json", "2_Dense/model.safetensors", "3_Dense/pytorch_model.bin"),
 ]
 LEFT_OUT = [
     *("pytorch_model.bin", "other.safetensors", "model.gguf", "model.onnx", "optimizer.pt"),
     *("training_args.bin", "rng_state_0.pth", "trainer_state.json", "adapter_config.json"),
 ]
-FOLDERS = ["checkpoint-500", "runs", "2_Dense/", "onnx", "linked", "pipe.txt", "lost"]
+FOLDERS = ["checkpoint-500", "runs", "unet/", "4_Dense/", "onnx", "linked", "pipe.txt", "lost"]
 SILENT = [
     *("config.json", "README.md", ".gitattributes", ".git/config", ".env", "a/.hidden"),
     *("model.safetensors.index.json", "mergekit_config.yml", "fuseo1_checksums.json"),
@@ -51,11 +52,17 @@ CODE = ["modeling_x.py", "setup.py", "a/b.py", "evil.so"]
 
 def test_what_goes_along(tmp_path: Path) -> None:
     model, elsewhere = tmp_path / "model", tmp_path / "elsewhere"
-    inner = ["checkpoint-500/config.json", "runs/events", "2_Dense/model.safetensors"]
-    inner += ["2_Dense/config.json", "onnx/config.json"]
+    inner = [
+        "checkpoint-500/config.json",
+        "runs/events",
+        "unet/model.safetensors",
+        "unet/config.json",
+    ]
+    inner += ["4_Dense/model.safetensors", "4_Dense/config.json", "onnx/config.json"]
     for name in [*TOKENIZERS, *OTHERS, *LEFT_OUT, *SILENT, *CODE, *inner]:
         (model / name).parent.mkdir(parents=True, exist_ok=True)
         (model / name).write_text(name)
+    os.truncate(model / "4_Dense/model.safetensors", (64 << 20) + 1)
     elsewhere.mkdir()
     (elsewhere / "secret.txt").write_text("")
     (model / "linked").symlink_to(elsewhere)

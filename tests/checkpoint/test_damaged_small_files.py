@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -93,3 +94,19 @@ def test_damaged(
         said = [*planned.problems, *planned.notes]
     for text in said:
         assert text.replace("\n", "").isprintable() and len(text) < 2000
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "generation_config.json", "tokenizer_config.json", "added_tokens.json"]
+)
+def test_json_that_takes_much_memory_is_refused(name: str, home: Path) -> None:
+    """By what is in its text: 24 MB here, and no object is made of it."""
+    write(home, pieces=True)
+    (home / "base" / name).write_bytes(b'{"auto_map":[' + b"[[]]," * 5_000_000 + b"0]}")
+    tracemalloc.start()
+    with pytest.raises(MergeError, match=f"base.*absurdly large|{name}: has more than"):
+        found = plan(home, "base")
+        raise MergeError(*found.problems)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 150_000_000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
+from fuseo1_kernels.checkpoint.companions import find_companions
 from fuseo1_kernels.checkpoint.hub import repo_of_snapshot, resolve, split_hub_id
 from fuseo1_kernels.checkpoint.loader import open_source
 from fuseo1_kernels.errors import CheckpointError
@@ -175,24 +177,32 @@ def test_offline_and_a_shard_not_cached(cache: Path, weights: bytes) -> None:
 
 
 class Hub:
-    """Simulates snapshot_download: gives the files that match, records what was asked."""
+    """Simulates list_repo_tree and snapshot_download: gives the files that match, records what was asked."""
 
     def __init__(self, folder: Path, files: dict[str, bytes]) -> None:
         self.folder, self.files = folder, files
         self.asked: list[tuple[str, str, tuple[str, ...]]] = []
         self.bars_disabled: set[bool] = set()
+        self.sizes: dict[str, int] = {}
         self.error: Exception | None = None
 
-    def __call__(
-        self, repo: str, *, revision: str, allow_patterns: list[str], ignore_patterns: str | None
-    ) -> str:
+    def tree(self, repo: str, *, recursive: bool, revision: str) -> Iterator[Any]:
+        assert recursive
+        if self.error:
+            raise self.error
+        for name, data in self.files.items():
+            size = self.sizes.get(name, len(data))
+            yield huggingface_hub.hf_api.RepoFile(path=name, size=size, oid="0")
+        yield huggingface_hub.hf_api.RepoFolder(path="1_Pooling", oid="0")
+
+    def __call__(self, repo: str, *, revision: str, allow_patterns: list[str]) -> str:
         if self.error:
             raise self.error
         self.asked.append((repo, revision, tuple(allow_patterns)))
         self.bars_disabled.add(huggingface_hub.utils.are_progress_bars_disabled())
         self.folder.mkdir(exist_ok=True)
         for name in huggingface_hub.utils.filter_repo_objects(
-            self.files, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns
+            self.files, allow_patterns=allow_patterns
         ):
             (self.folder / name).parent.mkdir(exist_ok=True)
             (self.folder / name).write_bytes(self.files[name])
@@ -204,21 +214,31 @@ def hub(cache: Path, tmp_path: Path, weights: bytes, monkeypatch: pytest.MonkeyP
     simulated = Hub(tmp_path / "snapshot", {})
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", simulated)
+    monkeypatch.setattr(huggingface_hub, "list_repo_tree", simulated.tree)
     return simulated
 
 
 MORE = {"tokenizer.json": b"{}", "merges.txt": b"", "chat_template.jinja": b"", "README.md": b""}
 MORE |= {"modeling_x.py": b"", "1_Pooling/config.json": b"{}", "LICENSE": b"", "qwen.tiktoken": b""}
+MORE |= {"2_Dense/config.json": b"{}", "2_Dense/model.safetensors": b"", "preprocessor.yaml": b""}
+MORE |= {"a[0]*.txt": b"", "assets/logo.png": b"", "modules.json": b"[]", "Notice": b""}
 USELESS = {"pytorch_model.bin": b"", "consolidated.safetensors": b"", "onnx/config.json": b""}
+USELESS |= {".gitattributes": b"", "a00.bin": b"", "transformer/model.safetensors": b""}
+USELESS |= {"transformer/config.json": b"{}", "checkpoint-5/config.json": b"{}"}
+LARGE = {"movie.mp4": b"", "3_Dense/model.safetensors": b"", "3_Dense/config.json": b"{}"}
 
 
 @pytest.mark.parametrize("sharded", [False, True])
 def test_download(sharded: bool, hub: Hub, weights: bytes) -> None:
     model: dict[str, Any] = {**INDEX, SHARD: weights} if sharded else {"model.safetensors": weights}
-    hub.files = CONFIG | MORE | USELESS | model
+    """What is fetched is what goes along of a local folder, and what is read besides."""
+    hub.files = CONFIG | MORE | USELESS | LARGE | model
+    hub.sizes = dict.fromkeys(LARGE, (64 << 20) + 1)
     assert bytes_of("org/name@v2") == TWO["a"][2]
     got = {str(file.relative_to(hub.folder)) for file in hub.folder.rglob("*") if file.is_file()}
     assert got == {*CONFIG, *MORE, *model}
+    found = find_companions(hub.folder)
+    assert {*found.names, *found.code, "config.json", "README.md"} == {*CONFIG, *MORE}
     assert {asked[:2] for asked in hub.asked} == {("org/name", "v2")}
 
 
@@ -249,6 +269,13 @@ def test_progress_bars_are_left_as_they_were(hub: Hub, weights: bytes) -> None:
     hub.bars_disabled.clear()
     resolve("org/name", progress=True)
     assert hub.bars_disabled == {False}
+
+
+def test_a_hub_that_is_out_of_reach(hub: Hub, cache: Path, weights: bytes) -> None:
+    """What is whole in the cache is taken."""
+    hub.error = ConnectionError("no route to host")
+    snapshot = cached_model(cache, "org/name", {**CONFIG, "model.safetensors": weights})
+    assert resolve("org/name") == snapshot
 
 
 def test_the_hub_refuses(hub: Hub) -> None:

@@ -205,7 +205,7 @@ def test_everything_but_weights_goes_along(make: Any) -> None:
     )
     assert "tokenizer.json" not in sidecars(base, copy_tokenizer=False).files
     (lender.path / "generation_config.json").unlink()
-    made = sidecars(base, tokenizer=lender)
+    made = sidecars(base, tokenizer=open_source(str(lender.path)))
     assert json.loads(made.files["generation_config.json"]) == {"of": "base"}
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
+from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,19 @@ def pieces(*texts: str) -> bytes:
     return message + b"\x12\x02\x18\x01" + b"\x50\xac\x02" + b"\x59" + bytes(8)
 
 
+def tekken(
+    *texts: str, special: dict[int, str], first: int | None = None, size: int | None = None
+) -> dict[str, Any]:
+    """Mistral's file, with what matters of it."""
+    vocab = [
+        {"rank": i, "token_bytes": b64encode(t.encode()).decode(), "token_str": t}
+        for i, t in enumerate(texts)
+    ]
+    specials = [{"rank": rank, "token_str": t, "is_control": True} for rank, t in special.items()]
+    config = {"default_num_special_tokens": first, "default_vocab_size": size}
+    return {"config": config, "vocab": vocab, "special_tokens": specials}
+
+
 DECODER = {"added_tokens_decoder": {"2": {"content": "eos", "special": True}}}
 
 
@@ -57,6 +72,10 @@ DECODER = {"added_tokens_decoder": {"2": {"content": "eos", "special": True}}}
         ({"tokenizer.model": pieces("a", "b", "eos")}, ""),
         ({"spiece.model": pieces("a", "b"), "added_tokens.json": {"eos": 2}}, ""),
         ({"sentencepiece.bpe.model": pieces("a", "b", "eos")}, "sentencepiece.bpe.model"),
+        ({"qwen.tiktoken": b"YQ== 0\nYg== 1\n\n", "tokenizer_config.json": DECODER}, "*.tiktoken"),
+        ({"tekken.json": tekken("a", "b", special={2: "eos"}, first=0)}, "tekken.json"),
+        ({"tekken.json": tekken("b", special={0: "a", 2: "eos"}, first=1)}, "tekken.json"),
+        ({"tekken.json": tekken("b", "eos", "padding", special={0: "a"}, size=3)}, "tekken.json"),
     ],
 )
 def test_formats(files: dict[str, Any], kind: str, tmp_path: Path) -> None:
@@ -95,6 +114,11 @@ def test_pieces_that_sentencepiece_wrote(tmp_path: Path) -> None:
         *({"tokenizer.model": pieces("a", "b")[:n]} for n in (1, 5, 13)),
         *({"tokenizer.model": b} for b in (b"\xff" * 12, b"\x0b", b"\x0a\x7f", b"\x0a\x02\x0a\x7f")),
         {"tokenizer.model": b"\x0a\x00" * (2 << 20)},
+        *({"x.tiktoken": text} for text in (b"a", b"a b c", b"YQ== x", b"Y! 0", b"\xff 0")),
+        {"x.tiktoken": b"YQ== 0\n" * (2 << 20)},
+        *({"tekken.json": data} for data in ({}, b"[]", {"config": {}, "vocab": 5})),
+        {"tekken.json": tekken("a", special={}, first=-1)},
+        {"tekken.json": tekken("a", special={}, first=5, size=3)},
     ],
     ids=lambda files: f"{files!r:.40}",
 )  # fmt: skip
@@ -112,6 +136,8 @@ def test_damaged(files: dict[str, Any], tmp_path: Path) -> None:
         {"vocab.txt": b"a\nb\neos\n"},
         {"vocab.txt": b"a\nb\n", "tokenizer_config.json": DECODER},
         {"tokenizer.model": pieces("a", "b", "eos")},
+        {"tekken.json": tekken("a", "b", "eos", special={})},
+        {"qwen.tiktoken": b"YQ== 0\nYg== 1\nYw== 2\n"},
     ],
 )
 def test_too_large(files: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,8 +159,27 @@ def test_words_that_are_too_large(name: str, tmp_path: Path) -> None:
         read_vocabulary("m", tmp_path)
 
 
+@pytest.mark.parametrize(
+    "piece", ["[[]],", "0,", '"",', "{},", '{"":{}},', "1.5,", '"\\ud83d\\ude00",']
+)
+def test_memory(piece: str, tmp_path: Path) -> None:
+    """As objects a file takes less than what is counted, and none are made if that is too much."""
+    text = '{"model":{"vocab":{}},"x":[' + piece * 100_000 + "0]}"
+    write(tmp_path, {"tokenizer.json": text.encode()})
+    with pytest.raises(CheckpointError, match="--max-memory 0 MiB is too little") as caught:
+        read_vocabulary("m", tmp_path, 1)
+    counted = int(str(caught.value).split()[-2]) << 20
+    tracemalloc.start()
+    assert read_vocabulary("m", tmp_path, counted) is not None
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < counted
+
+
 def test_none(tmp_path: Path) -> None:
-    assert read_vocabulary("m", write(tmp_path, {"tekken.json": {}})) is None
+    assert (
+        read_vocabulary("m", write(tmp_path, {"tokenizer.other": {}, ".x.tiktoken": b""})) is None
+    )
 
 
 @pytest.mark.parametrize(

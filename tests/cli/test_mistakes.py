@@ -28,7 +28,7 @@ def family(tmp_path: Path) -> Family:
     [
         ({"merge_method": "sec"}, ("merge_method", "'sec'", "'sce'")),
         ({"parameters": {"select_topk": [0.1, 2]}}, ("parameters.select_topk[1]", "2")),
-        ({"models": []}, ("at least one model beside the base",)),
+        ({"models": []}, ("at least 1 model beside the base",)),
     ],
 )
 def test_bad_config(changes: dict[str, object], words: tuple[str, ...], family: Family) -> None:

@@ -55,6 +55,30 @@ def test_overwrite_takes_models_alone(family: Family) -> None:
         assert f"problem: {family.out}" in ran.out and str(word) in ran.out
 
 
+@pytest.mark.parametrize("place", ["", "1_Pooling"])
+def test_files_of_models_may_lie_in_out(place: str, family: Family) -> None:
+    """OUT holds a model's own files alone, and another model's files lead there."""
+    write_model(family.out, family.states[0])
+    (family.out / "1_Pooling").mkdir()
+    options = ["--overwrite", "--allow-links", family.out / place]
+    untouched(family, family.out, *options, words=(family.out, "contains", "allow_links"))
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "config.json", "tokenizer.json", "README.md"]
+)
+def test_a_model_has_a_file_in_out(name: str, family: Family) -> None:
+    """The place that links may lead to holds OUT, too."""
+    write_model(family.out, family.states[0])
+    (family.out / "tokenizer.json").write_text("{}")
+    (family.out / "README.md").touch()
+    (family.base / name).unlink(missing_ok=True)
+    (family.base / name).symlink_to(family.out / name)
+    options = ["--overwrite", "--no-copy-tokenizer", "--allow-links", family.out.parent]
+    words = (family.out, "contains the input model", name)
+    untouched(family, family.out, *options, words=words)
+
+
 def test_what_comes_to_out_during_the_merge(
     family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:

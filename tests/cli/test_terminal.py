@@ -10,7 +10,7 @@ from io import StringIO
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuseo1_kernels.cli.terminal import MOST, as_message, shown, standard_streams
+from fuseo1_kernels.cli.terminal import MOST, as_message, escaped, standard_streams
 
 texts = st.text(st.characters(), max_size=60) | st.text(st.characters(), min_size=1).map(
     lambda text: text * 700
@@ -34,7 +34,7 @@ def test_messages_are_printable_short_and_have_no_line_of_somebody_elses(lines: 
 @given(st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=30))
 def test_what_is_left_out_is_counted(text: str) -> None:
     text = text * (3 * MOST)
-    said = re.fullmatch(r"(.*) \[([\d,]+) characters left out\] (.*)", shown(text))
+    said = re.fullmatch(r"(.*) \[([\d,]+) characters left out\] (.*)", escaped(text))
     assert said is not None
     head, left, tail = said[1], int(said[2].replace(",", "")), said[3]
     assert text.startswith(head) and text.endswith(tail)
@@ -43,8 +43,8 @@ def test_what_is_left_out_is_counted(text: str) -> None:
 
 
 def test_escapes_are_pythons_and_a_byte_is_one() -> None:
-    assert shown("a\n\x1b[2J\x9b\u202e\x7f\udcffé") == r"a\n\x1b[2J\x9b\u202e\x7f\xffé"
-    assert shown("\n" * 3000).count(r"\n") > 900  # what is escaped counts as it is shown
+    assert escaped("a\n\x1b[2J\x9b\u202e\x7f\udcffé") == r"a\n\x1b[2J\x9b\u202e\x7f\xffé"
+    assert escaped("\n" * 3000).count(r"\n") > 900  # what is escaped counts as it is shown
 
 
 def test_warnings_are_notes() -> None:

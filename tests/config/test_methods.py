@@ -76,19 +76,19 @@ def test_a_base_that_slices_do_not_merge_lends_its_config() -> None:
 @pytest.mark.parametrize(
     ("method", "names", "message"),
     [
-        ("slerp", ["left", "right"], "exactly one model beside the base 'org/base'; here are 2"),
+        ("slerp", ["left", "right"], "exactly 1 model beside the base 'org/base'; here are 2"),
         (
             "nearswap",
             ["base"],
-            "nearswap merges exactly one model beside the base 'org/base'; here",
+            "nearswap merges exactly 1 model beside the base 'org/base'; here",
         ),
         ("nuslerp", ["left"], "models: nuslerp merges exactly 2 models"),
         ("model_stock", ["left"], "at least 2 models beside the base 'org/base'; here is 1"),
-        ("ties", [], "ties merges at least one model beside the base"),
+        ("ties", [], "ties merges at least 1 model beside the base"),
         (
             "passthrough",
             ["left", "right"],
-            "passthrough merges exactly one model; here are 3, the ",
+            "passthrough merges exactly 1 model; here are 3, the ",
         ),
         ("passthrough", ["left"], "here are 2, the base_model 'org/base' included"),
     ],
@@ -101,7 +101,7 @@ def test_too_few_and_too_many_models(method: str, names: list[str], message: str
 
 def test_too_many_models_in_a_slice() -> None:
     sources = [{"model": f"org/{name}", "layer_range": [0, 2]} for name in ("left", "right")]
-    with pytest.raises(ConfigError, match=r"slices\[0\]\.sources: passthrough merges exactly one"):
+    with pytest.raises(ConfigError, match=r"slices\[0\]\.sources: passthrough merges exactly 1 "):
         parse_config({"merge_method": "passthrough", "slices": [{"sources": sources}]})
 
 

@@ -172,8 +172,8 @@ def test_all_wrong_keys_are_named_at_once() -> None:
     [
         (["org/left", "org/right", "org/left"], "models[2].model: 'org/left' is listed twice"),
         (["org/base", "org/base", "org/left"], "models[1].model: 'org/base' is listed twice"),
-        (["org/base"], "models: sce merges at least one model beside the base 'org/base'"),
-        ([], "models: sce merges at least one model beside the base"),
+        (["org/base"], "models: sce merges at least 1 model beside the base 'org/base'"),
+        ([], "models: sce merges at least 1 model beside the base"),
         *(
             (["org/left", other], f"'org/left' and '{other}' are one model")
             for other in ("./org/left", "org/right/../left", "org/left/.")
@@ -205,10 +205,10 @@ FIRST = "slices[0].sources"
     [
         ([], "slices: is empty"),
         ([{}], f"{FIRST}: is required"),
-        ([{"sources": []}], f"{FIRST}: sce merges at least one model beside"),
+        ([{"sources": []}], f"{FIRST}: sce merges at least 1 model beside"),
         (
             [{"sources": [{"model": "org/base", "layer_range": [0, 2]}]}],
-            f"{FIRST}: sce merges at least one model beside",
+            f"{FIRST}: sce merges at least 1 model beside",
         ),
         ([{"residual_weight": 0.5}], "slices[0]: mergekit has the key 'residual_weight'; not in"),
         (changed(0, layer_range=...), f"{FIRST}[0].layer_range: is required"),

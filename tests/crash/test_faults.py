@@ -203,7 +203,7 @@ def at_times(*names: str) -> list[Any]:
 
 
 @pytest.mark.parametrize("when", at_times(*TIMES))
-@pytest.mark.parametrize("how", ["shrinks", "grows", "is rewritten", "is rewritten and dated back"])
+@pytest.mark.parametrize("how", ["shrinks", "grows", "is rewritten"])
 def test_a_model_that_changes(
     how: str, when: str, reads: Reads, torch_bin: bool, forks: Forks, tmp_path: Path
 ) -> None:
@@ -250,9 +250,25 @@ def test_a_model_that_is_another_in_the_kernels_second_read(
 
     before = file.stat()
     monkeypatch.setattr(CpuSurveyor, "end_pass", end_pass)
-    failed = run(family.config, family.out, *ONE_THREAD)
-    assert phases == [HIGH, LOW]  # the kernel says so itself
-    one_error(failed.code, failed.err, file, "changed since", "--no-resume")
+    ended = run(family.config, family.out, *ONE_THREAD, "--json")
+    assert phases[:3] == [HIGH, LOW, HIGH]  # the kernel itself said so, and the merge began again
+    assert ended.code == 0 and "was touched during the merge" in ended.out, ended
+    assert alone(family.out) == undisturbed(family, *ONE_THREAD)
+
+
+@pytest.mark.parametrize("when", at_times(*TIMES))
+@pytest.mark.parametrize("how", ["is linked", "is rewritten and dated back"])
+def test_a_model_that_is_touched(
+    how: str, when: str, reads: Reads, torch_bin: bool, forks: Forks, tmp_path: Path
+) -> None:
+    """The merge goes on by itself; what it merged from the file before is merged anew, as the file is now."""
+    family = chunked_family(tmp_path, torch_bin=torch_bin)
+    file = weights_of(family.target(1))
+    sabotage = [("one_by_one",), ("change", str(file), how, TIMES[when](reads))]
+    ended = forks.run(family.config, family.out, *WATCHED, "--json", sabotage=sabotage)
+    assert ended.code == 0, ended
+    assert "was touched during the merge" in ended.out
+    assert alone(family.out) == undisturbed(family, *ONE_THREAD)
 
 
 @pytest.mark.parametrize("when", at_times(*[*TIMES][:4]))
@@ -260,18 +276,15 @@ def test_a_model_that_is_another_in_the_kernels_second_read(
 def test_a_model_that_is_replaced(
     how: str, when: str, reads: Reads, torch_bin: bool, forks: Forks, tmp_path: Path
 ) -> None:
-    """The file that is open stays what it was: the result is the old model's, all of it."""
     family = chunked_family(tmp_path, torch_bin=torch_bin)
-    expected = undisturbed(family, *ONE_THREAD)
     file = weights_of(family.target(1))
-    before = file.read_bytes()
     argv = (family.config, family.out, *WATCHED)
     ended = forks.run(*argv, sabotage=[("change", str(file), how, TIMES[when](reads))])
-    assert not file.exists() or file.read_bytes() != before
-    assert ended.code == 0, ended
-    # But for the checksum of what the merge depends on, which has times and inodes.
-    there, checksums = alone(family.out), "fuseo1_checksums.json"
-    assert {**there, checksums: b""} == {**expected, checksums: b""}
+    if how == "is replaced" and ended.code == 0:  # nothing had been merged yet
+        assert alone(family.out) == undisturbed(family, *ONE_THREAD)
+        return
+    one_error(ended.code, ended.err, file.parent)
+    assert not family.out.exists()
 
 
 @pytest.mark.parametrize("how", ["shrinks", "grows", "is rewritten", "is replaced", "is removed"])

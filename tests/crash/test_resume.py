@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 import xxhash
 
+from fuseo1_kernels.checkpoint.header import read_header
 from fuseo1_kernels.checkpoint.identity import FileIdentity
+from fuseo1_kernels.checkpoint.records import intact_lines
 from support.checkpoint_files import tree, write_json
 from support.forked import Forks
 from support.interrupted import (
@@ -149,7 +151,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], int]] = {
     "a byte of its first line": (flip_line(0), 0),
     "a line too few": (edit_journal(lambda lines: lines[:-1]), DONE - 1),
     "a line twice": (edit_journal(lambda lines: [*lines, lines[-1]]), DONE),
-    "lines in another order": (edit_journal(lambda lines: lines[::-1]), DONE),
+    "lines before the one that says of what": (edit_journal(lambda lines: lines[::-1]), 0),
     "a line that claims too much": (add_line({"tensors": CLAIM}), DONE),
     "garbage at its end": (edit_journal(lambda lines: [*lines, b"\0\xff garbage"]), DONE),
     "garbage between": (edit_journal(lambda lines: [*lines[:3], b"\n {}\n", *lines[3:]]), DONE),
@@ -202,11 +204,6 @@ def other_order(family: Family) -> None:
     family.configure(models=[{"model": str(family.target(n))} for n in (2, 1)])
 
 
-def dated_back(family: Family) -> None:
-    """Other bytes in the same place, and the time of modification as before."""
-    CHANGES["is rewritten and dated back"](next(family.target(1).glob("*-00001-of-*.safetensors")))
-
-
 OTHERS: dict[str, tuple[Callable[[Family], object], tuple[str, ...], tuple[str, ...]]] = {
     "select_topk": (
         lambda family: family.configure(parameters={"select_topk": 0.5}),
@@ -219,7 +216,6 @@ OTHERS: dict[str, tuple[Callable[[Family], object], tuple[str, ...], tuple[str, 
     "shard size": (lambda _: None, ("--shard-size", "600"), ("another config or other options",)),
     "nonfinite": (lambda _: None, ("--nonfinite", "propagate"), ("begun with --nonfinite error",)),
     "time": (later, (), ("target2/model-00002-of-00002.safetensors changed since",)),
-    "content": (dated_back, (), ("target1/model-00001-of-00002.safetensors changed since",)),
     "file": (copied, (), ("base/model-00001-of-00002.safetensors changed since",)),
 }
 
@@ -239,18 +235,58 @@ def test_another_merge_is_not_continued(name: str, family: Family) -> None:
     assert alone(family.out) == expected
 
 
-def test_a_source_may_get_another_name(family: Family) -> None:
-    """As a backup by hard links gives it, or a cache that stores equal files once."""
-    for file in family.target(1).glob("*.safetensors"):
-        os.link(file, family.home / file.name)
+def dated_back(file: Path) -> None:
+    """Other bytes in the same place, and the time of modification as before."""
+    CHANGES["is rewritten and dated back"](file)
+
+
+def linked(file: Path) -> None:
+    """As a backup by hard links gives it another name, or a cache that stores equal files once."""
+    os.link(file, file.parents[1] / file.name)
+
+
+def dated_back_and_linked(file: Path) -> None:
+    linked(file)
+    dated_back(file)
+
+
+def with_other_rights(file: Path) -> None:
+    file.chmod(0o640)
+
+
+#: What changes a file's time of change alone.
+TOUCHES = (linked, with_other_rights, dated_back, dated_back_and_linked)
+
+
+@pytest.mark.parametrize("touch", TOUCHES)
+def test_what_came_from_a_file_that_was_touched_is_merged_anew(
+    touch: Callable[[Path], None], family: Family, forks: Forks
+) -> None:
+    """Nobody can tell whether it has other bytes. What came from other files alone stays."""
+    file = next(family.target(1).glob("*-00001-of-*.safetensors"))
+    ours = set(read_header(file).tensors)
+    lines = intact_lines((partial_of(family.out) / "journal").read_bytes())
+    done = {name for _, text in lines for name in json.loads(text).get("tensors", ())}
+    assert len(done) == DONE and 0 < len(done & ours) < DONE
+    touch(file)
     expected = undisturbed(family, *ARGV)
-    assert merge(family) == DONE
+    killed = forks.run(family.config, family.out, *ARGV, sabotage=[("kill_after", 1)])
+    assert killed.code == -signal.SIGKILL
+    said = merge_json(family.config, family.out, *ARGV)
+    assert said["resumed"] == DONE - len(done & ours) + 1
     assert alone(family.out) == expected
+
+
+def test_which_file_was_touched_is_said(family: Family) -> None:
+    file = next(family.target(1).glob("*-00001-of-*.safetensors"))
+    linked(file)
+    (note,) = (n for n in merge_json(family.config, family.out, *ARGV)["notes"] if str(file) in n)
+    assert "merged anew" in note
 
 
 def test_a_finished_merge_of_a_source_that_was_rewritten(family: Family) -> None:
     merge(family)
-    dated_back(family)
+    dated_back(next(family.target(1).glob("*.safetensors")))
     refuses(run(family.config, family.out, *ARGV), family.out, "not empty", "--overwrite")
 
 

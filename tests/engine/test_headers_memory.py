@@ -10,17 +10,19 @@ import pytest
 import yaml
 
 from fuseo1_kernels import merge_checkpoints
+from fuseo1_kernels.checkpoint.header import HeaderRoom
 from fuseo1_kernels.config.load import as_config
 from fuseo1_kernels.config.schema import MergeConfig
 from fuseo1_kernels.engine.cpu.memory import memory_floor
 from fuseo1_kernels.engine.dry_run import dry_run
 from fuseo1_kernels.engine.headers_memory import headers_memory
 from fuseo1_kernels.engine.options import MergeOptions
-from fuseo1_kernels.errors import MergeError
+from fuseo1_kernels.errors import CheckpointError, MergeError
 from fuseo1_kernels.plan.fingerprint import fingerprint
 from fuseo1_kernels.plan.models import open_sources
 from fuseo1_kernels.plan.plan import Plan, make_plan
 from support.checkpoint_files import raw_file
+from support.models import make_family
 from support.processes import spawn
 
 
@@ -75,6 +77,46 @@ def test_models_whose_headers_do_not_fit(tmp_path: Path) -> None:
     assert "too little for these models; the least is" in problem
     assert problem.endswith(" MiB of it for the headers of 800 tensors")
     assert not (tmp_path / "out.partial").exists()
+
+
+@pytest.mark.parametrize("torch_bin", [False, True])
+def test_headers_are_refused_by_their_lengths(
+    torch_bin: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = make_family(tmp_path, torch_bin=torch_bin)
+    lengths: dict[Path, int] = {}
+    real = HeaderRoom.take
+
+    def take(self: HeaderRoom, file: Path, length: int, *times: int) -> None:
+        lengths[file] = length
+        real(self, file, length, *times)
+
+    def opened(most: int) -> None:
+        with ExitStack() as stack:
+            open_sources(as_config(family.config), stack, progress=False, max_memory=most)
+
+    monkeypatch.setattr(HeaderRoom, "take", take)
+    opened(1 << 30)
+    *others, last = lengths
+    least = sum(lengths[file] for file in others) + (16 if torch_bin else 7) * lengths[last]
+    opened(least)
+    with pytest.raises(CheckpointError, match=f"{last}: --max-memory 0 MiB is too little to read"):
+        opened(least - 1)
+
+
+def test_a_header_that_does_not_fit_is_not_read(tmp_path: Path) -> None:
+    config = experts(tmp_path, 1)
+    (tmp_path / "left" / "model.safetensors").write_bytes(
+        (10 << 20).to_bytes(8, "little") + bytes(10 << 20)
+    )
+    for merged in (
+        lambda: dry_run(as_config(config), None, MergeOptions(max_memory=64 << 20)),
+        lambda: merge_checkpoints(config, tmp_path / "out", max_memory=64 << 20),
+    ):
+        with pytest.raises(
+            CheckpointError, match="too little to read its header of 10485760 bytes"
+        ):
+            merged()
 
 
 @pytest.mark.slow

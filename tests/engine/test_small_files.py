@@ -32,9 +32,13 @@ def test_files_beside_the_weights(family: Family) -> None:
     pooling = family.base / "1_Pooling" / "config.json"
     pooling.parent.mkdir()
     pooling.write_text('{"word_embedding_dimension": 32}')
+    dense = family.base / "2_Dense" / "model.safetensors"
+    dense.parent.mkdir()
+    dense.write_bytes((family.base / "model.safetensors").read_bytes())
     merge(family)
     assert sorted(p.name for p in family.out.iterdir()) == [
         "1_Pooling",
+        "2_Dense",
         "README.md",
         "config.json",
         "fuseo1_checksums.json",
@@ -50,6 +54,7 @@ def test_files_beside_the_weights(family: Family) -> None:
     assert (family.out / "generation_config.json").read_text() == '{"do_sample": true}'
     copied = family.out / "1_Pooling" / "config.json"
     assert copied.read_bytes() == pooling.read_bytes()
+    assert (family.out / "2_Dense" / dense.name).read_bytes() == dense.read_bytes()
     assert verify_model(family.out).problems == ()
     copied.write_text("{}")
     [problem] = verify_model(family.out).problems

@@ -127,8 +127,9 @@ def test_what_changed_is_surveyed_anew(tmp_path: Path, surveyed: list[float]) ->
     content = file.read_bytes()
     file.write_bytes(content[:-64] + bytes(64))
     assert surveys_of_a_merge() == tensors
-    CHANGES["is rewritten and dated back"](file)
-    assert surveys_of_a_merge() == tensors
+    for how in ("is rewritten and dated back", "is linked"):
+        CHANGES[how](file)
+        assert surveys_of_a_merge() == tensors
     models = [{"model": str(m)} for m in (family.target(2), family.target(1))]
     assert surveys_of_a_merge(models=models) == tensors
     assert surveys_of_a_merge(models=models[:1]) == tensors

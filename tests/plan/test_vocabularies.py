@@ -56,7 +56,11 @@ def test_two_vocabularies_are_in_memory_at_a_time(models: Models) -> None:
         jobs = models.plan(" ".join(names[:count])).jobs
         tracemalloc.start()
         found, notes = check_vocabularies(
-            jobs, jobs[0].inputs[0].source, copied=True, as_they_stand=False
+            jobs,
+            jobs[0].inputs[0].source,
+            copied=True,
+            as_they_stand=False,
+            max_memory=64 << 20,
         )
         _, most = tracemalloc.get_traced_memory()
         tracemalloc.stop()

@@ -14,7 +14,7 @@ IDENTITY = MergeIdentity(
     version="1",
     nonfinite="error",
     plan="0" * 32,
-    files={"/models/a": FileIdentity(5, -1, 7, 8, 1)},
+    files={"/models/a": FileIdentity(5, -1, 7, 8)},
 )
 TENSOR = TensorRecord(xxhash.xxh3_128_hexdigest(bytes(16)), (1.0, 2.5), 1)
 

@@ -314,6 +314,7 @@ CHANGES = {
     "grows": _grow,
     "is rewritten": _rewrite,
     "is rewritten and dated back": _rewrite_and_date_back,
+    "is linked": lambda file: os.link(file, file.parents[1] / "linked"),
     "is replaced": _replace,
     "is removed": _remove,
 }
