@@ -89,6 +89,7 @@ def count(loop: list[Instruction], operation: str) -> int:
     return sum(re.match(operation, i.operation) is not None for i in loop)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kernel", "targets", "elements"), INSTANCES)
 def test_the_main_loops(kernel: str, targets: int, elements: str, code: Code) -> None:
     found = main_loops(code, kernel, targets, elements)
@@ -102,6 +103,7 @@ def test_the_main_loops(kernel: str, targets: int, elements: str, code: Code) ->
             assert waits_between(loop, LOAD) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kernel", "targets", "elements"), INSTANCES)
 def test_nothing_is_contracted(kernel: str, targets: int, elements: str, code: Code) -> None:
     if kernel == "energy_all":
@@ -117,6 +119,7 @@ def test_nothing_is_contracted(kernel: str, targets: int, elements: str, code: C
         assert all(count(loop, product) >= 8 * targets for loop in found)
 
 
+@pytest.mark.slow
 def test_no_register_is_spilled(dumped: tuple[str, str]) -> None:
     """A kernel's stack is the copies of a block on which its rare paths work, one or two, and not a word more."""
     usage = re.findall(r"Function (\S+):\s+REG:\d+ STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", dumped[1])
