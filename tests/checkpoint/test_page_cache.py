@@ -37,7 +37,7 @@ def fd(tmp_path: Path) -> Iterator[int]:
     """A file on the disk of which nothing is in the page cache."""
     fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
     os.write(fd, random.Random(1).randbytes(SIZE))
-    os.fsync(fd)
+    os.fdatasync(fd)
     drop(fd, 0, 0)
     yield fd
     os.close(fd)
