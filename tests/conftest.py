@@ -33,6 +33,8 @@ else:
     settings.register_profile("fuseo1", derandomize=True, deadline=None, print_blob=True)
     settings.load_profile("fuseo1")
 
+SYNC = os.fsync
+
 MARKERS = {
     "slow": "not in the fast run: whole products of many axes, many kills, more than 2^31 elements (5 GB)",
     "gpu": "needs a GPU",
@@ -67,6 +69,12 @@ def unsynced() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _fd: None)
         yield
+
+
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Syncs are made: only what is on the disk can be taken out of the page cache."""
+    monkeypatch.setattr(os, "fsync", SYNC)
 
 
 def _with_isa(isa: str) -> Iterator[str]:

@@ -195,6 +195,7 @@ def test_threads_write_parts_of_the_same_pages(
     assert (tmp_path / "file").read_bytes() == content
 
 
+@pytest.mark.usefixtures("synced")
 @pytest.mark.parametrize("has_flag", [True, False])
 def test_nothing_that_was_written_is_kept(
     has_flag: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -24,7 +24,7 @@ from fuseo1_kernels.engine.options import check_sizes
 from fuseo1_kernels.errors import ConfigError
 from fuseo1_kernels.version import __version__
 from support.models import Family, assert_same_state, read_model, weights, write_model
-from support.processes import MERGE, Run, done, environment, merge_json, run, spawn
+from support.processes import MERGE, Run, done, environment, merge_json, run, shown, spawn
 from support.recipes import PUBLISHED
 
 # --- versions, recipes, options ----------------------------------------------------------
@@ -155,9 +155,8 @@ def test_a_bar_on_a_terminal(family: Family) -> None:
         check=True,
     )
     os.close(follower)
-    shown = os.read(leader, 1 << 16).decode()
-    os.close(leader)
-    assert "merging 39 tensors: 100%" in shown and "B/s" in shown
+    said = shown(leader)
+    assert "merging 39 tensors: 100%" in said and "B/s" in said
     assert b"energy share" in ran.stdout
 
 
