@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -32,6 +33,8 @@ else:
     settings.register_profile("fuseo1", derandomize=True, deadline=None, print_blob=True)
     settings.load_profile("fuseo1")
 
+SYNC = os.fsync
+
 MARKERS = {
     "slow": "not in the fast run: whole products of many axes, many kills, more than 2^31 elements (5 GB)",
     "gpu": "needs a GPU",
@@ -52,6 +55,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         group = "serial" if item.get_closest_marker("serial") else str(item.path)
         if item.config.pluginmanager.hasplugin("xdist"):
             item.add_marker(pytest.mark.xdist_group(group))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported and collected stays: the garbage collector need not go through it time and again."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def unsynced() -> Iterator[None]:
+    """Files of tests need not outlive the machine: a merge makes twenty syncs, each of which waits for the disk."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _fd: None)
+        yield
+
+
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Syncs are made: only what is on the disk can be taken out of the page cache."""
+    monkeypatch.setattr(os, "fsync", SYNC)
 
 
 def _with_isa(isa: str) -> Iterator[str]:

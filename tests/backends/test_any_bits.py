@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fuseo1_kernels import fuse, survey
+from fuseo1_kernels.backends import _cpu
 from fuseo1_kernels.backends.contract import Band, Clamp, Cut, Draw, FuseParams, Select
 from support.fuse_cases import ELECTS, fused
 from support.oracles import fuse as emulation
@@ -17,13 +18,11 @@ from support.tensors import (
     DTYPES,
     FP16,
     FP32,
-    ISAS,
     QUIET_NAN,
     assert_same_bits,
     bits,
     instruction_set,
     learned,
-    require_isa,
 )
 
 _WIDTH = {BF16: 16, FP16: 16, FP32: 32}
@@ -96,7 +95,6 @@ def any_merge(draw: st.DrawFn) -> tuple[list[torch.Tensor], FuseParams]:
     )
 
 
-@pytest.mark.parametrize("isa", ISAS)
 @given(
     tensors=any_tensors(least=2),
     topk=st.one_of(st.sampled_from([0.0, 0.5, 1.0]), st.floats(0.0, 1.0)),
@@ -106,7 +104,6 @@ def any_merge(draw: st.DrawFn) -> tuple[list[torch.Tensor], FuseParams]:
     floor=st.sampled_from([0.0, float(torch.tensor(1e-6, dtype=FP32))]),
 )
 def test_any_bits(
-    isa: str,
     tensors: list[torch.Tensor],
     topk: float,
     weights: list[float],
@@ -114,31 +111,29 @@ def test_any_bits(
     masked: bool,
     floor: float,
 ) -> None:
-    require_isa(isa)
     base, *targets = tensors
     expected = survey(base, targets, select_topk=topk, backend="reference")
     params = FuseParams(
         tuple(weights[: len(targets)]), floor, masked, expected.threshold, expected.tie_limit
     )
     expected_out = fuse(base, targets, params, out_dtype=out_dtype, backend="reference")
-    with instruction_set(isa):
-        result = survey(base, targets, select_topk=topk, backend="cpu", threads=2)
-        merged = fuse(base, targets, params, out_dtype=out_dtype, backend="cpu", threads=2)
-    assert learned(result) == learned(expected)
-    assert_same_bits(merged, expected_out)
+    for isa in _cpu.available_isas():
+        with instruction_set(isa):
+            result = survey(base, targets, select_topk=topk, backend="cpu", threads=2)
+            merged = fuse(base, targets, params, out_dtype=out_dtype, backend="cpu", threads=2)
+        assert learned(result) == learned(expected), isa
+        assert_same_bits(merged, expected_out, isa)
 
 
-@pytest.mark.parametrize("isa", ISAS)
 @given(merge=any_merge(), out=st.sampled_from(DTYPES))
 def test_any_bits_and_parameters(
-    isa: str, merge: tuple[list[torch.Tensor], FuseParams], out: torch.dtype
+    merge: tuple[list[torch.Tensor], FuseParams], out: torch.dtype
 ) -> None:
-    require_isa(isa)
     tensors, params = merge
-    with instruction_set(isa):
-        assert_same_bits(
-            fused("cpu", tensors, params, out, 256), emulation.fuse(tensors, params, out, 256)
-        )
+    expected = emulation.fuse(tensors, params, out, 256)
+    for isa in _cpu.available_isas():
+        with instruction_set(isa):
+            assert_same_bits(fused("cpu", tensors, params, out, 256), expected, isa)
 
 
 @pytest.mark.parametrize("dtype", [BF16, FP16])

@@ -78,7 +78,7 @@ def expected(
     return emulation.fuse(tensors_of(numel, 3, dtypes), params, dtype, offset)
 
 
-@pairwise("cpu, elect, numel", CPUS, ELECTS, SIZES, indirect=["cpu"])
+@pairwise("cpu, elect, numel", CPUS, ELECTS, SIZES, together=1, indirect=["cpu"])
 def test_every_election_selection_and_divisor(cpu: str, elect: Elect, numel: int) -> None:
     pairs = list(itertools.product(selections(3).items(), MODES))
     some = pairs if numel < 4096 else pairs[:: len(MODES) + 1]  # each selection, each mode

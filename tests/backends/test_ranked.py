@@ -132,7 +132,7 @@ def test_the_callers_floating_point_state_does_not_matter(cpu: str) -> None:
 # --- whatever the chunks ---
 
 
-@pytest.mark.parametrize("row", ROWS)
+@pairwise("backend, row", BACKENDS, ROWS, together=1, indirect=["backend"])
 def test_chunks_and_threads_change_nothing(backend: str, row: int) -> None:
     """And a row does not depend on the rows around it."""
     step = math.lcm(row, 256)
@@ -165,8 +165,14 @@ def test_norms_in_chunks(backend: str, row: int) -> None:
         assert surveyor.result() == right
 
 
-@pytest.mark.parametrize("row", [1, 255, 1000, 4096, 5120])
-@pytest.mark.parametrize("threads", [1, 2])
+@pairwise(
+    "backend, row, threads",
+    BACKENDS,
+    (1, 255, 1000, 4096, 5120),
+    (1, 2),
+    together=1,
+    indirect=["backend"],
+)
 def test_files(backend: str, row: int, threads: int, tmp_path: Path) -> None:
     """With the least scratch, and with plenty."""
     step = math.lcm(row, 256)

@@ -31,7 +31,7 @@ from support.survey_cases import (
     ties,
     whole,
 )
-from support.tensors import BACKENDS, BF16, FP16, FP32, learned
+from support.tensors import BACKENDS, BF16, CPUS, FP16, FP32, learned
 
 N = 140_011  # more than two segments of 65,536, odd
 UNLIMITED = 1 << 40
@@ -218,8 +218,7 @@ def rows_of_scales(width: int) -> list[torch.Tensor]:
     return [t.flatten() for t in (base, *tuned)]
 
 
-@pytest.mark.parametrize("topk", [0.1, 0.5, 0.9])
-@pytest.mark.parametrize("width", [1024, 4096])
+@pairwise("cpu, topk, width", CPUS, (0.1, 0.5, 0.9), (1024, 4096), together=1, indirect=["cpu"])
 def test_rows_of_different_scales_are_read_once(cpu: str, width: int, topk: float) -> None:
     tensors = rows_of_scales(width)
     inputs, numel = as_arrays(tensors), tensors[0].numel()

@@ -216,12 +216,6 @@ def test_the_examples_are_commands(
         assert main([*example, *(() if "--shape" in example else TINY)]) == 0
 
 
-def test_the_package_does_not_import_it() -> None:
-    code = "import sys, fuseo1_kernels.in_memory.merge, fuseo1_kernels.engine.merge\n"
-    ran = spawn("-c", code + "print([m for m in sys.modules if '.bench' in m])")
-    assert (ran.code, ran.out) == (0, "[]\n"), ran.err
-
-
 def test_it_needs_no_development_extra() -> None:
     """All that is installed beside the package's own requirements is hidden."""
     hidden = "hypothesis mergekit peft psutil pybind11 pytest pytest_benchmark safetensors"

@@ -62,6 +62,7 @@ def test_what_is_there_is_what_the_script_asks_for() -> None:
     assert tools <= {*gpu_jobs.TOOLS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("brought", [(), gpu_jobs.ENGINE_MODULES], ids=["bare", "for merges"])
 def test_the_stages_can_begin(brought: Sequence[str]) -> None:
     """All test files are imported, and so is what the benches import."""
@@ -76,6 +77,7 @@ def test_the_stages_can_begin(brought: Sequence[str]) -> None:
         assert ran.returncode == 0, ran.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.toolchain
 def test_merges_by_every_method_need_nothing_else() -> None:
     """Nor does what is imported only while they run."""

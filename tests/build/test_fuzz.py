@@ -88,7 +88,7 @@ def test_headers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         with safetensors.safe_open(file, "numpy") as opened:
             assert (opened.metadata() or {}) == header.metadata
 
-    fuzz(damaged_safetensors(HELD), check, 300, capsys)
+    fuzz(damaged_safetensors(HELD), check, 80, capsys)
 
 
 # --- models ------------------------------------------------------------------------------
@@ -218,7 +218,7 @@ def test_models(models: Models, capsys: pytest.CaptureFixture[str]) -> None:
         st.tuples(st.just(INDEX), damaged_json(index, st.sampled_from(SHARDS))),
     )
     which = st.sampled_from([NAMES, NAMES, ("base",), ("left",), ("left", "right")])
-    fuzz(st.tuples(which, damaged, st.sampled_from(configs), OPTIONS), check, 200, capsys)
+    fuzz(st.tuples(which, damaged, st.sampled_from(configs), OPTIONS), check, 80, capsys)
 
 
 # --- recipes -----------------------------------------------------------------------------
@@ -254,7 +254,7 @@ def test_recipes(capsys: pytest.CaptureFixture[str]) -> None:
         text, options = example
         check_config(lambda: load_config("it.yaml", text), options)
 
-    fuzz(st.tuples(st.one_of(in_text, in_tree), OPTIONS), check, 400, capsys)
+    fuzz(st.tuples(st.one_of(in_text, in_tree), OPTIONS), check, 80, capsys)
 
 
 @pytest.mark.usefixtures("models")
@@ -266,4 +266,4 @@ def test_mappings(capsys: pytest.CaptureFixture[str]) -> None:
         tree, options = example
         check_config(lambda: parse_config(tree, "it.yaml"), options)
 
-    fuzz(st.tuples(data, OPTIONS), check, 300, capsys)
+    fuzz(st.tuples(data, OPTIONS), check, 80, capsys)

@@ -82,7 +82,7 @@ def test_journals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
-    fuzz(damaged_lines((kept / "journal").read_bytes()), check, 60, capsys)
+    fuzz(damaged_lines((kept / "journal").read_bytes()), check, 30, capsys)
 
 
 # --- surveys -----------------------------------------------------------------------------
@@ -140,7 +140,7 @@ def test_surveys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     damaged = st.sampled_from([*METHODS]).flatmap(
         lambda method: st.tuples(st.just(method), damaged_lines(keep[method]))
     )
-    fuzz(damaged, check, 25, capsys)
+    fuzz(damaged, check, 12, capsys)
 
 
 # --- checksums ---------------------------------------------------------------------------
@@ -167,4 +167,4 @@ def test_checksums(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
                 check_text(problem)
 
     in_tree = edited(tree, JSON_VALUES, JSON_KEYS).map(document).map(str.encode).map(resealed)
-    fuzz(st.one_of(spliced(whole, JSON_PIECES), in_tree, in_tree), check, 60, capsys)
+    fuzz(st.one_of(spliced(whole, JSON_PIECES), in_tree, in_tree), check, 30, capsys)

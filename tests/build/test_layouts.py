@@ -198,7 +198,7 @@ def test_layouts(folders: Folders, capsys: pytest.CaptureFixture[str]) -> None:
         folders.check(changes)
 
     several = st.lists(change, min_size=1, max_size=3, unique_by=lambda change: change[0])
-    fuzz(several, check, 25, capsys)
+    fuzz(several, check, 12, capsys)
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import importlib.util
 import pytest
 
 from support.models import Family
-from support.processes import MERGE, spawn
+from support.processes import run, spawn
 
 MISSING = "there is no NVIDIA driver here"
 SAID = f"backend cuda cannot run here: {MISSING}"
@@ -63,6 +63,7 @@ def test_the_backend_is_absent_for_that_reason() -> None:
     assert SAID in str(neither.value) and "backend triton cannot run here: " in str(neither.value)
 
 
+@pytest.mark.slow
 def test_versions_say_so() -> None:
     ran = spawn("-m", "fuseo1_kernels")
     assert ran.code == 0, ran.err
@@ -77,7 +78,7 @@ def test_versions_say_so() -> None:
 def test_a_merge_that_asks_for_it_says_so(
     options: tuple[str, ...], dry_run: tuple[str, ...], family: Family
 ) -> None:
-    ran = spawn(*MERGE, family.config, family.out, *options, *dry_run)
+    ran = run(family.config, family.out, *options, *dry_run)
     assert ran.code == 1
     said = ran.out + ran.err if dry_run else ran.err
     assert SAID in said

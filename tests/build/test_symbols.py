@@ -51,6 +51,7 @@ def test_the_module_exports_its_init_function_only() -> None:
     assert exported == [("T", "PyInit__cpu")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("isa", ISAS)
 def test_sources_compiled_per_isa_share_no_symbol(isa: str, source: str, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def fd(tmp_path: Path) -> Iterator[int]:
     """A file on the disk of which nothing is in the page cache."""
     fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
     os.write(fd, random.Random(1).randbytes(SIZE))
-    os.fsync(fd)
+    os.fdatasync(fd)
     drop(fd, 0, 0)
     yield fd
     os.close(fd)
@@ -195,6 +195,7 @@ def test_threads_write_parts_of_the_same_pages(
     assert (tmp_path / "file").read_bytes() == content
 
 
+@pytest.mark.usefixtures("synced")
 @pytest.mark.parametrize("has_flag", [True, False])
 def test_nothing_that_was_written_is_kept(
     has_flag: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -121,7 +121,7 @@ def three(tmp_path: Path) -> Iterator[Source]:
     tensors: Tensors = {name: ("U8", (n,), os.urandom(n)) for name, n in sizes.items()}
     with open_source(str(single_model(tmp_path, tensors))) as source:
         with open(tmp_path / "model.safetensors", "rb") as stream:
-            os.fsync(stream.fileno())
+            os.fdatasync(stream.fileno())
             drop(stream.fileno(), 0, 0)
         yield source
 

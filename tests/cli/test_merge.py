@@ -24,7 +24,7 @@ from fuseo1_kernels.engine.options import check_sizes
 from fuseo1_kernels.errors import ConfigError
 from fuseo1_kernels.version import __version__
 from support.models import Family, assert_same_state, read_model, weights, write_model
-from support.processes import MERGE, done, environment, merge_json, run, spawn
+from support.processes import MERGE, Run, done, environment, merge_json, run, shown, spawn
 from support.recipes import PUBLISHED
 
 # --- versions, recipes, options ----------------------------------------------------------
@@ -155,9 +155,8 @@ def test_a_bar_on_a_terminal(family: Family) -> None:
         check=True,
     )
     os.close(follower)
-    shown = os.read(leader, 1 << 16).decode()
-    os.close(leader)
-    assert "merging 39 tensors: 100%" in shown and "B/s" in shown
+    said = shown(leader)
+    assert "merging 39 tensors: 100%" in said and "B/s" in said
     assert b"energy share" in ran.stdout
 
 
@@ -196,11 +195,19 @@ def test_backend(family: Family) -> None:
 
 def test_kernels_that_are_not_built(family: Family) -> None:
     """Python in a clone whose package was installed elsewhere: one line says so, --quiet or not."""
-    code = (
-        "import sys; sys.modules['fuseo1_kernels.backends._cpu'] = None\n"
-        "from fuseo1_kernels.cli.merge import main\nsys.exit(main())\n"
+    config = str(family.config)
+    wanted = (
+        (config, str(family.out), "--quiet"),
+        (config, "--dry-run", "--json"),
+        (config, "--dry-run", "--backend", "cpu"),
     )
-    ran = spawn("-c", code, family.config, family.out, "--quiet")
+    all_three = spawn(
+        "-c",
+        "import json, sys; sys.modules['fuseo1_kernels.backends._cpu'] = None\n"
+        "from support.processes import run\n"
+        f"print(json.dumps([vars(run(*argv)) for argv in {wanted}]))",
+    )
+    ran, planned, named = (Run(**said) for said in json.loads(all_three.out))
     package = Path(fuseo1_kernels.__file__).parent
     assert (ran.code, ran.out) == (0, "")
     assert ran.err == (
@@ -208,9 +215,7 @@ def test_kernels_that_are_not_built(family: Family) -> None:
         "found instead of the installed package: run from another directory, or `pip install -e .`; "
         "reference is used instead\n"
     )
-    planned = spawn("-c", code, family.config, "--dry-run", "--json")
     assert json.loads(planned.out)["problems"] == [] and planned.err == ran.err
-    named = spawn("-c", code, family.config, "--dry-run", "--backend", "cpu")
     assert named.code == 1 and "problem: backend cpu cannot run here: the kernels" in named.out
 
 

@@ -21,7 +21,7 @@ from fuseo1_kernels.cli.progress import TerminalProgress, make_progress
 from fuseo1_kernels.cli.terminal import standard_streams
 from fuseo1_kernels.cli.verify import main as verify
 from support.models import Family, read_model
-from support.processes import MERGE, done, environment, run, spawn
+from support.processes import MERGE, done, environment, run, shown, spawn
 from support.refusals import one_layer_family
 from support.tuning import current
 
@@ -219,8 +219,7 @@ def test_the_bar_follows_the_terminal() -> None:
         progress.advance(1000)
         progress.close()
     os.close(follower)
-    bars = os.read(leader, 1 << 16).decode().strip().split("\r")
-    os.close(leader)
+    bars = shown(leader).strip().split("\r")
     assert 90 < len(bars[0]) <= 100 and 40 < len(bars[-1].rstrip()) <= 50
 
 

@@ -24,7 +24,6 @@ from support.interrupted import (
     WAYS,
     Place,
     alone,
-    chunked_family,
     journaled,
     large_family,
     partial_of,
@@ -35,7 +34,7 @@ from support.interrupted import (
 from support.models import make_family
 from support.pairwise import pairwise
 from support.processes import merge_json, one_error, run
-from support.tuning import tune
+from support.tuning import FINE, tune
 
 ONE_THREAD = (*CHUNKED, "--threads", "1")
 #: Every read by a kernel is an `os.preadv`, and what is merged has the same bytes.
@@ -70,8 +69,8 @@ def test_a_tensor_that_cannot_be_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """`w` is merged first, and sampled by the kernels in C++; `a` and `d` come later."""
-    tune(monkeypatch, batch=1)
-    family = (large_family if backend == "cpu" else chunked_family)(tmp_path)
+    tune(monkeypatch, **FINE)
+    family = large_family(tmp_path)
     family.configure(parameters={"select_topk": 0.1})
     expected = undisturbed(family, *CHUNKED)
     file = (family.target(model) if model else family.base) / "model.safetensors"
@@ -101,7 +100,8 @@ def test_the_second_half_of_a_tensor_cannot_be_read(
     time: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When what comes before was read, and in the fuse written, too."""
-    family = chunked_family(tmp_path)
+    tune(monkeypatch, **FINE)
+    family = large_family(tmp_path)
     family.configure(parameters={"select_topk": 0.1})
     expected = undisturbed(family, *ONE_THREAD)
     file = family.target(1) / "model.safetensors"
@@ -163,7 +163,7 @@ class Reads:
 
 @pytest.fixture(scope="module")
 def reads(tmp_path_factory: pytest.TempPathFactory) -> Reads:
-    family = chunked_family(tmp_path_factory.mktemp("counted"))
+    family = large_family(tmp_path_factory.mktemp("counted"))
     real = os.preadv
     offsets: list[int] = []
 
@@ -176,6 +176,7 @@ def reads(tmp_path_factory: pytest.TempPathFactory) -> Reads:
     status, (begin, end) = file.stat(), span(file, "model.w.weight")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "preadv", preadv)
+        tune(patch, **FINE)
         undisturbed(family, *WATCHED)
     survey, large = offsets.index(begin, 1), sum(begin <= offset < end for offset in offsets)
     found = Reads(survey, large - survey)
@@ -207,11 +208,11 @@ def at_times(*names: str) -> list[Any]:
 def test_a_model_that_changes(
     how: str, when: str, reads: Reads, torch_bin: bool, forks: Forks, tmp_path: Path
 ) -> None:
-    family = chunked_family(tmp_path, torch_bin=torch_bin)
+    family = large_family(tmp_path, torch_bin=torch_bin)
     file = weights_of(family.target(1))
     before, at = file.read_bytes(), TIMES[when](reads)
     argv = (family.config, family.out, *WATCHED)
-    ended = forks.run(*argv, sabotage=[("one_by_one",), ("change", str(file), how, at)])
+    ended = forks.run(*argv, sabotage=[("finely",), ("change", str(file), how, at)])
     assert file.read_bytes() != before
     word = "shrank" if "shrank" in ended.err else "changed since"
     one_error(ended.code, ended.err, file, word, "--no-resume")
@@ -291,7 +292,7 @@ def test_a_model_that_is_replaced(
 def test_a_model_that_changes_before_it_is_read(
     how: str, torch_bin: bool, forks: Forks, tmp_path: Path
 ) -> None:
-    family = chunked_family(tmp_path, torch_bin=torch_bin)
+    family = large_family(tmp_path, torch_bin=torch_bin)
     file = weights_of(family.target(2))
     sabotage = [("change_early", str(file), how)]
     ended = forks.run(family.config, family.out, *ONE_THREAD, sabotage=sabotage)

@@ -25,7 +25,7 @@ from support.interrupted import CHUNKED, Place, journaled, large_family, partial
 from support.models import Family, make_family, tuned, weights
 from support.processes import done, merge_json, run
 from support.sabotage import CHANGES
-from support.tuning import tune
+from support.tuning import FINE, tune
 
 ON_GPU = ("--json", "--quiet", "--threads", "2", "--device", "cuda:0")
 SEED = 20261122
@@ -33,19 +33,18 @@ SEED = 20261122
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Family:
-    return large_family(tmp_path_factory.mktemp("large"))
+    return large_family(tmp_path_factory.mktemp("large"), side=128)
 
 
 @pytest.fixture
 def family(tmp_path: Path) -> Family:
-    return large_family(tmp_path)
+    return large_family(tmp_path, side=128)
 
 
 @pytest.fixture(autouse=True)
 def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every tensor noted on its own, in copies of which the largest needs many."""
-    tune(monkeypatch, batch=1)
-    tune(monkeypatch, slot=256 << 10)
+    tune(monkeypatch, slot=64 << 10, **FINE)
 
 
 def fails(family: Family, *argv: object) -> str:
@@ -129,9 +128,9 @@ def test_too_little_memory_of_the_gpu(family: Family, monkeypatch: pytest.Monkey
 
 def test_too_little_memory_to_page_lock(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     device = FakeDevice()
-    device.most_pinned = 1 << 20
+    device.most_pinned = 1 << 18
     install(monkeypatch, device)
-    assert "256 KiB of page-locked memory cannot be had; lower --max-memory" in fails(family)
+    assert "64 KiB of page-locked memory cannot be had; lower --max-memory" in fails(family)
 
 
 def test_too_many_threads(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,14 +263,16 @@ def test_signals_and_kills_at_random_times(forks: Forks, large: Family) -> None:
 
 
 @pytest.mark.serial
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_a_merge_stops_at_once(number: int, forks: Forks, large: Family, tmp_path: Path) -> None:
     """In the middle of a tensor whose reading takes seconds."""
     os.mkfifo(tmp_path / "fifo")
     place = Place(forks, large, f"stopped {number}", "new", {}, (*ON_GPU,))
     child = place.start(("fake_gpus", 1, 0.2), ("announce", str(tmp_path / "fifo")))
     wait_for(tmp_path / "fifo")
-    time.sleep(0.7)
+    time.sleep(0.4)
     began = time.monotonic()
     child.signal(number)
     ended = child.wait()
@@ -292,7 +293,7 @@ def test_a_merge_of_small_tensors_stops_at_once(forks: Forks, tmp_path: Path) ->
     argv = (family.config, family.out, "--quiet", "--cuda", "--max-gpu-memory", "100MiB")
     child = forks.start(*argv, sabotage=slow)
     wait_for(tmp_path / "fifo")
-    time.sleep(0.7)
+    time.sleep(0.4)
     began = time.monotonic()
     child.signal(signal.SIGINT)
     assert child.wait().code == 130

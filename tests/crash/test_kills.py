@@ -16,6 +16,7 @@ from support.forked import Forks
 from support.interrupted import (
     ARGV,
     CHUNKED,
+    EVERY_CALL,
     FAST_WAYS,
     TENSORS,
     WAYS,
@@ -25,6 +26,7 @@ from support.interrupted import (
     journaled,
     large_family,
     partial_of,
+    points_of,
     undisturbed,
 )
 from support.models import Family
@@ -32,8 +34,10 @@ from support.models import Family
 SEED = 20261121
 
 
-@pytest.mark.parametrize("way", FAST_WAYS)
-def test_before_every_call(way: str, forks: Forks, small: Family, expected: Tree) -> None:
+@pytest.mark.parametrize(("way", "every"), EVERY_CALL)
+def test_before_every_call(
+    way: str, every: int, forks: Forks, small: Family, expected: Tree
+) -> None:
     """Every call that changes the state on disk is one that was never made, or (a write) half done."""
     whole = Place(forks, small, f"{way} whole", way, expected)
     ended = whole.run(("count",))
@@ -42,15 +46,13 @@ def test_before_every_call(way: str, forks: Forks, small: Family, expected: Tree
     calls = [call.split(" ")[0] for call in ended.calls]
     check_coverage(way, calls, ended.calls)
 
-    # Until it is published a model comes about in the same way: where another is replaced, every third will do.
     publication = ended.calls.index(f"fsync {partial_of(whole.out)}/model")
     points = [
         (nth, action)
-        for nth, call in enumerate(calls, start=1)
-        for action in (["kill", "tear"] if "write" in call else ["kill"])
-        if way == "new" or nth >= publication or nth % 3 == 0
+        for nth in points_of(len(calls), publication, every)
+        for action in (["kill", "tear"] if "write" in calls[nth - 1] else ["kill"])
     ]
-    assert len(points) >= 30
+    assert {"kill", "tear"} == {action for _, action in points} and len(points) >= 20
     for nth, action in points:
         place = Place(forks, small, f"{way} {nth} {action}", way, expected)
         killed = place.run(("count", nth, action))
@@ -77,7 +79,7 @@ def test_killed_again_and_again(way: str, forks: Forks, small: Family, expected:
     whole = Place(forks, small, f"{way} counted", way, expected).run(("count",))
     last = len(whole.calls)
     kills = 0
-    for first in [*range(last // 3, last - 16, 7), *range(last - 16, last, 2)]:
+    for first in [*range(last // 3, last - 16, 14), *range(last - 16, last, 2)]:
         place = Place(forks, small, f"{way} again {first}", way, expected)
         for nth in (first, rng.randint(1, 12), rng.randint(1, 30)):
             ended = place.run(("count", nth))
@@ -110,7 +112,7 @@ def test_at_random_times(wanted: int, forks: Forks, tmp_path: Path) -> None:
     rng = random.Random(SEED)
     family = large_family(tmp_path)
     expected = undisturbed(family, *CHUNKED)
-    slow = [("one_by_one",), ("slowly", 4e8, 0.005)]
+    slow = [("finely",), ("slowly", 6e6, 0.005)]
 
     began = time.monotonic()
     ended = forks.run(family.config, family.home / "timed" / "merged", *CHUNKED, sabotage=slow)

@@ -27,7 +27,7 @@ from support.interrupted import (
 )
 from support.models import Family
 from support.processes import merge_json, run
-from support.tuning import tune
+from support.tuning import FINE, tune
 
 # Any wait that takes longer is a deadlock.
 TIMEOUT = 30
@@ -117,7 +117,7 @@ def test_a_reader_that_fails_hides_no_error(
 @pytest.fixture
 def family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Family:
     """Merged tensor by tensor, the large `w` first."""
-    tune(monkeypatch, batch=1)
+    tune(monkeypatch, **FINE)
     return large_family(tmp_path)
 
 

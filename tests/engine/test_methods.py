@@ -53,7 +53,7 @@ def test_what_the_ops_make_of_it(
     assert_same_state(read_model(out), expected)
     assert result.notes == ()
     assert (case.method == "sce") == bool(result.energy_share)
-    tune(monkeypatch, chunk=1 << 16)
+    tune(monkeypatch, chunk=1 << 14)
     for threads, memory in ((1, 30 * MIB), (3, 100 * MIB)):
         options: dict[str, Any] = {"threads": threads, "max_memory": memory, "tuning": current()}
         again: dict[str, Any] = {"backend": backend, "overwrite": True, "resume": False}

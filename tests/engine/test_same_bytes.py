@@ -39,7 +39,7 @@ def test_threads_and_runs(select_topk: float, family: Family) -> None:
     assert everything[0] == everything[1]
 
 
-@pairwise("variant, select_topk, way", ("fuseo1", "mergekit"), (1.0, 0.5, 0.1), WAYS)
+@pairwise("variant, select_topk, way", ("fuseo1", "mergekit"), (1.0, 0.5, 0.1), WAYS, together=1)
 def test_any_memory(
     variant: str, select_topk: float, way: str, oversized: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -178,7 +178,7 @@ def test_a_tokenizer_with_more_ids_than_rows(family: Family) -> None:
     wide = base_state(vocab=VOCAB + 16)
     config = model_config(vocab_size=VOCAB + 16)
     write_model(family.target(1), tuned(wide, 1), tokenizer=files, config=config)
-    fewer = files | {"tokenizer.json": tokenizer_json(special=[])}
+    fewer = files | {"tokenizer.json": tokenizer_json(special=())}
     for path in (family.base, family.target(2)):
         write_model(path, family.states[0], tokenizer=fewer)
     family.configure(tokenizer_files={"model": str(family.target(1))})

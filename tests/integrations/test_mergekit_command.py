@@ -32,16 +32,19 @@ def afterwards() -> Iterator[None]:
     kernels.uninstall()
 
 
-def test_the_command_merges_as_mergekit_yaml_does(tmp_path: Path) -> None:
+def test_the_command_merges_as_mergekit_yaml_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     family = make_family(tmp_path)
     family.configure(parameters=TOPK, dtype="bfloat16")
-    ran = spawn(*COMMAND, family.config, family.out, "--no-write-model-card", "--quiet")
-    assert ran.code == 0, ran.err
+    with pytest.raises(SystemExit) as stop:
+        command.main([str(family.config), str(family.out), "--no-write-model-card", "--quiet"])
+    assert stop.value.code == 0
     merged = read_model(family.out)
     assert_same_state(merged, family.expected(**TOPK, variant="mergekit"))
     total = len(merged)
     said = f"fuseo1-mergekit: the kernels merged {total} tensors (sce {total})\n"
-    assert ran.err.endswith(said)
+    assert capsys.readouterr().err.endswith(said)
     assert not (family.out / "README.md").exists()
 
 

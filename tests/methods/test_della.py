@@ -90,8 +90,12 @@ def differ(out: torch.Tensor, right: torch.Tensor) -> float:
     return int((bits(out) != bits(right)).sum()) / out.numel() * 100_000
 
 
-@pytest.mark.parametrize("shape", [SHAPE, (10, 30, 1000), (300_000,)])
-@pytest.mark.parametrize("method", ELECT)
+@pairwise(
+    "backend, method, shape",
+    *(BACKENDS, [*ELECT], (SHAPE, (10, 30, 1000), (300_000,))),
+    together=1,
+    indirect=["backend"],
+)
 def test_few_elements_differ_from_the_formulas(
     backend: str, method: str, shape: tuple[int, ...]
 ) -> None:

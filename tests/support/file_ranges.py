@@ -15,11 +15,9 @@ from support.tensors import bits
 
 
 @contextmanager
-def stored(
-    folder: Path, tensors: Sequence[torch.Tensor], start: int = 8
-) -> Iterator[list[FileRange]]:
-    """Each tensor in a file of its own, from byte `start` on."""
-    ranges = []
+def stored(folder: Path, tensors: Sequence[torch.Tensor]) -> Iterator[list[FileRange]]:
+    """Each tensor in a file of its own, from its eighth byte on."""
+    ranges, start = [], 8
     for i, (tensor, array) in enumerate(zip(tensors, as_arrays(tensors), strict=True)):
         (folder / str(i)).write_bytes(b"\0" * start + bits(tensor).numpy().tobytes())
         ranges.append(FileRange(os.open(folder / str(i), os.O_RDONLY), start, array.dtype))

@@ -24,7 +24,7 @@ from support.tensors import BF16
 #: Three shards of the small family, one tensor after the other.
 ARGV = ("--json", "--quiet", "--threads", "1", "--shard-size", "300")
 
-#: Memory with which the large family's largest tensor is written in several chunks.
+#: For the large family.
 CHUNKED = ("--json", "--quiet", "--threads", "2", "--max-memory", "13MiB")
 
 TENSORS = 6
@@ -33,6 +33,18 @@ TENSORS = 6
 WAYS = ("new", "overwrite", "overwrite in two steps")
 #: As parameters; in the fast run the one that has all steps.
 FAST_WAYS = [pytest.param(w, marks=() if w == "overwrite" else pytest.mark.slow) for w in WAYS]
+
+#: A way and how far apart its points are (`points_of`): in the fast run fewer, of a way that has all steps.
+EVERY_CALL = [
+    ("overwrite", 5),
+    *(pytest.param(way, 1 if way == "new" else 3, marks=pytest.mark.slow) for way in WAYS),
+]
+
+
+def points_of(calls: int, publication: int, every: int) -> list[int]:
+    """Calls (from 1) at which a merge is cut short: until it is published a model comes about in the same way."""
+    return [nth for nth in range(1, calls + 1) if nth >= publication or nth % every == 0]
+
 
 Tree = dict[str, bytes | None]
 
@@ -43,15 +55,9 @@ def small_family(home: Path, **writing: Any) -> Family:
     return _family(home, shapes, shards=2, **writing)
 
 
-def large_family(home: Path, **writing: Any) -> Family:
-    """Six tensors again, of which one is surveyed and written in chunks, and large enough to be sampled."""
-    shapes = {"w": (3840, 1024), **dict.fromkeys("abcde", (256, 256))}
-    return _family(home, shapes, **writing)
-
-
-def chunked_family(home: Path, **writing: Any) -> Family:
-    """The same, as small as it can be: the reference backend takes a second for every million elements."""
-    shapes = {"w": (960, 1024), **dict.fromkeys("abcde", (64, 64))}
+def large_family(home: Path, side: int = 32, **writing: Any) -> Family:
+    """Five tensors of side x side, and one of 60 times as many elements: by `FINE` in chunks, and it is sampled."""
+    shapes = {"w": (60, side * side), **dict.fromkeys("abcde", (side, side))}
     return _family(home, shapes, **writing)
 
 
@@ -127,7 +133,7 @@ class Place:
         self.out = family.home / name / family.out.name
         self.old: Tree = {}
         self.options = options
-        self.usual: list[Sabotage] = [("one_by_one",), *([] if syncs else [("no_sync",)])]
+        self.usual: list[Sabotage] = [("finely",), *([] if syncs else [("no_sync",)])]
         if self.overwrite:
             write_model(self.out, {"w": family.states[0]["model.embed.weight"].to(BF16)})
             self.old = tree(self.out)

@@ -152,13 +152,15 @@ CASES = {
 
 
 def mixed_family(home: Path) -> Family:
-    """A model in bf16 with tunes in all dtypes: several chunks, a tensor of one element, an empty one."""
+    """A model in bf16 with tunes in all dtypes: several chunks and segments, a tensor of one element, an empty one."""
     from support.models import base_state, make_family, tuned  # not there where kernels are tested
 
     g = torch.Generator().manual_seed(11)
-    base = base_state(layers=1) | {
-        EMBED: torch.randn((523, 401), generator=g).mul(0.02).to(BF16),
+    base = base_state(layers=1, vocab=64) | {
+        EMBED: torch.randn((131, 127), generator=g).mul(0.02).to(BF16),
+        "long": torch.randn(66_013, generator=g).mul(0.02).to(BF16),
         "scalar": torch.tensor(0.25, dtype=BF16),
         "empty": torch.zeros((0, 3), dtype=BF16),
     }
-    return make_family(home, [base, tuned(base, 1), tuned(base, 2, FP32), tuned(base, 3, FP16)])
+    states = [base, tuned(base, 1), tuned(base, 2, FP32), tuned(base, 3, FP16)]
+    return make_family(home, states, tokenizer={})

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +61,11 @@ def shapes(
     return found | {"model.norm.weight": [hidden], "lm_head.weight": [vocab, hidden]}
 
 
-def base_state(dtype: torch.dtype = BF16, **size: Any) -> State:
+def base_state(**size: Any) -> State:
     """Weights as before any fine-tune."""
     g = torch.Generator().manual_seed(7)
     return {
-        name: (torch.randn(shape, generator=g) * 0.05 + ("norm" in name)).to(dtype)
+        name: (torch.randn(shape, generator=g) * 0.05 + ("norm" in name)).to(BF16)
         for name, shape in shapes(**size).items()
     }
 
@@ -94,6 +95,7 @@ def merged(states: Sequence[Mapping[str, torch.Tensor]], name: str, **keywords: 
 # --- files -------------------------------------------------------------------------------
 
 
+@cache
 def tokenizer_json(vocab: int = VOCAB, special: Sequence[str] = SPECIAL) -> bytes:
     """A byte-level BPE tokenizer whose ids fill [0, `vocab`), special tokens last."""
     ids = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,16 @@ def environment(changes: Mapping[str, str] | None = None) -> dict[str, str]:
     package = str(Path(fuseo1_kernels.__file__).parents[1])
     path = os.pathsep.join((package, str(TESTS)))
     return {**os.environ, "PYTHONPATH": path, **(changes or {})}
+
+
+def shown(leader: int) -> str:
+    """All that was written to a terminal whose other end is closed: the system hands it on piece by piece."""
+    found = b""
+    with suppress(OSError):  # EIO, at the end
+        while part := os.read(leader, 1 << 16):
+            found += part
+    os.close(leader)
+    return found.decode()
 
 
 #: Packages that the command line does without.

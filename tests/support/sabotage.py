@@ -140,7 +140,7 @@ def kill_after(tensors: int) -> None:
     """Die when that many tensors are in the journal, which has them one by one."""
     from fuseo1_kernels.checkpoint.journal import Journal
 
-    one_by_one()
+    finely()
     real, calls = Journal.add, 0
 
     def add(self: Journal, records: Any) -> None:
@@ -177,9 +177,9 @@ def _first(holder: Any, name: str, fifo: str) -> None:
     setattr(holder, name, call)
 
 
-def one_by_one() -> None:
-    """Have every tensor of a small model noted in the journal on its own."""
-    tuning.change(batch=1)
+def finely() -> None:
+    """Have every tensor of a small model noted in the journal on its own, and a larger one merged in chunks."""
+    tuning.change(**tuning.FINE)
 
 
 def no_exchange() -> None:
@@ -235,7 +235,7 @@ def fake_gpus(number: int, latency: float = 0.0) -> None:
     from support.fake_gpu import FakeDevice, install
 
     install(pytest.MonkeyPatch(), *(FakeDevice(i) for i in range(number)))
-    tuning.change(slot=256 << 10)
+    tuning.change(slot=64 << 10)
     _around(Source, "read_into", lambda *_: time.sleep(latency))
 
 

@@ -44,7 +44,7 @@ LIMITED = (
     "merge.run_plan = limited\n"
     "sys.exit(main())\n"
 )
-BUDGET = 16 * MIB
+BUDGET = 8 * MIB
 # Stacks of 512 KiB, of the worker, of its kernels' second thread and of a reader, and what their allocations
 # make the C library reserve.
 SLACK = 4 * MIB

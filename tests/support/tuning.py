@@ -9,6 +9,9 @@ import pytest
 
 from fuseo1_kernels.engine.tuning import DEFAULT_TUNING, Tuning
 
+#: Every tensor is a unit of its own, and one of tens of thousands of elements is merged in chunks.
+FINE: dict[str, Any] = {"batch": 1, "chunk": 1 << 14}
+
 _current = DEFAULT_TUNING
 
 

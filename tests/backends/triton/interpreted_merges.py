@@ -47,7 +47,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
     return make_family(home, [base, tuned(base, 1), tuned(base, 2, FP32), tuned(base, 3, FP16)])
 
 
-@pytest.mark.parametrize("name", sample(OTHERS, 6))
+@pytest.mark.parametrize("name", sample(OTHERS, 9))
 def test_every_method(name: str, family: Family) -> None:
     case = OTHERS[name]
     case.configure(family)

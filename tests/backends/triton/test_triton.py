@@ -44,6 +44,7 @@ def test_in_the_interpreter(part: str, marked: str) -> None:
     print(ran.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_the_interpreter_is_told_of() -> None:
     ran = interpreted("-m", "fuseo1_kernels")
     assert "triton     interpreter, Triton " in ran.stdout, ran.stdout + ran.stderr

@@ -45,6 +45,7 @@ from support.gpu.data import (
 )
 from support.gpu.grid import INTERPRETED, MOST, SMALL, placed, sampled_by_cuda, surroundings
 from support.method_cases import CASES
+from support.pairwise import pairwise
 from support.tensors import BF16, DTYPES, FP16, FP32, assert_same_bits, learned, siblings
 
 #: Elements beyond an aligned address at which tensors begin.
@@ -185,8 +186,7 @@ class Surveys:
             selects = draw.choice([everything, *selections(targets).values()]) or everything
             compare_survey(gpu, tensors, Norms(selects))
 
-    @pytest.mark.parametrize("of_inputs", [False, True])
-    @pytest.mark.parametrize("numbers", [(1, 2), (3, 4), (5, 6, 7, 16)], ids=str)
+    @pairwise("numbers, of_inputs", ((1, 2), (3, 4), (5, 6, 7, 16)), (False, True), together=1)
     def test_gram(
         self, numbers: tuple[int, ...], of_inputs: bool, gpu: GpuBackend, device: torch.device
     ) -> None:
@@ -204,7 +204,7 @@ class Surveys:
         compare_survey(gpu, tensors, Gram())
         compare_survey(gpu, tensors, Norms((None, None)))
 
-    @pytest.mark.parametrize("per_target", [1, 2, 5])
+    @pytest.mark.parametrize("per_target", [pytest.param(1, marks=pytest.mark.slow), 2, 5])
     def test_magnitudes(self, per_target: int, gpu: GpuBackend, device: torch.device) -> None:
         if INTERPRETED and per_target > 2:
             pytest.skip("Triton's kernels look for one cut after the other")

@@ -32,6 +32,7 @@ from support.fuse_cases import weights_of
 from support.gpu.data import constant, nonfinite, tied, tuned
 from support.gpu.general import PLACES, compare_fuse, compare_survey
 from support.gpu.grid import SMALL, placed
+from support.pairwise import pairwise
 from support.tensors import BF16, DTYPES, FP16, FP32, siblings, wild
 
 KEY = 0xDEADBEEF01234567
@@ -42,10 +43,11 @@ SHAPES = ((64, 48), (9, 1), (1, 255), (41, 8), (7, 401), (1, 4101))
 class Ranks:
     """Tests of RANKED selections by a backend, the fixture `gpu`, on the fixture `device`."""
 
-    @pytest.mark.parametrize(
-        "row", [1, 3, 31, 256, 257, 1000, pytest.param(5120, marks=pytest.mark.slow)]
+    @pairwise(
+        "kind, row",
+        *(ranked.KINDS[:: 4 if SMALL else 1], (1, 3, 31, 256, 257, 1000, 5120)),
+        together=1,
     )
-    @pytest.mark.parametrize("kind", ranked.KINDS[:: 4 if SMALL else 1])
     def test_the_larger_of_a_row_the_likelier(
         self,
         kind: Callable[[int, torch.Generator], torch.Tensor],
