@@ -263,7 +263,7 @@ def test_a_model_that_is_touched(
     how: str, when: str, reads: Reads, torch_bin: bool, forks: Forks, tmp_path: Path
 ) -> None:
     """The merge goes on by itself; what it merged from the file before is merged anew, as the file is now."""
-    family = chunked_family(tmp_path, torch_bin=torch_bin)
+    family = large_family(tmp_path, torch_bin=torch_bin)
     file = weights_of(family.target(1))
     sabotage = [("one_by_one",), ("change", str(file), how, TIMES[when](reads))]
     ended = forks.run(family.config, family.out, *WATCHED, "--json", sabotage=sabotage)
@@ -277,7 +277,7 @@ def test_a_model_that_is_touched(
 def test_a_model_that_is_replaced(
     how: str, when: str, reads: Reads, torch_bin: bool, forks: Forks, tmp_path: Path
 ) -> None:
-    family = chunked_family(tmp_path, torch_bin=torch_bin)
+    family = large_family(tmp_path, torch_bin=torch_bin)
     file = weights_of(family.target(1))
     argv = (family.config, family.out, *WATCHED)
     ended = forks.run(*argv, sabotage=[("change", str(file), how, TIMES[when](reads))])
