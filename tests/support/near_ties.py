@@ -35,9 +35,9 @@ def near_ties(
     last = np.where(kind == 1, -others / weights[-1] * (1 + tiny * 2.0**-8), last)
     d[-1] = last
     odd = kind == 2
-    d = np.where(odd, d * 2.0 ** g.integers(-140, 20, (targets, numel)), d)
+    d[:, odd] *= 2.0 ** g.integers(-140, 20, (targets, int(odd.sum())))
     d = np.where(odd & (g.integers(0, 4, (targets, numel)) == 0), 0.0, d)
-    with np.errstate(over="ignore", under="ignore"):
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         rounded_base = base.astype(np.float32)
         inputs = [rounded_base, *((rounded_base + x).astype(np.float32) for x in d)]
     return [torch.from_numpy(x.copy()) for x in inputs]

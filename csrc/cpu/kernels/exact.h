@@ -42,8 +42,8 @@ struct Election {
   }
 };
 
-// Merges elements [begin, end) of a block, whose d are z; begin and end are multiples of kWidth. `chosen` nullptr:
-// every element is selected by score. The results are rounded to odd if they will be rounded again, else to nearest.
+// Merges the first `count` elements of a block, whose d are z; `count` is a multiple of kWidth. `chosen` nullptr: every
+// element is selected by score. The results are rounded to odd if they will be rounded again, else to nearest.
 //
 // If no target survives, delta is -0.0. The empty sum is -0.0, and stays so when it is divided and multiplied by
 // anything not negative; the instance for any number of targets (kTargets 0) also handles negative numbers, and
@@ -51,8 +51,8 @@ struct Election {
 //
 // kFixed: the divisor is params.divisor. A template argument, because GCC 12 would test it in the loop.
 template <int kElect, int kTargets, bool kFixed>
-void merge_exactly(const fuseo1_fuse_params& params, bool to_odd, const Block& block, const Mask* chosen, int begin,
-                   int end, float* merged) {
+void merge_exactly(const fuseo1_fuse_params& params, bool to_odd, const Block& block, const Mask* chosen, int count,
+                   float* merged) {
   constexpr bool kAny = kTargets == 0;
   constexpr bool kMayChoose = kAny || kElect == FUSEO1_ELECT_SUM;
   // The survivors, which are all t that are not 0, are already summed in s.
@@ -70,7 +70,7 @@ void merge_exactly(const fuseo1_fuse_params& params, bool to_odd, const Block& b
   const Vdu without = floored ? Vdu{} : bits(splat(-0.0));
   const Vd scale = splat(params.scale), base_scale = splat(params.base_scale);
   const Vd nothing = splat(-0.0);  // x + -0.0 is x, for x = -0.0 too
-  for (int j = begin; j < end; j += kWidth64) {
+  for (int j = 0; j < count; j += kWidth64) {
     const auto weighed = [&](int i) { return weights[i] * load_wide(block.d[i] + j); };
     Election<kElect> election;
     for (int i = 0; i < n; ++i) election.vote(load<Vfh>(block.d[i] + j), election.kByTerms ? weighed(i) : Vd{});
@@ -98,11 +98,11 @@ void merge_exactly(const fuseo1_fuse_params& params, bool to_odd, const Block& b
     Vd delta = scale * num;
     if (kAny) delta = select(any, delta, nothing);
     const Vd sum = select(election.finite, base_scale * load_wide(block.base + j) + delta, splat(__builtin_nan("")));
-    store(merged + j - begin, to_odd ? narrow_to_odd(sum) : narrow(sum));
+    store(merged + j, to_odd ? narrow_to_odd(sum) : narrow(sum));
   }
 }
 
-using MergeExactly = void(const fuseo1_fuse_params&, bool, const Block&, const Mask*, int, int, float*);
+using MergeExactly = void(const fuseo1_fuse_params&, bool, const Block&, const Mask*, int, float*);
 
 template <int kElect>
 MergeExactly* exact_for_election(int targets, bool fixed) {

@@ -36,11 +36,11 @@ struct Filter : FilterNumbers<FUSEO1_MAX_TARGETS> {
   bool usable;
 };
 
-// Merges a block, whose d are z, to out[kBlock]. `chosen` nullptr: every element is selected by score. Returns the
-// vectors whose results are not certain, the first by the lowest bit; all of them if anything is not finite or may
-// round to infinity.
+// Merges a block, whose d are z, to out[kBlock]. `chosen` nullptr: every element is selected by score. Sets the bits of
+// elements whose results are not certain, and returns how many these are; kBlock if anything is not finite or may round
+// to infinity.
 template <class Out, int kElect, int kTargets, bool kFixed>
-uint64_t merge_filtered(const Filter& by, const Block& block, const Mask* chosen, typename Out::Bits* out) {
+int merge_filtered(const Filter& by, const Block& block, const Mask* chosen, typename Out::Bits* out, uint64_t* open) {
   constexpr bool kTable = !kFixed && has_table(kTargets), kSums = !kFixed && !kTable;
   constexpr bool kNone = kElect == FUSEO1_ELECT_NONE;
   const int n = kTargets ? kTargets : by.targets;
@@ -49,7 +49,7 @@ uint64_t merge_filtered(const Filter& by, const Block& block, const Mask* chosen
   const Vf scale = splat(by.scale), floor = splat(by.floor), by_votes = splat(by.by_votes);
   const Vf by_delta = splat(by.by_delta), by_result = splat(by.by_result), least = splat(by.least);
   const bool floored = by.floor != 0.0f;
-  uint64_t open = 0;
+  for (int i = 0; i < kBlock / 64; ++i) open[i] = 0;
   Vu peak{};
   Vf check{};  // becomes NaN if anything is not finite
   for (int j = 0; j < kBlock; j += kWidth) {
@@ -99,15 +99,17 @@ uint64_t merge_filtered(const Filter& by, const Block& block, const Mask* chosen
     const Vu low = Out::round_near(result - error), high = Out::round_near(result + error);
     uint32_t unsure = lane_bits(Out::differ(low, high));
     if (kElect == FUSEO1_ELECT_WEIGHTED) unsure |= ~lane_bits(greater_equal(abs(s), by_votes * votes)) & kAllLaneBits;
-    open |= uint64_t{unsure != 0} << (j / kWidth);
+    open[j / 64] |= uint64_t{unsure} << (j % 64);
     store_lanes(out + j, Out::low_bits(high));
   }
-  const bool fine = lane_bits(equal(check, check)) == kAllLaneBits && max_lane(peak) < Out::kSafe;
-  return fine ? open : ~uint64_t{0} >> (64 - kBlock / kWidth);
+  if (lane_bits(equal(check, check)) != kAllLaneBits || max_lane(peak) >= Out::kSafe) return kBlock;
+  int count = 0;
+  for (int i = 0; i < kBlock / 64; ++i) count += __builtin_popcountll(open[i]);
+  return count;
 }
 
 template <class Out>
-using MergeFiltered = uint64_t(const Filter&, const Block&, const Mask*, typename Out::Bits*);
+using MergeFiltered = int(const Filter&, const Block&, const Mask*, typename Out::Bits*, uint64_t*);
 
 template <class Out, int kElect>
 MergeFiltered<Out>* filtered_for_election(int targets, bool fixed) {

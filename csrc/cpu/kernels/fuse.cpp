@@ -32,14 +32,10 @@ class Merge {
   bool operator()(const Block& block, const Mask* chosen, Bits* out) {
     if constexpr (Out::kNarrow) {
       if (filtered_ && exact_blocks_ == 0) {
-        uint64_t open = filtered_(filter_, block, chosen, out);
-        if (open == 0) return false;
-        const int count = __builtin_popcountll(open);
-        if (count < kVectors / 2) {
-          for (; open; open &= open - 1) {
-            const int j = __builtin_ctzll(open) * kWidth;
-            merge_range(block, chosen, j, j + kWidth, out);
-          }
+        uint64_t open[kBlock / 64];
+        const int count = filtered_(filter_, block, chosen, out, open);
+        if (count <= kMostOpen) {
+          if (count) merge_open(block, chosen, open, out);
           return false;
         }
         exact_blocks_ = kExactBlocks;
@@ -47,20 +43,46 @@ class Merge {
         --exact_blocks_;
       }
     }
-    return merge_range(block, chosen, 0, kBlock, out) >= Out::kInf;
+    return merge_first(block, chosen, kBlock, out) >= Out::kInf;
   }
 
  private:
-  static constexpr int kVectors = kBlock / kWidth;
-  static constexpr int kExactBlocks = 15;  // merged exactly after one of which the filter left half open
+  // With more open elements than this it is faster to merge all exactly, in this block and in those that follow. With
+  // eight lanes of fp64 that is soon so.
+  static constexpr int kMostOpen = kWidth == 16 ? kBlock / 16 : kBlock * 3 / 8, kExactBlocks = 15;
 
-  // Returns the largest magnitude, as the output's bits.
-  uint32_t merge_range(const Block& block, const Mask* chosen, int begin, int end, Bits* out) {
+  // Merges the elements that have a bit, side by side.
+  void merge_open(const Block& block, const Mask* chosen, const uint64_t* open, Bits* out) {
+    int count = 0;
+    uint8_t places[kBlock];
+    for (int i = 0; i < kBlock / 64; ++i) {
+      for (uint64_t rest = open[i]; rest; rest &= rest - 1) {
+        places[count++] = static_cast<uint8_t>(64 * i + __builtin_ctzll(rest));
+      }
+    }
+    const int padded = (count + kWidth - 1) / kWidth * kWidth;
+    const auto gather = [&](const float* from, float* to) {
+      for (int k = 0; k < count; ++k) to[k] = from[places[k]];
+      for (int k = count; k < padded; ++k) to[k] = 0.0f;
+    };
+    gather(block.base, side_by_side_.base);
+    for (int i = 0; i < params_.targets; ++i) gather(block.d[i], side_by_side_.d[i]);
+    for (int k = 0; chosen && k < count; ++k) {
+      if (lane_bits(chosen[places[k] / kWidth]) >> places[k] % kWidth & 1) continue;
+      for (int i = 0; i < params_.targets; ++i) side_by_side_.d[i][k] = 0.0f;  // which does not survive either
+    }
+    alignas(64) Bits merged[kBlock];
+    merge_first(side_by_side_, nullptr, padded, merged);
+    for (int k = 0; k < count; ++k) out[places[k]] = merged[k];
+  }
+
+  // Merges the first elements of a block exactly; returns the largest magnitude, as the output's bits.
+  uint32_t merge_first(const Block& block, const Mask* chosen, int count, Bits* out) {
     alignas(64) float merged[kBlock];
-    exactly_(params_, Out::kNarrow, block, chosen, begin, end, merged);
+    exactly_(params_, Out::kNarrow, block, chosen, count, merged);
     Vu peak{};
-    for (int j = begin; j < end; j += kWidth) {
-      const Vf x = load<Vf>(merged + j - begin);
+    for (int j = 0; j < count; j += kWidth) {
+      const Vf x = load<Vf>(merged + j);
       const Vu result = select(equal(x, x), Out::round(x), splat(Out::kNan));
       peak = max(peak, result & Out::kAbs);
       store_lanes(out + j, result);
@@ -73,6 +95,7 @@ class Merge {
   Filter filter_;
   std::conditional_t<Out::kNarrow, MergeFiltered<Out>*, const void*> filtered_ = nullptr;
   int exact_blocks_ = 0;
+  Block side_by_side_;
 };
 
 // Copies past the caches, so that the lines of `to` are not read first.
