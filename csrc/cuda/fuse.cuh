@@ -11,6 +11,13 @@
 
 namespace fuseo1 {
 
+// The CTAs that a multiprocessor should hold at once of a kernel that fuses: five hide the memory's latency; registers
+// for many targets are too many for that.
+template <int kN, class In>
+constexpr int held_at_once() {
+  return kN <= 4 && sizeof(typename In::Raw) == 16 ? 5 : 1;
+}
+
 // The parameters of fuse, and the filter's.
 struct FuseParams {
   double weights[FUSEO1_CUDA_MAX_TARGETS], shares[FUSEO1_CUDA_MAX_TARGETS];

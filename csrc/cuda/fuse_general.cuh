@@ -10,7 +10,7 @@
 namespace fuseo1 {
 
 template <int kN, class In>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(kThreads, held_at_once<kN, In>())
     fuse_general(const __grid_constant__ Inputs in, const __grid_constant__ FuseParams given,
                  const __grid_constant__ Selects selects, int64_t offset, Output out, Count* written) {
   // In shared memory, whose lanes may look up different factors.

@@ -49,8 +49,9 @@ __device__ __forceinline__ uint32_t fuse_blocks(const Inputs& in, const FusePara
 }
 
 template <int kN, class In>
-__global__ void __launch_bounds__(kThreads, 1) fuse(const __grid_constant__ Inputs in, const fuseo1_cuda_params* given,
-                                                    int64_t offset, Output out, fuseo1_cuda_survey* result) {
+__global__ void __launch_bounds__(kThreads, held_at_once<kN, In>())
+    fuse(const __grid_constant__ Inputs in, const fuseo1_cuda_params* given, int64_t offset, Output out,
+         fuseo1_cuda_survey* result) {
   __shared__ FuseParams params;
   take_params(*given, in.targets, &params);
   const int64_t warp = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
