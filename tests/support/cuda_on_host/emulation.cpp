@@ -36,7 +36,7 @@ cudaError_t cudaDriverGetVersion(int* version) { return store(version, 13000); }
 cudaError_t cudaGetDevice(int* device) { return store(device, 0); }
 cudaError_t cudaGetDeviceCount(int* count) { return store(count, 1); }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
-  return store(value, 2 + static_cast<int>(emulation::drawn(4)));  // multiprocessors: several CTAs, and few
+  return store(value, static_cast<int>(emulation::multiprocessors()));
 }
 cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
   if (emulation::fails()) return cudaErrorLaunchFailure;
