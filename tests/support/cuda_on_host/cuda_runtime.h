@@ -54,8 +54,8 @@ inline void touch(const void*) {}
 #endif
 // Runs a kernel on a grid.
 void run(unsigned ctas, unsigned threads, void (*body)(void*), void* context);
-// A number below `n` that the seed decides.
-unsigned drawn(unsigned n);
+// How many the device has this time: several, so that there are several CTAs, and few.
+unsigned multiprocessors();
 // Counts a call of the runtime or a launch, and tells whether it is the one that is to fail.
 bool fails();
 // Counts a call that makes a context where there is none.

@@ -45,7 +45,7 @@ cudaError_t cudaGetDeviceCount(int* count) { return store(count, 1); }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   if (attribute == cudaDevAttrComputeCapabilityMajor) return store(value, emulation::capability / 10);
   if (attribute == cudaDevAttrComputeCapabilityMinor) return store(value, emulation::capability % 10);
-  return store(value, 2 + static_cast<int>(emulation::drawn(4)));  // multiprocessors: several CTAs, and few
+  return store(value, static_cast<int>(emulation::multiprocessors()));
 }
 cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
   emulation::need_context();

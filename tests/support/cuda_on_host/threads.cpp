@@ -41,6 +41,10 @@ constexpr unsigned kTurnAtBarrier = 256, kTurnAtCollective = 8192, kLeastResiden
 uint64_t seed = 1, launches;
 std::mt19937_64 randomness(1);
 Board launch_begins, launch_ends;
+std::mutex one_launch;  // at a time, for the kernels of several threads of the host
+
+// A number below `n` that the seed decides.
+unsigned drawn(unsigned n) { return static_cast<unsigned>((randomness() >> 32) * n >> 32); }
 
 // A call in the source, and where that is in the machine code, which differs for what is inlined at different places.
 struct Place {
@@ -88,7 +92,6 @@ class Cta {
  public:
   // Begins to run CTA number `index` when it has its turn.
   void begin(unsigned index) { index_ = index, busy_ = true; }
-  bool busy() const { return busy_; }
   void start_thread() { std::thread(&Cta::work, this).detach(); }
   Turn& turn() { return turn_; }
 
@@ -340,7 +343,10 @@ void reside(size_t count) {
 
 }  // namespace
 
-unsigned drawn(unsigned n) { return static_cast<unsigned>((randomness() >> 32) * n >> 32); }
+unsigned multiprocessors() {
+  const std::lock_guard<std::mutex> lock(one_launch);
+  return 2 + drawn(4);
+}
 
 void cta_barrier(const Call& call) { current->barrier({call, __builtin_return_address(0)}); }
 
@@ -356,8 +362,8 @@ void touch(const void* location) { current->running().ordered.touch(location); }
 #endif
 
 void run(unsigned ctas, unsigned threads, void (*body)(void*), void* context) {
-  static std::mutex one_launch;
   const std::lock_guard<std::mutex> lock(one_launch);
+  if (threads % kLanes || threads > kMostThreads) fprintf(stderr, "CUDA on the host: %u threads\n", threads), abort();
   kernel = body, argument = context;
   grid_size = {ctas, 1, 1}, block_size = {threads, 1, 1};
   randomness.seed(seed << 32 | ++launches);
@@ -381,6 +387,7 @@ void run(unsigned ctas, unsigned threads, void (*body)(void*), void* context) {
 
 // For tests: what is run from now on is run in the order of this seed.
 extern "C" void emulation_seed(uint64_t seed) {
+  const std::lock_guard<std::mutex> lock(emulation::one_launch);
   emulation::seed = seed, emulation::launches = 0;
   emulation::randomness.seed(seed);
 }
