@@ -143,7 +143,7 @@ void add_ties(const OfBlock& b, int targets, uint32_t score, int64_t last, Total
 
 }  // namespace
 
-void add_energies(const Lists& lists, const std::vector<Totals*>& totals, int targets, Cut cut) {
+void add_selected_energies(const Lists& lists, const std::vector<Totals*>& totals, int targets, Cut cut) {
   const int64_t cut_block = cut.last_tie / kBlock;
   const auto add_selected = kernels().add_selected;
   in_parallel(static_cast<int64_t>(lists.size()), [&](int64_t i) {

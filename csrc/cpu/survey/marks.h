@@ -113,7 +113,7 @@ Cut select_marks(const std::vector<Marks*>& lists, int64_t wanted, Bracket range
 int64_t mark_selection_bytes(int64_t lists);
 
 // Adds the energies of the candidates of list i that the cut selects, which have payload, to totals[i].
-void add_energies(const std::vector<Marks*>& lists, const std::vector<Totals*>& totals, int targets, Cut cut);
+void add_selected_energies(const std::vector<Marks*>& lists, const std::vector<Totals*>& totals, int targets, Cut cut);
 
 }  // namespace fuseo1
 #endif  // FUSEO1_CPU_SURVEY_MARKS_H_

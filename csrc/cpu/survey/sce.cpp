@@ -168,7 +168,7 @@ Cut TopK::select(int64_t count, Bracket within) {
     sums.push_back(&share->totals);
   }
   const Cut cut = select_marks(lists, count, within, numel);
-  fuseo1::add_energies(lists, sums, targets, cut);
+  add_selected_energies(lists, sums, targets, cut);
   return cut;
 }
 
