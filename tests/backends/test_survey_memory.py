@@ -111,7 +111,7 @@ def deceitful() -> list[torch.Tensor]:
 
 
 def sixty_four() -> list[torch.Tensor]:
-    """Records of 332 bytes, and all scores alike."""
+    """Candidates of 260 bytes, and all scores alike."""
     numel = 200_000
     return [torch.full((numel,), i % 3 / 4, dtype=BF16) for i in range(65)]
 

@@ -122,7 +122,7 @@ def test_lent_memory_that_is_too_small(
 
 @pytest.mark.parametrize(
     ("request_", "own", "lent", "exact"),
-    [(0.3, 4 << 20, 2 << 20, 4), (Magnitudes(((60_000,),) * 3), 2 << 20, 600_000, 3)],
+    [(0.3, 5 << 19, 2 << 20, 4), (Magnitudes(((60_000,),) * 3), 2 << 20, 600_000, 3)],
     ids=["scores", "magnitudes"],
 )
 def test_lent_memory_first_then_its_own(

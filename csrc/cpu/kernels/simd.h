@@ -169,6 +169,18 @@ FUSEO1_INLINE int pack(uint32_t lanes, Vu v, uint32_t* to) {
 #endif
 }
 
+// As pack, and writes no more than the chosen lanes.
+FUSEO1_INLINE int pack_exactly(uint32_t lanes, Vu v, uint32_t* to) {
+#if defined(__AVX512F__)
+  const int n = __builtin_popcount(lanes);
+  const __m512i packed = _mm512_maskz_compress_epi32(static_cast<Mask>(lanes), (__m512i)v);
+  _mm512_mask_storeu_epi32(to, static_cast<Mask>((1u << n) - 1), packed);
+  return n;
+#else
+  return pack(lanes, v, to);
+#endif
+}
+
 // The mask of a block's elements from j on, from the block's bits.
 FUSEO1_INLINE Mask load_lane_bits(const uint8_t* bits, int j) {
   static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__);
@@ -214,6 +226,18 @@ FUSEO1_INLINE uint32_t sum_lanes(Vu v) {
   return (q[0] + q[1]) + (q[2] + q[3]);
 }
 #endif
+
+// The first `n` lanes from memory that ends there, if it has no more; zeros in the others.
+FUSEO1_INLINE Vu load_first(const uint32_t* p, int64_t n) {
+  if (n >= kWidth) return load<Vu>(p);
+#if defined(__AVX512F__)
+  return (Vu)_mm512_maskz_loadu_epi32(static_cast<Mask>((1u << n) - 1), p);
+#else
+  alignas(64) uint32_t lane[kWidth] = {};
+  for (int64_t j = 0; j < n; ++j) lane[j] = p[j];
+  return load<Vu>(lane);
+#endif
+}
 
 // From 16-bit to 32-bit lanes and back. GCC 12 splits __builtin_convertvector into halves here.
 FUSEO1_INLINE Vu load_u16(const uint16_t* p) {

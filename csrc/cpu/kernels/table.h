@@ -32,16 +32,15 @@ struct Filling {
   uint32_t* candidates_end = nullptr;
 };
 
-// One thread's share of a pass. A candidate is candidate_words(targets) words: score, low and high half of its flat
-// index, t_1..t_N, then the exponents E_1..E_N, a byte each.
+// One thread's share of a pass. Candidates are kept as marks (see Ranked); below each record lies its block's payload:
+// the exponents E_1..E_N, a byte each, then t_1 of all its candidates, t_2 of all, ...
 struct Totals : Filling {
   int64_t nonzero = 0;
   int64_t above = 0;
+  int64_t candidate_count = 0;
   int64_t nonfinite[FUSEO1_MAX_TARGETS + 2] = {};
   int64_t bins[FUSEO1_MAX_TARGETS][kExponents] = {};
 };
-constexpr int candidate_words(int targets) { return 3 + targets + (targets + 3) / 4; }
-
 // One thread's share of a scan that ranks a target's |d|. A block with candidates has a record of kMarkWords words: 64
 // bits of its number times 512 plus the number of candidates, then a bit for each element. Records grow down from
 // candidates_end, each block's before those of earlier blocks. The candidates' scores, in order, grow up from
@@ -55,6 +54,10 @@ struct Ranked : Filling {
 constexpr int kMarkWords = 2 + kBlock / 32;
 constexpr int kMarkPad = 16;                               // words after the scores that may be touched
 constexpr int kMarkRoom = kMarkWords + kBlock + kMarkPad;  // words that a block may touch
+// Words of a block's payload, and words that a block with payload may touch. No targets: no payload.
+constexpr int exponent_words(int targets) { return (targets + 3) / 4; }
+constexpr int payload_words(int targets, int count) { return exponent_words(targets) + targets * count; }
+constexpr int mark_room(int targets) { return kMarkRoom + payload_words(targets, kBlock); }
 
 // How many scores equal each guess, and how many exceed it.
 constexpr int kGuesses = 3;
@@ -124,6 +127,9 @@ struct Kernels {
   int64_t (*scan)(const Chunk&, int64_t begin, int64_t end, Bracket, Totals*);
   // survey: only the scores, as fp32 bits, to scores[0 .. end - begin); overwrites `nonfinite` of the totals
   void (*score)(const Chunk&, int64_t begin, int64_t end, uint32_t* scores, Totals*);
+  // survey: adds the energies of a block's candidates with scores of at least `least`; see Totals for the payload
+  void (*add_selected)(const uint32_t* payload, int64_t count, int targets, const uint32_t* scores, uint32_t least,
+                       Totals*);
   // fuse; `stream`: outputs bypass the caches; returns how many outputs are not finite
   int64_t (*fuse)(const fuseo1_fuse_params&, const Chunk&, int64_t begin, int64_t end, void* out, int32_t out_dtype,
                   bool stream);
@@ -140,6 +146,7 @@ struct SceKernels {
   decltype(Kernels::energy) energy;
   decltype(Kernels::scan) scan;
   decltype(Kernels::score) score;
+  decltype(Kernels::add_selected) add_selected;
 };
 
 // Each source of kernels/ defines its part, which has the name of the source, once per instruction set.

@@ -7,8 +7,8 @@
 
 #include <memory>
 
-#include "candidates.h"
 #include "fuseo1/survey.h"
+#include "slabs.h"
 
 // The callers have checked the arguments, and that the calls fit the phase.
 struct fuseo1_survey {

@@ -75,22 +75,18 @@ uint32_t find_threshold(const Lists& lists, int64_t wanted, Bracket range) {
   return static_cast<uint32_t>(-low);
 }
 
-// A block's candidates.
-struct OfBlock {
-  int64_t block, count;
-  const uint32_t *marks, *scores;
-  bool single;
+int64_t ties_in(const OfBlock& b, uint32_t score) {
+  return b.single ? b.count : std::count(b.scores, b.scores + b.count, score);
+}
 
-  int64_t ties(uint32_t score) const { return single ? count : std::count(scores, scores + count, score); }
-  // The flat index of the `nth` (from 1) candidate with this score.
-  int64_t tie(uint32_t score, int64_t nth) const {
-    const uint32_t* s = scores;
-    for (int64_t j = 0;; ++j) {
-      if (!(marks[j / 32] >> (j % 32) & 1)) continue;
-      if ((single || *s++ == score) && --nth == 0) return block * kBlock + j;
-    }
+// The flat index of the block's `nth` (from 1) candidate with this score.
+int64_t tie_in(const OfBlock& b, uint32_t score, int64_t nth) {
+  const uint32_t* s = b.scores;
+  for (int64_t j = 0;; ++j) {
+    if (!(b.marks[j / 32] >> (j % 32) & 1)) continue;
+    if ((b.single || *s++ == score) && --nth == 0) return b.block * kBlock + j;
   }
-};
+}
 
 // The index of the `nth` (from 1) of the lists' candidates with this score, which is their guess number `guess`.
 int64_t find_tie(const Lists& lists, int guess, uint32_t score, int64_t nth, int64_t numel) {
@@ -117,23 +113,53 @@ int64_t find_tie(const Lists& lists, int guess, uint32_t score, int64_t nth, int
       list->for_each_slab([&](const Slab& slab) {
         if (slab.highest < first) rank -= slab.scores.equal[guess];
         if (slab.highest < first || slab.lowest > last) return;
-        list->for_each_in(slab, [&](int64_t block, int64_t n, const uint32_t* marks, const uint32_t* scores) {
-          const OfBlock here = {block, n, marks, scores, list->single()};
-          if (block < first) {
-            rank -= here.ties(score);
-          } else if (block <= last) {
-            by_block.add(0, block, here.ties(score));
+        list->for_each_in(slab, [&](const OfBlock& here) {
+          if (here.block < first) {
+            rank -= ties_in(here, score);
+          } else if (here.block <= last) {
+            by_block.add(0, here.block, ties_in(here, score));
             there = here;
           }
         });
       });
     }
-    if (first == last) return there.tie(score, rank);
+    if (first == last) return tie_in(there, score, rank);
     by_block.reach(&rank, &first, &last);
   }
 }
 
+// Adds the energies of a block's ties up to `last`, an index within the block.
+void add_ties(const OfBlock& b, int targets, uint32_t score, int64_t last, Totals* totals) {
+  const auto* exponent = reinterpret_cast<const uint8_t*>(b.payload);
+  const uint32_t* t = b.payload + exponent_words(targets);
+  for (int64_t j = 0, c = 0; j <= last; ++j) {
+    if (!(b.marks[j / 32] >> (j % 32) & 1)) continue;
+    for (int i = 0; i < targets && (b.single || b.scores[c] == score); ++i) {
+      totals->bins[i][exponent[i]] += t[i * b.count + c];
+    }
+    ++c;
+  }
+}
+
 }  // namespace
+
+void add_selected_energies(const Lists& lists, const std::vector<Totals*>& totals, int targets, Cut cut) {
+  const int64_t cut_block = cut.last_tie / kBlock;
+  const auto add_selected = kernels().add_selected;
+  in_parallel(static_cast<int64_t>(lists.size()), [&](int64_t i) {
+    lists[i]->for_each_slab([&](const Slab& slab) {
+      lists[i]->for_each_in(slab, [&](const OfBlock& b) {
+        const uint32_t least = b.block < cut_block ? cut.threshold : cut.threshold + 1;
+        if (!b.single) {
+          add_selected(b.payload, b.count, targets, b.scores, least, totals[i]);
+        } else if (b.block < cut_block) {  // all of them: no t is below 0
+          add_selected(b.payload, b.count, targets, b.payload + exponent_words(targets), 0, totals[i]);
+        }
+        if (b.block == cut_block) add_ties(b, targets, cut.threshold, cut.last_tie % kBlock, totals[i]);
+      });
+    });
+  });
+}
 
 void Marks::expect(Bracket bracket, uint32_t likeliest) {
   single_ = bracket.low == bracket.high;
@@ -150,9 +176,9 @@ void Marks::guess(uint32_t score) {
 void Marks::compare(Slab* slab) const {
   slab->lowest = INT64_MAX, slab->highest = -1;
   int64_t all = 0;
-  for_each_in(*slab, [&](int64_t block, int64_t n, const uint32_t*, const uint32_t*) {
-    slab->lowest = std::min(slab->lowest, block), slab->highest = std::max(slab->highest, block);
-    all += n;
+  for_each_in(*slab, [&](const OfBlock& b) {
+    slab->lowest = std::min(slab->lowest, b.block), slab->highest = std::max(slab->highest, b.block);
+    all += b.count;
   });
   if (single_) {
     slab->scores = {};

@@ -5,9 +5,9 @@
 
 #include <stdint.h>
 
-#include "candidates.h"
 #include "fuseo1/survey.h"
 #include "kernels/table.h"
+#include "marks.h"
 #include "pages.h"
 #include "parallel.h"
 #include "ranking.h"
@@ -18,9 +18,9 @@ constexpr int64_t kPiece = 4096;  // elements whose scores are computed at a tim
 
 // One thread's share of a pass; kept from chunk to chunk.
 struct Share {
-  Share(int targets, int64_t bins) : candidates(targets), histogram(static_cast<size_t>(bins)) {}
+  Share(int targets, int64_t bins) : marks(targets), histogram(static_cast<size_t>(bins)) {}
   Totals totals;
-  Candidates candidates;
+  Marks marks;
   Pages<int64_t> histogram;
   int64_t zeros = 0;
   uint32_t scores[kPiece];
@@ -36,7 +36,7 @@ constexpr int64_t kLeastSlabs = 2;  // per thread of a scan: fewer threads are b
 // the same memory.
 inline int64_t tie_stretch(int64_t numel, int targets) {
   int64_t stretch = kBlock;
-  while (stretch < kSegment && numel / stretch > 2 * stretch * candidate_words(targets)) stretch *= 2;
+  while (stretch < kSegment && numel / stretch > 2 * stretch * (targets + 1)) stretch *= 2;
   return stretch;
 }
 inline int64_t stretches(int64_t numel, int targets) {
@@ -50,7 +50,8 @@ struct Cost {
   int64_t once, per_thread;
 };
 inline Cost cost_of(int phase, int64_t numel, int targets, int64_t kept) {
-  const int64_t selection = selection_bytes(0), selecting_thread = kThreadBytes + selection_bytes(1) - selection;
+  const int64_t selection = mark_selection_bytes(0);
+  const int64_t selecting_thread = kThreadBytes + mark_selection_bytes(1) - selection;
   switch (phase) {
     case FUSEO1_SURVEY_SCAN:
       return {selection, selecting_thread + kLeastSlabs * kSlabBytes};
@@ -62,7 +63,7 @@ inline Cost cost_of(int phase, int64_t numel, int targets, int64_t kept) {
       return {stretches(numel, targets) * 4, kThreadBytes};
     default:
       if (!kept) return {0, kThreadBytes};
-      return {selection + slabs_for(kept, targets, 0) * kSlabBytes, selecting_thread + kSlabBytes};
+      return {selection + mark_slabs(kept, targets) * kSlabBytes, selecting_thread + kSlabBytes};
   }
 }
 

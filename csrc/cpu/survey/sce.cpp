@@ -53,6 +53,7 @@ class TopK final : public fuseo1_survey {
   const int64_t stretch_;
   int64_t nonzero_ = -1;
   Ranking ranking_;
+  uint32_t likeliest_ = 1;  // score at the cut
   Totals totals_;
   Loan loan_;                                   // for the slabs of SCAN
   int threads_ = 0;                             // of the pass, at most; 0: the pass has not begun
@@ -89,10 +90,10 @@ void TopK::begin_pass(int most_threads) {
     most = std::min(most, loan_.bytes / (kLeastSlabs * kSlabBytes));
   }
   threads_ = static_cast<int>(std::max<int64_t>(std::min(most, left / cost.per_thread), 1));
-  int64_t own = kept ? slabs_for(kept, targets, threads_) : 0;
+  int64_t own = kept ? mark_slabs(kept, targets) + threads_ : 0;
   if (phase == FUSEO1_SURVEY_SCAN) {
     const int64_t for_slabs = left - threads_ * (cost.per_thread - (lent ? 0 : kLeastSlabs * kSlabBytes));
-    const int64_t all = slabs_for(numel, targets, threads_) - (lent ? loan_.bytes / kSlabBytes : 0);
+    const int64_t all = mark_slabs(numel, targets) + threads_ - (lent ? loan_.bytes / kSlabBytes : 0);
     own = std::clamp<int64_t>(for_slabs / kSlabBytes, 0, std::max<int64_t>(all, 0));
   }
   own_.reset(new Room(static_cast<size_t>(own * kSlabBytes), !lent));
@@ -102,9 +103,9 @@ void TopK::begin_pass(int most_threads) {
 void TopK::scan(const Chunk& chunk, Share& share, int64_t begin, int64_t end, Bracket within) {
   // A scan with too many candidates has failed and stops.
   while (!overflowed_ && (begin = kernels().scan(chunk, begin, end, within, &share.totals)) < end) {
-    if (!share.candidates.add_slab(slabs_.get(), &share.totals)) overflowed_ = true;
+    if (!share.marks.add_slab(slabs_.get(), &share.totals)) overflowed_ = true;
   }
-  share.candidates.filled(share.totals);
+  share.marks.filled(share.totals);
 }
 
 // Adds the energies of what is known to be selected: everything above the threshold, and the ties before the stretch in
@@ -154,18 +155,21 @@ void TopK::merge_totals() {
 
 int64_t TopK::candidates() const {
   int64_t sum = 0;
-  for (const auto& share : shares_) sum += share->candidates.count();
+  for (const auto& share : shares_) sum += share->totals.candidate_count;
   return sum;
 }
 
+// Ends the selection among the candidates: adds the energies of those `count` that are selected.
 Cut TopK::select(int64_t count, Bracket within) {
-  std::vector<const Candidates*> lists;
+  std::vector<Marks*> lists;
   std::vector<Totals*> sums;
   for (const auto& share : shares_) {
-    lists.push_back(&share->candidates);
+    lists.push_back(&share->marks);
     sums.push_back(&share->totals);
   }
-  return select_candidates(lists, sums, count, within, numel);
+  const Cut cut = select_marks(lists, count, within, numel);
+  add_selected_energies(lists, sums, targets, cut);
+  return cut;
 }
 
 const Pages<int64_t>& TopK::merged_histogram() {
@@ -192,7 +196,11 @@ void TopK::update(const fuseo1_operand* operands, int64_t offset, int64_t count,
   const int64_t bins = phase == FUSEO1_SURVEY_HIGH ? kHighBins : phase == FUSEO1_SURVEY_LOW ? kLowBins : 0;
   const int64_t segments = (offset + count + kSegment - 1) / kSegment - offset / kSegment;
   const int64_t busy = std::min<int64_t>({threads_, most_threads, segments});
-  while (static_cast<int64_t>(shares_.size()) < busy) shares_.push_back(std::make_unique<Share>(targets, bins));
+  while (static_cast<int64_t>(shares_.size()) < busy) {
+    shares_.push_back(std::make_unique<Share>(targets, bins));
+    const bool ties = phase == FUSEO1_SURVEY_ENERGY;
+    shares_.back()->marks.expect(ties ? Bracket{ranking_.threshold, ranking_.threshold} : ranking_.bracket, likeliest_);
+  }
   for_each_segment(offset, count, static_cast<int>(busy), [&](int thread, int64_t begin, int64_t end) {
     Share& share = *shares_[thread];
     if (phase == FUSEO1_SURVEY_SCAN) {
@@ -244,7 +252,8 @@ void TopK::end_pass() {
   passes += phase != FUSEO1_SURVEY_SAMPLE;
   switch (phase) {
     case FUSEO1_SURVEY_SAMPLE:
-      ranking_.bracket = bracket_of(sample_, static_cast<size_t>(run_length(numel)), select_topk_, kOfNonzero);
+      ranking_.bracket =
+          bracket_of(sample_, static_cast<size_t>(run_length(numel)), select_topk_, kOfNonzero, &likeliest_);
       sample_ = {};
       enter(FUSEO1_SURVEY_SCAN);
       break;

@@ -62,8 +62,9 @@ typedef struct {
 //   the survey itself                              256 KiB
 //   a pass, per thread                             273 KiB; in HIGH 510 KiB more, in LOW 256 KiB more
 //   SAMPLE                                         4 bytes per sampled element: 256 KiB, or up to max_bytes / 16
-//   SCAN, and ENERGY where ties are cut            192 KiB, 32 KiB per thread, and candidates: slabs of 256 KiB, filled
-//                                                  with records of 12 + 5 * targets bytes, rounded up to words
+//   SCAN, and ENERGY where ties are cut            24 KiB, 32 KiB per thread, and candidates: slabs of 256 KiB, with 40
+//                                                  bytes and 1 per target, rounded up to words, for each block that has
+//                                                  candidates, and 4 + 4 * targets for each candidate
 //   TIES                                           4 bytes per stretch of elements
 // SCAN gets as many slabs as fit. If they do not suffice, the exact path follows, which needs slabs only for the ties
 // of one stretch (2^8 to 2^16 elements, so that these and the counts of TIES take about the same). If its threads would
