@@ -17,7 +17,7 @@ xxh3 finds damage, not forgery. Headers and tensors cover every byte of a shard.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -30,7 +30,7 @@ from .files import is_inner_name, read_bytes
 from .journal import TensorRecord
 from .json_file import dump_object, parse_object
 from .records import Amount, Checksum, Count, explain
-from .shards import Shard
+from .shards import OutputTensor, Shard
 
 FILE = "fuseo1_checksums.json"
 ALGORITHM = "xxh3_128"
@@ -111,6 +111,11 @@ def make_checksums(
     tensors: Mapping[str, TensorRecord],
 ) -> bytes:
     """Return the content of the file. The same merge gives the same bytes."""
+
+    def entry(tensor: OutputTensor) -> dict[str, Any]:
+        record = tensors[tensor.name]
+        return {"checksum": record.checksum, "energy": record.energy}
+
     return seal(
         {
             "algorithm": ALGORITHM,
@@ -125,21 +130,16 @@ def make_checksums(
                 }
                 for shard in shards
             },
-            "tensors": {
-                tensor.name: {
-                    "checksum": tensors[tensor.name].checksum,
-                    "energy": tensors[tensor.name].energy,
-                }
-                for shard in shards
-                for tensor in shard.tensors
-            },
-        }
+            # Their entries are made one by one: there may be many thousands.
+            "tensors": {tensor.name: tensor for shard in shards for tensor in shard.tensors},
+        },
+        entry,
     )
 
 
-def seal(content: Mapping[str, Any]) -> bytes:
-    """Return the file of `content`, with its own checksum first."""
-    data = dump_object({"checksum": _UNSEALED, **content})
+def seal(content: Mapping[str, Any], entry: Callable[[Any], Any] | None = None) -> bytes:
+    """Return the file of `content`, with its own checksum first; `entry` as `default` of dump_object."""
+    data = dump_object({"checksum": _UNSEALED, **content}, entry)
     checksum = xxhash.xxh3_128_hexdigest(data)
     return data.replace(_UNSEALED.encode(), checksum.encode(), 1)
 

@@ -114,10 +114,13 @@ def read_object(file: Path, *, unique_keys: bool = False) -> dict[str, Any]:
     return parse_object(read_bytes(file, MAX_BYTES), str(file), unique_keys=unique_keys)
 
 
-def dump_object(data: dict[str, Any]) -> bytes:
-    """Return `data` as Hugging Face's libraries write it: indented, UTF-8, a newline at the end."""
+def dump_object(data: dict[str, Any], default: Callable[[Any], Any] | None = None) -> bytes:
+    """Return `data` as Hugging Face's libraries write it: indented, UTF-8, a newline at the end.
+
+    `default` makes JSON's types of what is none of them, one by one.
+    """
     out = io.BytesIO()
-    for piece in json.JSONEncoder(indent=2, ensure_ascii=False).iterencode(data):
+    for piece in json.JSONEncoder(indent=2, ensure_ascii=False, default=default).iterencode(data):
         # UTF-8 cannot hold half of a surrogate pair; Python's escape for it is valid JSON too.
         out.write(piece.encode("utf-8", "backslashreplace"))
     out.write(b"\n")

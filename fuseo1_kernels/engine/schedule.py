@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from ..plan.job import Job
 from .tuning import DEFAULT_TUNING, Tuning
 
+#: The most tensors of a unit, which are recorded together.
+MOST_JOBS = 1000
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -41,7 +44,7 @@ def _batches(jobs: Sequence[Job], size: int) -> list[Unit]:
     batches: list[list[Job]] = []
     filled = size
     for job in jobs:
-        if filled >= size:
+        if filled >= size or len(batches[-1]) == MOST_JOBS:
             batches.append([])
             filled = 0
         batches[-1].append(job)

@@ -8,7 +8,7 @@ from itertools import pairwise
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fuseo1_kernels.engine.schedule import make_units
+from fuseo1_kernels.engine.schedule import MOST_JOBS, make_units
 from fuseo1_kernels.engine.tuning import Tuning
 from fuseo1_kernels.plan.job import Job
 from support.disk import Disk, Model, job
@@ -57,6 +57,13 @@ def test_any_tensors(placed: list[tuple[int, int, str]], workers: int) -> None:
         *others, _ = unit.jobs
         assert sum(job.input_bytes for job in others) < 4 * MIB
     assert all(unit.input_bytes >= 4 * MIB for unit in rest[:-1])
+
+
+def test_a_unit_has_not_too_many_tensors() -> None:
+    """However small they are: a kill loses what is not recorded yet."""
+    model = Model(Disk(), "base")
+    jobs = [job(f"t{i}", [model], 2, "a", i) for i in range(2 * MOST_JOBS + 1)]
+    assert [len(unit.jobs) for unit in make_units(jobs, 1)] == [MOST_JOBS, MOST_JOBS, 1]
 
 
 def test_files_come_one_after_the_other() -> None:
