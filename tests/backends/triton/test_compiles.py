@@ -153,8 +153,9 @@ OTHERS = {
 }
 KERNELS = {**STREAMING, **GENERAL_KERNELS, **OTHERS}
 
-#: The fast run compiles for Hopper alone, and of the other kernels those with steps of their own.
-FAST = {*STREAMING, *GENERAL_KERNELS, "find_divergences", "settle", "count_digit last"}
+#: The fast run compiles for Hopper alone, and of kernels that are alike one.
+FAST = {"scan_tiles scored", "fuse_tiles masked", "fuse_general_tiles ties"}
+FAST |= {"add_norms", "add_gram", "settle"}
 every_kernel = pytest.mark.parametrize(
     ("name", "target"),
     [
