@@ -36,7 +36,7 @@ else:
 SYNC = os.fsync
 
 MARKERS = {
-    "slow": "not in the fast run: whole products of many axes, many kills, what compiles, more than 2^31 elements (5 GB)",
+    "slow": "not in the fast run: whole products of many axes, many kills, compilers, more than 2^31 elements (5 GB)",
     "gpu": "needs a GPU",
     "toolchain": "needs a C++ compiler, nm, or what comes with CUDA (nvcc, cuobjdump) or Triton (ptxas)",
     "peer": "needs mergekit, PEFT or transformers",
