@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 from collections.abc import Iterator
@@ -33,6 +34,11 @@ else:
     settings.register_profile("fuseo1", derandomize=True, deadline=None, print_blob=True)
     settings.load_profile("fuseo1")
 
+# What is imported and collected stays. The garbage collector, which would go through it time and again, comes later; at
+# the end it has all back, or modules in C++ say that they leak.
+gc.disable()
+atexit.register(gc.unfreeze)
+
 SYNC = os.fsync
 
 MARKERS = {
@@ -58,9 +64,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What was imported and collected stays: the garbage collector need not go through it time and again."""
-    gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)
