@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 from collections.abc import Iterator
@@ -33,10 +34,15 @@ else:
     settings.register_profile("fuseo1", derandomize=True, deadline=None, print_blob=True)
     settings.load_profile("fuseo1")
 
+# What is imported and collected stays. The garbage collector, which would go through it time and again, comes later; at
+# the end it has all back, or modules in C++ say that they leak.
+gc.disable()
+atexit.register(gc.unfreeze)
+
 SYNC = os.fsync
 
 MARKERS = {
-    "slow": "not in the fast run: whole products of many axes, many kills, more than 2^31 elements (5 GB)",
+    "slow": "not in the fast run: whole products of many axes, many kills, compilers, more than 2^31 elements (5 GB)",
     "gpu": "needs a GPU",
     "toolchain": "needs a C++ compiler, nm, or what comes with CUDA (nvcc, cuobjdump) or Triton (ptxas)",
     "peer": "needs mergekit, PEFT or transformers",
@@ -58,9 +64,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What was imported and collected stays: the garbage collector need not go through it time and again."""
-    gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -197,14 +198,14 @@ TIMES: dict[str, Callable[[Reads], int]] = {
 }
 
 
-def at_times(*names: str) -> list[Any]:
-    """The times as parameters; in the fast run two of them."""
-    fast = ("between survey and fuse", "the last")
-    return [pytest.param(n, marks=() if n in fast else pytest.mark.slow, id=n) for n in names]
+def at_times(hows: Sequence[str], times: Sequence[str]) -> list[Any]:
+    """Changes and times as parameters; in the fast run each change at one of two times, in turn."""
+    fast = {*zip(hows, itertools.cycle(("between survey and fuse", times[-1])), strict=False)}
+    cases = list(itertools.product(hows, times))
+    return [pytest.param(*c, marks=() if c in fast else pytest.mark.slow) for c in cases]
 
 
-@pytest.mark.parametrize("when", at_times(*TIMES))
-@pytest.mark.parametrize("how", ["shrinks", "grows", "is rewritten"])
+@pytest.mark.parametrize(("how", "when"), at_times(("shrinks", "is rewritten", "grows"), [*TIMES]))
 def test_a_model_that_changes(
     how: str, when: str, reads: Reads, torch_bin: bool, forks: Forks, tmp_path: Path
 ) -> None:
@@ -257,8 +258,9 @@ def test_a_model_that_is_another_in_the_kernels_second_read(
     assert alone(family.out) == undisturbed(family, *ONE_THREAD)
 
 
-@pytest.mark.parametrize("when", at_times(*TIMES))
-@pytest.mark.parametrize("how", ["is linked", "is rewritten and dated back"])
+@pytest.mark.parametrize(
+    ("how", "when"), at_times(("is linked", "is rewritten and dated back"), [*TIMES])
+)
 def test_a_model_that_is_touched(
     how: str, when: str, reads: Reads, torch_bin: bool, forks: Forks, tmp_path: Path
 ) -> None:
@@ -272,8 +274,7 @@ def test_a_model_that_is_touched(
     assert alone(family.out) == undisturbed(family, *ONE_THREAD)
 
 
-@pytest.mark.parametrize("when", at_times(*[*TIMES][:4]))
-@pytest.mark.parametrize("how", ["is replaced", "is removed"])
+@pytest.mark.parametrize(("how", "when"), at_times(("is replaced", "is removed"), [*TIMES][:4]))
 def test_a_model_that_is_replaced(
     how: str, when: str, reads: Reads, torch_bin: bool, forks: Forks, tmp_path: Path
 ) -> None:

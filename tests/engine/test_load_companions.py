@@ -9,16 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoProcessor,
-    AutoTokenizer,
-    BertTokenizer,
-    Wav2Vec2CTCTokenizer,
-    Wav2Vec2FeatureExtractor,
-    Wav2Vec2Processor,
-)
+import transformers as hf
 
 from support.engine_runs import merge
 from support.models import Family, model_config, read_model, write_model
@@ -31,7 +22,7 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "merge", "me", "##s"]
 def wordpieces(path: Path) -> None:
     """BERT's vocab.txt alone."""
     (path / "vocab.txt").write_text("\n".join(WORDS) + "\n")
-    BertTokenizer(vocab={word: i for i, word in enumerate(WORDS)}).save_pretrained(path)
+    hf.BertTokenizer(vocab={word: i for i, word in enumerate(WORDS)}).save_pretrained(path)
     (path / "tokenizer.json").unlink()
 
 
@@ -83,7 +74,7 @@ def test_tokenizers(write: Callable[[Path], None], kind: str, family: Family) ->
     family.configure(tokenizer_source=str(family.target(1)))
     merge(family)
     loaded, original = (
-        AutoTokenizer.from_pretrained(path, trust_remote_code=True)
+        hf.AutoTokenizer.from_pretrained(path, trust_remote_code=True)
         for path in (family.out, family.target(1))
     )
     ids = loaded("merge me merges").input_ids
@@ -96,11 +87,11 @@ def test_processor(family: Family) -> None:
     bare(family, "wav2vec2")
     vocabulary = family.home / "vocab.json"
     vocabulary.write_text(json.dumps({"<pad>": 0, "<unk>": 1, "|": 2, "m": 3, "e": 4}))
-    tokenizer = Wav2Vec2CTCTokenizer(str(vocabulary), bos_token=None, eos_token=None)
-    Wav2Vec2Processor(Wav2Vec2FeatureExtractor(), tokenizer).save_pretrained(family.base)
+    tokenizer = hf.Wav2Vec2CTCTokenizer(str(vocabulary), bos_token=None, eos_token=None)
+    hf.Wav2Vec2Processor(hf.Wav2Vec2FeatureExtractor(), tokenizer).save_pretrained(family.base)
     merge(family)
-    processor = AutoProcessor.from_pretrained(family.out)
-    assert isinstance(processor, Wav2Vec2Processor)
+    processor = hf.AutoProcessor.from_pretrained(family.out)
+    assert isinstance(processor, hf.Wav2Vec2Processor)
     assert processor([0.5] * 400, sampling_rate=16000).input_values[0].shape == (400,)
     assert processor.tokenizer("me").input_ids == [3, 4]
 
@@ -126,8 +117,8 @@ def test_custom_code(family: Family) -> None:
     [note] = merge(family).notes
     assert "train.py (Python code that no auto_map names)" in note
     assert not (family.out / "train.py").exists()
-    loaded: Any = AutoConfig.from_pretrained(family.out, trust_remote_code=True)
+    loaded: Any = hf.AutoConfig.from_pretrained(family.out, trust_remote_code=True)
     assert type(loaded).__name__ == "OwnConfig"
-    model = AutoModelForCausalLM.from_pretrained(family.out, trust_remote_code=True)
+    model = hf.AutoModelForCausalLM.from_pretrained(family.out, trust_remote_code=True)
     assert type(model).__name__ == "Own" and model.mark == 7
     assert model.state_dict().keys() == read_model(family.out).keys()

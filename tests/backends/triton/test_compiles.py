@@ -155,8 +155,9 @@ KERNELS = {**STREAMING, **GENERAL_KERNELS, **OTHERS}
 #: Of a sample, at most 2^20 scores: Triton 3.6's spills 36 bytes, 3.9's nothing.
 SPILL = {"refine_bracket"}
 
-#: The fast run compiles for Hopper alone, and of the other kernels those with steps of their own.
-FAST = {*STREAMING, *GENERAL_KERNELS, "find_divergences", "settle", "count_digit last"}
+#: The fast run compiles for Hopper alone, and of kernels that are alike one.
+FAST = {"scan_tiles scored", "fuse_tiles masked", "fuse_general_tiles ties"}
+FAST |= {"add_norms", "add_gram", "settle"}
 every_kernel = pytest.mark.parametrize(
     ("name", "target"),
     [

@@ -34,7 +34,7 @@ from support.models import Family, assert_same_state, make_family, read_model, s
 from support.pairwise import pairwise
 from support.processes import HEAVY, MERGE, imported, spawn
 from support.streamed import damaged_before, limited, merge_tensor
-from support.tensors import BF16, FP16, FP32, assert_same_bits, siblings
+from support.tensors import BF16, CPUS, FP16, FP32, assert_same_bits, siblings
 from support.tuning import tune
 from support.watching import watch
 
@@ -94,8 +94,12 @@ def test_what_is_a_column(name: str) -> None:
 # --- in memory ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("has_base", [True, False])
-@pytest.mark.parametrize("shape", [(37, 5), (3, 300), (5, 3, 4)])
+@pairwise(
+    "backend, shape, has_base",
+    *(("reference", *CPUS), ((37, 5), (3, 300), (5, 3, 4)), (True, False)),
+    together=1,
+    indirect=["backend"],
+)
 def test_columns_are_merged_as_tensors_of_their_own(
     backend: str, shape: tuple[int, ...], has_base: bool
 ) -> None:

@@ -45,7 +45,6 @@ from support.gpu.data import (
 )
 from support.gpu.grid import INTERPRETED, MOST, SMALL, placed, sampled_by_cuda, surroundings
 from support.method_cases import CASES
-from support.pairwise import pairwise
 from support.tensors import BF16, DTYPES, FP16, FP32, assert_same_bits, learned, siblings
 
 #: Elements beyond an aligned address at which tensors begin.
@@ -158,11 +157,15 @@ def compare_survey(gpu: GpuBackend, tensors: Sequence[torch.Tensor], request: Re
 
 
 def drawn_tensors(
-    draw: random.Random, device: torch.device, numbers: Sequence[int], sizes: Sequence[int]
+    draw: random.Random,
+    device: torch.device,
+    numbers: Sequence[int],
+    sizes: Sequence[int],
+    rounds: int,
 ) -> Iterator[list[torch.Tensor]]:
     """Of all kinds of data: of any size, number of targets, dtype and alignment."""
     g = torch.Generator().manual_seed(9)
-    for kind in (KINDS * 3)[:: 6 if SMALL else 3 if INTERPRETED else 1]:
+    for kind in KINDS if INTERPRETED else (KINDS * rounds)[:: 6 if SMALL else 1]:
         one, mixed = draw.choice(DTYPES), draw.random() < 0.4
         made = kind(min(draw.choice(sizes), MOST), draw.choice(numbers), g)
         yield [
@@ -172,27 +175,34 @@ def drawn_tensors(
 
 
 SIZES = (1, 8, 255, 257, 4097, 65_537)
+#: Of all kinds of data.
+ROUNDS = pytest.mark.parametrize("rounds", [1, pytest.param(3, marks=pytest.mark.slow)])
 
 
 class Surveys:
     """Tests of the surveys beyond SCE's of a backend, the fixture `gpu`, on the fixture `device`."""
 
+    @ROUNDS
     @pytest.mark.parametrize("numbers", [(1, 2, 3, 4), (5, 8), (9, 16)], ids=str)
-    def test_norms(self, numbers: tuple[int, ...], gpu: GpuBackend, device: torch.device) -> None:
-        draw = random.Random(numbers[0])
-        for tensors in drawn_tensors(draw, device, numbers, SIZES if numbers[0] < 9 else SIZES[:5]):
+    def test_norms(
+        self, numbers: tuple[int, ...], rounds: int, gpu: GpuBackend, device: torch.device
+    ) -> None:
+        draw, sizes = random.Random(numbers[0]), SIZES if numbers[0] < 9 else SIZES[:5]
+        for tensors in drawn_tensors(draw, device, numbers, sizes, rounds):
             targets = len(tensors) - 1
             everything: tuple[Select, ...] = (None,) * targets
             selects = draw.choice([everything, *selections(targets).values()]) or everything
             compare_survey(gpu, tensors, Norms(selects))
 
-    @pairwise("numbers, of_inputs", ((1, 2), (3, 4), (5, 6, 7, 16)), (False, True), together=1)
+    @ROUNDS
+    @pytest.mark.parametrize("numbers", [(1, 2), (3, 4), (5, 6, 7, 16)], ids=str)
     def test_gram(
-        self, numbers: tuple[int, ...], of_inputs: bool, gpu: GpuBackend, device: torch.device
+        self, numbers: tuple[int, ...], rounds: int, gpu: GpuBackend, device: torch.device
     ) -> None:
-        draw = random.Random(numbers[0])
-        for tensors in drawn_tensors(draw, device, numbers, SIZES if numbers[0] < 5 else SIZES[:5]):
-            compare_survey(gpu, tensors, Gram(of_inputs))
+        draw, sizes = random.Random(numbers[0]), SIZES if numbers[0] < 5 else SIZES[:5]
+        for tensors in drawn_tensors(draw, device, numbers, sizes, rounds):
+            for of_inputs in (False, True):
+                compare_survey(gpu, tensors, Gram(of_inputs))
 
     @pytest.mark.parametrize("factor", [1.0, -1.0, float.fromhex("0x1.fffffep63")])
     def test_the_largest_sums_of_a_block(
@@ -204,12 +214,15 @@ class Surveys:
         compare_survey(gpu, tensors, Gram())
         compare_survey(gpu, tensors, Norms((None, None)))
 
-    @pytest.mark.parametrize("per_target", [pytest.param(1, marks=pytest.mark.slow), 2, 5])
-    def test_magnitudes(self, per_target: int, gpu: GpuBackend, device: torch.device) -> None:
+    @ROUNDS
+    @pytest.mark.parametrize("per_target", [1, 2, 5])
+    def test_magnitudes(
+        self, per_target: int, rounds: int, gpu: GpuBackend, device: torch.device
+    ) -> None:
         if INTERPRETED and per_target > 2:
             pytest.skip("Triton's kernels look for one cut after the other")
         draw = random.Random(per_target)
-        for tensors in drawn_tensors(draw, device, (1, 2, 3), SIZES):
+        for tensors in drawn_tensors(draw, device, (1, 2, 3), SIZES, rounds):
             n = tensors[0].numel()
             moved = int((tensors[1].float() - tensors[0].float()).count_nonzero())
             some = [0, 1, 2, n // 1000, n // 10, n // 2, n - n // 5, n - 1, n, 2 * n]

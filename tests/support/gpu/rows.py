@@ -61,7 +61,7 @@ class Ranks:
         compare_fuse(gpu, tensors, ranked.params_of(selects), out)
         compare_survey(gpu, tensors, Norms(selects))
 
-    @pytest.mark.parametrize("targets", [1, 3, 9, 16])
+    @pytest.mark.parametrize("targets", [1, 3, pytest.param(9, marks=pytest.mark.slow), 16])
     def test_beside_other_selections(
         self, targets: int, gpu: GpuBackend, device: torch.device
     ) -> None:
