@@ -267,7 +267,7 @@ def test_a_model_that_is_touched(
     """The merge goes on by itself; what it merged from the file before is merged anew, as the file is now."""
     family = large_family(tmp_path, torch_bin=torch_bin)
     file = weights_of(family.target(1))
-    sabotage = [("one_by_one",), ("change", str(file), how, TIMES[when](reads))]
+    sabotage = [("finely",), ("change", str(file), how, TIMES[when](reads))]
     ended = forks.run(family.config, family.out, *WATCHED, "--json", sabotage=sabotage)
     assert ended.code == 0, ended
     assert "was touched during the merge" in ended.out
