@@ -11,11 +11,12 @@
 
 namespace fuseo1 {
 
-// The CTAs that a multiprocessor should hold at once of a kernel that fuses: five hide the memory's latency; registers
-// for many targets are too many for that.
+// The CTAs that a multiprocessor should hold at once of a kernel that fuses: five hide the memory's latency, if
+// registers suffice.
 template <int kN, class In>
 constexpr int held_at_once() {
-  return kN <= 4 && sizeof(typename In::Raw) == 16 ? 5 : 1;
+  constexpr bool kAllBf16 = sizeof(typename In::Raw) == 16;
+  return kN > 4 || !kAllBf16 ? 1 : kN == 4 ? 4 : 5;
 }
 
 // The parameters of fuse, and the filter's.

@@ -113,8 +113,8 @@ def test_the_main_loops(kernel: str, targets: int, elements: str, code: Code) ->
     for loop in found:
         # An operand of fp32 takes two.
         assert count(loop, LOAD) == (targets + 1) * (2 if elements == "Mixed" else 1)
-        # bf16, fp16, and fp32 in two.
-        assert count(loop, STORE) == (4 if kernel.startswith("fuse") else 0)
+        # bf16 and fp16; fp32 is computed out of line.
+        assert count(loop, STORE) == (2 if kernel.startswith("fuse") else 0)
         if targets <= AT_ONCE[elements]:
             assert waits_between(loop, LOAD) == []
 
