@@ -233,7 +233,7 @@ def test_a_model_that_changes(
 def test_a_model_that_is_another_in_the_kernels_second_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """More candidates than the memory holds need several reads; in the second, nothing is where the first one found it."""
+    """More candidates than memory holds need several reads; in the second, nothing is where the first one found it."""
     base = {"w": torch.zeros(1024, 1536), "v": torch.zeros(9)}
     family = make_family(tmp_path, [base, *({k: v + i for k, v in base.items()} for i in (1, 2))])
     family.configure(parameters={"select_topk": 0.5})
