@@ -71,9 +71,8 @@ def read_bytes(file: Path, limit: int = MAX_SMALL_FILE) -> bytes:
         # Not read, to find that out, if the system says how much there is.
         size = os.fstat(stream.fileno()).st_size
         large = size > limit
-        data = (
-            b"" if large else stream.read(size + 1)
-        )  # the limit would be a buffer of as many bytes
+        # Not `limit` bytes: the buffer would be that large.
+        data = b"" if large else stream.read(size + 1)
         if len(data) > size:  # it grew, or is a file of /proc
             data += stream.read(limit + 1 - len(data))
     if large or len(data) > limit:

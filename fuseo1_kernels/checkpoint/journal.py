@@ -151,9 +151,8 @@ class Journal:
         self.identity, self.tensors, self.publishing = None, {}, None
 
     def _use(self, line: _Line) -> None:
-        if (
-            line.identity is not None
-        ):  # what was recorded before is of another version of the models
+        if line.identity is not None:
+            # What was recorded before is of another version of the models.
             self.identity, self.tensors = line.identity, {}
         self.tensors.update(line.tensors)
         if line.publishing is not None:

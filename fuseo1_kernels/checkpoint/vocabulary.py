@@ -63,9 +63,8 @@ class MergedRows:
     def __init__(self, rows: int | None) -> None:
         self._rows = math.inf if rows is None else rows
         self._first: Vocabulary | None = None  # not copied: it may have a million tokens
-        self._later: dict[
-            int, tuple[str, str]
-        ] = {}  # token and model of ids that mean nothing in the first
+        # Token and model of ids that mean nothing in the first.
+        self._later: dict[int, tuple[str, str]] = {}
         self._ids: dict[str, int] = {}
 
     def add(self, vocabulary: Vocabulary) -> str | None:

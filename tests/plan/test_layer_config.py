@@ -14,7 +14,6 @@ from support.headers import Models, tensors
 NAMES = [f"model.layers.{i}.mlp.weight" for i in range(6)]
 #: Output layers: 0 and 1, then 1 to 4.
 PICKS = ((0, 2), (1, 5))
-AT = [0, 1, 1, 2, 3, 4]
 ABC = ["a", "b", "c", "d", "e", "f"]
 FULL, SLIDING = "full_attention", "sliding_attention"
 

@@ -43,9 +43,6 @@ class Instruction:
         return int(found.group(1), 16) if found else None
 
 
-Block = Sequence[Instruction]
-
-
 def functions(listing: str) -> dict[str, list[Instruction]]:
     """Every kernel's instructions, by its mangled name."""
     found: dict[str, list[Instruction]] = {}
