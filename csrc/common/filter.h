@@ -45,6 +45,14 @@ struct FilterNumbers {
   // is certain.
   float by_delta, by_result, least, by_votes;
 
+  // Sets the factors `from`, `from + step`, ...: threads share the work. Call it before set().
+  FUSEO1_HOST_DEVICE void set_factors(const FilterTerms& by, int from = 0, int step = 1) {
+    const int count = by.factors();
+    for (int set = from; set < (count ? count : 1); set += step) {
+      factors[set] = set || count == 1 ? static_cast<float>(by.factor(set)) : 1.0f;  // 1 if none survives
+    }
+  }
+
   // Sets everything but `factors`, which are set before. False if the bounds do not hold for these terms.
   FUSEO1_HOST_DEVICE bool set(const FilterTerms& by) {
     const int n = by.targets;

@@ -18,10 +18,7 @@ FuseParams params_of(const fuseo1_fuse_params& params) {
   to.masked = params.masked && params.targets;
   to.threshold = params.threshold, to.tie_limit = params.tie_limit;
   const FilterTerms terms = to.terms(params.targets);
-  to.filter.factors[0] = 1.0f;  // if none survives
-  for (int set = terms.factors() > 1; set < terms.factors(); ++set) {
-    to.filter.factors[set] = static_cast<float>(terms.factor(set));
-  }
+  to.filter.set_factors(terms);
   to.filters = to.filter.set(terms);
   return to;
 }

@@ -16,11 +16,10 @@ __device__ __forceinline__ void take_params(const fuseo1_cuda_params& given, int
     params->divisor = 0.0, params->floor = given.floor_divisor, params->scale = params->base_scale = 1.0;
     params->elect = FUSEO1_ELECT_SUM, params->masked = given.masked;
     params->threshold = given.threshold, params->tie_limit = given.tie_limit;
-    params->filter.factors[0] = 1.0f;  // if none survives
   }
   __syncthreads();
   const FilterTerms terms = params->terms(targets);
-  if (i > 0 && i < terms.factors()) params->filter.factors[i] = static_cast<float>(terms.factor(i));
+  params->filter.set_factors(terms, i, kThreads);
   __syncthreads();
   if (i == 0) params->filters = params->filter.set(terms);
   __syncthreads();

@@ -27,8 +27,7 @@ struct Filter : FilterNumbers<FUSEO1_MAX_TARGETS> {
                                params.divisor,    params.floor_divisor,
                                params.scale,      params.base_scale,
                                has_table(targets)};
-    factors[0] = 1.0f;  // if none survives
-    for (int s = terms.factors() > 1; s < terms.factors(); ++s) factors[s] = static_cast<float>(terms.factor(s));
+    set_factors(terms);
     usable = set(terms) && (!params.masked || params.elect == FUSEO1_ELECT_SUM);
   }
 

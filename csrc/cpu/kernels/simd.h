@@ -270,9 +270,10 @@ struct Bf16 {
     const Vu u = bits(v);
     return (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
   }
-  // For numbers that are not halfway between two bf16: their bits are the upper half.
+  // The ends of an open interval, which may be halfway between two bf16: it matters not to which of them such an end
+  // goes. The bf16 is the upper half.
   static FUSEO1_INLINE Vu round_near(Vf v) { return bits(v) + 0x8000u; }
-  static FUSEO1_INLINE Mask differ(Vu a, Vu b) { return any_bits((a ^ b), 0xffff0000u); }
+  static FUSEO1_INLINE Mask differ(Vu a, Vu b) { return any_bits(a ^ b, 0xffff0000u); }
   static FUSEO1_INLINE Vu low_bits(Vu v) { return v >> 16; }
   static constexpr uint32_t kInf = 0x7f80u, kNan = 0x7fc0u, kAbs = 0x7fffu;
   static constexpr bool kNarrow = true;           // holds fewer bits than fp32

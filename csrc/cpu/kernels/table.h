@@ -41,6 +41,7 @@ struct Totals : Filling {
   int64_t nonfinite[FUSEO1_MAX_TARGETS + 2] = {};
   int64_t bins[FUSEO1_MAX_TARGETS][kExponents] = {};
 };
+
 // One thread's share of a scan that ranks a target's |d|. A block with candidates has a record of kMarkWords words: 64
 // bits of its number times 512 plus the number of candidates, then a bit for each element. Records grow down from
 // candidates_end, each block's before those of earlier blocks. The candidates' scores, in order, grow up from
