@@ -31,9 +31,9 @@ def near_ties(
     # The last target brings the weighted mean to the tie, or the votes to zero.
     others = (w[:-1] * d[:-1]).sum(axis=0)
     wanted = (tie - base) * total.sum() * (1 + tiny)
-    last = np.where(kind == 0, (wanted - others) / weights[-1], d[-1])
-    last = np.where(kind == 1, -others / weights[-1] * (1 + tiny * 2.0**-8), last)
-    d[-1] = last
+    with np.errstate(over="ignore"):
+        last = np.where(kind == 0, (wanted - others) / weights[-1], d[-1])
+        d[-1] = np.where(kind == 1, -others / weights[-1] * (1 + tiny * 2.0**-8), last)
     odd = kind == 2
     d[:, odd] *= 2.0 ** g.integers(-140, 20, (targets, int(odd.sum())))
     d = np.where(odd & (g.integers(0, 4, (targets, numel)) == 0), 0.0, d)
