@@ -1,4 +1,4 @@
-// Merges two fine-tunes of a tensor into their base by SCE, select_topk 0.75.
+// Merges two fine-tunes of a tensor into their base by SCE, select_topk 0.75, in mergekit's variant (arithmetic.md).
 #include <fuseo1/fuse.h>
 #include <fuseo1/survey.h>
 #include <stdio.h>
@@ -22,6 +22,7 @@ int main(void) {
   const double weights[] = {learned.energy[0] / sum, learned.energy[1] / sum};
   fuseo1_fuse_params params = {.targets = 2, .weights = weights, .elect = FUSEO1_ELECT_SUM, .masked = 1};
   params.scale = params.base_scale = 1;
+  params.floor_divisor = 1e-6;
   params.threshold = learned.threshold;
   params.tie_limit = learned.tie_limit;
   float merged[4];
