@@ -54,7 +54,7 @@ void rank_block(const float* d, int64_t index, Ranked* to) {
   }
   to->above += sum_lanes(reached) - inside;
   if (inside == 0) return;
-  const uint64_t head = static_cast<uint64_t>(index / kBlock) << 9 | inside;
+  const uint64_t head = record_head(index / kBlock, inside);
   uint32_t* const record = to->candidates_end -= kMarkWords;
   memcpy(record, &head, sizeof head);
   memcpy(record + 2, bits, sizeof bits);

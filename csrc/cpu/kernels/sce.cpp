@@ -122,7 +122,7 @@ void add_candidates(const Chunk& chunk, int64_t at, const uint64_t marks[kBlock 
       }
     }
   }
-  const uint64_t head = static_cast<uint64_t>((chunk.offset + at) / kBlock * 512) + count;
+  const uint64_t head = record_head((chunk.offset + at) / kBlock, count);
   memcpy(record, &head, sizeof head);
   memcpy(record + 2, marks, kBlock / 8);
   totals->candidates += keep_scores ? count : 0;

@@ -26,31 +26,33 @@ struct Bracket {
   uint32_t high;
 };
 
-// The place of the next candidate, and the end of the room for candidates.
+// One thread's candidates. A block that has some has a record of kMarkWords words: record_head, then a bit for each
+// element. Records grow down from candidates_end, each block's before those of earlier blocks. The candidates' scores,
+// in order, grow up from `candidates`, unless the bracket is a single score.
 struct Filling {
   uint32_t* candidates = nullptr;
   uint32_t* candidates_end = nullptr;
+  int64_t candidate_count = 0;  // of the whole pass
+  int64_t above = 0;            // elements whose score is above the bracket
 };
+FUSEO1_HOST_DEVICE constexpr uint64_t record_head(int64_t block, uint32_t candidates) {
+  return static_cast<uint64_t>(block) << 9 | candidates;
+}
+FUSEO1_HOST_DEVICE constexpr int64_t block_of(uint64_t head) { return static_cast<int64_t>(head >> 9); }
+FUSEO1_HOST_DEVICE constexpr int candidates_of(uint64_t head) { return static_cast<int>(head & 511); }
 
-// One thread's share of a pass. Candidates are kept as marks (see Ranked); below each record lies its block's payload:
-// the exponents E_1..E_N, a byte each, then t_1 of all its candidates, t_2 of all, ...
+// One thread's share of a pass. Below each record lies its block's payload: the exponents E_1..E_N, a byte each, then
+// t_1 of all its candidates, t_2 of all, ...
 struct Totals : Filling {
   int64_t nonzero = 0;
-  int64_t above = 0;
-  int64_t candidate_count = 0;
   int64_t nonfinite[FUSEO1_MAX_TARGETS + 2] = {};
   int64_t bins[FUSEO1_MAX_TARGETS][kExponents] = {};
 };
 
-// One thread's share of a scan that ranks a target's |d|. A block with candidates has a record of kMarkWords words: 64
-// bits of its number times 512 plus the number of candidates, then a bit for each element. Records grow down from
-// candidates_end, each block's before those of earlier blocks. The candidates' scores, in order, grow up from
-// `candidates`, unless the bracket is a single score.
+// One thread's share of a scan that ranks a target's |d|.
 struct Ranked : Filling {
   int32_t target;
   Bracket bracket;
-  int64_t above = 0;
-  int64_t candidate_count = 0;
 };
 constexpr int kMarkWords = 2 + kBlock / 32;
 constexpr int kMarkPad = 16;                               // words after the scores that may be touched

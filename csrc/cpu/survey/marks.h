@@ -48,7 +48,7 @@ inline int64_t mark_slabs(int64_t numel, int targets = 0) {
   return (numel + kBlock - 1) / kBlock * (mark_room(targets) - kMarkPad) / filled + 1;
 }
 
-// One thread's candidates of one ranking, as records (see Ranked), compared with guesses at the cut. A full slab is
+// One thread's candidates of one ranking, as records (see Filling), compared with guesses at the cut. A full slab is
 // compared while still in cache.
 class Marks : public SlabList {
  public:
@@ -91,9 +91,9 @@ class Marks : public SlabList {
       const uint32_t* const marks = record - kMarkWords + 2;
       uint64_t head;
       memcpy(&head, marks - 2, sizeof head);
-      const int count = static_cast<int>(head % 512);
+      const int count = candidates_of(head);
       record = marks - 2 - payload_words(targets_, count);
-      work(OfBlock{static_cast<int64_t>(head / 512), count, marks, scores, record, single_});
+      work(OfBlock{block_of(head), count, marks, scores, record, single_});
       scores += single_ ? 0 : count;
     }
   }
