@@ -203,7 +203,7 @@ def test_a_model_that_changes(how: str, family: Family, monkeypatch: pytest.Monk
         patch.setattr(os, "preadv", changing)
         result = run(family.config, family.out, *ON_GPU)
     began_again = result.code == 0 and "was touched" in result.err + result.out
-    # What may have been from another model is merged anew; of one that is another for certain nothing may be merged yet.
+    # What may have been from another model is merged anew; of one that certainly is another nothing may be merged yet.
     if how in ("is linked", "is rewritten and dated back") or (
         how == "is replaced" and began_again
     ):
