@@ -23,6 +23,7 @@ struct FilterTerms {
   const double *weights, *shares;
   int32_t targets, elect;
   double divisor, floor_divisor, scale, base_scale;
+  bool masked;
   bool table;  // scale / divisor is looked up by the set of survivors
 
   // scale / divisor for the survivors of one set (a bit each, not 0).
@@ -57,6 +58,10 @@ struct FilterNumbers {
   FUSEO1_HOST_DEVICE bool set(const FilterTerms& by) {
     const int n = by.targets;
     bool usable = n > 0 && by.floor_divisor >= 0.0 && (by.base_scale == 0.0 || in_range(fabs(by.base_scale)));
+    // Where the score decides, only the sum of z tells that something is not finite.
+    usable &= !by.masked || by.elect == FUSEO1_ELECT_SUM;
+    // E divides before it scales: with this and the factors in range, no step of it leaves fp64's.
+    usable &= in_range(fabs(by.scale));
     for (int i = 0; i < n; ++i) {
       const double w = by.weights[i];
       // After an election all t have one sign only if no weight is negative.
@@ -73,7 +78,7 @@ struct FilterNumbers {
       largest = fmax(largest, static_cast<double>(factors[set]));
     }
     if (count == 0) {
-      usable &= in_range(by.scale);
+      usable &= by.scale > 0.0;
       // A sum of these counts as 0 only if it is.
       const double smallest = by.elect == FUSEO1_ELECT_SUM ? 0x1p-60 : 0x1p-20;
       for (int i = 0; i < n; ++i) {
@@ -82,6 +87,8 @@ struct FilterNumbers {
         largest = fmax(largest, by.scale / by.shares[i]);
       }
       if (by.floor_divisor != 0.0) usable &= in_range(by.floor_divisor);
+      // The factor of survivors that have no share.
+      largest = fmax(largest, by.floor_divisor != 0.0 ? by.scale / by.floor_divisor : by.scale);
       usable &= largest <= 0x1p60;
     }
     constexpr double u = 0x1p-24, slack = (1.0 + 0x1p-6) * FUSEO1_BOUND_FACTOR;

@@ -30,7 +30,7 @@ struct FuseParams {
   int32_t filters;  // its bounds hold
 
   FUSEO1_HOST_DEVICE FilterTerms terms(int targets) const {
-    return {weights, shares, targets, elect, divisor, floor, scale, base_scale, targets <= kMostInTable};
+    return {weights, shares, targets, elect, divisor, floor, scale, base_scale, masked != 0, targets <= kMostInTable};
   }
 };
 

@@ -16,7 +16,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fuseo1_kernels.backends.contract import Elect, FuseParams
+from fuseo1_kernels.backends.contract import NOTHING, Elect, FuseParams
 from support.emulated import load_emulated
 from support.fuse_cases import ELECTS, fused
 from support.near_ties import in_bf16, near_ties
@@ -165,6 +165,72 @@ def test_the_definition_on_gpus(elect: Elect, targets: int, mode: str) -> None:
         out = torch.empty(1500, dtype=dtype)
         backend.fuse([as_array(t) for t in tensors], params, as_array(out), 0, 1)
         assert_same_bits(out, emulation.fuse(tensors, params, dtype))
+
+
+def _alike(*values: float) -> list[torch.Tensor]:
+    """Base and targets, a block of each value: of which no element is sure to take the exact path."""
+    return [torch.full((256,), x) for x in values]
+
+
+def _votes_that_nearly_cancel() -> list[torch.Tensor]:
+    """About 50000 and -70000, once in a block: by weights of 0.98 and 0.7, which one is elected is hard to tell."""
+    votes = torch.full((2, 16, 16, 256), 10.1)
+    votes[0, ..., 0] = 50000.0 + torch.arange(16)[:, None] / 256
+    votes[1, ..., 0] = -70000.0 - torch.arange(16) / 128
+    return [torch.zeros(256 * 256), *votes.flatten(1)]
+
+
+#: What the bounds do not cover, or not alone: parameters, inputs and the output's dtype.
+BEYOND: dict[str, tuple[FuseParams, list[torch.Tensor], torch.dtype]] = {
+    "a quotient overflows": (
+        FuseParams((1.0,), divisor=1e-300, scale=1e-300),
+        _alike(1.0, 1e30),
+        BF16,
+    ),
+    "a quotient vanishes": (
+        FuseParams((1.0, 1.0), elect="count", shares=(1e300, 1e300), scale=1e300),
+        _alike(0.0, 1e-25, 1e-25),
+        BF16,
+    ),
+    "a denormal grows": (
+        FuseParams((2.0**-59,) * 5, shares=(0.0,) * 5, scale=2.0**59),
+        _alike(2.0**-90, *(1.5 * 2.0**-90,) * 5),
+        BF16,
+    ),
+    "a denormal grows by a floor": (
+        FuseParams((2.0**-59,) * 5, shares=(0.0,) * 5, floor_divisor=2.0**-59),
+        _alike(2.0**-90, *(1.5 * 2.0**-90,) * 5),
+        BF16,
+    ),
+    "not finite and not selected": (
+        FuseParams((1.0,), elect="none", masked=True, threshold=NOTHING),
+        _alike(1.0, torch.nan),
+        BF16,
+    ),
+    "nothing times infinity": (FuseParams((1.0,), scale=np.inf), _alike(3.0, 3.0), BF16),
+    "an open element overflows": (
+        FuseParams((0.98, 0.7), elect="weighted"),
+        _votes_that_nearly_cancel(),
+        FP16,
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BEYOND)
+def test_beyond_the_bounds(cpu: str, what: str) -> None:
+    params, tensors, dtype = BEYOND[what]
+    assert_same_bits(fused(cpu, tensors, params, dtype), emulation.fuse(tensors, params, dtype))
+
+
+@pytest.mark.parametrize("what", BEYOND)
+def test_beyond_the_bounds_on_gpus(what: str) -> None:
+    from fuseo1_kernels.in_memory.ops import as_array
+
+    params, tensors, dtype = BEYOND[what]
+    out = torch.empty(tensors[0].shape, dtype=dtype)
+    bad = load_emulated().fuse([as_array(t) for t in tensors], params, as_array(out), 0, 1)
+    assert_same_bits(out, emulation.fuse(tensors, params, dtype))
+    assert bad == int((~out.isfinite()).sum())
 
 
 # --- the bounds hold with room to spare, and are needed ---

@@ -22,13 +22,18 @@ constexpr bool has_table(int targets) {
 
 struct Filter : FilterNumbers<FUSEO1_MAX_TARGETS> {
   explicit Filter(const fuseo1_fuse_params& params) : targets(params.targets) {
-    const FilterTerms terms = {params.weights,    params.shares ? params.shares : params.weights,
-                               targets,           params.elect,
-                               params.divisor,    params.floor_divisor,
-                               params.scale,      params.base_scale,
+    const FilterTerms terms = {params.weights,
+                               params.shares ? params.shares : params.weights,
+                               targets,
+                               params.elect,
+                               params.divisor,
+                               params.floor_divisor,
+                               params.scale,
+                               params.base_scale,
+                               params.masked != 0,
                                has_table(targets)};
     set_factors(terms);
-    usable = set(terms) && (!params.masked || params.elect == FUSEO1_ELECT_SUM);
+    usable = set(terms);
   }
 
   int targets;

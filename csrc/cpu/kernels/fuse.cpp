@@ -35,8 +35,7 @@ class Merge {
         uint64_t open[kBlock / 64];
         const int count = filtered_(filter_, block, chosen, out, open);
         if (count <= kMostOpen) {
-          if (count) merge_open(block, chosen, open, out);
-          return false;
+          return count && merge_open(block, chosen, open, out) >= Out::kInf;
         }
         exact_blocks_ = kExactBlocks;
       } else if (exact_blocks_) {
@@ -51,8 +50,8 @@ class Merge {
   // eight lanes of fp64 that is soon so.
   static constexpr int kMostOpen = kWidth == 16 ? kBlock / 16 : kBlock * 3 / 8, kExactBlocks = 15;
 
-  // Merges the elements that have a bit, side by side.
-  void merge_open(const Block& block, const Mask* chosen, const uint64_t* open, Bits* out) {
+  // Merges the elements that have a bit, side by side; returns the largest magnitude, as the output's bits.
+  uint32_t merge_open(const Block& block, const Mask* chosen, const uint64_t* open, Bits* out) {
     int count = 0;
     uint8_t places[kBlock];
     for (int i = 0; i < kBlock / 64; ++i) {
@@ -72,8 +71,9 @@ class Merge {
       for (int i = 0; i < params_.targets; ++i) side_by_side_.d[i][k] = 0.0f;  // which does not survive either
     }
     alignas(64) Bits merged[kBlock];
-    merge_first(side_by_side_, nullptr, padded, merged);
+    const uint32_t peak = merge_first(side_by_side_, nullptr, padded, merged);
     for (int k = 0; k < count; ++k) out[places[k]] = merged[k];
+    return peak;
   }
 
   // Merges the first elements of a block exactly; returns the largest magnitude, as the output's bits.
