@@ -167,7 +167,8 @@ def kept_bytes(request: Request, numel: int) -> int:
 class FuseParams:
     """How `fuse` selects, elects, weighs and scales. The defaults are SCE's.
 
-    SCE's election, "sum", is done in fp32; everything else in fp64.
+    SCE's election, "sum", is done in fp32; everything else in fp64. Numbers are finite; by others the backends' results
+    may differ.
 
     Attributes:
         weights: w, one per target.

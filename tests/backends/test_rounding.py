@@ -207,7 +207,6 @@ BEYOND: dict[str, tuple[FuseParams, list[torch.Tensor], torch.dtype]] = {
         _alike(1.0, torch.nan),
         BF16,
     ),
-    "nothing times infinity": (FuseParams((1.0,), scale=np.inf), _alike(3.0, 3.0), BF16),
     "an open element overflows": (
         FuseParams((0.98, 0.7), elect="weighted"),
         _votes_that_nearly_cancel(),

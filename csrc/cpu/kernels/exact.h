@@ -45,9 +45,9 @@ struct Election {
 // Merges the first `count` elements of a block, whose d are z; `count` is a multiple of kWidth. `chosen` nullptr: every
 // element is selected by score. The results are rounded to odd if they will be rounded again, else to nearest.
 //
-// If no target survives, delta is -0.0. The empty sum is -0.0, and stays so when it is divided by anything not negative
-// and multiplied by what is also finite; the instance for any number of targets (kTargets 0) also handles other
-// numbers, and `chosen` for elections other than SUM.
+// If no target survives, delta is -0.0. The empty sum is -0.0, and stays so when it is divided and multiplied by
+// anything not negative; the instance for any number of targets (kTargets 0) also handles negative numbers, and
+// `chosen` for elections other than SUM.
 //
 // kFixed: the divisor is params.divisor. A template argument, because GCC 12 would test it in the loop.
 template <int kElect, int kTargets, bool kFixed>
@@ -114,10 +114,9 @@ MergeExactly* exact_for_election(int targets, bool fixed) {
 
 // The instance that a fuse needs.
 inline MergeExactly* exact_for(const fuseo1_fuse_params& params) {
-  const auto keeps_nothing = [](double x) { return x >= 0.0 && !__builtin_signbit(x); };
-  const bool plain = keeps_nothing(params.scale) && __builtin_isfinite(params.scale) && keeps_nothing(params.divisor) &&
-                     keeps_nothing(params.floor_divisor);
-  const int targets = !plain || (params.masked && params.elect != FUSEO1_ELECT_SUM) ? 0 : params.targets;
+  const bool signs =
+      __builtin_signbit(params.scale) || __builtin_signbit(params.divisor) || __builtin_signbit(params.floor_divisor);
+  const int targets = signs || (params.masked && params.elect != FUSEO1_ELECT_SUM) ? 0 : params.targets;
   const bool fixed = params.divisor != 0.0;
   switch (params.elect) {
     case FUSEO1_ELECT_SUM:

@@ -25,6 +25,8 @@
 // them, and fp32's 0.3 would decide a hundredth of all elements differently from fp64's. A backend may compute
 // otherwise where it can prove the same result (docs/arithmetic.md, "The filter").
 //
+// Weights, shares, divisors and scales are finite; by others backends may write different results.
+//
 // Without targets out = round(base_scale * b). A method without a base uses its first model as the base: sum c_i x_i is
 // (sum c_i) b + sum c_i d_i, which reads one stream less and rounds where it is small.
 //
