@@ -109,7 +109,7 @@ def test_the_nearest_number(case: tuple[Elect, int]) -> None:
             assert_same_bits(fused("reference", inputs, params, dtype), merged)
             columns = torch.stack([t.double() for t in inputs]).T.tolist()
             values = [exact(column, params) for column in columns]
-            assert sum(value is None for value in values) <= numel // 2
+            assert sum(value is None for value in values) <= numel * 3 // 4
             wrong = [
                 (column, out.item())
                 for column, out, value in zip(columns, merged, values, strict=True)
