@@ -6,12 +6,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from ..backends.arrays import BY_NAME
-from ..checkpoint.header import TensorInfo, read_header
 from ..errors import ConfigError, counted
+
+if TYPE_CHECKING:
+    from ..checkpoint.header import TensorInfo
 
 #: Standard deviation of the weights of a trained transformer's matrices, about.
 BASE_STD = 0.02
@@ -122,6 +125,9 @@ def _read(
     files: Sequence[str], shape: tuple[int, ...], tensors: int, dtype: torch.dtype
 ) -> list[torch.Tensor]:
     """The first `tensors` files' elements; see Data.make."""
+    # What this imports is not there on every machine that kernels are measured on.
+    from ..checkpoint.header import read_header
+
     if len(files) < tensors:
         raise ConfigError(
             f"data: the merge reads {counted(tensors, 'tensor')}, but there are {counted(len(files), 'file')}"
