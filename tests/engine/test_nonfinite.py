@@ -35,9 +35,8 @@ def test_the_model_is_named_and_nothing_is_left(name: str, model: int, tmp_path:
     family = mixed_family(tmp_path)
     case = CASES[name]
     case.configure(family)
-    other = (
-        404 if case.by_column else 5
-    )  # of the same column or row: what is merged by itself is counted
+    # Of the same column or row: what is merged by itself is counted.
+    other = 3 + family.states[0][EMBED].shape[1] if case.by_column else 5
     spoil(family, model, EMBED, {3: torch.nan, other: torch.inf})
     on_cpu, on_gpu = refusals(family)
     assert (

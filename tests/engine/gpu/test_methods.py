@@ -78,7 +78,7 @@ def test_the_cuda_kernels(name: str, family: Family) -> None:
     assert result.notes == expected.notes and kernels.ops >= result.tensors
     # It is not more than needed; where nothing is surveyed, it would be if something were not finite.
     # And factors of rows, which a GPU is sent (of the 131 of the embedding), are on the host already.
-    sent = 2560 if case.method == "arcee_fusion" else 0
+    sent = 1024 if case.method == "arcee_fusion" else 0
     assert kernels.most == device.allocated[1] - sent or kernels.ops == result.tensors
 
 
