@@ -6,7 +6,7 @@ import itertools
 import random
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pytest
@@ -57,9 +57,14 @@ def test_before_every_call(
         place = Place(forks, small, f"{way} {nth} {action}", way, expected)
         killed = place.run(("count", nth, action))
         assert killed.code == -signal.SIGKILL, killed
-        assert [call.split(" ")[0] for call in killed.calls] == calls[:nth]
+        assert kinds(call.split(" ")[0] for call in killed.calls) == kinds(calls[:nth])
         place.check_continues()
     print(f"{way}: killed at {len(points)} points of {len(calls)} calls")
+
+
+def kinds(calls: Iterable[str]) -> list[str]:
+    """In which order a directory is listed, and so deleted, is the file system's affair."""
+    return ["delete" if call in ("unlink", "rmdir") else call for call in calls]
 
 
 def check_coverage(way: str, calls: list[str], lines: Sequence[str]) -> None:
