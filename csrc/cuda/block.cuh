@@ -196,8 +196,8 @@ struct Block {
   }
 };
 
-// Only the scores of a lane's elements; 0 where s is not finite. Such a score is no number either, so that the rare path
-// needs to look at nothing else, and the block stays in registers.
+// Only the scores of a lane's elements; 0 where s is not finite. Such a score is no number either, so that the rare
+// path needs to look at nothing else, and the block stays in registers.
 template <int kN>
 __device__ __forceinline__ void load_scores(const Inputs& in, int64_t at, int count, const Divisor& divisor,
                                             uint32_t* scores) {
