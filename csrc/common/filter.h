@@ -18,7 +18,7 @@ namespace fuseo1 {
 // The most targets whose sets of survivors have a factor each.
 constexpr int kMostInTable = 4;
 
-// What the filter is told: fuse's parameters, of which `divisor` 0 is the sum of the survivors' shares.
+// The filter's input: fuse's parameters. `divisor` 0 stands for the sum of the survivors' shares.
 struct FilterTerms {
   const double *weights, *shares;
   int32_t targets, elect;
@@ -49,8 +49,8 @@ struct FilterNumbers {
   // Sets the factors `from`, `from + step`, ...: threads share the work. Call it before set().
   FUSEO1_HOST_DEVICE void set_factors(const FilterTerms& by, int from = 0, int step = 1) {
     const int count = by.factors();
-    for (int set = from; set < (count ? count : 1); set += step) {
-      factors[set] = set || count == 1 ? static_cast<float>(by.factor(set)) : 1.0f;  // 1 if none survives
+    for (int i = from; i < (count ? count : 1); i += step) {
+      factors[i] = i || count == 1 ? static_cast<float>(by.factor(i)) : 1.0f;  // 1 if none survives
     }
   }
 
@@ -58,7 +58,7 @@ struct FilterNumbers {
   FUSEO1_HOST_DEVICE bool set(const FilterTerms& by) {
     const int n = by.targets;
     bool usable = n > 0 && by.floor_divisor >= 0.0 && (by.base_scale == 0.0 || in_range(fabs(by.base_scale)));
-    // Where the score decides, only the sum of z tells that something is not finite.
+    // With a mask by score only SCE's votes cover every z: others would miss one that is not finite.
     usable &= !by.masked || by.elect == FUSEO1_ELECT_SUM;
     // E divides before it scales: with this and the factors in range, no step of it leaves fp64's.
     usable &= in_range(fabs(by.scale));
@@ -73,9 +73,9 @@ struct FilterNumbers {
     floor = static_cast<float>(by.floor_divisor);
     double largest = 1.0;
     const int count = by.factors();
-    for (int set = count > 1; set < count; ++set) {
-      usable &= in_range(factors[set]);
-      largest = fmax(largest, static_cast<double>(factors[set]));
+    for (int i = count > 1; i < count; ++i) {
+      usable &= in_range(factors[i]);
+      largest = fmax(largest, static_cast<double>(factors[i]));
     }
     if (count == 0) {
       usable &= by.scale > 0.0;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What can be told of the GPUs here without a context on any (include/fuseo1/cuda.h).
+// Asks about the GPUs here without making a context on any (include/fuseo1/cuda.h).
 #include <cuda_runtime.h>
 
 #include "fuseo1/cuda.h"

@@ -8,6 +8,7 @@
 #include "filter.h"
 #include "fuseo1/fuse.h"
 #include "output.cuh"
+#include "state.cuh"
 
 namespace fuseo1 {
 
@@ -91,7 +92,7 @@ __device__ __noinline__ uint32_t exact_result(const FuseParams& params, const Co
   return result_of<Out>(exact_merge<kN>(params, column, targets, kept));
 }
 
-// What fp32 makes of one element: |result - E| < error.
+// The fp32 result of one element: |result - E| < error.
 struct Estimate {
   float result, error;
 };
@@ -226,6 +227,30 @@ __device__ __forceinline__ uint32_t merge_to(const Output& out, const FuseParams
   if (out.dtype == FUSEO1_BF16) return merge(ToBf16());
   if (out.dtype == FUSEO1_FP16) return merge(ToFp16());
   return merge(ToFp32());
+}
+
+// Fuses every `warps`-th block from `warp` on; element 0 of the operands and the output has flat index `offset`.
+// `masked`: elements are selected by score; `select` turns a block's d into z. Returns how many of a lane's outputs are
+// infinite or NaN.
+template <int kN, bool kSce, class In, class Select>
+__device__ __forceinline__ uint32_t fuse_blocks(const Inputs& in, const FuseParams& params, bool masked, int64_t offset,
+                                                const Output& out, int64_t warp, int64_t warps, const Select& select) {
+  const Divisor divisor(in.targets);
+  const Filter<kN, kSce> filter(params, in.targets);
+  uint32_t nonfinite = 0;
+  for_blocks(in.numel, warp, warps, [&](int64_t at, int count) {
+    Block<kN, In> block;
+    block.load(in, at, count);
+    uint32_t kept = 0xffu;
+    if (masked) {
+      uint32_t scores[kLane];
+      block.score(divisor, in.targets, scores);
+      kept = cut_mask(scores, offset + at, params.threshold, params.tie_limit);
+    }
+    select(&block, at, count);
+    nonfinite += merge_to(out, params, filter, block, in.targets, kept, at, count);
+  });
+  return nonfinite;
 }
 
 }  // namespace fuseo1

@@ -5,7 +5,6 @@
 
 #include "fuse.cuh"
 #include "select.cuh"
-#include "state.cuh"
 
 namespace fuseo1 {
 
@@ -17,26 +16,17 @@ __global__ void __launch_bounds__(kThreads, held_at_once<kN, In>())
   __shared__ FuseParams params;
   if (threadIdx.x == 0) params = given;
   __syncthreads();
-  const Divisor divisor(in.targets);
-  const Filter<kN, false> filter(params, in.targets);
-  uint32_t nonfinite = 0;
-  for_each_block(in.numel, [&](int64_t at, int count) {
-    Block<kN, In> block;
-    block.load(in, at, count);
-    uint32_t kept = 0xffu;
-    if (given.masked) {
-      uint32_t scores[kLane];
-      block.score(divisor, in.targets, scores);
-      kept = cut_mask(scores, offset + at, given.threshold, given.tie_limit);
-    }
-    if (selects.any) {
+  const int64_t warp = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
+  const int64_t warps = static_cast<int64_t>(gridDim.x) * kWarps;
+  const auto select = [&](Block<kN, In>* block, int64_t at, int count) {
+    if (!selects.any) return;
 #pragma unroll
-      for (int i = 0; i < kN; ++i) {
-        if (is_target<kN>(i, in.targets)) apply_select(selects.of[i], at, offset + at, count, block.d[i]);
-      }
+    for (int i = 0; i < kN; ++i) {
+      if (is_target<kN>(i, in.targets)) apply_select(selects.of[i], at, offset + at, count, block->d[i]);
     }
-    nonfinite += merge_to(out, params, filter, block, in.targets, kept, at, count);
-  });
+  };
+  const uint32_t nonfinite =
+      fuse_blocks<kN, false, In>(in, params, given.masked != 0, offset, out, warp, warps, select);
   if (nonfinite) atomicAdd(written, static_cast<Count>(nonfinite));
 }
 

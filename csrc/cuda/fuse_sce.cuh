@@ -4,7 +4,6 @@
 #define FUSEO1_CUDA_FUSE_SCE_CUH_
 
 #include "fuse.cuh"
-#include "state.cuh"
 
 namespace fuseo1 {
 
@@ -25,26 +24,14 @@ __device__ __forceinline__ void take_params(const fuseo1_cuda_params& given, int
   __syncthreads();
 }
 
-// Fuses every `warps`-th block from `warp` on; element 0 of the operands and the output has flat index `offset`.
-// Returns how many of a lane's outputs are infinite or NaN.
-template <int kN, bool kMasked, class In>
-__device__ __forceinline__ uint32_t fuse_blocks(const Inputs& in, const FuseParams& params, int64_t offset,
-                                                const Output& out, int64_t warp, int64_t warps) {
-  const Divisor divisor(in.targets);
-  const Filter<kN, true> filter(params, in.targets);
-  uint32_t nonfinite = 0;
-  for_blocks(in.numel, warp, warps, [&](int64_t at, int count) {
-    Block<kN, In> block;
-    block.load(in, at, count);
-    uint32_t kept = 0xffu;
-    if (kMasked) {
-      uint32_t scores[kLane];
-      block.score(divisor, in.targets, scores);
-      kept = cut_mask(scores, offset + at, params.threshold, params.tie_limit);
-    }
-    nonfinite += merge_to(out, params, filter, block, in.targets, kept, at, count);
-  });
-  return nonfinite;
+// fuse_blocks by SCE's parameters.
+template <int kN, class In>
+__device__ __forceinline__ uint32_t fuse_sce(const Inputs& in, const FuseParams& params, int64_t offset,
+                                             const Output& out, int64_t warp, int64_t warps) {
+  const auto all = [](Block<kN, In>*, int64_t, int) {};  // z is d
+  // Two loops: the usual one asks nothing about scores.
+  return params.masked ? fuse_blocks<kN, true, In>(in, params, true, offset, out, warp, warps, all)
+                       : fuse_blocks<kN, true, In>(in, params, false, offset, out, warp, warps, all);
 }
 
 template <int kN, class In>
@@ -55,8 +42,7 @@ __global__ void __launch_bounds__(kThreads, held_at_once<kN, In>())
   take_params(*given, in.targets, &params);
   const int64_t warp = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
   const int64_t warps = static_cast<int64_t>(gridDim.x) * kWarps;
-  const uint32_t nonfinite = params.masked ? fuse_blocks<kN, true, In>(in, params, offset, out, warp, warps)
-                                           : fuse_blocks<kN, false, In>(in, params, offset, out, warp, warps);
+  const uint32_t nonfinite = fuse_sce<kN, In>(in, params, offset, out, warp, warps);
   if (nonfinite && result) atomicAdd(reinterpret_cast<Count*>(&result->written), static_cast<Count>(nonfinite));
 }
 

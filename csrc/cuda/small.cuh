@@ -122,8 +122,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   __syncthreads();
   take_params(given, targets, &params);
   const Output out = {tensor.out, tensor.out_dtype};
-  const uint32_t written = params.masked ? fuse_blocks<kN, true, Mixed>(in, params, 0, out, warp, kWarps)
-                                         : fuse_blocks<kN, false, Mixed>(in, params, 0, out, warp, kWarps);
+  const uint32_t written = fuse_sce<kN, Mixed>(in, params, 0, out, warp, kWarps);
   if (written) atomicAdd(reinterpret_cast<Count*>(&result->written), static_cast<Count>(written));
 }
 

@@ -4,6 +4,8 @@
 #ifndef FUSEO1_CPU_KERNELS_BLOCK_H_
 #define FUSEO1_CPU_KERNELS_BLOCK_H_
 
+#include <type_traits>
+
 #include "simd.h"
 #include "table.h"
 
@@ -145,6 +147,21 @@ FUSEO1_INLINE Mask is_finite(Vf v) { return greater((Vi)splat(kInfBits), (Vi)(bi
       call;                                  \
     }                                        \
   }
+
+// Calls f with the election as a constant.
+template <class F>
+auto with_election(int32_t elect, const F& f) {
+  switch (elect) {
+    case FUSEO1_ELECT_SUM:
+      return f(std::integral_constant<int, FUSEO1_ELECT_SUM>());
+    case FUSEO1_ELECT_WEIGHTED:
+      return f(std::integral_constant<int, FUSEO1_ELECT_WEIGHTED>());
+    case FUSEO1_ELECT_COUNT:
+      return f(std::integral_constant<int, FUSEO1_ELECT_COUNT>());
+    default:
+      return f(std::integral_constant<int, FUSEO1_ELECT_NONE>());
+  }
+}
 
 }  // namespace
 }  // namespace fuseo1

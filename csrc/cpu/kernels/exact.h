@@ -117,17 +117,8 @@ inline MergeExactly* exact_for(const fuseo1_fuse_params& params) {
   const bool signs =
       __builtin_signbit(params.scale) || __builtin_signbit(params.divisor) || __builtin_signbit(params.floor_divisor);
   const int targets = signs || (params.masked && params.elect != FUSEO1_ELECT_SUM) ? 0 : params.targets;
-  const bool fixed = params.divisor != 0.0;
-  switch (params.elect) {
-    case FUSEO1_ELECT_SUM:
-      return exact_for_election<FUSEO1_ELECT_SUM>(targets, fixed);
-    case FUSEO1_ELECT_WEIGHTED:
-      return exact_for_election<FUSEO1_ELECT_WEIGHTED>(targets, fixed);
-    case FUSEO1_ELECT_COUNT:
-      return exact_for_election<FUSEO1_ELECT_COUNT>(targets, fixed);
-    default:
-      return exact_for_election<FUSEO1_ELECT_NONE>(targets, fixed);
-  }
+  return with_election(params.elect,
+                       [&](auto elect) { return exact_for_election<elect()>(targets, params.divisor != 0.0); });
 }
 
 }  // namespace

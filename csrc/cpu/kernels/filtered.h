@@ -12,11 +12,11 @@ namespace fuseo1 {
 namespace {
 
 // Whether all sets of `targets` survivors have a factor of their own in one vector.
-constexpr bool has_table(int targets) {
+constexpr bool has_table([[maybe_unused]] int targets) {
 #if defined(__AVX2__)
   return targets != 0 && targets <= kMostInTable && 1 << targets <= kWidth;
 #else
-  return false && targets;
+  return false;
 #endif
 }
 
@@ -126,17 +126,9 @@ MergeFiltered<Out>* filtered_for_election(int targets, bool fixed) {
 // The instance that a fuse needs.
 template <class Out>
 MergeFiltered<Out>* filtered_for(const fuseo1_fuse_params& params) {
-  const bool fixed = params.divisor != 0.0;
-  switch (params.elect) {
-    case FUSEO1_ELECT_SUM:
-      return filtered_for_election<Out, FUSEO1_ELECT_SUM>(params.targets, fixed);
-    case FUSEO1_ELECT_WEIGHTED:
-      return filtered_for_election<Out, FUSEO1_ELECT_WEIGHTED>(params.targets, fixed);
-    case FUSEO1_ELECT_COUNT:
-      return filtered_for_election<Out, FUSEO1_ELECT_COUNT>(params.targets, fixed);
-    default:
-      return filtered_for_election<Out, FUSEO1_ELECT_NONE>(params.targets, fixed);
-  }
+  return with_election(params.elect, [&](auto elect) {
+    return filtered_for_election<Out, elect()>(params.targets, params.divisor != 0.0);
+  });
 }
 
 }  // namespace

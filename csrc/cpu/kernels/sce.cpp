@@ -112,7 +112,7 @@ void add_candidates(const Chunk& chunk, int64_t at, const uint64_t marks[kBlock 
       }
     }
   } else {
-    const auto lanes = [&](int j) { return static_cast<uint32_t>(marks[j / 64] >> j % 64) & ((1u << kWidth) - 1); };
+    const auto lanes = [&](int j) { return static_cast<uint32_t>(marks[j / 64] >> j % 64) & kAllLaneBits; };
     uint32_t* to = kept;
     for (int j = 0; keep_scores && j < kBlock; j += kWidth) to += pack(lanes(j), load<Vu>(scores + j), to);
     for (int i = 0; i < n; ++i) {
