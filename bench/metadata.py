@@ -8,7 +8,6 @@ a million words in each model's vocab.txt, and a tokenizer.json of 64 MiB that w
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from collections.abc import Callable
@@ -19,7 +18,10 @@ from machine import describe
 from processes import OFTEN, run
 from report import WORK, parser, publish, table
 
-MODELS = ("base", "left", "right")
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
+
+from support.headers import EXPERTS, write_experts
+
 TENSORS = (1_000, 20_000, 100_000)
 WORDS = 1 << 20
 
@@ -38,7 +40,7 @@ except MergeError as error:
 
 @dataclass(frozen=True)
 class Figure:
-    """What was merged with which --max-memory, the process's peak in bytes, and how it ended."""
+    """A merge with `max_memory` bytes: the process's peak in bytes, and how the merge ended."""
 
     what: str
     max_memory: int
@@ -46,34 +48,10 @@ class Figure:
     ended: str
 
 
-def write_models(home: Path, tensors: int) -> Path:
-    """Make three models of `tensors` tensors each; return the config that merges them."""
-    entries = {
-        f"model.layers.{i // 384}.mlp.experts.{i % 384}.gate_proj.weight": {
-            "dtype": "BF16",
-            "shape": [8, 4],
-            "data_offsets": [64 * i, 64 * (i + 1)],
-        }
-        for i in range(tensors)
-    }
-    header = json.dumps(entries).encode()
-    for number, name in enumerate(MODELS):
-        (home / name).mkdir(parents=True)
-        data = len(header).to_bytes(8, "little") + header + bytes([number]) * 64 * tensors
-        (home / name / "model.safetensors").write_bytes(data)
-    config = {
-        "models": [{"model": str(home / name)} for name in MODELS[1:]],
-        "base_model": str(home / "base"),
-        "merge_method": "sce",
-    }
-    (home / "merge.yaml").write_text(json.dumps(config))
-    return home / "merge.yaml"
-
-
 def write_words(home: Path, words: int) -> None:
     """Give each model a vocabulary of so many words, the same one."""
     text = "".join(f"word{i}\n" for i in range(words))
-    for name in MODELS:
+    for name in EXPERTS:
         (home / name / "vocab.txt").write_text(text)
 
 
@@ -88,7 +66,7 @@ def measure(
     what: str, home: Path, tensors: int, max_memory: int, change: Callable[[Path], None]
 ) -> Figure:
     """Merge three models of `tensors` tensors, and of what `change` makes of them."""
-    config = write_models(home, tensors)
+    config = write_experts(home, tensors)
     change(home)
     told: list[str] = []
     command = [sys.executable, "-c", _MERGE, str(config), str(home / "out"), str(max_memory)]

@@ -125,7 +125,7 @@ def _read(
     files: Sequence[str], shape: tuple[int, ...], tensors: int, dtype: torch.dtype
 ) -> list[torch.Tensor]:
     """The first `tensors` files' elements; see Data.make."""
-    # What this imports is not there on every machine that kernels are measured on.
+    # Machines that measure kernels may lack pydantic, which this imports.
     from ..checkpoint.header import read_header
 
     if len(files) < tensors:

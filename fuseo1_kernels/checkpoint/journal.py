@@ -152,7 +152,7 @@ class Journal:
 
     def _use(self, line: _Line) -> None:
         if line.identity is not None:
-            # What was recorded before is of another version of the models.
+            # Earlier records belong to another version of the models.
             self.identity, self.tensors = line.identity, {}
         self.tensors.update(line.tensors)
         if line.publishing is not None:

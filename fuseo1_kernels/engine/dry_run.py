@@ -14,7 +14,7 @@ from ..checkpoint.out_dir import check_out_dir, check_out_name, check_place, fin
 from ..checkpoint.partial import is_unfinished, partial_path
 from ..checkpoint.sidecar import Sidecars
 from ..config.schema import MergeConfig
-from ..errors import MergeError, counted, first_names, printable, worded_os_errors
+from ..errors import MergeError, counted, first_names, worded_os_errors
 from ..plan.fingerprint import fingerprint, merge_digest
 from ..plan.models import inputs, open_lender, open_sources
 from ..plan.plan import make_plan
@@ -119,7 +119,6 @@ def dry_run(
             memory, memory_notes = (executor or CpuExecutor).host_memory(plan, options)
             notes += memory_notes
         lender, sidecars = None, Sidecars({}, [])
-        title = "" if out_dir is None else printable(os.path.basename(os.path.realpath(out_dir)))
         with collected():
             lender = open_lender(config, sources, stack, False, options.allow_links)
             sidecars = make_sidecars(
@@ -127,7 +126,7 @@ def dry_run(
                 plan,
                 sources,
                 lender,
-                title,
+                out_dir,
                 options.copy_tokenizer,
                 options.allow_links,
                 options.max_memory,

@@ -168,13 +168,12 @@ def _run(
         )
         refuse_problems(plan)
         lender = open_lender(config, sources, stack, allow_links=options.allow_links)
-        title = printable(os.path.basename(os.path.realpath(out)))
         sidecars, notes = make_sidecars(
             config,
             plan,
             sources,
             lender,
-            title,
+            out,
             options.copy_tokenizer,
             options.allow_links,
             options.max_memory,

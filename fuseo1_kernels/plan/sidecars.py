@@ -25,6 +25,7 @@ from ..checkpoint.sidecar import Sidecars, model_of_template, sidecar_files
 from ..checkpoint.source import Source
 from ..checkpoint.stop_tokens import find_stop_mismatch, find_turn_mismatch
 from ..config.schema import MergeConfig
+from ..errors import printable
 from ..version import __version__
 from .layer_config import move_alignment_heads
 from .models import AllowLinks
@@ -37,7 +38,7 @@ def make_sidecars(
     plan: Plan,
     sources: Mapping[str, Source],
     lender: Source | None,
-    title: str,
+    out_dir: str | os.PathLike[str] | None,
     copy_tokenizer: bool,
     allow_links: AllowLinks,
     max_memory: int,
@@ -49,7 +50,7 @@ def make_sidecars(
         plan: its plan.
         sources: the merged models, by the config's names.
         lender: the model that lends its tokenizer, or None.
-        title: the model's name in its README.md.
+        out_dir: its last part is the model's name in README.md; None: the model has no name.
         copy_tokenizer: copy tokenizer files.
         allow_links: directories outside of the models to which links in them may lead.
         max_memory: the most bytes that a tokenizer may take while it is read.
@@ -91,7 +92,7 @@ def make_sidecars(
         notes += _turn_mismatch(files, lender or base, list(sources.values()), allow_links)
     labels = _labels(opened)
     files[MODEL_CARD] = model_card(
-        name=title,
+        name="" if out_dir is None else printable(os.path.basename(os.path.realpath(out_dir))),
         recipe_yaml=config.to_yaml(labels),
         base=None if config.base is None else labels[config.base],
         targets=[labels[name] for name in config.target_names()],

@@ -102,7 +102,7 @@ def test_what_all_benches_found_is_put_together(tmp_path: Path) -> None:
 
 
 def test_a_report_is_replaced_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is killed while it writes leaves the report before."""
+    """A bench that is killed while it writes leaves the earlier report."""
     publish([tmp_path], MACHINE, [Stage("build", True, 1.0, "")], None)
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     assert {*before} == {"nvidia-h200.json", "nvidia-h200.md"}

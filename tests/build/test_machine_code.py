@@ -36,7 +36,7 @@ EXACT_INSTANCE = re.compile(r"^_ZN6fuseo1\d+(\w+?)ILi(\d+)E(?:NS_6InputsE)?EEv")
 # On the way of every full, aligned block: neither spilled registers, nor subroutines, nor elements one by one.
 NEVER = r"^(LDL|STL|CALL)|^LDG\S*\.U8"
 LOAD, STORE = r"LDG\S*\.128", r"STG\S*\.128"
-# What a bf16 block cannot pass by: loads, divisions, sums in shared memory, rounding to bf16 (by adding 0x7fff).
+# Every bf16 block takes these: loads, divisions, sums in shared memory, rounding to bf16 (by adding 0x7fff).
 MUST = rf"^{LOAD}|^MUFU|^ATOMS|\b0x7fff\b|^F2FP\.BF16"
 GPU_DOCS = ROOT / "docs/gpu.md"
 # Of so many targets Block.load has all loads on their way before it uses the first.

@@ -230,8 +230,8 @@ LARGE = {"movie.mp4": b"", "3_Dense/model.safetensors": b"", "3_Dense/config.jso
 
 @pytest.mark.parametrize("sharded", [False, True])
 def test_download(sharded: bool, hub: Hub, weights: bytes) -> None:
+    """The hub gives the files that go along from a local folder, and those that are read besides."""
     model: dict[str, Any] = {**INDEX, SHARD: weights} if sharded else {"model.safetensors": weights}
-    """What is fetched is what goes along of a local folder, and what is read besides."""
     hub.files = CONFIG | MORE | USELESS | LARGE | model
     hub.sizes = dict.fromkeys(LARGE, (64 << 20) + 1)
     assert bytes_of("org/name@v2") == TWO["a"][2]
@@ -272,7 +272,7 @@ def test_progress_bars_are_left_as_they_were(hub: Hub, weights: bytes) -> None:
 
 
 def test_a_hub_that_is_out_of_reach(hub: Hub, cache: Path, weights: bytes) -> None:
-    """What is whole in the cache is taken."""
+    """A model that is whole in the cache is taken."""
     hub.error = ConnectionError("no route to host")
     snapshot = cached_model(cache, "org/name", {**CONFIG, "model.safetensors": weights})
     assert resolve("org/name") == snapshot

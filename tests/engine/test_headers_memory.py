@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-import yaml
 
 from fuseo1_kernels import merge_checkpoints
 from fuseo1_kernels.checkpoint.header import HeaderRoom
@@ -21,30 +20,9 @@ from fuseo1_kernels.errors import CheckpointError, MergeError
 from fuseo1_kernels.plan.fingerprint import fingerprint
 from fuseo1_kernels.plan.models import open_sources
 from fuseo1_kernels.plan.plan import Plan, make_plan
-from support.checkpoint_files import raw_file
+from support.headers import write_experts
 from support.models import make_family
 from support.processes import spawn
-
-
-def experts(home: Path, count: int) -> Path:
-    """A config that merges three models with `count` small tensors of long names each."""
-    for number, name in enumerate(("base", "left", "right")):
-        header = {
-            f"model.layers.{i // 384}.mlp.experts.{i % 384}.gate_proj.weight": {
-                "dtype": "BF16",
-                "shape": [8, 4],
-                "data_offsets": [64 * i, 64 * (i + 1)],
-            }
-            for i in range(count)
-        }
-        raw_file(home / name / "model.safetensors", header, bytes([number]) * 64 * count)
-    data = {
-        "models": [{"model": str(home / name)} for name in ("left", "right")],
-        "base_model": str(home / "base"),
-        "merge_method": "sce",
-    }
-    (home / "merge.yaml").write_text(yaml.safe_dump(data))
-    return home / "merge.yaml"
 
 
 def plan_of(merge: MergeConfig, stack: ExitStack) -> Plan:
@@ -52,7 +30,7 @@ def plan_of(merge: MergeConfig, stack: ExitStack) -> Plan:
 
 
 def test_what_headers_and_plan_take(tmp_path: Path) -> None:
-    config = as_config(experts(tmp_path, 800))
+    config = as_config(write_experts(tmp_path, 800))
     with ExitStack() as stack:
         plan_of(config, stack)  # imports what it needs
     tracemalloc.start()
@@ -65,7 +43,7 @@ def test_what_headers_and_plan_take(tmp_path: Path) -> None:
 
 
 def test_models_whose_headers_do_not_fit(tmp_path: Path) -> None:
-    config = experts(tmp_path, 800)
+    config = write_experts(tmp_path, 800)
     with ExitStack() as stack:
         plan = plan_of(as_config(config), stack)
     least = headers_memory(plan) + memory_floor(plan.jobs)
@@ -105,7 +83,7 @@ def test_headers_are_refused_by_their_lengths(
 
 
 def test_a_header_that_does_not_fit_is_not_read(tmp_path: Path) -> None:
-    config = experts(tmp_path, 1)
+    config = write_experts(tmp_path, 1)
     (tmp_path / "left" / "model.safetensors").write_bytes(
         (10 << 20).to_bytes(8, "little") + bytes(10 << 20)
     )
@@ -125,7 +103,7 @@ def test_what_a_whole_merge_takes(tmp_path: Path) -> None:
     """Besides the buffers, and what a merge of few tensors takes."""
 
     def peak(count: int) -> tuple[int, int]:
-        config = experts(tmp_path / str(count), count)
+        config = write_experts(tmp_path / str(count), count)
         code = (
             "import re, sys\n"
             "from pathlib import Path\n"

@@ -12,9 +12,11 @@ from fuseo1_kernels.config.load import parse_config
 from fuseo1_kernels.config.schema import MergeConfig
 from fuseo1_kernels.plan.job import Job
 from fuseo1_kernels.plan.plan import Plan, make_plan
-from support.checkpoint_files import Tensors, safetensors_file, write_json
+from support.checkpoint_files import Tensors, raw_file, safetensors_file, write_json
 
 SIZES = {"BF16": 2, "F16": 2, "F32": 4, "I64": 8, "F64": 8, "F8_E4M3": 1, "BOOL": 1}
+#: The models of write_experts.
+EXPERTS = ("base", "left", "right")
 
 
 def tensors(shapes: Mapping[str, tuple[int, ...]], dtype: str = "BF16") -> Tensors:
@@ -33,6 +35,26 @@ def layered(layers: int, vocab: int = 10) -> dict[str, tuple[int, ...]]:
         found[f"model.layers.{i}.self_attn.q_proj.weight"] = (4, 4)
         found[f"model.layers.{i}.mlp.up_proj.weight"] = (8, 4)
     return found | {"model.norm.weight": (4,), "lm_head.weight": (vocab, 4)}
+
+
+def write_experts(home: Path, count: int) -> Path:
+    """Write three models of `count` small tensors with long names; return the config that merges them."""
+    header = {
+        f"model.layers.{i // 384}.mlp.experts.{i % 384}.gate_proj.weight": {
+            "dtype": "BF16",
+            "shape": [8, 4],
+            "data_offsets": [64 * i, 64 * (i + 1)],
+        }
+        for i in range(count)
+    }
+    for number, name in enumerate(EXPERTS):
+        raw_file(home / name / "model.safetensors", header, bytes([number]) * 64 * count)
+    data = {
+        "models": [{"model": str(home / name)} for name in EXPERTS[1:]],
+        "base_model": str(home / "base"),
+        "merge_method": "sce",
+    }
+    return write_json(home / "merge.yaml", data)  # which YAML contains
 
 
 class Models:

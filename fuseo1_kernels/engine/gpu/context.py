@@ -67,7 +67,7 @@ class GpuContext:
                 if size.torch_bytes:
                     # torch's allocator caches the freed memory for this stream and serves later allocations from it.
                     device.allocate(size.torch_bytes)
-            # What had the memory before may still be at work in the stream that it is allocated in, but in no other.
+            # The memory's earlier owner may still use it, in the stream that it is allocated in alone.
             self.copies_in.wait(self.kernels.record())
             self.workspace = self.memory.tensor[size.region_bytes :]
         self.regions = Regions(size.region_bytes)
