@@ -109,6 +109,7 @@ def fuse_files(
     out_dtype: int,
     threads: int,
 ) -> int: ...
+
 class FoldParams:
     def __init__(
         self,
