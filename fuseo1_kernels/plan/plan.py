@@ -17,7 +17,7 @@ from ..config.schema import MergeConfig
 from ..errors import CheckpointError, printable
 from ..methods.rule import Copied, TensorSpec
 from .aliases import find_aliases
-from .inputs import STORED, Input, Stored
+from .inputs import STORED, Input, input_of
 from .job import Job
 from .layer_config import gather_config, mixed_layers
 from .notes import filter_notes, gradient_notes, model_notes
@@ -206,7 +206,7 @@ def _job(
                 f"tensor {printable(tensor)}: is {info.dtype} in model {model}; supported: {supported}"
             )
         else:
-            inputs.append(Stored(sources[model], info))
+            inputs.append(input_of(sources[model], info))
     if len(inputs) < len(placement.tensors):
         return None
     shape = _common_shape(name, inputs, crop_embeddings, problems)
@@ -218,7 +218,7 @@ def _job(
     return Job(
         name=name,
         shape=shape,
-        dtype=dtype or promote({x.dtype for x in inputs}),
+        dtype=dtype or promote({x.stored[0].dtype for x in inputs}),
         inputs=tuple(inputs),
         rule=part.method.rule(part.values(name, placement.t, placement.tensors), spec),
     )

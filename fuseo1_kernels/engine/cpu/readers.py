@@ -10,7 +10,7 @@ from typing import Protocol
 from ...backends.arrays import Array
 from ...backends.interface import Backend
 from ...checkpoint.source import read_all
-from ...plan.inputs import Input, Stored
+from ...plan.inputs import Folded, Input, Stored
 
 
 class Reader(Protocol):
@@ -42,6 +42,10 @@ def open_reader(x: Input, tools: Tools, stack: ExitStack) -> Reader:
     """
     if isinstance(x, Stored):
         return _StoredReader(x, stack)
+    if isinstance(x, Folded):
+        from .fold import FoldReader
+
+        return FoldReader(x, tools, stack)
     raise TypeError(f"{x!r} has no reader")
 
 
