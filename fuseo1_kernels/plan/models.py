@@ -50,7 +50,7 @@ def open_sources(
     name_by_path: dict[tuple[str, str], str] = {}
     problems = []
     room = None if max_memory is None else HeaderRoom(max_memory)
-    for name in config.model_names():
+    for name in config.stored_names():
         try:
             source = _open(name, progress, download, allow_links, room)
         except CheckpointError as error:
@@ -114,6 +114,11 @@ def open_lender(
         return None
     if name == "base":
         name = config.config_model
+    while name in config.earlier:
+        earlier = config.earlier[name]
+        files = earlier.tokenizer_files
+        name = (files.model if files else earlier.tokenizer_source) or earlier.config_model
+        name = earlier.config_model if name == "base" else name
     if name in sources:
         return sources[name]
     model, _ = split_reference(name)  # the files beside the weights are the model's

@@ -9,7 +9,8 @@ from ...backends.arrays import BY_NAME, Array, Buffer
 from ...backends.contract import FoldParams, Numbers
 from ...checkpoint.header import TensorInfo
 from ...checkpoint.source import read_all
-from ...plan.inputs import STORED, Folded
+from ...plan.folded import Folded
+from ...plan.inputs import STORED
 from .readers import Tools
 
 _FP32 = BY_NAME["float32"]
