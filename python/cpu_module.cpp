@@ -16,8 +16,8 @@
 
 #include "arguments.h"
 #include "dispatch.h"
+#include "fold.h"
 #include "fuseo1/files.h"
-#include "fuseo1/fold.h"
 #include "fuseo1/fuse.h"
 #include "fuseo1/survey.h"
 #include "parallel.h"
@@ -278,50 +278,6 @@ int64_t fuse_files(const Files& files, const FuseParams& params, int64_t offset,
   return nonfinite;
 }
 
-// Addresses point at numbers as fuseo1/fold.h has them.
-class FoldParams {
- public:
-  FoldParams(int64_t columns, int64_t rank, double scale, uintptr_t left, uintptr_t right, uintptr_t factors,
-             int factors_by)
-      : params_{columns,
-                rank,
-                scale,
-                reinterpret_cast<const float*>(left),
-                reinterpret_cast<const float*>(right),
-                reinterpret_cast<const double*>(factors),
-                factors_by} {}
-  const fuseo1_fold_params* get() const { return &params_; }
-
- private:
-  fuseo1_fold_params params_;
-};
-
-using Operand = std::pair<uintptr_t, int>;  // (address, dtype)
-
-fuseo1_operand unpack(const Operand& operand) { return {reinterpret_cast<const void*>(operand.first), operand.second}; }
-
-void fold(const FoldParams& params, const Operand& weights, int64_t start, int64_t count, uintptr_t out, int threads) {
-  const py::gil_scoped_release nogil;
-  check(fuseo1_fold(params.get(), unpack(weights), start, count, reinterpret_cast<float*>(out), threads), "fold");
-}
-
-void fold_squares(const FoldParams& params, const Operand& weights, int64_t rows, uintptr_t squares, int threads) {
-  const py::gil_scoped_release nogil;
-  check(fuseo1_fold_squares(params.get(), unpack(weights), rows, reinterpret_cast<double*>(squares), threads),
-        "fold_squares");
-}
-
-void fold_factors(const Operand& magnitudes, uintptr_t squares, int64_t count) {
-  auto* const factors = reinterpret_cast<double*>(squares);
-  const py::gil_scoped_release nogil;
-  check(fuseo1_fold_factors(unpack(magnitudes), factors, count, factors), "fold_factors");
-}
-
-void fold_widen(const Operand& matrix, int64_t rows, int64_t columns, bool transposed, uintptr_t out) {
-  const py::gil_scoped_release nogil;
-  check(fuseo1_fold_widen(unpack(matrix), rows, columns, transposed, reinterpret_cast<float*>(out)), "fold_widen");
-}
-
 void use_isa(const std::string& name) {
   const fuseo1::Kernels* found = fuseo1::find_kernels(name);
   if (!found) throw std::invalid_argument("this machine or build has no kernels for " + name);
@@ -400,20 +356,7 @@ PYBIND11_MODULE(_cpu, m) {
         py::arg("out_dtype"), py::arg("threads"), "Returns how many elements were written as infinity or NaN.");
   m.def("fuse_files", &fuse_files, py::arg("files"), py::arg("params"), py::arg("offset"), py::arg("count"),
         py::arg("scratch"), py::arg("out"), py::arg("out_dtype"), py::arg("threads"), "As fuse, of inputs in files.");
-  m.attr("FACTORS_BY_ROW") = static_cast<int>(FUSEO1_FACTORS_BY_ROW);
-  m.attr("FACTORS_BY_COLUMN") = static_cast<int>(FUSEO1_FACTORS_BY_COLUMN);
-  py::class_<FoldParams>(m, "FoldParams")
-      .def(py::init<int64_t, int64_t, double, uintptr_t, uintptr_t, uintptr_t, int>(), py::kw_only(),
-           py::arg("columns"), py::arg("rank"), py::arg("scale"), py::arg("left"), py::arg("right"),
-           py::arg("factors") = 0, py::arg("factors_by") = 0);
-  m.def("fold", &fold, py::arg("params"), py::arg("weights"), py::arg("start"), py::arg("count"), py::arg("out"),
-        py::arg("threads"));
-  m.def("fold_squares", &fold_squares, py::arg("params"), py::arg("weights"), py::arg("rows"), py::arg("squares"),
-        py::arg("threads"));
-  m.def("fold_factors", &fold_factors, py::arg("magnitudes"), py::arg("squares"), py::arg("count"),
-        "Turns the squares into the factors, in place.");
-  m.def("fold_widen", &fold_widen, py::arg("matrix"), py::arg("rows"), py::arg("columns"), py::arg("transposed"),
-        py::arg("out"));
+  define_fold(m);
   m.def("available_isas", &fuseo1::available_isas);
   m.def("isa", [] { return std::string(fuseo1::kernels().name); });
   m.def("use_isa", &use_isa, py::arg("name"), "Use these kernels from now on; '' for the fastest.");

@@ -127,8 +127,10 @@ class _Config:
         self._file, self._stated = file, stated
         kind = stated.get("peft_type")
         if kind != "LORA":
-            what = f"an adapter of the kind {kind!r:.80}" if kind else "without peft_type"
-            raise self._refused(f"is {what}; only LoRA is folded (with rsLoRA and DoRA)")
+            what = (
+                f"an adapter of the kind {kind!r:.80}" if kind else "an adapter without peft_type"
+            )
+            raise self._refused(f"is {what}; only LoRA is added to a model (with rsLoRA and DoRA)")
         for key, does in _VARIANTS.items():
             if stated.get(key):
                 raise self._refused(f"{key}: this adapter {does}, which is not supported")

@@ -43,7 +43,9 @@ class Folds:
     Attributes:
         path: the adapter's directory.
         by_tensor: by name of a tensor of the model, what is added to it.
+        dtypes: by name of a tensor that the adapter has in place of the model's, the code of that one's dtype.
     """
 
     path: Path
     by_tensor: Mapping[str, Fold]
+    dtypes: Mapping[str, str]

@@ -33,6 +33,7 @@ class _Fitting:
         self._model, self._name, self._adapter = model, name, adapter
         self._tensors = dict(model.tensors)
         self._folds: dict[str, Fold] = {}
+        self._dtypes: dict[str, str] = {}
         tied = ties_embeddings(model.config)
         embeddings = [t for t in model.tensors.values() if is_embedding(t.name, t.shape)]
         same_shape = len({t.shape for t in embeddings}) == 1
@@ -56,7 +57,7 @@ class _Fitting:
             self._tensors,
             self._model.config,
             {**self._model.files, **self._adapter.files},
-            Folds(self._adapter.path, self._folds),
+            Folds(self._adapter.path, self._folds, self._dtypes),
         )
 
     def _refused(self, problem: str) -> CheckpointError:
@@ -92,6 +93,7 @@ class _Fitting:
             if name != tensor and name in self._adapter.saved:
                 continue
             self._tensors[name] = replace(info, name=name)
+            self._dtypes[name] = self._model.tensors[name].dtype
 
     def _adapt(self, module: str, adapted: Adapted) -> Iterator[str]:
         """Fold the matrices of a module. Yields its tensors that are not there."""

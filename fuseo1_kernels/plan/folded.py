@@ -62,7 +62,7 @@ class Folded(Input):
 
     @property
     def kept_dtype(self) -> DType:
-        return self.weights.dtype
+        return self.weights.kept_dtype
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -79,6 +79,11 @@ class Stored(Input):
         return STORED[self.info.dtype]
 
     @property
+    def kept_dtype(self) -> DType:
+        dtypes = self.source.folds.dtypes if self.source.folds else {}
+        return STORED[dtypes.get(self.info.name, self.info.dtype)]
+
+    @property
     def shape(self) -> tuple[int, ...]:
         return self.info.shape
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 
 from ...backends.arrays import BY_NAME, Array, Buffer
 from ...backends.contract import FoldParams, Numbers
+from ...backends.interface import Folder
 from ...checkpoint.header import TensorInfo
 from ...checkpoint.source import read_all
 from ...plan.folded import Folded
 from ...plan.inputs import STORED
-from .readers import Tools
 
 _FP32 = BY_NAME["float32"]
 
@@ -19,9 +20,17 @@ _FP32 = BY_NAME["float32"]
 class FoldReader:
     """Reads a Folded input. R, and DoRA's factors, are read and computed when it is made."""
 
-    def __init__(self, x: Folded, tools: Tools, stack: ExitStack) -> None:
-        self._x, self._tools = x, tools
-        self._folder = tools.backend.folder
+    def __init__(
+        self,
+        x: Folded,
+        folder: Folder,
+        threads: Callable[[], int],
+        check_stop: Callable[[], None],
+        stack: ExitStack,
+    ) -> None:
+        """`threads` and `check_stop` are those of Tools; `stack` closes the files. Raises MergeError."""
+        self._x, self._folder = x, folder
+        self._threads, self._check_stop = threads, check_stop
         source = x.weights.source
         self._fds = {
             info: stack.enter_context(source.place(info))
@@ -43,11 +52,11 @@ class FoldReader:
 
     def read(self, start: int, out: Array) -> None:
         for at in range(0, out.numel, self._x.piece):
-            self._tools.check_stop()
+            self._check_stop()
             part = out.part(at, min(self._x.piece, out.numel - at))
             params = self._at(start + at, part.numel)
             weights = self._read_weights(start + at, part)
-            self._folder.fold(params, weights, start + at, part, self._tools.threads())
+            self._folder.fold(params, weights, start + at, part, self._threads())
 
     def _at(self, start: int, count: int) -> FoldParams:
         """Return the parameters for elements [start, start + count): with L and factors from their first row on."""
@@ -102,13 +111,13 @@ class FoldReader:
         squares = Numbers(memory.address, info.numel, memory)
         whole = Buffer(4 * x.piece)
         for start in range(0, x.rows * x.columns, x.piece):
-            self._tools.check_stop()
+            self._check_stop()
             count = min(x.piece, x.rows * x.columns - start)
             params = self._at(start, count)
             weights = self._read_weights(start, whole.array(_FP32, count))
             first = start // x.columns
             part = squares.part(first, count // x.columns) if params.by_row else squares
-            self._folder.add_squares(params, weights, part, self._tools.threads())
+            self._folder.add_squares(params, weights, part, self._threads())
         dtype = STORED[info.dtype]
         magnitudes = Buffer(dtype.size * info.numel).array(dtype, info.numel)
         self._read(info, 0, magnitudes)

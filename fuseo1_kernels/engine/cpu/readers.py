@@ -14,6 +14,7 @@ from ...plan.folded import Folded
 from ...plan.inputs import Input, Stored
 from ...plan.job import Job
 from ...plan.stages import Merged
+from .fold import FoldReader
 
 
 class Reader(Protocol):
@@ -48,9 +49,7 @@ def open_reader(x: Input, tools: Tools, stack: ExitStack) -> Reader:
     if isinstance(x, Stored):
         return _StoredReader(x, stack)
     if isinstance(x, Folded):
-        from .fold import FoldReader
-
-        return FoldReader(x, tools, stack)
+        return FoldReader(x, tools.backend.folder, tools.threads, tools.check_stop, stack)
     if isinstance(x, Merged):
         return tools.open_merged(x.job, stack)
     raise TypeError(f"{x!r} has no reader")
