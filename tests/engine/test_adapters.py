@@ -76,7 +76,7 @@ def make(home: Path, kind: str) -> tuple[Path, Path, dict[str, torch.Tensor]]:
     name, config = KINDS[kind]
     model = save_model(MODELS[name](), home / name)
     of = GPT2 if name == "gpt2" else LLAMA
-    adapter = save_adapter(model, home / kind, of, r=4, **{"lora_alpha": 16, **config})
+    adapter = save_adapter(model, home / f"{kind}-adapter", of, r=4, **{"lora_alpha": 16, **config})
     return model, adapter, merged_by_peft(model, adapter, of)
 
 
