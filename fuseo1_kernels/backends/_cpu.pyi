@@ -13,6 +13,7 @@ ELECT_NONE: int
 _Operands = Sequence[tuple[int, int]]
 _Files = Sequence[tuple[int, int, int]]
 _Cut = tuple[int, int]
+_Average = tuple[Sequence[float], float, bool, bool, int]
 
 class ReadError(Exception): ...
 
@@ -100,6 +101,19 @@ def fuse(
 def fuse_files(
     files: _Files,
     params: FuseParams,
+    offset: int,
+    count: int,
+    scratch: tuple[int, int],
+    out: int,
+    out_dtype: int,
+    threads: int,
+) -> int: ...
+def average(
+    operands: _Operands, params: _Average, count: int, out: int, out_dtype: int, threads: int
+) -> int: ...
+def average_files(
+    files: _Files,
+    params: _Average,
     offset: int,
     count: int,
     scratch: tuple[int, int],
