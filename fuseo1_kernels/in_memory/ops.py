@@ -139,14 +139,17 @@ def backend_for(inputs: Sequence[Array], backend: str) -> Ops:
 
 
 def as_arrays(
-    tensors: Sequence[torch.Tensor], names: Sequence[str] | None = None, least: int = 2
+    tensors: Sequence[torch.Tensor],
+    names: Sequence[str] | None = None,
+    least: int = 2,
+    any_number: bool = False,
 ) -> list[Array]:
     """Check base and targets and return views of them. A tensor that is not contiguous is copied.
 
     The arguments are those of `check_inputs`. Raises MergeError.
     """
     names = names or _base_and_targets(len(tensors))
-    check_inputs(tensors, names, least=least)
+    check_inputs(tensors, names, least=least, any_number=any_number)
     return [as_array(in_place(name, tensor)) for name, tensor in zip(names, tensors, strict=True)]
 
 
@@ -155,6 +158,7 @@ def check_inputs(
     names: Sequence[str] | None = None,
     devices: Sequence[str] = ("cpu", "cuda"),
     least: int = 2,
+    any_number: bool = False,
 ) -> None:
     """Raise MergeError unless base and targets fit together in number, dtype, device and shape.
 
@@ -163,14 +167,15 @@ def check_inputs(
         names: names of the tensors in errors.
         devices: the supported device types.
         least: the least number of tensors.
+        any_number: whether more are allowed than survey and fuse take.
     """
     names = names or _base_and_targets(len(tensors))
     for name, tensor in zip(names, tensors, strict=True):
         check_tensor(name, tensor)
     if len(tensors) < least:
         raise MergeError("a merge needs a base and at least one target")
-    if len(tensors) > MAX_TARGETS + 1:
-        raise MergeError(f"1 to {MAX_TARGETS} targets are supported, not {len(tensors) - 1}")
+    if not any_number:
+        check_number(tensors)
     shape, device = tensors[0].shape, tensors[0].device
     for name, tensor in zip(names, tensors, strict=True):
         if tensor.dtype not in _NAMES:
@@ -181,6 +186,12 @@ def check_inputs(
             raise MergeError(f"{name} is on {tensor.device}, {names[0]} on {device}")
         if tensor.shape != shape:
             raise MergeError(f"{name} has shape {tuple(tensor.shape)}, {names[0]} {tuple(shape)}")
+
+
+def check_number(tensors: Sequence[torch.Tensor]) -> None:
+    """Raise MergeError if base and targets are more than survey and fuse take."""
+    if len(tensors) > MAX_TARGETS + 1:
+        raise MergeError(f"1 to {MAX_TARGETS} targets are supported, not {len(tensors) - 1}")
 
 
 def _base_and_targets(count: int) -> list[str]:

@@ -13,11 +13,12 @@ from ...backends.interface import Backend, Surveyor
 from ...backends.results import SurveyResult, energy_of
 from ...checkpoint.journal import TensorRecord
 from ...errors import CheckpointError, MergeError, printable
-from ...methods.rule import ByColumn, Copied, learn
+from ...methods.rule import Average, ByColumn, Copied, learn
 from ...plan.inputs import Stored
 from ...plan.job import Job
 from ..nonfinite import JobGuard, counted_job
 from ..worker import MergeContext, TensorReport, unchanging
+from .average import Averager
 from .columns import ColumnMerger
 from .feed import Feed, FileFeed, ReaderFeed
 from .memory import WorkerMemory, first_selects
@@ -48,6 +49,7 @@ class CpuWorker:
         self._survey_bytes = max(min(share, memory.floor), share // 8)
         try:
             self._out, self._in = Buffer(memory.output), Buffer(memory.read)
+            self._sums = Buffer(memory.sums)
             self._survey_buffers = [Buffer(share - self._survey_bytes) for _ in range(at_once)]
         except OSError as error:
             raise MergeError(
@@ -82,6 +84,8 @@ class CpuWorker:
             return self._merge_columns(job, job.rule)
         if isinstance(job.rule, Copied):
             return self._copy(job, direct)
+        if isinstance(job.rule, Average):
+            return self._average(job, job.rule, direct)
         energy: tuple[float, ...] = ()
         passes = bytes_read = 0
         with ExitStack() as stack:
@@ -141,6 +145,22 @@ class CpuWorker:
             x.source.check_unchanged(x.info.file)
         return TensorReport(TensorRecord(self._checksum.hexdigest(), (), 1), job.input_bytes)
 
+    def _average(self, job: Job, rule: Average, direct: Sequence[Stored]) -> TensorReport:
+        self._start, self._direct = 0, [] if job.computed else list(direct)
+        guard = self._context.guard(job)
+        with ExitStack() as stack:
+            averager = Averager(
+                job, rule, self._tools, self._in, self._sums, stack, self._context.advance
+            )
+            most = min(self._tuning.chunk, self._out.nbytes // job.dtype.size)
+            for start, count in self._chunks(job, averager, most):
+                written = averager.average(self._out.array(job.dtype, count), start)
+                guard.check_output(
+                    written, (), lambda: averager.count_nonfinite(self._count_nonfinite)
+                )
+                self._write(job, start, count)
+        return TensorReport(TensorRecord(self._checksum.hexdigest(), (), 1), job.input_bytes)
+
     def _merge_columns(self, job: Job, rule: ByColumn) -> TensorReport:
         passes = self._columns.merge(job, rule)
         self._start = 0
@@ -198,7 +218,7 @@ class CpuWorker:
                 _will_need(self._direct, start, length)
         feed.sample(surveyor, self._tuning.sample_runs)
 
-    def _chunks(self, job: Job, feed: Feed, most: int) -> Iterator[tuple[int, int]]:
+    def _chunks(self, job: Job, feed: Feed | Averager, most: int) -> Iterator[tuple[int, int]]:
         """Yield (start, count) of the chunks of a tensor, in order; read direct inputs ahead and drop them behind."""
         ahead = self._tuning.direct_ahead // job.element_bytes
         most = min(most, feed.most or most)
