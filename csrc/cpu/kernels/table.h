@@ -157,12 +157,12 @@ struct SceKernels {
 };
 
 // Each source of kernels/ defines its part, which has the name of the source, once per instruction set.
-#define FUSEO1_DECLARE_ISA(isa)                      \
-  extern const SceKernels sce_##isa;                 \
-  extern const decltype(Kernels::fuse) fuse_##isa;   \
-  extern const MagnitudeKernels magnitudes_##isa;    \
-  extern const SumKernels sums_##isa;                \
-  extern const decltype(Kernels::rank) ranked_##isa; \
+#define FUSEO1_DECLARE_ISA(isa)                                 \
+  extern const SceKernels sce_##isa;                            \
+  extern const decltype(Kernels::fuse) fuse_##isa;              \
+  extern const MagnitudeKernels magnitudes_##isa;               \
+  extern const SumKernels sums_##isa;                           \
+  extern const decltype(Kernels::rank) ranked_##isa;            \
   extern const decltype(Kernels::divergence) divergences_##isa; \
   extern const decltype(Kernels::average) average_##isa;
 FUSEO1_DECLARE_ISA(baseline)

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // survey, fuse and average on tensors in files: read a piece that fits into the caches, work on it, read the next.
 //
-// Files are read by pread; formulas and results are those of survey.h, fuse.h and average.h, to the bit. For a file in the page
-// cache this is the fastest way, even to read it twice: the bytes go from there into a core's own cache, while reading
-// a whole tensor first would send them through memory once more.
+// Files are read by pread; formulas and results are those of survey.h, fuse.h and average.h, to the bit. For a file in
+// the page cache this is the fastest way, even to read it twice: the bytes go from there into a core's own cache, while
+// reading a whole tensor first would send them through memory once more.
 #ifndef FUSEO1_FILES_H_
 #define FUSEO1_FILES_H_
 
