@@ -47,7 +47,7 @@ def open_sources(
     name_by_path: dict[str, str] = {}
     problems = []
     room = None if max_memory is None else HeaderRoom(max_memory)
-    for name in config.model_names():
+    for name in config.stored_names():
         try:
             source = open_source(
                 name,
@@ -89,6 +89,11 @@ def open_lender(
         return None
     if name == "base":
         name = config.config_model
+    while name in config.earlier:
+        earlier = config.earlier[name]
+        files = earlier.tokenizer_files
+        name = (files.model if files else earlier.tokenizer_source) or earlier.config_model
+        name = earlier.config_model if name == "base" else name
     if name in sources:
         return sources[name]
     source = open_source(name, weights=False, download=download, allow_links=allow_links)

@@ -11,6 +11,8 @@ from ...backends.arrays import Array
 from ...backends.interface import Backend
 from ...checkpoint.source import read_all
 from ...plan.inputs import Input, Stored
+from ...plan.job import Job
+from ...plan.stages import Merged
 
 
 class Reader(Protocol):
@@ -28,11 +30,13 @@ class Tools:
         backend: the ops.
         threads: returns the number of threads to use; called before every op.
         check_stop: raises MergeError if the merge must end.
+        open_merged: returns a reader of what a job gives; as open_reader.
     """
 
     backend: Backend
     threads: Callable[[], int]
     check_stop: Callable[[], None]
+    open_merged: Callable[[Job, ExitStack], Reader]
 
 
 def open_reader(x: Input, tools: Tools, stack: ExitStack) -> Reader:
@@ -42,6 +46,8 @@ def open_reader(x: Input, tools: Tools, stack: ExitStack) -> Reader:
     """
     if isinstance(x, Stored):
         return _StoredReader(x, stack)
+    if isinstance(x, Merged):
+        return tools.open_merged(x.job, stack)
     raise TypeError(f"{x!r} has no reader")
 
 
