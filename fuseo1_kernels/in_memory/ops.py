@@ -13,9 +13,11 @@ import torch
 from ..backends.arrays import BY_NAME, Array, advise_huge_pages
 from ..backends.contract import MAX_TARGETS, FuseParams, Request
 from ..backends.interface import GpuBackend, OnDevice, Ops
+from ..backends.reference.average import average_chunk
 from ..backends.registry import load_backend, load_gpu_backend
 from ..backends.results import SceResult, SurveyResult
 from ..errors import ConfigError, MergeError
+from ..methods.rule import Average
 from ..system import resolve_threads
 from .tensor_kinds import as_list, check_tensor, in_place, is_in_place, may_overlap
 
@@ -151,6 +153,17 @@ def as_arrays(
     names = names or _base_and_targets(len(tensors))
     check_inputs(tensors, names, least=least, any_number=any_number)
     return [as_array(in_place(name, tensor)) for name, tensor in zip(names, tensors, strict=True)]
+
+
+def average_on_device(tensors: Sequence[torch.Tensor], rule: Average, out: torch.Tensor) -> int:
+    """Average contiguous tensors in a GPU's memory into `out`, by torch; return how many are infinite or NaN."""
+    sums = torch.empty(out.numel(), dtype=torch.float64, device=out.device)
+    merged = None
+    for part, params in rule.steps():
+        merged = average_chunk([t.view(-1) for t in tensors[part]], params, sums, out.dtype)
+    assert merged is not None
+    out.view(-1).copy_(merged)
+    return int((~merged.isfinite()).sum())
 
 
 def check_inputs(

@@ -32,6 +32,7 @@ from ..system import resolve_threads
 from .ops import (
     as_array,
     as_arrays,
+    average_on_device,
     backend_for,
     check_dtypes,
     check_number,
@@ -227,7 +228,7 @@ class InMemoryMerge:
 
     def _average(self, inputs: list[Array], rule: Average, out: Array) -> int:
         if not can_average(self.backend):
-            raise MergeError("averages are made on the CPU: move the tensors there")
+            return average_on_device([x.owner for x in inputs], rule, out.owner)
         sums = Buffer(8 * out.numel if len(inputs) > MAX_AVERAGED else 0)
         written = 0
         for part, params in rule.steps():

@@ -14,10 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fuseo1_kernels.backends.arrays import Buffer
-from fuseo1_kernels.backends.contract import MAX_AVERAGED
+from fuseo1_kernels.backends.contract import MAX_AVERAGED, AverageParams
 from fuseo1_kernels.backends.interface import Backend, FileRange, InputUnreadable
 from fuseo1_kernels.backends.registry import load_backend
-from fuseo1_kernels.in_memory.ops import as_array
+from fuseo1_kernels.errors import BackendError
+from fuseo1_kernels.in_memory.ops import as_array, average_on_device
 from fuseo1_kernels.methods.average import SCHEDULES, schedule_weights
 from fuseo1_kernels.methods.rule import Average
 from support.tensors import (
@@ -235,3 +236,30 @@ def test_schedules(n: int) -> None:
         1 - (k / n) ** 0.5 for k in range(1, n + 1)
     ]  # of the update from checkpoint k to the next
     assert [fsum(normal["1-sqrt"][k:]) for k in range(1, n + 1)] == pytest.approx(left, abs=1e-15)
+
+
+# --- arguments -----------------------------------------------------------------------------------
+
+
+def test_arguments_outside_the_contract() -> None:
+    tensors = [torch.ones(5)] * (MAX_AVERAGED + 1)
+    inputs, out = [as_array(t) for t in tensors], as_array(torch.empty(5))
+    backend = load_backend("cpu")
+    for params, these, room, error in (
+        (AverageParams((1.0,) * 66, 66.0), inputs, 40, BackendError),
+        (AverageParams((1.0,), 1.0), inputs[:2], 40, ValueError),
+        (AverageParams((1.0,), 0.0), inputs[:1], 40, ValueError),
+        (AverageParams((1.0,), 1.0), [as_array(torch.ones(4))], 40, BackendError),
+        (AverageParams((1.0,), 1.0, last=False), inputs[:1], 39, BackendError),
+    ):
+        with pytest.raises(error):
+            backend.average(these, params, Buffer(room), out, 1)
+
+
+def test_by_torch_as_on_a_gpu() -> None:
+    tensors = siblings((3, 90), 69, (BF16, FP32))
+    weights = schedule_weights("1-sqrt", None, 70)
+    rule = Average(weights, fsum(weights))
+    out = torch.empty(3, 90, dtype=FP16)
+    assert average_on_device(tensors, rule, out) == 0
+    assert_same_bits(out, averaged(load_backend("cpu"), tensors, rule, FP16))

@@ -47,8 +47,13 @@ class Case:
 
     @property
     def by_column(self) -> bool:
-        """Whether a GPU leaves its matrices to the CPU."""
+        """Whether its matrices are merged by columns."""
         return bool(self.shared.get("nuslerp_row_wise"))
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether a merge on GPUs leaves it to the CPU."""
+        return self.by_column or self.method == "average"
 
     def configure(self, family: Family) -> None:
         listed = []
