@@ -24,7 +24,7 @@ def save_model(model: Any, path: Path, dtype: torch.dtype = BF16) -> Path:
     return path
 
 
-def load(path: Path, dtype: torch.dtype, model: type) -> Any:
+def load(path: Path, dtype: torch.dtype, model: Any) -> Any:
     return model.from_pretrained(path, dtype=dtype)
 
 
