@@ -359,7 +359,6 @@ PYBIND11_MODULE(_cpu, m) {
         py::arg("scratch"), py::arg("out"), py::arg("out_dtype"), py::arg("threads"), "As fuse, of inputs in files.");
   define_fold(m);
   define_average(m);
-  define_fold(m);
   m.def("available_isas", &fuseo1::available_isas);
   m.def("isa", [] { return std::string(fuseo1::kernels().name); });
   m.def("use_isa", &use_isa, py::arg("name"), "Use these kernels from now on; '' for the fastest.");
