@@ -121,7 +121,7 @@ def open_adapter(
 
 
 class _Config:
-    """What adapter_config.json says of the merged weights. Raises CheckpointError for what is not folded."""
+    """The part of adapter_config.json that decides the merged weights. Raises CheckpointError for what is not folded."""
 
     def __init__(self, file: Path, stated: Mapping[str, Any]) -> None:
         self._file, self._stated = file, stated
