@@ -21,7 +21,10 @@ Q = "model.layers.0.self_attn.q_proj"
 IN = f"base_model.model.{Q}"
 HIDDEN = 32
 CONFIG = {"peft_type": "LORA", "r": 4, "lora_alpha": 8}
-PAIR = {f"{IN}.lora_A.weight": (4, HIDDEN), f"{IN}.lora_B.weight": (HIDDEN, 4)}
+PAIR: dict[str, tuple[int, ...]] = {
+    f"{IN}.lora_A.weight": (4, HIDDEN),
+    f"{IN}.lora_B.weight": (HIDDEN, 4),
+}
 
 
 def write_adapter(path: Path, shapes: Mapping[str, tuple[int, ...]], **config: Any) -> Path:
