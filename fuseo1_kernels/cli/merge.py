@@ -14,6 +14,7 @@ from ..backends.registry import BACKENDS, first_that_runs
 from ..engine.tuning import DEFAULT_TUNING, Tuning
 from ..errors import BackendError, ConfigError, MergeError
 from .arguments import check_order, make_parser
+from .check import check_config
 from .interruption import Interruption
 from .report import (
     describe_plan,
@@ -49,6 +50,8 @@ def main(
         return list_recipe_names()
     if arguments.config is None:
         parser.error("give a config or a recipe's name (--list-recipes lists them)")
+    if arguments.check:
+        return check_config(arguments.config, arguments.like_mergekit, as_json=arguments.json)
     if arguments.out is None and not arguments.dry_run:
         parser.error("give OUT, the directory of the merged model")
     _allow_many_files()
@@ -100,7 +103,7 @@ def _merge(arguments: argparse.Namespace, tuning: Tuning) -> int:
     from ..engine import merge as engine
 
     check_order(arguments.config, arguments.out)
-    config = as_config(arguments.config)
+    config = as_config(arguments.config, like_mergekit=arguments.like_mergekit)
     if not arguments.quiet:
         for note in arguments.ignored:
             say(f"note: {note}")

@@ -20,10 +20,13 @@ _MAX_NODES = 100_000
 _ODD_BREAKS = frozenset("\x85\u2028\u2029")
 
 
-def read_yaml(text: str, name: str) -> Any:
-    """Return the data in the YAML `text`. Raises ConfigError with `name`, the line and the column."""
+def read_yaml(text: str, name: str, repeated: list[str] | None = None) -> Any:
+    """Return the data in the YAML `text`. Raises ConfigError with `name`, the line and the column.
+
+    `repeated`: gets a line for each key that a mapping has already, whose last value is taken; None: it is an error.
+    """
     try:
-        return _Loader(text).get_single_data()
+        return _Loader(text, repeated).get_single_data()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         position = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
@@ -48,6 +51,12 @@ def short_yaml(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
+def key_path(where: str, key: Any) -> str:
+    """Return the path of a key in the mapping at `where`, "" for the whole config, as error messages show it."""
+    word = key if isinstance(key, str) and key.isprintable() else short_yaml(key)
+    return f"{where}.{word}" if where else word
+
+
 def dump_yaml(data: Any) -> str:
     """Return plain data as YAML: keys in their order, flat lists on one line, text of several lines in blocks."""
     text = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
@@ -57,6 +66,10 @@ def dump_yaml(data: Any) -> str:
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader, which makes only plain data, with checks for repeated keys and for size."""
 
+    def __init__(self, text: str, repeated: list[str] | None) -> None:
+        super().__init__(text)
+        self._repeated = repeated
+
     def compose_mapping_node(self, anchor: dict[Any, Any]) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         first: dict[tuple[str, str], int] = {}
@@ -64,12 +77,14 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, yaml.ScalarNode):
                 continue
             identity, line = (key.tag, key.value), key.start_mark.line + 1
-            if identity in first:
-                problem = (
-                    f"the key {key.value!r} stands here again (first in line {first[identity]})"
-                )
+            if identity not in first:
+                first[identity] = line
+                continue
+            again = f"the key {key.value!r} stands here again (first in line {first[identity]})"
+            if self._repeated is None:
+                problem = f"{again}; mergekit takes the last; --like-mergekit does, too"
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
-            first[identity] = line
+            self._repeated.append(f"line {line}: {again}; the last one holds, as in mergekit")
         return node
 
     def get_single_node(self) -> yaml.Node | None:
