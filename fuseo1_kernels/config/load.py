@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from ..errors import ConfigError
 from ..methods import METHODS
+from .chain import parse_chain
 from .other_tools import other_tool
 from .recipes import find_recipe, nearest_recipe
 from .schema import MergeConfig
@@ -46,8 +48,9 @@ def load_config(
     if text is None:
         text = _read_text(name)
     repeated: list[str] | None = [] if like_mergekit else None
-    data = read_yaml(text, name, repeated)
-    return parse_config(data, name, like_mergekit=like_mergekit, notes=repeated or ())
+    documents = read_yaml(text, name, repeated)
+    config = parse_documents(documents, name, like_mergekit=like_mergekit)
+    return config.with_notes(repeated) if repeated else config
 
 
 def _read_text(name: str) -> str:
@@ -80,14 +83,23 @@ def _check_kind(name: str, status: os.stat_result) -> None:
         raise ConfigError(f"{name}: is not a file; give a YAML file or a recipe's name")
 
 
-def parse_config(
-    data: Mapping[str, Any],
-    name: str = "config",
-    *,
-    like_mergekit: bool = False,
-    notes: Sequence[str] = (),
+def parse_documents(
+    documents: Sequence[Any], name: str, *, like_mergekit: bool = False
 ) -> MergeConfig:
-    """Return the config in the mapping `data`, with `notes`. Raises ConfigError; its messages begin with `name`.
+    """Return the config in a YAML file's documents: one, or a chain of merges. Raises ConfigError.
+
+    `like_mergekit` is that of `load_config`.
+    """
+    parse = partial(parse_config, like_mergekit=like_mergekit)
+    if len(documents) == 1:
+        return parse(documents[0], name)
+    return parse_chain(documents, name, parse)
+
+
+def parse_config(
+    data: Mapping[str, Any], name: str = "config", *, like_mergekit: bool = False
+) -> MergeConfig:
+    """Return the config in the mapping `data`. Raises ConfigError; its messages begin with `name`.
 
     `like_mergekit` is that of `load_config`.
     """
@@ -108,7 +120,7 @@ def parse_config(
         cause, problems = error, [*problems, *map(_problem, error.errors())]
     if problems:
         raise ConfigError(f"{name}: {problems[0]}", *problems[1:]) from cause
-    return config.with_notes([*notes, *sieve.notes])
+    return config.with_notes(sieve.notes)
 
 
 def _problem(detail: ErrorDetails) -> str:
@@ -128,17 +140,20 @@ def _problem(detail: ErrorDetails) -> str:
     return f"{path}: {text}" if path else text
 
 
-def as_config(
-    config: str | os.PathLike[str] | Mapping[str, Any] | MergeConfig, *, like_mergekit: bool = False
-) -> MergeConfig:
-    """Return the validated config from a path, a recipe's name or a mapping. Raises ConfigError.
+#: A path of a YAML file, a recipe's name, a mapping, a list of mappings (a chain of merges), or a config.
+AnyConfig: TypeAlias = (
+    str | os.PathLike[str] | Mapping[str, Any] | Sequence[Mapping[str, Any]] | MergeConfig
+)
 
-    `like_mergekit` is that of `load_config`.
-    """
+
+def as_config(config: AnyConfig, *, like_mergekit: bool = False) -> MergeConfig:
+    """Return the validated config. Raises ConfigError. `like_mergekit` is that of `load_config`."""
     if isinstance(config, MergeConfig):
         return config
     if isinstance(config, Mapping):
         return parse_config(config, like_mergekit=like_mergekit)
+    if isinstance(config, Sequence) and not isinstance(config, str):
+        return parse_documents(config, "config", like_mergekit=like_mergekit)
     name = os.path.expanduser(os.fspath(config))
     text = find_recipe(name)
     # A directory with a recipe's name is most likely the recipe's output.

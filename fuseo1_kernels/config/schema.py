@@ -39,10 +39,12 @@ from .types import (
     Parameters,
     TokenizerSource,
 )
-from .yaml_text import dump_yaml
+from .yaml_text import dump_yaml, join_yaml
 
 #: The module that is the whole model, in mergekit, where the architecture has no parts.
 DEFAULT_MODULE = "default"
+# Keys that decide on files beside the weights.
+_LENT = ("tokenizer_source", "tokenizer_files", "chat_template")
 
 
 class InputModel(Section):
@@ -107,6 +109,8 @@ class MergeConfig(Section):
     chat_template: ChatTemplate | None = None
 
     _notes: tuple[str, ...] = PrivateAttr(default=())
+    #: The merges whose results this one uses, by name; each before those that use it (chain.py).
+    _earlier: dict[str, MergeConfig] = PrivateAttr(default_factory=dict)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -117,13 +121,40 @@ class MergeConfig(Section):
             for scope in part.scopes
             if scope.model is not None and scope.model == part.base and scope.parameters
         }
-        return (*self._notes, *sorted(of_bases))
+        of_earlier = (
+            f"merge {name}: {note}" for name, each in self.earlier.items() for note in each.notes
+        )
+        return (*of_earlier, *self._notes, *sorted(of_bases))
 
     def with_notes(self, notes: Sequence[str]) -> MergeConfig:
-        """Return the same config with notes on keys that were taken out of it."""
+        """Return the same config with further notes, on keys that were taken out of it."""
         same = self.model_copy()
-        same._notes = tuple(notes)
+        same._notes = (*self._notes, *notes)
         return same
+
+    @property
+    def earlier(self) -> Mapping[str, MergeConfig]:
+        """The merges of earlier documents, by the names that this config has for their results; used ones first."""
+        return self._earlier
+
+    def after(self, earlier: Mapping[str, MergeConfig]) -> MergeConfig:
+        """Return this config as the last of a chain: a model with a name in `earlier` is the result of that merge."""
+        chain: dict[str, MergeConfig] = {}
+        for name, config in earlier.items():
+            chain[name] = config._lent_by(chain)
+        last = self._lent_by(chain)
+        last._earlier = chain
+        return last
+
+    def _lent_by(self, earlier: Mapping[str, MergeConfig]) -> MergeConfig:
+        """Return a copy that asks for the tokenizer and the template which its base would have as a directory."""
+        lender = earlier.get(self.config_model)
+        if lender is None or any(getattr(self, key) for key in _LENT):
+            return self.model_copy()
+        lent = {key: getattr(lender, key) for key in _LENT}
+        if lender.tokenizer_source == "base":
+            lent["tokenizer_source"] = lender.config_model
+        return self.model_copy(update=lent)
 
     @property
     def output_dtype(self) -> DType | None:
@@ -206,6 +237,12 @@ class MergeConfig(Section):
             names.append(self.base_model)
         return list(dict.fromkeys(names))
 
+    def stored_names(self) -> list[str]:
+        """Return every model to open, once, those of earlier merges included."""
+        chain = (*self.earlier.values(), self)
+        names = [name for config in chain for name in config.model_names()]
+        return [name for name in dict.fromkeys(names) if name not in self.earlier]
+
     def target_names(self) -> list[str]:
         """Return the models to merge, in config order, without the base."""
         names = [name for part in self.resolve() for name in part.models]
@@ -226,7 +263,17 @@ class MergeConfig(Section):
 
         `names`: what to call models instead of the config's names.
         """
-        return dump_yaml(_renamed(self.model_dump(mode="json", exclude_defaults=True), names or {}))
+        chain: list[tuple[dict[str, Any], MergeConfig]]
+        chain = [*(({"name": name}, config) for name, config in self.earlier.items()), ({}, self)]
+        return join_yaml(
+            [
+                dump_yaml(
+                    own
+                    | _renamed(config.model_dump(mode="json", exclude_defaults=True), names or {})
+                )
+                for own, config in chain
+            ]
+        )
 
     @field_validator("merge_method")
     @classmethod

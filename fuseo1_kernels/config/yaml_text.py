@@ -6,6 +6,8 @@ than a config needs: nested aliases ("billion laughs"), extreme nesting.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from reprlib import repr as short
 from typing import Any
 
@@ -16,17 +18,19 @@ from ..errors import ConfigError
 # A config is a few mappings deep. Only the overrides of a tokenizer's configuration may be long.
 _MAX_DEPTH = 50
 _MAX_NODES = 100_000
+_MAX_DOCUMENTS = 100
 # Line breaks in YAML 1.1. PyYAML writes them raw unless they are escaped, and reads "\x85" as "\n".
 _ODD_BREAKS = frozenset("\x85\u2028\u2029")
 
 
-def read_yaml(text: str, name: str, repeated: list[str] | None = None) -> Any:
-    """Return the data in the YAML `text`. Raises ConfigError with `name`, the line and the column.
+def read_yaml(text: str, name: str, repeated: list[str] | None = None) -> list[Any]:
+    """Return the data of each document in the YAML `text`; there is at least one.
 
     `repeated`: gets a line for each key that a mapping has already, whose last value is taken; None: it is an error.
+    Raises ConfigError with `name`, the line and the column.
     """
     try:
-        return _Loader(text, repeated).get_single_data()
+        documents = list(islice(_documents(text, repeated), _MAX_DOCUMENTS + 1))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         position = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
@@ -36,6 +40,15 @@ def read_yaml(text: str, name: str, repeated: list[str] | None = None) -> Any:
         raise ConfigError(f"{name}: is not YAML: {str(error).splitlines()[0]}") from error
     except RecursionError as error:
         raise ConfigError(f"{name}: is not a config: it is nested too deeply") from error
+    if len(documents) > _MAX_DOCUMENTS:
+        raise ConfigError(f"{name}: is not a config: it has more than {_MAX_DOCUMENTS} documents")
+    return documents or [None]
+
+
+def _documents(text: str, repeated: list[str] | None) -> Iterator[Any]:
+    loader = _Loader(text, repeated)
+    while loader.check_data():  # type: ignore[no-untyped-call]
+        yield loader.get_data()
 
 
 def short_yaml(value: Any) -> str:
@@ -55,6 +68,11 @@ def key_path(where: str, key: Any) -> str:
     """Return the path of a key in the mapping at `where`, "" for the whole config, as error messages show it."""
     word = key if isinstance(key, str) and key.isprintable() else short_yaml(key)
     return f"{where}.{word}" if where else word
+
+
+def join_yaml(documents: Sequence[str]) -> str:
+    """Return YAML documents as one text."""
+    return "---\n".join(documents)
 
 
 def dump_yaml(data: Any) -> str:
@@ -87,8 +105,8 @@ class _Loader(yaml.SafeLoader):
             self._repeated.append(f"line {line}: {again}; the last one holds, as in mergekit")
         return node
 
-    def get_single_node(self) -> yaml.Node | None:
-        node = super().get_single_node()
+    def get_node(self) -> yaml.Node | None:
+        node = super().get_node()
         if node is not None:
             self._measure(node, {})
         return node

@@ -75,8 +75,8 @@ def _lay_out_module(
     if _is_whole(parts, sources, owns):
         layout.placements += place_whole_models(parts[0], sources, owns)
         return
-    lender = sources[config.config_model]
-    cut = find_sliced_stack(parts, sources, config.slices_of, lender.name, owns, problems)
+    name = config.config_model
+    cut = find_sliced_stack(parts, sources, config.slices_of, name, owns, problems)
     if cut is None:
         return
     problems += tensors_by_layer(parts, sources, cut)
@@ -85,7 +85,7 @@ def _lay_out_module(
     for part, by_model in zip(parts, origins, strict=True):
         layout.notes += mixed_layers(part.where.removesuffix(".sources"), by_model)
     first = [origin for by_model in origins for origin in by_model[0]]
-    layout.config = gather_config(lender, layout.config, cut.stack(lender.name), first, problems)
+    layout.config = gather_config(sources[name], layout.config, cut.stack(name), first, problems)
     layout.cuts[cut.container] = [origin.index for origin in first]
 
 

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..backends.arrays import BY_NAME, DType, promote
 from ..backends.contract import MAX_TARGETS
-from ..checkpoint.header import INTEGERS, MERGEABLE
+from ..checkpoint.header import INTEGERS, MERGEABLE, TensorInfo
 from ..checkpoint.shards import OutputTensor, Shard, plan_shards
 from ..checkpoint.source import Source
 from ..config.schema import MergeConfig
 from ..errors import CheckpointError, printable
 from ..methods.rule import Copied, TensorSpec
 from .aliases import find_aliases
-from .job import STORED, Input, Job
+from .folded import Folded
+from .inputs import STORED, Input, Stored
+from .job import Job
 from .layout import lay_out
 from .notes import filter_notes, gradient_notes, model_notes
 from .placements import Placement
+from .stages import Merged, Stage
 
 # Tensors with one row per token.
 _EMBEDDING = re.compile(
@@ -42,6 +45,7 @@ class Plan:
         config: the content of config.json, but for dtype and vocabulary; {} if there is none.
         decoder_layers: by layer of a decoder that `slices` cut, its index in the slice's first model; else None.
         vocab_size: the number of rows of cropped embeddings; None if none is cropped.
+        stages: the earlier merges of a chain, by name.
     """
 
     jobs: tuple[Job, ...]
@@ -51,6 +55,7 @@ class Plan:
     config: Mapping[str, Any]
     decoder_layers: Sequence[int] | None
     vocab_size: int | None
+    stages: Mapping[str, Stage] = field(default_factory=dict)
 
     @property
     def input_bytes(self) -> int:
@@ -79,7 +84,7 @@ def make_plan(
     crop_embeddings: bool = False,
     random_seed: int = 0,
 ) -> Plan:
-    """Plan a merge. Everything that prevents it is listed in the plan's `problems`.
+    """Plan a merge, or a chain of merges. Everything that prevents it is listed in the plan's `problems`.
 
     Args:
         config: the merge.
@@ -92,6 +97,35 @@ def make_plan(
     Raises:
         ConfigError: a parameter has no value for a tensor, or an invalid one.
     """
+    models, stages = dict(sources), dict[str, Stage]()
+    vocab_sizes: dict[str, int | None] = {}
+    problems: list[str] = []
+    notes: list[str] = []
+    for name, earlier in config.earlier.items():
+        plan = _plan(earlier, models, shard_size, crop_embeddings, random_seed)
+        problems += [f"merge {name}: {problem}" for problem in plan.problems]
+        notes += [f"merge {name}: {note}" for note in plan.notes]
+        models[name] = stages[name] = Stage(
+            name, plan.jobs, {**plan.config}, models[earlier.config_model]
+        )
+        vocab_sizes[name] = plan.vocab_size or vocab_sizes.get(earlier.config_model)
+    last = _plan(config, models, shard_size, crop_embeddings, random_seed)
+    return replace(
+        last,
+        problems=(*problems, *last.problems),
+        notes=(*notes, *last.notes),
+        vocab_size=last.vocab_size or vocab_sizes.get(config.config_model),
+        stages=stages,
+    )
+
+
+def _plan(
+    config: MergeConfig,
+    sources: Mapping[str, Source],
+    shard_size: int,
+    crop_embeddings: bool,
+    random_seed: int,
+) -> Plan:
     problems: list[str] = []
     parts = config.resolve()
     layout = lay_out(config, parts, sources, problems)
@@ -108,7 +142,7 @@ def make_plan(
         job = _job(placement, drawn_as, sources, dtype, crop_embeddings, random_seed, problems)
         if job is not None:
             jobs.append(job)
-            if job.shape != job.inputs[0].info.shape:
+            if job.shape != job.inputs[0].shape:
                 cropped[job.name] = job.shape[0]
     if not placements and not problems:
         problems.append(f"model {parts[0].models[0]}: holds no tensors")
@@ -145,7 +179,7 @@ def _job(
     `drawn_as`: the name that keys its random masks.
     """
     name, part = placement.name, placement.part
-    inputs = []
+    inputs: list[Input] = []
     stored = {t.dtype for m, n in placement.tensors.items() if (t := sources[m].tensors.get(n))}
     copied = len(stored) == 1 and stored <= INTEGERS
     for model, tensor in placement.tensors.items():
@@ -158,7 +192,7 @@ def _job(
                 f"tensor {printable(tensor)}: is {info.dtype} in model {model}; supported: {supported}"
             )
         else:
-            inputs.append(Input(sources[model], info))
+            inputs.append(_input(sources[model], info))
     if len(inputs) < len(placement.tensors):
         return None
     shape = _common_shape(name, inputs, crop_embeddings, problems)
@@ -170,20 +204,28 @@ def _job(
     return Job(
         name=name,
         shape=shape,
-        dtype=dtype or promote({x.dtype for x in inputs}),
+        dtype=dtype or promote({x.kept_dtype for x in inputs}),
         inputs=tuple(inputs),
         rule=part.method.rule(part.values(name, placement.t, placement.tensors), spec),
     )
 
 
+def _input(source: Source, info: TensorInfo) -> Input:
+    if isinstance(source, Stage):
+        return Merged(source.name, source.jobs[info.name])
+    stored = Stored(source, info)
+    fold = source.folds.by_tensor.get(info.name) if source.folds else None
+    return stored if fold is None or info.numel == 0 else Folded.of(stored, fold)
+
+
 def _common_shape(
-    name: str, inputs: list[Input], crop_embeddings: bool, problems: list[str]
+    name: str, inputs: Sequence[Input], crop_embeddings: bool, problems: list[str]
 ) -> tuple[int, ...] | None:
     """Return the output's shape; None if the inputs' shapes do not fit, with the reason added to `problems`."""
-    shapes = {x.info.shape for x in inputs}
+    shapes = {x.shape for x in inputs}
     if len(shapes) == 1:
         return shapes.pop()
-    listed = ", ".join(f"{x.source.name}: {list(x.info.shape)}" for x in inputs)
+    listed = ", ".join(f"{x.model}: {list(x.shape)}" for x in inputs)
     only_rows_differ = len({s[1:] for s in shapes}) == 1
     if not (only_rows_differ and all(is_embedding(name, shape) for shape in shapes)):
         problems.append(f"tensor {printable(name)}: shapes differ ({listed})")

@@ -40,7 +40,6 @@ def bomb(first: str, level: str) -> str:
         ("42", "must be a mapping"),
         ("models: [a\nmerge_method: sce\n", "line 2, column"),
         ("models:\n\t- a\n", "line 2, column 1: found character '\\t'"),
-        ("a: 1\n---\nb: 2\n", "line 2, column 1: but found another document"),
         ("a: *nowhere\n", "line 1, column 4: found undefined alias"),
         ("a: !!python/object/apply:os.getcwd []\n", "line 1, column 4: could not determine"),
         ("a: \x00\n", "is not YAML"),
@@ -149,8 +148,30 @@ NO_FIT = "tokenizer_files.overrides: must fit into tokenizer_config.json"
         ),
         ({"tokenizer": {"source": "union"}}, "mergekit has the key 'tokenizer'; not in"),
         ({"tokenizer_source": "union"}, "tokenizer_source: mergekit has 'union'; not in"),
-        ({"base_model": "org/base+org/lora"}, "base_model: mergekit reads 'org/base+org/lora'"),
-        ({"models": [{"model": "a+b"}]}, "models[0].model: mergekit reads 'a+b' as model+lora"),
+        # A model and its adapter.
+        *(
+            (
+                {"models": [{"model": name}]},
+                f"models[0].model: '{name}': a model and its adapter are",
+            )
+            for name in ("a+", "+b", "org/a+org/b+org/c")
+        ),
+        *(
+            (
+                {"base_model": reference},
+                "base_model: must be a directory or a hub id such as org/name",
+            )
+            for reference in (
+                {"path": "org/a"},
+                {"model": "org/a", "lora": {"revision": "main"}},
+                {"model": {"path": "org/a", "subfolder": "x"}},
+                {"model": "org/a", "lora": ["org/b"]},
+            )
+        ),
+        (
+            {"base_model": {"model": "org/a", "override_architecture": "X"}},
+            "base_model: override_architecture: mergekit has it; not in",
+        ),
         ({"dtype": "float64"}, "dtype: mergekit has float64; not in fuseo1-kernels yet"),
         ({"out_dtype": "torch.int64"}, "out_dtype: mergekit has int64; not in"),
         # Configs of mergekit's other commands.
