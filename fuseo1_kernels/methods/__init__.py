@@ -9,6 +9,7 @@ from .method import Method, Parameter, Scalar, Values
 from .model_stock import MODEL_STOCK
 from .multislerp import MULTISLERP
 from .nearswap import NEARSWAP
+from .ram import RAM, RAMPLUS_TL
 from .rule import ByColumn, ByRow, ByVector, Rule, TensorSpec
 from .sce import SCE
 from .slerp import NUSLERP, SLERP
@@ -16,7 +17,6 @@ from .task_arithmetic import TASK_ARITHMETIC
 
 __all__ = [
     "METHODS",
-    "NOT_YET",
     "ByColumn",
     "ByRow",
     "ByVector",
@@ -41,9 +41,8 @@ METHODS: dict[str, Method] = {
         KARCHER,
         NEARSWAP,
         ARCEE_FUSION,
+        RAM,
+        RAMPLUS_TL,
         PASSTHROUGH,
     )
 }
-
-#: Methods that mergekit 0.1.5 has and this version does not: refused by name.
-NOT_YET = ("ram", "ramplus_tl")
