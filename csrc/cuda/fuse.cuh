@@ -22,16 +22,18 @@ constexpr int held_at_once() {
 
 // The parameters of fuse, and the filter's.
 struct FuseParams {
-  double weights[FUSEO1_CUDA_MAX_TARGETS], shares[FUSEO1_CUDA_MAX_TARGETS];
+  double weights[FUSEO1_CUDA_MAX_TARGETS], shares[FUSEO1_CUDA_MAX_TARGETS], alone[FUSEO1_CUDA_MAX_TARGETS];
   double divisor, floor, scale, base_scale;
   int32_t elect, masked;
+  int32_t has_alone;
   uint32_t threshold;
   int64_t tie_limit;
   FilterNumbers<FUSEO1_CUDA_MAX_TARGETS> filter;
   int32_t filters;  // its bounds hold
 
   FUSEO1_HOST_DEVICE FilterTerms terms(int targets) const {
-    return {weights, shares, targets, elect, divisor, floor, scale, base_scale, masked != 0, targets <= kMostInTable};
+    return {weights,    shares,      has_alone ? alone : nullptr, targets, elect, divisor, floor, scale,
+            base_scale, masked != 0, targets <= kMostInTable};
   }
 };
 
@@ -64,7 +66,8 @@ __device__ __forceinline__ double exact_merge(const FuseParams& params, const Co
   if (!finite || !isfinite(s)) return __longlong_as_double(0x7ff8000000000000ll);
   const bool negative = !(s >= 0);
   double num = -0.0, den = 0.0;  // x + -0.0 is x, for x = -0.0 too
-  bool any = false;
+  double alone = 1.0;
+  int survivors = 0;
 #pragma unroll
   for (int i = 0; i < kN; ++i) {
     if (!is_target<kN>(i, targets)) continue;
@@ -72,10 +75,12 @@ __device__ __forceinline__ double exact_merge(const FuseParams& params, const Co
     if (!kept || !(none ? t != 0 : (negative ? -vote : vote) > 0)) continue;
     num = __dadd_rn(num, t);
     den = __dadd_rn(den, params.shares[i]);
-    any = true;
+    if (params.has_alone) alone = params.alone[i];
+    ++survivors;
   }
   const double base = __dmul_rn(params.base_scale, column.base);
-  if (!any) return base;
+  if (survivors == 0) return base;
+  if (survivors == 1) num = __dmul_rn(alone, num);
   if (params.divisor != 1) {
     const double over = params.divisor != 0 ? params.divisor
                         : params.floor == 0 ? (fabs(den) < least_divisor(params.elect) ? 1.0 : den)

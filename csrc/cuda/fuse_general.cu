@@ -11,7 +11,11 @@ namespace {
 FuseParams params_of(const fuseo1_fuse_params& params) {
   const double* const shares = params.shares ? params.shares : params.weights;
   FuseParams to = {};
-  for (int i = 0; i < params.targets; ++i) to.weights[i] = params.weights[i], to.shares[i] = shares[i];
+  for (int i = 0; i < params.targets; ++i) {
+    to.weights[i] = params.weights[i], to.shares[i] = shares[i];
+    if (params.alone) to.alone[i] = params.alone[i];
+  }
+  to.has_alone = params.alone != nullptr;
   to.divisor = params.divisor, to.floor = params.floor_divisor;
   to.scale = params.scale, to.base_scale = params.base_scale;
   to.elect = params.elect;

@@ -13,7 +13,7 @@ __device__ __forceinline__ void take_params(const fuseo1_cuda_params& given, int
   if (i < targets) params->weights[i] = params->shares[i] = given.weights[i];
   if (i == 0) {
     params->divisor = 0.0, params->floor = given.floor_divisor, params->scale = params->base_scale = 1.0;
-    params->elect = FUSEO1_ELECT_SUM, params->masked = given.masked;
+    params->elect = FUSEO1_ELECT_SUM, params->masked = given.masked, params->has_alone = false;
     params->threshold = given.threshold, params->tie_limit = given.tie_limit;
   }
   __syncthreads();
