@@ -15,7 +15,9 @@
 #include <vector>
 
 #include "arguments.h"
+#include "average.h"
 #include "dispatch.h"
+#include "fold.h"
 #include "fuseo1/files.h"
 #include "fuseo1/fuse.h"
 #include "fuseo1/survey.h"
@@ -277,39 +279,6 @@ int64_t fuse_files(const Files& files, const FuseParams& params, int64_t offset,
   return nonfinite;
 }
 
-// (weights, divisor, first, last, address of the sums or 0)
-using AverageParams = std::tuple<std::vector<double>, double, bool, bool, uintptr_t>;
-
-fuseo1_average_params unpack(const AverageParams& params, size_t inputs) {
-  const auto& [weights, divisor, first, last, sums] = params;
-  if (weights.size() != inputs) throw std::invalid_argument("average: wrong number of inputs or weights");
-  return {static_cast<int32_t>(inputs), weights.data(), divisor, first, last, reinterpret_cast<double*>(sums)};
-}
-
-int64_t average(const Operands& operands, const AverageParams& params, int64_t count, uintptr_t out, int out_dtype,
-                int threads) {
-  const auto views = unpack(operands);
-  const auto applied = unpack(params, operands.size());
-  int64_t nonfinite = 0;
-  const py::gil_scoped_release nogil;
-  check(fuseo1_average(&applied, views.data(), count, reinterpret_cast<void*>(out), out_dtype, threads, &nonfinite),
-        "average");
-  return nonfinite;
-}
-
-int64_t average_files(const Files& files, const AverageParams& params, int64_t offset, int64_t count,
-                      const Scratch& scratch, uintptr_t out, int out_dtype, int threads) {
-  const auto views = unpack(files);
-  const auto applied = unpack(params, files.size());
-  int64_t nonfinite = 0;
-  fuseo1_read_error error = {};
-  const py::gil_scoped_release nogil;
-  check_read(fuseo1_average_files(&applied, views.data(), offset, count, unpack(scratch), reinterpret_cast<void*>(out),
-                                  out_dtype, threads, &nonfinite, &error),
-             "average_files", error);
-  return nonfinite;
-}
-
 void use_isa(const std::string& name) {
   const fuseo1::Kernels* found = fuseo1::find_kernels(name);
   if (!found) throw std::invalid_argument("this machine or build has no kernels for " + name);
@@ -388,11 +357,8 @@ PYBIND11_MODULE(_cpu, m) {
         py::arg("out_dtype"), py::arg("threads"), "Returns how many elements were written as infinity or NaN.");
   m.def("fuse_files", &fuse_files, py::arg("files"), py::arg("params"), py::arg("offset"), py::arg("count"),
         py::arg("scratch"), py::arg("out"), py::arg("out_dtype"), py::arg("threads"), "As fuse, of inputs in files.");
-  m.def("average", &average, py::arg("operands"), py::arg("params"), py::arg("count"), py::arg("out"),
-        py::arg("out_dtype"), py::arg("threads"), "Returns how many elements were written as infinity or NaN.");
-  m.def("average_files", &average_files, py::arg("files"), py::arg("params"), py::arg("offset"), py::arg("count"),
-        py::arg("scratch"), py::arg("out"), py::arg("out_dtype"), py::arg("threads"),
-        "As average, of inputs in files.");
+  define_fold(m);
+  define_average(m);
   m.def("available_isas", &fuseo1::available_isas);
   m.def("isa", [] { return std::string(fuseo1::kernels().name); });
   m.def("use_isa", &use_isa, py::arg("name"), "Use these kernels from now on; '' for the fastest.");

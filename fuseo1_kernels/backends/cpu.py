@@ -31,6 +31,7 @@ from .contract import (
     check_rows,
     kept_bytes,
 )
+from .fold import CpuFolder
 from .interface import FileRange, InputUnreadable
 from .results import (
     Counts,
@@ -246,6 +247,7 @@ class CpuSurveyor:
 
 class CpuBackend:
     name = "cpu"
+    folder = CpuFolder()
 
     @property
     def description(self) -> str:

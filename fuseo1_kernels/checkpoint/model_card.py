@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ..errors import printable
 from .files import reading
 from .hub import split_hub_id
 from .layout import MODEL_CARD
@@ -28,6 +29,7 @@ def model_card(
     dtype: str,
     versions: Mapping[str, str],
     license: Mapping[str, str],
+    notes: Sequence[str] = (),
 ) -> bytes:
     """Return the card's content, in UTF-8.
 
@@ -42,9 +44,12 @@ def model_card(
         dtype: the dtype of most merged elements, by torch's name.
         versions: version by program.
         license: the sources' common one, as `read_license` returns it; {} if there is none.
+        notes: a line for each key of the config, as it was given, that has no effect.
     """
     models = [*([] if base is None else [base]), *targets]
-    repos = [split[0] for split in map(split_hub_id, models) if split]
+    # A model and its adapter stand in one name.
+    parts = [part for model in models for part in model.split("+")]
+    repos = [split[0] for split in map(split_hub_id, parts) if split]
     front = ["library_name: transformers", "tags:", "- merge", "- fuseo1-kernels", f"- {method}"]
     # A JSON string is a YAML string.
     front += [f"{key}: {json.dumps(value)}" for key, value in license.items()]
@@ -71,6 +76,8 @@ def model_card(
         f"{fence}yaml",
         recipe_yaml.rstrip("\n"),
         fence,
+        *(["", "Without effect:", ""] if notes else []),
+        *(f"- {printable(note)}" for note in notes),
         "",
         "## Made with",
         "",

@@ -177,7 +177,7 @@ def _run(
             options.allow_links,
             options.max_memory,
         )
-        notes = [*plan.notes, *notes]
+        notes = [*config.notes, *plan.notes, *notes]
         identity = fingerprint(plan, options.nonfinite)
         digest = merge_digest(identity)
         start_over = options.overwrite or not options.resume

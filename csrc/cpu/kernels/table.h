@@ -8,6 +8,7 @@
 
 #include "arithmetic.h"
 #include "fuseo1/average.h"
+#include "fuseo1/fold.h"
 #include "fuseo1/fuse.h"
 #include "fuseo1/types.h"
 
@@ -122,6 +123,20 @@ inline int rank_bins_log2(int64_t row) {
   return log2;
 }
 
+// Columns and rows count from the range's first; fold.h has the formulas.
+struct FoldKernels {
+  // elements [begin, end) of the range that begins at the flat index `start`
+  void (*fold)(const fuseo1_fold_params&, const fuseo1_operand& weights, int64_t start, int64_t begin, int64_t end,
+               float* out);
+  // overwrites squares[begin .. end) of these rows; `room` has a row
+  void (*row_squares)(const fuseo1_fold_params&, const fuseo1_operand& weights, int64_t begin, int64_t end, float* room,
+                      double* squares);
+  // adds to squares[begin .. end) of these columns; `room` has as many elements; begin is a multiple of 8
+  void (*column_squares)(const fuseo1_fold_params&, const fuseo1_operand& weights, int64_t rows, int64_t begin,
+                         int64_t end, float* room, double* squares);
+  void (*widen)(const fuseo1_operand&, int64_t at, int64_t count, float* out);
+};
+
 struct Kernels {
   const char* name;
   // survey: every element is selected
@@ -147,6 +162,7 @@ struct Kernels {
   // average of elements begin .. end - 1, which may be any; returns how many outputs are not finite
   int64_t (*average)(const fuseo1_average_params&, const fuseo1_operand*, int64_t begin, int64_t end, void* out,
                      int32_t out_dtype);
+  FoldKernels fold;
 };
 
 struct SceKernels {
@@ -164,7 +180,8 @@ struct SceKernels {
   extern const SumKernels sums_##isa;                           \
   extern const decltype(Kernels::rank) ranked_##isa;            \
   extern const decltype(Kernels::divergence) divergences_##isa; \
-  extern const decltype(Kernels::average) average_##isa;
+  extern const decltype(Kernels::average) average_##isa;        \
+  extern const FoldKernels fold_##isa;
 FUSEO1_DECLARE_ISA(baseline)
 FUSEO1_DECLARE_ISA(avx2)
 FUSEO1_DECLARE_ISA(avx512)

@@ -10,9 +10,11 @@ from typing import Protocol
 from ...backends.arrays import Array
 from ...backends.interface import Backend
 from ...checkpoint.source import read_all
+from ...plan.folded import Folded
 from ...plan.inputs import Input, Stored
 from ...plan.job import Job
 from ...plan.stages import Merged
+from .fold import FoldReader
 
 
 class Reader(Protocol):
@@ -46,6 +48,8 @@ def open_reader(x: Input, tools: Tools, stack: ExitStack) -> Reader:
     """
     if isinstance(x, Stored):
         return _StoredReader(x, stack)
+    if isinstance(x, Folded):
+        return FoldReader(x, tools.backend.folder, tools.threads, tools.check_stop, stack)
     if isinstance(x, Merged):
         return tools.open_merged(x.job, stack)
     raise TypeError(f"{x!r} has no reader")
