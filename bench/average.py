@@ -1,12 +1,12 @@
 """An average of 32 checkpoints of 0.16 B, from the command line, beside reading them once and torch's own loop.
 
-    python bench/average.py [--quick] [--runs 3] [--no-peer] [--results DIR]
+    python bench/average.py [--quick] [--runs 3] [--models DIR] [--no-peer] [--results DIR]
 
 Reading is what any average must do: all weight files front to back, in pieces of 8 MiB, by as many threads
 as the average has. In each turn the files are read and averaged, in changing order, and the ratio is taken
 turn by turn; warm runs find the files in the page cache, cold ones do not (page_cache.make_cold). The peer
-loads one checkpoint after the other and adds it up in fp32. Needs 11 GB of disk, and as much free memory
-for warm runs.
+loads one checkpoint after the other and adds it up in fp32. The checkpoints are kept in --models DIR, if
+given, and taken from there the next time. Needs 11 GB of disk, and as much free memory for warm runs.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def make_checkpoints(folder: Path, quick: bool) -> tuple[list[Path], int]:
         for name, shape in size.shapes().items()
     }
     paths = [folder / f"checkpoint-{(number + 1) * 100}" for number in range(CHECKPOINTS)]
-    for path in paths:
+    for path in paths if not paths[-1].exists() else ():
         write_model(path, size, {n: fine_tune(t, 1e-3, generator) for n, t in first.items()})
     return paths, parameters(size)
 
@@ -173,21 +173,22 @@ def beside_peer(paths: Sequence[Path], out: Path) -> tuple[str, dict[str, object
 
 def main() -> None:
     arguments = parser(__doc__.splitlines()[0])
-    arguments.add_argument("--runs", type=int, help="of every kind (default 3; 1 with --quick)")
+    add = arguments.add_argument
+    add("--runs", type=int, help="of every kind (default 3; 1 with --quick)")
+    add("--models", type=Path, metavar="DIR", help="keeps the checkpoints")
     options = arguments.parse_args()
     runs = options.runs or (1 if options.quick else 3)
 
     described = describe()
     WORK.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=WORK, prefix="average-") as folder:
-        paths, count = make_checkpoints(Path(folder), options.quick)
+        paths, count = make_checkpoints(options.models or Path(folder), options.quick)
         out = Path(folder) / "out"
         size = sum((path / "model.safetensors").stat().st_size for path in paths)
         turns = [
             take_turn(paths, out, schedule, cold=cold, ours_first=number % 2 == 1)
             for number in range(runs)
-            for cold in (False, True)
-            for schedule in _SCHEDULES
+            for cold, schedule in ((False, "sma"), (False, "ema"), (True, "sma"))
         ]
         sections = [turns_table(turns, size)]
         figures: dict[str, object] = {"turns": [asdict(turn) for turn in turns]}
