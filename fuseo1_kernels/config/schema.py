@@ -221,6 +221,7 @@ class MergeConfig(Section):
         own = tuple(
             Scope(f"{where}[{index}].parameters", source.model, source.parameters)
             for index, source in enumerate(sources)
+            if source.parameters
         )
         scopes = (Scope("", None, self.parameters), *shared, *own)
         return Part(self.method, where, module, tuple(names), base, ranges or {}, scopes)
