@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..errors import printable
+from ..errors import counted, printable
 from .files import reading
 from .hub import split_hub_id
 from .layout import MODEL_CARD
@@ -59,6 +59,7 @@ def model_card(
     fence = "```"
     while fence in recipe_yaml:
         fence += "`"
+    what = f"A merge of {counted(len(targets), 'model')}" if targets else "The base alone,"
     lines = [
         "---",
         *front,
@@ -66,7 +67,7 @@ def model_card(
         "",
         f"# {name}",
         "",
-        f"A merge of {len(targets)} models with the method `{method}`, written as {dtype}.",
+        f"{what} with the method `{method}`, written as {dtype}.",
         "",
         *([] if base is None else [f"- base: `{base}`"]),
         *(f"- merged: `{target}`" for target in targets),

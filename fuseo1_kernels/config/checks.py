@@ -44,7 +44,7 @@ def check_sources(part: Part, names: Sequence[str]) -> None:
             raise ConfigError(f"{where}[{index}].model: {name!r} is listed twice")
     if part.base is None and method.base == "required":
         raise ConfigError(f"{where.removesuffix('sources')}base_model: {NO_BASE}")
-    if not method.takes(len(part.targets)):
+    if not (method.takes(len(part.targets)) or part.base_alone):
         raise ConfigError(_wrong_number(part, names))
     if part.layer_ranges and part.base is not None and part.base not in names:
         raise ConfigError(

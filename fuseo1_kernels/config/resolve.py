@@ -10,6 +10,7 @@ from typing import Any
 from ..errors import ConfigError, printable
 from ..methods.method import Method, Parameter, Scalar
 from .parameter_values import Setting, evaluate
+from .references import split_reference
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,13 @@ class Part:
     def targets(self) -> tuple[str, ...]:
         """The models without the base."""
         return tuple(name for name in self.models if name != self.base)
+
+    @property
+    def base_alone(self) -> bool:
+        """Whether a base with an adapter is all there is, and the method leaves it as it is."""
+        if self.base is None or self.models != (self.base,) or not self.method.base_alone:
+            return False
+        return split_reference(self.base)[1] is not None
 
     @cached_property
     def model_set(self) -> Mapping[str, None]:

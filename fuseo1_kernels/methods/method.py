@@ -84,6 +84,7 @@ class Method:
         reference: the URL of its source.
         base: whether it needs a base model; if "ignored", the base is a model like the others.
         least, most: how many models it merges, not counting the base unless that is ignored.
+        base_alone: whether a base that an adapter is added to may be all that is merged; it is then the result.
         rule: makes the rule from parameters and a tensor. Raises ConfigError.
     """
 
@@ -94,6 +95,7 @@ class Method:
     base: Literal["required", "optional", "ignored"] = "required"
     least: int = 1
     most: int | None = None
+    base_alone: bool = False
 
     def takes(self, models: int) -> bool:
         """Whether it merges so many models, besides a base."""
@@ -121,6 +123,8 @@ def method(
     base: Literal["required", "optional", "ignored"] = "required",
     least: int = 1,
     most: int | None = None,
+    base_alone: bool = False,
 ) -> Method:
     """Make a Method of these parameters."""
-    return Method(name, reference, {p.name: p for p in parameters}, rule, base, least, most)
+    named = {p.name: p for p in parameters}
+    return Method(name, reference, named, rule, base, least, most, base_alone)

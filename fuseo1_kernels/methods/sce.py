@@ -70,4 +70,5 @@ SCE = method(
     Parameter("variant", "choice", "fuseo1", choices=VARIANTS),
     # mergekit stores its masks as int8 on request; here there are no masks to store.
     Parameter("int8_mask", "bool", False),
+    base_alone=True,
 )

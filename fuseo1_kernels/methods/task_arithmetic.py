@@ -221,6 +221,7 @@ def _row(
         Parameter("normalize", "bool", normalize),
         Parameter("rescale", "bool", rescale),
         Parameter("int8_mask", "bool", False),  # masks are stored as bits, if at all
+        base_alone=True,
     )
 
 

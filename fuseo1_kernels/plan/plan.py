@@ -15,6 +15,7 @@ from ..checkpoint.source import Source
 from ..config.schema import MergeConfig
 from ..errors import CheckpointError, counted, printable
 from ..methods.average import AVERAGE
+from ..methods.linear import PASSTHROUGH
 from ..methods.rule import Average, Copied, TensorSpec
 from .aliases import find_aliases
 from .folded import Folded
@@ -207,12 +208,16 @@ def _job(
     if copied:
         return Job(name, shape, STORED[stored.pop()], tuple(inputs), Copied())
     spec = TensorSpec.of_shape(drawn_as, shape, part.targets, part.base is not None, random_seed)
+    if part.base_alone:
+        rule = PASSTHROUGH.rule({"scale": (None,)}, spec)
+    else:
+        rule = part.method.rule(part.values(name, placement.t, placement.tensors), spec)
     return Job(
         name=name,
         shape=shape,
         dtype=dtype or promote({x.kept_dtype for x in inputs}),
         inputs=tuple(inputs),
-        rule=part.method.rule(part.values(name, placement.t, placement.tensors), spec),
+        rule=rule,
     )
 
 

@@ -16,6 +16,7 @@ from fuseo1_kernels import merge_checkpoints
 from fuseo1_kernels.config.load import as_config
 from fuseo1_kernels.engine.dry_run import dry_run
 from fuseo1_kernels.engine.verify import verify_model
+from fuseo1_kernels.errors import MergeError
 from support.adapters import merged_by_peft, save_adapter, save_model
 from support.models import assert_same_state, read_model
 from support.tensors import BF16, FP32, assert_same_bits
@@ -198,3 +199,19 @@ def test_a_directory_with_a_plus_in_its_name(
         whole = read_model(tmp_path / "a+b") if dtype == BF16 else expected
         for tensor in state:
             assert_same_bits(state[tensor], whole[tensor].float(), tensor)
+
+
+@pytest.mark.parametrize("method", ["task_arithmetic", "sce"])
+def test_a_base_with_an_adapter_may_stand_alone(method: str, tmp_path: Path) -> None:
+    """As configs that only add an adapter are written for mergekit; without one it is most likely a mistake."""
+    model, adapter, expected = make(tmp_path, "plain")
+    name = f"{model}+{adapter}"
+    source = {"model": name, "layer_range": [0, 2], "parameters": {"weight": 1.0}}
+    config = {"merge_method": method, "base_model": name, "slices": [{"sources": [source]}]}
+    if method == "sce":
+        del source["parameters"]
+    for tensor, values in run(config | {"dtype": "float32"}, tmp_path / "out").items():
+        assert_same_bits(values, expected[tensor].float(), tensor)
+    source["model"] = config["base_model"] = str(model)
+    with pytest.raises(MergeError, match="at least 1 model beside the base"):
+        as_config(config)
