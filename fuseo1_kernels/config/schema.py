@@ -26,6 +26,7 @@ from ..methods import METHODS, NOT_YET
 from ..methods.method import Method
 from .checks import check_setting, check_spelling
 from .resolve import Part, Scope, all_scopes
+from .tokenizer import TokenizerKeys
 from .types import (
     ChatTemplate,
     DType,
@@ -35,7 +36,6 @@ from .types import (
     OutputDType,
     Overrides,
     Parameters,
-    TokenizerSource,
 )
 from .yaml_text import dump_yaml, short_yaml
 
@@ -105,10 +105,7 @@ class TokenizerFiles(_Section):
 class MergeConfig(_Section):
     """The config of a merge. Make one with `load_config` or `parse_config`, which raise ConfigError."""
 
-    not_yet = {
-        "modules": " (use `models` or `slices`)",
-        "tokenizer": " (use `tokenizer_source` or `tokenizer_files`)",
-    }
+    not_yet = {"modules": " (use `models` or `slices`)"}
 
     models: list[InputModel] | None = None
     slices: list[OutputSlice] | None = None
@@ -118,7 +115,8 @@ class MergeConfig(_Section):
     parameters: Parameters = Field(default_factory=dict)
     dtype: OutputDType = None
     out_dtype: OutputDType = None
-    tokenizer_source: TokenizerSource = None
+    tokenizer_source: ModelName | None = None
+    tokenizer: TokenizerKeys | None = None
     tokenizer_files: TokenizerFiles | None = None
     chat_template: ChatTemplate | None = None
 
@@ -131,6 +129,23 @@ class MergeConfig(_Section):
     def method(self) -> Method:
         """The merge method."""
         return METHODS[self.merge_method]
+
+    @property
+    def aligned_to(self) -> TokenizerKeys | None:
+        """The output's tokens, by which rows are gathered; None: rows are merged by id."""
+        if self.tokenizer_source is not None:
+            return TokenizerKeys(source=self.tokenizer_source)
+        return self.tokenizer
+
+    @property
+    def tokenizer_model(self) -> str | None:
+        """The model that lends its tokenizer to the output; None: the config names none."""
+        if self.tokenizer_files is not None:
+            return self.tokenizer_files.model
+        if self.aligned_to is None:
+            return None
+        source = self.aligned_to.source
+        return self.config_model if source in ("base", "union") else source
 
     def resolve(self) -> tuple[Part, ...]:
         """Return one part for each slice, in output order; for whole models, one part.
@@ -173,7 +188,7 @@ class MergeConfig(_Section):
     def model_names(self) -> list[str]:
         """Return every model to open, once: the base first, if there is one; then in config order.
 
-        A model that only lends its tokenizer (`tokenizer_source`, `tokenizer_files`) is not included.
+        A model that only lends its tokenizer is not included.
         """
         names = [] if self.base is None else [self.base]
         for part in self.resolve():
@@ -229,10 +244,13 @@ class MergeConfig(_Section):
             raise ConfigError("exactly one of `models` and `slices` must be given")
         if self.slices_of is not None and self.slices is None:
             raise ConfigError("slices_of: says which layers `slices` cut; there are no `slices`")
-        if self.tokenizer_source and self.tokenizer_files:
-            raise ConfigError("`tokenizer_source` and `tokenizer_files` exclude each other")
-        if self.tokenizer_source == "base" and self.base_model is None:
-            raise ConfigError("tokenizer_source: there is no base_model; give a model's name")
+        keys = ("tokenizer_source", "tokenizer", "tokenizer_files")
+        given = [key for key in keys if getattr(self, key) is not None]
+        if given[1:]:
+            raise ConfigError(f"`{given[0]}` and `{given[1]}` exclude each other")
+        if self.aligned_to and self.aligned_to.source == "base" and self.base_model is None:
+            key = given[0] if self.tokenizer is None else "tokenizer.source"
+            raise ConfigError(f"{key}: there is no base_model; give a model's name")
         check_spelling(self.model_names())
         parts = self.resolve()
         if self.models is not None:
@@ -274,7 +292,7 @@ def _renamed(value: Any, names: Mapping[str, str]) -> Any:
         return [_renamed(item, names) for item in value]
     if not isinstance(value, dict):
         return value
-    keys = ("model", "base_model", "tokenizer_source")
+    keys = ("model", "base_model", "tokenizer_source", "source")
     return {
         key: names.get(item, item)
         if key in keys and isinstance(item, str)

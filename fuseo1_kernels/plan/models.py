@@ -81,14 +81,9 @@ def open_lender(
 
     A model that is not merged is opened without its weights. Raises CheckpointError.
     """
-    if config.tokenizer_files is not None:
-        name = config.tokenizer_files.model
-    elif config.tokenizer_source is not None:
-        name = config.tokenizer_source
-    else:
+    name = config.tokenizer_model
+    if name is None:
         return None
-    if name == "base":
-        name = config.config_model
     if name in sources:
         return sources[name]
     source = open_source(name, weights=False, download=download, allow_links=allow_links)

@@ -1,0 +1,289 @@
+"""The output's tokens, and which row of each model stands for each of them."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any
+
+from ..checkpoint.files import read_bytes
+from ..checkpoint.layout import TOKENIZER
+from ..checkpoint.source import Source
+from ..checkpoint.tokenizer_json import PLAIN, TokenizerChange, read_added_tokens
+from ..checkpoint.vocabulary import MOST_BYTES, MOST_TOKENS, Vocabulary, read_vocabulary
+from ..config.schema import MergeConfig
+from ..config.tokenizer import ModelTokenRow, TokenizerKeys, TokenRow
+from ..errors import CheckpointError, counted
+from .row_tables import ChosenRow, RowTable, make_tables
+from .token_tensors import TokenTensors
+
+
+@dataclass
+class Alignment:
+    """The rows that are merged for each of the output's tokens.
+
+    Attributes:
+        vocabulary: the output's.
+        rows: how many rows the output has; `padding` of them, the last ones, have no token.
+        change: what makes the output's tokenizer of its lender's; false if it is the lender's.
+        tensors: which tensors of each model have a row per token, by the config's names.
+        ids: by model, for each id of the output the model's id of the same token; -1: the model has no row for it.
+        chosen: the rows that the config names, by the output's id.
+        notes: remarks for the user.
+    """
+
+    vocabulary: Vocabulary
+    rows: int
+    padding: int
+    change: TokenizerChange
+    tensors: Mapping[str, TokenTensors]
+    ids: Mapping[str, Sequence[int]]
+    chosen: Mapping[int, ChosenRow]
+    notes: list[str]
+    _tables: dict[Any, tuple[RowTable | None, ...]] = field(default_factory=dict)
+
+    def has(self, model: str, tensor: str) -> bool:
+        """Whether a tensor of a model has a row per token."""
+        return tensor in self.tensors[model].names
+
+    def tables(self, models: Sequence[str], base: str | None) -> tuple[RowTable | None, ...]:
+        """Return how the rows of each of these models' tensors, which are merged, are gathered.
+
+        None: the model's first rows are the output's. Raises CheckpointError for a token whose row is nowhere.
+        """
+        key = tuple(models), base
+        if key not in self._tables:
+            self._tables[key] = make_tables(
+                [self.ids[model] for model in models],
+                models,
+                base,
+                self.chosen,
+                self.padding,
+            )
+        return self._tables[key]
+
+
+def align(
+    config: MergeConfig, sources: Mapping[str, Source], lender: Source | None, max_memory: int
+) -> Alignment | None:
+    """Return the alignment that the config asks for; None if it asks for none: rows are merged by id.
+
+    Args:
+        config: the merge.
+        sources: the merged models, by the config's names.
+        lender: the model whose tokenizer the output's is made of.
+        max_memory: the most bytes that a tokenizer may take while it is read.
+
+    Raises:
+        CheckpointError: a tokenizer is damaged or missing, or a token's row is nowhere.
+    """
+    keys = config.aligned_to
+    if keys is None or lender is None:
+        return None
+    first = read_vocabulary(lender.name, lender.path, max_memory)
+    if first is None or first.kind:
+        if keys == TokenizerKeys(source=keys.source) and keys.source != "union":
+            return None  # such ids are compared, and rows stay
+        raise _unaligned(lender, first)
+    tensors = {name: TokenTensors(source) for name, source in sources.items()}
+    of_base = keys.source in ("base", "union")
+    making = _Making(keys, tensors, first, tensors[config.config_model].rows if of_base else None)
+    del first
+    models = [config.config_model, *(name for name in sources if name != config.config_model)]
+    digest = None
+    for name in models:
+        source = sources[name]
+        same = digest is not None and _digest(source) == digest
+        vocabulary = None if same else read_vocabulary(source.name, source.path, max_memory)
+        if name == models[0]:
+            digest = _digest(source)
+        if vocabulary is not None and not vocabulary.kind:
+            making.add(name, source, vocabulary)
+        elif vocabulary is None and name != models[0]:
+            making.add_like(name, models[0], said=not same)
+        else:
+            raise _unaligned(source, vocabulary)
+    return making.finish()
+
+
+class _Making:
+    """The output's vocabulary while models are read, one after the other."""
+
+    def __init__(
+        self,
+        keys: TokenizerKeys,
+        tensors: Mapping[str, TokenTensors],
+        lent: Vocabulary,
+        rows: int | None,
+    ) -> None:
+        """`lent`: the vocabulary that the output's is made of. `rows`: how many of its ids count; None: all."""
+        self._keys, self._tensors, self._lender = keys, tensors, lent.model
+        self._ids = lent.ids()
+        last = math.inf if rows is None else rows
+        self._removed = frozenset(t for t, index in self._ids.items() if index >= last)
+        for token in self._removed:
+            del self._ids[token]
+        self._next = max(self._ids.values(), default=-1) + 1
+        self._known: dict[str, dict[str, Any]] | None = None  # the first model's added tokens
+        self._entries: dict[int, dict[str, Any]] = {}
+        self._added: dict[str, tuple[dict[str, Any], list[tuple[str, int]]]] = {}
+        self._rows: dict[str, array[int]] = {}
+        self._named: dict[tuple[str, str], int] = {}
+        self._asked = {
+            row.source.token
+            for row in keys.tokens.values()
+            if isinstance(row.source, ModelTokenRow) and row.source.token is not None
+        }
+        self.notes: list[str] = []
+
+    def add(self, name: str, source: Source, vocabulary: Vocabulary) -> None:
+        """Add a model: the first of all is the base."""
+        added = read_added_tokens(source.path) if self._keys.source == "union" else {}
+        self._known = added if self._known is None else self._known
+        last = self._last(name)
+        rows = self._rows[name] = array("i", [-1]) * self._next
+        ids = vocabulary.ids()
+        for token in self._asked & ids.keys():
+            self._named[name, token] = ids[token]
+        for token, index in ids.items() if self._keys.source != "union" else _by_id(ids):
+            if not 0 <= index < last:
+                continue
+            if token in added and token not in self._known:
+                self._added.setdefault(token, (added[token], []))[1].append((name, index))
+                continue
+            place = self._ids.get(token)
+            if place is None:
+                if self._keys.source != "union":
+                    continue
+                place = self._new(token, PLAIN)
+            if place >= len(rows):
+                rows.extend([-1] * (place + 1 - len(rows)))
+            rows[place] = index
+
+    def add_like(self, name: str, other: str, said: bool) -> None:
+        """Add a model with the tokens of another. `said`: it has no vocabulary, and a note says so."""
+        last = self._last(name)
+        self._rows[name] = array("i", (i if i < last else -1 for i in self._rows[other]))
+        for token in self._asked:
+            if (other, token) in self._named:
+                self._named[name, token] = self._named[other, token]
+        for _, places in self._added.values():
+            places += [(name, index) for model, index in places if model == other and index < last]
+        if said:
+            self.notes.append(
+                f"model {name}: has no vocabulary of a known format; its rows are taken to be those of {other}"
+            )
+
+    def _last(self, name: str) -> float:
+        rows = self._tensors[name].rows
+        return math.inf if rows is None else rows
+
+    def _new(self, token: str, entry: Mapping[str, Any]) -> int:
+        place = self._ids[token] = self._next
+        self._entries[place] = {"content": token, **entry}
+        self._next += 1
+        return place
+
+    def finish(self) -> Alignment:
+        """Return the alignment. Raises CheckpointError if it is absurdly large."""
+        for token, (entry, places) in self._added.items():
+            place = self._ids.get(token)
+            if place is None:
+                place = self._new(token, entry)
+            else:
+                self._entries[place] = {"content": token, **entry}
+            for name, index in places:
+                rows = self._rows[name]
+                if place >= len(rows):
+                    rows.extend([-1] * (place + 1 - len(rows)))
+                rows[place] = index
+        for token in self._keys.tokens:
+            if token not in self._ids:
+                self._new(token, PLAIN)
+        # Two tokens may share an id; mergekit counts both.
+        count = max(self._next, len(self._ids))
+        if count > MOST_TOKENS:
+            raise CheckpointError(
+                f"model {self._lender}: a tokenizer with ids up to {count - 1} is no tokenizer"
+            )
+        for rows in self._rows.values():
+            rows.extend([-1] * (count - len(rows)))
+        chosen = {
+            self._ids[token]: self._choose(token, row) for token, row in self._keys.tokens.items()
+        }
+        padding = -count % (self._keys.pad_to_multiple_of or 1)
+        self._note_lacking(chosen)
+        return Alignment(
+            vocabulary=Vocabulary(
+                self._lender, {index: token for token, index in self._ids.items()}
+            ),
+            rows=count + padding,
+            padding=padding,
+            change=TokenizerChange(self._entries, self._removed),
+            tensors=self._tensors,
+            ids=self._rows,
+            chosen=chosen,
+            notes=self.notes,
+        )
+
+    def _choose(self, token: str, row: TokenRow) -> ChosenRow:
+        """Return the row that the config names. Raises CheckpointError if a model has no such token or row."""
+        source, where = row.source, f"tokenizer.tokens: {token!r:.80}"
+        if not isinstance(source, ModelTokenRow):
+            model = source if isinstance(source, str) else None
+            return ChosenRow(where, source is not None, model, None, row.force)
+        index = source.token_id
+        if source.model not in self._tensors:
+            raise CheckpointError(
+                f"{where}: model {source.model} is not merged, so it has no row to take"
+            )
+        if index is None:
+            index = self._named.get((source.model, source.token or ""))
+        if index is None:
+            raise CheckpointError(
+                f"{where}: model {source.model} has no token {source.token!r:.80}"
+            )
+        if not 0 <= index < self._last(source.model):
+            rows = self._tensors[source.model].rows
+            raise CheckpointError(
+                f"{where}: model {source.model} has {rows} rows, and none of id {index}"
+            )
+        return ChosenRow(where, True, source.model, index, row.force)
+
+    def _note_lacking(self, chosen: Mapping[int, ChosenRow]) -> None:
+        found = [max(column) >= 0 for column in zip(*self._rows.values(), strict=True)]
+        lacking = [t for t, i in self._ids.items() if not found[i] and i not in chosen]
+        if lacking:
+            self.notes.append(
+                f"{counted(len(lacking), 'token')} of the output's tokenizer, {lacking[0]!r:.80} among them, "
+                "are in no model; their rows are zeros"
+            )
+        if self._removed:
+            self.notes.append(
+                f"{counted(len(self._removed), 'token')} of the tokenizer of {self._lender}, "
+                f"{min(self._removed)!r:.80} among them, have no rows; they are left out"
+            )
+
+
+def _by_id(ids: Mapping[str, int]) -> list[tuple[str, int]]:
+    return sorted(ids.items(), key=lambda item: item[1])
+
+
+def _unaligned(source: Source, vocabulary: Vocabulary | None) -> CheckpointError:
+    why = (
+        "it has no vocabulary of a known format"
+        if vocabulary is None
+        else f"the ids of {vocabulary.kind} are not rows"
+    )
+    return CheckpointError(
+        f"model {source.name}: its tokens cannot be aligned: {why}; `tokenizer_files:` merges rows as they stand"
+    )
+
+
+def _digest(model: Source) -> bytes | None:
+    """Return a digest by which models have the same tokenizer.json, the usual case."""
+    file = model.path / TOKENIZER
+    return sha256(read_bytes(file, MOST_BYTES)).digest() if file.exists() else None
