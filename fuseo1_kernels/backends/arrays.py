@@ -47,6 +47,11 @@ class Array:
     def nbytes(self) -> int:
         return self.numel * self.dtype.size
 
+    @property
+    def view(self) -> memoryview:
+        """Its bytes, writable. Keeps `owner` alive no longer than the array does."""
+        return memoryview((c_char * self.nbytes).from_address(self.address)).cast("B")
+
     def part(self, start: int, count: int) -> Array:
         """Elements [start, start + count). Raises IndexError."""
         if not 0 <= start <= start + count <= self.numel:

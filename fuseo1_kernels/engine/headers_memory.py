@@ -13,7 +13,7 @@ _COPIES = 4
 
 def headers_memory(plan: Plan) -> int:
     """Return the bytes that `plan`'s headers, jobs and records take, whatever their tensors' sizes."""
-    inputs = sum(len(job.inputs) for job in plan.jobs)
+    inputs = sum(len(job.stored) for job in plan.jobs)
     headers = sum(len(shard.header) for shard in plan.shards)
     return inputs * _BY_INPUT + len(plan.jobs) * _BY_TENSOR + headers * _COPIES
 

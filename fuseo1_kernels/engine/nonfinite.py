@@ -24,17 +24,17 @@ class JobGuard(NonfiniteGuard):
 
     def refuse_inputs(self, counts: Sequence[int]) -> None:
         *by_model, overflows = counts
-        # If there is only one input, it was surveyed as base and as target (`counted_inputs`).
+        # If there is only one input, it was surveyed as base and as target (`counted_job`).
         for x, count in zip(self._job.inputs, by_model, strict=False):
             if count:
                 raise CheckpointError(
-                    f"model {x.source.name}, tensor {x.info.name}: {count} NaN or infinite elements; mend the "
+                    f"model {x.model}, tensor {x.tensor}: {count} NaN or infinite elements; mend the "
                     "checkpoint, or go on with --nonfinite propagate, which makes those elements NaN"
                 )
         if overflows:
             raise MergeError(
                 f"tensor {self._job.name}: at {overflows} elements the difference to model "
-                f"{self._job.inputs[0].source.name} overflows fp32"
+                f"{self._job.inputs[0].model} overflows fp32"
             )
 
     def refuse_overflow(self, written: int) -> None:
@@ -44,19 +44,20 @@ class JobGuard(NonfiniteGuard):
         )
 
 
-def counted_inputs(job: Job, inputs: Sequence[T]) -> tuple[Job, Sequence[T], Norms]:
-    """Return the job, the inputs and the request of a survey that counts the inputs' non-finite elements.
+def counted_job(job: Job) -> tuple[Job, Norms]:
+    """Return the job and the request of a survey that counts the inputs' non-finite elements.
 
     A survey needs a target, so a single input is given as base and as target.
     """
-    if len(inputs) == 1:
-        job, inputs = replace(job, inputs=job.inputs * 2), [*inputs, *inputs]
-    return job, inputs, count_request(len(inputs))
+    if len(job.inputs) == 1:
+        job = replace(job, inputs=job.inputs * 2)
+    return job, count_request(len(job.inputs))
 
 
 def count_nonfinite(
     job: Job, inputs: Sequence[T], survey: Callable[[Sequence[T], Request], SurveyResult]
 ) -> SurveyResult:
     """Return a survey of `job` that counts the inputs' non-finite elements, made by `survey`."""
-    _, inputs, request = counted_inputs(job, inputs)
-    return survey(inputs, request)
+    if len(inputs) == 1:
+        inputs = [*inputs, *inputs]
+    return survey(inputs, count_request(len(inputs)))

@@ -7,7 +7,8 @@ from collections import deque
 from collections.abc import Container, Sequence
 from contextlib import suppress
 
-from ..plan.job import Input, Job
+from ..plan.inputs import Stored
+from ..plan.job import Job
 from .schedule import Unit
 from .tuning import DEFAULT_TUNING, Tuning
 
@@ -15,12 +16,12 @@ from .tuning import DEFAULT_TUNING, Tuning
 READERS = 2
 
 
-def absent_inputs(job: Job) -> list[Input]:
-    """Return the inputs that are certainly not in the page cache."""
-    return [x for x in job.inputs if x.source.is_cached(x.info) is False]
+def absent_inputs(job: Job) -> list[Stored]:
+    """Return the stored inputs that are certainly not in the page cache."""
+    return [x for x in job.stored if x.source.is_cached(x.info) is False]
 
 
-def forget(inputs: Sequence[Input]) -> None:
+def forget(inputs: Sequence[Stored]) -> None:
     """Drop `inputs` from the page cache."""
     for x in inputs:
         x.source.forget(x.info)
@@ -45,25 +46,25 @@ class UnitReads:
     def __init__(self, unit: Unit, capacity: int, skipped: Container[str]) -> None:
         self.jobs = unit.jobs
         self.input_bytes = unit.input_bytes
-        inputs = [x for job in unit.jobs if job.name not in skipped for x in job.inputs]
+        inputs = [x for job in unit.jobs if job.name not in skipped for x in job.stored]
         is_cached = [x.source.is_cached(x.info) for x in inputs]
         absent = [x for x, cached in zip(inputs, is_cached, strict=True) if not cached]
         # If the system cannot tell (None), other processes may have the file cached: it stays.
         self.to_forget = [x for x, cached in zip(inputs, is_cached, strict=True) if cached is False]
         self.direct = bool(absent) and unit.input_bytes > capacity
         self.is_read_ahead = bool(absent) and not self.direct
-        self.unread: deque[list[Input]] = deque()
+        self.unread: deque[list[Stored]] = deque()
         if self.is_read_ahead:
-            by_model: dict[int, list[Input]] = {}
+            by_model: dict[int, list[Stored]] = {}
             for x in absent:
                 by_model.setdefault(id(x.source), []).append(x)
             self.unread.extend(by_model.values())
         self.pending = len(self.unread)
         self.begun = self.taken = False
 
-    def direct_inputs(self, job: Job) -> list[Input]:
-        """Return the inputs of `job` that its worker reads ahead and drops by itself."""
-        return [x for x in job.inputs if x in self.to_forget] if self.direct else []
+    def direct_inputs(self, job: Job) -> list[Stored]:
+        """Return the stored inputs of `job` that its worker reads ahead and drops by itself."""
+        return [x for x in job.stored if x in self.to_forget] if self.direct else []
 
 
 class ReadAhead:
@@ -158,7 +159,7 @@ class ReadAhead:
         while self._begun:
             forget(self._begun.pop().to_forget)
 
-    def _next_inputs(self) -> tuple[UnitReads, list[Input]] | None:
+    def _next_inputs(self) -> tuple[UnitReads, list[Stored]] | None:
         """Wait until the next unit fits; return it and the inputs of one of its models. None: nothing left to read."""
         with self._changed:
             self._changed.wait_for(
@@ -185,7 +186,7 @@ class ReadAhead:
             unit.taken or self._ahead == 0 or ahead <= self._tuning.read_ahead
         )
 
-    def _read_input(self, x: Input) -> None:
+    def _read_input(self, x: Stored) -> None:
         with suppress(Exception):  # only advice: the worker reads the same bytes and reports errors
             step = self._tuning.step
             for start in range(0, x.info.nbytes, step):

@@ -74,6 +74,6 @@ def energy_share(plan: Plan, records: Mapping[str, TensorRecord]) -> dict[str, f
     for job in plan.jobs:
         by_target = records[job.name].energy
         for x, e in zip(job.inputs[1:], by_target, strict=True) if by_target else ():
-            energy[x.source.name] = energy.get(x.source.name, 0.0) + e
+            energy[x.model] = energy.get(x.model, 0.0) + e
     total = sum(energy.values())
     return {model: e / total if total else 0.0 for model, e in energy.items()}

@@ -29,15 +29,18 @@ def make_units(jobs: Sequence[Job], workers: int, tuning: Tuning = DEFAULT_TUNIN
     Large tensors come first, in descending size, so that the workers end together. The others follow in the order of
     the first input's files; small ones are batched.
     """
-    in_file_order = sorted(
-        jobs, key=lambda job: (str(job.inputs[0].info.file), job.inputs[0].info.offset)
-    )
+    in_file_order = sorted(jobs, key=_first_place)
     share = sum(job.input_bytes for job in jobs) // workers
     limit = max(share // tuning.few, tuning.batch)
     large = [job for job in in_file_order if job.input_bytes > limit]
     large.sort(key=lambda job: -job.input_bytes)
     rest = [job for job in in_file_order if job.input_bytes <= limit]
     return [*(Unit((job,)) for job in large), *_batches(rest, tuning.batch)]
+
+
+def _first_place(job: Job) -> tuple[str, int]:
+    info = job.stored[0].info
+    return str(info.file), info.offset
 
 
 def _batches(jobs: Sequence[Job], size: int) -> list[Unit]:

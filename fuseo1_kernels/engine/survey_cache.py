@@ -150,13 +150,13 @@ def _read(fd: int, file: Path) -> bytes:
 
 
 def _key(job: Job, request: Request) -> str:
-    inputs = [
+    stored = [
         [
             os.path.realpath(x.info.file),
             x.source.files[x.info.file],
             x.info.offset,
             x.info.dtype,
         ]
-        for x in job.inputs
+        for x in job.stored
     ]
-    return digest([__version__, repr(request), job.numel, inputs])
+    return digest([__version__, repr(request), job.numel, stored, [x.spec for x in job.inputs]])

@@ -12,7 +12,8 @@ from ..backends.contract import Request
 from ..backends.results import SurveyResult
 from ..checkpoint.journal import TensorRecord
 from ..errors import CheckpointError, MergeError
-from ..plan.job import Input, Job
+from ..plan.inputs import Stored
+from ..plan.job import Job
 from ..plan.plan import Plan
 from .nonfinite import JobGuard
 from .options import MergeOptions
@@ -76,18 +77,20 @@ class MergeContext:
 
 @contextmanager
 def unchanging(job: Job) -> Iterator[list[tuple[int, int]]]:
-    """Hold the files of `job`'s inputs open, and yield (descriptor, byte offset) of each input.
+    """Hold the files of `job`'s stored inputs open, and yield (descriptor, byte offset) of each.
 
     In the end all of them must be what they were when their headers were read. If a merge fails on what cannot be, such
     as a file that has other bytes in the second read than in the first, the error says so, too. Raises CheckpointError.
     """
 
+    stored = job.stored
+
     def check() -> None:
-        for x in job.inputs:
+        for x in stored:
             x.source.check_unchanged(x.info.file)
 
     with ExitStack() as stack:
-        places = [stack.enter_context(x.source.place(x.info)) for x in job.inputs]
+        places = [stack.enter_context(x.source.place(x.info)) for x in stored]
         try:
             yield places
         except CheckpointError:
@@ -106,13 +109,13 @@ class Worker(Protocol):
         """A buffer that is free between tensors."""
 
     def merge_all(
-        self, jobs: Sequence[Job], direct: Callable[[Job], Sequence[Input]]
+        self, jobs: Sequence[Job], direct: Callable[[Job], Sequence[Stored]]
     ) -> dict[str, TensorReport]:
         """Merge `jobs` and write the results; return a report by tensor name.
 
         Args:
             jobs: tensors of one unit.
-            direct: returns those inputs of a job that no reader reads ahead.
+            direct: returns those stored inputs of a job that no reader reads ahead.
 
         Raises:
             MergeError: names the tensor and the model.

@@ -17,13 +17,14 @@ from .plan import Plan
 
 def fingerprint(plan: Plan, nonfinite: str) -> MergeIdentity:
     """Return everything that decides the bytes of the merged tensors."""
-    sources = {id(x.source): x.source for job in plan.jobs for x in job.inputs}
+    sources = {id(x.source): x.source for job in plan.jobs for x in job.stored}
     identities = {f: i for source in sources.values() for f, i in source.files.items()}
     real = {file: _real(file) for file in identities}
     plan_digest = xxhash.xxh3_128()
     for job in plan.jobs:  # one by one: there may be many thousands
-        inputs = [[real[x.info.file], x.info.offset, x.info.dtype] for x in job.inputs]
-        tensor = [job.name, job.dtype.code, job.shape, repr(job.rule), inputs]
+        stored = [[real[x.info.file], x.info.offset, x.info.dtype] for x in job.stored]
+        specs = [x.spec for x in job.inputs]
+        tensor = [job.name, job.dtype.code, job.shape, repr(job.rule), stored, specs]
         plan_digest.update(json.dumps(tensor).encode())
     for shard in plan.shards:
         plan_digest.update(json.dumps(shard.file).encode() + shard.header)
@@ -42,9 +43,9 @@ def merge_digest(identity: MergeIdentity) -> str:
 
 def tensors_from(plan: Plan, files: Collection[str]) -> set[str]:
     """Return the names of the output tensors that are merged from any of `files`, by a fingerprint's names."""
-    sources = {file for job in plan.jobs for x in job.inputs for file in x.source.files}
+    sources = {file for job in plan.jobs for x in job.stored for file in x.source.files}
     found = {file for file in sources if _real(file) in files}
-    return {job.name for job in plan.jobs if any(x.info.file in found for x in job.inputs)}
+    return {job.name for job in plan.jobs if any(x.info.file in found for x in job.stored)}
 
 
 def _real(file: Path) -> str:

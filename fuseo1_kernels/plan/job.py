@@ -6,33 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import prod
 
-from ..backends.arrays import BY_CODE, DType
-from ..checkpoint.header import DTYPE_BYTES, INTEGERS, TensorInfo
-from ..checkpoint.source import Source
+from ..backends.arrays import DType
 from ..methods.rule import ByColumn, ByRow, Rule
-
-#: Types of tensors that are copied: no backend has a number for them.
-STORED = BY_CODE | {code: DType(code, code, -1, DTYPE_BYTES[code]) for code in INTEGERS}
-
-
-@dataclass(frozen=True, slots=True)
-class Input:
-    """A tensor of one model."""
-
-    source: Source
-    info: TensorInfo
-
-    @property
-    def dtype(self) -> DType:
-        return STORED[self.info.dtype]
-
-    def part(self, start: int, numel: int) -> Input:
-        """Return `numel` elements from flat index `start` on, as a one-dimensional input."""
-        size = self.dtype.size
-        offset = self.info.offset + start * size
-        return replace(
-            self, info=replace(self.info, shape=(numel,), offset=offset, nbytes=numel * size)
-        )
+from .inputs import Input, Stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,18 +33,29 @@ class Job:
     def numel(self) -> int:
         return prod(self.shape)
 
+    @property
+    def stored(self) -> tuple[Stored, ...]:
+        """The tensors in files that the inputs are, or are computed from."""
+        return tuple(stored for x in self.inputs for stored in x.stored)
+
+    @property
+    def computed(self) -> bool:
+        """Whether any input is not a tensor as it stands in a file."""
+        return any(x.spec is not None for x in self.inputs)
+
     def parts(self) -> Iterator[tuple[int, Job]]:
         """Yield (flat start index, job) for each part that is merged independently: every row, or the whole tensor.
 
-        Not for rules by column.
+        If any input is computed, parts have all of them whole. Not for rules by column.
         """
         assert not isinstance(self.rule, ByColumn)
         if not isinstance(self.rule, ByRow):
             yield 0, self
             return
-        for start in range(0, self.numel, max(self.rule.row, 1)):
-            inputs = tuple(x.part(start, self.rule.row) for x in self.inputs)
-            yield start, replace(self, shape=(self.rule.row,), inputs=inputs, rule=self.rule.rule)
+        row, stored = self.rule.row, self.stored
+        for start in range(0, self.numel, max(row, 1)):
+            inputs = self.inputs if self.computed else tuple(x.part(start, row) for x in stored)
+            yield start, replace(self, shape=(row,), inputs=inputs, rule=self.rule.rule)
 
     @property
     def input_bytes(self) -> int:

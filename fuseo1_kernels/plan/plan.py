@@ -17,7 +17,8 @@ from ..config.schema import MergeConfig
 from ..errors import CheckpointError, printable
 from ..methods.rule import Copied, TensorSpec
 from .aliases import find_aliases
-from .job import STORED, Input, Job
+from .inputs import STORED, Input, Stored
+from .job import Job
 from .layer_config import gather_config, mixed_layers
 from .notes import filter_notes, gradient_notes, model_notes
 from .placements import (
@@ -115,7 +116,7 @@ def make_plan(
         job = _job(placement, drawn_as, sources, dtype, crop_embeddings, random_seed, problems)
         if job is not None:
             jobs.append(job)
-            if job.shape != job.inputs[0].info.shape:
+            if job.shape != job.inputs[0].shape:
                 cropped[job.name] = job.shape[0]
     if not placements and not problems:
         problems.append(f"model {parts[0].models[0]}: holds no tensors")
@@ -192,7 +193,7 @@ def _job(
     `drawn_as`: the name that keys its random masks.
     """
     name, part = placement.name, placement.part
-    inputs = []
+    inputs: list[Input] = []
     stored = {t.dtype for m, n in placement.tensors.items() if (t := sources[m].tensors.get(n))}
     copied = len(stored) == 1 and stored <= INTEGERS
     for model, tensor in placement.tensors.items():
@@ -205,7 +206,7 @@ def _job(
                 f"tensor {printable(tensor)}: is {info.dtype} in model {model}; supported: {supported}"
             )
         else:
-            inputs.append(Input(sources[model], info))
+            inputs.append(Stored(sources[model], info))
     if len(inputs) < len(placement.tensors):
         return None
     shape = _common_shape(name, inputs, crop_embeddings, problems)
@@ -224,13 +225,13 @@ def _job(
 
 
 def _common_shape(
-    name: str, inputs: list[Input], crop_embeddings: bool, problems: list[str]
+    name: str, inputs: Sequence[Input], crop_embeddings: bool, problems: list[str]
 ) -> tuple[int, ...] | None:
     """Return the output's shape; None if the inputs' shapes do not fit, with the reason added to `problems`."""
-    shapes = {x.info.shape for x in inputs}
+    shapes = {x.shape for x in inputs}
     if len(shapes) == 1:
         return shapes.pop()
-    listed = ", ".join(f"{x.source.name}: {list(x.info.shape)}" for x in inputs)
+    listed = ", ".join(f"{x.model}: {list(x.shape)}" for x in inputs)
     only_rows_differ = len({s[1:] for s in shapes}) == 1
     if not (only_rows_differ and all(is_embedding(name, shape) for shape in shapes)):
         problems.append(f"tensor {printable(name)}: shapes differ ({listed})")

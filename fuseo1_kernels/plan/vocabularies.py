@@ -33,7 +33,7 @@ def check_vocabularies(
     embeddings = [job for job in jobs if is_embedding(job.name, job.shape)]
     # A model may have embeddings of something else, too; cropped ones are all of one size.
     rows = max((job.shape[0] for job in embeddings), default=0)
-    merged = list({id(x.source): x.source for job in embeddings for x in job.inputs}.values())
+    merged = list({id(x.source): x.source for job in embeddings for x in job.stored}.values())
     if not copied:
         try:
             return None, _compare(merged, rows, True, max_memory)[1] if merged else []
@@ -49,7 +49,7 @@ def check_vocabularies(
 def embedding_rows(jobs: Sequence[Job], model: Source) -> set[int]:
     """Return how many rows the embeddings of `model` have that are merged, before any is cropped."""
     embeddings = (job for job in jobs if is_embedding(job.name, job.shape))
-    return {x.info.shape[0] for job in embeddings for x in job.inputs if x.source is model}
+    return {x.info.shape[0] for job in embeddings for x in job.stored if x.source is model}
 
 
 def _compare(

@@ -182,7 +182,7 @@ def check_plan(config: MergeConfig, shard_size: int, crop: bool) -> None:
         if isinstance(job.rule, Sce):
             assert 0 <= job.rule.select_topk <= 1 and job.rule.variant in VARIANTS
         job.rule.request(())
-        assert all(x.info.nbytes >= job.numel * x.dtype.size for x in job.inputs)
+        assert all(x.info.nbytes >= job.numel * x.dtype.size for x in job.stored)
     for shard in plan.shards:
         assert shard.size == len(shard.header) + sum(t.nbytes for t in shard.tensors)
     result = dry_run(config, None, MergeOptions(shard_size=shard_size, crop_embeddings=crop))

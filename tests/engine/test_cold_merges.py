@@ -20,7 +20,8 @@ from fuseo1_kernels.checkpoint.page_cache import is_cached
 from fuseo1_kernels.checkpoint.source import Source
 from fuseo1_kernels.engine.cpu.worker import CpuWorker
 from fuseo1_kernels.engine.read_ahead import ReadAhead, UnitReads
-from fuseo1_kernels.plan.job import Input, Job
+from fuseo1_kernels.plan.inputs import Stored
+from fuseo1_kernels.plan.job import Job
 from support.models import Family, assert_same_state, make_family, read_model, states_of, weights
 from support.tensors import BF16
 from support.tuning import current, tune
@@ -92,7 +93,7 @@ def ways(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
     """Names of the tensors that a merge reads ahead, and of those that it reads the direct way."""
     seen: dict[str, set[str]] = {"ahead": set(), "direct": set()}
 
-    def merged(worker: CpuWorker, job: Job, direct: Sequence[Input] = ()) -> None:
+    def merged(worker: CpuWorker, job: Job, direct: Sequence[Stored] = ()) -> None:
         if direct:
             seen["direct"].add(job.name)
 

@@ -18,7 +18,7 @@ MIB = 1 << 20
 
 def place(job: Job) -> tuple[str, int]:
     """Return the base's file and the tensor's offset in it."""
-    info = job.inputs[0].info
+    info = job.stored[0].info
     return str(info.file), info.offset
 
 

@@ -19,7 +19,8 @@ from fuseo1_kernels.checkpoint.source import Source
 from fuseo1_kernels.engine.survey_cache import MARK, SurveyCache
 from fuseo1_kernels.errors import MergeError
 from fuseo1_kernels.methods.sce import Sce
-from fuseo1_kernels.plan.job import Input, Job
+from fuseo1_kernels.plan.inputs import Stored
+from fuseo1_kernels.plan.job import Job
 from support.engine_runs import MIB
 from support.engine_runs import merge as run_merge
 from support.fake_gpu import sce_result
@@ -302,7 +303,7 @@ def test_a_cache_that_cannot_be_written(family: Family, tmp_path: Path) -> None:
     cache._fd = os.open("/dev/full", os.O_WRONLY)
     with open_source(str(family.base)) as base:
         [name, *_] = base.tensors
-        x = Input(base, base.tensors[name])
+        x = Stored(base, base.tensors[name])
         job = Job(name, x.info.shape, x.dtype, (x, x), Sce(1.0, "fuseo1", 1))
         for _ in range(2):
             cache.keep(job, [(1.0, sce_result())])

@@ -57,7 +57,7 @@ def test_two_vocabularies_are_in_memory_at_a_time(models: Models) -> None:
         tracemalloc.start()
         found, notes = check_vocabularies(
             jobs,
-            jobs[0].inputs[0].source,
+            jobs[0].stored[0].source,
             copied=True,
             as_they_stand=False,
             max_memory=64 << 20,

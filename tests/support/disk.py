@@ -10,7 +10,8 @@ from pathlib import Path
 from fuseo1_kernels.backends.arrays import BY_CODE
 from fuseo1_kernels.checkpoint.header import TensorInfo
 from fuseo1_kernels.methods.sce import Sce
-from fuseo1_kernels.plan.job import Input, Job
+from fuseo1_kernels.plan.inputs import Stored
+from fuseo1_kernels.plan.job import Job
 
 
 class Disk:
@@ -59,5 +60,5 @@ class Model:
 def job(name: str, models: Sequence[Model], nbytes: int, file: str = "f", offset: int = 0) -> Job:
     """A tensor of `nbytes` in every model."""
     info = TensorInfo(name, "BF16", (nbytes // 2,), Path(file), offset, nbytes)
-    inputs = tuple(Input(model, info) for model in models)  # type: ignore[arg-type]
+    inputs = tuple(Stored(model, info) for model in models)  # type: ignore[arg-type]
     return Job(name, info.shape, BY_CODE["BF16"], inputs, Sce(1.0, "fuseo1", 1))

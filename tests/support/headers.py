@@ -93,4 +93,4 @@ def only(plan: Plan) -> Job:
 
 
 def inputs(job: Job) -> list[tuple[str, str]]:
-    return [(x.source.name, x.info.name) for x in job.inputs]
+    return [(x.model, x.tensor) for x in job.inputs]

@@ -16,7 +16,8 @@ from fuseo1_kernels.engine.cpu.memory import WorkerMemory
 from fuseo1_kernels.engine.cpu.worker import CpuWorker
 from fuseo1_kernels.engine.worker import MergeContext, TensorReport
 from fuseo1_kernels.methods.rule import Rule
-from fuseo1_kernels.plan.job import Input, Job
+from fuseo1_kernels.plan.inputs import Stored
+from fuseo1_kernels.plan.job import Job
 from support.models import Family
 from support.processes import spawn
 from support.tuning import current
@@ -73,7 +74,7 @@ def merge_tensor(
     """Merge one tensor by a worker with so much memory; its bytes, and its report."""
     with ExitStack() as stack:
         sources = [stack.enter_context(open_source(str(path))) for path in family.models]
-        inputs = tuple(Input(source, source.tensors[name]) for source in sources)
+        inputs = tuple(Stored(source, source.tensors[name]) for source in sources)
         job = Job(name, inputs[0].info.shape, inputs[-1].dtype, inputs, rule)
         found = Collected(job.output_bytes)
         work = MergeContext(found, "error", lambda _: None, threading.Event(), tuning=current())

@@ -6,20 +6,20 @@ each column is contiguous, and merged by the ops in memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Literal, NamedTuple
 
 from ...backends.arrays import Array, Buffer, DType
 from ...backends.contract import Request
-from ...backends.interface import Backend
 from ...backends.results import SurveyResult
-from ...checkpoint.source import read_all
 from ...methods.rule import ByColumn, Rule, learn
-from ...plan.job import Input, Job
+from ...plan.job import Job
 from ..nonfinite import JobGuard, count_nonfinite
 from ..worker import MergeContext, unchanging
 from .memory import LINE, MOST_COLUMNS, column_bytes
+from .readers import Reader, Tools, open_reader
 
 # Memoryview formats by element size. They only move elements, so any format of that size will do.
 _FORMATS: dict[int, Literal["H", "I"]] = {2: "H", 4: "I"}
@@ -43,31 +43,32 @@ class ColumnMerger:
 
     def __init__(
         self,
-        backend: Backend,
+        tools: Tools,
         context: MergeContext,
         slab: Buffer,
         out: Buffer,
-        threads: Callable[[], int],
         survey_bytes: int,
     ) -> None:
-        self._backend = backend
+        self._tools = tools
         self._context = context
         self._slab, self._out = slab, out
-        self._threads, self._survey_bytes = threads, survey_bytes
+        self._survey_bytes = survey_bytes
 
     def merge(self, job: Job, rule: ByColumn) -> int:
         """Merge all of `job` into the output buffer; return the most passes of any survey.
 
         Raises MergeError, naming the tensor and the model.
         """
-        with unchanging(job):
-            return self._merge_slabs(job, rule)
+        with ExitStack() as stack:
+            stack.enter_context(unchanging(job))
+            readers = [open_reader(x, self._tools, stack) for x in job.inputs]
+            return self._merge_slabs(job, rule, readers)
 
-    def _merge_slabs(self, job: Job, rule: ByColumn) -> int:
+    def _merge_slabs(self, job: Job, rule: ByColumn, readers: Sequence[Reader]) -> int:
         passes, guard = 0, self._context.guard(job)
         output = _Block.of(self._out, job.dtype, job.numel)
         for first, width in _slabs(rule.columns, self._width(job, rule)):
-            inputs, end = self._read_slab(job, rule, first, width)
+            inputs, end = self._read_slab(job, rule, readers, first, width)
             merged = _Block.of(self._slab, job.dtype, rule.rows * width, end)
             for start in range(0, rule.rows * width, rule.rows):
                 self._context.check_stop()
@@ -86,7 +87,7 @@ class ColumnMerger:
         return min(rule.columns, MOST_COLUMNS, available // column_bytes(job, rule))
 
     def _read_slab(
-        self, job: Job, rule: ByColumn, first: int, width: int
+        self, job: Job, rule: ByColumn, readers: Sequence[Reader], first: int, width: int
     ) -> tuple[list[Array], int]:
         """Read columns [first, first + width) of every input.
 
@@ -98,9 +99,9 @@ class ColumnMerger:
             offsets.append(end)
             end += -(-numel * x.dtype.size // LINE) * LINE
         inputs = []
-        for x, offset in zip(job.inputs, offsets, strict=True):
+        for x, reader, offset in zip(job.inputs, readers, offsets, strict=True):
             by_row = _Block.of(self._slab, x.dtype, numel, end)
-            self._read(x, rule, first, by_row.view)
+            self._read(reader, rule, first, by_row.array)
             by_column = _Block.of(self._slab, x.dtype, numel, offset)
             for column in range(width):
                 start = column * rule.rows
@@ -109,29 +110,29 @@ class ColumnMerger:
         self._context.advance(numel * job.element_bytes)
         return inputs, end
 
-    def _read(self, x: Input, rule: ByColumn, first: int, view: memoryview) -> None:
-        """Fill `view` with the columns from `first` on, row by row; a slab of all columns is one read."""
-        row = rule.columns * x.dtype.size
-        piece = view.nbytes // rule.rows
+    def _read(self, reader: Reader, rule: ByColumn, first: int, out: Array) -> None:
+        """Fill `out` with the columns from `first` on, row by row; a slab of all columns is one read."""
+        row, piece = rule.columns, out.numel // rule.rows
         if piece == row:
-            row = piece = view.nbytes
-        with x.source.place(x.info) as (fd, begin):
-            for number in range(view.nbytes // piece):
-                self._context.check_stop()
-                start = begin + number * row + first * x.dtype.size
-                read_all(fd, start, x.info, view[number * piece : (number + 1) * piece])
+            row = piece = out.numel
+        for number in range(out.numel // piece):
+            self._context.check_stop()
+            reader.read(number * row + first, out.part(number * piece, piece))
 
     def _merge(
         self, job: Job, rule: Rule, inputs: Sequence[Array], out: Array, guard: JobGuard
     ) -> list[SurveyResult]:
         """Merge one column; return its surveys."""
         learned = learn(rule, partial(self._survey, inputs), guard.check_survey)
-        written = self._backend.fuse(inputs, rule.params(learned), out, 0, self._threads())
+        written = self._tools.backend.fuse(
+            inputs, rule.params(learned), out, 0, self._tools.threads()
+        )
         guard.check_output(written, learned, lambda: count_nonfinite(job, inputs, self._survey))
         return learned
 
     def _survey(self, inputs: Sequence[Array], request: Request) -> SurveyResult:
-        return self._backend.survey(inputs, request, self._threads(), self._survey_bytes)
+        tools = self._tools
+        return tools.backend.survey(inputs, request, tools.threads(), self._survey_bytes)
 
 
 def _slabs(columns: int, width: int) -> Iterator[tuple[int, int]]:

@@ -62,6 +62,7 @@ class WorkerMemory:
         floor: the part of one survey's memory that the survey allocates itself; the rest is lent to it.
         deciding: memory for ranking rows.
         threads: the most threads; `deciding` suffices for them.
+        computing: memory for computing inputs.
     """
 
     read: int
@@ -70,10 +71,11 @@ class WorkerMemory:
     floor: int = _SURVEY_FLOOR
     deciding: int = 0
     threads: int = sys.maxsize
+    computing: int = 0
 
     @property
     def total(self) -> int:
-        return self.read + self.output + self.survey + self.deciding
+        return self.read + self.output + self.survey + self.deciding + self.computing
 
 
 def divide_memory(plan: Plan, options: MergeOptions, surveys: int = 1) -> tuple[int, WorkerMemory]:
@@ -99,6 +101,8 @@ def plan_memory(
     Surveys get most of it, as far as any of `jobs` needs it: a survey must hold about one in a hundred elements of a
     large tensor, or it reads the tensor several times.
     """
+    computing = max(map(_computing, jobs), default=0)
+    max_bytes -= computing
     by_rows = [job for job in jobs if _longest_row(job)]
     per_thread = max((_deciding(job, 1) for job in by_rows), default=0)
     columns = ColumnMemory.of(jobs)
@@ -117,13 +121,13 @@ def plan_memory(
     survey = min(available, floor + max(map(_survey_records, jobs), default=0))
     # Wider slabs need fewer reads.
     read += max(0, min(available - survey, columns.most - read))
-    return WorkerMemory(read, output, survey, floor, deciding, threads)
+    return WorkerMemory(read, output, survey, floor, deciding, threads, computing)
 
 
 def memory_floor(jobs: Sequence[Job], surveys: int = 1) -> int:
     """Return the least bytes that merging `jobs` takes, one at a time, with `surveys` surveys in one read."""
     columns = ColumnMemory.of(jobs)
-    least = max((_floor(job, surveys) for job in jobs), default=0)
+    least = max((_floor(job, surveys) + _computing(job) for job in jobs), default=0)
     return least + columns.output + columns.least + columns.copying
 
 
@@ -133,6 +137,11 @@ def _floor(job: Job, surveys: int) -> int:
     if not _longest_row(job):
         return least
     return least + _step(job) * job.dtype.size + _least_read(job) + _deciding(job, 1)
+
+
+def _computing(job: Job) -> int:
+    """Return the bytes for computing the job's inputs."""
+    return sum(x.scratch_bytes for x in job.inputs)
 
 
 def _deciding(job: Job, threads: int) -> int:

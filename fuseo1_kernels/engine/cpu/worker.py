@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack
 
 import xxhash
 
 from ...backends.arrays import Buffer
 from ...backends.contract import Request, step_of
-from ...backends.interface import Backend, FileRange, InputUnreadable, Surveyor
+from ...backends.interface import Backend, Surveyor
 from ...backends.results import SurveyResult, energy_of
 from ...checkpoint.journal import TensorRecord
-from ...checkpoint.source import unreadable
 from ...errors import CheckpointError, MergeError, printable
 from ...methods.rule import ByColumn, Copied, learn
-from ...plan.job import Input, Job
-from ..nonfinite import JobGuard, counted_inputs
+from ...plan.inputs import Stored
+from ...plan.job import Job
+from ..nonfinite import JobGuard, counted_job
 from ..worker import MergeContext, TensorReport, unchanging
 from .columns import ColumnMerger
+from .feed import Feed, FileFeed, ReaderFeed
 from .memory import WorkerMemory, first_selects
+from .readers import Reader, Tools, open_reader
 
 
 class CpuWorker:
@@ -52,9 +54,8 @@ class CpuWorker:
                 f"{memory.total >> 20} MiB of memory for a worker cannot be had ({error.strerror}); "
                 "lower --max-memory or --threads"
             ) from error
-        self._columns = ColumnMerger(
-            backend, context, self._in, self._out, self._threads, self._survey_bytes
-        )
+        self._tools = Tools(backend, self._threads, context.check_stop)
+        self._columns = ColumnMerger(self._tools, context, self._in, self._out, self._survey_bytes)
 
     def _threads(self) -> int:
         return min(self._available_threads(), self._most_threads)
@@ -65,17 +66,16 @@ class CpuWorker:
         return self._out.view
 
     def merge_all(
-        self, jobs: Sequence[Job], direct: Callable[[Job], Sequence[Input]]
+        self, jobs: Sequence[Job], direct: Callable[[Job], Sequence[Stored]]
     ) -> dict[str, TensorReport]:
         """Merge `jobs` one after the other; see Worker.merge_all."""
         return {job.name: self.merge(job, direct(job)) for job in jobs}
 
-    def merge(self, job: Job, direct: Sequence[Input] = ()) -> TensorReport:
+    def merge(self, job: Job, direct: Sequence[Stored] = ()) -> TensorReport:
         """Merge `job` and write the result. Raises MergeError, naming the tensor and the model.
 
-        Survey and fuse both read the inputs from the page cache, in pieces that fit a core's cache. A buffer for whole
-        inputs would send them through memory once more. The inputs in `direct` are not in the page cache: the worker
-        asks the system to read ahead of it, and to drop the bytes behind it.
+        Survey and fuse both read the inputs, from the page cache. Those in `direct` are not there: the worker asks the
+        system to read ahead of it, and to drop the bytes behind it.
         """
         self._checksum = xxhash.xxh3_128()
         if isinstance(job.rule, ByColumn):
@@ -84,27 +84,41 @@ class CpuWorker:
             return self._copy(job, direct)
         energy: tuple[float, ...] = ()
         passes = bytes_read = 0
-        for self._start, part in job.parts():
-            pairs = zip(job.inputs, part.inputs, strict=True)
-            self._direct = [part_input for x, part_input in pairs if x in direct]
-            with unchanging(part) as places:
-                files = [
-                    FileRange(*place, x.dtype) for place, x in zip(places, part.inputs, strict=True)
-                ]
-                guard = self._context.guard(part)
-                learned, new, reads = self._learn(part, files, guard)
-                self._fuse(part, files, learned, guard, first_read=reads == 0)
-            if self._context.surveys and part is job:
-                self._context.surveys.keep(job, new)
-            energy = energy_of(learned)
-            passes = max([passes, *(survey.passes for survey in learned)])
-            bytes_read += part.input_bytes * (reads + 1)
+        with ExitStack() as stack:
+            readers = self._open_readers(job, stack)
+            for self._start, part in job.parts():
+                pairs = zip(job.stored, part.stored, strict=True)
+                self._direct = [x for whole, x in pairs if whole in direct and not readers]
+                with unchanging(part) as places:
+                    feed = self._feed(part, places, readers)
+                    guard = self._context.guard(part)
+                    learned, new, reads = self._learn(part, feed, guard)
+                    self._fuse(part, feed, learned, guard, first_read=reads == 0)
+                if self._context.surveys and part is job:
+                    self._context.surveys.keep(job, new)
+                energy = energy_of(learned)
+                passes = max([passes, *(survey.passes for survey in learned)])
+                bytes_read += part.input_bytes * (reads + 1)
         record = TensorRecord(self._checksum.hexdigest(), energy, passes)
         return TensorReport(record, bytes_read)
 
-    def _copy(self, job: Job, direct: Sequence[Input]) -> TensorReport:
+    def _open_readers(self, job: Job, stack: ExitStack) -> list[Reader]:
+        """Return readers of the inputs, which `stack` closes, if any is computed; none if all are as in their files."""
+        if not job.computed:
+            return []
+        stack.enter_context(unchanging(job))
+        return [open_reader(x, self._tools, stack) for x in job.inputs]
+
+    def _feed(
+        self, part: Job, places: Sequence[tuple[int, int]], readers: Sequence[Reader]
+    ) -> Feed:
+        if readers:
+            return ReaderFeed(part.inputs, readers, self._in, self._tools, first=self._start)
+        return FileFeed(part.stored, places, self._in, self._tools)
+
+    def _copy(self, job: Job, direct: Sequence[Stored]) -> TensorReport:
         """Copy a tensor of integers. Raises CheckpointError unless all models have the same."""
-        first, *others = job.inputs
+        first, *others = job.stored
         step = min(self._out.nbytes, self._in.nbytes)
         for start in range(0, job.output_bytes, step):
             self._context.check_stop()
@@ -123,7 +137,7 @@ class CpuWorker:
             self._checksum.update(copied)
             self._context.destination.write(job.name, start, copied)
             self._context.advance(size * (len(job.inputs) + 1))
-        for x in job.inputs:
+        for x in job.stored:
             x.source.check_unchanged(x.info.file)
         return TensorReport(TensorRecord(self._checksum.hexdigest(), (), 1), job.input_bytes)
 
@@ -137,7 +151,7 @@ class CpuWorker:
         return TensorReport(record, job.input_bytes)
 
     def _learn(
-        self, job: Job, files: Sequence[FileRange], guard: JobGuard
+        self, job: Job, feed: Feed, guard: JobGuard
     ) -> tuple[list[SurveyResult], list[tuple[Request, SurveyResult]], int]:
         """Return the surveys that the rule requests, the new ones with their requests, and how often they read."""
         new: list[tuple[Request, SurveyResult]] = []
@@ -146,7 +160,7 @@ class CpuWorker:
         def survey(request: Request) -> SurveyResult:
             nonlocal reads
             kept, missing = self._context.look_up(job, request)
-            surveys, passes = self._survey(job, files, missing, first_read=reads == 0)
+            surveys, passes = self._survey(job, feed, missing, first_read=reads == 0)
             reads += passes
             new.extend(surveys.items())
             return kept or surveys[request]
@@ -154,7 +168,7 @@ class CpuWorker:
         return learn(job.rule, survey, guard.check_survey), new, reads
 
     def _survey(
-        self, job: Job, files: Sequence[FileRange], requests: Sequence[Request], first_read: bool
+        self, job: Job, feed: Feed, requests: Sequence[Request], first_read: bool
     ) -> tuple[dict[Request, SurveyResult], int]:
         """Return a survey for every request, and how often the tensor was read for all of them."""
         shape = len(job.inputs) - 1, job.numel
@@ -165,13 +179,11 @@ class CpuWorker:
             for request, buffer in zip(requests, self._survey_buffers, strict=False)
         }
         for surveyor in surveyors.values():
-            self._sample(job, files, surveyor)
+            self._sample(feed, surveyor)
         passes = 0
         while working := [s for s in surveyors.values() if not s.done]:
-            for start, count in self._chunks(job, self._tuning.chunk):
-                for surveyor in working:
-                    with _explained(job):
-                        surveyor.update_files(files, start, count, self._in)
+            for start, count in self._chunks(job, feed, self._tuning.chunk):
+                feed.update(working, start, count)
                 if first_read and passes == 0:
                     self._context.advance(count * job.element_bytes)
             for surveyor in working:
@@ -179,17 +191,17 @@ class CpuWorker:
             passes += 1
         return {r: surveyor.result() for r, surveyor in surveyors.items()}, passes
 
-    def _sample(self, job: Job, files: Sequence[FileRange], surveyor: Surveyor) -> None:
+    def _sample(self, feed: Feed, surveyor: Surveyor) -> None:
         if self._direct:
             starts, length = surveyor.sample_runs(self._tuning.sample_runs)
             for start in starts:
                 _will_need(self._direct, start, length)
-        with _explained(job):
-            surveyor.sample_files(files, self._tuning.sample_runs, self._in)
+        feed.sample(surveyor, self._tuning.sample_runs)
 
-    def _chunks(self, job: Job, most: int) -> Iterator[tuple[int, int]]:
+    def _chunks(self, job: Job, feed: Feed, most: int) -> Iterator[tuple[int, int]]:
         """Yield (start, count) of the chunks of a tensor, in order; read direct inputs ahead and drop them behind."""
         ahead = self._tuning.direct_ahead // job.element_bytes
+        most = min(most, feed.most or most)
         for start, count in _pieces(job.numel, most, step_of(first_selects(job.rule))):
             self._context.check_stop()
             upcoming = (start + ahead, count) if start else (0, ahead + count)
@@ -201,28 +213,24 @@ class CpuWorker:
     def _fuse(
         self,
         job: Job,
-        files: Sequence[FileRange],
+        feed: Feed,
         learned: Sequence[SurveyResult],
         guard: JobGuard,
         first_read: bool,
     ) -> None:
         params = job.rule.params(learned)
-        for start, count in self._chunks(
-            job, min(self._tuning.chunk, self._out.nbytes // job.dtype.size)
-        ):
-            out = self._out.array(job.dtype, count)
-            with _explained(job):
-                written = self._backend.fuse_files(
-                    files, params, out, start, self._threads(), self._in
-                )
+        most = min(self._tuning.chunk, self._out.nbytes // job.dtype.size)
+        for start, count in self._chunks(job, feed, most):
+            written = feed.fuse(params, self._out.array(job.dtype, count), start)
             if first_read:
                 self._context.advance(count * job.element_bytes)
-            guard.check_output(written, learned, lambda: self._count_nonfinite(job, files))
+            guard.check_output(written, learned, lambda: self._count_nonfinite(job, feed))
             self._write(job, start, count)
 
-    def _count_nonfinite(self, job: Job, files: Sequence[FileRange]) -> SurveyResult:
-        job, files, request = counted_inputs(job, files)
-        surveys, _ = self._survey(job, files, [request], first_read=False)
+    def _count_nonfinite(self, job: Job, feed: Feed) -> SurveyResult:
+        feed = feed.twice() if len(job.inputs) == 1 else feed
+        job, request = counted_job(job)
+        surveys, _ = self._survey(job, feed, [request], first_read=False)
         return surveys[request]
 
     def _write(self, job: Job, start: int, count: int, at: int = 0) -> None:
@@ -241,16 +249,7 @@ def _pieces(numel: int, most: int, unit: int) -> Iterator[tuple[int, int]]:
         yield start, min(step, numel - start)
 
 
-def _will_need(inputs: Sequence[Input], start: int, count: int) -> None:
+def _will_need(inputs: Sequence[Stored], start: int, count: int) -> None:
     """Ask the system to read elements [start, start + count), as far as they exist, in the background."""
     for x in inputs:
         x.source.will_need(x.info, start * x.dtype.size, count * x.dtype.size)
-
-
-@contextmanager
-def _explained(job: Job) -> Iterator[None]:
-    """Turn a backend's InputUnreadable, which only has the input's number, into an error that names the tensor."""
-    try:
-        yield
-    except InputUnreadable as error:
-        raise unreadable(job.inputs[error.input].info, error.number) from None

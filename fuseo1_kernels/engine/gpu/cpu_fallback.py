@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from ...errors import counted
-from ...plan.job import Input, Job
+from ...plan.inputs import Stored
+from ...plan.job import Job
 from ..cpu.worker import CpuWorker
 from ..worker import TensorReport
 
@@ -25,7 +26,7 @@ class CpuFallback:
     def __contains__(self, name: str) -> bool:
         return name in self._reasons
 
-    def merge(self, job: Job, direct: Sequence[Input]) -> TensorReport:
+    def merge(self, job: Job, direct: Sequence[Stored]) -> TensorReport:
         """As CpuWorker.merge."""
         assert self._worker is not None
         with self._lock:

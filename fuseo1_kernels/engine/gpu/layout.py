@@ -9,7 +9,8 @@ from typing import Generic, TypeVar
 from ...backends.arrays import DType
 from ...backends.results import SceResult
 from ...methods.sce import Sce
-from ...plan.job import Input, Job
+from ...plan.inputs import Stored
+from ...plan.job import Job
 from .regions import ALIGNMENT, aligned
 
 T = TypeVar("T")
@@ -95,9 +96,9 @@ class Layout:
         self, requests: Sequence[TensorRequest], result_bytes: int, params_bytes: int
     ) -> None:
         self._end = 0
-        self._in: list[_Segment[Input | bytes]] = []
+        self._in: list[_Segment[Stored | bytes]] = []
         self._out: list[_Segment[Task | None]] = []
-        inputs = [[self._read(x, request.job) for x in request.job.inputs] for request in requests]
+        inputs = [[self._read(x, request.job) for x in request.job.stored] for request in requests]
         params = [self._params(request, params_bytes) for request in requests]
         self.results_start = self._end
         results = [self._results(request, result_bytes) for request in requests]
@@ -117,7 +118,7 @@ class Layout:
         """Bytes of the region; at least 1, because all tensors of a group may be empty."""
         return max(self._end, 1)
 
-    def chunks_in(self, most: int) -> Iterator[Chunk[Input | bytes]]:
+    def chunks_in(self, most: int) -> Iterator[Chunk[Stored | bytes]]:
         """Yield the chunks to copy to the device, of at most `most` bytes."""
         return _cut(self._in, most)
 
@@ -130,7 +131,7 @@ class Layout:
         start, self._end = self._end, self._end + aligned(nbytes)
         return start
 
-    def _read(self, x: Input, job: Job) -> int:
+    def _read(self, x: Stored, job: Job) -> int:
         nbytes = job.numel * x.dtype.size
         self._in.append(_Segment(self._end, nbytes, x))
         return self._add(nbytes)

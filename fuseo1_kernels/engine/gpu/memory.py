@@ -155,6 +155,9 @@ def _workspaces(
         if isinstance(job.rule, Copied):
             reasons[job.name] = "integers are copied"
             continue
+        if job.computed:
+            reasons[job.name] = "inputs that are computed while they are read are so on the CPU"
+            continue
         if isinstance(job.rule, ByColumn):
             reasons[job.name] = "nothing is merged by columns on a GPU"
             continue

@@ -13,7 +13,8 @@ from ...backends.interface import OnDevice, Room
 from ...backends.results import SceResult, SurveyResult, expect
 from ...checkpoint.journal import TensorRecord
 from ...methods.sce import Sce
-from ...plan.job import Input, Job
+from ...plan.inputs import Stored
+from ...plan.job import Job
 from ..worker import MergeContext, TensorReport
 from .blocking import BlockingMerger, SurveySummary
 from .context import GpuContext
@@ -49,7 +50,7 @@ class GpuWorker:
         return self._scratch.view
 
     def merge_all(
-        self, jobs: Sequence[Job], direct: Callable[[Job], Sequence[Input]]
+        self, jobs: Sequence[Job], direct: Callable[[Job], Sequence[Stored]]
     ) -> dict[str, TensorReport]:
         """Merge `jobs`; see Worker.merge_all. On the GPU each tensor is read once."""
         reports = {
@@ -79,7 +80,7 @@ class GpuWorker:
         if group:
             yield group
 
-    def _merge(self, jobs: Sequence[Job], direct: Sequence[Input]) -> dict[str, TensorReport]:
+    def _merge(self, jobs: Sequence[Job], direct: Sequence[Stored]) -> dict[str, TensorReport]:
         """Merge a group; return reports by tensor name."""
         gpu, cache = self._gpu, self._context.surveys
         requests = [self._request(job) for job in jobs]
@@ -87,7 +88,7 @@ class GpuWorker:
         region = gpu.regions.take(layout.nbytes)
         copied = self._copy_in(layout, region, direct)
         for job in jobs:
-            for x in job.inputs:
+            for x in job.stored:
                 x.source.check_unchanged(x.info.file)
         if all(isinstance(job.rule, Sce) for job in jobs):
             gpu.copies_out.wait(self._enqueue_kernels(layout, region, copied))
@@ -119,14 +120,14 @@ class GpuWorker:
 
     # --- to the device -------------------------------------------------------------------
 
-    def _copy_in(self, layout: Layout, region: int, direct: Sequence[Input]) -> list[Event]:
+    def _copy_in(self, layout: Layout, region: int, direct: Sequence[Stored]) -> list[Event]:
         """Read the group and copy it to its region; return the events of the copies."""
         gpu = self._gpu
         chunks = layout.chunks_in(gpu.size.slot)
         reads = [gpu.submit(partial(self._read, chunk, region, direct)) for chunk in chunks]
         return [read.result() for read in reads]
 
-    def _read(self, chunk: Chunk[Input | bytes], region: int, direct: Sequence[Input]) -> Event:
+    def _read(self, chunk: Chunk[Stored | bytes], region: int, direct: Sequence[Stored]) -> Event:
         """Read a chunk into a staging slot and enqueue its copy; return the copy's event. Raises Stopped."""
         gpu = self._gpu
         slot = gpu.staging_in.take()

@@ -9,7 +9,7 @@ from ...backends.interface import GpuBackend
 from ...backends.results import DivergencesResult, MagnitudesResult, NormsResult, SurveyResult
 from ...methods.rule import ByRow, Rule
 from ...plan.job import Job
-from ..nonfinite import counted_inputs
+from ..nonfinite import counted_job
 
 
 def blocking_bytes(job: Job, backend: GpuBackend) -> int:
@@ -20,8 +20,9 @@ def blocking_bytes(job: Job, backend: GpuBackend) -> int:
     whole, targets = job.rule, len(job.inputs) - 1
     rule, numel = (whole.rule, whole.row) if isinstance(whole, ByRow) else (whole, job.numel)
     requests, selects = rehearse(rule, numel, targets)
-    _, surveyed, norms = counted_inputs(job, job.inputs)
-    surveys = [backend.survey_bytes(len(surveyed) - 1, numel, r) for r in requests or [norms]]
+    counted, norms = counted_job(job)
+    surveyed = len(counted.inputs) - 1
+    surveys = [backend.survey_bytes(surveyed, numel, r) for r in requests or [norms]]
     return max(*surveys, backend.fuse_bytes(targets, numel, selects))
 
 

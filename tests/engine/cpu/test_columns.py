@@ -14,7 +14,7 @@ from fuseo1_kernels.backends.cpu import CpuBackend
 from fuseo1_kernels.backends.registry import BACKENDS
 from fuseo1_kernels.checkpoint.loader import open_source
 from fuseo1_kernels.config.load import as_config
-from fuseo1_kernels.engine.cpu import columns
+from fuseo1_kernels.engine.cpu import columns, readers
 from fuseo1_kernels.engine.cpu.memory import ColumnMemory, WorkerMemory, memory_floor, plan_memory
 from fuseo1_kernels.engine.cpu.worker import CpuWorker
 from fuseo1_kernels.engine.dry_run import dry_run
@@ -175,7 +175,7 @@ def test_any_slab(name: str, backend: str, family: Family, monkeypatch: pytest.M
                              out_dtype=tensors[2].dtype)  # fmt: skip
     raw = expected.contiguous().view(torch.uint8).numpy().tobytes()
     reads: list[int] = []
-    watch(monkeypatch, columns, "read_all", lambda *read: reads.append(read[-1].nbytes))
+    watch(monkeypatch, readers, "read_all", lambda *read: reads.append(read[-1].nbytes))
     rows = tensors[0].shape[0]
     column = sum(t.element_size() for t in tensors) + max(t.element_size() for t in tensors)
     for width in (1, 2, 3, 10, 10_000):
@@ -251,7 +251,7 @@ def test_a_file_that_changes_between_slabs(
 
 
 @pytest.mark.parametrize(
-    ("owner", "name"), [(CpuBackend, "survey"), (columns, "read_all"), (CpuWorker, "_write")]
+    ("owner", "name"), [(CpuBackend, "survey"), (readers, "read_all"), (CpuWorker, "_write")]
 )
 def test_a_merge_of_columns_stops_at_once(
     owner: Any, name: str, family: Family, narrow: None, monkeypatch: pytest.MonkeyPatch

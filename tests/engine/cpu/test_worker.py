@@ -20,7 +20,7 @@ from fuseo1_kernels.backends.registry import load_backend
 from fuseo1_kernels.checkpoint.header import TensorInfo
 from fuseo1_kernels.checkpoint.loader import open_source
 from fuseo1_kernels.checkpoint.source import Source
-from fuseo1_kernels.engine.cpu import worker
+from fuseo1_kernels.engine.cpu import feed, worker
 from fuseo1_kernels.engine.cpu.memory import WorkerMemory, memory_floor, plan_memory
 from fuseo1_kernels.engine.cpu.worker import CpuWorker, _pieces
 from fuseo1_kernels.errors import CheckpointError
@@ -28,7 +28,8 @@ from fuseo1_kernels.methods import METHODS
 from fuseo1_kernels.methods.parameters import resolve_parameters
 from fuseo1_kernels.methods.rule import TensorSpec
 from fuseo1_kernels.methods.sce import Sce
-from fuseo1_kernels.plan.job import Input, Job
+from fuseo1_kernels.plan.inputs import Stored
+from fuseo1_kernels.plan.job import Job
 from support.models import Family, make_family, merged, states_of, weights
 from support.pairwise import pairwise
 from support.streamed import BUDGET, MIB, damaged_before, limited, merge_tensor
@@ -109,7 +110,7 @@ def test_what_a_direct_tensor_tells_the_system(
     monkeypatch.setattr(Source, "will_need", will_need)
     monkeypatch.setattr(Source, "drop", drop)
     monkeypatch.setattr(CpuWorker, "_sample", sampled)
-    watch(monkeypatch, worker, "_explained", lambda job: told.append(("merge",)))
+    watch(monkeypatch, feed.FileFeed, "_explained", lambda self: told.append(("merge",)))
     monkeypatch.setattr(worker, "_pieces", noted)
     chunks: list[tuple[int, int]] = []
     memory = WorkerMemory(300_000, 20_001, MIB)
@@ -134,7 +135,7 @@ def test_a_sample_of_a_direct_tensor_is_asked_for(
     """Its runs, before it reads them: they lie all over the tensor."""
     asked: list[tuple[int, int]] = []
     watch(monkeypatch, Source, "will_need", lambda _, info, *part: asked.append(part))
-    monkeypatch.setattr(CpuWorker, "_chunks", lambda self, job, most: iter([(0, job.numel)]))
+    monkeypatch.setattr(CpuWorker, "_chunks", lambda self, job, feed, most: iter([(0, job.numel)]))
     survey = _cpu.Survey(3, SHAPE[0] * SHAPE[1], 0.5, MIB)
     starts, length = survey.sample_runs()
     whole = WorkerMemory(MIB, MIB, MIB)
@@ -232,7 +233,7 @@ def test_the_limit_is_one(huge: Family) -> None:
 @pytest.mark.parametrize("budget", [8 * MIB, 100 * MIB, 2 << 30])
 def test_what_is_planned_stays_within_the_budget(budget: int, threads: int, huge: Family) -> None:
     with open_source(str(huge.base)) as source:
-        x = Input(source, source.tensors["model.embed_tokens.weight"])
+        x = Stored(source, source.tensors["model.embed_tokens.weight"])
         job = Job("w", x.info.shape, x.dtype, (x, x, x), Sce(0.5, "fuseo1", x.info.numel))
         small = Job("b", (16,), x.dtype, (x, x), Sce(0.5, "fuseo1", 16))
         planned = plan_memory([job, small], budget, threads)

@@ -149,7 +149,13 @@ SCE, OTHER = Sce(0.5, "fuseo1", 0), Linear((1.0,), True)
 def job(numel: int, *dtypes: DType, rule: Rule = SCE) -> Any:
     inputs = tuple(FakeInput(i, dtype) for i, dtype in enumerate(dtypes))
     return SimpleNamespace(
-        numel=numel, dtype=BF16, inputs=inputs, output_bytes=numel * 2, name=f"t{numel}", rule=rule
+        numel=numel,
+        dtype=BF16,
+        inputs=inputs,
+        stored=inputs,
+        output_bytes=numel * 2,
+        name=f"t{numel}",
+        rule=rule,
     )
 
 

@@ -1,0 +1,55 @@
+"""Readers of a tensor's inputs: of tensors in files, and of those that are computed while they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Protocol
+
+from ...backends.arrays import Array
+from ...backends.interface import Backend
+from ...checkpoint.source import read_all
+from ...plan.inputs import Input, Stored
+
+
+class Reader(Protocol):
+    """Reads one input. An element is the same however reads are cut."""
+
+    def read(self, start: int, out: Array) -> None:
+        """Fill `out`, of the input's dtype, with its elements from flat index `start` on. Raises CheckpointError."""
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What computed inputs are computed with.
+
+    Attributes:
+        backend: the ops.
+        threads: returns the number of threads to use; called before every op.
+        check_stop: raises MergeError if the merge must end.
+    """
+
+    backend: Backend
+    threads: Callable[[], int]
+    check_stop: Callable[[], None]
+
+
+def open_reader(x: Input, tools: Tools, stack: ExitStack) -> Reader:
+    """Return a reader of `x`, which `stack` closes. Whatever must be known of the whole input is computed here.
+
+    Raises MergeError.
+    """
+    if isinstance(x, Stored):
+        return _StoredReader(x, stack)
+    raise TypeError(f"{x!r} has no reader")
+
+
+class _StoredReader:
+    def __init__(self, x: Stored, stack: ExitStack) -> None:
+        self._x = x
+        self._fd, self._begin = stack.enter_context(x.source.place(x.info))
+
+    def read(self, start: int, out: Array) -> None:
+        begin = self._begin + start * out.dtype.size
+        read_all(self._fd, begin, self._x.info, out.view)
