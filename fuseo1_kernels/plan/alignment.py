@@ -17,6 +17,8 @@ from ..checkpoint.vocabulary import MOST_BYTES, MOST_TOKENS, Vocabulary, read_vo
 from ..config.schema import MergeConfig
 from ..config.tokenizer import ModelTokenRow, TokenizerKeys, TokenRow
 from ..errors import CheckpointError, counted
+from .gathered import Gathered
+from .inputs import Input
 from .row_tables import ChosenRow, RowTable, make_tables
 from .token_tensors import TokenTensors
 
@@ -32,6 +34,7 @@ class Alignment:
         tensors: which tensors of each model have a row per token, by the config's names.
         ids: by model, for each id of the output the model's id of the same token; -1: the model has no row for it.
         chosen: the rows that the config names, by the output's id.
+        base: the config's base, or None.
         notes: remarks for the user.
     """
 
@@ -42,28 +45,36 @@ class Alignment:
     tensors: Mapping[str, TokenTensors]
     ids: Mapping[str, Sequence[int]]
     chosen: Mapping[int, ChosenRow]
+    base: str | None
     notes: list[str]
-    _tables: dict[Any, tuple[RowTable | None, ...]] = field(default_factory=dict)
+    _tables: dict[tuple[Any, Any], tuple[RowTable | None, ...]] = field(default_factory=dict)
 
-    def has(self, model: str, tensor: str) -> bool:
-        """Whether a tensor of a model has a row per token."""
-        return tensor in self.tensors[model].names
+    def covers(self, tensors: Mapping[str, str], inputs: Sequence[Input]) -> bool:
+        """Whether the inputs of a tensor, whose names `tensors` has by model, have a row per token."""
+        by_token = all(name in self.tensors[model].names for model, name in tensors.items())
+        return by_token and len({x.shape[1:] for x in inputs}) == 1
 
-    def tables(self, models: Sequence[str], base: str | None) -> tuple[RowTable | None, ...]:
-        """Return how the rows of each of these models' tensors, which are merged, are gathered.
+    def gather(
+        self, models: tuple[str, ...], inputs: Sequence[Input], base: str | None
+    ) -> list[Input]:
+        """Return the inputs of a tensor with the output's rows; as they are where the first rows are the output's.
 
-        None: the model's first rows are the output's. Raises CheckpointError for a token whose row is nowhere.
+        Args:
+            models: the models whose tensors `inputs` are.
+            inputs: the tensors as they stand.
+            base: the base of the tensor's part; None: the config's.
+
+        Raises:
+            CheckpointError: the row of a token is nowhere.
         """
-        key = tuple(models), base
+        key = models, base or self.base
         if key not in self._tables:
-            self._tables[key] = make_tables(
-                [self.ids[model] for model in models],
-                models,
-                base,
-                self.chosen,
-                self.padding,
-            )
-        return self._tables[key]
+            ids = [self.ids[model] for model in models]
+            self._tables[key] = make_tables(ids, *key, self.chosen, self.padding)
+        return [
+            x if table is None else Gathered.of(x, tuple(inputs[i] for i in table.models), table)
+            for x, table in zip(inputs, self._tables[key], strict=True)
+        ]
 
 
 def align(
@@ -90,7 +101,8 @@ def align(
         raise _unaligned(lender, first)
     tensors = {name: TokenTensors(source) for name, source in sources.items()}
     of_base = keys.source in ("base", "union")
-    making = _Making(keys, tensors, first, tensors[config.config_model].rows if of_base else None)
+    rows = tensors[config.config_model].rows if of_base else None
+    making = _Making(keys, tensors, first, rows, config.base_model)
     del first
     models = [config.config_model, *(name for name in sources if name != config.config_model)]
     digest = None
@@ -118,8 +130,10 @@ class _Making:
         tensors: Mapping[str, TokenTensors],
         lent: Vocabulary,
         rows: int | None,
+        base: str | None,
     ) -> None:
-        """`lent`: the vocabulary that the output's is made of. `rows`: how many of its ids count; None: all."""
+        """Begin with the vocabulary `lent`, of which the first `rows` ids count; None: all."""
+        self._base = base
         self._keys, self._tensors, self._lender = keys, tensors, lent.model
         self._ids = lent.ids()
         last = math.inf if rows is None else rows
@@ -226,6 +240,7 @@ class _Making:
             tensors=self._tensors,
             ids=self._rows,
             chosen=chosen,
+            base=self._base,
             notes=self.notes,
         )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from ..config.schema import MergeConfig
 from ..errors import CheckpointError, printable
 from ..methods.rule import Copied, TensorSpec
 from .aliases import find_aliases
+from .alignment import Alignment
 from .inputs import STORED, Input, Stored
 from .job import Job
 from .layer_config import gather_config, mixed_layers
@@ -28,12 +28,8 @@ from .placements import (
     place_whole_models,
     tensors_by_layer,
 )
+from .token_tensors import is_embedding
 
-# Tensors with one row per token.
-_EMBEDDING = re.compile(
-    r"(?:.*\.)?(?:embed_tokens|tok_embeddings|word_embeddings|wte|embed_in|embed_out|shared|predictions\.decoder"
-    r"|lm_head)\.weight"
-)
 # The most problems that an error lists.
 _PROBLEMS_SHOWN = 20
 
@@ -49,7 +45,7 @@ class Plan:
         notes: remarks that do not stop it.
         config: the content of config.json, but for dtype and vocabulary; {} if there is none.
         decoder_layers: by layer of a decoder that `slices` cut, its index in the slice's first model; else None.
-        vocab_size: the number of rows of cropped embeddings; None if none is cropped.
+        vocab_size: the number of rows of embeddings that are gathered or cropped; None if none is.
     """
 
     jobs: tuple[Job, ...]
@@ -86,6 +82,7 @@ def make_plan(
     shard_size: int,
     crop_embeddings: bool = False,
     random_seed: int = 0,
+    alignment: Alignment | None = None,
 ) -> Plan:
     """Plan a merge. Everything that prevents it is listed in the plan's `problems`.
 
@@ -96,6 +93,7 @@ def make_plan(
         crop_embeddings: cut embeddings of different vocabulary sizes to the rows that all models have, as the FuseO1
             authors' code does.
         random_seed: seed of random masks.
+        alignment: how rows of embeddings are gathered by token; None: they are merged by id.
 
     Raises:
         ConfigError: a parameter has no value for a tensor, or an invalid one.
@@ -113,10 +111,12 @@ def make_plan(
     aliases = find_aliases(placements, sources, is_embedding)
     for placement in placements:
         drawn_as = aliases.get(placement.name, placement.name)
-        job = _job(placement, drawn_as, sources, dtype, crop_embeddings, random_seed, problems)
+        job = _job(
+            placement, drawn_as, sources, dtype, crop_embeddings, alignment, random_seed, problems
+        )
         if job is not None:
             jobs.append(job)
-            if job.shape != job.inputs[0].shape:
+            if alignment is None and job.shape != job.inputs[0].shape:
                 cropped[job.name] = job.shape[0]
     if not placements and not problems:
         problems.append(f"model {parts[0].models[0]}: holds no tensors")
@@ -135,7 +135,7 @@ def make_plan(
         ),
         config=layout.config,
         decoder_layers=layout.indices if "decoder" in (layout.cut or "").split(".") else None,
-        vocab_size=min(cropped.values(), default=None),
+        vocab_size=alignment.rows if alignment else min(cropped.values(), default=None),
     )
 
 
@@ -185,6 +185,7 @@ def _job(
     sources: Mapping[str, Source],
     dtype: DType | None,
     crop_embeddings: bool,
+    alignment: Alignment | None,
     random_seed: int,
     problems: list[str],
 ) -> Job | None:
@@ -209,7 +210,17 @@ def _job(
             inputs.append(Stored(sources[model], info))
     if len(inputs) < len(placement.tensors):
         return None
-    shape = _common_shape(name, inputs, crop_embeddings, problems)
+    kept = promote({x.dtype for x in inputs})
+    shape: tuple[int, ...] | None
+    if alignment is not None and not copied and alignment.covers(placement.tensors, inputs):
+        try:
+            inputs = alignment.gather(tuple(placement.tensors), inputs, part.base)
+        except CheckpointError as error:  # the same for the head as for the embeddings
+            problems += [str(error)] if str(error) not in problems else []
+            return None
+        shape = (alignment.rows, *inputs[0].shape[1:])
+    else:
+        shape = _common_shape(name, inputs, crop_embeddings, problems)
     if shape is None:
         return None
     if copied:
@@ -218,7 +229,7 @@ def _job(
     return Job(
         name=name,
         shape=shape,
-        dtype=dtype or promote({x.dtype for x in inputs}),
+        dtype=dtype or kept,
         inputs=tuple(inputs),
         rule=part.method.rule(part.values(name, placement.t, placement.tensors), spec),
     )
@@ -244,11 +255,6 @@ def _common_shape(
         return None
     # Rows are contiguous: the common ones are a prefix of every model's tensor.
     return (min(s[0] for s in shapes), next(iter(shapes))[1])
-
-
-def is_embedding(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a tensor of this name and shape has one row per token."""
-    return len(shape) == 2 and _EMBEDDING.fullmatch(name) is not None
 
 
 def _uneven_embeddings(jobs: list[Job], cropped: Mapping[str, int]) -> Iterator[str]:

@@ -11,7 +11,7 @@ from ..checkpoint.source import Source
 from ..checkpoint.vocabulary import MOST_BYTES, MergedRows, Vocabulary, read_vocabulary
 from ..errors import CheckpointError, counted
 from .job import Job
-from .plan import is_embedding
+from .token_tensors import is_embedding
 
 
 def check_vocabularies(

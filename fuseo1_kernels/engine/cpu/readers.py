@@ -10,7 +10,9 @@ from typing import Protocol
 from ...backends.arrays import Array
 from ...backends.interface import Backend
 from ...checkpoint.source import read_all
+from ...plan.gathered import Gathered
 from ...plan.inputs import Input, Stored
+from .gather import GatheredReader
 
 
 class Reader(Protocol):
@@ -42,6 +44,9 @@ def open_reader(x: Input, tools: Tools, stack: ExitStack) -> Reader:
     """
     if isinstance(x, Stored):
         return _StoredReader(x, stack)
+    if isinstance(x, Gathered):
+        donors = [open_reader(donor, tools, stack) for donor in x.donors]
+        return GatheredReader(x, donors, tools.check_stop)
     raise TypeError(f"{x!r} has no reader")
 
 
