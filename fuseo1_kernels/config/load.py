@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from ..errors import ConfigError
 from ..methods import METHODS
+from .chain import parse_chain
 from .recipes import find_recipe, nearest_recipe
 from .schema import MergeConfig
 from .yaml_text import read_yaml, short_yaml
@@ -38,7 +39,7 @@ def load_config(source: str | os.PathLike[str], text: str | None = None) -> Merg
     name = os.fspath(source)
     if text is None:
         text = _read_text(name)
-    return parse_config(read_yaml(text, name), name)
+    return parse_documents(read_yaml(text, name), name)
 
 
 def _read_text(name: str) -> str:
@@ -69,6 +70,13 @@ def _check_kind(name: str, status: os.stat_result) -> None:
     pipe = stat.S_ISFIFO(status.st_mode) and "/pipe:[" in os.path.realpath(name)
     if not stat.S_ISREG(status.st_mode) and not pipe:
         raise ConfigError(f"{name}: is not a file; give a YAML file or a recipe's name")
+
+
+def parse_documents(documents: Sequence[Any], name: str) -> MergeConfig:
+    """Return the config in a YAML file's documents: one, or a chain of merges. Raises ConfigError."""
+    if len(documents) == 1:
+        return parse_config(documents[0], name)
+    return parse_chain(documents, name, parse_config)
 
 
 def parse_config(data: Mapping[str, Any], name: str = "config") -> MergeConfig:
@@ -104,12 +112,20 @@ def _problem(detail: ErrorDetails) -> str:
     return f"{path.lstrip('.')}: {text}" if path else text
 
 
-def as_config(config: str | os.PathLike[str] | Mapping[str, Any] | MergeConfig) -> MergeConfig:
-    """Return the validated config from a path, a recipe's name or a mapping. Raises ConfigError."""
+#: A path of a YAML file, a recipe's name, a mapping, a list of mappings (a chain of merges), or a config.
+AnyConfig: TypeAlias = (
+    str | os.PathLike[str] | Mapping[str, Any] | Sequence[Mapping[str, Any]] | MergeConfig
+)
+
+
+def as_config(config: AnyConfig) -> MergeConfig:
+    """Return the validated config. Raises ConfigError."""
     if isinstance(config, MergeConfig):
         return config
     if isinstance(config, Mapping):
         return parse_config(config)
+    if isinstance(config, Sequence) and not isinstance(config, str):
+        return parse_documents(config, "config")
     name = os.path.expanduser(os.fspath(config))
     text = find_recipe(name)
     # A directory with a recipe's name is most likely the recipe's output.

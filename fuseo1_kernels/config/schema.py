@@ -16,6 +16,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    PrivateAttr,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -37,7 +38,10 @@ from .types import (
     Overrides,
     Parameters,
 )
-from .yaml_text import dump_yaml, short_yaml
+from .yaml_text import dump_yaml, join_yaml, short_yaml
+
+# Keys that decide on files beside the weights.
+_LENT = ("tokenizer_source", "tokenizer", "tokenizer_files", "chat_template")
 
 
 class _Section(BaseModel):
@@ -120,6 +124,33 @@ class MergeConfig(_Section):
     tokenizer_files: TokenizerFiles | None = None
     chat_template: ChatTemplate | None = None
 
+    #: The merges whose results this one uses, by name; each before those that use it (chain.py).
+    _earlier: dict[str, MergeConfig] = PrivateAttr(default_factory=dict)
+
+    @property
+    def earlier(self) -> Mapping[str, MergeConfig]:
+        """The merges of earlier documents, by the names that this config has for their results; used ones first."""
+        return self._earlier
+
+    def after(self, earlier: Mapping[str, MergeConfig]) -> MergeConfig:
+        """Return this config as the last of a chain: a model with a name in `earlier` is the result of that merge."""
+        chain: dict[str, MergeConfig] = {}
+        for name, config in earlier.items():
+            chain[name] = config._lent_by(chain)
+        last = self._lent_by(chain)
+        last._earlier = chain
+        return last
+
+    def _lent_by(self, earlier: Mapping[str, MergeConfig]) -> MergeConfig:
+        """Return a copy that asks for the tokenizer and the template which its base would have as a directory."""
+        lender = earlier.get(self.config_model)
+        if lender is None or any(getattr(self, key) is not None for key in _LENT):
+            return self.model_copy()
+        lent = {key: getattr(lender, key) for key in _LENT}
+        if lender.tokenizer_source is not None:
+            lent["tokenizer_source"] = lender.tokenizer_model
+        return self.model_copy(update=lent)
+
     @property
     def output_dtype(self) -> DType | None:
         """The dtype of the merged tensors. None: each tensor has its inputs' promoted dtype."""
@@ -197,6 +228,12 @@ class MergeConfig(_Section):
             names.append(self.base_model)
         return list(dict.fromkeys(names))
 
+    def stored_names(self) -> list[str]:
+        """Return every model to open, once, those of earlier merges included."""
+        chain = (*self.earlier.values(), self)
+        names = [name for config in chain for name in config.model_names()]
+        return [name for name in dict.fromkeys(names) if name not in self.earlier]
+
     def target_names(self) -> list[str]:
         """Return the models to merge, in config order, without the base."""
         names = [name for part in self.resolve() for name in part.models]
@@ -217,7 +254,17 @@ class MergeConfig(_Section):
 
         `names`: what to call models instead of the config's names.
         """
-        return dump_yaml(_renamed(self.model_dump(mode="json", exclude_defaults=True), names or {}))
+        chain: list[tuple[dict[str, Any], MergeConfig]]
+        chain = [*(({"name": name}, config) for name, config in self.earlier.items()), ({}, self)]
+        return join_yaml(
+            [
+                dump_yaml(
+                    own
+                    | _renamed(config.model_dump(mode="json", exclude_defaults=True), names or {})
+                )
+                for own, config in chain
+            ]
+        )
 
     @field_validator("merge_method")
     @classmethod

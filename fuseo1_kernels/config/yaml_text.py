@@ -6,6 +6,8 @@ than a config needs: nested aliases ("billion laughs"), extreme nesting.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import islice
 from reprlib import repr as short
 from typing import Any
 
@@ -16,14 +18,18 @@ from ..errors import ConfigError
 # A config is a few mappings deep. Only the overrides of a tokenizer's configuration may be long.
 _MAX_DEPTH = 50
 _MAX_NODES = 100_000
+_MAX_DOCUMENTS = 100
 # Line breaks in YAML 1.1. PyYAML writes them raw unless they are escaped, and reads "\x85" as "\n".
 _ODD_BREAKS = frozenset("\x85\u2028\u2029")
 
 
-def read_yaml(text: str, name: str) -> Any:
-    """Return the data in the YAML `text`. Raises ConfigError with `name`, the line and the column."""
+def read_yaml(text: str, name: str) -> list[Any]:
+    """Return the data of each document in the YAML `text`; there is at least one.
+
+    Raises ConfigError with `name`, the line and the column.
+    """
     try:
-        return _Loader(text).get_single_data()
+        documents = list(islice(yaml.load_all(text, Loader=_Loader), _MAX_DOCUMENTS + 1))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         position = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
@@ -33,6 +39,9 @@ def read_yaml(text: str, name: str) -> Any:
         raise ConfigError(f"{name}: is not YAML: {str(error).splitlines()[0]}") from error
     except RecursionError as error:
         raise ConfigError(f"{name}: is not a config: it is nested too deeply") from error
+    if len(documents) > _MAX_DOCUMENTS:
+        raise ConfigError(f"{name}: is not a config: it has more than {_MAX_DOCUMENTS} documents")
+    return documents or [None]
 
 
 def short_yaml(value: Any) -> str:
@@ -46,6 +55,11 @@ def short_yaml(value: Any) -> str:
     except ValueError:  # Python refuses to print an integer of more than 4,300 digits
         return "a number of thousands of digits"
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def join_yaml(documents: Sequence[str]) -> str:
+    """Return YAML documents as one text."""
+    return "---\n".join(documents)
 
 
 def dump_yaml(data: Any) -> str:
@@ -72,8 +86,8 @@ class _Loader(yaml.SafeLoader):
             first[identity] = line
         return node
 
-    def get_single_node(self) -> yaml.Node | None:
-        node = super().get_single_node()
+    def get_node(self) -> yaml.Node | None:
+        node = super().get_node()
         if node is not None:
             self._measure(node, {})
         return node

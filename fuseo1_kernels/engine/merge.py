@@ -9,14 +9,13 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from ..checkpoint import checksums
 from ..checkpoint.out_dir import check_out_name, check_place
 from ..checkpoint.partial import finish_publishing
 from ..checkpoint.signals import held_signals, safe_point
 from ..checkpoint.sink import Sink
-from ..config.load import as_config
+from ..config.load import AnyConfig, as_config
 from ..config.schema import MergeConfig
 from ..errors import SourceTouchedError, printable, worded_os_errors
 from ..plan.alignment import align
@@ -37,7 +36,7 @@ _MOST_TOUCHES = 3
 
 
 def merge_checkpoints(
-    config: str | os.PathLike[str] | Mapping[str, Any] | MergeConfig,
+    config: AnyConfig,
     out_dir: str | os.PathLike[str],
     *,
     backend: str = "auto",
@@ -66,7 +65,7 @@ def merge_checkpoints(
     Every keyword but `progress` is a field of MergeOptions (engine/options.py), which has the details.
 
     Args:
-        config: path of a YAML file, name of a recipe, a mapping, or a MergeConfig (docs/config.md).
+        config: path of a YAML file, name of a recipe, a mapping, a list of mappings, or a MergeConfig (docs/config.md).
         out_dir: the output directory. It must not exist or be empty, unless `overwrite` is set.
         backend: "auto", "cpu" or "reference"; on GPUs "auto", "cuda" or "triton".
         device: "cpu", "cuda", "cuda:1" or several GPUs, "cuda:0,cuda:1". None: the CPU, unless `backend` is for GPUs.

@@ -91,12 +91,15 @@ def align(
     Raises:
         CheckpointError: a tokenizer is damaged or missing, or a token's row is nowhere.
     """
+    if config.earlier:
+        _check_chain(config)
+        return None
     keys = config.aligned_to
     if keys is None or lender is None:
         return None
     first = read_vocabulary(lender.name, lender.path, max_memory)
     if first is None or first.kind:
-        if keys == TokenizerKeys(source=keys.source) and keys.source != "union":
+        if _is_copied(keys):
             return None  # such ids are compared, and rows stay
         raise _unaligned(lender, first)
     tensors = {name: TokenTensors(source) for name, source in sources.items()}
@@ -114,8 +117,8 @@ def align(
             digest = _digest(source)
         if vocabulary is not None and not vocabulary.kind:
             making.add(name, source, vocabulary)
-        elif vocabulary is None and name != models[0]:
-            making.add_like(name, models[0], said=not same)
+        elif vocabulary is None:
+            making.add_like(name, None if name == models[0] else models[0], said=not same)
         else:
             raise _unaligned(source, vocabulary)
     return making.finish()
@@ -177,10 +180,11 @@ class _Making:
                 rows.extend([-1] * (place + 1 - len(rows)))
             rows[place] = index
 
-    def add_like(self, name: str, other: str, said: bool) -> None:
-        """Add a model with the tokens of another. `said`: it has no vocabulary, and a note says so."""
+    def add_like(self, name: str, other: str | None, said: bool) -> None:
+        """Add a model with the ids of another; None: of the lender. `said`: it has none, and a note says so."""
         last = self._last(name)
-        self._rows[name] = array("i", (i if i < last else -1 for i in self._rows[other]))
+        ids = range(self._next) if other is None else self._rows[other]
+        self._rows[name] = array("i", (i if i < last else -1 for i in ids))
         for token in self._asked:
             if (other, token) in self._named:
                 self._named[name, token] = self._named[other, token]
@@ -188,7 +192,7 @@ class _Making:
             places += [(name, index) for model, index in places if model == other and index < last]
         if said:
             self.notes.append(
-                f"model {name}: has no vocabulary of a known format; its rows are taken to be those of {other}"
+                f"model {name}: has no vocabulary of a known format; its ids are taken to be those of {other or self._lender}"
             )
 
     def _last(self, name: str) -> float:
@@ -280,6 +284,21 @@ class _Making:
             self.notes.append(
                 f"{counted(len(self._removed), 'token')} of the tokenizer of {self._lender}, "
                 f"{min(self._removed)!r:.80} among them, have no rows; they are left out"
+            )
+
+
+def _is_copied(keys: TokenizerKeys) -> bool:
+    """Whether no more is asked for than one model's tokenizer."""
+    return keys == TokenizerKeys(source=keys.source) and keys.source != "union"
+
+
+def _check_chain(config: MergeConfig) -> None:
+    """Raise CheckpointError where a chain asks for more than one model's tokenizer: its rows are merged by id."""
+    for name, each in (*config.earlier.items(), ("the last one", config)):
+        if each.aligned_to is not None and not _is_copied(each.aligned_to):
+            raise CheckpointError(
+                f"merge {name}: tokens are not aligned in a chain of merges; give `tokenizer_source: MODEL`, or run the"
+                " merge by itself"
             )
 
 

@@ -47,7 +47,7 @@ def open_sources(
     name_by_path: dict[str, str] = {}
     problems = []
     room = None if max_memory is None else HeaderRoom(max_memory)
-    for name in config.model_names():
+    for name in config.stored_names():
         try:
             source = open_source(
                 name,
@@ -84,6 +84,9 @@ def open_lender(
     name = config.tokenizer_model
     if name is None:
         return None
+    while name in config.earlier:
+        earlier = config.earlier[name]
+        name = earlier.tokenizer_model or earlier.config_model
     if name in sources:
         return sources[name]
     source = open_source(name, weights=False, download=download, allow_links=allow_links)

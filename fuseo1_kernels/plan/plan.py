@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..backends.arrays import BY_NAME, DType, promote
 from ..backends.contract import MAX_TARGETS
-from ..checkpoint.header import INTEGERS, MERGEABLE
+from ..checkpoint.header import INTEGERS, MERGEABLE, TensorInfo
 from ..checkpoint.shards import OutputTensor, Shard, plan_shards
 from ..checkpoint.source import Source
 from ..config.resolve import Part
@@ -28,6 +28,7 @@ from .placements import (
     place_whole_models,
     tensors_by_layer,
 )
+from .stages import Merged, Stage
 from .token_tensors import is_embedding
 
 # The most problems that an error lists.
@@ -46,6 +47,7 @@ class Plan:
         config: the content of config.json, but for dtype and vocabulary; {} if there is none.
         decoder_layers: by layer of a decoder that `slices` cut, its index in the slice's first model; else None.
         vocab_size: the number of rows of embeddings that are gathered or cropped; None if none is.
+        stages: the earlier merges of a chain, by name.
     """
 
     jobs: tuple[Job, ...]
@@ -55,6 +57,7 @@ class Plan:
     config: Mapping[str, Any]
     decoder_layers: Sequence[int] | None
     vocab_size: int | None
+    stages: Mapping[str, Stage] = field(default_factory=dict)
 
     @property
     def input_bytes(self) -> int:
@@ -84,7 +87,7 @@ def make_plan(
     random_seed: int = 0,
     alignment: Alignment | None = None,
 ) -> Plan:
-    """Plan a merge. Everything that prevents it is listed in the plan's `problems`.
+    """Plan a merge, or a chain of merges. Everything that prevents it is listed in the plan's `problems`.
 
     Args:
         config: the merge.
@@ -98,6 +101,36 @@ def make_plan(
     Raises:
         ConfigError: a parameter has no value for a tensor, or an invalid one.
     """
+    models, stages = dict(sources), dict[str, Stage]()
+    vocab_sizes: dict[str, int | None] = {}
+    problems: list[str] = []
+    notes: list[str] = []
+    for name, earlier in config.earlier.items():
+        plan = _plan(earlier, models, shard_size, crop_embeddings, None, random_seed)
+        problems += [f"merge {name}: {problem}" for problem in plan.problems]
+        notes += [f"merge {name}: {note}" for note in plan.notes]
+        models[name] = stages[name] = Stage(
+            name, plan.jobs, {**plan.config}, models[earlier.config_model]
+        )
+        vocab_sizes[name] = plan.vocab_size or vocab_sizes.get(earlier.config_model)
+    last = _plan(config, models, shard_size, crop_embeddings, alignment, random_seed)
+    return replace(
+        last,
+        problems=(*problems, *last.problems),
+        notes=(*notes, *last.notes),
+        vocab_size=last.vocab_size or vocab_sizes.get(config.config_model),
+        stages=stages,
+    )
+
+
+def _plan(
+    config: MergeConfig,
+    sources: Mapping[str, Source],
+    shard_size: int,
+    crop_embeddings: bool,
+    alignment: Alignment | None,
+    random_seed: int,
+) -> Plan:
     problems: list[str] = []
     parts = config.resolve()
     layout = _lay_out(config, parts, sources, problems)
@@ -207,7 +240,7 @@ def _job(
                 f"tensor {printable(tensor)}: is {info.dtype} in model {model}; supported: {supported}"
             )
         else:
-            inputs.append(Stored(sources[model], info))
+            inputs.append(_input(sources[model], info))
     if len(inputs) < len(placement.tensors):
         return None
     kept = promote({x.dtype for x in inputs})
@@ -233,6 +266,12 @@ def _job(
         inputs=tuple(inputs),
         rule=part.method.rule(part.values(name, placement.t, placement.tensors), spec),
     )
+
+
+def _input(source: Source, info: TensorInfo) -> Input:
+    if isinstance(source, Stage):
+        return Merged(source.name, source.jobs[info.name])
+    return Stored(source, info)
 
 
 def _common_shape(

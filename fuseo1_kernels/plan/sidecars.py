@@ -63,7 +63,8 @@ def make_sidecars(
     Raises:
         MergeError: a file is missing or damaged, or vocabularies differ.
     """
-    base = sources[config.config_model]
+    models = {**sources, **plan.stages}
+    base = models[config.config_model]
     opened = dict(sources) if lender is None else {**sources, lender.name: lender}
     for source in opened.values():
         # Of the other models only the tokenizer and the license are read.
@@ -102,11 +103,12 @@ def make_sidecars(
     if config.chat_template is not None:
         notes += _turn_mismatch(files, lender or base, list(sources.values()), allow_links)
     labels = _labels(opened)
+    merged = config.stored_names() if config.earlier else config.target_names()
     files[MODEL_CARD] = model_card(
         name="" if out_dir is None else printable(os.path.basename(os.path.realpath(out_dir))),
         recipe_yaml=config.to_yaml(labels),
-        base=None if config.base is None else labels[config.base],
-        targets=[labels[name] for name in config.target_names()],
+        base=labels.get(config.base or ""),
+        targets=[labels[name] for name in merged if name in labels and name != config.base],
         method=config.merge_method,
         dtype=plan.dtype_name,
         versions={"fuseo1-kernels": __version__, "Python": platform.python_version()},

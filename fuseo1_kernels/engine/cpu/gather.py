@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from itertools import pairwise
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -11,12 +12,11 @@ from ...backends.arrays import BY_NAME, Array, Buffer
 from ...plan.gathered import PIECE, Gathered
 from ...plan.inputs import Input
 from ...plan.row_tables import MEAN, ZERO
+from .readers import Reader, Tools, open_reader
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-    from .readers import Reader
 
 _FP32 = BY_NAME["float32"]
 
@@ -24,25 +24,17 @@ _FP32 = BY_NAME["float32"]
 class GatheredReader:
     """Reads a Gathered input. Every row is found by itself, so elements do not depend on how reads are cut."""
 
-    def __init__(
-        self, gathered: Gathered, readers: Sequence[Reader], check_stop: Callable[[], None]
-    ) -> None:
-        """Sum all rows if some are padding. Raises MergeError.
-
-        Args:
-            gathered: what to read.
-            readers: those of its donors.
-            check_stop: raises MergeError if the merge must end.
-        """
+    def __init__(self, gathered: Gathered, tools: Tools, stack: ExitStack) -> None:
+        """Open the donors, which `stack` closes, and sum all rows if some are padding. Raises MergeError."""
         self._table, self._width = gathered.table, prod(gathered.shape[1:])
         self._count = len(self._table.rows)
         self._donors = [
-            _Widening(x, reader, gathered.dtype != x.dtype, self._width)
-            for x, reader in zip(gathered.donors, readers, strict=True)
+            _Widening(x, open_reader(x, tools, stack), gathered.dtype != x.dtype, self._width)
+            for x in gathered.donors
         ]
         self._padding: NDArray[np.float32] | None = None
         if self._table.padding:
-            self._padding = self._mean_of_all(check_stop)
+            self._padding = self._mean_of_all(tools.check_stop)
 
     def read(self, start: int, out: Array) -> None:
         """See Reader."""

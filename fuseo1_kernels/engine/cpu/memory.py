@@ -15,9 +15,11 @@ from ...backends.contract import (
     kept_bytes,
     step_of,
 )
-from ...methods.rule import ByColumn, Rule
+from ...methods.rule import ByColumn, ByVector, Rule
+from ...plan.inputs import Input
 from ...plan.job import Job
 from ...plan.plan import Plan
+from ...plan.stages import Merged
 from ...system import resolve_threads
 from ..headers_memory import left_by_headers
 from ..options import MergeOptions
@@ -141,7 +143,14 @@ def _floor(job: Job, surveys: int) -> int:
 
 def _computing(job: Job) -> int:
     """Return the bytes for computing the job's inputs."""
-    return sum(x.scratch_bytes for x in job.inputs)
+    return sum(map(_computing_input, job.inputs))
+
+
+def _computing_input(x: Input) -> int:
+    if not isinstance(x, Merged):
+        return x.scratch_bytes
+    # A worker of its own, which holds what is not merged element by element.
+    return memory_floor([x.job]) + (x.job.output_bytes if isinstance(x.job.rule, ByVector) else 0)
 
 
 def _deciding(job: Job, threads: int) -> int:

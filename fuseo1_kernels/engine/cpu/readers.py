@@ -12,7 +12,8 @@ from ...backends.interface import Backend
 from ...checkpoint.source import read_all
 from ...plan.gathered import Gathered
 from ...plan.inputs import Input, Stored
-from .gather import GatheredReader
+from ...plan.job import Job
+from ...plan.stages import Merged
 
 
 class Reader(Protocol):
@@ -30,11 +31,13 @@ class Tools:
         backend: the ops.
         threads: returns the number of threads to use; called before every op.
         check_stop: raises MergeError if the merge must end.
+        open_merged: returns a reader of what a job gives; as open_reader.
     """
 
     backend: Backend
     threads: Callable[[], int]
     check_stop: Callable[[], None]
+    open_merged: Callable[[Job, ExitStack], Reader]
 
 
 def open_reader(x: Input, tools: Tools, stack: ExitStack) -> Reader:
@@ -44,9 +47,12 @@ def open_reader(x: Input, tools: Tools, stack: ExitStack) -> Reader:
     """
     if isinstance(x, Stored):
         return _StoredReader(x, stack)
+    if isinstance(x, Merged):
+        return tools.open_merged(x.job, stack)
     if isinstance(x, Gathered):
-        donors = [open_reader(donor, tools, stack) for donor in x.donors]
-        return GatheredReader(x, donors, tools.check_stop)
+        from .gather import GatheredReader
+
+        return GatheredReader(x, tools, stack)
     raise TypeError(f"{x!r} has no reader")
 
 

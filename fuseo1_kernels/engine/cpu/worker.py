@@ -4,23 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 
 import xxhash
 
-from ...backends.arrays import Buffer
+from ...backends.arrays import Array, Buffer
 from ...backends.contract import Request, step_of
 from ...backends.interface import Backend, Surveyor
 from ...backends.results import SurveyResult, energy_of
 from ...checkpoint.journal import TensorRecord
 from ...errors import CheckpointError, MergeError, printable
-from ...methods.rule import ByColumn, Copied, learn
+from ...methods.rule import ByColumn, ByVector, Copied, learn
 from ...plan.inputs import Stored
 from ...plan.job import Job
 from ..nonfinite import JobGuard, counted_job
 from ..worker import MergeContext, TensorReport, unchanging
 from .columns import ColumnMerger
+from .earlier import FusedReader, WholeReader
 from .feed import Feed, FileFeed, ReaderFeed
-from .memory import WorkerMemory, first_selects
+from .memory import WorkerMemory, first_selects, memory_floor, plan_memory
 from .readers import Reader, Tools, open_reader
 
 
@@ -50,11 +52,8 @@ class CpuWorker:
             self._out, self._in = Buffer(memory.output), Buffer(memory.read)
             self._survey_buffers = [Buffer(share - self._survey_bytes) for _ in range(at_once)]
         except OSError as error:
-            raise MergeError(
-                f"{memory.total >> 20} MiB of memory for a worker cannot be had ({error.strerror}); "
-                "lower --max-memory or --threads"
-            ) from error
-        self._tools = Tools(backend, self._threads, context.check_stop)
+            raise _no_memory(memory.total, error) from error
+        self._tools = Tools(backend, self._threads, context.check_stop, self._open_merged)
         self._columns = ColumnMerger(self._tools, context, self._in, self._out, self._survey_bytes)
 
     def _threads(self) -> int:
@@ -108,6 +107,39 @@ class CpuWorker:
             return []
         stack.enter_context(unchanging(job))
         return [open_reader(x, self._tools, stack) for x in job.inputs]
+
+    def _open_merged(self, job: Job, stack: ExitStack) -> Reader:
+        """Return a reader of what `job`, of an earlier merge, gives; `stack` closes it. Raises MergeError."""
+        memory = plan_memory([job], memory_floor([job]), self._most_threads, self._tuning)
+        whole = isinstance(job.rule, ByVector)
+        try:
+            held = WholeReader(job.output_bytes if whole else 0)
+        except OSError as error:
+            raise _no_memory(job.output_bytes, error) from error
+        context = replace(self._context, destination=held, advance=_discard, surveys=None)
+        worker = CpuWorker(self._backend, memory, context, threads=self._available_threads)
+        if not whole:
+            return worker._open_fused(job, stack)
+        worker.merge(job)
+        return held
+
+    def _open_fused(self, job: Job, stack: ExitStack) -> Reader:
+        """Survey `job`, and return a reader that fuses what is read. The worker does nothing else any more."""
+        self._start, self._direct = 0, []
+        readers = self._open_readers(job, stack)
+        feed = self._feed(job, stack.enter_context(unchanging(job)), readers)
+        guard = self._context.guard(job)
+        learned, _, _ = self._learn(job, feed, guard)
+        params = job.rule.params(learned)
+
+        def fuse(start: int, out: Array) -> None:
+            self._context.check_stop()
+            written = feed.fuse(params, out, start)
+            guard.check_output(written, learned, lambda: self._count_nonfinite(job, feed))
+
+        most = min(self._tuning.chunk, self._out.nbytes // job.dtype.size)
+        step = step_of(first_selects(job.rule))
+        return FusedReader(fuse, self._out, job.numel, step, min(most, feed.most or most))
 
     def _feed(
         self, part: Job, places: Sequence[tuple[int, int]], readers: Sequence[Reader]
@@ -240,6 +272,17 @@ class CpuWorker:
         self._checksum.update(merged)
         self._context.destination.write(job.name, (self._start + start) * size, merged)
         self._context.advance(merged.nbytes)
+
+
+def _no_memory(nbytes: int, error: OSError) -> MergeError:
+    return MergeError(
+        f"{nbytes >> 20} MiB of memory for a worker cannot be had ({error.strerror}); "
+        "lower --max-memory or --threads"
+    )
+
+
+def _discard(_nbytes: int) -> None:
+    """Discards progress: what an earlier merge reads is counted as what the last one reads."""
 
 
 def _pieces(numel: int, most: int, unit: int) -> Iterator[tuple[int, int]]:
