@@ -109,9 +109,14 @@ def align(
     del first
     models = [config.config_model, *(name for name in sources if name != config.config_model)]
     digest = None
+
+    def fits(name: str) -> bool:
+        return (tensors[name].rows or 0) <= (tensors[models[0]].rows or 0)
+
     for name in models:
         source = sources[name]
-        same = digest is not None and _digest(source) == digest
+        # The usual case. One with more rows than the first has more tokens with a row, perhaps.
+        same = digest is not None and fits(name) and _digest(source) == digest
         vocabulary = None if same else read_vocabulary(source.name, source.path, max_memory)
         if name == models[0]:
             digest = _digest(source)
@@ -143,6 +148,8 @@ class _Making:
         self._removed = frozenset(t for t, index in self._ids.items() if index >= last)
         for token in self._removed:
             del self._ids[token]
+        # Tokens whose id is another's, which its row is for.
+        self._minor = lent.shared.keys()
         self._next = max(self._ids.values(), default=-1) + 1
         self._known: dict[str, dict[str, Any]] | None = None  # the first model's added tokens
         self._entries: dict[int, dict[str, Any]] = {}
@@ -178,21 +185,23 @@ class _Making:
                 place = self._new(token, PLAIN)
             if place >= len(rows):
                 rows.extend([-1] * (place + 1 - len(rows)))
-            rows[place] = index
+            if rows[place] < 0 or token not in self._minor:
+                rows[place] = index
 
     def add_like(self, name: str, other: str | None, said: bool) -> None:
         """Add a model with the ids of another; None: of the lender. `said`: it has none, and a note says so."""
         last = self._last(name)
         ids = range(self._next) if other is None else self._rows[other]
         self._rows[name] = array("i", (i if i < last else -1 for i in ids))
-        for token in self._asked:
-            if (other, token) in self._named:
-                self._named[name, token] = self._named[other, token]
+        for model, token in list(self._named) if other else ():
+            if model == other:
+                self._named[name, token] = self._named[model, token]
         for _, places in self._added.values():
             places += [(name, index) for model, index in places if model == other and index < last]
         if said:
             self.notes.append(
-                f"model {name}: has no vocabulary of a known format; its ids are taken to be those of {other or self._lender}"
+                f"model {name}: has no vocabulary of a known format; its ids are taken to be those of"
+                f" {other or self._lender}"
             )
 
     def _last(self, name: str) -> float:
@@ -223,10 +232,9 @@ class _Making:
                 self._new(token, PLAIN)
         # Two tokens may share an id; mergekit counts both.
         count = max(self._next, len(self._ids))
-        if count > MOST_TOKENS:
-            raise CheckpointError(
-                f"model {self._lender}: a tokenizer with ids up to {count - 1} is no tokenizer"
-            )
+        if not 0 < count <= MOST_TOKENS:
+            why = f"ids up to {count - 1} are no tokenizer's" if count else "no token has a row"
+            raise CheckpointError(f"model {self._lender}: tokens cannot be aligned: {why}")
         for rows in self._rows.values():
             rows.extend([-1] * (count - len(rows)))
         chosen = {
