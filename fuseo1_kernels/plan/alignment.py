@@ -162,6 +162,8 @@ class _Making:
             if isinstance(row.source, ModelTokenRow) and row.source.token is not None
         }
         self.notes: list[str] = []
+        if keys.source != "union":
+            self._add_named()
 
     def add(self, name: str, source: Source, vocabulary: Vocabulary) -> None:
         """Add a model: the first of all is the base."""
@@ -214,6 +216,12 @@ class _Making:
         self._next += 1
         return place
 
+    def _add_named(self) -> None:
+        """Add the tokens that the config names and the output lacks."""
+        for token in self._keys.tokens:
+            if token not in self._ids:
+                self._new(token, PLAIN)
+
     def finish(self) -> Alignment:
         """Return the alignment. Raises CheckpointError if it is absurdly large."""
         for token, (entry, places) in self._added.items():
@@ -227,9 +235,7 @@ class _Making:
                 if place >= len(rows):
                     rows.extend([-1] * (place + 1 - len(rows)))
                 rows[place] = index
-        for token in self._keys.tokens:
-            if token not in self._ids:
-                self._new(token, PLAIN)
+        self._add_named()
         # Two tokens may share an id; mergekit counts both.
         count = max(self._next, len(self._ids))
         if not 0 < count <= MOST_TOKENS:
