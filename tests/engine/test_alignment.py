@@ -126,7 +126,7 @@ def vocabulary(path: Path) -> dict[str, int]:
     return ids
 
 
-NEW = {
+NEW: dict[str, dict[str, Any]] = {
     "<zero>": {"source": {"kind": "zero"}},
     "<new>": {"source": {"kind": "model_token", "model": "b", "token_id": 5}},
     "<like>": {"source": {"kind": "model_token", "model": "c", "token": "<tool>"}},
@@ -134,7 +134,7 @@ NEW = {
     "<|end|>": {"source": "b", "force": True},
 }
 #: With `source: base` mergekit takes the rows behind the base's tokens for tokens that are new, unless forced.
-FORCED = {token: row | {"force": True} for token, row in NEW.items()}
+FORCED: dict[str, dict[str, Any]] = {token: row | {"force": True} for token, row in NEW.items()}
 TASK = {
     "merge_method": "task_arithmetic",
     "base_model": "a",
@@ -143,7 +143,7 @@ TASK = {
         {"model": "c", "parameters": {"weight": 0.25}},
     ],
 }
-PADDED = {"pad_to_multiple_of": 32}
+PADDED: dict[str, Any] = {"pad_to_multiple_of": 32}
 LINEAR = {
     "merge_method": "linear",
     "models": [{"model": m, "parameters": {"weight": 1 + (m == "b")}} for m in "abc"],
