@@ -29,7 +29,7 @@ def main() -> None:
         ["--benchmark-disable"] if options.quick else ["--benchmark-columns=median,iqr,rounds"]
     )
     alone = ["ops.py", "methods.py", "accuracy.py", "dry_run.py", "metadata.py", "storage.py"]
-    of_models = ["whole_merge.py", "growth.py", "drop_in.py"]
+    of_models = ["whole_merge.py", "growth.py", "drop_in.py", "adapters.py"]
     commands = [["bench/" + name, *shared] for name in [*alone, *of_models]]
     WORK.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=WORK, prefix="models-") as models:

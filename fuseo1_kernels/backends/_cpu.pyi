@@ -9,6 +9,8 @@ ELECT_SUM: int
 ELECT_WEIGHTED: int
 ELECT_COUNT: int
 ELECT_NONE: int
+FACTORS_BY_ROW: int
+FACTORS_BY_COLUMN: int
 
 _Operands = Sequence[tuple[int, int]]
 _Files = Sequence[tuple[int, int, int]]
@@ -107,6 +109,30 @@ def fuse_files(
     out_dtype: int,
     threads: int,
 ) -> int: ...
+
+class FoldParams:
+    def __init__(
+        self,
+        *,
+        columns: int,
+        rank: int,
+        scale: float,
+        left: int,
+        right: int,
+        factors: int = ...,
+        factors_by: int = ...,
+    ) -> None: ...
+
+def fold(
+    params: FoldParams, weights: tuple[int, int], start: int, count: int, out: int, threads: int
+) -> None: ...
+def fold_squares(
+    params: FoldParams, weights: tuple[int, int], rows: int, squares: int, threads: int
+) -> None: ...
+def fold_factors(magnitudes: tuple[int, int], squares: int, count: int) -> None: ...
+def fold_widen(
+    matrix: tuple[int, int], rows: int, columns: int, transposed: bool, out: int
+) -> None: ...
 def available_isas() -> list[str]: ...
 def isa() -> str: ...
 def use_isa(name: str) -> None: ...

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from ..errors import BackendError
+from .arrays import Array
 
 _BLOCK = 256
 
@@ -204,6 +205,43 @@ class FuseParams:
             self.weights, self.floor_divisor, self.masked, self.threshold, self.tie_limit
         )
         return self == plain
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """`count` consecutive fp64 numbers at `address` in this process's memory, kept alive by `owner`."""
+
+    address: int
+    count: int
+    owner: Any = None
+
+    def part(self, start: int, count: int) -> Numbers:
+        """Numbers [start, start + count). Raises IndexError."""
+        if not 0 <= start <= start + count <= self.count:
+            raise IndexError(f"[{start}, {start + count}) of {self.count} numbers")
+        return Numbers(self.address + start * 8, count, self.owner)
+
+
+@dataclass(frozen=True)
+class FoldParams:
+    """Parameters of W + scale * left right, as csrc/include/fuseo1/fold.h defines it.
+
+    Attributes:
+        columns, rank: of W, and of left and right.
+        left: fp32, rows x rank, from the first row on that is asked for.
+        right: fp32, rank x columns.
+        scale: the factor of the product.
+        by_row: whether factors belong to rows, from that first row on, or to columns.
+        factors: DoRA's; None: none.
+    """
+
+    columns: int
+    rank: int
+    left: Array
+    right: Array
+    scale: float
+    by_row: bool = True
+    factors: Numbers | None = None
 
 
 #: Default bound on a survey's own memory, in bytes.

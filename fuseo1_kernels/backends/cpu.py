@@ -30,6 +30,7 @@ from .contract import (
     check_rows,
     kept_bytes,
 )
+from .fold import CpuFolder
 from .interface import FileRange, InputUnreadable
 from .results import (
     Counts,
@@ -235,6 +236,7 @@ class CpuSurveyor:
 
 class CpuBackend:
     name = "cpu"
+    folder = CpuFolder()
 
     @property
     def description(self) -> str:

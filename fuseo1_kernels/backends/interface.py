@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeGuard
 
 from .arrays import Array, Buffer, DType
-from .contract import SURVEY_BYTES, FuseParams, Request, Select
+from .contract import SURVEY_BYTES, FoldParams, FuseParams, Numbers, Request, Select
 from .results import SceResult, SurveyResult
 
 
@@ -84,8 +84,33 @@ class Ops(Protocol):
         """Write to `out`, whose flat indices begin at `offset`; return how many elements are infinite or NaN."""
 
 
+class Folder(Protocol):
+    """Adds low-rank adapters to weights, in the CPU's memory (csrc/include/fuseo1/fold.h)."""
+
+    def widen(
+        self, matrix: Array, rows: int, columns: int, out: Array, *, transposed: bool
+    ) -> None:
+        """Write a matrix of `rows` x `columns`, or its transpose, to `out` in fp32."""
+
+    def fold(
+        self, params: FoldParams, weights: Array, start: int, out: Array, threads: int
+    ) -> None:
+        """Write the elements from flat index `start` on to `out`, in fp32. `weights` has as many; it may be `out`."""
+
+    def add_squares(
+        self, params: FoldParams, weights: Array, squares: Numbers, threads: int
+    ) -> None:
+        """Set the sums of squares of these whole rows or, by column, add the rows' squares to those of columns."""
+
+    def finish_factors(self, magnitudes: Array, squares: Numbers) -> None:
+        """Replace sums of squares by DoRA's factors, the magnitudes divided by their square roots."""
+
+
 class Backend(Ops, Protocol):
     """The ops in the CPU's memory, and on files."""
+
+    @property
+    def folder(self) -> Folder: ...
 
     def surveyor(
         self,

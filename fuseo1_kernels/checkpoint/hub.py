@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..errors import CheckpointError
 from .companions import companions_to_fetch
-from .layout import ALWAYS_READ, CONFIG, FORMATS, find_weights
+from .layout import ADAPTER, ADAPTER_FORMATS, ALWAYS_READ, CONFIG, FORMATS, MODEL_CARD, find_weights
 
 _HUB_ID = re.compile(
     r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>(?!.*\.\.)\w[\w./-]*))?", re.ASCII
@@ -39,13 +39,18 @@ def repo_of_snapshot(path: Path) -> str | None:
 
 
 def resolve(
-    model: str, progress: bool = True, *, weights: bool = True, download: bool = True
+    model: str,
+    progress: bool = True,
+    *,
+    weights: bool = True,
+    download: bool = True,
+    adapter: bool = False,
 ) -> Path:
     """Return the directory of `model`: itself if it is one, else the snapshot of that hub id.
 
     Files that the cache lacks are downloaded, with progress bars if `progress`; under
     HF_HUB_OFFLINE=1, or without `download`, the cache must hold everything. With `weights=False`
-    only the small files are needed. Raises CheckpointError.
+    only the small files are needed. `adapter`: it is an adapter, not a model. Raises CheckpointError.
     """
     path = Path(os.path.expanduser(model))
     try:
@@ -63,10 +68,10 @@ def resolve(
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
-        return _cached(*hub_id, weights, _OFFLINE)
+        return _cached(*hub_id, weights, adapter, _OFFLINE)
     if not download:
-        return _cached(*hub_id, weights, _NO_DOWNLOAD)
-    return _download(*hub_id, progress, weights)
+        return _cached(*hub_id, weights, adapter, _NO_DOWNLOAD)
+    return _download(*hub_id, progress, weights, adapter)
 
 
 def _no_directory(model: str) -> str:
@@ -90,7 +95,7 @@ def _is_valid(repo: str) -> bool:
     return True
 
 
-def _cached(repo: str, revision: str, with_weights: bool, advice: str) -> Path:
+def _cached(repo: str, revision: str, with_weights: bool, adapter: bool, advice: str) -> Path:
     """Return the snapshot in the hub cache. Raises CheckpointError, with `advice`, unless it is complete."""
     from huggingface_hub import constants, try_to_load_from_cache
 
@@ -102,7 +107,8 @@ def _cached(repo: str, revision: str, with_weights: bool, advice: str) -> Path:
 
     cache = constants.HF_HUB_CACHE
     folder = None
-    for name in (CONFIG, *(name for names in FORMATS for name in names)):
+    formats = ADAPTER_FORMATS if adapter else FORMATS
+    for name in (ADAPTER if adapter else CONFIG, *(name for names in formats for name in names)):
         file = try_to_load_from_cache(repo, name, cache_dir=cache, revision=revision)
         if isinstance(file, str):
             folder = Path(file).parent
@@ -111,9 +117,9 @@ def _cached(repo: str, revision: str, with_weights: bool, advice: str) -> Path:
         raise error(f"not in the hub cache {cache}, which holds nothing of revision {revision!r}")
     if not with_weights:
         return folder
-    weights = find_weights(folder)
+    weights = find_weights(folder, formats)
     if weights is None:
-        wanted = " or ".join(name for names in FORMATS for name in names)
+        wanted = " or ".join(name for names in formats for name in names)
         raise error(
             f"not whole in the hub cache {cache}: revision {revision!r} lacks its weights ({wanted})"
         )
@@ -125,7 +131,7 @@ def _cached(repo: str, revision: str, with_weights: bool, advice: str) -> Path:
     return folder
 
 
-def _download(repo: str, revision: str, progress: bool, with_weights: bool) -> Path:
+def _download(repo: str, revision: str, progress: bool, with_weights: bool, adapter: bool) -> Path:
     """Download files that are not cached yet: small files, then weights in the best available format."""
     from huggingface_hub import list_repo_tree, snapshot_download
     from huggingface_hub.hf_api import RepoFile
@@ -149,11 +155,13 @@ def _download(repo: str, revision: str, progress: bool, with_weights: bool) -> P
         sizes = {entry.path: entry.size for entry in tree if isinstance(entry, RepoFile)}
     except Exception as error:
         with suppress(CheckpointError):  # as if offline
-            return _cached(repo, revision, with_weights, _OFFLINE)
+            return _cached(repo, revision, with_weights, adapter, _OFFLINE)
         raise refused(error) from error
     with _progress_bars(progress):
-        folder = fetch([*ALWAYS_READ, *companions_to_fetch(sizes)])
-        for single, index in FORMATS if with_weights else ():
+        small = (ADAPTER, MODEL_CARD) if adapter else (*ALWAYS_READ, *companions_to_fetch(sizes))
+        folder = fetch(small)
+        formats = ADAPTER_FORMATS if adapter else FORMATS
+        for single, index in formats if with_weights else ():
             weights = find_weights(folder, [(single, index)])
             names = weights.files if weights else [single]
             fetch(names)

@@ -23,6 +23,10 @@ FORMATS = (
     ("model.safetensors", "model.safetensors.index.json"),
     ("pytorch_model.bin", "pytorch_model.bin.index.json"),
 )
+#: The same of an adapter's, which PEFT does not shard.
+ADAPTER_FORMATS = tuple(
+    (name, f"{name}.index.json") for name in ("adapter_model.safetensors", "adapter_model.bin")
+)
 #: Small files that are read, but do not go along as they are.
 ALWAYS_READ = (CONFIG, MODEL_CARD, *(index for _, index in FORMATS))
 

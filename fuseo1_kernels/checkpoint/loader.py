@@ -11,7 +11,7 @@ from ..errors import CheckpointError
 from .header import Header, HeaderRoom, read_header
 from .hub import resolve
 from .json_file import read_object
-from .layout import CONFIG, check_links, find_weights, homes_of
+from .layout import CONFIG, Weights, check_links, find_weights, homes_of
 from .other_formats import no_weights
 from .source import Source, collect_shards
 
@@ -51,8 +51,19 @@ def _open(model: str, path: Path, homes: Sequence[Path], room: HeaderRoom | None
     for file in weights.files:
         if not os.path.exists(path / file):
             raise CheckpointError(f"{path}: the index names the shard {file!r}, which is missing")
+    return read_weights(model, path, weights, _config(path, homes), homes, room)
+
+
+def read_weights(
+    model: str,
+    path: Path,
+    weights: Weights,
+    config: dict[str, Any],
+    homes: Sequence[Path],
+    room: HeaderRoom | None,
+) -> Source:
+    """Return the model whose weights are these files; their headers are read and checked. Raises CheckpointError."""
     check_links(path, weights.files, homes)
-    config = _config(path, homes)
     files = [path / file for file in weights.files]
     if weights.torch_bin:
         from .torch_bin import open_torch_bin

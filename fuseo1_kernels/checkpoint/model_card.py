@@ -44,7 +44,9 @@ def model_card(
         license: the sources' common one, as `read_license` returns it; {} if there is none.
     """
     models = [*([] if base is None else [base]), *targets]
-    repos = [split[0] for split in map(split_hub_id, models) if split]
+    # A model and its adapter stand in one name.
+    parts = [part for model in models for part in model.split("+")]
+    repos = [split[0] for split in map(split_hub_id, parts) if split]
     front = ["library_name: transformers", "tags:", "- merge", "- fuseo1-kernels", f"- {method}"]
     # A JSON string is a YAML string.
     front += [f"{key}: {json.dumps(value)}" for key, value in license.items()]

@@ -12,9 +12,6 @@ from .json_file import read_object
 from .layout import ADAPTER, FORMATS
 from .source import Source
 
-_MERGE_ADAPTER = (
-    "merge it into its model first (PEFT: merge_and_unload, then save_pretrained) and give that"
-)
 #: Files of other programs, and what to do.
 _OTHERS = {
     "*.gguf": "llama.cpp's format, mostly quantised: give the model that it was made from",
@@ -36,10 +33,11 @@ _QUANTISED = re.compile(
 def no_weights(path: Path) -> CheckpointError:
     """Return the error for a model's directory without weights: it says what is there instead."""
     if (path / ADAPTER).exists():
-        base = read_object(path / ADAPTER).get("base_model_name_or_path")
-        of = f" of {base}" if isinstance(base, str) and base else ""
+        stated = read_object(path / ADAPTER).get("base_model_name_or_path")
+        base = stated if isinstance(stated, str) else ""
+        of = f" of {base}" if base else ""
         return CheckpointError(
-            f"{path}: is an adapter{of} ({ADAPTER}), not a whole model: {_MERGE_ADAPTER}"
+            f"{path}: is an adapter{of} ({ADAPTER}), not a whole model: give both, as {base or 'MODEL'}+{path}"
         )
     for pattern, advice in _OTHERS.items():
         found = sorted(path.glob(pattern))
@@ -54,7 +52,10 @@ def refusal(source: Source) -> str | None:
     tensors = source.tensors
     adapter = next((name for name in tensors if _LORA.fullmatch(name)), None)
     if adapter is not None:
-        return f"model {source.name}: is an adapter (tensor {adapter!r}), not a whole model: {_MERGE_ADAPTER}"
+        return (
+            f"model {source.name}: is an adapter (tensor {adapter!r}), not a whole model: have PEFT save it, in a"
+            f" folder with {ADAPTER}, and give both, as MODEL+ADAPTER"
+        )
     found = _first_quantised(tensors.values())
     if found is None:
         return None

@@ -157,7 +157,11 @@ def _left_out(
     source: Source, found: Companions, files: Mapping[str, bytes], code: str
 ) -> Iterator[str]:
     """Yield a note on what of a model's folder does not go along."""
-    merged = {str(file.relative_to(source.path)) for file in source.files}
+    merged = {
+        str(file.relative_to(source.path))
+        for file in source.files
+        if file.is_relative_to(source.path)
+    }
     reasons = found.left_out | {n: f"Python code that {code}" for n in found.code if n not in files}
     listed = [f"{printable(n)} ({why})" for n, why in sorted(reasons.items()) if n not in merged]
     if listed:

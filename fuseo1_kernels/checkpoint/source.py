@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from ..errors import CheckpointError, SourceTouchedError
 from .companions import Companions, find_companions
 from .files import close_quietly, open_regular
+from .folds import Folds
 from .header import TensorInfo
 from .identity import FileIdentity
 from .intervals import Intervals
@@ -50,7 +51,8 @@ class Source:
 
     `name` is the model's name in the config, `path` its directory, `tensors` everything it holds,
     `config` its config.json ({} if it has none), `files` the identities of the weight files when
-    their headers were read. Tensors may be read from any thread until `close`.
+    their headers were read, `folds` an adapter that is added to the tensors. Tensors may be read from any thread until
+    `close`.
     """
 
     def __init__(
@@ -60,12 +62,14 @@ class Source:
         tensors: Mapping[str, TensorInfo],
         config: dict[str, Any],
         files: Mapping[Path, FileIdentity],
+        folds: Folds | None = None,
     ) -> None:
         self.name = name
         self.path = path
         self.tensors = tensors
         self.config = config
         self.files = files
+        self.folds = folds
         self._forgotten: dict[Path, Intervals] = {}
         self._lock = threading.Lock()
 

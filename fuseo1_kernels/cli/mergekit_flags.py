@@ -22,8 +22,8 @@ _ALWAYS = {
     "--write-model-card": "the model card is always written",
 }
 _WITH_VALUE = {
-    "--lora-merge-cache": "adapters are not merged; merge each into its model first",
-    "--lora-merge-dtype": "adapters are not merged; merge each into its model first",
+    "--lora-merge-cache": "adapters are added while models are read; no merged copy is written",
+    "--lora-merge-dtype": "adapters are added in fp64 and rounded once, to fp32",
     "--transformers-cache": "models are downloaded to the hub's cache, which HF_HUB_CACHE names",
     "--write-threads": "--threads is the number of threads",
 }

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from ..errors import did_you_mean
+from .references import as_name
 from .types import ModelName
 from .yaml_text import short_yaml
 
@@ -66,6 +67,8 @@ def _row_source(value: Any) -> Any:
         return ZeroRow.model_validate(value)
     if kind == "model_token":
         return ModelTokenRow.model_validate(value)
+    if isinstance(value, dict) and "kind" not in value:
+        return as_name(value)
     raise ValueError(
         "must be a model's name or a mapping with the kind zero or model_token, not "
         f"{short_yaml(value)}"

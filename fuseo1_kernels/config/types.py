@@ -10,7 +10,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, PlainSerializer, PlainValidator
 
+from ..errors import ConfigError
 from .parameter_values import Setting, parse_setting, setting_as_data
+from .references import as_name, split_reference
 from .yaml_text import short_yaml
 
 # More than any model has, and few enough to enumerate.
@@ -32,11 +34,10 @@ _MERGEKIT_TEMPLATES = ("alpaca", "chatml", "exaone", "llama3", "mistral")
 def _model_name(name: str) -> str:
     if not name.strip() or not name.isprintable():
         raise ValueError("must be a directory or a hub id such as org/name")
-    if "+" in name:
-        raise ValueError(
-            f"mergekit reads {name!r} as model+lora; fuseo1-kernels does not merge adapters yet "
-            "(merge the adapter into its model first, or rename the directory)"
-        )
+    try:
+        split_reference(name)
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
     return name
 
 
@@ -94,7 +95,7 @@ def _none_to_empty(value: Any) -> Any:
     return {} if value is None else value
 
 
-ModelName = Annotated[str, AfterValidator(_model_name)]
+ModelName = Annotated[str, BeforeValidator(as_name), AfterValidator(_model_name)]
 OutputDType = Annotated[DType | None, BeforeValidator(_dtype)]
 LayerRange = Annotated[tuple[int, int], BeforeValidator(_layer_range)]
 LayerContainer = Annotated[str, AfterValidator(_layer_container)]

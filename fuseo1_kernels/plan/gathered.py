@@ -53,6 +53,10 @@ class Gathered(Input):
         )
 
     @property
+    def kept_dtype(self) -> DType:
+        return self.own.kept_dtype
+
+    @property
     def shape(self) -> tuple[int, ...]:
         return (len(self.table.rows) + self.table.padding, *self.own.shape[1:])
 

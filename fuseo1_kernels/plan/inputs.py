@@ -40,6 +40,11 @@ class Input(ABC):
     def dtype(self) -> DType: ...
 
     @property
+    def kept_dtype(self) -> DType:
+        """The output's dtype if the config names none."""
+        return self.dtype
+
+    @property
     @abstractmethod
     def shape(self) -> tuple[int, ...]: ...
 
@@ -72,6 +77,11 @@ class Stored(Input):
     @property
     def dtype(self) -> DType:
         return STORED[self.info.dtype]
+
+    @property
+    def kept_dtype(self) -> DType:
+        dtypes = self.source.folds.dtypes if self.source.folds else {}
+        return STORED[dtypes.get(self.info.name, self.info.dtype)]
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -7,13 +7,16 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from ..checkpoint.adapter import open_adapter
 from ..checkpoint.header import HeaderRoom
 from ..checkpoint.layout import ALWAYS_READ
 from ..checkpoint.loader import open_source
 from ..checkpoint.other_formats import refusal
 from ..checkpoint.source import Source
+from ..config.references import split_reference
 from ..config.schema import MergeConfig
 from ..errors import CheckpointError, ConfigError
+from .adapters import add_adapter
 from .prefixes import different_prefixes
 
 #: Directories outside of the models to which links in them may lead.
@@ -44,30 +47,52 @@ def open_sources(
         ConfigError: two names are the same directory.
     """
     sources: dict[str, Source] = {}
-    name_by_path: dict[str, str] = {}
+    name_by_path: dict[tuple[str, str], str] = {}
     problems = []
     room = None if max_memory is None else HeaderRoom(max_memory)
     for name in config.stored_names():
         try:
-            source = open_source(
-                name,
-                download_progress=progress,
-                download=download,
-                allow_links=allow_links,
-                room=room,
-            )
+            source = _open(name, progress, download, allow_links, room)
         except CheckpointError as error:
             problems.append(str(error))
             continue
         sources[name] = stack.enter_context(source)
-        first = name_by_path.setdefault(os.path.realpath(source.path), name)
+        adapter = os.path.realpath(source.folds.path) if source.folds else ""
+        place = os.path.realpath(source.path), adapter
+        first = name_by_path.setdefault(place, name)
         if first != name:
             raise ConfigError(f"models {first} and {name} are the same directory; name it once")
-    problems += filter(None, map(refusal, sources.values()))
+    problems += [p for s in sources.values() if s.folds is None and (p := refusal(s))]
     problems += different_prefixes(sources) if not problems else ()
     if problems:
         raise CheckpointError(*problems)
     return sources
+
+
+def _open(
+    name: str, progress: bool, download: bool, allow_links: AllowLinks, room: HeaderRoom | None
+) -> Source:
+    """Open a model, with its adapter if `name` has one. Raises CheckpointError."""
+    model, adapter = split_reference(name)
+    source = open_source(
+        model,
+        download_progress=progress,
+        download=download,
+        allow_links=allow_links,
+        room=room,
+    )
+    if adapter is None:
+        return source
+    if problem := refusal(source):
+        raise CheckpointError(problem)
+    opened = open_adapter(
+        adapter,
+        download_progress=progress,
+        download=download,
+        allow_links=allow_links,
+        room=room,
+    )
+    return add_adapter(source, name, opened)
 
 
 def open_lender(
@@ -89,7 +114,8 @@ def open_lender(
         name = earlier.tokenizer_model or earlier.config_model
     if name in sources:
         return sources[name]
-    source = open_source(name, weights=False, download=download, allow_links=allow_links)
+    model, _ = split_reference(name)  # the files beside the weights are the model's
+    source = open_source(model, weights=False, download=download, allow_links=allow_links)
     return stack.enter_context(source)
 
 
@@ -103,4 +129,6 @@ def inputs(sources: Mapping[str, Source], lender: Source | None) -> list[Path]:
         names = (*source.companions.names, *source.companions.code, *ALWAYS_READ)
         small = (source.path / name for name in names)
         found += [source.path, *source.files, *filter(os.path.islink, small)]
+        if source.folds:
+            found.append(source.folds.path)
     return found

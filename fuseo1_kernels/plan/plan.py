@@ -17,6 +17,7 @@ from ..errors import CheckpointError, printable
 from ..methods.rule import Copied, TensorSpec
 from .aliases import find_aliases
 from .alignment import Alignment
+from .folded import Folded
 from .inputs import STORED, Input, Stored
 from .job import Job
 from .layer_config import gather_config, mixed_layers
@@ -243,7 +244,6 @@ def _job(
             inputs.append(_input(sources[model], info))
     if len(inputs) < len(placement.tensors):
         return None
-    kept = promote({x.dtype for x in inputs})
     shape: tuple[int, ...] | None
     if alignment is not None and not copied and alignment.covers(placement.tensors, inputs):
         try:
@@ -262,7 +262,7 @@ def _job(
     return Job(
         name=name,
         shape=shape,
-        dtype=dtype or kept,
+        dtype=dtype or promote({x.kept_dtype for x in inputs}),
         inputs=tuple(inputs),
         rule=part.method.rule(part.values(name, placement.t, placement.tensors), spec),
     )
@@ -271,7 +271,9 @@ def _job(
 def _input(source: Source, info: TensorInfo) -> Input:
     if isinstance(source, Stage):
         return Merged(source.name, source.jobs[info.name])
-    return Stored(source, info)
+    stored = Stored(source, info)
+    fold = source.folds.by_tensor.get(info.name) if source.folds else None
+    return stored if fold is None or info.numel == 0 else Folded.of(stored, fold)
 
 
 def _common_shape(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ..checkpoint.companions import is_tokenizers
@@ -26,6 +26,7 @@ from ..checkpoint.source import Source
 from ..checkpoint.stop_tokens import find_stop_mismatch, find_turn_mismatch
 from ..checkpoint.tokenizer_json import change_tokenizer
 from ..checkpoint.vocabulary import Vocabulary
+from ..config.references import split_reference
 from ..config.schema import MergeConfig
 from ..errors import printable
 from ..version import __version__
@@ -112,7 +113,7 @@ def make_sidecars(
         method=config.merge_method,
         dtype=plan.dtype_name,
         versions={"fuseo1-kernels": __version__, "Python": platform.python_version()},
-        license=_common_license(sources.values()),
+        license=_common_license([*sources.values()]),
     )
     files[MERGE_CONFIG] = config.to_yaml().encode()
     index = index_json(plan.shards)
@@ -146,16 +147,23 @@ def _labels(sources: Mapping[str, Source]) -> dict[str, str]:
     """Return what the card calls each model: a hub id, or the name of its folder, without the path to it."""
     labels: dict[str, str] = {}
     for name, source in sources.items():
-        if source.path != Path(os.path.expanduser(name)):
-            label = name  # a hub id
-        else:
-            label = repo_of_snapshot(source.path) or os.path.basename(os.path.realpath(source.path))
+        model, adapter = split_reference(name)
+        label = _label(model, source.path)
+        if adapter is not None and source.folds:
+            label = f"{label}+{_label(adapter, source.folds.path)}"
         same = [label, *(f"{label} ({number})" for number in range(2, len(sources) + 1))]
         labels[name] = next(each for each in same if each not in labels.values())
     return labels
 
 
-def _common_license(sources: Iterable[Source]) -> dict[str, str]:
+def _label(name: str, path: Path) -> str:
+    if path != Path(os.path.expanduser(name)):
+        return name  # a hub id
+    return repo_of_snapshot(path) or os.path.basename(os.path.realpath(path))
+
+
+def _common_license(sources: Sequence[Source]) -> dict[str, str]:
     """Return the license that all models state; {} if they do not agree."""
-    first, *others = [read_license(source.path) for source in sources]
+    adapters = (source.folds.path for source in sources if source.folds)
+    first, *others = map(read_license, [*(source.path for source in sources), *adapters])
     return first if all(other == first for other in others) else {}

@@ -49,7 +49,7 @@ def check_vocabularies(
 def embedding_rows(jobs: Sequence[Job], model: Source) -> set[int]:
     """Return how many rows the embeddings of `model` have that are merged, before any is cropped."""
     embeddings = (job for job in jobs if is_embedding(job.name, job.shape))
-    return {x.info.shape[0] for job in embeddings for x in job.stored if x.source is model}
+    return {x.shape[0] for job in embeddings for x in job.inputs if x.stored[0].source is model}
 
 
 def _compare(

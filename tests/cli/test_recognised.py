@@ -35,7 +35,7 @@ def test_an_adapter(base: dict[str, str], family: Family) -> None:
     (adapter / "model.safetensors").rename(adapter / "adapter_model.safetensors")
     write_json(adapter / "adapter_config.json", {"peft_type": "LORA", **base})
     words = f"{adapter}: is an adapter{' of org/base' if base else ''} (adapter_config.json)"
-    one_line(family, words, "merge_and_unload")
+    one_line(family, words, f"give both, as {'org/base' if base else 'MODEL'}+{adapter}")
 
 
 def test_an_adapter_that_is_called_a_model(family: Family) -> None:

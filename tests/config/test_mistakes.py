@@ -165,8 +165,30 @@ NO_FIT = "tokenizer_files.overrides: must fit into tokenizer_config.json"
             for name in NOT_YET
         ),
         ({"modules": {}}, "mergekit has the key 'modules'; not in fuseo1-kernels yet"),
-        ({"base_model": "org/base+org/lora"}, "base_model: mergekit reads 'org/base+org/lora'"),
-        ({"models": [{"model": "a+b"}]}, "models[0].model: mergekit reads 'a+b' as model+lora"),
+        # A model and its adapter.
+        *(
+            (
+                {"models": [{"model": name}]},
+                f"models[0].model: '{name}': a model and its adapter are",
+            )
+            for name in ("a+", "+b", "org/a+org/b+org/c")
+        ),
+        *(
+            (
+                {"base_model": reference},
+                "base_model: must be a directory or a hub id such as org/name",
+            )
+            for reference in (
+                {"path": "org/a"},
+                {"model": "org/a", "lora": {"revision": "main"}},
+                {"model": {"path": "org/a", "subfolder": "x"}},
+                {"model": "org/a", "lora": ["org/b"]},
+            )
+        ),
+        (
+            {"base_model": {"model": "org/a", "override_architecture": "X"}},
+            "base_model: override_architecture: mergekit has it; not in",
+        ),
         ({"dtype": "float64"}, "dtype: mergekit has float64; not in fuseo1-kernels yet"),
         ({"out_dtype": "torch.int64"}, "out_dtype: mergekit has int64; not in"),
         *(

@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #include "arithmetic.h"
+#include "fuseo1/fold.h"
 #include "fuseo1/fuse.h"
 #include "fuseo1/types.h"
 
@@ -121,6 +122,20 @@ inline int rank_bins_log2(int64_t row) {
   return log2;
 }
 
+// Columns and rows count from the range's first; fold.h has the formulas.
+struct FoldKernels {
+  // elements [begin, end) of the range that begins at the flat index `start`
+  void (*fold)(const fuseo1_fold_params&, const fuseo1_operand& weights, int64_t start, int64_t begin, int64_t end,
+               float* out);
+  // overwrites squares[begin .. end) of these rows; `room` has a row
+  void (*row_squares)(const fuseo1_fold_params&, const fuseo1_operand& weights, int64_t begin, int64_t end, float* room,
+                      double* squares);
+  // adds to squares[begin .. end) of these columns; `room` has as many elements; begin is a multiple of 8
+  void (*column_squares)(const fuseo1_fold_params&, const fuseo1_operand& weights, int64_t rows, int64_t begin,
+                         int64_t end, float* room, double* squares);
+  void (*widen)(const fuseo1_operand&, int64_t at, int64_t count, float* out);
+};
+
 struct Kernels {
   const char* name;
   // survey: every element is selected
@@ -143,6 +158,7 @@ struct Kernels {
   // the divergence of a row: elements begin .. end - 1 of the chunk; `room` has twice as many, in whole blocks;
   // nonfinite[3]
   float (*divergence)(const Chunk&, int64_t begin, int64_t end, double* room, int64_t* nonfinite);
+  FoldKernels fold;
 };
 
 struct SceKernels {
@@ -153,13 +169,14 @@ struct SceKernels {
 };
 
 // Each source of kernels/ defines its part, which has the name of the source, once per instruction set.
-#define FUSEO1_DECLARE_ISA(isa)                      \
-  extern const SceKernels sce_##isa;                 \
-  extern const decltype(Kernels::fuse) fuse_##isa;   \
-  extern const MagnitudeKernels magnitudes_##isa;    \
-  extern const SumKernels sums_##isa;                \
-  extern const decltype(Kernels::rank) ranked_##isa; \
-  extern const decltype(Kernels::divergence) divergences_##isa;
+#define FUSEO1_DECLARE_ISA(isa)                                 \
+  extern const SceKernels sce_##isa;                            \
+  extern const decltype(Kernels::fuse) fuse_##isa;              \
+  extern const MagnitudeKernels magnitudes_##isa;               \
+  extern const SumKernels sums_##isa;                           \
+  extern const decltype(Kernels::rank) ranked_##isa;            \
+  extern const decltype(Kernels::divergence) divergences_##isa; \
+  extern const FoldKernels fold_##isa;
 FUSEO1_DECLARE_ISA(baseline)
 FUSEO1_DECLARE_ISA(avx2)
 FUSEO1_DECLARE_ISA(avx512)

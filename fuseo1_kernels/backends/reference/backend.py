@@ -5,7 +5,6 @@ The formulas are in surveys.py, divergences.py, fuse.py, select.py and philox.py
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Iterator, Sequence
 
@@ -16,23 +15,17 @@ from ..arrays import Array, Buffer
 from ..contract import SURVEY_BYTES, FuseParams, Request, step_of
 from ..interface import FileRange, InputUnreadable
 from ..results import SurveyResult
+from .arrays import TORCH, as_tensor
+from .fold import ReferenceFolder
 from .fuse import fuse_chunk
 from .surveys import survey_whole
 
 _BLOCK = 256
-_TORCH = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-
-
-def _tensor(array: Array) -> torch.Tensor:
-    dtype = _TORCH[array.dtype.name]
-    if array.numel == 0:
-        return torch.empty(0, dtype=dtype)
-    memory = (ctypes.c_char * (array.numel * array.dtype.size)).from_address(array.address)
-    return torch.frombuffer(memory, dtype=dtype)
 
 
 class ReferenceBackend:
     name = "reference"
+    folder = ReferenceFolder()
 
     @property
     def description(self) -> str:
@@ -46,7 +39,7 @@ class ReferenceBackend:
         max_bytes: int = SURVEY_BYTES,
         lent: Array | None = None,
     ) -> SurveyResult:
-        return survey_whole([_tensor(x) for x in inputs], request)
+        return survey_whole([as_tensor(x) for x in inputs], request)
 
     def surveyor(
         self,
@@ -62,8 +55,8 @@ class ReferenceBackend:
     def fuse(
         self, inputs: Sequence[Array], params: FuseParams, out: Array, offset: int, threads: int
     ) -> int:
-        merged = fuse_chunk([_tensor(x) for x in inputs], params, offset, _TORCH[out.dtype.name])
-        _tensor(out).copy_(merged)
+        merged = fuse_chunk([as_tensor(x) for x in inputs], params, offset, TORCH[out.dtype.name])
+        as_tensor(out).copy_(merged)
         return int((~torch.isfinite(merged)).sum())
 
     def fuse_files(
@@ -136,7 +129,7 @@ class WholeSurveyor:
 
     def update(self, inputs: Sequence[Array], offset: int) -> None:
         for parts, chunk in zip(self._parts, inputs, strict=True):
-            parts.append((offset, _tensor(chunk).clone()))
+            parts.append((offset, as_tensor(chunk).clone()))
 
     def sample_files(self, files: Sequence[FileRange], most_runs: int, scratch: Buffer) -> None:
         """A whole tensor needs no sample."""
@@ -153,7 +146,7 @@ class WholeSurveyor:
             torch.cat([t for _, t in sorted(p, key=lambda part: part[0])]) if p else nothing
             for p in self._parts
         ]
-        names = {t: n for n, t in _TORCH.items()}
+        names = {t: n for n, t in TORCH.items()}
         arrays = [_array(t, names[t.dtype]) for t in whole]
         self._result = self._backend.survey(arrays, self._request, 1)
 

@@ -20,7 +20,7 @@ def divergences(base: torch.Tensor, target: torch.Tensor, row: int) -> bytes:
     if base.numel() == 0:
         return b""
     q, p = (_shares(x.double().view(-1, row)) for x in (base, target))
-    found = _sum(p * _log(p / q))
+    found = sum_in_lanes(p * _log(p / q))
     kept = torch.where(found > 0, found, torch.zeros_like(found))
     return kept.float().numpy().tobytes()
 
@@ -29,10 +29,10 @@ def _shares(x: torch.Tensor) -> torch.Tensor:
     """The softmax of every row, plus 1e-8."""
     largest = x.amax(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).min)
     e = _exp(x - largest)
-    return e / _sum(e)[:, None] + _LEAST_SHARE
+    return e / sum_in_lanes(e)[:, None] + _LEAST_SHARE
 
 
-def _sum(terms: torch.Tensor) -> torch.Tensor:
+def sum_in_lanes(terms: torch.Tensor) -> torch.Tensor:
     """The sum of every row: element j is added to lane j mod 8, in order; then the lanes by halves."""
     padded = torch.nn.functional.pad(terms, (0, -terms.shape[1] % _LANES))
     lanes = torch.zeros(terms.shape[0], _LANES, dtype=torch.float64)

@@ -10,10 +10,12 @@ from typing import Protocol
 from ...backends.arrays import Array
 from ...backends.interface import Backend
 from ...checkpoint.source import read_all
+from ...plan.folded import Folded
 from ...plan.gathered import Gathered
 from ...plan.inputs import Input, Stored
 from ...plan.job import Job
 from ...plan.stages import Merged
+from .fold import FoldReader
 
 
 class Reader(Protocol):
@@ -47,6 +49,8 @@ def open_reader(x: Input, tools: Tools, stack: ExitStack) -> Reader:
     """
     if isinstance(x, Stored):
         return _StoredReader(x, stack)
+    if isinstance(x, Folded):
+        return FoldReader(x, tools.backend.folder, tools.threads, tools.check_stop, stack)
     if isinstance(x, Merged):
         return tools.open_merged(x.job, stack)
     if isinstance(x, Gathered):
