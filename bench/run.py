@@ -28,7 +28,8 @@ def main() -> None:
     pytest += (
         ["--benchmark-disable"] if options.quick else ["--benchmark-columns=median,iqr,rounds"]
     )
-    alone = ["ops.py", "methods.py", "accuracy.py", "dry_run.py", "metadata.py", "storage.py"]
+    alone = ["ops.py", "methods.py", "accuracy.py", "dry_run.py", "metadata.py"]
+    alone += ["storage.py", "average.py"]
     of_models = ["whole_merge.py", "growth.py", "drop_in.py", "adapters.py"]
     commands = [["bench/" + name, *shared] for name in [*alone, *of_models]]
     WORK.mkdir(exist_ok=True)

@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "fuseo1/average.h"
 #include "fuseo1/files.h"
 #include "fuseo1/fuse.h"
 #include "fuseo1/survey.h"

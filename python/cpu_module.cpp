@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "arguments.h"
+#include "average.h"
 #include "dispatch.h"
 #include "fold.h"
 #include "fuseo1/files.h"
@@ -357,6 +358,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("fuse_files", &fuse_files, py::arg("files"), py::arg("params"), py::arg("offset"), py::arg("count"),
         py::arg("scratch"), py::arg("out"), py::arg("out_dtype"), py::arg("threads"), "As fuse, of inputs in files.");
   define_fold(m);
+  define_average(m);
   m.def("available_isas", &fuseo1::available_isas);
   m.def("isa", [] { return std::string(fuseo1::kernels().name); });
   m.def("use_isa", &use_isa, py::arg("name"), "Use these kernels from now on; '' for the fastest.");

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// survey and fuse of files, piece by piece (include/fuseo1/files.h).
+// survey, fuse and average of files, piece by piece (include/fuseo1/files.h).
 #include "fuseo1/files.h"
 
 #include <errno.h>
@@ -176,6 +176,28 @@ extern "C" int fuseo1_fuse_files(const fuseo1_fuse_params* params, const fuseo1_
                                   char* to = static_cast<char*>(out) + first * size;
                                   const int status =
                                       fuseo1_fuse(&piece, operands, offset + first, n, to, out_dtype, threads, &found);
+                                  *nonfinite += found;
+                                  return status;
+                                });
+}
+
+extern "C" int fuseo1_average_files(const fuseo1_average_params* params, const fuseo1_file* files, int64_t offset,
+                                    int64_t count, fuseo1_scratch scratch, void* out, int32_t out_dtype,
+                                    int32_t threads, int64_t* nonfinite, fuseo1_read_error* error) {
+  if (!params || params->inputs < 1 || params->inputs > FUSEO1_MAX_AVERAGED || !nonfinite || out_dtype < FUSEO1_BF16 ||
+      out_dtype > FUSEO1_FP32 || (!out && params->last && count)) {
+    return FUSEO1_BAD_ARGUMENT;
+  }
+  *nonfinite = 0;
+  const int64_t size = fuseo1::element_size(out_dtype);
+  fuseo1_average_params piece = *params;
+  return fuseo1::for_each_piece(files, params->inputs - 1, 1, offset, count, scratch, threads, error,
+                                [&](const fuseo1_operand* operands, int64_t first, int64_t n) {
+                                  int64_t found = 0;
+                                  if (params->sums) piece.sums = params->sums + first;
+                                  char* to = out ? static_cast<char*>(out) + first * size : nullptr;
+                                  const int status =
+                                      fuseo1_average(&piece, operands, n, to, out_dtype, threads, &found);
                                   *nonfinite += found;
                                   return status;
                                 });

@@ -15,6 +15,7 @@ FACTORS_BY_COLUMN: int
 _Operands = Sequence[tuple[int, int]]
 _Files = Sequence[tuple[int, int, int]]
 _Cut = tuple[int, int]
+_Average = tuple[Sequence[float], float, bool, bool, int]
 
 class ReadError(Exception): ...
 
@@ -133,6 +134,19 @@ def fold_factors(magnitudes: tuple[int, int], squares: int, count: int) -> None:
 def fold_widen(
     matrix: tuple[int, int], rows: int, columns: int, transposed: bool, out: int
 ) -> None: ...
+def average(
+    operands: _Operands, params: _Average, count: int, out: int, out_dtype: int, threads: int
+) -> int: ...
+def average_files(
+    files: _Files,
+    params: _Average,
+    offset: int,
+    count: int,
+    scratch: tuple[int, int],
+    out: int,
+    out_dtype: int,
+    threads: int,
+) -> int: ...
 def available_isas() -> list[str]: ...
 def isa() -> str: ...
 def use_isa(name: str) -> None: ...

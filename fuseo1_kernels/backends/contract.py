@@ -244,9 +244,28 @@ class FoldParams:
     factors: Numbers | None = None
 
 
+@dataclass(frozen=True)
+class AverageParams:
+    """How `average` weighs some of a mean's inputs, in order. All numbers are finite.
+
+    Attributes:
+        weights: one per input of the call.
+        divisor: what the sum of all inputs is divided by; not 0.
+        first, last: whether these are the mean's first inputs, and whether they are its last.
+    """
+
+    weights: tuple[float, ...]
+    divisor: float
+    first: bool = True
+    last: bool = True
+
+
 #: Default bound on a survey's own memory, in bytes.
 SURVEY_BYTES = 128 << 20
 
 
 #: The most targets of one merge (FUSEO1_MAX_TARGETS).
 MAX_TARGETS = 64
+
+#: The most inputs of one call of average (FUSEO1_MAX_AVERAGED).
+MAX_AVERAGED = MAX_TARGETS + 1

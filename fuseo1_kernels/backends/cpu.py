@@ -12,6 +12,7 @@ from . import _cpu
 from .arrays import Array, Buffer
 from .contract import (
     SURVEY_BYTES,
+    AverageParams,
     Band,
     Clamp,
     Cut,
@@ -107,6 +108,16 @@ def _native(params: FuseParams, offset: int, count: int) -> _cpu.FuseParams:
         threshold=params.threshold,
         tie_limit=params.tie_limit,
     )
+
+
+def _native_average(
+    params: AverageParams, sums: Buffer, count: int
+) -> tuple[Sequence[float], float, bool, bool, int]:
+    """`params` and the place of the sums of `count` elements as the kernels take them."""
+    whole = params.first and params.last
+    if not whole and sums.nbytes < 8 * count:
+        raise BackendError(f"{count} sums do not fit into {sums.nbytes} bytes")
+    return params.weights, params.divisor, params.first, params.last, 0 if whole else sums.address
 
 
 @contextmanager
@@ -302,6 +313,42 @@ class CpuBackend:
             return _cpu.fuse_files(
                 _native_files(files),
                 _native(params, offset, out.numel),
+                offset,
+                out.numel,
+                (scratch.address, scratch.nbytes),
+                out.address,
+                out.dtype.abi,
+                threads,
+            )
+
+    def average(
+        self,
+        inputs: Sequence[Array],
+        params: AverageParams,
+        sums: Buffer,
+        out: Array,
+        threads: int,
+    ) -> int:
+        operands = _operands(inputs, least_targets=0)
+        if out.numel != inputs[0].numel:
+            raise BackendError("the output must have as many elements as the inputs")
+        native = _native_average(params, sums, out.numel)
+        return _cpu.average(operands, native, out.numel, out.address, out.dtype.abi, threads)
+
+    def average_files(
+        self,
+        files: Sequence[FileRange],
+        params: AverageParams,
+        sums: Buffer,
+        out: Array,
+        offset: int,
+        threads: int,
+        scratch: Buffer,
+    ) -> int:
+        with _read_errors():
+            return _cpu.average_files(
+                _native_files(files),
+                _native_average(params, sums, out.numel),
                 offset,
                 out.numel,
                 (scratch.address, scratch.nbytes),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeGuard
 
 from .arrays import Array, Buffer, DType
-from .contract import SURVEY_BYTES, FoldParams, FuseParams, Numbers, Request, Select
+from .contract import SURVEY_BYTES, AverageParams, FoldParams, FuseParams, Numbers, Request, Select
 from .results import SceResult, SurveyResult
 
 
@@ -138,6 +138,32 @@ class Backend(Ops, Protocol):
     ) -> int:
         """As `fuse`, reading the inputs into `scratch` piece by piece. Raises InputUnreadable."""
 
+    def average(
+        self,
+        inputs: Sequence[Array],
+        params: AverageParams,
+        sums: Buffer,
+        out: Array,
+        threads: int,
+    ) -> int:
+        """Average at most MAX_AVERAGED inputs of as many elements as `out` has, after those of earlier calls.
+
+        The first call begins `sums`, fp64, which hold the mean's sums until the last one has written `out`. Return how
+        many elements of it are infinite or NaN; 0 if the call is not the last.
+        """
+
+    def average_files(
+        self,
+        files: Sequence[FileRange],
+        params: AverageParams,
+        sums: Buffer,
+        out: Array,
+        offset: int,
+        threads: int,
+        scratch: Buffer,
+    ) -> int:
+        """As `average`, of the inputs' elements from `offset` on, read into `scratch`. Raises InputUnreadable."""
+
 
 @dataclass(frozen=True)
 class OnDevice:
@@ -230,6 +256,11 @@ class SmallBackend(GpuBackend, Protocol):
 
     def results(self, surveys: OnDevice) -> list[tuple[SceResult, int]]:
         """`result` of every tensor of a launch."""
+
+
+def can_average(backend: Ops) -> TypeGuard[Backend]:
+    """Whether `backend` averages, which those for a GPU's memory do not."""
+    return hasattr(backend, "average")
 
 
 def can_enqueue(backend: Ops) -> TypeGuard[GpuBackend]:

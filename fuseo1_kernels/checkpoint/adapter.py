@@ -61,6 +61,9 @@ _SAVED = re.compile(r"(?P<module>.+)\.modules_to_save\.(?P<adapter>[^.]+)\.(?P<l
 _SLOW = re.compile(r"\)[*+{?]|(?:[*+{].*){4}", re.DOTALL)
 
 
+_MOST_PATTERNS = 10_000
+
+
 @dataclass(frozen=True)
 class Adapted:
     """The tensors of one adapted module: B A, or (A^T B^T) for an embedding; DoRA's magnitudes; the bias of B."""
@@ -121,7 +124,7 @@ def open_adapter(
 
 
 class _Config:
-    """What adapter_config.json says of the merged weights. Raises CheckpointError for what is not folded."""
+    """Decides the scales by adapter_config.json. Raises CheckpointError for what is not folded."""
 
     def __init__(self, file: Path, stated: Mapping[str, Any]) -> None:
         self._file, self._stated = file, stated
@@ -181,6 +184,8 @@ class _Config:
         value = self._stated.get(key) or {}
         if not isinstance(value, dict):
             raise CheckpointError(f"{self._file}: {key} must map modules to numbers")
+        if len(value) > _MOST_PATTERNS:
+            raise self._refused(f"{key}: has more than {_MOST_PATTERNS} patterns")
         patterns = {}
         for text, number in value.items():
             where = f"{key}.{text!r:.80}"

@@ -38,7 +38,7 @@ _WEIGHTS = (
     *(".distcp", ".mlmodel"),
 )
 #: Files of trainers and of adapters: with ADAPTER, transformers would load an adapter instead of the merged weights.
-_TRAINING_FILES = (ADAPTER, "trainer_state.json", "events.out.tfevents.*")
+_TRAINING_FILES = (ADAPTER, "trainer_state.json", "latest", "events.out.tfevents.*")
 #: Folders beside the weights that hold the same model once more, or the history of its training.
 OTHER_FOLDERS = (
     *("checkpoint-*", "global_step*", "runs", "wandb", "logs", "onnx", "openvino", "original"),

@@ -1,4 +1,4 @@
-"""What an adapter changes in the tensors of a model, as places of tensors in files."""
+"""An adapter's changes to the tensors of a model, as places of tensors in files."""
 
 from __future__ import annotations
 

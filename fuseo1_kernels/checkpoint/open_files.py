@@ -10,7 +10,13 @@ from contextlib import ExitStack, contextmanager
 from typing import Generic, Protocol, TypeVar
 
 # The most files kept open, and their share of the descriptors that the process may have.
-_MOST, _SHARE = 512, 4
+_MOST, _SHARE = 2048, 4
+
+
+def most_open() -> int:
+    """Return how many files may be kept open."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(1, min(_MOST, soft // _SHARE)) if soft >= 0 else _MOST
 
 
 class Closable(Protocol):
@@ -69,8 +75,7 @@ class OpenFiles(Generic[_File]):
 
     def _make_room(self) -> None:
         """Close those used longest ago until one more may be open. The lock is held."""
-        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        most = max(1, min(_MOST, soft // _SHARE)) if soft >= 0 else _MOST
+        most = most_open()
         if len(self._entries) < most:
             return
         idle = [key for key, entry in self._entries.items() if entry.users == 0]

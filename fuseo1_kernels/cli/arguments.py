@@ -6,7 +6,9 @@ import argparse
 import math
 import os
 import re
+from collections.abc import Callable
 from decimal import Decimal
+from typing import Any
 
 from ..backends.registry import BACKENDS, GPU_BACKENDS
 from ..config.recipes import find_recipe
@@ -117,19 +119,7 @@ def make_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="the same as --device cuda (mergekit-yaml's flags)",
     )
-    add(
-        "--threads",
-        "-j",
-        "--num-threads",
-        type=_threads,
-        help="number of threads (default: all cores); never changes the result",
-    )
-    add(
-        "--max-memory",
-        type=parse_size,
-        metavar="SIZE",
-        help="limit of headers, buffers and survey state (default 2GiB)",
-    )
+    add_limits(add)
     add(
         "--max-gpu-memory",
         type=parse_size,
@@ -137,26 +127,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="limit of memory on each GPU (default: a quarter of its free memory); larger tensors are merged"
         " on the CPU",
     )
-    add = parser.add_argument_group("the output").add_argument
-    add(
-        "--shard-size",
-        "--out-shard-size",
-        type=parse_size,
-        metavar="SIZE",
-        help="limit of tensor data in one output file, in bytes (default 5GB); as mergekit-yaml measures it, so its 5B"
-        " is 5GB",
-    )
-    add(
-        "--overwrite",
-        action="store_true",
-        help="replace the model at OUT, once the new one is complete",
-    )
-    add(
-        "--resume",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="continue an unfinished run of the same merge (default: yes)",
-    )
+    add_output(parser)
     add = parser.add_argument_group("later merges of the same models").add_argument
     add(
         "--survey-cache",
@@ -179,6 +150,63 @@ def make_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="cut embeddings of different vocabulary sizes to the rows that all models have",
     )
+    add_of_models(models)
+    add(
+        "--random-seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="seed of the random masks of dare_... and della... (default 0)",
+    )
+    add_printed(parser)
+    add_mergekit_flags(parser)
+    return parser
+
+
+def add_limits(add: Callable[..., Any]) -> None:
+    """Add the options that limit threads and memory, by a group's `add_argument`."""
+    add(
+        "--threads",
+        "-j",
+        "--num-threads",
+        type=_threads,
+        help="number of threads (default: all cores); never changes the result",
+    )
+    add(
+        "--max-memory",
+        type=parse_size,
+        metavar="SIZE",
+        help="limit of headers, buffers and survey state (default 2GiB)",
+    )
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """Add the group of options about the output."""
+    add = parser.add_argument_group("the output").add_argument
+    add(
+        "--shard-size",
+        "--out-shard-size",
+        type=parse_size,
+        metavar="SIZE",
+        help="limit of tensor data in one output file, in bytes (default 5GB); as mergekit-yaml measures it, so its 5B"
+        " is 5GB",
+    )
+    add(
+        "--overwrite",
+        action="store_true",
+        help="replace the model at OUT, once the new one is complete",
+    )
+    add(
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="continue an unfinished run of the same merge (default: yes)",
+    )
+
+
+def add_of_models(models: Any) -> None:
+    """Add to a group what every merge may be told about its models."""
+    add = models.add_argument
     add(
         "--copy-tokenizer",
         action=argparse.BooleanOptionalAction,
@@ -192,13 +220,10 @@ def make_parser() -> argparse.ArgumentParser:
         default="error",
         help="refuse NaN and infinite elements, or make them NaN (default: error)",
     )
-    add(
-        "--random-seed",
-        type=int,
-        default=0,
-        metavar="N",
-        help="seed of the random masks of dare_... and della... (default 0)",
-    )
+
+
+def add_printed(parser: argparse.ArgumentParser) -> None:
+    """Add the group of options about what is printed."""
     add = parser.add_argument_group("what is printed").add_argument
     add(
         "--json",
@@ -206,8 +231,6 @@ def make_parser() -> argparse.ArgumentParser:
         help="print the result, or the error, as one JSON object on standard output",
     )
     add("--quiet", "-q", action="store_true", help="no progress, no notes and no summary")
-    add_mergekit_flags(parser)
-    return parser
 
 
 def check_order(config: str, out: str | None) -> None:

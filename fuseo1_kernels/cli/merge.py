@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import resource
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ from .report import (
 from .terminal import say
 
 if TYPE_CHECKING:
+    from ..config.schema import MergeConfig
     from ..engine.options import MergeOptions
 
 
@@ -51,22 +53,41 @@ def main(
         parser.error("give a config or a recipe's name (--list-recipes lists them)")
     if arguments.out is None and not arguments.dry_run:
         parser.error("give OUT, the directory of the merged model")
+    return run(parser.prog, arguments, partial(_load, arguments), tuning, interruption)
+
+
+def run(
+    program: str,
+    arguments: argparse.Namespace,
+    load: Callable[[], MergeConfig],
+    tuning: Tuning,
+    interruption: Interruption,
+) -> int:
+    """Merge by the config that `load` returns; return the exit code. `program`: the command's name in messages."""
     _allow_many_files()
     interruption.as_json = arguments.json
-    interruption.describe = partial(_what_is_left, arguments, _inode(arguments.out))
+    interruption.describe = partial(_what_is_left, program, arguments, _inode(arguments.out))
     try:
-        return _merge(arguments, tuning)
+        return _merge(arguments, load(), tuning)
     except (MergeError, OSError, UnicodeError) as error:
         if interruption.number is not None:  # its KeyboardInterrupt became this
             raise
         lines = error.args if isinstance(error, MergeError) else [describe_system_error(error)]
-        print_error("fuseo1-merge", *lines, as_json=arguments.json)
-        _print_resume_hint(arguments, str(error))
+        print_error(program, *lines, as_json=arguments.json)
+        if hint := _resume_hint(program, arguments, str(error)):
+            say(hint)
         return 1
     except MemoryError:
         reason = "out of memory; lower --max-memory or --threads"
-        print_error("fuseo1-merge", reason, as_json=arguments.json)
+        print_error(program, reason, as_json=arguments.json)
         return 1
+
+
+def _load(arguments: argparse.Namespace) -> MergeConfig:
+    from ..config.load import as_config
+
+    check_order(arguments.config, arguments.out)
+    return as_config(arguments.config)
 
 
 def _inode(out: str | None) -> tuple[int, int] | None:
@@ -78,13 +99,15 @@ def _inode(out: str | None) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _what_is_left(arguments: argparse.Namespace, before: tuple[int, int] | None) -> list[str]:
+def _what_is_left(
+    program: str, arguments: argparse.Namespace, before: tuple[int, int] | None
+) -> list[str]:
     """Say what an interrupted merge left, and how it goes on: `before` identifies the directory at OUT at its begin."""
     if arguments.out is None:
         return []
     if _inode(arguments.out) not in (None, before):
         return [f"{arguments.out} was complete by then"]
-    hint = _resume_hint(arguments, "")
+    hint = _resume_hint(program, arguments, "")
     return [f"nothing was written to {arguments.out}", *([hint] if hint else [])]
 
 
@@ -95,12 +118,9 @@ def _allow_many_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def _merge(arguments: argparse.Namespace, tuning: Tuning) -> int:
-    from ..config.load import as_config
+def _merge(arguments: argparse.Namespace, config: MergeConfig, tuning: Tuning) -> int:
     from ..engine import merge as engine
 
-    check_order(arguments.config, arguments.out)
-    config = as_config(arguments.config)
     if not arguments.quiet:
         for note in arguments.ignored:
             say(f"note: {note}")
@@ -152,13 +172,7 @@ def _options(arguments: argparse.Namespace, tuning: Tuning) -> MergeOptions:
     )
 
 
-def _print_resume_hint(arguments: argparse.Namespace, error: str) -> None:
-    hint = _resume_hint(arguments, error)
-    if hint:
-        say(hint)
-
-
-def _resume_hint(arguments: argparse.Namespace, error: str) -> str:
+def _resume_hint(program: str, arguments: argparse.Namespace, error: str) -> str:
     """Return how to continue the merge; "" if there is nothing, or the error is about the partial output itself."""
     from ..checkpoint.partial import partial_path
 
@@ -170,7 +184,7 @@ def _resume_hint(arguments: argparse.Namespace, error: str) -> str:
         return ""
     if not os.path.exists(path) or str(path) in error:
         return ""
-    return f"fuseo1-merge: {path} keeps what was merged: the same command goes on from there"
+    return f"{program}: {path} keeps what was merged: the same command goes on from there"
 
 
 def _device(arguments: argparse.Namespace) -> str | None:

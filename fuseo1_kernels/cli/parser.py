@@ -14,7 +14,10 @@ from .report import print_error
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser that guesses no option from its beginning. Under --json its errors are JSON too."""
 
-    def __init__(self, prog: str, usage: str, description: str, epilog: str) -> None:
+    def __init__(
+        self, prog: str, usage: str, description: str, epilog: str, *, intermixed: bool = False
+    ) -> None:
+        """`intermixed`: options may stand between positional arguments of any number."""
         super().__init__(
             prog=prog,
             usage=f"{prog} {usage}",
@@ -23,13 +26,15 @@ class Parser(argparse.ArgumentParser):
             formatter_class=_Formatter,
             allow_abbrev=False,
         )
-        self._json = False
+        self._json, self._intermixed = False, intermixed
 
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> Any:
         """Return the values of the arguments. Raises SystemExit, with 2 for an error."""
         self._json = "--json" in (sys.argv[1:] if args is None else args)
+        if self._intermixed:
+            return super().parse_intermixed_args(args, namespace)
         return super().parse_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:

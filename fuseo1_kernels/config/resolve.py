@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from ..errors import ConfigError, printable
@@ -48,6 +49,11 @@ class Part:
     def targets(self) -> tuple[str, ...]:
         """The models without the base."""
         return tuple(name for name in self.models if name != self.base)
+
+    @cached_property
+    def model_set(self) -> Mapping[str, None]:
+        """The models, in order, to be looked up."""
+        return dict.fromkeys(self.models)
 
     def values(self, name: str, t: float, tensors: Mapping[str, str]) -> dict[str, Any]:
         """Return every parameter of the method for one output tensor. Per-model parameters are tuples by target.
@@ -98,7 +104,20 @@ class Part:
                     raise ConfigError(self._missing(spec, model))
 
     def _scopes_of(self, model: str | None) -> list[Scope]:
-        return [scope for scope in self.scopes if scope.model is None or scope.model == model]
+        return [*self._shared, *self._own.get(model or "", ())]
+
+    @cached_property
+    def _shared(self) -> list[Scope]:
+        return [scope for scope in self.scopes if scope.model is None]
+
+    @cached_property
+    def _own(self) -> dict[str, list[Scope]]:
+        """Scopes of one model each, by model: there may be a thousand. They come after the shared ones."""
+        found: dict[str, list[Scope]] = {}
+        for scope in self.scopes:
+            if scope.model is not None:
+                found.setdefault(scope.model, []).append(scope)
+        return found
 
     def _required_value(self, spec: Parameter, tensor: str, t: float, model: str | None) -> Any:
         value = self.value(spec, tensor, t, model)

@@ -212,6 +212,7 @@ class MergeConfig(_Section):
         own = tuple(
             Scope(f"{where}[{index}].parameters", source.model, source.parameters)
             for index, source in enumerate(sources)
+            if source.parameters
         )
         everywhere = Scope("", None, self.parameters)
         return Part(self.method, tuple(names), base, ranges or {}, (everywhere, *shared, *own))

@@ -64,7 +64,10 @@ class UnitReads:
 
     def direct_inputs(self, job: Job) -> list[Stored]:
         """Return the stored inputs of `job` that its worker reads ahead and drops by itself."""
-        return [x for x in job.stored if x in self.to_forget] if self.direct else []
+        if not self.direct:
+            return []
+        to_forget = set(map(id, self.to_forget))
+        return [x for x in job.stored if id(x) in to_forget]
 
 
 class ReadAhead:

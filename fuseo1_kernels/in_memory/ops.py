@@ -13,9 +13,11 @@ import torch
 from ..backends.arrays import BY_NAME, Array, advise_huge_pages
 from ..backends.contract import MAX_TARGETS, FuseParams, Request
 from ..backends.interface import GpuBackend, OnDevice, Ops
+from ..backends.reference.average import average_chunk
 from ..backends.registry import load_backend, load_gpu_backend
 from ..backends.results import SceResult, SurveyResult
 from ..errors import ConfigError, MergeError
+from ..methods.rule import Average
 from ..system import resolve_threads
 from .tensor_kinds import as_list, check_tensor, in_place, is_in_place, may_overlap
 
@@ -139,15 +141,29 @@ def backend_for(inputs: Sequence[Array], backend: str) -> Ops:
 
 
 def as_arrays(
-    tensors: Sequence[torch.Tensor], names: Sequence[str] | None = None, least: int = 2
+    tensors: Sequence[torch.Tensor],
+    names: Sequence[str] | None = None,
+    least: int = 2,
+    any_number: bool = False,
 ) -> list[Array]:
     """Check base and targets and return views of them. A tensor that is not contiguous is copied.
 
     The arguments are those of `check_inputs`. Raises MergeError.
     """
     names = names or _base_and_targets(len(tensors))
-    check_inputs(tensors, names, least=least)
+    check_inputs(tensors, names, least=least, any_number=any_number)
     return [as_array(in_place(name, tensor)) for name, tensor in zip(names, tensors, strict=True)]
+
+
+def average_on_device(tensors: Sequence[torch.Tensor], rule: Average, out: torch.Tensor) -> int:
+    """Average contiguous tensors in a GPU's memory into `out`, by torch; return how many are infinite or NaN."""
+    sums = torch.empty(out.numel(), dtype=torch.float64, device=out.device)
+    merged = None
+    for part, params in rule.steps():
+        merged = average_chunk([t.view(-1) for t in tensors[part]], params, sums, out.dtype)
+    assert merged is not None
+    out.view(-1).copy_(merged)
+    return int((~merged.isfinite()).sum())
 
 
 def check_inputs(
@@ -155,6 +171,7 @@ def check_inputs(
     names: Sequence[str] | None = None,
     devices: Sequence[str] = ("cpu", "cuda"),
     least: int = 2,
+    any_number: bool = False,
 ) -> None:
     """Raise MergeError unless base and targets fit together in number, dtype, device and shape.
 
@@ -163,14 +180,15 @@ def check_inputs(
         names: names of the tensors in errors.
         devices: the supported device types.
         least: the least number of tensors.
+        any_number: whether more are allowed than survey and fuse take.
     """
     names = names or _base_and_targets(len(tensors))
     for name, tensor in zip(names, tensors, strict=True):
         check_tensor(name, tensor)
     if len(tensors) < least:
         raise MergeError("a merge needs a base and at least one target")
-    if len(tensors) > MAX_TARGETS + 1:
-        raise MergeError(f"1 to {MAX_TARGETS} targets are supported, not {len(tensors) - 1}")
+    if not any_number:
+        check_number(tensors)
     shape, device = tensors[0].shape, tensors[0].device
     for name, tensor in zip(names, tensors, strict=True):
         if tensor.dtype not in _NAMES:
@@ -181,6 +199,12 @@ def check_inputs(
             raise MergeError(f"{name} is on {tensor.device}, {names[0]} on {device}")
         if tensor.shape != shape:
             raise MergeError(f"{name} has shape {tuple(tensor.shape)}, {names[0]} {tuple(shape)}")
+
+
+def check_number(tensors: Sequence[torch.Tensor]) -> None:
+    """Raise MergeError if base and targets are more than survey and fuse take."""
+    if len(tensors) > MAX_TARGETS + 1:
+        raise MergeError(f"1 to {MAX_TARGETS} targets are supported, not {len(tensors) - 1}")
 
 
 def _base_and_targets(count: int) -> list[str]:

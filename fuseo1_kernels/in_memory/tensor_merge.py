@@ -6,26 +6,36 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import chain
 from typing import Any
 
 import torch
 
-from ..backends.arrays import Array
-from ..backends.contract import Request
-from ..backends.interface import GpuBackend, OnDevice, Ops, can_enqueue, can_enqueue_small
+from ..backends.arrays import Array, Buffer
+from ..backends.contract import MAX_AVERAGED, Request
+from ..backends.interface import (
+    GpuBackend,
+    OnDevice,
+    Ops,
+    can_average,
+    can_enqueue,
+    can_enqueue_small,
+)
 from ..backends.results import SceResult, SurveyResult
 from ..errors import MergeError
 from ..methods.method import Method
 from ..methods.nonfinite import NonfiniteGuard, check_nonfinite, count_request
 from ..methods.parameters import check_seed, resolve_method, resolve_parameters
-from ..methods.rule import ByColumn, ByVector, Rule, TensorSpec, learn
+from ..methods.rule import Average, ByColumn, ByVector, Rule, TensorSpec, learn
 from ..methods.sce import Sce
 from ..system import resolve_threads
 from .ops import (
     as_array,
     as_arrays,
+    average_on_device,
     backend_for,
     check_dtypes,
+    check_number,
     columns_of,
     dense,
     dense_columns,
@@ -131,15 +141,18 @@ class InMemoryMerge:
         has_base = base_index is not None and record.base != "ignored"
         merged = [i if ids is None else ids[i] for i in order[has_base:]]
         values = resolve_parameters(method, parameters, merged)
-        inputs = as_arrays(ordered, names, least=1)
+        inputs = as_arrays(ordered, names, least=1, any_number=True)
         result_dtype = out_dtype or dtype or (promoted(tensors) if out is None else out.dtype)
         result = output_for(ordered, result_dtype, out)
         spec = TensorSpec.of_shape(name, result.shape, [*map(str, merged)], has_base, random_seed)
+        rule = record.rule(values, spec)
+        if not isinstance(rule, Average):
+            check_number(ordered)
         return cls(
             ordered,
             names,
             result,
-            record.rule(values, spec),
+            rule,
             backend_for(inputs, backend),
             resolve_threads(threads),
             surveys,
@@ -171,8 +184,18 @@ class InMemoryMerge:
 
     def _count_nonfinite(self) -> SurveyResult:
         """Survey all inputs. A survey needs a target, so a single input is given as base and as target."""
+        if isinstance(self.rule, Average):
+            counts = [self._count_few(part) for part, _ in self.rule.steps()]
+            return SurveyResult(passes=1, nonfinite=(*chain(*counts), 0))
         inputs = self._inputs * 2 if len(self._inputs) == 1 else self._inputs
         return self.backend.survey(inputs, count_request(len(inputs)), self.threads)
+
+    def _count_few(self, part: slice) -> tuple[int, ...]:
+        """Count the non-finite elements of each of a few inputs."""
+        few = self._inputs[part]
+        inputs = few * 2 if len(few) == 1 else few
+        survey = self.backend.survey(inputs, count_request(len(inputs)), self.threads)
+        return survey.nonfinite[: len(few)]
 
     @contextmanager
     def _laid_out(self) -> Iterator[tuple[list[Array], Array]]:
@@ -196,10 +219,21 @@ class InMemoryMerge:
 
     def _merge(self, inputs: list[Array], out: Array) -> int:
         """Survey and fuse one part; return the number of output elements that are infinite or NaN."""
+        if isinstance(self.rule, Average):
+            return self._average(inputs, self.rule, out)
         learned = learn(
             self.rule, lambda request: self._survey(inputs, request, out), self._guard.check_survey
         )
         return self.backend.fuse(inputs, self.rule.params(learned), out, 0, self.threads)
+
+    def _average(self, inputs: list[Array], rule: Average, out: Array) -> int:
+        if not can_average(self.backend):
+            return average_on_device([x.owner for x in inputs], rule, out.owner)
+        sums = Buffer(8 * out.numel if len(inputs) > MAX_AVERAGED else 0)
+        written = 0
+        for part, params in rule.steps():
+            written = self.backend.average(inputs[part], params, sums, out, self.threads)
+        return written
 
     def enqueued(self, wait: Callable[[], tuple[SceResult, int]]) -> None:
         """Note that the merge is enqueued. Contiguous copies of inputs are freed; the stream may reuse their memory.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from .arcee_fusion import ARCEE_FUSION
+from .average import AVERAGE
 from .karcher import KARCHER
 from .linear import LINEAR, PASSTHROUGH
 from .method import Method, Parameter, Scalar, Values
 from .model_stock import MODEL_STOCK
 from .multislerp import MULTISLERP
 from .nearswap import NEARSWAP
-from .rule import ByColumn, ByRow, ByVector, Rule, TensorSpec
+from .rule import Average, ByColumn, ByRow, ByVector, Rule, TensorSpec
 from .sce import SCE
 from .slerp import NUSLERP, SLERP
 from .task_arithmetic import TASK_ARITHMETIC
@@ -17,6 +18,7 @@ from .task_arithmetic import TASK_ARITHMETIC
 __all__ = [
     "METHODS",
     "NOT_YET",
+    "Average",
     "ByColumn",
     "ByRow",
     "ByVector",
@@ -42,6 +44,7 @@ METHODS: dict[str, Method] = {
         NEARSWAP,
         ARCEE_FUSION,
         PASSTHROUGH,
+        AVERAGE,
     )
 }
 

@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..backends.contract import FuseParams
+from ..backends.contract import MAX_TARGETS, FuseParams
 from ..backends.results import SurveyResult
 from ..errors import ConfigError
 from .method import Parameter, Values, method
-from .rule import LEAST_TOTAL, TensorSpec, combination, of
+from .rule import LEAST_TOTAL, Average, Rule, TensorSpec, combination, of
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,15 @@ class Linear:
         return FuseParams(self.weights[1:], elect="none", divisor=math.fsum(self.weights))
 
 
-def _linear(values: Values, spec: TensorSpec) -> Linear:
-    if values["normalize"] and abs(math.fsum(values["weight"])) < LEAST_TOTAL:
+def _linear(values: Values, spec: TensorSpec) -> Rule:
+    weights, total = values["weight"], math.fsum(values["weight"])
+    if values["normalize"] and abs(total) < LEAST_TOTAL:
         raise ConfigError(
             f"linear: the weights{of(spec.name)} sum to 0; change them, or set normalize: false"
         )
-    return Linear(values["weight"], values["normalize"])
+    if len(weights) > MAX_TARGETS + 1:
+        return Average(weights, total if values["normalize"] else 1.0)
+    return Linear(weights, values["normalize"])
 
 
 def _passthrough(values: Values, _spec: TensorSpec) -> Linear:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from ..backends.contract import FuseParams, Request
+from ..backends.contract import MAX_AVERAGED, AverageParams, FuseParams, Request
 from ..backends.results import SurveyResult
 
 
@@ -75,6 +75,31 @@ def learn(
 @dataclass(frozen=True)
 class Copied:
     """Copies a tensor of integers, which is the same in all models. Nothing is computed."""
+
+    def request(self, learned: Sequence[SurveyResult]) -> None:
+        return None
+
+    def params(self, learned: Sequence[SurveyResult]) -> FuseParams:
+        return combination([1.0])
+
+
+@dataclass(frozen=True)
+class Average:
+    """Averages any number of inputs: out = (sum of weights[i] * x_i) / divisor, in fp64, rounded once.
+
+    Nothing is surveyed or fused: the op is `average` (csrc/include/fuseo1/average.h).
+    """
+
+    weights: tuple[float, ...]
+    divisor: float
+
+    def steps(self, at_once: int = MAX_AVERAGED) -> Iterator[tuple[slice, AverageParams]]:
+        """Yield which inputs each call of `average` has, at most `at_once`, and its parameters."""
+        inputs = len(self.weights)
+        for begin in range(0, inputs, at_once):
+            part = slice(begin, begin + at_once)
+            first, last = begin == 0, part.stop >= inputs
+            yield part, AverageParams(self.weights[part], self.divisor, first, last)
 
     def request(self, learned: Sequence[SurveyResult]) -> None:
         return None

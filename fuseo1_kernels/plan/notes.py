@@ -49,7 +49,7 @@ def model_notes(
 
 def filter_notes(parts: Sequence[Part], placements: Sequence[Placement]) -> Iterator[str]:
     """Yield a note on every filter that matches no tensor: it is most likely misspelt."""
-    for scope in all_scopes(parts):
+    for scope in _varying(parts):
         tensors = _tensors_in_scope(scope, placements)
         for name, setting in scope.parameters.items():
             for pattern in idle_filters(setting, tensors):
@@ -60,13 +60,29 @@ def filter_notes(parts: Sequence[Part], placements: Sequence[Placement]) -> Iter
 def gradient_notes(parts: Sequence[Part], placements: Sequence[Placement]) -> Iterator[str]:
     """Yield a note on every gradient that finds no layers: its first value holds everywhere."""
     layers = [placement for placement in placements if placement.layered]
-    for scope in all_scopes(parts):
+    for scope in _varying(parts):
         tensors, layered = _tensors_in_scope(scope, placements), _tensors_in_scope(scope, layers)
         for name, setting in scope.parameters.items():
             for pattern in idle_gradients(setting, tensors, layered):
                 key = f"{scope.where}.{name}" if scope.where else name
                 which = "" if pattern is None else f" among the tensors of filter {pattern!r}"
                 yield f"{key}: the gradient finds no layers{which}; its first value holds"
+
+
+def uneven_models(models: Sequence[str], sources: Mapping[str, Source]) -> Iterator[str]:
+    """Yield a problem for every model with tensors that the first one lacks."""
+    first = sources[models[0]]
+    for model in models[1:]:
+        if extra := sorted({*sources[model].tensors} - {*first.tensors}):
+            more = f" and {len(extra) - 1} more" if extra[1:] else ""
+            yield f"tensor {printable(extra[0])}{more}: in model {model}, but missing in model {models[0]}"
+
+
+def _varying(parts: Sequence[Part]) -> list[Scope]:
+    """Return the scopes in which a setting is not the same for all tensors."""
+    return [
+        s for s in all_scopes(parts) if any(isinstance(v, tuple) for v in s.parameters.values())
+    ]
 
 
 def _in_layers(name: str, container: str) -> bool:

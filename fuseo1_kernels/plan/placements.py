@@ -207,4 +207,4 @@ def _place(name: str, part: Part, stacks: Mapping[str, Stack]) -> Placement:
     """Return the placement of a tensor that keeps its name in every model."""
     layer = layer_of(name)
     t = 0.0 if layer is None else position(layer.index, stacks[layer.container].length)
-    return Placement(name, t, part, _OneName(part.models, name), layer is not None)
+    return Placement(name, t, part, _OneName(part.model_set, name), layer is not None)

@@ -13,15 +13,16 @@ from ..checkpoint.shards import OutputTensor, Shard, plan_shards
 from ..checkpoint.source import Source
 from ..config.resolve import Part
 from ..config.schema import MergeConfig
-from ..errors import CheckpointError, printable
-from ..methods.rule import Copied, TensorSpec
+from ..errors import CheckpointError, counted, printable
+from ..methods.average import AVERAGE
+from ..methods.rule import Average, Copied, TensorSpec
 from .aliases import find_aliases
 from .alignment import Alignment
 from .folded import Folded
 from .inputs import STORED, Input, Stored
 from .job import Job
 from .layer_config import gather_config, mixed_layers
-from .notes import filter_notes, gradient_notes, model_notes
+from .notes import filter_notes, gradient_notes, model_notes, uneven_models
 from .placements import (
     Placement,
     find_sliced_stack,
@@ -34,6 +35,8 @@ from .token_tensors import is_embedding
 
 # The most problems that an error lists.
 _PROBLEMS_SHOWN = 20
+# The most models that a problem names one by one.
+_MODELS_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -136,9 +139,8 @@ def _plan(
     parts = config.resolve()
     layout = _lay_out(config, parts, sources, problems)
     placements = layout.placements
-    targets = max((len(placement.tensors) - 1 for placement in placements), default=0)
-    if targets > MAX_TARGETS:
-        problems.append(f"{targets} targets; at most {MAX_TARGETS} are supported")
+    if config.merge_method == AVERAGE.name and config.slices is None:
+        problems += uneven_models(parts[0].models, sources)
     dtype = None if config.output_dtype is None else BY_NAME[config.output_dtype]
     jobs = []
     cropped: dict[str, int] = {}
@@ -152,6 +154,10 @@ def _plan(
             jobs.append(job)
             if alignment is None and job.shape != job.inputs[0].shape:
                 cropped[job.name] = job.shape[0]
+    fused = [job for job in jobs if not isinstance(job.rule, Average | Copied)]
+    targets = max((len(job.inputs) - 1 for job in fused), default=0)
+    if targets > MAX_TARGETS:
+        problems.append(f"{targets} targets; at most {MAX_TARGETS} are supported")
     if not placements and not problems:
         problems.append(f"model {parts[0].models[0]}: holds no tensors")
     if cropped:
@@ -283,7 +289,7 @@ def _common_shape(
     shapes = {x.shape for x in inputs}
     if len(shapes) == 1:
         return shapes.pop()
-    listed = ", ".join(f"{x.model}: {list(x.shape)}" for x in inputs)
+    listed = ", ".join(_shapes_by_model(inputs))
     only_rows_differ = len({s[1:] for s in shapes}) == 1
     if not (only_rows_differ and all(is_embedding(name, shape) for shape in shapes)):
         problems.append(f"tensor {printable(name)}: shapes differ ({listed})")
@@ -296,6 +302,19 @@ def _common_shape(
         return None
     # Rows are contiguous: the common ones are a prefix of every model's tensor.
     return (min(s[0] for s in shapes), next(iter(shapes))[1])
+
+
+def _shapes_by_model(inputs: Sequence[Input]) -> Iterator[str]:
+    """Yield each model with its shape, or how many have a shape; the rarest shapes first."""
+    by_shape: dict[tuple[int, ...], list[str]] = {}
+    for x in inputs:
+        by_shape.setdefault(x.shape, []).append(x.model)
+    if len(inputs) <= _MODELS_SHOWN:
+        yield from (f"{x.model}: {list(x.shape)}" for x in inputs)
+        return
+    for shape, models in sorted(by_shape.items(), key=lambda item: len(item[1])):
+        few = len(models) <= _MODELS_SHOWN
+        yield f"{', '.join(models) if few else counted(len(models), 'model')}: {list(shape)}"
 
 
 def _uneven_embeddings(jobs: list[Job], cropped: Mapping[str, int]) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,13 @@ Q = "model.layers.0.self_attn.q_proj"
 IN = f"base_model.model.{Q}"
 HIDDEN = 32
 CONFIG = {"peft_type": "LORA", "r": 4, "lora_alpha": 8}
-PAIR = {f"{IN}.lora_A.weight": (4, HIDDEN), f"{IN}.lora_B.weight": (HIDDEN, 4)}
+PAIR: dict[str, tuple[int, ...]] = {
+    f"{IN}.lora_A.weight": (4, HIDDEN),
+    f"{IN}.lora_B.weight": (HIDDEN, 4),
+}
 
 
-def write_adapter(path: Path, shapes: dict[str, tuple[int, ...]], **config: Any) -> Path:
+def write_adapter(path: Path, shapes: Mapping[str, tuple[int, ...]], **config: Any) -> Path:
     path.mkdir()
     save_file({n: torch.ones(s) for n, s in shapes.items()}, path / "adapter_model.safetensors")
     (path / "adapter_config.json").write_text(json.dumps({**CONFIG, **config}))

@@ -12,6 +12,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
+from fuseo1_kernels.checkpoint.adapter import open_adapter
 from fuseo1_kernels.checkpoint.companions import find_companions
 from fuseo1_kernels.checkpoint.hub import repo_of_snapshot, resolve, split_hub_id
 from fuseo1_kernels.checkpoint.loader import open_source
@@ -288,3 +289,28 @@ def test_a_snapshot_tells_its_model(cache: Path, tmp_path: Path) -> None:
     assert repo_of_snapshot(cached_model(cache, "org/some--name", CONFIG)) is None  # no hub id
     assert repo_of_snapshot(cached_model(cache, "org/name", CONFIG)) == "org/name"
     assert repo_of_snapshot(tmp_path) is None
+
+
+# --- adapters ---------------------------------------------------------------------------------
+
+
+def adapter_files(ending: str, weights: bytes) -> dict[str, bytes]:
+    return {"adapter_config.json": b'{"peft_type": "LORA"}', f"adapter_model.{ending}": weights}
+
+
+def test_a_cached_adapter(cache: Path, weights: bytes) -> None:
+    snapshot = cached_model(cache, "org/lora", adapter_files("safetensors", weights))
+    assert resolve("org/lora", adapter=True) == snapshot
+    with pytest.raises(CheckpointError, match="PEFT's names begin with"):  # its header was read
+        open_adapter("org/lora")
+    cached_model(cache, "org/bare", {"adapter_config.json": b"{}"})
+    with pytest.raises(CheckpointError, match=r"lacks its weights \(adapter_model.safetensors"):
+        resolve("org/bare", adapter=True)
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "bin"])
+def test_download_of_an_adapter(ending: str, hub: Hub, weights: bytes) -> None:
+    wanted = {**adapter_files(ending, weights), "README.md": b""}
+    hub.files = {**wanted, **CONFIG, "tokenizer.json": b"{}", "training_args.bin": b""}
+    folder = resolve("org/lora", adapter=True)
+    assert {file.name for file in folder.iterdir()} == wanted.keys()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,12 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "conv1d": ("gpt2", {"target_modules": [*CONV, "wte"], "fan_in_fan_out": True}),
     "conv1d_dora": ("gpt2", {"target_modules": CONV, "use_dora": True}),
 }
+#: In the fast run, too.
+FAST = {"plain", "patterns", "dora", "saved", "tied", "conv1d"}
+
+
+def some_slow(kinds: Iterable[str]) -> list[Any]:
+    return [pytest.param(k, marks=[] if k in FAST else pytest.mark.slow) for k in kinds]
 
 
 def make(home: Path, kind: str) -> tuple[Path, Path, dict[str, torch.Tensor]]:
@@ -85,7 +92,7 @@ def run(config: dict[str, Any], out: Path, **options: Any) -> dict[str, torch.Te
     return read_model(out)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", some_slow(KINDS))
 def test_every_kind(kind: str, tmp_path: Path) -> None:
     model, adapter, expected = make(tmp_path, kind)
     config = {"models": [{"model": f"{model}+{adapter}"}], "merge_method": "passthrough"}
@@ -103,7 +110,7 @@ def test_every_kind(kind: str, tmp_path: Path) -> None:
         assert_same_bits(tensor, expected[name].float().to(BF16), name)
 
 
-@pytest.mark.parametrize("kind", ["plain", "dora", "conv1d_dora"])
+@pytest.mark.parametrize("kind", some_slow(["bf16", "dora", "conv1d_dora"]))
 @pytest.mark.parametrize(
     ("method", "parameters"),
     [

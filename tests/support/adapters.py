@@ -24,12 +24,12 @@ def save_model(model: Any, path: Path, dtype: torch.dtype = BF16) -> Path:
     return path
 
 
-def load(path: Path, dtype: torch.dtype, model: type) -> Any:
+def load(path: Path, dtype: torch.dtype, model: Any) -> Any:
     return model.from_pretrained(path, dtype=dtype)
 
 
 def save_adapter(
-    base: Path, path: Path, model: type, *, safe: bool = True, dtype: Any = None, **config: Any
+    base: Path, path: Path, model: Any, *, safe: bool = True, dtype: Any = None, **config: Any
 ) -> Path:
     """Save an adapter of random numbers for the model at `base`. Keywords are LoraConfig's."""
     g = torch.Generator().manual_seed(len(path.name))
@@ -50,7 +50,7 @@ def save_adapter(
     return path
 
 
-def merged_by_peft(base: Path, adapter: Path, model: type) -> State:
+def merged_by_peft(base: Path, adapter: Path, model: Any) -> State:
     """Return what merge_and_unload gives in float64."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

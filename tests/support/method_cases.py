@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fuseo1_kernels.backends.arrays import Buffer
 from fuseo1_kernels.backends.registry import load_backend
 from fuseo1_kernels.backends.results import SurveyResult
 from fuseo1_kernels.in_memory.ops import as_array, as_arrays
 from fuseo1_kernels.methods import METHODS
-from fuseo1_kernels.methods.rule import ByColumn, ByRow, TensorSpec
+from fuseo1_kernels.methods.rule import Average, ByColumn, ByRow, TensorSpec
 from support.tensors import BF16, FP16, FP32
 
 if TYPE_CHECKING:
@@ -46,8 +47,13 @@ class Case:
 
     @property
     def by_column(self) -> bool:
-        """Whether a GPU leaves its matrices to the CPU."""
+        """Whether its matrices are merged by columns."""
         return bool(self.shared.get("nuslerp_row_wise"))
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether a merge on GPUs leaves it to the CPU."""
+        return self.by_column or self.method == "average"
 
     def configure(self, family: Family) -> None:
         listed = []
@@ -99,7 +105,11 @@ def by_ops(rule: Any, tensors: list[torch.Tensor]) -> torch.Tensor:
         learned.append(reference.survey(inputs, request, 1))
     dtypes = {t.dtype for t in tensors}
     out = torch.empty(tensors[0].shape, dtype=dtypes.pop() if len(dtypes) == 1 else FP32)
-    reference.fuse(inputs, rule.params(learned), as_array(out), 0, 1)
+    if isinstance(rule, Average):
+        [(_, params)] = rule.steps()
+        reference.average(inputs, params, Buffer(0), as_array(out), 1)
+    else:
+        reference.fuse(inputs, rule.params(learned), as_array(out), 0, 1)
     return out
 
 
@@ -133,6 +143,8 @@ CASES = {
     ),
     "linear": Case("linear", 3, base=False, own={"weight": (0.2, 0.3, 1.0)}),
     "linear, of one": Case("linear", 1, base=False, shared={"weight": 2.0}),
+    "average": Case("average", 3, base=False),
+    "average, ema": Case("average", 3, base=False, shared={"schedule": "ema", "decay": 0.7}),
     "slerp": Case("slerp", 1, shared={"t": 0.3}),
     "nuslerp": Case("nuslerp", 2, own=TWO),
     "nuslerp, no base": Case("nuslerp", 2, base=False, own=TWO),

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,12 +31,12 @@ class Run:
     err: str
 
 
-def run(*argv: object) -> Run:
-    """`fuseo1-merge ARGV` in this process."""
+def run(*argv: object, main: Callable[..., int] = merge.main) -> Run:
+    """`fuseo1-merge ARGV` in this process, or another command by its `main`."""
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
         try:
-            code = merge.main([str(arg) for arg in argv], tuning=current())
+            code = main([str(arg) for arg in argv], tuning=current())
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 1
     return Run(code, out.getvalue(), err.getvalue())

@@ -31,6 +31,29 @@ FUSEO1_INLINE Vd widen(Vfh v) {
 #endif
 }
 FUSEO1_INLINE Vd load_wide(const float* p) { return widen(load<Vfh>(p)); }
+// The lower and the upper half of a vector.
+FUSEO1_INLINE Vd widen_lower(Vf v) {
+#if defined(__AVX512F__)
+  return (Vd)_mm512_cvtps_pd(_mm512_castps512_ps256((__m512)v));
+#elif defined(__AVX2__)
+  return (Vd)_mm256_cvtps_pd(_mm256_castps256_ps128((__m256)v));
+#elif defined(__x86_64__)
+  return (Vd)_mm_cvtps_pd((__m128)v);
+#else
+  return Vd{v[0], v[1]};
+#endif
+}
+FUSEO1_INLINE Vd widen_upper(Vf v) {
+#if defined(__AVX512F__)
+  return (Vd)_mm512_cvtps_pd(_mm512_extractf32x8_ps((__m512)v, 1));
+#elif defined(__AVX2__)
+  return (Vd)_mm256_cvtps_pd(_mm256_extractf128_ps((__m256)v, 1));
+#elif defined(__x86_64__)
+  return (Vd)_mm_cvtps_pd(_mm_movehl_ps((__m128)v, (__m128)v));
+#else
+  return Vd{v[2], v[3]};
+#endif
+}
 
 // To nearest even.
 FUSEO1_INLINE Vfh narrow(Vd v) {

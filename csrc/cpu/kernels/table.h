@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #include "arithmetic.h"
+#include "fuseo1/average.h"
 #include "fuseo1/fold.h"
 #include "fuseo1/fuse.h"
 #include "fuseo1/types.h"
@@ -158,6 +159,9 @@ struct Kernels {
   // the divergence of a row: elements begin .. end - 1 of the chunk; `room` has twice as many, in whole blocks;
   // nonfinite[3]
   float (*divergence)(const Chunk&, int64_t begin, int64_t end, double* room, int64_t* nonfinite);
+  // average of elements begin .. end - 1, which may be any; returns how many outputs are not finite
+  int64_t (*average)(const fuseo1_average_params&, const fuseo1_operand*, int64_t begin, int64_t end, void* out,
+                     int32_t out_dtype);
   FoldKernels fold;
 };
 
@@ -176,6 +180,7 @@ struct SceKernels {
   extern const SumKernels sums_##isa;                           \
   extern const decltype(Kernels::rank) ranked_##isa;            \
   extern const decltype(Kernels::divergence) divergences_##isa; \
+  extern const decltype(Kernels::average) average_##isa;        \
   extern const FoldKernels fold_##isa;
 FUSEO1_DECLARE_ISA(baseline)
 FUSEO1_DECLARE_ISA(avx2)

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// survey and fuse on tensors in files: read a piece that fits into the caches, work on it, read the next.
+// survey, fuse and average on tensors in files: read a piece that fits into the caches, work on it, read the next.
 //
-// Files are read by pread; formulas and results are those of survey.h and fuse.h, to the bit. For a file in the page
-// cache this is the fastest way, even to read it twice: the bytes go from there into a core's own cache, while reading
-// a whole tensor first would send them through memory once more.
+// Files are read by pread; formulas and results are those of survey.h, fuse.h and average.h, to the bit. For a file in
+// the page cache this is the fastest way, even to read it twice: the bytes go from there into a core's own cache, while
+// reading a whole tensor first would send them through memory once more.
 #ifndef FUSEO1_FILES_H_
 #define FUSEO1_FILES_H_
 
+#include "fuseo1/average.h"
 #include "fuseo1/fuse.h"
 #include "fuseo1/survey.h"
 
@@ -44,6 +45,12 @@ int fuseo1_survey_update_files(fuseo1_survey*, const fuseo1_file* files, int32_t
 int fuseo1_fuse_files(const fuseo1_fuse_params* params, const fuseo1_file* files, int64_t offset, int64_t count,
                       fuseo1_scratch scratch, void* out, int32_t out_dtype, int32_t threads, int64_t* nonfinite,
                       fuseo1_read_error* error);
+
+// As fuseo1_average, of elements [offset, offset + count); `sums` and `out` begin with element `offset`, a multiple of
+// FUSEO1_BLOCK.
+int fuseo1_average_files(const fuseo1_average_params* params, const fuseo1_file* files, int64_t offset, int64_t count,
+                         fuseo1_scratch scratch, void* out, int32_t out_dtype, int32_t threads, int64_t* nonfinite,
+                         fuseo1_read_error* error);
 
 #ifdef __cplusplus
 }

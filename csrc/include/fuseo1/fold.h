@@ -9,11 +9,13 @@
 //
 // DoRA's factors are f = m / sqrt(q), where q is the sum of v * v over the row or the column that f belongs to:
 //
-//   by row      8 partial sums, column j in sum j % 8, in the order of j; then, for n = 4, 2, 1, sum j + sum j+n for j
-//   < n by column   in the order of the rows
+//   by row      in 8 partial sums, column j in sum j % 8, in the order of j; then, for n = 4, 2, 1 and j < n, sum j + n
+//               is added to sum j
+//   by column   in the order of the rows
 //
 // Every operation is of fp64, one at a time, rounded to nearest even. An element depends on its row of L, its column of
-// R and its factor alone, so any range of elements may be asked for, in any pieces, on any number of threads.
+// R and its factor alone, so any range of elements may be asked for, in any pieces, on any number of threads. A NaN may
+// have any bits.
 #ifndef FUSEO1_FOLD_H_
 #define FUSEO1_FOLD_H_
 

@@ -12,10 +12,11 @@ import torch
 
 from ...errors import BackendError
 from ..arrays import Array, Buffer
-from ..contract import SURVEY_BYTES, FuseParams, Request, step_of
+from ..contract import SURVEY_BYTES, AverageParams, FuseParams, Request, step_of
 from ..interface import FileRange, InputUnreadable
 from ..results import SurveyResult
 from .arrays import TORCH, as_tensor
+from .average import average_chunk
 from .fold import ReferenceFolder
 from .fuse import fuse_chunk
 from .surveys import survey_whole
@@ -73,6 +74,48 @@ class ReferenceBackend:
             part = out.part(start - offset, inputs[0].numel)
             bad += self.fuse(inputs, params, part, start, threads)
         return bad
+
+    def average(
+        self,
+        inputs: Sequence[Array],
+        params: AverageParams,
+        sums: Buffer,
+        out: Array,
+        threads: int,
+    ) -> int:
+        return self._average(inputs, params, _sums(sums, params, out.numel), out)
+
+    def average_files(
+        self,
+        files: Sequence[FileRange],
+        params: AverageParams,
+        sums: Buffer,
+        out: Array,
+        offset: int,
+        threads: int,
+        scratch: Buffer,
+    ) -> int:
+        whole, bad = _sums(sums, params, out.numel), 0
+        for start, inputs in _pieces(files, offset, out.numel, scratch):
+            at, count = start - offset, inputs[0].numel
+            bad += self._average(inputs, params, whole[at : at + count], out.part(at, count))
+        return bad
+
+    def _average(
+        self, inputs: Sequence[Array], params: AverageParams, sums: torch.Tensor, out: Array
+    ) -> int:
+        merged = average_chunk([as_tensor(x) for x in inputs], params, sums, TORCH[out.dtype.name])
+        if merged is None:
+            return 0
+        as_tensor(out).copy_(merged)
+        return int((~torch.isfinite(merged)).sum())
+
+
+def _sums(buffer: Buffer, params: AverageParams, count: int) -> torch.Tensor:
+    """The sums of an average, in `buffer` if other calls need them."""
+    if (params.first and params.last) or count == 0:
+        return torch.empty(count, dtype=torch.float64)
+    return torch.frombuffer(buffer.view, dtype=torch.float64, count=count)
 
 
 def _pieces(

@@ -29,9 +29,7 @@ def fuse_chunk(
     d = task_vectors(wide)
     base = _fp64(params.base_scale) * wide[0].double()
     delta, nan = _delta(d, params, offset) if d else (_empty_sum(base), base.isnan())
-    merged = _round(base + delta, dtype)
-    integers, quiet_nan = _NAN[dtype]
-    return merged.view(integers).masked_fill(nan | merged.isnan(), quiet_nan).view(dtype)
+    return round_once(base + delta, dtype, nan)
 
 
 def _delta(
@@ -83,6 +81,13 @@ def _divisor(den: torch.Tensor, params: FuseParams) -> torch.Tensor:
         return den.maximum(_fp64(params.floor_divisor))
     is_zero = den == 0 if params.elect == "sum" else den.abs() < _LEAST_DIVISOR
     return torch.where(is_zero, torch.ones_like(den), den)
+
+
+def round_once(x: torch.Tensor, dtype: torch.dtype, nan: torch.Tensor) -> torch.Tensor:
+    """fp64 x, rounded once; the quiet NaN where `nan` is set or x is NaN."""
+    rounded = _round(x, dtype)
+    integers, quiet_nan = _NAN[dtype]
+    return rounded.view(integers).masked_fill(nan | rounded.isnan(), quiet_nan).view(dtype)
 
 
 def _round(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

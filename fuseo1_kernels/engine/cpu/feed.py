@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from ...backends.arrays import Array, Buffer
-from ...backends.contract import FuseParams
+from ...backends.contract import AverageParams, FuseParams
 from ...backends.interface import FileRange, InputUnreadable, Surveyor
 from ...checkpoint.source import unreadable
 from ...plan.inputs import Input, Stored
@@ -33,6 +33,9 @@ class Feed(Protocol):
 
     def fuse(self, params: FuseParams, out: Array, start: int) -> int:
         """Fuse the elements from `start` on into `out`; see Ops.fuse. Raises CheckpointError."""
+
+    def average(self, params: AverageParams, sums: Buffer, out: Array, start: int) -> int:
+        """Average the elements from `start` on; see Backend.average. Raises CheckpointError."""
 
 
 class FileFeed:
@@ -66,6 +69,12 @@ class FileFeed:
         with self._explained():
             return self._tools.backend.fuse_files(
                 self._files, params, out, start, self._tools.threads(), self._buffer
+            )
+
+    def average(self, params: AverageParams, sums: Buffer, out: Array, start: int) -> int:
+        with self._explained():
+            return self._tools.backend.average_files(
+                self._files, params, sums, out, start, self._tools.threads(), self._buffer
             )
 
     @contextmanager
@@ -114,6 +123,10 @@ class ReaderFeed:
     def fuse(self, params: FuseParams, out: Array, start: int) -> int:
         arrays = self._read([start], out.numel)
         return self._tools.backend.fuse(arrays, params, out, start, self._tools.threads())
+
+    def average(self, params: AverageParams, sums: Buffer, out: Array, start: int) -> int:
+        arrays = self._read([start], out.numel)
+        return self._tools.backend.average(arrays, params, sums, out, self._tools.threads())
 
     def _read(self, starts: Sequence[int], length: int) -> list[Array]:
         """Return the inputs' runs of `length` elements at `starts`, back to back."""

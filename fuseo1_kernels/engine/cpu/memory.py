@@ -15,7 +15,7 @@ from ...backends.contract import (
     kept_bytes,
     step_of,
 )
-from ...methods.rule import ByColumn, ByVector, Rule
+from ...methods.rule import Average, ByColumn, ByVector, Rule
 from ...plan.inputs import Input
 from ...plan.job import Job
 from ...plan.plan import Plan
@@ -44,6 +44,8 @@ _SURVEY_FLOOR = 4 << 20
 # The most bytes that a survey keeps per element (survey.h): of each input; and of one input while it ranks a row.
 _RECORD = 16
 _ROW_RECORD = 32
+# Bytes of an average's sum of one element.
+_SUM = 8
 # Bytes. The least memory for ranking a row.
 _LEAST_DECIDING = 96 << 10
 # Columns in a slab. With fewer a read has less than 512 bytes; more than a page per read gain nothing.
@@ -65,6 +67,7 @@ class WorkerMemory:
         deciding: memory for ranking rows.
         threads: the most threads; `deciding` suffices for them.
         computing: memory for computing inputs.
+        sums: of an average, fp64, for one chunk.
     """
 
     read: int
@@ -74,10 +77,12 @@ class WorkerMemory:
     deciding: int = 0
     threads: int = sys.maxsize
     computing: int = 0
+    sums: int = 0
 
     @property
     def total(self) -> int:
-        return self.read + self.output + self.survey + self.deciding + self.computing
+        buffers = self.read + self.output + self.survey + self.sums
+        return buffers + self.deciding + self.computing
 
 
 def divide_memory(plan: Plan, options: MergeOptions, surveys: int = 1) -> tuple[int, WorkerMemory]:
@@ -115,7 +120,8 @@ def plan_memory(
     # A chunk of whole rows may have to be larger.
     output = max([output, columns.output, *(_step(job) * job.dtype.size for job in by_rows)])
     read = max([read, columns.least, *(_least_read(job) for job in by_rows)])
-    available = max_bytes - per_thread - output - read
+    sums = min(tuning.chunk * _SUM, share) if any(map(_averaged, jobs)) else 0
+    available = max_bytes - per_thread - output - read - sums
     if per_thread:
         threads = max(1, min(threads, 1 + (available - floor) // per_thread))
     deciding = max((_deciding(job, threads) for job in by_rows), default=0)
@@ -123,7 +129,7 @@ def plan_memory(
     survey = min(available, floor + max(map(_survey_records, jobs), default=0))
     # Wider slabs need fewer reads.
     read += max(0, min(available - survey, columns.most - read))
-    return WorkerMemory(read, output, survey, floor, deciding, threads, computing)
+    return WorkerMemory(read, output, survey, floor, deciding, threads, computing, sums)
 
 
 def memory_floor(jobs: Sequence[Job], surveys: int = 1) -> int:
@@ -135,10 +141,16 @@ def memory_floor(jobs: Sequence[Job], surveys: int = 1) -> int:
 
 def _floor(job: Job, surveys: int) -> int:
     """Return the least bytes for one job, without those of ColumnMemory."""
-    least = 4 * _LEAST_CHUNK * (job.element_bytes + 4) + surveys * _survey_floor(job)
+    # An average takes its inputs a few at a time.
+    element = _SUM if _averaged(job) else job.element_bytes
+    least = 4 * _LEAST_CHUNK * (element + 4) + surveys * _survey_floor(job)
     if not _longest_row(job):
         return least
     return least + _step(job) * job.dtype.size + _least_read(job) + _deciding(job, 1)
+
+
+def _averaged(job: Job) -> bool:
+    return isinstance(job.rule, Average)
 
 
 def _computing(job: Job) -> int:

@@ -14,11 +14,12 @@ from ...backends.interface import Backend, Surveyor
 from ...backends.results import SurveyResult, energy_of
 from ...checkpoint.journal import TensorRecord
 from ...errors import CheckpointError, MergeError, printable
-from ...methods.rule import ByColumn, ByVector, Copied, learn
+from ...methods.rule import Average, ByColumn, ByVector, Copied, learn
 from ...plan.inputs import Stored
 from ...plan.job import Job
 from ..nonfinite import JobGuard, counted_job
 from ..worker import MergeContext, TensorReport, unchanging
+from .average import Averager
 from .columns import ColumnMerger
 from .earlier import FusedReader, WholeReader
 from .feed import Feed, FileFeed, ReaderFeed
@@ -50,6 +51,7 @@ class CpuWorker:
         self._survey_bytes = max(min(share, memory.floor), share // 8)
         try:
             self._out, self._in = Buffer(memory.output), Buffer(memory.read)
+            self._sums = Buffer(memory.sums)
             self._survey_buffers = [Buffer(share - self._survey_bytes) for _ in range(at_once)]
         except OSError as error:
             raise _no_memory(memory.total, error) from error
@@ -81,6 +83,8 @@ class CpuWorker:
             return self._merge_columns(job, job.rule)
         if isinstance(job.rule, Copied):
             return self._copy(job, direct)
+        if isinstance(job.rule, Average):
+            return self._average(job, job.rule, direct)
         energy: tuple[float, ...] = ()
         passes = bytes_read = 0
         with ExitStack() as stack:
@@ -126,6 +130,11 @@ class CpuWorker:
     def _open_fused(self, job: Job, stack: ExitStack) -> Reader:
         """Survey `job`, and return a reader that fuses what is read. The worker does nothing else any more."""
         self._start, self._direct = 0, []
+        most = min(self._tuning.chunk, self._out.nbytes // job.dtype.size)
+        step = step_of(first_selects(job.rule))
+        if isinstance(job.rule, Average):
+            averager, average = self._open_averager(job, job.rule, stack, _discard)
+            return FusedReader(average, self._out, job.numel, step, min(most, averager.most))
         readers = self._open_readers(job, stack)
         feed = self._feed(job, stack.enter_context(unchanging(job)), readers)
         guard = self._context.guard(job)
@@ -137,8 +146,6 @@ class CpuWorker:
             written = feed.fuse(params, out, start)
             guard.check_output(written, learned, lambda: self._count_nonfinite(job, feed))
 
-        most = min(self._tuning.chunk, self._out.nbytes // job.dtype.size)
-        step = step_of(first_selects(job.rule))
         return FusedReader(fuse, self._out, job.numel, step, min(most, feed.most or most))
 
     def _feed(
@@ -172,6 +179,29 @@ class CpuWorker:
         for x in job.stored:
             x.source.check_unchanged(x.info.file)
         return TensorReport(TensorRecord(self._checksum.hexdigest(), (), 1), job.input_bytes)
+
+    def _average(self, job: Job, rule: Average, direct: Sequence[Stored]) -> TensorReport:
+        self._start, self._direct = 0, [] if job.computed else list(direct)
+        with ExitStack() as stack:
+            averager, average = self._open_averager(job, rule, stack, self._context.advance)
+            most = min(self._tuning.chunk, self._out.nbytes // job.dtype.size)
+            for start, count in self._chunks(job, averager, most):
+                average(start, self._out.array(job.dtype, count))
+                self._write(job, start, count)
+        return TensorReport(TensorRecord(self._checksum.hexdigest(), (), 1), job.input_bytes)
+
+    def _open_averager(
+        self, job: Job, rule: Average, stack: ExitStack, advance: Callable[[int], None]
+    ) -> tuple[Averager, Callable[[int, Array], None]]:
+        """Return what averages `job`, and a function that fills an array with the means from a flat index on."""
+        guard = self._context.guard(job)
+        averager = Averager(job, rule, self._tools, self._in, self._sums, stack, advance)
+
+        def average(start: int, out: Array) -> None:
+            written = averager.average(out, start)
+            guard.check_output(written, (), lambda: averager.count_nonfinite(self._count_nonfinite))
+
+        return averager, average
 
     def _merge_columns(self, job: Job, rule: ByColumn) -> TensorReport:
         passes = self._columns.merge(job, rule)
@@ -230,7 +260,7 @@ class CpuWorker:
                 _will_need(self._direct, start, length)
         feed.sample(surveyor, self._tuning.sample_runs)
 
-    def _chunks(self, job: Job, feed: Feed, most: int) -> Iterator[tuple[int, int]]:
+    def _chunks(self, job: Job, feed: Feed | Averager, most: int) -> Iterator[tuple[int, int]]:
         """Yield (start, count) of the chunks of a tensor, in order; read direct inputs ahead and drop them behind."""
         ahead = self._tuning.direct_ahead // job.element_bytes
         most = min(most, feed.most or most)

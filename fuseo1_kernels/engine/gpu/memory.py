@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from ...backends.interface import GpuBackend
 from ...errors import BackendError, MergeError, counted, mib
-from ...methods.rule import ByColumn, Copied
+from ...methods.rule import Average, ByColumn, Copied
 from ...methods.sce import Sce
 from ...plan.job import Job
 from ...plan.plan import Plan
@@ -157,6 +157,9 @@ def _workspaces(
             continue
         if job.computed:
             reasons[job.name] = "inputs that are computed while they are read are so on the CPU"
+            continue
+        if isinstance(job.rule, Average):
+            reasons[job.name] = "averages are made on the CPU"
             continue
         if isinstance(job.rule, ByColumn):
             reasons[job.name] = "nothing is merged by columns on a GPU"

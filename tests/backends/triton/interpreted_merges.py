@@ -23,7 +23,7 @@ from support.tensors import BF16, FP16, FP32
 # The interpreter computes with numpy, which warns where the contract has infinities and NaN.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
-OTHERS = {name: case for name, case in CASES.items() if case.method != "sce" and not case.by_column}
+OTHERS = {name: case for name, case in CASES.items() if case.method != "sce" and not case.on_cpu}
 
 
 @pytest.fixture(autouse=True)

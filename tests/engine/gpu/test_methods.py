@@ -31,7 +31,7 @@ from support.watching import watch
 pytestmark = pytest.mark.usefixtures("small_slots")
 
 #: Every method but SCE, whose merges are engine/gpu/test_merges.py's; but not by columns, which are the CPU's.
-OTHERS = {name: case for name, case in CASES.items() if case.method != "sce" and not case.by_column}
+OTHERS = {name: case for name, case in CASES.items() if case.method != "sce" and not case.on_cpu}
 BY_ROW = CASES["model_stock, by row"]
 
 

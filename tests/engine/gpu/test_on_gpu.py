@@ -93,7 +93,7 @@ def test_every_method(case: Case, mixed_dtypes: Family) -> None:
     result = same(mixed_dtypes, max_gpu_memory=16 * MIB, threads=4)
     assert torch.cuda.max_memory_allocated() <= 16 * MIB
     assert [n for n in result.notes if "by columns" not in n] == []
-    assert len(result.notes) == case.by_column
+    assert len(result.notes) == case.on_cpu
 
 
 def test_many_ties(tmp_path: Path) -> None:
