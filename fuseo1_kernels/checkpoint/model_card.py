@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ..errors import printable
 from .files import reading
 from .hub import split_hub_id
 from .layout import MODEL_CARD
@@ -28,6 +29,7 @@ def model_card(
     dtype: str,
     versions: Mapping[str, str],
     license: Mapping[str, str],
+    notes: Sequence[str] = (),
 ) -> bytes:
     """Return the card's content, in UTF-8.
 
@@ -42,6 +44,7 @@ def model_card(
         dtype: the dtype of most merged elements, by torch's name.
         versions: version by program.
         license: the sources' common one, as `read_license` returns it; {} if there is none.
+        notes: a line for each key of the config, as it was given, that has no effect.
     """
     models = [*([] if base is None else [base]), *targets]
     # A model and its adapter stand in one name.
@@ -73,6 +76,8 @@ def model_card(
         f"{fence}yaml",
         recipe_yaml.rstrip("\n"),
         fence,
+        *(["", "Without effect:", ""] if notes else []),
+        *(f"- {printable(note)}" for note in notes),
         "",
         "## Made with",
         "",

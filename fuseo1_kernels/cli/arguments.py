@@ -20,6 +20,8 @@ from .parser import Parser, add_allow_links
 
 _EXAMPLES = """\
 examples:
+  fuseo1-merge merge.yaml --check
+      say what is wrong with the config alone
   fuseo1-merge merge.yaml OUT --dry-run
       say what the merge reads and writes, and what would stop it
   fuseo1-merge merge.yaml OUT
@@ -90,7 +92,7 @@ def make_parser() -> argparse.ArgumentParser:
         nargs="?",
         type=os.path.expanduser,
         metavar="OUT",
-        help="directory of the merged model; optional with --dry-run",
+        help="directory of the merged model; optional with --check and --dry-run",
     )
     add = parser.add_argument_group("instead of a merge").add_argument
     add("--list-recipes", action="store_true", help="list the recipes that come with the package")
@@ -98,6 +100,11 @@ def make_parser() -> argparse.ArgumentParser:
         "--dry-run",
         action="store_true",
         help="only plan, from headers alone: sizes, memory, everything that would stop the merge",
+    )
+    add(
+        "--check",
+        action="store_true",
+        help="only check CONFIG: a line for each problem, exit code 0 or 1; opens no model",
     )
     add("--version", action="version", version=f"fuseo1-kernels {__version__}")
     add = parser.add_argument_group("processors and memory").add_argument
@@ -141,6 +148,12 @@ def make_parser() -> argparse.ArgumentParser:
         default=(),
         metavar="A,B,...",
         help="more values of select_topk to survey, in the same read, for later merges",
+    )
+    add = parser.add_argument_group("the config").add_argument
+    add(
+        "--like-mergekit",
+        action="store_true",
+        help="ignore what mergekit ignores, with notes: unknown keys, parameters of other methods, a key's first value",
     )
     models = parser.add_argument_group("the models")
     add = models.add_argument

@@ -15,6 +15,7 @@ from ..backends.registry import BACKENDS, first_that_runs
 from ..engine.tuning import DEFAULT_TUNING, Tuning
 from ..errors import BackendError, ConfigError, MergeError
 from .arguments import check_order, make_parser
+from .check import check_config
 from .interruption import Interruption
 from .report import (
     describe_plan,
@@ -51,6 +52,8 @@ def main(
         return list_recipe_names()
     if arguments.config is None:
         parser.error("give a config or a recipe's name (--list-recipes lists them)")
+    if arguments.check:
+        return check_config(arguments.config, arguments.like_mergekit, as_json=arguments.json)
     if arguments.out is None and not arguments.dry_run:
         parser.error("give OUT, the directory of the merged model")
     return run(parser.prog, arguments, partial(_load, arguments), tuning, interruption)
@@ -87,7 +90,7 @@ def _load(arguments: argparse.Namespace) -> MergeConfig:
     from ..config.load import as_config
 
     check_order(arguments.config, arguments.out)
-    return as_config(arguments.config)
+    return as_config(arguments.config, like_mergekit=arguments.like_mergekit)
 
 
 def _inode(out: str | None) -> tuple[int, int] | None:

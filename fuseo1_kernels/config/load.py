@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 from pydantic import ValidationError
@@ -13,9 +14,11 @@ from pydantic_core import ErrorDetails
 from ..errors import ConfigError
 from ..methods import METHODS
 from .chain import parse_chain
+from .other_tools import other_tool
 from .recipes import find_recipe, nearest_recipe
 from .schema import MergeConfig
-from .yaml_text import read_yaml, short_yaml
+from .sieve import Sieve
+from .yaml_text import key_path, read_yaml, short_yaml
 
 # Messages for missing keys.
 _REQUIRED = {
@@ -30,8 +33,13 @@ _NAME_IT = "give a YAML file that names the model under `models`, or a recipe's 
 _MUST_BE = {"string_type": "text", "list_type": "a list", "dict_type": "a mapping"}
 
 
-def load_config(source: str | os.PathLike[str], text: str | None = None) -> MergeConfig:
+def load_config(
+    source: str | os.PathLike[str], text: str | None = None, *, like_mergekit: bool = False
+) -> MergeConfig:
     """Return the config in the YAML file `source`. If `text` is given, it is parsed instead of the file.
+
+    `like_mergekit`: ignore what mergekit 0.1.5 ignores, with notes: keys that it does not know, parameters of other
+    methods; of a key that is given twice, the first. Otherwise they are errors.
 
     Raises:
         ConfigError: names `source` and the cause: an unreadable file, invalid YAML (with line and column), or a key.
@@ -39,7 +47,10 @@ def load_config(source: str | os.PathLike[str], text: str | None = None) -> Merg
     name = os.fspath(source)
     if text is None:
         text = _read_text(name)
-    return parse_documents(read_yaml(text, name), name)
+    repeated: list[str] | None = [] if like_mergekit else None
+    documents = read_yaml(text, name, repeated)
+    config = parse_documents(documents, name, like_mergekit=like_mergekit)
+    return config.with_notes(repeated) if repeated else config
 
 
 def _read_text(name: str) -> str:
@@ -72,34 +83,51 @@ def _check_kind(name: str, status: os.stat_result) -> None:
         raise ConfigError(f"{name}: is not a file; give a YAML file or a recipe's name")
 
 
-def parse_documents(documents: Sequence[Any], name: str) -> MergeConfig:
-    """Return the config in a YAML file's documents: one, or a chain of merges. Raises ConfigError."""
+def parse_documents(
+    documents: Sequence[Any], name: str, *, like_mergekit: bool = False
+) -> MergeConfig:
+    """Return the config in a YAML file's documents: one, or a chain of merges. Raises ConfigError.
+
+    `like_mergekit` is that of `load_config`.
+    """
+    parse = partial(parse_config, like_mergekit=like_mergekit)
     if len(documents) == 1:
-        return parse_config(documents[0], name)
-    return parse_chain(documents, name, parse_config)
+        return parse(documents[0], name)
+    return parse_chain(documents, name, parse)
 
 
-def parse_config(data: Mapping[str, Any], name: str = "config") -> MergeConfig:
-    """Return the config in the mapping `data`. Raises ConfigError; messages begin with `name`."""
+def parse_config(
+    data: Mapping[str, Any], name: str = "config", *, like_mergekit: bool = False
+) -> MergeConfig:
+    """Return the config in the mapping `data`. Raises ConfigError; its messages begin with `name`.
+
+    `like_mergekit` is that of `load_config`.
+    """
     if not isinstance(data, Mapping):
         raise ConfigError(
             f"{name}: must be a mapping of keys such as merge_method, not {short_yaml(data)}"
         )
+    if tool := other_tool(data):
+        raise ConfigError(f"{name}: is a config of {tool}, not of a merge")
+    sieve = Sieve(like_mergekit)
+    rest, problems = sieve.sift(data), sieve.problems
+    cause: Exception | None = None
     try:
-        return MergeConfig.model_validate(dict(data))
+        config = MergeConfig.model_validate(rest)
     except ConfigError as error:
-        raise ConfigError(f"{name}: {error.args[0]}", *error.args[1:]) from error
+        cause, problems = error, [*problems, *error.args]
     except ValidationError as error:
-        first, *others = (_problem(detail) for detail in error.errors())
-        raise ConfigError(f"{name}: {first}", *others) from error
+        cause, problems = error, [*problems, *map(_problem, error.errors())]
+    if problems:
+        raise ConfigError(f"{name}: {problems[0]}", *problems[1:]) from cause
+    return config.with_notes(sieve.notes)
 
 
 def _problem(detail: ErrorDetails) -> str:
     """Return the message for one of pydantic's errors: the key's path and a remedy."""
-    path = "".join(
-        f"[{key}]" if isinstance(key, int) else f".{key if key.isprintable() else short_yaml(key)}"
-        for key in detail["loc"]
-    )
+    path = ""
+    for step in detail["loc"]:
+        path = f"{path}[{step}]" if isinstance(step, int) else key_path(path, step)
     kind, key = detail["type"], str(detail["loc"][-1]) if detail["loc"] else ""
     if kind == "value_error":
         text = str(detail["ctx"]["error"])
@@ -109,7 +137,7 @@ def _problem(detail: ErrorDetails) -> str:
         text = f"must be {_MUST_BE[kind]}, not {short_yaml(detail['input'])}"
     else:
         text = detail["msg"]
-    return f"{path.lstrip('.')}: {text}" if path else text
+    return f"{path}: {text}" if path else text
 
 
 #: A path of a YAML file, a recipe's name, a mapping, a list of mappings (a chain of merges), or a config.
@@ -118,21 +146,21 @@ AnyConfig: TypeAlias = (
 )
 
 
-def as_config(config: AnyConfig) -> MergeConfig:
-    """Return the validated config. Raises ConfigError."""
+def as_config(config: AnyConfig, *, like_mergekit: bool = False) -> MergeConfig:
+    """Return the validated config. Raises ConfigError. `like_mergekit` is that of `load_config`."""
     if isinstance(config, MergeConfig):
         return config
     if isinstance(config, Mapping):
-        return parse_config(config)
+        return parse_config(config, like_mergekit=like_mergekit)
     if isinstance(config, Sequence) and not isinstance(config, str):
-        return parse_documents(config, "config")
+        return parse_documents(config, "config", like_mergekit=like_mergekit)
     name = os.path.expanduser(os.fspath(config))
     text = find_recipe(name)
     # A directory with a recipe's name is most likely the recipe's output.
     if text is not None and (os.path.isdir(name) or not os.path.exists(name)):
-        return load_config(name, text)
+        return load_config(name, text, like_mergekit=like_mergekit)
     if os.path.exists(name):
-        return load_config(name)
+        return load_config(name, like_mergekit=like_mergekit)
     near = nearest_recipe(name)
     hint = f"did you mean the recipe {near}?" if near else "--list-recipes lists the recipes"
     raise ConfigError(f"{name or repr(name)}: neither a file nor a recipe; {hint}")

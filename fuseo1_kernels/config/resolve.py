@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -33,6 +33,8 @@ class Part:
 
     Attributes:
         method: the merge method.
+        where: the key path of the list that names the models, such as "slices[0].sources".
+        module: the name of the entry of `modules` that it belongs to; None: it is of the whole model.
         models: the base first, if there is one; then in config order.
         base: the base model; None for a method without a base.
         layer_ranges: by model, the layers [first, end) to merge; empty for whole models.
@@ -40,6 +42,8 @@ class Part:
     """
 
     method: Method
+    where: str
+    module: str | None
     models: tuple[str, ...]
     base: str | None
     layer_ranges: Mapping[str, tuple[int, int]]
@@ -95,13 +99,13 @@ class Part:
                     return convert(value) if spec.kind == "int" else value
         return spec.default
 
-    def check_required(self) -> None:
-        """Raise ConfigError unless every required parameter has a value in some scope."""
+    def missing(self) -> Iterator[str]:
+        """Yield a message for every required parameter that has no value in any scope."""
         for spec in self.method.parameters.values():
             for model in self.targets if spec.per_model else (None,):
                 scopes = self._scopes_of(model)
                 if spec.required and not any(spec.name in scope.parameters for scope in scopes):
-                    raise ConfigError(self._missing(spec, model))
+                    yield self._missing(spec, model)
 
     def _scopes_of(self, model: str | None) -> list[Scope]:
         return [*self._shared, *self._own.get(model or "", ())]

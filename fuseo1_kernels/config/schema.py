@@ -9,12 +9,11 @@ package does not support are refused by name, never ignored. docs/config.md desc
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     PrivateAttr,
     ValidationInfo,
@@ -25,8 +24,9 @@ from pydantic import (
 from ..errors import ConfigError, did_you_mean
 from ..methods import METHODS, NOT_YET
 from ..methods.method import Method
-from .checks import check_setting, check_spelling
+from .checks import NO_BASE, check_setting, check_sources, check_spelling, collect
 from .resolve import Part, Scope, all_scopes
+from .section import Section
 from .tokenizer import TokenizerKeys
 from .types import (
     ChatTemplate,
@@ -34,46 +34,20 @@ from .types import (
     LayerContainer,
     LayerRange,
     ModelName,
+    ModuleName,
     OutputDType,
     Overrides,
     Parameters,
 )
-from .yaml_text import dump_yaml, join_yaml, short_yaml
+from .yaml_text import dump_yaml, join_yaml
 
+#: The module that is the whole model, in mergekit, where the architecture has no parts.
+DEFAULT_MODULE = "default"
 # Keys that decide on files beside the weights.
 _LENT = ("tokenizer_source", "tokenizer", "tokenizer_files", "chat_template")
 
 
-class _Section(BaseModel):
-    """One mapping of the config. Only its fields are valid keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    #: Keys that mergekit has here and this package has not, with a remedy.
-    not_yet: ClassVar[dict[str, str]] = {}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _check_keys(cls, data: Any) -> Any:
-        if isinstance(data, cls):
-            return data
-        if not isinstance(data, Mapping):
-            keys = ", ".join(cls.model_fields)
-            raise ValueError(f"must be a mapping with the keys {keys}, not {short_yaml(data)}")
-        problems = [cls._unknown(key) for key in data if key not in cls.model_fields]
-        if problems:
-            raise ValueError("; ".join(problems))
-        return data
-
-    @classmethod
-    def _unknown(cls, key: Any) -> str:
-        if key in cls.not_yet:
-            return f"mergekit has the key {key!r}; not in fuseo1-kernels yet{cls.not_yet[key]}"
-        word = key if isinstance(key, str) else short_yaml(key)
-        return f"unknown key {short_yaml(key)}{did_you_mean(word, cls.model_fields)}"
-
-
-class InputModel(_Section):
+class InputModel(Section):
     """One entry of `models`: a model and its own values of per-model parameters."""
 
     model: ModelName
@@ -86,33 +60,42 @@ class SliceSource(InputModel):
     layer_range: LayerRange
 
 
-class OutputSlice(_Section):
+class OutputSlice(Section):
     """One entry of `slices`: consecutive output layers, merged from as many layers of each source."""
 
-    not_yet = {"residual_weight": ""}
+    unread = ("residual_weight",)
 
     sources: list[SliceSource]
     base_model: ModelName | None = None
     parameters: Parameters = Field(default_factory=dict)
 
 
-class TokenizerFiles(_Section):
+class OutputModule(Section):
+    """One entry of `modules`: the part of the model that its key names, of whole models or of slices."""
+
+    slices: list[OutputSlice] | None = None
+    models: list[InputModel] | None = None
+    parameters: Parameters = Field(default_factory=dict)
+
+
+class TokenizerFiles(Section):
     """`tokenizer_files`: copy this model's tokenizer and chat template. Token ids and embedding rows stay as they are.
 
     `overrides` replace keys of the copied tokenizer_config.json.
     """
 
+    only_here = True
+
     model: ModelName
     overrides: Overrides = Field(default_factory=dict)
 
 
-class MergeConfig(_Section):
+class MergeConfig(Section):
     """The config of a merge. Make one with `load_config` or `parse_config`, which raise ConfigError."""
-
-    not_yet = {"modules": " (use `models` or `slices`)"}
 
     models: list[InputModel] | None = None
     slices: list[OutputSlice] | None = None
+    modules: dict[ModuleName, OutputModule] | None = None
     merge_method: str
     base_model: ModelName | None = Field(default=None, validate_default=True)
     slices_of: LayerContainer | None = None
@@ -124,8 +107,29 @@ class MergeConfig(_Section):
     tokenizer_files: TokenizerFiles | None = None
     chat_template: ChatTemplate | None = None
 
+    _notes: tuple[str, ...] = PrivateAttr(default=())
     #: The merges whose results this one uses, by name; each before those that use it (chain.py).
     _earlier: dict[str, MergeConfig] = PrivateAttr(default_factory=dict)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """A line for each key, as the config was given, that has no effect on the merge."""
+        of_bases = {
+            f"{scope.where}: {scope.model!r} is the base; its own parameters have no effect"
+            for part in self.resolve()
+            for scope in part.scopes
+            if scope.model is not None and scope.model == part.base and scope.parameters
+        }
+        of_earlier = (
+            f"merge {name}: {note}" for name, each in self.earlier.items() for note in each.notes
+        )
+        return (*of_earlier, *self._notes, *sorted(of_bases))
+
+    def with_notes(self, notes: Sequence[str]) -> MergeConfig:
+        """Return the same config with further notes, on keys that were taken out of it."""
+        same = self.model_copy()
+        same._notes = (*self._notes, *notes)
+        return same
 
     @property
     def earlier(self) -> Mapping[str, MergeConfig]:
@@ -179,26 +183,47 @@ class MergeConfig(_Section):
         return self.config_model if source in ("base", "union") else source
 
     def resolve(self) -> tuple[Part, ...]:
-        """Return one part for each slice, in output order; for whole models, one part.
+        """Return one part for each slice, in output order; for whole models, one part; module by module.
 
         As in mergekit, a `base_model` that the method ignores is merged as the last model if `models` does not list it.
         """
-        if self.slices is None:
-            return (self._part(self.models or (), self.base_model, "models", None, ()),)
-        parts = []
-        for index, out_slice in enumerate(self.slices):
-            where = f"slices[{index}]"
-            shared = (Scope(f"{where}.parameters", None, out_slice.parameters),)
+        return tuple(part for part, _ in self._groups())
+
+    def _groups(self) -> Iterator[tuple[Part, list[str]]]:
+        """Yield every part, with the models that the config lists for it."""
+        if self.modules is None:
+            yield from self._groups_of(self, "", None, ())
+        for name, module in (self.modules or {}).items():
+            begin = f"modules.{name}."
+            shared = (Scope(f"{begin}parameters", None, module.parameters),)
+            whole = name == DEFAULT_MODULE and len(self.modules or {}) == 1
+            yield from self._groups_of(module, begin, None if whole else name, shared)
+
+    def _groups_of(
+        self,
+        output: MergeConfig | OutputModule,
+        begin: str,
+        module: str | None,
+        shared: tuple[Scope, ...],
+    ) -> Iterator[tuple[Part, list[str]]]:
+        if output.slices is None:
+            sources = output.models or []
+            part = self._part(sources, self.base_model, f"{begin}models", module, None, shared)
+            yield part, [source.model for source in sources]
+        for index, out_slice in enumerate(output.slices or ()):
+            where = f"{begin}slices[{index}]"
+            scopes = (*shared, Scope(f"{where}.parameters", None, out_slice.parameters))
             base = out_slice.base_model or self.base_model
             ranges = {source.model: source.layer_range for source in out_slice.sources}
-            parts.append(self._part(out_slice.sources, base, f"{where}.sources", ranges, shared))
-        return tuple(parts)
+            part = self._part(out_slice.sources, base, f"{where}.sources", module, ranges, scopes)
+            yield part, [source.model for source in out_slice.sources]
 
     def _part(
         self,
         sources: Sequence[InputModel],
         base: str | None,
         where: str,
+        module: str | None,
         ranges: dict[str, tuple[int, int]] | None,
         shared: tuple[Scope, ...],
     ) -> Part:
@@ -214,8 +239,8 @@ class MergeConfig(_Section):
             for index, source in enumerate(sources)
             if source.parameters
         )
-        everywhere = Scope("", None, self.parameters)
-        return Part(self.method, tuple(names), base, ranges or {}, (everywhere, *shared, *own))
+        scopes = (Scope("", None, self.parameters), *shared, *own)
+        return Part(self.method, where, module, tuple(names), base, ranges or {}, scopes)
 
     def model_names(self) -> list[str]:
         """Return every model to open, once: the base first, if there is one; then in config order.
@@ -282,56 +307,60 @@ class MergeConfig(_Section):
     @classmethod
     def _check_base(cls, name: str | None, info: ValidationInfo) -> str | None:
         method = METHODS.get(info.data.get("merge_method", ""))
-        if name is None and method is not None and method.base == "required":
-            raise ValueError("is required: the model that the others were fine-tuned from")
+        whole = all(info.data.get(key, ...) is None for key in ("slices", "modules"))
+        if name is None and whole and method is not None and method.base == "required":
+            raise ValueError(NO_BASE)
         return name
 
     @model_validator(mode="after")
     def _check_whole(self) -> MergeConfig:
-        if (self.models is None) == (self.slices is None):
-            raise ConfigError("exactly one of `models` and `slices` must be given")
-        if self.slices_of is not None and self.slices is None:
-            raise ConfigError("slices_of: says which layers `slices` cut; there are no `slices`")
+        problems = [*self._contradictions()]
+        if not problems:
+            check_all = partial(collect, problems)
+            check_all(check_spelling, self.model_names())
+            groups = [*self._groups()]
+            for part, names in groups:
+                check_all(check_sources, part, names)
+            for scope in all_scopes([part for part, _ in groups]):
+                where, of_one_model = scope.where or "parameters", scope.model is not None
+                for name, setting in scope.parameters.items():
+                    check_all(check_setting, self.method, where, name, setting, of_one_model)
+            problems += dict.fromkeys(line for part, _ in groups for line in part.missing())
+        if problems:
+            raise ConfigError(*problems)
+        return self
+
+    def _contradictions(self) -> Iterator[str]:
+        """Yield a problem for each pair of keys that exclude or need each other."""
+        if [self.models, self.slices, self.modules].count(None) != 2:
+            yield "exactly one of `models`, `slices` and `modules` must be given"
+        for name, module in (self.modules or {}).items():
+            if (module.models is None) == (module.slices is None):
+                yield f"modules.{name}: exactly one of `models` and `slices` must be given"
+        if self.modules == {}:
+            yield "modules: is empty"
+        for where, slices in self._all_slices():
+            if not slices:
+                yield f"{where}: is empty"
+        if self.slices_of is not None and not any(True for _ in self._all_slices()):
+            yield "slices_of: says which layers `slices` cut; there are no `slices`"
+        if self.slices_of is not None and len(self.modules or {}) > 1:
+            yield "slices_of: the config has several modules, which say by their names what is cut"
         keys = ("tokenizer_source", "tokenizer", "tokenizer_files")
         given = [key for key in keys if getattr(self, key) is not None]
         if given[1:]:
-            raise ConfigError(f"`{given[0]}` and `{given[1]}` exclude each other")
+            yield f"`{given[0]}` and `{given[1]}` exclude each other"
         if self.aligned_to and self.aligned_to.source == "base" and self.base_model is None:
-            key = given[0] if self.tokenizer is None else "tokenizer.source"
-            raise ConfigError(f"{key}: there is no base_model; give a model's name")
-        check_spelling(self.model_names())
-        parts = self.resolve()
-        if self.models is not None:
-            self._check_group("models", self.models, parts[0])
-        if self.slices is not None and not self.slices:
-            raise ConfigError("slices: is empty")
-        for index, (out_slice, part) in enumerate(zip(self.slices or (), parts, strict=False)):
-            where = f"slices[{index}].sources"
-            self._check_group(where, out_slice.sources, part)
-            _check_sources(where, out_slice, part.base)
-        for scope in all_scopes(parts):
-            where, of_one_model = scope.where or "parameters", scope.model is not None
-            for name, setting in scope.parameters.items():
-                check_setting(self.method, where, name, setting, of_one_model)
-        for part in parts:
-            part.check_required()
-        return self
+            key = "tokenizer_source" if self.tokenizer is None else "tokenizer.source"
+            yield f"{key}: there is no base_model; give a model's name"
 
-    def _check_group(self, where: str, sources: Sequence[InputModel], part: Part) -> None:
-        """Raise ConfigError if a model is listed twice, or if the method does not take that many models."""
-        names = [source.model for source in sources]
-        for index, name in enumerate(names):
-            if name in names[:index]:
-                raise ConfigError(f"{where}[{index}].model: {name!r} is listed twice")
-        number, method = len(part.targets), self.method
-        if method.takes(number):
-            return
-        base = None if part.base is None else f"the base {part.base!r}"
-        takes = f"{method.name} merges {method.counts(base)}"
-        base_added = part.base is None and len(part.models) > len(names)
-        included = f", the base_model {part.models[-1]!r} included" if base_added else ""
-        are = "is" if number == 1 else "are"
-        raise ConfigError(f"{where}: {takes}; here {are} {number}{included}")
+    def _all_slices(self) -> Iterator[tuple[str, Sequence[OutputSlice]]]:
+        """Yield the lists of slices, with their key paths."""
+        if self.slices is not None:
+            yield "slices", self.slices
+        for name, module in (self.modules or {}).items():
+            if module.slices is not None:
+                yield f"modules.{name}.slices", module.slices
 
 
 def _renamed(value: Any, names: Mapping[str, str]) -> Any:
@@ -347,17 +376,3 @@ def _renamed(value: Any, names: Mapping[str, str]) -> Any:
         else _renamed(item, names)
         for key, item in value.items()
     }
-
-
-def _check_sources(where: str, part: OutputSlice, base: str | None) -> None:
-    """Raise ConfigError unless the base is one of a slice's sources and all sources have as many layers."""
-    if base is not None and base not in [source.model for source in part.sources]:
-        raise ConfigError(
-            f"{where}: the base {base!r} is not among them: add it, with its layer_range"
-        )
-    lengths = [source.layer_range[1] - source.layer_range[0] for source in part.sources]
-    if len(set(lengths)) > 1:
-        raise ConfigError(
-            f"{where}: every layer_range must be as long as the others; "
-            f"these have {', '.join(map(str, lengths))} layers"
-        )

@@ -8,6 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from ..errors import did_you_mean
 from .references import as_name
+from .section import Section
 from .types import ModelName
 from .yaml_text import short_yaml
 
@@ -15,8 +16,8 @@ from .yaml_text import short_yaml
 _MOST_PADDING = 1 << 20
 
 
-class _Keys(BaseModel):
-    """A mapping. Only its fields are valid keys."""
+class _Kind(BaseModel):
+    """A mapping of one kind. Only its fields are valid keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -25,9 +26,6 @@ class _Keys(BaseModel):
     def _check_keys(cls, data: Any) -> Any:
         if isinstance(data, cls):
             return data
-        keys = ", ".join(cls.model_fields)
-        if not isinstance(data, dict):
-            raise ValueError(f"must be a mapping with the keys {keys}, not {short_yaml(data)}")
         for key in data:
             if key not in cls.model_fields:
                 word = key if isinstance(key, str) else short_yaml(key)
@@ -37,13 +35,13 @@ class _Keys(BaseModel):
         return data
 
 
-class ZeroRow(_Keys):
+class ZeroRow(_Kind):
     """A row of zeros."""
 
     kind: Literal["zero"]
 
 
-class ModelTokenRow(_Keys):
+class ModelTokenRow(_Kind):
     """The row of a token of a model, by its text or its id there."""
 
     kind: Literal["model_token"]
@@ -75,7 +73,7 @@ def _row_source(value: Any) -> Any:
     )
 
 
-class TokenRow(_Keys):
+class TokenRow(Section):
     """One entry of `tokens`: the row of a token that a model lacks; with `force`, of all models."""
 
     source: Annotated[ZeroRow | ModelTokenRow | ModelName | None, BeforeValidator(_row_source)] = (
@@ -106,7 +104,7 @@ def _padding(value: Any) -> Any:
     raise ValueError(f"must be a whole number from 1 to {_MOST_PADDING}, not {short_yaml(value)}")
 
 
-class TokenizerKeys(_Keys):
+class TokenizerKeys(Section):
     """`tokenizer`: the output's tokens, and their rows.
 
     `source`: all tokens of all models (`union`), or those of one (`base` or its name). `tokens`: where the rows of

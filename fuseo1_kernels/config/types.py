@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, PlainSerializer, PlainValidator
 
-from ..errors import ConfigError
+from ..errors import ConfigError, did_you_mean
+from .chat_templates import CHAT_TEMPLATES
 from .parameter_values import Setting, parse_setting, setting_as_data
 from .references import as_name, split_reference
 from .yaml_text import short_yaml
@@ -28,7 +29,6 @@ _DTYPES: dict[Any, str] = {
     "fp32": "float32",
     "float32": "float32",
 }
-_MERGEKIT_TEMPLATES = ("alpaca", "chatml", "exaone", "llama3", "mistral")
 
 
 def _model_name(name: str) -> str:
@@ -49,17 +49,29 @@ def _dtype(value: Any) -> str | None:
         return _DTYPES[name]
     if name in ("float64", "int64"):
         raise ValueError(f"mergekit has {name}; not in fuseo1-kernels yet")
-    raise ValueError(f"must be bfloat16, float16 or float32, not {short_yaml(value)}")
+    near = did_you_mean(name, _DTYPES) if name else ""
+    hint = near if near.startswith("; did") else ""
+    raise ValueError(f"must be bfloat16, float16 or float32, not {short_yaml(value)}{hint}")
 
 
 def _layer_range(value: Any) -> tuple[int, int]:
     if isinstance(value, (list, tuple)) and len(value) == 2:
         first, end = value
-        if type(first) is int and type(end) is int and 0 <= first < end <= _MAX_LAYERS:
+        whole = type(first) is int and type(end) is int
+        # mergekit writes [0, 0] for a module without layers.
+        if whole and (0 <= first < end <= _MAX_LAYERS or first == end == 0):
             return first, end
     raise ValueError(
         f"must be two whole numbers [first, end) with 0 <= first < end <= {_MAX_LAYERS}, not {short_yaml(value)}"
     )
+
+
+def _module_name(name: str) -> str:
+    if not name.strip(".") or not name.isprintable():
+        raise ValueError(
+            "must be `default`, mergekit's name of a module or what tensors' names begin with"
+        )
+    return name
 
 
 def _layer_container(value: str) -> str:
@@ -69,13 +81,12 @@ def _layer_container(value: str) -> str:
 
 
 def _chat_template(value: str) -> str:
-    if value in _MERGEKIT_TEMPLATES:
+    names = ("auto", *CHAT_TEMPLATES)
+    if value not in names and "{" not in value:
         raise ValueError(
-            f"mergekit has a built-in template {value!r}; fuseo1-kernels has none: "
-            "give the Jinja text itself, or 'auto'"
+            f"must be the text of a Jinja template or a name, not {short_yaml(value)}"
+            f"{did_you_mean(value, names)}"
         )
-    if value != "auto" and "{" not in value:
-        raise ValueError(f"must be 'auto' or the text of a Jinja template, not {short_yaml(value)}")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -96,6 +107,7 @@ def _none_to_empty(value: Any) -> Any:
 
 
 ModelName = Annotated[str, BeforeValidator(as_name), AfterValidator(_model_name)]
+ModuleName = Annotated[str, AfterValidator(_module_name)]
 OutputDType = Annotated[DType | None, BeforeValidator(_dtype)]
 LayerRange = Annotated[tuple[int, int], BeforeValidator(_layer_range)]
 LayerContainer = Annotated[str, AfterValidator(_layer_container)]

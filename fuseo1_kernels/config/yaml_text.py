@@ -6,7 +6,7 @@ than a config needs: nested aliases ("billion laughs"), extreme nesting.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from reprlib import repr as short
 from typing import Any
@@ -23,13 +23,14 @@ _MAX_DOCUMENTS = 100
 _ODD_BREAKS = frozenset("\x85\u2028\u2029")
 
 
-def read_yaml(text: str, name: str) -> list[Any]:
+def read_yaml(text: str, name: str, repeated: list[str] | None = None) -> list[Any]:
     """Return the data of each document in the YAML `text`; there is at least one.
 
+    `repeated`: gets a line for each key that a mapping has already, whose last value is taken; None: it is an error.
     Raises ConfigError with `name`, the line and the column.
     """
     try:
-        documents = list(islice(yaml.load_all(text, Loader=_Loader), _MAX_DOCUMENTS + 1))
+        documents = list(islice(_documents(text, repeated), _MAX_DOCUMENTS + 1))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         position = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
@@ -44,6 +45,12 @@ def read_yaml(text: str, name: str) -> list[Any]:
     return documents or [None]
 
 
+def _documents(text: str, repeated: list[str] | None) -> Iterator[Any]:
+    loader = _Loader(text, repeated)
+    while loader.check_data():  # type: ignore[no-untyped-call]
+        yield loader.get_data()
+
+
 def short_yaml(value: Any) -> str:
     """Return `value` as error messages show it: short, in YAML's terms."""
     if value is None:
@@ -55,6 +62,12 @@ def short_yaml(value: Any) -> str:
     except ValueError:  # Python refuses to print an integer of more than 4,300 digits
         return "a number of thousands of digits"
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def key_path(where: str, key: Any) -> str:
+    """Return the path of a key in the mapping at `where`, "" for the whole config, as error messages show it."""
+    word = key if isinstance(key, str) and key.isprintable() else short_yaml(key)
+    return f"{where}.{word}" if where else word
 
 
 def join_yaml(documents: Sequence[str]) -> str:
@@ -71,6 +84,10 @@ def dump_yaml(data: Any) -> str:
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader, which makes only plain data, with checks for repeated keys and for size."""
 
+    def __init__(self, text: str, repeated: list[str] | None) -> None:
+        super().__init__(text)
+        self._repeated = repeated
+
     def compose_mapping_node(self, anchor: dict[Any, Any]) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         first: dict[tuple[str, str], int] = {}
@@ -78,12 +95,14 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, yaml.ScalarNode):
                 continue
             identity, line = (key.tag, key.value), key.start_mark.line + 1
-            if identity in first:
-                problem = (
-                    f"the key {key.value!r} stands here again (first in line {first[identity]})"
-                )
+            if identity not in first:
+                first[identity] = line
+                continue
+            again = f"the key {key.value!r} stands here again (first in line {first[identity]})"
+            if self._repeated is None:
+                problem = f"{again}; mergekit takes the last; --like-mergekit does, too"
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
-            first[identity] = line
+            self._repeated.append(f"line {line}: {again}; the last one holds, as in mergekit")
         return node
 
     def get_node(self) -> yaml.Node | None:

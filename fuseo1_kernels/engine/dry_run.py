@@ -118,7 +118,7 @@ def dry_run(
         executor: Executor | None = None
         with collected():
             options.check_surveys(config.merge_method)
-        notes = list(plan.notes)
+        notes = [*config.notes, *plan.notes]
         with collected():
             executor = choose_executor(options)
         with collected():

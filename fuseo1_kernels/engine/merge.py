@@ -182,7 +182,7 @@ def _run(
             options.max_memory,
         )
         del alignment  # a vocabulary takes tens of megabytes
-        notes = [*plan.notes, *notes]
+        notes = [*config.notes, *plan.notes, *notes]
         identity = fingerprint(plan, options.nonfinite)
         digest = merge_digest(identity)
         start_over = options.overwrite or not options.resume

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..errors import ConfigError, counted
+from ..errors import ConfigError, counted, did_you_mean
 from .rule import Rule, TensorSpec
 
 Scalar = bool | float | str
@@ -43,8 +43,8 @@ class Parameter:
     def validate(self, value: Any, where: str) -> Scalar:
         """Return `value` as this parameter's type. Raises ConfigError that names `where` the value is."""
         if self.kind == "bool":
-            if isinstance(value, bool):
-                return value
+            if isinstance(value, (bool, int, float)) and value in (0, 1):
+                return bool(value)
             raise ConfigError(f"{where}: must be true or false, not {value!r}")
         if self.kind == "choice":
             if value in self.choices:
@@ -98,6 +98,11 @@ class Method:
     def takes(self, models: int) -> bool:
         """Whether it merges so many models, besides a base."""
         return models >= self.least and (self.most is None or models <= self.most)
+
+    def lacks(self, name: object) -> str:
+        """Return the message for a parameter that it does not have."""
+        hint = did_you_mean(name, self.parameters) if self.parameters else "; it has none at all"
+        return f"{self.name} has no parameter {name!r}{hint}"
 
     def counts(self, base: str | None = "the base") -> str:
         """Return in words how many models it merges; `base`: what the base is called, None: there is none."""

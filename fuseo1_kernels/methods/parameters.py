@@ -6,7 +6,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
-from ..errors import ConfigError, did_you_mean
+from ..errors import ConfigError
 from . import METHODS
 from .method import Method, Parameter, Scalar
 
@@ -26,11 +26,11 @@ def resolve_parameters(
     A per-model parameter may be given as one value for all, as a sequence in the order of `ids`, or as a mapping from
     `ids`. Raises ConfigError.
     """
-    known = resolve_method(name).parameters
-    given = dict(parameters or {})
+    method = resolve_method(name)
+    known, given = method.parameters, dict(parameters or {})
     for key in given:
         if key not in known:
-            raise ConfigError(f"{name} has no parameter {key!r}{did_you_mean(key, known)}")
+            raise ConfigError(method.lacks(key))
     values: dict[str, Any] = {}
     for key, parameter in known.items():
         if key not in given and parameter.required:

@@ -32,18 +32,22 @@ class Origin:
 
 
 def gather_config(
-    lender: Source, stack: Stack, origins: Sequence[Origin], problems: list[str]
-) -> dict[str, Any]:
+    lender: Source,
+    config: Mapping[str, Any],
+    stack: Stack,
+    origins: Sequence[Origin],
+    problems: list[str],
+) -> Mapping[str, Any]:
     """Return config.json for output layers from `origins`; add what it cannot express to `problems`.
 
     Args:
-        lender: the model that lends its config.json; without one, {} is returned.
+        lender: the model that lends its config.json.
+        config: that, as far as it has followed other layers; {} if there is none.
         stack: its layers.
         origins: by output layer.
         problems: what makes the merge impossible.
     """
-    config, found = lender.config, list[str]()
-    result = dict(config)
+    found, result = list[str](), dict(config)
     if not config:
         return result
     if not stack.sections:
@@ -76,11 +80,11 @@ def move_alignment_heads(files: dict[str, bytes], layers: Sequence[int]) -> None
     files[GENERATION_CONFIG] = dump_object(settings | {"alignment_heads": moved})
 
 
-def mixed_layers(number: int, origins: Sequence[Sequence[Origin]]) -> Iterator[str]:
+def mixed_layers(where: str, origins: Sequence[Sequence[Origin]]) -> Iterator[str]:
     """Yield a note on every model whose layers are of another kind than those that they are merged with.
 
     Args:
-        number: the slice's place in the config.
+        where: the slice's key path in the config.
         origins: by model, where the slice's layers come from; the first model's kinds go into config.json.
     """
     first, *others = origins
@@ -94,7 +98,7 @@ def mixed_layers(number: int, origins: Sequence[Sequence[Origin]]) -> Iterator[s
             for a, b in zip(first, other, strict=True):
                 if _trait_of(own[key], a) != _trait_of(kinds[key], b):
                     yield (
-                        f"slices[{number}]: {key} of layer {b.index} of model {b.model} is not that of layer "
+                        f"{where}: {key} of layer {b.index} of model {b.model} is not that of layer "
                         f"{a.index} of model {a.model}; config.json has the latter"
                     )
                     break

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from ..checkpoint.source import Source
 from ..config.parameter_values import idle_filters, idle_gradients
@@ -18,23 +18,23 @@ def model_notes(
     parts: Sequence[Part],
     sources: Mapping[str, Source],
     placements: Sequence[Placement],
-    cut: str | None,
+    cuts: Collection[str],
 ) -> Iterator[str]:
     """Yield a note on every model with tensors that are left out, and on every model of other settings.
 
-    `cut`: the container of the layers that `slices` cut; None for whole models.
+    `cuts`: the containers of the layers that `slices` cut; none for whole models.
     """
     used: set[tuple[str, str]] = set()
-    if cut is not None:
+    if cuts:
         used = {item for placement in placements for item in placement.tensors.items()}
     first_name, *others = dict.fromkeys(name for part in parts for name in part.models)
     first = sources[first_name]
     first_label = "the base" if first_name == base else f"model {first_name}"
     for model in others:
         extra = sorted({*sources[model].tensors} - {*first.tensors})
-        if cut is not None:
+        if cuts:
             # Slices choose their layers on purpose, and tensors outside them may come from another model.
-            extra = [n for n in extra if (model, n) not in used and not _in_layers(n, cut)]
+            extra = [n for n in extra if (model, n) not in used and not _in_layers(n, cuts)]
         if extra:
             shown = ", ".join(map(printable, extra[:5])) + (", ..." if len(extra) > 5 else "")
             lacking = "1 tensor that" if len(extra) == 1 else f"{len(extra)} tensors that"
@@ -85,9 +85,9 @@ def _varying(parts: Sequence[Part]) -> list[Scope]:
     ]
 
 
-def _in_layers(name: str, container: str) -> bool:
+def _in_layers(name: str, containers: Collection[str]) -> bool:
     layer = layer_of(name)
-    return layer is not None and layer.container == container
+    return layer is not None and layer.container in containers
 
 
 def _tensors_in_scope(scope: Scope, placements: Sequence[Placement]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..checkpoint.source import Source
@@ -79,6 +79,7 @@ def find_sliced_stack(
     sources: Mapping[str, Source],
     asked: str | None,
     lender: str,
+    owns: Callable[[str], bool],
     problems: list[str],
 ) -> SlicedStack | None:
     """Return the stack that the slices cut; None if that is not clear, with the reason added to `problems`.
@@ -88,11 +89,15 @@ def find_sliced_stack(
         sources: the models.
         asked: the container that the config names, or None.
         lender: the model that lends its config.json.
+        owns: tells by a name whether a tensor, or a stack, belongs to what is cut.
         problems: what makes the merge impossible. Ranges that end behind a model's layers are added, too.
     """
     first = parts[0].models[0]
     models = dict.fromkeys([first, *(model for part in parts for model in part.models), lender])
-    stacks = {model: find_stacks(sources[model]) for model in models}
+    stacks = {
+        model: {c: stack for c, stack in find_stacks(sources[model]).items() if owns(c)}
+        for model in models
+    }
     chosen = choose_stack(first, stacks[first], asked)
     if isinstance(chosen, str):
         problems.append(chosen)
@@ -113,6 +118,9 @@ def find_sliced_stack(
     for part in parts:
         for model, (_, end) in part.layer_ranges.items():
             length = stacks[model][container].length
+            if end == 0:
+                problems.append(f"{part.where}: layer_range: [0, 0] has no layers")
+                return None
             if end > length:
                 problems.append(
                     f"model {model}: layer_range ends at {end}, but it has {length} layers"
@@ -120,23 +128,28 @@ def find_sliced_stack(
     return SlicedStack(container, stacks)
 
 
-def place_whole_models(part: Part, sources: Mapping[str, Source]) -> Iterator[Placement]:
-    """Yield every output tensor of whole models, in the order of the first model's."""
+def place_whole_models(
+    part: Part, sources: Mapping[str, Source], owns: Callable[[str], bool]
+) -> Iterator[Placement]:
+    """Yield every output tensor of whole models that `owns` has, in the order of the first model's."""
     first = sources[part.models[0]]
     stacks = find_stacks(first)
-    for name in first.tensors:
+    for name in filter(owns, first.tensors):
         yield _place(name, part, stacks)
 
 
 def place_slices(
-    parts: Sequence[Part], sources: Mapping[str, Source], cut: SlicedStack
+    parts: Sequence[Part],
+    sources: Mapping[str, Source],
+    cut: SlicedStack,
+    owns: Callable[[str], bool],
 ) -> Iterator[Placement]:
-    """Yield every output tensor of slices, in order.
+    """Yield every output tensor of slices that `owns` has, in order.
 
     Tensors before the layers come from the first slice's models, the layers in the order of the slices, and tensors
     after them from the last slice's models. Stacks that are not cut stay whole.
     """
-    yield from _outside(parts[0], sources, cut, before=True)
+    yield from _outside(parts[0], sources, cut, owns, before=True)
     number = 0
     for part in parts:
         ranges = part.layer_ranges
@@ -150,7 +163,7 @@ def place_slices(
                 name, t = f"{cut.container}.{number}{after}", position(offset, end - start)
                 yield Placement(name, t, part, tensors, layered=True)
             number += 1
-    yield from _outside(parts[-1], sources, cut, before=False)
+    yield from _outside(parts[-1], sources, cut, owns, before=False)
     yield from _predicting(parts[-1], cut, number)
 
 
@@ -176,12 +189,16 @@ def tensors_by_layer(
 
 
 def _outside(
-    part: Part, sources: Mapping[str, Source], cut: SlicedStack, before: bool
+    part: Part,
+    sources: Mapping[str, Source],
+    cut: SlicedStack,
+    owns: Callable[[str], bool],
+    before: bool,
 ) -> Iterator[Placement]:
     """Yield the tensors outside the layers that are cut, either those before these or those after."""
     stacks = cut.stacks[part.models[0]]
     towers = neighbours(cut.container, [c for c in stacks if c != cut.container])
-    for name in sources[part.models[0]].tensors:
+    for name in filter(owns, sources[part.models[0]].tensors):
         layer = layer_of(name)
         inside = layer is not None and layer.container == cut.container
         if not inside and stands_before(name, cut.container, towers) == before:

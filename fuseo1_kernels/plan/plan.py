@@ -11,7 +11,6 @@ from ..backends.contract import MAX_TARGETS
 from ..checkpoint.header import INTEGERS, MERGEABLE, TensorInfo
 from ..checkpoint.shards import OutputTensor, Shard, plan_shards
 from ..checkpoint.source import Source
-from ..config.resolve import Part
 from ..config.schema import MergeConfig
 from ..errors import CheckpointError, counted, printable
 from ..methods.average import AVERAGE
@@ -21,15 +20,9 @@ from .alignment import Alignment
 from .folded import Folded
 from .inputs import STORED, Input, Stored
 from .job import Job
-from .layer_config import gather_config, mixed_layers
+from .layout import lay_out
 from .notes import filter_notes, gradient_notes, model_notes, uneven_models
-from .placements import (
-    Placement,
-    find_sliced_stack,
-    place_slices,
-    place_whole_models,
-    tensors_by_layer,
-)
+from .placements import Placement
 from .stages import Merged, Stage
 from .token_tensors import is_embedding
 
@@ -137,7 +130,7 @@ def _plan(
 ) -> Plan:
     problems: list[str] = []
     parts = config.resolve()
-    layout = _lay_out(config, parts, sources, problems)
+    layout = lay_out(config, parts, sources, problems)
     placements = layout.placements
     if config.merge_method == AVERAGE.name and config.slices is None:
         problems += uneven_models(parts[0].models, sources)
@@ -169,53 +162,13 @@ def _plan(
         problems=tuple(problems),
         notes=(
             *layout.notes,
-            *model_notes(config.base, parts, sources, placements, layout.cut),
+            *model_notes(config.base, parts, sources, placements, layout.cuts),
             *filter_notes(parts, placements),
             *gradient_notes(parts, placements),
         ),
         config=layout.config,
-        decoder_layers=layout.indices if "decoder" in (layout.cut or "").split(".") else None,
+        decoder_layers=layout.decoder_layers,
         vocab_size=alignment.rows if alignment else min(cropped.values(), default=None),
-    )
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """The placements of the output's tensors, and the config.json that follows from them.
-
-    Attributes:
-        placements: the output tensors, in order.
-        config: see Plan.
-        notes: remarks on layers that are merged with others of another kind.
-        cut: the container of the layers that `slices` cut; None for whole models.
-        indices: by output layer of the cut, its index in the slice's first model.
-    """
-
-    placements: list[Placement]
-    config: Mapping[str, Any]
-    notes: list[str]
-    cut: str | None = None
-    indices: Sequence[int] = ()
-
-
-def _lay_out(
-    config: MergeConfig, parts: Sequence[Part], sources: Mapping[str, Source], problems: list[str]
-) -> _Layout:
-    lender = sources[config.config_model]
-    if config.slices is None:
-        return _Layout(list(place_whole_models(parts[0], sources)), lender.config, [])
-    cut = find_sliced_stack(parts, sources, config.slices_of, config.config_model, problems)
-    if cut is None:
-        return _Layout([], lender.config, [])
-    problems += tensors_by_layer(parts, sources, cut)
-    origins = [cut.origins(part) for part in parts]
-    first = [origin for by_model in origins for origin in by_model[0]]
-    return _Layout(
-        list(place_slices(parts, sources, cut)),
-        gather_config(lender, cut.stack(config.config_model), first, problems),
-        [note for i, by_model in enumerate(origins) for note in mixed_layers(i, by_model)],
-        cut.container,
-        [origin.index for origin in first],
     )
 
 

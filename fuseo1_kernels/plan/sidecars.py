@@ -26,6 +26,7 @@ from ..checkpoint.source import Source
 from ..checkpoint.stop_tokens import find_stop_mismatch, find_turn_mismatch
 from ..checkpoint.tokenizer_json import change_tokenizer
 from ..checkpoint.vocabulary import Vocabulary
+from ..config.chat_templates import CHAT_TEMPLATES
 from ..config.references import split_reference
 from ..config.schema import MergeConfig
 from ..errors import printable
@@ -75,7 +76,7 @@ def make_sidecars(
         base=base,
         tokenizer=lender,
         tokenizer_overrides=overrides,
-        chat_template=config.chat_template,
+        chat_template=CHAT_TEMPLATES.get(config.chat_template or "", config.chat_template),
         sources=list(sources.values()),
         out_dtype=plan.dtype_name,
         config=plan.config,
@@ -114,6 +115,7 @@ def make_sidecars(
         dtype=plan.dtype_name,
         versions={"fuseo1-kernels": __version__, "Python": platform.python_version()},
         license=_common_license([*sources.values()]),
+        notes=config.notes,
     )
     files[MERGE_CONFIG] = config.to_yaml().encode()
     index = index_json(plan.shards)

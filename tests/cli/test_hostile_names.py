@@ -180,7 +180,7 @@ def test_no_name_acts_on_the_terminal(
 def test_an_error_in_the_program_does_not_act_on_the_terminal(family: Family) -> None:
     code = (
         "import fuseo1_kernels.config.load as load\n"
-        "def fail(config): raise KeyError(config + '\\x1b[2J\\udcff')\n"
+        "def fail(config, **_): raise KeyError(config + '\\x1b[2J\\udcff')\n"
         "load.as_config = fail\n"
         "import sys\nfrom fuseo1_kernels.merge import main\nsys.exit(main())\n"
     )

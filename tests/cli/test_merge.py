@@ -100,7 +100,7 @@ def test_mergekits_flags_without_a_meaning_are_noted(family: Family) -> None:
 
 def test_help() -> None:
     result = done("--help")
-    assert result.out.count("\n  fuseo1-merge ") == 3
+    assert result.out.count("\n  fuseo1-merge ") == 4
     assert all(page in result.out for page in ("README.md", "docs/config.md", "docs/command.md"))
     lines = result.out.splitlines()
     groups = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
@@ -235,7 +235,7 @@ def test_limits_on_open_files_that_cannot_be_raised(
 def test_an_interruption_names_out(
     dry: bool, family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(*_: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("fuseo1_kernels.config.load.as_config", interrupt)

@@ -159,7 +159,12 @@ MEANINGLESS = "0.5 has no meaning for task_arithmetic; leave it out"
         ("karcher", {"tol": "x"}, "tol: must be a number of at least 0, not 'x'"),
         ("nearswap", {"t": -0.1}, "parameters.t: must be a number of at least 0, not -0.1"),
         ("linear", {"weight": 1e39}, "parameters.weight: must be a number, not 1e+39"),
-        ("linear", {"normalize": 1}, "parameters.normalize: must be true or false, not 1"),
+        ("linear", {"normalize": 2}, "parameters.normalize: must be true or false, not 2"),
+        (
+            "arcee_fusion",
+            {"weight": 1},
+            "arcee_fusion has no parameter 'weight'; it has none at all",
+        ),
     ],
 )
 def test_parameter_mistakes(method: str, parameters: dict[Any, Any], message: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 from fuseo1_kernels.config.load import load_config
 from fuseo1_kernels.errors import ConfigError, MergeError
 from fuseo1_kernels.methods import NOT_YET
-from support.config_files import FUSEO1, SLICES, config, data, refusal
+from support.config_files import FUSEO1, SLICES, config, data, models, refusal
 
 # --- mistakes: the file and its YAML -------------------------------------------------------------
 
@@ -93,7 +93,7 @@ NO_FIT = "tokenizer_files.overrides: must fit into tokenizer_config.json"
     [
         ({"paramters": {}}, "unknown key 'paramters'; did you mean 'parameters'?"),
         ({"Dtype": "bfloat16"}, "did you mean 'dtype'?"),
-        ({"zzz": 1}, "unknown key 'zzz'; there are: models, slices, merge_method"),
+        ({"zzz": 1}, "unknown key 'zzz'; there are: models, slices, modules, merge_method"),
         ({"models": [{"modle": "a"}]}, "models[0]: unknown key 'modle'; did you mean 'model'?"),
         ({"models": ["org/left"]}, "models[0]: must be a mapping with the keys model, parameters"),
         ({"models": {"model": "a"}}, "models: must be a list, not a mapping"),
@@ -102,8 +102,15 @@ NO_FIT = "tokenizer_files.overrides: must fit into tokenizer_config.json"
         ({"models": [{"model": " "}]}, "models[0].model: must be a directory or a hub id"),
         ({"models": [{"model": "a\nb"}]}, "models[0].model: must be a directory or a hub id"),
         ({"parameters": [1]}, "parameters: must be a mapping"),
-        ({"models": ...}, "exactly one of `models` and `slices`"),
-        ({"slices": []}, "exactly one of `models` and `slices`"),
+        ({"models": ...}, "exactly one of `models`, `slices` and `modules`"),
+        ({"slices": []}, "exactly one of `models`, `slices` and `modules`"),
+        ({"modules": {}, "models": ...}, "modules: is empty"),
+        ({"modules": {"default": {}}, "models": ...}, "modules.default: exactly one of `models`"),
+        ({"modules": {"default": {"slices": []}}, "models": ...}, "modules.default.slices: is em"),
+        ({"modules": {"a": {"modles": []}}}, "modules.a: unknown key 'modles'; did you mean 'mod"),
+        ({"modules": {"\n": {}}, "models": ...}, r"modules.'\n'.[key]: must be `default`, merge"),
+        ({"select_topk": 1}, "unknown key 'select_topk'; a parameter stands under `parameters:`"),
+        ({"overrides": {}}, "unknown key 'overrides'; it stands under `tokenizer_files:`"),
         ({"merge_method": ...}, "merge_method: is required: sce"),
         ({"merge_method": "sec"}, "merge_method: unknown method 'sec'; did you mean 'sce'?"),
         ({"merge_method": "SCE"}, "did you mean 'sce'?"),
@@ -116,8 +123,9 @@ NO_FIT = "tokenizer_files.overrides: must fit into tokenizer_config.json"
         ({"base_model": None}, "base_model: "),
         ({"dtype": "int8"}, "dtype: must be bfloat16, float16 or float32, not 'int8'"),
         ({"dtype": 16}, "dtype: must be"),
+        ({"dtype": "bflaot16"}, "not 'bflaot16'; did you mean 'bfloat16'?"),
         ({"out_dtype": ["bf16"]}, "out_dtype: must be"),
-        ({"chat_template": "chatlm"}, "chat_template: must be 'auto' or the text of a Jinja"),
+        ({"chat_template": "chatlm"}, "of a Jinja template or a name, not 'chatlm'; did you mean"),
         ({"chat_template": 1}, "chat_template: must be text"),
         ({"chat_template": "{\ud800"}, "chat_template: is not valid Unicode"),
         ({"merge_method": 10**5000}, "must be text, not a number of thousands of digits"),
@@ -164,7 +172,6 @@ NO_FIT = "tokenizer_files.overrides: must fit into tokenizer_config.json"
             ({"merge_method": name}, f"mergekit has {name}; not in fuseo1-kernels yet")
             for name in NOT_YET
         ),
-        ({"modules": {}}, "mergekit has the key 'modules'; not in fuseo1-kernels yet"),
         # A model and its adapter.
         *(
             (
@@ -191,9 +198,16 @@ NO_FIT = "tokenizer_files.overrides: must fit into tokenizer_config.json"
         ),
         ({"dtype": "float64"}, "dtype: mergekit has float64; not in fuseo1-kernels yet"),
         ({"out_dtype": "torch.int64"}, "out_dtype: mergekit has int64; not in"),
+        # Configs of mergekit's other commands.
         *(
-            ({"chat_template": name}, f"chat_template: mergekit has a built-in template '{name}'")
-            for name in ("alpaca", "chatml", "exaone", "llama3", "mistral")
+            ({"merge_method": ..., key: []}, f"config: is a config of {tool} (")
+            for key, tool in (
+                ("experts", "mergekit-moe"),
+                ("gate_mode", "mergekit-moe"),
+                ("genome", "mergekit-evolve"),
+                ("layer_slices", "bakllama"),
+                ("max_rank", "mergekit-extract-lora"),
+            )
         ),
     ],
 )
@@ -203,10 +217,34 @@ def test_key_mistakes(changes: dict[str, Any], message: str) -> None:
     assert message in found
 
 
-def test_all_wrong_keys_are_named_at_once() -> None:
-    found = refusal(base_model=..., dtype="int4", models=[{"model": 1}])
-    for part in ("base_model: is required", "dtype: must be", "models[0].model: must be text"):
-        assert part in found
+@pytest.mark.parametrize(
+    ("changes", "messages"),
+    [
+        (
+            {"base_model": ..., "dtype": "int4", "models": [{"model": 1}], "dtyp": 1},
+            ("base_model: is req", "dtype: must be", "models[0].model: must be", "key 'dtyp'"),
+        ),
+        (
+            {"models": [], "parameters": {"select_topk": [2, 3], "variant": 1}, "slices_of": "h"},
+            ("slices_of: says which",),
+        ),
+        (
+            {"models": [], "parameters": {"select_topk": [2, 3], "variant": 1, "lambda": 1}},
+            ("sce merges at least", "select_topk[0]: must", "variant: must be", "'lambda'"),
+        ),
+        (
+            {"merge_method": "ties", "models": models("left", "right"), "parameters": {}},
+            ("'weight' for model 'org/left'", "'weight' for model 'org/right'"),
+        ),
+    ],
+)
+def test_all_problems_are_named_at_once(changes: dict[str, Any], messages: tuple[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config(**changes)
+    found = [str(line) for line in caught.value.args]
+    assert len(found) == len(messages), found
+    for message in messages:
+        assert [message in line for line in found].count(True) == 1, (message, found)
 
 
 # --- mistakes: models ----------------------------------------------------------------------------
@@ -255,13 +293,17 @@ FIRST = "slices[0].sources"
             [{"sources": [{"model": "org/base", "layer_range": [0, 2]}]}],
             f"{FIRST}: sce merges at least 1 model beside",
         ),
-        ([{"residual_weight": 0.5}], "slices[0]: mergekit has the key 'residual_weight'; not in"),
+        (
+            [{"residual_weight": 0.5}],
+            "slices[0]: mergekit has the key 'residual_weight', and never",
+        ),
+        ([{"residual_weight": "a"}], "slices[0]: residual_weight must be a number, not 'a'"),
         (changed(0, layer_range=...), f"{FIRST}[0].layer_range: is required"),
         (changed(1, layer_range=[0, 3]), f"{FIRST}: every layer_range must be as long"),
         (changed(1, layer_range=[0, 3]), "these have 4, 3 layers"),
         (changed(1, model="org/left"), f"{FIRST}[1].model: 'org/left' is listed twice"),
         (changed(1, model="org/right"), f"{FIRST}: the base 'org/base' is not among them"),
-        (changed(1, weight=1), f"{FIRST}[1]: unknown key 'weight'; there are: model"),
+        (changed(1, weight=1), f"{FIRST}[1]: unknown key 'weight'; a parameter stands under `par"),
         (
             changed(1, parameters={"select_topk": 0.5}),
             f"{FIRST}[1].parameters.select_topk: all models share",

@@ -71,7 +71,7 @@ class Models:
         """The plan of merging the models `names`, the base first."""
         first, *rest = names.split()
         data = {"merge_method": "sce", "base_model": first} | keys
-        if not {"slices", "models"} & keys.keys():
+        if not {"slices", "models", "modules"} & keys.keys():
             data["models"] = [{"model": name} for name in rest]
         options = {k: data.pop(k) for k in ("crop_embeddings", "shard_size") if k in data}
         config = parse_config(data)
