@@ -6,8 +6,9 @@ import base64
 import io
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from ..errors import CheckpointError, counted, mib
@@ -16,11 +17,14 @@ from .json_file import memory_of, parse_object
 from .layout import ADDED_TOKENS, TOKENIZER, TOKENIZER_CONFIG
 
 # More are no vocabulary. The largest have 260,000 tokens in 35 MB of JSON, or 900,000 in 18 MB of pieces.
-MOST_BYTES, _MOST_TOKENS = 64 << 20, 1 << 20
+MOST_BYTES, MOST_TOKENS = 64 << 20, 1 << 20
 # Of words alone, and of what is added to them.
 _MOST_BYTES_OF_WORDS = 16 << 20
 # Bytes that a short word and its number take.
 _LINE = 120
+
+# Tokens by id, and the ids of those whose id is another's.
+_Found = tuple[dict[int, str], dict[str, int]]
 
 #: Names of tokens that mean nothing yet. A fine-tune may give such a row a name of its own.
 _PLACEHOLDER = re.compile(
@@ -36,11 +40,17 @@ class Vocabulary(NamedTuple):
         tokens: by id.
         kind: "" if the ids are rows of the model and the tokens are text; else the name of a file whose ids the model
             shifts or whose tokens are bytes. These compare with those of another such file alone.
+        shared: more tokens, whose ids are those of others, by text.
     """
 
     model: str
     tokens: dict[int, str]
     kind: str = ""
+    shared: Mapping[str, int] = MappingProxyType({})
+
+    def ids(self) -> dict[str, int]:
+        """Return the id of each token. One that stands at two has the later one, as readers of vocabularies do."""
+        return dict(self.shared) | {token: index for index, token in self.tokens.items()}
 
     def find_difference(self, other: Vocabulary) -> str | None:
         """Return, in words, which tokens only one of the two models has; None if there are none."""
@@ -122,19 +132,20 @@ def read_vocabulary(model: str, path: Path, max_memory: int | None = None) -> Vo
                 text = read_bytes(file, most)
                 if max_memory is not None:
                     _check_memory(file, text, read in (_of_lines, _of_tiktoken), max_memory)
-                tokens = read(text, str(file))
+                found = read(text, str(file))
+                tokens, shared = found if isinstance(found, tuple) else (found, {})
                 del text
                 if name != TOKENIZER:
                     tokens |= _added(path)
             except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
                 raise CheckpointError(f"{file}: not a tokenizer: no vocabulary in it") from error
-            if len(tokens) > _MOST_TOKENS:
-                raise CheckpointError(f"{file}: more than {_MOST_TOKENS} tokens are no vocabulary")
+            if len(tokens) > MOST_TOKENS:
+                raise CheckpointError(f"{file}: more than {MOST_TOKENS} tokens are no vocabulary")
             if not all(type(i) is int and isinstance(token, str) for i, token in tokens.items()):
                 raise CheckpointError(
                     f"{file}: not a tokenizer: its vocabulary maps no ids to tokens"
                 )
-            return Vocabulary(model, tokens, pattern if apart else "")
+            return Vocabulary(model, tokens, pattern if apart else "", shared)
     return None
 
 
@@ -153,25 +164,35 @@ def _check_memory(file: Path, text: bytes, of_lines: bool, max_memory: int) -> N
         )
 
 
-def _of_tokenizer(text: bytes, where: str) -> dict[int, str]:
+def _of_tokenizer(text: bytes, where: str) -> _Found:
     data = parse_object(text, where, max_memory=None)
     vocab = data["model"]["vocab"]
     # A Unigram model lists (token, score); a token's id is its place in the list.
-    tokens = (
-        {index: token for token, index in vocab.items()}
+    tokens, shared = (
+        _by_id(vocab)
         if isinstance(vocab, dict)
-        else {index: token for index, (token, _) in enumerate(vocab)}
+        else ({index: token for index, (token, _) in enumerate(vocab)}, {})
     )
-    return tokens | {token["id"]: token["content"] for token in data.get("added_tokens", ())}
+    return tokens | {
+        token["id"]: token["content"] for token in data.get("added_tokens", ())
+    }, shared
 
 
-def _of_json(text: bytes, where: str) -> dict[int, str]:
-    return {index: token for token, index in parse_object(text, where).items()}
+def _of_json(text: bytes, where: str) -> _Found:
+    return _by_id(parse_object(text, where))
+
+
+def _by_id(vocab: dict[str, int]) -> _Found:
+    """Return the tokens by id, and those whose id is another's."""
+    tokens = {index: token for token, index in vocab.items()}
+    if len(tokens) == len(vocab):
+        return tokens, {}
+    return tokens, {token: index for token, index in vocab.items() if tokens[index] != token}
 
 
 def _of_lines(text: bytes, where: str) -> dict[int, str]:
-    if text.count(b"\n") > _MOST_TOKENS:
-        raise CheckpointError(f"{where}: more than {_MOST_TOKENS} lines are no vocabulary")
+    if text.count(b"\n") > MOST_TOKENS:
+        raise CheckpointError(f"{where}: more than {MOST_TOKENS} lines are no vocabulary")
     # Not all decoded at once: one letter of an ancient script makes each take four bytes.
     lines = io.BytesIO(text.rstrip(b"\r\n"))
     return {i: line.rstrip(b"\r\n").decode("utf-8", "replace") for i, line in enumerate(lines)}
@@ -184,8 +205,8 @@ def _of_pieces(text: bytes, where: str) -> dict[int, str]:
         if field == 1:
             content = next((bytes(value) for number, value in _fields(piece) if number == 1), b"")
             tokens[len(tokens)] = content.decode("utf-8", "replace")
-        if len(tokens) > _MOST_TOKENS:
-            raise CheckpointError(f"{where}: more than {_MOST_TOKENS} pieces are no vocabulary")
+        if len(tokens) > MOST_TOKENS:
+            raise CheckpointError(f"{where}: more than {MOST_TOKENS} pieces are no vocabulary")
     return tokens
 
 
@@ -224,8 +245,8 @@ def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
 
 def _of_tiktoken(text: bytes, where: str) -> dict[int, str]:
     """Lines of a token's bytes in base64 and its id. The bytes are given as characters of the same numbers."""
-    if text.count(b"\n") > _MOST_TOKENS:
-        raise CheckpointError(f"{where}: more than {_MOST_TOKENS} lines are no vocabulary")
+    if text.count(b"\n") > MOST_TOKENS:
+        raise CheckpointError(f"{where}: more than {MOST_TOKENS} lines are no vocabulary")
     pairs = (line.split() for line in io.BytesIO(text) if line.strip())
     return {int(index): _of_base64(token) for token, index in pairs}
 
@@ -254,20 +275,21 @@ def _added(path: Path) -> dict[int, str]:
     """The tokens that are added to a vocabulary which is no tokenizer.json."""
     tokens: dict[int, str] = {}
     if (path / ADDED_TOKENS).exists():
-        tokens |= _of_json(
+        added, _ = _of_json(
             read_bytes(path / ADDED_TOKENS, _MOST_BYTES_OF_WORDS), str(path / ADDED_TOKENS)
         )
+        tokens |= added
     if (path / TOKENIZER_CONFIG).exists():
         config = parse_object(
             read_bytes(path / TOKENIZER_CONFIG, _MOST_BYTES_OF_WORDS), str(path / TOKENIZER_CONFIG)
         )
-        added = config.get("added_tokens_decoder") or {}
-        tokens |= {int(index): token["content"] for index, token in added.items()}
+        decoder = config.get("added_tokens_decoder") or {}
+        tokens |= {int(index): token["content"] for index, token in decoder.items()}
     return tokens
 
 
 # Files with the ids of all tokens, best first: how they are read, and whether they compare with their own kind alone.
-_READERS: dict[str, tuple[Callable[[bytes, str], dict[Any, Any]], bool]] = {
+_READERS: dict[str, tuple[Callable[[bytes, str], dict[Any, Any] | _Found], bool]] = {
     TOKENIZER: (_of_tokenizer, False),
     "vocab.json": (_of_json, False),
     "vocab.txt": (_of_lines, False),
@@ -278,3 +300,5 @@ _READERS: dict[str, tuple[Callable[[bytes, str], dict[Any, Any]], bool]] = {
     "tekken.json": (_of_tekken, True),
     "*.tiktoken": (_of_tiktoken, True),
 }
+#: Names of files that hold a vocabulary.
+VOCABULARIES = tuple(_READERS)

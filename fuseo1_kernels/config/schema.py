@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 from pydantic import (
     Field,
@@ -27,6 +27,7 @@ from ..methods.method import Method
 from .checks import NO_BASE, check_setting, check_sources, check_spelling, collect
 from .resolve import Part, Scope, all_scopes
 from .section import Section
+from .tokenizer import TokenizerKeys
 from .types import (
     ChatTemplate,
     DType,
@@ -37,14 +38,13 @@ from .types import (
     OutputDType,
     Overrides,
     Parameters,
-    TokenizerSource,
 )
 from .yaml_text import dump_yaml, join_yaml
 
 #: The module that is the whole model, in mergekit, where the architecture has no parts.
 DEFAULT_MODULE = "default"
 # Keys that decide on files beside the weights.
-_LENT = ("tokenizer_source", "tokenizer_files", "chat_template")
+_LENT = ("tokenizer_source", "tokenizer", "tokenizer_files", "chat_template")
 
 
 class InputModel(Section):
@@ -93,8 +93,6 @@ class TokenizerFiles(Section):
 class MergeConfig(Section):
     """The config of a merge. Make one with `load_config` or `parse_config`, which raise ConfigError."""
 
-    not_yet: ClassVar = {"tokenizer": " (use `tokenizer_source` or `tokenizer_files`)"}
-
     models: list[InputModel] | None = None
     slices: list[OutputSlice] | None = None
     modules: dict[ModuleName, OutputModule] | None = None
@@ -104,7 +102,8 @@ class MergeConfig(Section):
     parameters: Parameters = Field(default_factory=dict)
     dtype: OutputDType = None
     out_dtype: OutputDType = None
-    tokenizer_source: TokenizerSource = None
+    tokenizer_source: ModelName | None = None
+    tokenizer: TokenizerKeys | None = None
     tokenizer_files: TokenizerFiles | None = None
     chat_template: ChatTemplate | None = None
 
@@ -149,11 +148,11 @@ class MergeConfig(Section):
     def _lent_by(self, earlier: Mapping[str, MergeConfig]) -> MergeConfig:
         """Return a copy that asks for the tokenizer and the template which its base would have as a directory."""
         lender = earlier.get(self.config_model)
-        if lender is None or any(getattr(self, key) for key in _LENT):
+        if lender is None or any(getattr(self, key) is not None for key in _LENT):
             return self.model_copy()
         lent = {key: getattr(lender, key) for key in _LENT}
-        if lender.tokenizer_source == "base":
-            lent["tokenizer_source"] = lender.config_model
+        if lender.tokenizer_source is not None:
+            lent["tokenizer_source"] = lender.tokenizer_model
         return self.model_copy(update=lent)
 
     @property
@@ -165,6 +164,23 @@ class MergeConfig(Section):
     def method(self) -> Method:
         """The merge method."""
         return METHODS[self.merge_method]
+
+    @property
+    def aligned_to(self) -> TokenizerKeys | None:
+        """The output's tokens, by which rows are gathered; None: rows are merged by id."""
+        if self.tokenizer_source is not None:
+            return TokenizerKeys(source=self.tokenizer_source)
+        return self.tokenizer
+
+    @property
+    def tokenizer_model(self) -> str | None:
+        """The model that lends its tokenizer to the output; None: the config names none."""
+        if self.tokenizer_files is not None:
+            return self.tokenizer_files.model
+        if self.aligned_to is None:
+            return None
+        source = self.aligned_to.source
+        return self.config_model if source in ("base", "union") else source
 
     def resolve(self) -> tuple[Part, ...]:
         """Return one part for each slice, in output order; for whole models, one part; module by module.
@@ -229,7 +245,7 @@ class MergeConfig(Section):
     def model_names(self) -> list[str]:
         """Return every model to open, once: the base first, if there is one; then in config order.
 
-        A model that only lends its tokenizer (`tokenizer_source`, `tokenizer_files`) is not included.
+        A model that only lends its tokenizer is not included.
         """
         names = [] if self.base is None else [self.base]
         for part in self.resolve():
@@ -326,10 +342,13 @@ class MergeConfig(Section):
             yield "slices_of: says which layers `slices` cut; there are no `slices`"
         if self.slices_of is not None and len(self.modules or {}) > 1:
             yield "slices_of: the config has several modules, which say by their names what is cut"
-        if self.tokenizer_source and self.tokenizer_files:
-            yield "`tokenizer_source` and `tokenizer_files` exclude each other"
-        if self.tokenizer_source == "base" and self.base_model is None:
-            yield "tokenizer_source: there is no base_model; give a model's name"
+        keys = ("tokenizer_source", "tokenizer", "tokenizer_files")
+        given = [key for key in keys if getattr(self, key) is not None]
+        if given[1:]:
+            yield f"`{given[0]}` and `{given[1]}` exclude each other"
+        if self.aligned_to and self.aligned_to.source == "base" and self.base_model is None:
+            key = "tokenizer_source" if self.tokenizer is None else "tokenizer.source"
+            yield f"{key}: there is no base_model; give a model's name"
 
     def _all_slices(self) -> Iterator[tuple[str, Sequence[OutputSlice]]]:
         """Yield the lists of slices, with their key paths."""
@@ -346,7 +365,7 @@ def _renamed(value: Any, names: Mapping[str, str]) -> Any:
         return [_renamed(item, names) for item in value]
     if not isinstance(value, dict):
         return value
-    keys = ("model", "base_model", "tokenizer_source")
+    keys = ("model", "base_model", "tokenizer_source", "source")
     return {
         key: names.get(item, item)
         if key in keys and isinstance(item, str)

@@ -80,14 +80,6 @@ def _layer_container(value: str) -> str:
     return value.removesuffix(".")
 
 
-def _tokenizer_source(value: Any) -> Any:
-    if value == "union":
-        raise ValueError(
-            "mergekit has 'union'; not in fuseo1-kernels yet (give 'base' or a model's name)"
-        )
-    return value
-
-
 def _chat_template(value: str) -> str:
     names = ("auto", *CHAT_TEMPLATES)
     if value not in names and "{" not in value:
@@ -119,7 +111,6 @@ ModuleName = Annotated[str, AfterValidator(_module_name)]
 OutputDType = Annotated[DType | None, BeforeValidator(_dtype)]
 LayerRange = Annotated[tuple[int, int], BeforeValidator(_layer_range)]
 LayerContainer = Annotated[str, AfterValidator(_layer_container)]
-TokenizerSource = Annotated[ModelName | None, BeforeValidator(_tokenizer_source)]
 ChatTemplate = Annotated[str, AfterValidator(_chat_template)]
 Overrides = Annotated[dict[str, Any], BeforeValidator(_none_to_empty), AfterValidator(_overrides)]
 Parameters = Annotated[

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from ..checkpoint.partial import is_unfinished, partial_path
 from ..checkpoint.sidecar import Sidecars
 from ..config.schema import MergeConfig
 from ..errors import MergeError, counted, first_names, worded_os_errors
+from ..plan.alignment import align
 from ..plan.fingerprint import fingerprint, merge_digest
 from ..plan.models import inputs, open_lender, open_sources
 from ..plan.plan import make_plan
@@ -100,12 +101,18 @@ def dry_run(
             allow_links=options.allow_links,
             max_memory=options.max_memory,
         )
+        lender = None
+        # Without the output's tokens there is no plan.
+        with collected() if config.aligned_to is None else nullcontext():
+            lender = open_lender(config, sources, stack, False, options.allow_links)
+        alignment = align(config, sources, lender, options.max_memory)
         plan = make_plan(
             config,
             sources,
             shard_size=options.shard_size,
             crop_embeddings=options.crop_embeddings,
             random_seed=options.random_seed,
+            alignment=alignment,
         )
         problems += plan.problems
         executor: Executor | None = None
@@ -118,14 +125,14 @@ def dry_run(
             # Without an executor, which is a problem already, report the memory of a merge on the CPU.
             memory, memory_notes = (executor or CpuExecutor).host_memory(plan, options)
             notes += memory_notes
-        lender, sidecars = None, Sidecars({}, [])
+        sidecars = Sidecars({}, [])
         with collected():
-            lender = open_lender(config, sources, stack, False, options.allow_links)
             sidecars = make_sidecars(
                 config,
                 plan,
                 sources,
                 lender,
+                alignment,
                 out_dir,
                 options.copy_tokenizer,
                 options.allow_links,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..errors import MergeError, counted, mib
+from ..plan.gathered import Gathered
 from ..plan.plan import Plan
 
 # Measured with 100,000 tensors of three models, which took 2.7 KB each (docs/storage.md).
@@ -15,7 +16,14 @@ def headers_memory(plan: Plan) -> int:
     """Return the bytes that `plan`'s headers, jobs and records take, whatever their tensors' sizes."""
     inputs = sum(len(job.stored) for job in plan.jobs)
     headers = sum(len(shard.header) for shard in plan.shards)
-    return inputs * _BY_INPUT + len(plan.jobs) * _BY_TENSOR + headers * _COPIES
+    tables = {
+        id(x.table): x.table.nbytes
+        for job in plan.jobs
+        for x in job.inputs
+        if isinstance(x, Gathered)
+    }
+    by_tensor = inputs * _BY_INPUT + len(plan.jobs) * _BY_TENSOR
+    return by_tensor + headers * _COPIES + sum(tables.values())
 
 
 def left_by_headers(plan: Plan, max_memory: int, needed: int) -> int:

@@ -18,6 +18,7 @@ from ..checkpoint.sink import Sink
 from ..config.load import AnyConfig, as_config
 from ..config.schema import MergeConfig
 from ..errors import SourceTouchedError, printable, worded_os_errors
+from ..plan.alignment import align
 from ..plan.fingerprint import fingerprint, merge_digest, tensors_from
 from ..plan.models import AllowLinks, inputs, open_lender, open_sources
 from ..plan.plan import Plan, make_plan, refuse_problems
@@ -158,25 +159,29 @@ def _run(
             allow_links=options.allow_links,
             max_memory=options.max_memory,
         )
+        lender = open_lender(config, sources, stack, allow_links=options.allow_links)
+        alignment = align(config, sources, lender, options.max_memory)
         plan = make_plan(
             config,
             sources,
             shard_size=options.shard_size,
             crop_embeddings=options.crop_embeddings,
             random_seed=options.random_seed,
+            alignment=alignment,
         )
         refuse_problems(plan)
-        lender = open_lender(config, sources, stack, allow_links=options.allow_links)
         sidecars, notes = make_sidecars(
             config,
             plan,
             sources,
             lender,
+            alignment,
             out,
             options.copy_tokenizer,
             options.allow_links,
             options.max_memory,
         )
+        del alignment  # a vocabulary takes tens of megabytes
         notes = [*config.notes, *plan.notes, *notes]
         identity = fingerprint(plan, options.nonfinite)
         digest = merge_digest(identity)

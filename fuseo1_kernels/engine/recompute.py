@@ -14,8 +14,9 @@ from ..checkpoint.layout import MERGE_CONFIG
 from ..checkpoint.source import Source
 from ..config.load import as_config
 from ..errors import counted
+from ..plan.alignment import align
 from ..plan.job import Job
-from ..plan.models import AllowLinks, open_sources
+from ..plan.models import AllowLinks, open_lender, open_sources
 from ..plan.plan import make_plan, refuse_problems
 from ..system import resolve_threads
 from .cpu.memory import divide_memory, memory_floor
@@ -75,12 +76,16 @@ def recompute(
         sources = open_sources(
             config, stack, progress=False, download=False, allow_links=allow_links
         )
+        lender = None
+        if config.aligned_to is not None:
+            lender = open_lender(config, sources, stack, False, allow_links)
         plan = make_plan(
             config,
             sources,
             shard_size=DEFAULT_SHARD_SIZE,
             crop_embeddings=options.crop_embeddings,
             random_seed=options.random_seed,
+            alignment=align(config, sources, lender, DEFAULT_MAX_MEMORY),
         )
         refuse_problems(plan)
         jobs = list(plan.jobs)

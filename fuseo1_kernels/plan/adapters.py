@@ -12,7 +12,7 @@ from ..checkpoint.header import MERGEABLE, TensorInfo
 from ..checkpoint.source import Source
 from ..errors import CheckpointError, first_names, printable
 from .config_differences import ties_embeddings
-from .plan import is_embedding
+from .token_tensors import is_embedding
 
 #: The modules of transformers that are Conv1D, whose weights are stored transposed: by type of model and by name.
 _CONV1D_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"})

@@ -106,19 +106,12 @@ def open_lender(
 
     A model that is not merged is opened without its weights. Raises CheckpointError.
     """
-    if config.tokenizer_files is not None:
-        name = config.tokenizer_files.model
-    elif config.tokenizer_source is not None:
-        name = config.tokenizer_source
-    else:
+    name = config.tokenizer_model
+    if name is None:
         return None
-    if name == "base":
-        name = config.config_model
     while name in config.earlier:
         earlier = config.earlier[name]
-        files = earlier.tokenizer_files
-        name = (files.model if files else earlier.tokenizer_source) or earlier.config_model
-        name = earlier.config_model if name == "base" else name
+        name = earlier.tokenizer_model or earlier.config_model
     if name in sources:
         return sources[name]
     model, _ = split_reference(name)  # the files beside the weights are the model's

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,6 +17,7 @@ from ..methods.average import AVERAGE
 from ..methods.linear import PASSTHROUGH
 from ..methods.rule import Average, Copied, TensorSpec
 from .aliases import find_aliases
+from .alignment import Alignment
 from .folded import Folded
 from .inputs import STORED, Input, Stored
 from .job import Job
@@ -25,12 +25,8 @@ from .layout import lay_out
 from .notes import filter_notes, gradient_notes, model_notes, uneven_models
 from .placements import Placement
 from .stages import Merged, Stage
+from .token_tensors import is_embedding
 
-# Tensors with one row per token.
-_EMBEDDING = re.compile(
-    r"(?:.*\.)?(?:embed_tokens|tok_embeddings|word_embeddings|wte|embed_in|embed_out|shared|predictions\.decoder"
-    r"|lm_head)\.weight"
-)
 # The most problems that an error lists.
 _PROBLEMS_SHOWN = 20
 # The most models that a problem names one by one.
@@ -48,7 +44,7 @@ class Plan:
         notes: remarks that do not stop it.
         config: the content of config.json, but for dtype and vocabulary; {} if there is none.
         decoder_layers: by layer of a decoder that `slices` cut, its index in the slice's first model; else None.
-        vocab_size: the number of rows of cropped embeddings; None if none is cropped.
+        vocab_size: the number of rows of embeddings that are gathered or cropped; None if none is.
         stages: the earlier merges of a chain, by name.
     """
 
@@ -87,6 +83,7 @@ def make_plan(
     shard_size: int,
     crop_embeddings: bool = False,
     random_seed: int = 0,
+    alignment: Alignment | None = None,
 ) -> Plan:
     """Plan a merge, or a chain of merges. Everything that prevents it is listed in the plan's `problems`.
 
@@ -97,6 +94,7 @@ def make_plan(
         crop_embeddings: cut embeddings of different vocabulary sizes to the rows that all models have, as the FuseO1
             authors' code does.
         random_seed: seed of random masks.
+        alignment: how rows of embeddings are gathered by token; None: they are merged by id.
 
     Raises:
         ConfigError: a parameter has no value for a tensor, or an invalid one.
@@ -106,14 +104,14 @@ def make_plan(
     problems: list[str] = []
     notes: list[str] = []
     for name, earlier in config.earlier.items():
-        plan = _plan(earlier, models, shard_size, crop_embeddings, random_seed)
+        plan = _plan(earlier, models, shard_size, crop_embeddings, None, random_seed)
         problems += [f"merge {name}: {problem}" for problem in plan.problems]
         notes += [f"merge {name}: {note}" for note in plan.notes]
         models[name] = stages[name] = Stage(
             name, plan.jobs, {**plan.config}, models[earlier.config_model]
         )
         vocab_sizes[name] = plan.vocab_size or vocab_sizes.get(earlier.config_model)
-    last = _plan(config, models, shard_size, crop_embeddings, random_seed)
+    last = _plan(config, models, shard_size, crop_embeddings, alignment, random_seed)
     return replace(
         last,
         problems=(*problems, *last.problems),
@@ -128,6 +126,7 @@ def _plan(
     sources: Mapping[str, Source],
     shard_size: int,
     crop_embeddings: bool,
+    alignment: Alignment | None,
     random_seed: int,
 ) -> Plan:
     problems: list[str] = []
@@ -142,10 +141,12 @@ def _plan(
     aliases = find_aliases(placements, sources, is_embedding)
     for placement in placements:
         drawn_as = aliases.get(placement.name, placement.name)
-        job = _job(placement, drawn_as, sources, dtype, crop_embeddings, random_seed, problems)
+        job = _job(
+            placement, drawn_as, sources, dtype, crop_embeddings, alignment, random_seed, problems
+        )
         if job is not None:
             jobs.append(job)
-            if job.shape != job.inputs[0].shape:
+            if alignment is None and job.shape != job.inputs[0].shape:
                 cropped[job.name] = job.shape[0]
     fused = [job for job in jobs if not isinstance(job.rule, Average | Copied)]
     targets = max((len(job.inputs) - 1 for job in fused), default=0)
@@ -168,7 +169,7 @@ def _plan(
         ),
         config=layout.config,
         decoder_layers=layout.decoder_layers,
-        vocab_size=min(cropped.values(), default=None),
+        vocab_size=alignment.rows if alignment else min(cropped.values(), default=None),
     )
 
 
@@ -178,6 +179,7 @@ def _job(
     sources: Mapping[str, Source],
     dtype: DType | None,
     crop_embeddings: bool,
+    alignment: Alignment | None,
     random_seed: int,
     problems: list[str],
 ) -> Job | None:
@@ -202,7 +204,16 @@ def _job(
             inputs.append(_input(sources[model], info))
     if len(inputs) < len(placement.tensors):
         return None
-    shape = _common_shape(name, inputs, crop_embeddings, problems)
+    shape: tuple[int, ...] | None
+    if alignment is not None and not copied and alignment.covers(placement.tensors, inputs):
+        try:
+            inputs = alignment.gather(tuple(placement.tensors), inputs, part.base)
+        except CheckpointError as error:  # the same for the head as for the embeddings
+            problems += [str(error)] if str(error) not in problems else []
+            return None
+        shape = (alignment.rows, *inputs[0].shape[1:])
+    else:
+        shape = _common_shape(name, inputs, crop_embeddings, problems)
     if shape is None:
         return None
     if copied:
@@ -262,11 +273,6 @@ def _shapes_by_model(inputs: Sequence[Input]) -> Iterator[str]:
     for shape, models in sorted(by_shape.items(), key=lambda item: len(item[1])):
         few = len(models) <= _MODELS_SHOWN
         yield f"{', '.join(models) if few else counted(len(models), 'model')}: {list(shape)}"
-
-
-def is_embedding(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a tensor of this name and shape has one row per token."""
-    return len(shape) == 2 and _EMBEDDING.fullmatch(name) is not None
 
 
 def _uneven_embeddings(jobs: list[Job], cropped: Mapping[str, int]) -> Iterator[str]:

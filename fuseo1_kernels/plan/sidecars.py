@@ -24,11 +24,14 @@ from ..checkpoint.shards import index_json
 from ..checkpoint.sidecar import Sidecars, model_of_template, sidecar_files
 from ..checkpoint.source import Source
 from ..checkpoint.stop_tokens import find_stop_mismatch, find_turn_mismatch
+from ..checkpoint.tokenizer_json import change_tokenizer
+from ..checkpoint.vocabulary import Vocabulary
 from ..config.chat_templates import CHAT_TEMPLATES
 from ..config.references import split_reference
 from ..config.schema import MergeConfig
 from ..errors import printable
 from ..version import __version__
+from .alignment import Alignment
 from .layer_config import move_alignment_heads
 from .models import AllowLinks
 from .plan import Plan
@@ -40,6 +43,7 @@ def make_sidecars(
     plan: Plan,
     sources: Mapping[str, Source],
     lender: Source | None,
+    alignment: Alignment | None,
     out_dir: str | os.PathLike[str] | None,
     copy_tokenizer: bool,
     allow_links: AllowLinks,
@@ -52,6 +56,7 @@ def make_sidecars(
         plan: its plan.
         sources: the merged models, by the config's names.
         lender: the model that lends its tokenizer, or None.
+        alignment: how rows are gathered by token; None: they are merged by id.
         out_dir: its last part is the model's name in README.md; None: the model has no name.
         copy_tokenizer: copy tokenizer files.
         allow_links: directories outside of the models to which links in them may lead.
@@ -81,13 +86,19 @@ def make_sidecars(
     )
     if plan.decoder_layers is not None:
         move_alignment_heads(files, plan.decoder_layers)
-    vocabulary, compared = check_vocabularies(
-        plan.jobs,
-        lender or base,
-        copied=copy_tokenizer,
-        as_they_stand=config.tokenizer_files is not None,
-        max_memory=max_memory,
-    )
+    vocabulary: Vocabulary | None
+    if alignment is not None:
+        vocabulary, compared = alignment.vocabulary, alignment.notes
+        if alignment.change:
+            change_tokenizer(files, (lender or base).path, alignment.change)
+    else:
+        vocabulary, compared = check_vocabularies(
+            plan.jobs,
+            lender or base,
+            copied=copy_tokenizer,
+            as_they_stand=config.tokenizer_files is not None,
+            max_memory=max_memory,
+        )
     notes += compared
     if copy_tokenizer and (mismatch := find_stop_mismatch(files, vocabulary)):
         notes.append(mismatch)

@@ -11,7 +11,7 @@ from ..checkpoint.source import Source
 from ..checkpoint.vocabulary import MOST_BYTES, MergedRows, Vocabulary, read_vocabulary
 from ..errors import CheckpointError, counted
 from .job import Job
-from .plan import is_embedding
+from .token_tensors import is_embedding
 
 
 def check_vocabularies(
@@ -64,8 +64,8 @@ def _compare(
         conflict = known.setdefault(vocabulary.kind, MergedRows(rows)).add(vocabulary)
         if conflict and not as_they_stand:
             raise CheckpointError(
-                f"{conflict}: their rows do not match. mergekit would permute rows here; `tokenizer_files:`"
-                " merges rows as they stand and copies one model's tokenizer with its ids"
+                f"{conflict}: their rows do not match. `tokenizer_source: base`, MODEL or union gathers rows by token;"
+                " `tokenizer_files:` merges rows as they stand and copies one model's tokenizer with its ids"
             )
         return conflict
 

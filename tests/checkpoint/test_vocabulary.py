@@ -142,9 +142,9 @@ def test_damaged(files: dict[str, Any], tmp_path: Path) -> None:
 )
 def test_too_large(files: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, files)
-    monkeypatch.setattr(vocabulary, "_MOST_TOKENS", 3)
+    monkeypatch.setattr(vocabulary, "MOST_TOKENS", 3)
     assert read_vocabulary("m", tmp_path)
-    monkeypatch.setattr(vocabulary, "_MOST_TOKENS", 2)
+    monkeypatch.setattr(vocabulary, "MOST_TOKENS", 2)
     with pytest.raises(CheckpointError, match=r"more than 2 \w+ are no vocabulary"):
         read_vocabulary("m", tmp_path)
 

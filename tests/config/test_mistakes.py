@@ -140,9 +140,33 @@ NO_FIT = "tokenizer_files.overrides: must fit into tokenizer_config.json"
             {"tokenizer_files": LENT, "tokenizer_source": "base"},
             "`tokenizer_source` and `tokenizer_files` exclude each other",
         ),
+        (
+            {"tokenizer": {}, "tokenizer_source": "base"},
+            "`tokenizer_source` and `tokenizer` exclude each other",
+        ),
+        (
+            {"tokenizer": "union"},
+            "tokenizer: must be a mapping with the keys source, tokens, pad_to",
+        ),
+        ({"tokenizer": {"token": {}}}, "tokenizer: unknown key 'token'; did you mean 'tokens'?"),
+        *(
+            (
+                {"tokenizer": {"pad_to_multiple_of": n}},
+                "tokenizer.pad_to_multiple_of: must be a whole",
+            )
+            for n in (0, True, 1.5, 1 << 40)
+        ),
+        ({"tokenizer": {"tokens": {3: {}}}}, "tokenizer.tokens: the token 3 is no text: put it in"),
+        ({"tokenizer": {"tokens": {"a": {"force": True}}}}, "tokenizer.tokens.a: `force` needs a"),
+        (
+            {"tokenizer": {"tokens": {"a": {"source": {"kind": "mean"}}}}},
+            "tokenizer.tokens.a.source: must be a model's name or a mapping with the kind zero or",
+        ),
+        (
+            {"tokenizer": {"tokens": {"a": {"source": {"kind": "model_token", "model": "m"}}}}},
+            "tokenizer.tokens.a.source: exactly one of `token` and `token_id` must be given",
+        ),
         # What mergekit has and this package does not.
-        ({"tokenizer": {"source": "union"}}, "mergekit has the key 'tokenizer'; not in"),
-        ({"tokenizer_source": "union"}, "tokenizer_source: mergekit has 'union'; not in"),
         # A model and its adapter.
         *(
             (

@@ -62,7 +62,6 @@ def test_dry_run_finds_every_problem(family: Family) -> None:
         right,
         tokenizer={"tokenizer.json": tokenizer_json(special=(SPECIAL[1], SPECIAL[0], SPECIAL[2]))},
     )
-    family.configure(tokenizer_source="base")
     (family.out / "something").mkdir(parents=True)
     before = snapshot(family.home)
     argv = [family.config, family.out, "--dry-run", "--max-memory", "1MiB"]

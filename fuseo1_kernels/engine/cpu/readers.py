@@ -11,6 +11,7 @@ from ...backends.arrays import Array
 from ...backends.interface import Backend
 from ...checkpoint.source import read_all
 from ...plan.folded import Folded
+from ...plan.gathered import Gathered
 from ...plan.inputs import Input, Stored
 from ...plan.job import Job
 from ...plan.stages import Merged
@@ -52,6 +53,10 @@ def open_reader(x: Input, tools: Tools, stack: ExitStack) -> Reader:
         return FoldReader(x, tools.backend.folder, tools.threads, tools.check_stop, stack)
     if isinstance(x, Merged):
         return tools.open_merged(x.job, stack)
+    if isinstance(x, Gathered):
+        from .gather import GatheredReader
+
+        return GatheredReader(x, tools, stack)
     raise TypeError(f"{x!r} has no reader")
 
 
