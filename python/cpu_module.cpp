@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "arguments.h"
+#include "cpu_inputs.h"
 #include "dispatch.h"
 #include "fuseo1/files.h"
 #include "fuseo1/fuse.h"
@@ -355,6 +356,7 @@ PYBIND11_MODULE(_cpu, m) {
         py::arg("out_dtype"), py::arg("threads"), "Returns how many elements were written as infinity or NaN.");
   m.def("fuse_files", &fuse_files, py::arg("files"), py::arg("params"), py::arg("offset"), py::arg("count"),
         py::arg("scratch"), py::arg("out"), py::arg("out_dtype"), py::arg("threads"), "As fuse, of inputs in files.");
+  bind_inputs(m);
   m.def("available_isas", &fuseo1::available_isas);
   m.def("isa", [] { return std::string(fuseo1::kernels().name); });
   m.def("use_isa", &use_isa, py::arg("name"), "Use these kernels from now on; '' for the fastest.");

@@ -6,9 +6,10 @@
 namespace fuseo1 {
 namespace {
 
-#define FUSEO1_TABLE(isa)                                                                 \
-  {#isa,       sce_##isa.energy, sce_##isa.scan, sce_##isa.score, sce_##isa.add_selected, \
-   fuse_##isa, magnitudes_##isa, sums_##isa,     ranked_##isa,    divergences_##isa}
+#define FUSEO1_TABLE(isa)                                                                  \
+  {#isa,        sce_##isa.energy, sce_##isa.scan, sce_##isa.score, sce_##isa.add_selected, \
+   fuse_##isa,  magnitudes_##isa, sums_##isa,     ranked_##isa,    divergences_##isa,      \
+   decode_##isa}
 
 const std::vector<Kernels>& tables() {
   static const std::vector<Kernels> available = [] {

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from ..errors import BackendError
+from .arrays import Array
 
 _BLOCK = 256
 
@@ -161,6 +162,23 @@ def kept_bytes(request: Request, numel: int) -> int:
     selects = request.selects if isinstance(request, Norms) else ()
     drawn = sum(isinstance(select, Draw | Ranked) for select in selects)
     return drawn * -(-numel // _BLOCK) * (_BLOCK // 8)
+
+
+@dataclass(frozen=True)
+class DecodeParams:
+    """How codes of 8 bits are decoded (csrc/include/fuseo1/decode.h).
+
+    Attributes:
+        code: "F8_E4M3" or "F8_E5M2".
+        columns: of the matrix.
+        block: rows and columns of a block.
+        scales: fp32, one for each block, row-major.
+    """
+
+    code: str
+    columns: int
+    block: tuple[int, int]
+    scales: Array
 
 
 @dataclass(frozen=True)

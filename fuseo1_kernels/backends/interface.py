@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeGuard
 
 from .arrays import Array, Buffer, DType
-from .contract import SURVEY_BYTES, FuseParams, Request, Select
+from .contract import SURVEY_BYTES, DecodeParams, FuseParams, Request, Select
 from .results import SceResult, SurveyResult
 
 
@@ -86,6 +86,11 @@ class Ops(Protocol):
 
 class Backend(Ops, Protocol):
     """The ops in the CPU's memory, and on files."""
+
+    def decode(
+        self, params: DecodeParams, codes: Buffer, start: int, out: Array, threads: int
+    ) -> None:
+        """Write the elements from flat index `start` on to `out`, in fp32; `codes` begins with theirs."""
 
     def surveyor(
         self,

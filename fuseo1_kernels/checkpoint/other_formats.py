@@ -55,7 +55,7 @@ def refusal(source: Source) -> str | None:
     adapter = next((name for name in tensors if _LORA.fullmatch(name)), None)
     if adapter is not None:
         return f"model {source.name}: is an adapter (tensor {adapter!r}), not a whole model: {_MERGE_ADAPTER}"
-    found = _first_quantised(tensors.values())
+    found = _first_quantised(t for t in tensors.values() if t.name not in source.scales)
     if found is None:
         return None
     stated = source.config.get("quantization_config")

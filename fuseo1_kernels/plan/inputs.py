@@ -6,12 +6,16 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..backends.arrays import BY_CODE, DType
+from ..backends.arrays import BY_CODE, BY_NAME, DType
 from ..checkpoint.header import DTYPE_BYTES, INTEGERS, TensorInfo
+from ..checkpoint.scales import CODES, Scaled
 from ..checkpoint.source import Source
 
-#: Types of tensors that are copied: no backend has a number for them.
-STORED = BY_CODE | {code: DType(code, code, -1, DTYPE_BYTES[code]) for code in INTEGERS}
+#: Elements of a tensor of codes that are decoded at a time.
+DECODED_AT_ONCE = 1 << 20
+
+#: Types of tensors that are copied or decoded: no backend has a number for them.
+STORED = BY_CODE | {c: DType(c, c, -1, DTYPE_BYTES[c]) for c in INTEGERS | CODES}
 
 
 class Input(ABC):
@@ -22,8 +26,10 @@ class Input(ABC):
 
     __slots__ = ()
 
-    #: The most bytes that reading it takes, besides the elements that are read.
-    scratch_bytes: int = 0
+    @property
+    def scratch_bytes(self) -> int:
+        """The most bytes that reading it takes, besides the elements that are read."""
+        return 0
 
     @property
     @abstractmethod
@@ -38,6 +44,11 @@ class Input(ABC):
     @property
     @abstractmethod
     def dtype(self) -> DType: ...
+
+    @property
+    def merged_dtype(self) -> DType:
+        """The dtype that it asks of the merged tensor, where the config names none."""
+        return self.dtype
 
     @property
     @abstractmethod
@@ -92,3 +103,61 @@ class Stored(Input):
         return replace(
             self, info=replace(self.info, shape=(numel,), offset=offset, nbytes=numel * size)
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded(Input):
+    """A matrix of codes of 8 bits, each times the scale of its block, in fp32 (docs/arithmetic.md).
+
+    Attributes:
+        codes: the tensor of codes.
+        scaled: its scales and their blocks.
+    """
+
+    codes: Stored
+    scaled: Scaled
+
+    @property
+    def model(self) -> str:
+        return self.codes.model
+
+    @property
+    def tensor(self) -> str:
+        return self.codes.tensor
+
+    @property
+    def dtype(self) -> DType:
+        return BY_NAME["float32"]
+
+    @property
+    def merged_dtype(self) -> DType:
+        return BY_NAME["bfloat16"]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.codes.shape
+
+    @property
+    def stored(self) -> tuple[Stored, ...]:
+        return (self.codes, *([] if self.scales is None else [self.scales]))
+
+    @property
+    def scales(self) -> Stored | None:
+        scale = self.scaled.scale
+        return None if scale is None else Stored(self.codes.source, scale)
+
+    @property
+    def spec(self) -> Any:
+        return ["decoded", self.codes.info.dtype, self.scaled.block]
+
+    @property
+    def scratch_bytes(self) -> int:
+        # A piece of codes; the scales, as stored and in fp32.
+        scales = 1 if self.scales is None else self.scales.info.numel
+        return DECODED_AT_ONCE + 8 * scales
+
+
+def input_of(source: Source, info: TensorInfo) -> Input:
+    """Return the tensor `info` of a model, decoded if it holds codes."""
+    stored, scaled = Stored(source, info), source.scales.get(info.name)
+    return stored if scaled is None else Decoded(stored, scaled)

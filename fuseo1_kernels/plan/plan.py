@@ -10,6 +10,7 @@ from typing import Any
 from ..backends.arrays import BY_NAME, DType, promote
 from ..backends.contract import MAX_TARGETS
 from ..checkpoint.header import INTEGERS, MERGEABLE, TensorInfo
+from ..checkpoint.scales import CODES
 from ..checkpoint.shards import OutputTensor, Shard, plan_shards
 from ..checkpoint.source import Source
 from ..config.resolve import Part
@@ -17,7 +18,7 @@ from ..config.schema import MergeConfig
 from ..errors import CheckpointError, printable
 from ..methods.rule import Copied, TensorSpec
 from .aliases import find_aliases
-from .inputs import STORED, Input, Stored
+from .inputs import STORED, Input, input_of
 from .job import Job
 from .layer_config import gather_config, mixed_layers
 from .notes import filter_notes, gradient_notes, model_notes
@@ -232,7 +233,7 @@ def _job(
         info = sources[model].tensors.get(tensor)
         if info is None:
             problems.append(f"tensor {printable(tensor)}: missing in model {model}")
-        elif info.dtype not in MERGEABLE and not copied:
+        elif info.dtype not in MERGEABLE | CODES and not copied:
             supported = ", ".join(sorted(MERGEABLE))
             problems.append(
                 f"tensor {printable(tensor)}: is {info.dtype} in model {model}; supported: {supported}"
@@ -250,7 +251,7 @@ def _job(
     return Job(
         name=name,
         shape=shape,
-        dtype=dtype or promote({x.dtype for x in inputs}),
+        dtype=dtype or promote({x.merged_dtype for x in inputs}),
         inputs=tuple(inputs),
         rule=part.method.rule(part.values(name, placement.t, placement.tensors), spec),
     )
@@ -259,7 +260,7 @@ def _job(
 def _input(source: Source, info: TensorInfo) -> Input:
     if isinstance(source, Stage):
         return Merged(source.name, source.jobs[info.name])
-    return Stored(source, info)
+    return input_of(source, info)
 
 
 def _common_shape(

@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #include "arithmetic.h"
+#include "fuseo1/decode.h"
 #include "fuseo1/fuse.h"
 #include "fuseo1/types.h"
 
@@ -143,6 +144,9 @@ struct Kernels {
   // the divergence of a row: elements begin .. end - 1 of the chunk; `room` has twice as many, in whole blocks;
   // nonfinite[3]
   float (*divergence)(const Chunk&, int64_t begin, int64_t end, double* room, int64_t* nonfinite);
+  // elements [begin, end) of the range that begins at the flat index `start`
+  void (*decode)(const fuseo1_decode_params&, const uint8_t* codes, int64_t start, int64_t begin, int64_t end,
+                 float* out);
 };
 
 struct SceKernels {
@@ -153,13 +157,14 @@ struct SceKernels {
 };
 
 // Each source of kernels/ defines its part, which has the name of the source, once per instruction set.
-#define FUSEO1_DECLARE_ISA(isa)                      \
-  extern const SceKernels sce_##isa;                 \
-  extern const decltype(Kernels::fuse) fuse_##isa;   \
-  extern const MagnitudeKernels magnitudes_##isa;    \
-  extern const SumKernels sums_##isa;                \
-  extern const decltype(Kernels::rank) ranked_##isa; \
-  extern const decltype(Kernels::divergence) divergences_##isa;
+#define FUSEO1_DECLARE_ISA(isa)                                 \
+  extern const SceKernels sce_##isa;                            \
+  extern const decltype(Kernels::fuse) fuse_##isa;              \
+  extern const MagnitudeKernels magnitudes_##isa;               \
+  extern const SumKernels sums_##isa;                           \
+  extern const decltype(Kernels::rank) ranked_##isa;            \
+  extern const decltype(Kernels::divergence) divergences_##isa; \
+  extern const decltype(Kernels::decode) decode_##isa;
 FUSEO1_DECLARE_ISA(baseline)
 FUSEO1_DECLARE_ISA(avx2)
 FUSEO1_DECLARE_ISA(avx512)

@@ -10,7 +10,7 @@ from typing import Protocol
 from ...backends.arrays import Array
 from ...backends.interface import Backend
 from ...checkpoint.source import read_all
-from ...plan.inputs import Input, Stored
+from ...plan.inputs import Decoded, Input, Stored
 from ...plan.job import Job
 from ...plan.stages import Merged
 
@@ -48,6 +48,10 @@ def open_reader(x: Input, tools: Tools, stack: ExitStack) -> Reader:
         return _StoredReader(x, stack)
     if isinstance(x, Merged):
         return tools.open_merged(x.job, stack)
+    if isinstance(x, Decoded):
+        from .decode import DecodingReader
+
+        return DecodingReader(x, tools, stack)
     raise TypeError(f"{x!r} has no reader")
 
 
