@@ -10,7 +10,6 @@ from typing import Any
 from ..backends.arrays import BY_NAME, DType, promote
 from ..backends.contract import MAX_TARGETS
 from ..checkpoint.header import INTEGERS, MERGEABLE, TensorInfo
-from ..checkpoint.scales import CODES
 from ..checkpoint.shards import OutputTensor, Shard, plan_shards
 from ..checkpoint.source import Source
 from ..config.resolve import Part
@@ -233,7 +232,7 @@ def _job(
         info = sources[model].tensors.get(tensor)
         if info is None:
             problems.append(f"tensor {printable(tensor)}: missing in model {model}")
-        elif info.dtype not in MERGEABLE | CODES and not copied:
+        elif not (copied or info.dtype in MERGEABLE or tensor in sources[model].scales):
             supported = ", ".join(sorted(MERGEABLE))
             problems.append(
                 f"tensor {printable(tensor)}: is {info.dtype} in model {model}; supported: {supported}"

@@ -24,7 +24,7 @@ CPU_LAYERS = (
     {"dispatch", "pages", "parallel"},
     {"ranked_selects"},
     {"survey"},
-    {"files", "fuse_api", "survey_api"},
+    {"decode_api", "files", "fuse_api", "survey_api"},
 )
 
 MOST_LINES = 400

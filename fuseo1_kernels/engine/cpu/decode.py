@@ -12,7 +12,7 @@ from ...backends.contract import DecodeParams
 from ...checkpoint.source import read_all
 from ...errors import CheckpointError, counted, printable
 from ...plan.inputs import DECODED_AT_ONCE, Decoded, Stored
-from .readers import Tools
+from .tools import Tools
 
 FP32 = BY_NAME["float32"]
 

@@ -2,41 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Protocol
 
 from ...backends.arrays import Array
-from ...backends.interface import Backend
 from ...checkpoint.source import read_all
 from ...plan.inputs import Decoded, Input, Stored
-from ...plan.job import Job
 from ...plan.stages import Merged
-
-
-class Reader(Protocol):
-    """Reads one input. An element is the same however reads are cut."""
-
-    def read(self, start: int, out: Array) -> None:
-        """Fill `out`, of the input's dtype, with its elements from flat index `start` on. Raises CheckpointError."""
-
-
-@dataclass(frozen=True)
-class Tools:
-    """What computed inputs are computed with.
-
-    Attributes:
-        backend: the ops.
-        threads: returns the number of threads to use; called before every op.
-        check_stop: raises MergeError if the merge must end.
-        open_merged: returns a reader of what a job gives; as open_reader.
-    """
-
-    backend: Backend
-    threads: Callable[[], int]
-    check_stop: Callable[[], None]
-    open_merged: Callable[[Job, ExitStack], Reader]
+from .decode import DecodingReader
+from .tools import Reader, Tools
 
 
 def open_reader(x: Input, tools: Tools, stack: ExitStack) -> Reader:
@@ -49,8 +22,6 @@ def open_reader(x: Input, tools: Tools, stack: ExitStack) -> Reader:
     if isinstance(x, Merged):
         return tools.open_merged(x.job, stack)
     if isinstance(x, Decoded):
-        from .decode import DecodingReader
-
         return DecodingReader(x, tools, stack)
     raise TypeError(f"{x!r} has no reader")
 
