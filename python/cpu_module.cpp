@@ -16,6 +16,7 @@
 
 #include "arguments.h"
 #include "average.h"
+#include "decode.h"
 #include "dispatch.h"
 #include "fold.h"
 #include "fuseo1/files.h"
@@ -368,8 +369,9 @@ PYBIND11_MODULE(_cpu, m) {
         py::arg("out_dtype"), py::arg("threads"), "Returns how many elements were written as infinity or NaN.");
   m.def("fuse_files", &fuse_files, py::arg("files"), py::arg("params"), py::arg("offset"), py::arg("count"),
         py::arg("scratch"), py::arg("out"), py::arg("out_dtype"), py::arg("threads"), "As fuse, of inputs in files.");
-  define_fold(m);
   define_average(m);
+  define_decode(m);
+  define_fold(m);
   m.def("available_isas", &fuseo1::available_isas);
   m.def("isa", [] { return std::string(fuseo1::kernels().name); });
   m.def("use_isa", &use_isa, py::arg("name"), "Use these kernels from now on; '' for the fastest.");

@@ -9,7 +9,7 @@ namespace {
 #define FUSEO1_TABLE(isa)                                                                    \
   {#isa,          sce_##isa.energy, sce_##isa.scan, sce_##isa.score, sce_##isa.add_selected, \
    fuse_##isa,    magnitudes_##isa, sums_##isa,     ranked_##isa,    divergences_##isa,      \
-   average_##isa, fold_##isa}
+   average_##isa, decode_##isa,     fold_##isa}
 
 const std::vector<Kernels>& tables() {
   static const std::vector<Kernels> available = [] {

@@ -23,7 +23,7 @@ else()
   message(STATUS "fuseo1: there is no static C++ runtime here; programs will load the shared one")
 endif()
 
-set(headers average.h files.h fold.h fuse.h select.h survey.h types.h)
+set(headers average.h decode.h files.h fold.h fuse.h select.h survey.h types.h)
 list(TRANSFORM headers PREPEND ${PROJECT_SOURCE_DIR}/csrc/include/fuseo1/)
 set(package ${CMAKE_INSTALL_LIBDIR}/cmake/fuseo1)
 file(RELATIVE_PATH to_prefix ${CMAKE_INSTALL_FULL_LIBDIR}/pkgconfig ${CMAKE_INSTALL_PREFIX})

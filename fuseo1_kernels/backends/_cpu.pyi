@@ -5,6 +5,8 @@ MAX_TARGETS: int
 BLOCK: int
 SURVEY_SAMPLE: int
 SURVEY_DONE: int
+CODE_E4M3: int
+CODE_E5M2: int
 ELECT_SUM: int
 ELECT_WEIGHTED: int
 ELECT_COUNT: int
@@ -113,6 +115,19 @@ def fuse_files(
     out_dtype: int,
     threads: int,
 ) -> int: ...
+def decode(
+    *,
+    code: int,
+    columns: int,
+    block_rows: int,
+    block_columns: int,
+    scales: int,
+    codes: int,
+    start: int,
+    count: int,
+    out: int,
+    threads: int,
+) -> None: ...
 
 class FoldParams:
     def __init__(

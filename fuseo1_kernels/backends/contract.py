@@ -175,6 +175,23 @@ def kept_bytes(request: Request, numel: int) -> int:
 
 
 @dataclass(frozen=True)
+class DecodeParams:
+    """How codes of 8 bits are decoded (csrc/include/fuseo1/decode.h).
+
+    Attributes:
+        code: "F8_E4M3" or "F8_E5M2".
+        columns: of the matrix.
+        block: rows and columns of a block.
+        scales: fp32, one for each block, row-major.
+    """
+
+    code: str
+    columns: int
+    block: tuple[int, int]
+    scales: Array
+
+
+@dataclass(frozen=True)
 class FuseParams:
     """How `fuse` selects, elects, weighs and scales. The defaults are SCE's.
 

@@ -16,6 +16,7 @@ from .contract import (
     Band,
     Clamp,
     Cut,
+    DecodeParams,
     Divergences,
     Draw,
     Elect,
@@ -45,6 +46,7 @@ from .results import (
     SurveyResult,
 )
 
+_CODES = {"F8_E4M3": _cpu.CODE_E4M3, "F8_E5M2": _cpu.CODE_E5M2}
 _ELECT: dict[Elect, int] = {
     "sum": _cpu.ELECT_SUM,
     "weighted": _cpu.ELECT_WEIGHTED,
@@ -289,6 +291,22 @@ class CpuBackend:
     ) -> CpuSurveyor:
         return CpuSurveyor(
             _native_survey(targets, numel, request, max_bytes), request, threads, room
+        )
+
+    def decode(
+        self, params: DecodeParams, codes: Buffer, start: int, out: Array, threads: int
+    ) -> None:
+        _cpu.decode(
+            code=_CODES[params.code],
+            columns=params.columns,
+            block_rows=params.block[0],
+            block_columns=params.block[1],
+            scales=params.scales.address,
+            codes=codes.address,
+            start=start,
+            count=out.numel,
+            out=out.address,
+            threads=threads,
         )
 
     def fuse(

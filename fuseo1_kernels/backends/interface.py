@@ -7,7 +7,16 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeGuard
 
 from .arrays import Array, Buffer, DType
-from .contract import SURVEY_BYTES, AverageParams, FoldParams, FuseParams, Numbers, Request, Select
+from .contract import (
+    SURVEY_BYTES,
+    AverageParams,
+    DecodeParams,
+    FoldParams,
+    FuseParams,
+    Numbers,
+    Request,
+    Select,
+)
 from .results import SceResult, SurveyResult
 
 
@@ -111,6 +120,11 @@ class Backend(Ops, Protocol):
 
     @property
     def folder(self) -> Folder: ...
+
+    def decode(
+        self, params: DecodeParams, codes: Buffer, start: int, out: Array, threads: int
+    ) -> None:
+        """Write the elements from flat index `start` on to `out`, in fp32; `codes` begins with theirs."""
 
     def surveyor(
         self,

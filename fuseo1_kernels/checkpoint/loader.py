@@ -13,6 +13,7 @@ from .hub import resolve
 from .json_file import read_object
 from .layout import CONFIG, Weights, check_links, find_weights, homes_of
 from .other_formats import no_weights
+from .scales import find_scales
 from .source import Source, collect_shards
 
 
@@ -38,7 +39,9 @@ def open_source(
         path = resolve(model, download_progress, weights=weights, download=download)
         homes = homes_of(path, allow_links)
         if weights:
-            return _open(model, path, homes, room)
+            source = _open(model, path, homes, room)
+            source.tensors, source.scales = find_scales(model, source.tensors, source.config)
+            return source
         return Source(model, path, {}, _config(path, homes), {})
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error

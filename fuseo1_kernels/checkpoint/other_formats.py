@@ -56,7 +56,7 @@ def refusal(source: Source) -> str | None:
             f"model {source.name}: is an adapter (tensor {adapter!r}), not a whole model: have PEFT save it, in a"
             f" folder with {ADAPTER}, and give both, as MODEL+ADAPTER"
         )
-    found = _first_quantised(tensors.values())
+    found = _first_quantised(t for t in tensors.values() if t.name not in source.scales)
     if found is None:
         return None
     stated = source.config.get("quantization_config")

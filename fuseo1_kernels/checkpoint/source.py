@@ -20,6 +20,7 @@ from .identity import FileIdentity
 from .intervals import Intervals
 from .open_files import OpenFiles
 from .page_cache import advise, drop, is_cached, read_ahead, will_need
+from .scales import Scaled
 
 _AGAIN = "when nothing writes to it any more, begin again (a merge with --no-resume)"
 
@@ -51,8 +52,8 @@ class Source:
 
     `name` is the model's name in the config, `path` its directory, `tensors` everything it holds,
     `config` its config.json ({} if it has none), `files` the identities of the weight files when
-    their headers were read, `folds` an adapter that is added to the tensors. Tensors may be read from any thread until
-    `close`.
+    their headers were read, `folds` an adapter that is added to the tensors, `scales` how tensors of codes are decoded.
+    Tensors may be read from any thread until `close`.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Source:
         self.config = config
         self.files = files
         self.folds = folds
+        self.scales: Mapping[str, Scaled] = {}
         self._forgotten: dict[Path, Intervals] = {}
         self._lock = threading.Lock()
 

@@ -8,10 +8,11 @@ from typing import Any
 
 from ..backends.arrays import BY_CODE, DType
 from ..checkpoint.header import DTYPE_BYTES, INTEGERS, TensorInfo
+from ..checkpoint.scales import CODES
 from ..checkpoint.source import Source
 
-#: Types of tensors that are copied: no backend has a number for them.
-STORED = BY_CODE | {code: DType(code, code, -1, DTYPE_BYTES[code]) for code in INTEGERS}
+#: Types of tensors that are copied or decoded: no backend has a number for them.
+STORED = BY_CODE | {c: DType(c, c, -1, DTYPE_BYTES[c]) for c in INTEGERS | CODES}
 
 
 class Input(ABC):
@@ -22,8 +23,10 @@ class Input(ABC):
 
     __slots__ = ()
 
-    #: The most bytes that reading it takes, besides the elements that are read.
-    scratch_bytes: int = 0
+    @property
+    def scratch_bytes(self) -> int:
+        """The most bytes that reading it takes, besides the elements that are read."""
+        return 0
 
     @property
     @abstractmethod

@@ -83,6 +83,11 @@ def _open(
     )
     if adapter is None:
         return source
+    if source.scales:
+        raise CheckpointError(
+            f"model {model}: its weights are FP8, and adapters are added to full weights alone: merge it with"
+            " `passthrough` and `dtype: bfloat16` first, and give the result"
+        )
     if problem := refusal(source):
         raise CheckpointError(problem)
     opened = open_adapter(

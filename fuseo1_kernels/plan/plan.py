@@ -18,6 +18,7 @@ from ..methods.linear import PASSTHROUGH
 from ..methods.rule import Average, Copied, TensorSpec
 from .aliases import find_aliases
 from .alignment import Alignment
+from .decoded import Decoded
 from .folded import Folded
 from .inputs import STORED, Input, Stored
 from .job import Job
@@ -195,7 +196,7 @@ def _job(
         info = sources[model].tensors.get(tensor)
         if info is None:
             problems.append(f"tensor {printable(tensor)}: missing in model {model}")
-        elif info.dtype not in MERGEABLE and not copied:
+        elif not (copied or info.dtype in MERGEABLE or tensor in sources[model].scales):
             supported = ", ".join(sorted(MERGEABLE))
             problems.append(
                 f"tensor {printable(tensor)}: is {info.dtype} in model {model}; supported: {supported}"
@@ -236,6 +237,8 @@ def _input(source: Source, info: TensorInfo) -> Input:
     if isinstance(source, Stage):
         return Merged(source.name, source.jobs[info.name])
     stored = Stored(source, info)
+    if scaled := source.scales.get(info.name):
+        return Decoded(stored, scaled)
     fold = source.folds.by_tensor.get(info.name) if source.folds else None
     return stored if fold is None or info.numel == 0 else Folded.of(stored, fold)
 

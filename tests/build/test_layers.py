@@ -24,7 +24,7 @@ CPU_LAYERS = (
     {"dispatch", "pages", "parallel"},
     {"ranked_selects"},
     {"survey"},
-    {"average_api", "files", "fold_api", "fuse_api", "survey_api"},
+    {"average_api", "decode_api", "files", "fold_api", "fuse_api", "survey_api"},
 )
 
 MOST_LINES = 400

@@ -8,6 +8,7 @@
 
 #include "arithmetic.h"
 #include "fuseo1/average.h"
+#include "fuseo1/decode.h"
 #include "fuseo1/fold.h"
 #include "fuseo1/fuse.h"
 #include "fuseo1/types.h"
@@ -164,6 +165,9 @@ struct Kernels {
   // average of elements begin .. end - 1, which may be any; returns how many outputs are not finite
   int64_t (*average)(const fuseo1_average_params&, const fuseo1_operand*, int64_t begin, int64_t end, void* out,
                      int32_t out_dtype);
+  // elements [begin, end) of the range that begins at the flat index `start`
+  void (*decode)(const fuseo1_decode_params&, const uint8_t* codes, int64_t start, int64_t begin, int64_t end,
+                 float* out);
   FoldKernels fold;
 };
 
@@ -183,6 +187,7 @@ struct SceKernels {
   extern const decltype(Kernels::rank) ranked_##isa;            \
   extern const decltype(Kernels::divergence) divergences_##isa; \
   extern const decltype(Kernels::average) average_##isa;        \
+  extern const decltype(Kernels::decode) decode_##isa;          \
   extern const FoldKernels fold_##isa;
 FUSEO1_DECLARE_ISA(baseline)
 FUSEO1_DECLARE_ISA(avx2)

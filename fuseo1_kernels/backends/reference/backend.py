@@ -12,7 +12,7 @@ import torch
 
 from ...errors import BackendError
 from ..arrays import Array, Buffer
-from ..contract import SURVEY_BYTES, AverageParams, FuseParams, Request, step_of
+from ..contract import SURVEY_BYTES, AverageParams, DecodeParams, FuseParams, Request, step_of
 from ..interface import FileRange, InputUnreadable
 from ..results import SurveyResult
 from .arrays import TORCH, as_tensor
@@ -22,6 +22,7 @@ from .fuse import fuse_chunk
 from .surveys import survey_whole
 
 _BLOCK = 256
+_CODES = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
 
 
 class ReferenceBackend:
@@ -41,6 +42,18 @@ class ReferenceBackend:
         lent: Array | None = None,
     ) -> SurveyResult:
         return survey_whole([as_tensor(x) for x in inputs], request)
+
+    def decode(
+        self, params: DecodeParams, codes: Buffer, start: int, out: Array, threads: int
+    ) -> None:
+        raw = torch.frombuffer(codes.view, dtype=torch.uint8, count=out.numel)
+        index = torch.arange(start, start + out.numel)
+        row, column = index // params.columns, index % params.columns
+        blocks = -(-params.columns // params.block[1])
+        scales = as_tensor(params.scales)[
+            row // params.block[0] * blocks + column // params.block[1]
+        ]
+        as_tensor(out).copy_(raw.view(_CODES[params.code]).float() * scales)
 
     def surveyor(
         self,

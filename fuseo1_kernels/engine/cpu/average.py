@@ -14,7 +14,8 @@ from ...methods.rule import Average
 from ...plan.job import Job
 from ..worker import unchanging
 from .feed import Feed, FileFeed, ReaderFeed
-from .readers import Tools, open_reader
+from .readers import open_reader
+from .tools import Tools
 
 # Bytes of all inputs between two checks for a stop.
 _CHUNK_BYTES = 256 << 20

@@ -19,7 +19,8 @@ from ...plan.job import Job
 from ..nonfinite import JobGuard, count_nonfinite
 from ..worker import MergeContext, unchanging
 from .memory import LINE, MOST_COLUMNS, column_bytes
-from .readers import Reader, Tools, open_reader
+from .readers import open_reader
+from .tools import Reader, Tools
 
 # Memoryview formats by element size. They only move elements, so any format of that size will do.
 _FORMATS: dict[int, Literal["H", "I"]] = {2: "H", 4: "I"}

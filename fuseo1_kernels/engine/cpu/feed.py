@@ -12,7 +12,7 @@ from ...backends.interface import FileRange, InputUnreadable, Surveyor
 from ...checkpoint.source import unreadable
 from ...plan.inputs import Input, Stored
 from .memory import LINE
-from .readers import Reader, Tools
+from .tools import Reader, Tools
 
 
 class Feed(Protocol):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from ...backends.arrays import BY_NAME, Array, Buffer
 from ...plan.gathered import PIECE, Gathered
 from ...plan.inputs import Input
 from ...plan.row_tables import MEAN, ZERO
-from .readers import Reader, Tools, open_reader
+from .tools import Reader
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,17 +23,22 @@ _FP32 = BY_NAME["float32"]
 class GatheredReader:
     """Reads a Gathered input. Every row is found by itself, so elements do not depend on how reads are cut."""
 
-    def __init__(self, gathered: Gathered, tools: Tools, stack: ExitStack) -> None:
-        """Open the donors, which `stack` closes, and sum all rows if some are padding. Raises MergeError."""
+    def __init__(
+        self, gathered: Gathered, donors: Sequence[Reader], check_stop: Callable[[], None]
+    ) -> None:
+        """Sum all rows if some are padding. Raises MergeError.
+
+        `donors` are readers of the donors; `check_stop` is that of Tools.
+        """
         self._table, self._width = gathered.table, prod(gathered.shape[1:])
         self._count = len(self._table.rows)
         self._donors = [
-            _Widening(x, open_reader(x, tools, stack), gathered.dtype != x.dtype, self._width)
-            for x in gathered.donors
+            _Widening(x, reader, gathered.dtype != x.dtype, self._width)
+            for x, reader in zip(gathered.donors, donors, strict=True)
         ]
         self._padding: NDArray[np.float32] | None = None
         if self._table.padding:
-            self._padding = self._mean_of_all(tools.check_stop)
+            self._padding = self._mean_of_all(check_stop)
 
     def read(self, start: int, out: Array) -> None:
         """See Reader."""

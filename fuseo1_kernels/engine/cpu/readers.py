@@ -2,44 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Protocol
 
 from ...backends.arrays import Array
-from ...backends.interface import Backend
 from ...checkpoint.source import read_all
+from ...plan.decoded import Decoded
 from ...plan.folded import Folded
 from ...plan.gathered import Gathered
 from ...plan.inputs import Input, Stored
-from ...plan.job import Job
 from ...plan.stages import Merged
+from .decode import DecodingReader
 from .fold import FoldReader
-
-
-class Reader(Protocol):
-    """Reads one input. An element is the same however reads are cut."""
-
-    def read(self, start: int, out: Array) -> None:
-        """Fill `out`, of the input's dtype, with its elements from flat index `start` on. Raises CheckpointError."""
-
-
-@dataclass(frozen=True)
-class Tools:
-    """What computed inputs are computed with.
-
-    Attributes:
-        backend: the ops.
-        threads: returns the number of threads to use; called before every op.
-        check_stop: raises MergeError if the merge must end.
-        open_merged: returns a reader of what a job gives; as open_reader.
-    """
-
-    backend: Backend
-    threads: Callable[[], int]
-    check_stop: Callable[[], None]
-    open_merged: Callable[[Job, ExitStack], Reader]
+from .gather import GatheredReader
+from .tools import Reader, Tools
 
 
 def open_reader(x: Input, tools: Tools, stack: ExitStack) -> Reader:
@@ -54,9 +29,10 @@ def open_reader(x: Input, tools: Tools, stack: ExitStack) -> Reader:
     if isinstance(x, Merged):
         return tools.open_merged(x.job, stack)
     if isinstance(x, Gathered):
-        from .gather import GatheredReader
-
-        return GatheredReader(x, tools, stack)
+        donors = [open_reader(donor, tools, stack) for donor in x.donors]
+        return GatheredReader(x, donors, tools.check_stop)
+    if isinstance(x, Decoded):
+        return DecodingReader(x, tools, stack)
     raise TypeError(f"{x!r} has no reader")
 
 

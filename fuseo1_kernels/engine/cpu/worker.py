@@ -24,7 +24,8 @@ from .columns import ColumnMerger
 from .earlier import FusedReader, WholeReader
 from .feed import Feed, FileFeed, ReaderFeed
 from .memory import WorkerMemory, first_selects, memory_floor, plan_memory
-from .readers import Reader, Tools, open_reader
+from .readers import open_reader
+from .tools import Reader, Tools
 
 
 class CpuWorker:

@@ -18,7 +18,8 @@ from fuseo1_kernels.backends.registry import load_backend
 from fuseo1_kernels.checkpoint.loader import open_source
 from fuseo1_kernels.checkpoint.source import Source
 from fuseo1_kernels.config.load import parse_config
-from fuseo1_kernels.engine.cpu.readers import Tools, open_reader
+from fuseo1_kernels.engine.cpu.readers import open_reader
+from fuseo1_kernels.engine.cpu.tools import Tools
 from fuseo1_kernels.errors import CheckpointError
 from fuseo1_kernels.plan.alignment import Alignment, align
 from fuseo1_kernels.plan.inputs import Input
