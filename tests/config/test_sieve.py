@@ -127,6 +127,15 @@ def test_the_last_of_equal_keys_holds_as_in_mergekit() -> None:
     assert note.endswith("(first in line 6); the last one holds, as in mergekit")
 
 
+def test_keys_of_filters_are_ignored_in_parameters_of_other_methods_too() -> None:
+    setting = [{"filter": "mlp", "value": 1.0, "x": 1}, {"value": 0.5}]
+    merge = parse_config(data(parameters={"weight": setting}), like_mergekit=True)
+    assert [note.rpartition("mergekit does: ")[2] for note in merge.notes] == [
+        "parameters.weight[0]: a filter has no key 'x'",
+        "parameters: sce has no parameter 'weight'; there are: select_topk, variant, int8_mask",
+    ]
+
+
 @pytest.mark.parametrize("value", [0.5, [0.2, 1.5]])
 def test_a_density_of_task_arithmetic(value: Any) -> None:
     made = keys("task_arithmetic") | {"parameters": {"weight": 1.0, "density": value}}
