@@ -136,6 +136,17 @@ def test_keys_of_filters_are_ignored_in_parameters_of_other_methods_too() -> Non
     ]
 
 
+def test_in_a_chain() -> None:
+    first = yaml.safe_dump(keys("linear") | {"name": "first", "wieght": 1})
+    last = yaml.safe_dump(keys("linear", models=[{"model": "first"}, {"model": "org/left"}]))
+    text = f"{first}---\n{last}dtype: float16\ndtype: float32\n"
+    merge = load_config("chain.yaml", text, like_mergekit=True)
+    assert [*merge.earlier] == ["first"] and merge.output_dtype == "float32"
+    of_first, again = merge.notes
+    assert of_first.startswith("merge first: ignored, as mergekit does: unknown key 'wieght'")
+    assert "the key 'dtype' stands here again" in again
+
+
 @pytest.mark.parametrize("value", [0.5, [0.2, 1.5]])
 def test_a_density_of_task_arithmetic(value: Any) -> None:
     made = keys("task_arithmetic") | {"parameters": {"weight": 1.0, "density": value}}
