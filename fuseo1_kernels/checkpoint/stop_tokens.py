@@ -51,6 +51,28 @@ def find_turn_mismatch(
     )
 
 
+def find_turn_end_mismatch(
+    files: Mapping[str, bytes], vocabulary: Vocabulary | None, end: str
+) -> str | None:
+    """Return, in words, why generation may not stop after a turn that ends with the token `end`; None as above.
+
+    `files` are the small files of a model. Raises CheckpointError for damaged ones.
+    """
+    if vocabulary is None:
+        return None
+    settings, stops = _stops(files)
+    ids = [index for index, token in vocabulary.tokens.items() if token == end]
+    begin = f"the chat template ends a turn with {end!r}, "
+    if not ids:
+        return f"{begin}which is not a token here: generation may not stop after a turn"
+    if set(ids) & {stop for stop in stops if isinstance(stop, int)}:
+        return None
+    return (
+        f"{begin}id {ids[0]}; {settings} stops at {stops!r:.80}: generation may not stop after a turn; add the id to"
+        " eos_token_id"
+    )
+
+
 def _stops(files: Mapping[str, bytes]) -> tuple[str, list[Any]]:
     """Return the ids that end generation, and the file that says so."""
     settings = GENERATION_CONFIG if GENERATION_CONFIG in files else CONFIG

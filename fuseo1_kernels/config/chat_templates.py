@@ -58,3 +58,6 @@ CHAT_TEMPLATES = {
     "llama3": _LLAMA3,
     "mistral": _MISTRAL,
 }
+
+#: The token that ends a turn, by name; mistral's and alpaca's turns end as a text does.
+TURN_ENDS = {"chatml": "<|im_end|>", "exaone": "[|endofturn|]", "llama3": "<|eot_id|>"}

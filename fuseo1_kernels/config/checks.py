@@ -43,7 +43,8 @@ def check_sources(part: Part, names: Sequence[str]) -> None:
         if name in names[:index]:
             raise ConfigError(f"{where}[{index}].model: {name!r} is listed twice")
     if part.base is None and method.base == "required":
-        raise ConfigError(f"{where.removesuffix('sources')}base_model: {NO_BASE}")
+        place = where.removesuffix("sources").removesuffix("models")
+        raise ConfigError(f"{place}base_model: {NO_BASE}; or give one for all at the top")
     if not (method.takes(len(part.targets)) or part.base_alone):
         raise ConfigError(_wrong_number(part, names))
     if part.layer_ranges and part.base is not None and part.base not in names:

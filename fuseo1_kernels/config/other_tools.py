@@ -17,7 +17,7 @@ _TOOLS = {
 
 
 def other_tool(data: Mapping[str, Any]) -> str | None:
-    """Return the command that a config without a merge_method is for; None if it is a merge's, as far as it shows."""
-    if "merge_method" in data:
+    """Return the command that a config is for; None if it is a merge's, as far as it shows."""
+    if "merge_method" in data and not data.keys().isdisjoint(("models", "slices", "modules")):
         return None
     return next((tool for key, tool in _TOOLS.items() if key in data), None)

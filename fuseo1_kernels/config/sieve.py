@@ -98,8 +98,9 @@ class Sieve:
         kept = {}
         for name, raw in data.items():
             path, spec = key_path(where, name), self._method.parameters.get(name)
+            raw = self._conditions(raw, path)
             if spec is not None and not spec.idle and (spec.per_model or not of_one_model):
-                kept[name] = self._conditions(raw, path)
+                kept[name] = raw
                 continue
             try:
                 if not isinstance(name, str):

@@ -23,10 +23,14 @@ from ..checkpoint.model_card import model_card, read_license
 from ..checkpoint.shards import index_json
 from ..checkpoint.sidecar import Sidecars, model_of_template, sidecar_files
 from ..checkpoint.source import Source
-from ..checkpoint.stop_tokens import find_stop_mismatch, find_turn_mismatch
+from ..checkpoint.stop_tokens import (
+    find_stop_mismatch,
+    find_turn_end_mismatch,
+    find_turn_mismatch,
+)
 from ..checkpoint.tokenizer_json import change_tokenizer
 from ..checkpoint.vocabulary import Vocabulary
-from ..config.chat_templates import CHAT_TEMPLATES
+from ..config.chat_templates import CHAT_TEMPLATES, TURN_ENDS
 from ..config.references import split_reference
 from ..config.schema import MergeConfig
 from ..errors import printable
@@ -104,6 +108,9 @@ def make_sidecars(
         notes.append(mismatch)
     if config.chat_template is not None:
         notes += _turn_mismatch(files, lender or base, list(sources.values()), allow_links)
+    end = TURN_ENDS.get(config.chat_template or "")
+    if end is not None and (mismatch := find_turn_end_mismatch(files, vocabulary, end)):
+        notes.append(mismatch)
     labels = _labels(opened)
     merged = config.stored_names() if config.earlier else config.target_names()
     files[MODEL_CARD] = model_card(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fuseo1_kernels.checkpoint.stop_tokens import find_stop_mismatch
+from fuseo1_kernels.checkpoint.stop_tokens import find_stop_mismatch, find_turn_end_mismatch
 from fuseo1_kernels.checkpoint.vocabulary import Vocabulary
 
 TOKENS = Vocabulary("m", {0: "a", 1: "end", 2: "turn"})
@@ -45,3 +45,19 @@ def test_nothing_is_known(tokenizer: dict[str, Any]) -> None:
     assert find(files) is None
     assert find(files | {"tokenizer_config": {"eos_token": "end"}}, None) is None
     assert find({"config": {}, "tokenizer_config": {"eos_token": "end"}}) is None  # an encoder
+
+
+@pytest.mark.parametrize(
+    ("stops", "end", "words"),
+    [
+        ([1, 2], "turn", None),
+        (2, "turn", None),
+        (1, "turn", "ends a turn with 'turn', id 2; config.json stops at [1]"),
+        (2, "<|im_end|>", "ends a turn with '<|im_end|>', which is not a token here"),
+    ],
+)
+def test_the_end_of_a_turn(stops: Any, end: str, words: str | None) -> None:
+    files = {"config.json": json.dumps({"eos_token_id": stops}).encode()}
+    said = find_turn_end_mismatch(files, TOKENS, end)
+    assert (said is None) == (words is None) and str(words) in str(said)
+    assert find_turn_end_mismatch(files, None, end) is None

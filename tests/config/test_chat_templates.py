@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.resources import files
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -20,18 +22,23 @@ class _Refused(Exception):
     pass
 
 
-def rendered(template: str, messages: list[dict[str, str]], reply: bool) -> str | None:
-    """The text as transformers renders it; None if the template refuses the messages."""
+@cache
+def compiled(template: str) -> Any:
+    """The template as transformers compiles it."""
 
     def refuse(reason: str) -> None:
         raise _Refused(reason)
 
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
     environment.globals["raise_exception"] = refuse
+    return environment.from_string(template)
+
+
+def rendered(template: str, messages: list[dict[str, str]], reply: bool) -> str | None:
+    """The text of the messages; None if the template refuses them."""
+    values = {"bos_token": "<s>", "eos_token": "</s>", "add_generation_prompt": reply}
     try:
-        text: str = environment.from_string(template).render(
-            messages=messages, bos_token="<s>", eos_token="</s>", add_generation_prompt=reply
-        )
+        text: str = compiled(template).render(messages=messages, **values)
     except _Refused:
         return None
     return text

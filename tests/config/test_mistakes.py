@@ -195,7 +195,8 @@ NO_FIT = "tokenizer_files.overrides: must fit into tokenizer_config.json"
         ({"out_dtype": "torch.int64"}, "out_dtype: mergekit has int64; not in"),
         # Configs of mergekit's other commands.
         *(
-            ({"merge_method": ..., key: []}, f"config: is a config of {tool} (")
+            ({gone: ..., key: []}, f"config: is a config of {tool} (")
+            for gone in ("merge_method", "models")
             for key, tool in (
                 ("experts", "mergekit-moe"),
                 ("gate_mode", "mergekit-moe"),
@@ -314,6 +315,16 @@ FIRST = "slices[0].sources"
 )
 def test_slice_mistakes(slices: list[Any], message: str) -> None:
     assert message in refusal(SLICES, slices=slices)
+
+
+def test_slices_without_any_base() -> None:
+    slices = data(SLICES)["slices"]
+    found = refusal(SLICES, base_model=...)
+    assert "slices[0].sources.base_model" not in found
+    assert "slices[0].base_model: is required: the model that the others were" in found
+    assert "slices[1].base_model" not in found
+    module = {"modules": {"default": {"slices": slices}}, "slices": ..., "base_model": ...}
+    assert "modules.default.slices[0].base_model: is required" in refusal(SLICES, **module)
 
 
 # --- mistakes: parameters ------------------------------------------------------------------------

@@ -94,10 +94,10 @@ def test_what_mergekit_ignores_is_an_error_or_a_note(
 
 
 @pytest.mark.parametrize("key", ["int8_mask", "embed_slerp"])
-@pytest.mark.parametrize(("text", "path"), [p for p in ANYWHERE if "lambda" not in p[1]])
+@pytest.mark.parametrize(
+    ("text", "path"), [p for p in ANYWHERE if not {"lambda", "weight"} & {*p[1]}]
+)
 def test_what_never_changes_a_result_is_noted(key: str, text: str, path: tuple[Any, ...]) -> None:
-    if path[-1:] == ("weight",):
-        pytest.skip("a filter")
     merge = parse_config(with_key(text, path, key, True))
     taken = text == SLICED and key == "int8_mask" and path[-1:] == ("parameters",)
     if taken and "sources" not in path:  # ties has it
@@ -125,6 +125,26 @@ def test_the_last_of_equal_keys_holds_as_in_mergekit() -> None:
     assert merge.output_dtype == "float32"
     [note] = merge.notes
     assert note.endswith("(first in line 6); the last one holds, as in mergekit")
+
+
+def test_keys_of_filters_are_ignored_in_parameters_of_other_methods_too() -> None:
+    setting = [{"filter": "mlp", "value": 1.0, "x": 1}, {"value": 0.5}]
+    merge = parse_config(data(parameters={"weight": setting}), like_mergekit=True)
+    assert [note.rpartition("mergekit does: ")[2] for note in merge.notes] == [
+        "parameters.weight[0]: a filter has no key 'x'",
+        "parameters: sce has no parameter 'weight'; there are: select_topk, variant, int8_mask",
+    ]
+
+
+def test_in_a_chain() -> None:
+    first = yaml.safe_dump(keys("linear") | {"name": "first", "wieght": 1})
+    last = yaml.safe_dump(keys("linear", models=[{"model": "first"}, {"model": "org/left"}]))
+    text = f"{first}---\n{last}dtype: float16\ndtype: float32\n"
+    merge = load_config("chain.yaml", text, like_mergekit=True)
+    assert [*merge.earlier] == ["first"] and merge.output_dtype == "float32"
+    of_first, again = merge.notes
+    assert of_first.startswith("merge first: ignored, as mergekit does: unknown key 'wieght'")
+    assert "the key 'dtype' stands here again" in again
 
 
 @pytest.mark.parametrize("value", [0.5, [0.2, 1.5]])

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from fuseo1_kernels import MergeError, merge_checkpoints, verify_model
+from fuseo1_kernels.config.chat_templates import CHAT_TEMPLATES
 from fuseo1_kernels.version import __version__
 from support.checkpoint_files import tree
 from support.engine_runs import merge
@@ -264,3 +265,17 @@ def test_folders_of_one_name_are_told_apart(family: Family) -> None:
     card = (family.out / "README.md").read_text()
     assert "- base: `base`\n- merged: `base (2)`\n- merged: `base (3)`\n" in card
     assert str(family.home) not in card
+
+
+def test_a_template_by_name(family: Family) -> None:
+    family.configure(chat_template="chatml")
+    [note] = merge(family).notes
+    assert "the chat template ends a turn with '<|im_end|>', id " in note and "add the id" in note
+    config = json.loads((family.out / "tokenizer_config.json").read_text())
+    template = (family.out / "chat_template.jinja").read_text()
+    assert template == config["chat_template"] == CHAT_TEMPLATES["chatml"]
+    written = yaml.safe_load((family.out / "mergekit_config.yml").read_text())
+    assert written["chat_template"] == "chatml"
+    family.configure(chat_template="exaone")
+    [note] = merge(family, "results/other").notes
+    assert "ends a turn with '[|endofturn|]', which is not a token here" in note
