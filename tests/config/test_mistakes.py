@@ -10,7 +10,6 @@ import pytest
 
 from fuseo1_kernels.config.load import load_config
 from fuseo1_kernels.errors import ConfigError, MergeError
-from fuseo1_kernels.methods import NOT_YET
 from support.config_files import FUSEO1, SLICES, config, data, models, refusal
 
 # --- mistakes: the file and its YAML -------------------------------------------------------------
@@ -142,10 +141,6 @@ NO_FIT = "tokenizer_files.overrides: must fit into tokenizer_config.json"
             "`tokenizer_source` and `tokenizer_files` exclude each other",
         ),
         # What mergekit has and this package does not.
-        *(
-            ({"merge_method": name}, f"mergekit has {name}; not in fuseo1-kernels yet")
-            for name in NOT_YET
-        ),
         ({"tokenizer": {"source": "union"}}, "mergekit has the key 'tokenizer'; not in"),
         ({"tokenizer_source": "union"}, "tokenizer_source: mergekit has 'union'; not in"),
         # A model and its adapter.
