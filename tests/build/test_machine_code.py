@@ -20,7 +20,7 @@ pytestmark = pytest.mark.toolchain
 
 # Template arguments as they are mangled: the most targets, what the operands are, and perhaps one more.
 INSTANCE = re.compile(r"^_ZN6fuseo1\d+(\w+?)ILi(\d+)ENS_\d+(AllBf16|Mixed)E(Lb[01]|)E")
-HOT = ("energy_all", "scan", "fuse", "fuse_general", "add_norms")
+HOT = ("energy_all", "scan", "fuse", "fuse_general", "add_norms", "add_overlaps")
 FEW = ("add_gram Lb0", "add_gram Lb1")  # of at most four targets
 INSTANCES = [
     (k, n, e)
