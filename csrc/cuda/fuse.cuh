@@ -22,14 +22,15 @@ constexpr int held_at_once() {
 
 // The parameters of fuse, and the filter's.
 struct FuseParams {
-  double weights[FUSEO1_CUDA_MAX_TARGETS], shares[FUSEO1_CUDA_MAX_TARGETS], alone[FUSEO1_CUDA_MAX_TARGETS];
+  double weights[FUSEO1_CUDA_MAX_TARGETS], shares[FUSEO1_CUDA_MAX_TARGETS];
   double divisor, floor, scale, base_scale;
   int32_t elect, masked;
-  int32_t has_alone;
   uint32_t threshold;
   int64_t tie_limit;
   FilterNumbers<FUSEO1_CUDA_MAX_TARGETS> filter;
   int32_t filters;  // its bounds hold
+  int32_t has_alone;
+  double alone[FUSEO1_CUDA_MAX_TARGETS];
 
   FUSEO1_HOST_DEVICE FilterTerms terms(int targets) const {
     return {weights,    shares,      has_alone ? alone : nullptr, targets, elect, divisor, floor, scale,

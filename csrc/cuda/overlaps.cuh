@@ -23,9 +23,13 @@ __global__ void __launch_bounds__(kThreads, 1)
     for (int i = 0; i < kN; ++i) {
       has[i] = 0;
       if (!is_target<kN>(i, in.targets)) continue;
-      apply_select(selects.of[i], at, at, count, block.d[i]);
+      // All d are finite here; a clamp leaves what is not 0 as it is, unless it is one to 0.
+      const fuseo1_select& select = selects.of[i];
+      uint32_t selected = selects.any ? select_mask(select, at, at, count, block.d[i]) : 0xffu;
+      if (select.kind == FUSEO1_SELECT_CLAMP && select.most == 0.0f) selected = 0;
 #pragma unroll
       for (int j = 0; j < kLane; ++j) has[i] |= static_cast<uint32_t>(block.d[i][j] != 0.0f) << j;
+      has[i] &= selected;
       several |= any & has[i];
       any |= has[i];
     }

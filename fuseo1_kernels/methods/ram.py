@@ -48,8 +48,8 @@ class Ram:
         return (Band(_above(self.epsilon)),) * self.targets
 
     def _ratio(self, shared: int, own: int) -> float:
-        """shared / own, at most `most`. A target without elements of its own has none to raise."""
-        return min(shared / own, self.most) if own else 0.0
+        """shared / own, at most `most`; of no elements of its own, where it changes nothing, some number."""
+        return min(shared / max(own, 1), self.most)
 
 
 def _above(least: float) -> Cut:

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.toolchain
 INSTANCE = re.compile(
     r"^_ZN6fuseo1\d+(\w+?)ILi(\d+)ENS_\d+(AllBf16|Mixed)E((?:Lb[01]|Li\d|Lin\d)?)E*v"
 )
-HOT = ("energy_all", "scan", "fuse", "fuse_general Lin1", "add_norms")
+HOT = ("energy_all", "scan", "fuse", "fuse_general Lin1", "add_norms", "add_overlaps")
 FEW = ("add_gram Lb0", "add_gram Lb1")  # of at most four targets
 ELECTIONS = {"weighted": 1, "counted": 2, "none": 3}
 FEW_BF16 = tuple(f"fuse_general Li{e}" for e in (0, *ELECTIONS.values()))

@@ -29,7 +29,7 @@ MERGED = (
     *("arcee_fusion", "breadcrumbs", "breadcrumbs_ties", "dare_linear", "dare_ties", "della"),
     *("della_linear", "karcher", "linear"),
     *("model_stock", "multislerp", "nearswap", "nuslerp", "passthrough", "sce", "slerp"),
-    *("task_arithmetic", "ties"),
+    *("ram", "ramplus_tl", "task_arithmetic", "ties"),
 )
 REASONS = (
     "nothing to compute|gradients are recorded|float64|not a method of the kernels"
