@@ -58,10 +58,16 @@ struct Sides {
     if (!(within >> 31) && all_nonzero) return;
 #pragma unroll
     for (int j = 0; j < kLane; ++j) {
-      const bool zero = ranges[j].least <= kLeastFiltered && certainly_zero(block, j, targets);
-      if (zero) nonzero &= ~(1u << j);
-      const bool certain = (above.of[j] || filter.from_below(ranges[j]) >> 31) && ranges[j].least > kLeastFiltered;
-      if (!certain && !zero) open |= 1u << j;
+      open |= ~(filter.to_above(ranges[j]) | filter.from_below(ranges[j])) >> 31 << j;
+    }
+    if (all_nonzero) return;
+#pragma unroll
+    for (int j = 0; j < kLane; ++j) {
+      if (ranges[j].least > kLeastFiltered) continue;
+      const uint32_t bit = 1u << j;
+      const bool zero = certainly_zero(block, j, targets);
+      nonzero = zero ? nonzero & ~bit : nonzero;
+      open = zero ? open & ~bit : open | bit;
     }
   }
 };
