@@ -16,6 +16,7 @@ from ...plan.inputs import Input, Stored
 from ...plan.job import Job
 from ...plan.stages import Merged
 from .fold import FoldReader
+from .gather import GatheredReader
 
 
 class Reader(Protocol):
@@ -54,9 +55,8 @@ def open_reader(x: Input, tools: Tools, stack: ExitStack) -> Reader:
     if isinstance(x, Merged):
         return tools.open_merged(x.job, stack)
     if isinstance(x, Gathered):
-        from .gather import GatheredReader
-
-        return GatheredReader(x, tools, stack)
+        donors = [open_reader(donor, tools, stack).read for donor in x.donors]
+        return GatheredReader(x, donors, tools.check_stop)
     raise TypeError(f"{x!r} has no reader")
 
 
