@@ -27,7 +27,7 @@ _DECODER = "added_tokens_decoder"
 
 @dataclass(frozen=True)
 class TokenizerChange:
-    """What makes the output's tokenizer of one model's.
+    """The difference between the output's tokenizer and one model's.
 
     Attributes:
         added: by id, the added tokens of the output that the model has not, or not as such: keys of tokenizer.json.

@@ -1,4 +1,4 @@
-"""Which tensors have one row per token: embeddings, heads, and heads' biases."""
+"""Finds the tensors that have one row per token: embeddings, heads, and heads' biases."""
 
 from __future__ import annotations
 
