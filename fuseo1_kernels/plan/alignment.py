@@ -297,7 +297,7 @@ class _Making:
         if self._removed:
             self.notes.append(
                 f"{counted(len(self._removed), 'token')} of the tokenizer of {self._lender}, "
-                f"{min(self._removed)!r:.80} among them, have no rows; they are left out"
+                f"{min(self._removed)!r:.80} among them, have no rows; tokenizer.json goes without them"
             )
 
 
