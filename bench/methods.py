@@ -88,6 +88,7 @@ CASES = (
     Asked("model_stock"),
     Asked("karcher", targets=4),
     Asked("nearswap", {"t": 1e-3}, targets=1),
+    Asked("ramplus_tl", {"epsilon": 1e-3}),
 )
 
 
@@ -170,6 +171,7 @@ def differing(case: Case, tensors: list[torch.Tensor], merged: torch.Tensor) -> 
         params.weights,
         params.elect,
         shares=params.shares,
+        alone=params.alone,
         divisor=params.divisor,
         scale=params.scale,
         base_scale=params.base_scale,

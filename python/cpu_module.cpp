@@ -65,6 +65,15 @@ class Survey {
     return made;
   }
 
+  static std::unique_ptr<Survey> overlaps(int64_t numel, const std::vector<fuseo1_select>& selects) {
+    const int targets = static_cast<int>(selects.size());
+    auto made = make(targets, [&](fuseo1_survey** out) {
+      return fuseo1_survey_create_overlaps(targets, numel, selects.data(), out);
+    });
+    made->sums_ = 2 * selects.size();
+    return made;
+  }
+
   static std::unique_ptr<Survey> gram(int targets, int64_t numel, bool of_inputs) {
     auto made =
         make(targets, [&](fuseo1_survey** out) { return fuseo1_survey_create_gram(targets, numel, of_inputs, out); });
@@ -219,19 +228,20 @@ fuseo1_select clamp_at(double most) {
   return select_clamp(static_cast<float>(most));
 }
 
-// The parameters of fuse. shares and selects may be empty.
+// The parameters of fuse. shares, alone and selects may be empty.
 class FuseParams {
  public:
-  FuseParams(const std::vector<double>& weights, const std::vector<double>& shares, int elect, double divisor,
-             double floor_divisor, double scale, double base_scale, std::vector<fuseo1_select> selects, bool masked,
-             uint32_t threshold, int64_t tie_limit)
-      : weights_(weights), shares_(shares), selects_(std::move(selects)) {
-    if ((!shares.empty() && shares.size() != weights.size()) ||
-        (!selects_.empty() && selects_.size() != weights.size()))
-      throw std::invalid_argument("fuse: wrong number of shares or selections");
+  FuseParams(const std::vector<double>& weights, const std::vector<double>& shares, const std::vector<double>& alone,
+             int elect, double divisor, double floor_divisor, double scale, double base_scale,
+             std::vector<fuseo1_select> selects, bool masked, uint32_t threshold, int64_t tie_limit)
+      : weights_(weights), shares_(shares), alone_(alone), selects_(std::move(selects)) {
+    const auto fits = [&](size_t size) { return size == 0 || size == weights.size(); };
+    if (!fits(shares.size()) || !fits(alone.size()) || !fits(selects_.size()))
+      throw std::invalid_argument("fuse: wrong number of shares, factors or selections");
     params_ = {static_cast<int32_t>(weights_.size()),
                weights_.data(),
                shares_.empty() ? nullptr : shares_.data(),
+               alone_.empty() ? nullptr : alone_.data(),
                elect,
                divisor,
                floor_divisor,
@@ -250,7 +260,7 @@ class FuseParams {
   }
 
  private:
-  std::vector<double> weights_, shares_;
+  std::vector<double> weights_, shares_, alone_;
   std::vector<fuseo1_select> selects_;
   fuseo1_fuse_params params_;
 };
@@ -326,6 +336,7 @@ PYBIND11_MODULE(_cpu, m) {
       .def_static("magnitudes", &Survey::magnitudes, py::arg("numel"), py::arg("ranks"), py::arg("max_bytes"),
                   py::arg("row") = 1, py::arg("factors") = py::bytes())
       .def_static("norms", &Survey::norms, py::arg("numel"), py::arg("selects"))
+      .def_static("overlaps", &Survey::overlaps, py::arg("numel"), py::arg("selects"))
       .def_static("gram", &Survey::gram, py::arg("targets"), py::arg("numel"), py::arg("of_inputs"))
       .def_static("divergences", &Survey::divergences, py::arg("numel"), py::arg("row"))
       .def_property_readonly("phase", &Survey::phase)
@@ -348,9 +359,9 @@ PYBIND11_MODULE(_cpu, m) {
   m.attr("ELECT_NONE") = static_cast<int>(FUSEO1_ELECT_NONE);
   using Numbers = std::vector<double>;
   py::class_<FuseParams>(m, "FuseParams")
-      .def(py::init<const Numbers&, const Numbers&, int, double, double, double, double, std::vector<fuseo1_select>,
-                    bool, uint32_t, int64_t>(),
-           py::kw_only(), py::arg("weights"), py::arg("shares"), py::arg("elect"), py::arg("divisor"),
+      .def(py::init<const Numbers&, const Numbers&, const Numbers&, int, double, double, double, double,
+                    std::vector<fuseo1_select>, bool, uint32_t, int64_t>(),
+           py::kw_only(), py::arg("weights"), py::arg("shares"), py::arg("alone"), py::arg("elect"), py::arg("divisor"),
            py::arg("floor_divisor"), py::arg("scale"), py::arg("base_scale"), py::arg("selects"), py::arg("masked"),
            py::arg("threshold"), py::arg("tie_limit"));
   m.def("fuse", &fuse, py::arg("operands"), py::arg("params"), py::arg("offset"), py::arg("count"), py::arg("out"),

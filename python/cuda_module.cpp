@@ -95,13 +95,15 @@ const T* data_of(const std::vector<T>& values, const Operands& operands, const c
 }
 
 void fuse_general(const Operands& operands, const std::vector<double>& weights, const std::vector<double>& shares,
-                  int elect, double divisor, double floor_divisor, double scale, double base_scale,
-                  const Selects& selects, bool masked, uint32_t threshold, int64_t tie_limit, int64_t offset,
-                  int64_t count, uintptr_t out, int out_dtype, uintptr_t written, const Room& room, uintptr_t stream) {
+                  const std::vector<double>& alone, int elect, double divisor, double floor_divisor, double scale,
+                  double base_scale, const Selects& selects, bool masked, uint32_t threshold, int64_t tie_limit,
+                  int64_t offset, int64_t count, uintptr_t out, int out_dtype, uintptr_t written, const Room& room,
+                  uintptr_t stream) {
   const auto views = unpack(operands);
   const fuseo1_fuse_params params = {targets_of(operands),
                                      data_of(weights, operands, "weights"),
                                      data_of(shares, operands, "shares"),
+                                     data_of(alone, operands, "alone"),
                                      elect,
                                      divisor,
                                      floor_divisor,
@@ -117,14 +119,16 @@ void fuse_general(const Operands& operands, const std::vector<double>& weights, 
         "fuse_general");
 }
 
-void survey_norms(const Operands& operands, int64_t numel, const Selects& selects, uintptr_t work, const Room& room,
-                  uintptr_t result, uintptr_t stream) {
+// kSurvey: that of norms or of overlaps.
+template <decltype(fuseo1_cuda_survey_norms)* kSurvey>
+void survey_selected(const Operands& operands, int64_t numel, const Selects& selects, uintptr_t work, const Room& room,
+                     uintptr_t result, uintptr_t stream) {
   const auto views = unpack(operands);
   const auto* const taken = data_of(selects, operands, "selects");
   const py::gil_scoped_release nogil;
-  check(fuseo1_cuda_survey_norms(views.data(), targets_of(operands), numel, taken, at<void>(work), at<void>(room.first),
-                                 static_cast<size_t>(room.second), at<fuseo1_cuda_sums>(result), at<void>(stream)),
-        "survey_norms");
+  check(kSurvey(views.data(), targets_of(operands), numel, taken, at<void>(work), at<void>(room.first),
+                static_cast<size_t>(room.second), at<fuseo1_cuda_sums>(result), at<void>(stream)),
+        "survey");
 }
 
 void survey_gram(const Operands& operands, int64_t numel, bool of_inputs, uintptr_t work, uintptr_t result,
@@ -277,13 +281,16 @@ PYBIND11_MODULE(_cuda, m) {
       .def_static("clamp", &clamp_at, py::arg("most"));
   m.def("deciding_bytes", deciding_bytes, py::arg("selects"), py::arg("numel"));
   m.def("fuse_general", fuse_general, py::arg("operands"), py::kw_only(), py::arg("weights"), py::arg("shares"),
-        py::arg("elect"), py::arg("divisor"), py::arg("floor_divisor"), py::arg("scale"), py::arg("base_scale"),
-        py::arg("selects"), py::arg("masked"), py::arg("threshold"), py::arg("tie_limit"), py::arg("offset"),
-        py::arg("count"), py::arg("out"), py::arg("out_dtype"), py::arg("written"), py::arg("room"), py::arg("stream"));
+        py::arg("alone"), py::arg("elect"), py::arg("divisor"), py::arg("floor_divisor"), py::arg("scale"),
+        py::arg("base_scale"), py::arg("selects"), py::arg("masked"), py::arg("threshold"), py::arg("tie_limit"),
+        py::arg("offset"), py::arg("count"), py::arg("out"), py::arg("out_dtype"), py::arg("written"), py::arg("room"),
+        py::arg("stream"));
   m.attr("SUMS_BYTES") = sizeof(fuseo1_cuda_sums);
   m.attr("SUMS_WORK_BYTES") = FUSEO1_CUDA_SUMS_BYTES;
-  m.def("survey_norms", survey_norms, py::arg("operands"), py::arg("numel"), py::arg("selects"), py::arg("work"),
-        py::arg("room"), py::arg("result"), py::arg("stream"));
+  m.def("survey_norms", survey_selected<fuseo1_cuda_survey_norms>, py::arg("operands"), py::arg("numel"),
+        py::arg("selects"), py::arg("work"), py::arg("room"), py::arg("result"), py::arg("stream"));
+  m.def("survey_overlaps", survey_selected<fuseo1_cuda_survey_overlaps>, py::arg("operands"), py::arg("numel"),
+        py::arg("selects"), py::arg("work"), py::arg("room"), py::arg("result"), py::arg("stream"));
   m.def("survey_gram", survey_gram, py::arg("operands"), py::arg("numel"), py::arg("of_inputs"), py::arg("work"),
         py::arg("result"), py::arg("stream"));
   m.def("unpack_sums", unpack_sums, py::arg("bytes"), py::arg("sums"), py::arg("targets"));

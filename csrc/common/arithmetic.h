@@ -22,6 +22,7 @@ constexpr uint32_t kInfBits = 0x7f800000u;
 // Energy quanta. A block's scale is 2^(149-E); E >= 22 keeps it a normal fp32.
 constexpr uint32_t kMinExponent = 22;
 constexpr int kExponents = 256;
+constexpr int kUnits = 149;  // the exponent whose quantum is 1: sums of counts
 FUSEO1_HOST_DEVICE constexpr uint32_t scale_bits(uint32_t exponent) { return (276u - exponent) << 23; }
 
 // x + 2^23 rounds x in [0, 2^23] to an integer, to nearest even; the integer is the sum's bits minus those of 2^23.

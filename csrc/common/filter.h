@@ -20,19 +20,22 @@ constexpr int kMostInTable = 4;
 
 // The filter's input: fuse's parameters. `divisor` 0 stands for the sum of the survivors' shares.
 struct FilterTerms {
-  const double *weights, *shares;
+  const double *weights, *shares, *alone;  // alone: may be nullptr
   int32_t targets, elect;
   double divisor, floor_divisor, scale, base_scale;
   bool masked;
   bool table;  // scale / divisor is looked up by the set of survivors
 
-  // scale / divisor for the survivors of one set (a bit each, not 0).
+  // scale / divisor for the survivors of one set (a bit each, not 0); times `alone` for a set of one.
   FUSEO1_HOST_DEVICE double factor(int set) const {
     if (divisor != 0.0) return scale / divisor;
-    double den = 0.0;
-    for (int i = 0; i < targets; ++i) den += set >> i & 1 ? shares[i] : 0.0;
-    if (floor_divisor != 0.0) return scale / (den > floor_divisor ? den : floor_divisor);
-    return fabs(den) < least_divisor(elect) ? scale : scale / den;
+    double den = 0.0, times = scale;
+    for (int i = 0; i < targets; ++i) {
+      den += set >> i & 1 ? shares[i] : 0.0;
+      if (alone && set == 1 << i) times *= alone[i];
+    }
+    if (floor_divisor != 0.0) return times / (den > floor_divisor ? den : floor_divisor);
+    return fabs(den) < least_divisor(elect) ? times : times / den;
   }
   FUSEO1_HOST_DEVICE int factors() const { return divisor != 0.0 ? 1 : table ? 1 << targets : 0; }
 };
@@ -62,7 +65,10 @@ struct FilterNumbers {
     usable &= !by.masked || by.elect == FUSEO1_ELECT_SUM;
     // E divides before it scales: with this and the factors in range, no step of it leaves fp64's.
     usable &= in_range(fabs(by.scale));
+    // Without a table nothing tells how many survive.
+    usable &= !by.alone || by.factors() > 1;
     for (int i = 0; i < n; ++i) {
+      usable &= !by.alone || in_range(fabs(by.alone[i]));
       const double w = by.weights[i];
       // After an election all t have one sign only if no weight is negative.
       usable &= in_range(by.elect == FUSEO1_ELECT_NONE ? fabs(w) : w) || (w == 0.0 && by.elect == FUSEO1_ELECT_SUM);

@@ -79,6 +79,11 @@ int fuseo1_survey_create_norms(int32_t targets, int64_t numel, const fuseo1_sele
   return guarded([&] { *out = norm_survey(targets, numel, selects).release(); });
 }
 
+int fuseo1_survey_create_overlaps(int32_t targets, int64_t numel, const fuseo1_select* selects, fuseo1_survey** out) {
+  if (!out || !valid_size(targets, numel) || !valid_selects(selects, targets, numel)) return FUSEO1_BAD_ARGUMENT;
+  return guarded([&] { *out = overlap_survey(targets, numel, selects).release(); });
+}
+
 int fuseo1_survey_create_gram(int32_t targets, int64_t numel, int32_t of_inputs, fuseo1_survey** out) {
   if (!out || !valid_size(targets, numel)) return FUSEO1_BAD_ARGUMENT;
   return guarded([&] { *out = gram_survey(targets, numel, of_inputs != 0).release(); });

@@ -12,6 +12,7 @@ namespace fuseo1 {
 struct Inputs {
   fuseo1_operand operands[FUSEO1_CUDA_MAX_TARGETS + 1];
   int32_t targets;
+  int32_t aligned;  // all of them, to 16 bytes
   int64_t numel;
 };
 
@@ -21,13 +22,19 @@ __device__ __forceinline__ uint32_t warp_sum(uint32_t v) { return __reduce_add_s
 // How many of a lane's eight elements from `at` on there are.
 __device__ __forceinline__ int count_at(int64_t numel, int64_t at) {
   const int64_t left = numel - at;
-  return static_cast<int>(left < 0 ? 0 : left < kLane ? left : kLane);
+  return max(left < kLane ? static_cast<int>(left) : kLane, 0);
 }
 
 // Whether there is a target i. kN is the most targets of an instance; up to 4 it is their exact number.
 template <int kN>
 __device__ __forceinline__ bool is_target(int i, int targets) {
   return kN <= 4 || i < targets;
+}
+
+// How many there are: a constant where kN says so.
+template <int kN>
+__device__ __forceinline__ int number_of(int targets) {
+  return kN <= 4 ? kN : targets;
 }
 
 // x / n, correctly rounded, for a whole n that divides many x: one Markstein step from the rounded reciprocal. This
@@ -65,6 +72,29 @@ __device__ __forceinline__ void count_causes(const Inputs& in, int64_t at, unsig
   if (all_finite) atomicAdd(&counts[in.targets + 1], 1ull);
 }
 
+// An element's task vectors.
+template <int kN>
+struct Deltas {
+  float of[kN];
+};
+
+// Its score, whatever under- or overflows. Out of line.
+template <int kN>
+__device__ __noinline__ uint32_t careful_score(const Deltas<kN> d, int targets) {
+  const float n = static_cast<float>(targets);
+  float s = d.of[0], v = 0.0f;
+#pragma unroll
+  for (int i = 1; i < kN; ++i) s = is_target<kN>(i, targets) ? __fadd_rn(s, d.of[i]) : s;
+  const float mean = __fdiv_rn(s, n);
+#pragma unroll
+  for (int i = 0; i < kN; ++i) {
+    if (!is_target<kN>(i, targets)) continue;
+    const float away = __fsub_rn(d.of[i], mean), square = __fmul_rn(away, away);
+    v = i ? __fadd_rn(v, square) : square;
+  }
+  return __float_as_uint(__fdiv_rn(v, n));
+}
+
 // A lane's part of a block. Elements beyond the tensor's end are zeros in every operand, and add nothing to any sum.
 template <int kN, class In>
 struct Block {
@@ -75,13 +105,14 @@ struct Block {
   // once as 32 registers hold.
   __device__ __forceinline__ void load(const Inputs& in, int64_t at, int count) {
     constexpr int kMost = 128 / static_cast<int>(sizeof(typename In::Raw)), kAtOnce = kN < kMost ? kN : kMost;
-    typename In::Raw raw[kAtOnce];
-    const typename In::Raw raw_base = In::load(in.operands[0], at, count);
+    const bool whole = count >= kLane && in.aligned;
+    typename In::Raw raw[kAtOnce], raw_base;
 #pragma unroll
     for (int first = 0; first < kN; first += kAtOnce) {
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        if (is_target<kN>(first + i, in.targets)) raw[i] = In::load(in.operands[first + i + 1], at, count);
+      if (whole) {
+        load_raw(in, at, kLane, first, In::load_whole, &raw_base, raw);
+      } else {
+        load_raw(in, at, count, first, In::load_part, &raw_base, raw);
       }
       if (first == 0) {
 #pragma unroll
@@ -132,6 +163,18 @@ struct Block {
     *this = copy;
   }
 
+  // The score of element j.
+  __device__ __forceinline__ uint32_t score_of(int j, const Divisor& count, int targets) const {
+    bool doubtful = false;
+    const float mean = count.divide(sum(j, targets), &doubtful);
+    const float score = count.divide(squares(j, mean, targets), &doubtful);
+    if (!doubtful) return __float_as_uint(score);
+    Deltas<kN> column;
+#pragma unroll
+    for (int i = 0; i < kN; ++i) column.of[i] = d[i][j];
+    return careful_score<kN>(column, targets);
+  }
+
   // The eight scores: variances, as fp32 bits.
   __device__ __forceinline__ void score(const Divisor& count, int targets, uint32_t* scores) const {
     bool doubtful = false;
@@ -150,6 +193,17 @@ struct Block {
   }
 
  private:
+  // Loads the targets from number `first` on, and with the first of them the base.
+  template <class Load, int kAtOnce>
+  static __device__ __forceinline__ void load_raw(const Inputs& in, int64_t at, int count, int first, const Load& load,
+                                                  typename In::Raw* base, typename In::Raw (&raw)[kAtOnce]) {
+    if (first == 0) *base = load(in.operands[0], at, count);
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (is_target<kN>(first + i, in.targets)) raw[i] = load(in.operands[first + i + 1], at, count);
+    }
+  }
+
   __device__ __forceinline__ void sanitize_here(const Inputs& in, int64_t at, int count, unsigned long long* counts) {
     for (int j = 0; j < kLane; ++j) {
       if (j >= count || isfinite(sum_of_column(j, in.targets))) continue;
@@ -226,14 +280,15 @@ __device__ __forceinline__ uint32_t cut_mask(const uint32_t* scores, int64_t at,
   return selected;
 }
 
-__device__ __forceinline__ uint32_t exponent_of(uint32_t peak) {
-  return peak >> 23 > kMinExponent ? peak >> 23 : kMinExponent;
-}
+__device__ __forceinline__ uint32_t exponent_of(uint32_t peak) { return max(peak >> 23, kMinExponent); }
 
-// t = rint(q * 2^(149-E)) for q >= 0: a square, |d|, or the magnitude of a product. The factor is a power of two, so
-// the product is exact, or far too small to matter: contracting it changes nothing.
+// t = rint(q * 2^(149-E)) for q >= 0: a square, |d|, or the magnitude of a product; and the same plus kRintMagicBits.
+// The factor is a power of two, so the product is exact, or far too small to matter: contracting it changes nothing.
+__device__ __forceinline__ uint32_t biased_quantum(float q, float scale) {
+  return __float_as_uint(__fmaf_rn(q, scale, kRintMagic));
+}
 __device__ __forceinline__ uint32_t quantum_of(float q, float scale) {
-  return __float_as_uint(__fmaf_rn(q, scale, kRintMagic)) - kRintMagicBits;
+  return biased_quantum(q, scale) - kRintMagicBits;
 }
 
 // Energies by target and exponent, added from any thread.

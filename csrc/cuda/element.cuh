@@ -29,7 +29,7 @@ struct Raw4 {
 
 __device__ __forceinline__ uint4 load16(const void* from) { return __ldcs(static_cast<const uint4*>(from)); }
 
-__device__ __forceinline__ bool aligned16(const void* p) { return (reinterpret_cast<uintptr_t>(p) & 15) == 0; }
+FUSEO1_HOST_DEVICE bool aligned16(const void* p) { return (reinterpret_cast<uintptr_t>(p) & 15) == 0; }
 
 // Loads `count` (at most eight) elements, and zeros for the rest: a tensor's tail, or an operand that is not aligned to
 // 16 bytes. Out of line, and by value: a pointer to the result would keep it in local memory on the common path, too.
@@ -74,15 +74,16 @@ __device__ __forceinline__ uint32_t word(const uint4& v, int i) {
 // All operands are bf16: the common case.
 struct AllBf16 {
   using Raw = Raw2;
+  // Eight elements from an aligned tensor's `at` on; `count` of them, from any; whichever it is. `at` is a multiple of
+  // eight.
+  static __device__ __forceinline__ Raw load_whole(const fuseo1_operand& op, int64_t at, int /*count*/) {
+    return {load16(static_cast<const uint16_t*>(op.data) + at)};
+  }
+  static __device__ __forceinline__ Raw load_part(const fuseo1_operand& op, int64_t at, int count) {
+    return load_some<uint16_t, Raw>(static_cast<const uint16_t*>(op.data) + at, count);
+  }
   static __device__ __forceinline__ Raw load(const fuseo1_operand& op, int64_t at, int count) {
-    const void* from = static_cast<const uint16_t*>(op.data) + at;
-    Raw raw;
-    if (count >= kLane && aligned16(from)) {
-      raw.words = load16(from);
-    } else {
-      raw = load_some<uint16_t, Raw>(from, count);
-    }
-    return raw;
+    return count >= kLane && aligned16(op.data) ? load_whole(op, at, count) : load_part(op, at, count);
   }
   static __device__ __forceinline__ float widen(const Raw& raw, int32_t /*dtype*/, int j) {
     const uint32_t pair = word(raw.words, j / 2);
@@ -93,19 +94,20 @@ struct AllBf16 {
 // Each operand has any dtype.
 struct Mixed {
   using Raw = Raw4;
-  static __device__ __forceinline__ Raw load(const fuseo1_operand& op, int64_t at, int count) {
+  static __device__ __forceinline__ Raw load_whole(const fuseo1_operand& op, int64_t at, int /*count*/) {
     const bool wide = op.dtype == FUSEO1_FP32;
     const char* from = static_cast<const char*>(op.data) + at * (wide ? 4 : 2);
     Raw raw = {};
-    if (count >= kLane && aligned16(from)) {
-      raw.words[0] = load16(from);
-      if (wide) raw.words[1] = load16(from + 16);
-    } else if (wide) {
-      raw = load_some<uint32_t, Raw>(from, count);
-    } else {
-      raw.words[0] = load_some<uint16_t, Raw2>(from, count).words;
-    }
+    raw.words[0] = load16(from);
+    if (wide) raw.words[1] = load16(from + 16);
     return raw;
+  }
+  static __device__ __forceinline__ Raw load_part(const fuseo1_operand& op, int64_t at, int count) {
+    if (op.dtype == FUSEO1_FP32) return load_some<uint32_t, Raw>(static_cast<const uint32_t*>(op.data) + at, count);
+    return {{load_some<uint16_t, Raw2>(static_cast<const uint16_t*>(op.data) + at, count).words, {}}};
+  }
+  static __device__ __forceinline__ Raw load(const fuseo1_operand& op, int64_t at, int count) {
+    return count >= kLane && aligned16(op.data) ? load_whole(op, at, count) : load_part(op, at, count);
   }
   static __device__ __forceinline__ float widen(const Raw& raw, int32_t dtype, int j) {
     if (dtype == FUSEO1_FP32) return __uint_as_float(word(raw.words[j / 4], j % 4));

@@ -8,30 +8,32 @@
 #include "filter.h"
 #include "fuseo1/fuse.h"
 #include "output.cuh"
+#include "score_filter.cuh"
 #include "state.cuh"
 
 namespace fuseo1 {
 
 // The CTAs that a multiprocessor should hold at once of a kernel that fuses: five hide the memory's latency, if
 // registers suffice.
-template <int kN, class In>
+template <int kN>
 constexpr int held_at_once() {
-  constexpr bool kAllBf16 = sizeof(typename In::Raw) == 16;
-  return kN > 4 || !kAllBf16 ? 1 : kN == 4 ? 4 : 5;
+  return kN > 4 ? 1 : kN == 4 ? 4 : 5;
 }
 
 // The parameters of fuse, and the filter's.
 struct FuseParams {
-  double weights[FUSEO1_CUDA_MAX_TARGETS], shares[FUSEO1_CUDA_MAX_TARGETS];
+  double weights[FUSEO1_CUDA_MAX_TARGETS], shares[FUSEO1_CUDA_MAX_TARGETS], alone[FUSEO1_CUDA_MAX_TARGETS];
   double divisor, floor, scale, base_scale;
   int32_t elect, masked;
+  int32_t has_alone;
   uint32_t threshold;
   int64_t tie_limit;
   FilterNumbers<FUSEO1_CUDA_MAX_TARGETS> filter;
   int32_t filters;  // its bounds hold
 
   FUSEO1_HOST_DEVICE FilterTerms terms(int targets) const {
-    return {weights, shares, targets, elect, divisor, floor, scale, base_scale, masked != 0, targets <= kMostInTable};
+    return {weights,    shares,      has_alone ? alone : nullptr, targets, elect, divisor, floor, scale,
+            base_scale, masked != 0, targets <= kMostInTable};
   }
 };
 
@@ -64,7 +66,8 @@ __device__ __forceinline__ double exact_merge(const FuseParams& params, const Co
   if (!finite || !isfinite(s)) return __longlong_as_double(0x7ff8000000000000ll);
   const bool negative = !(s >= 0);
   double num = -0.0, den = 0.0;  // x + -0.0 is x, for x = -0.0 too
-  bool any = false;
+  double alone = 1.0;
+  int survivors = 0;
 #pragma unroll
   for (int i = 0; i < kN; ++i) {
     if (!is_target<kN>(i, targets)) continue;
@@ -72,10 +75,12 @@ __device__ __forceinline__ double exact_merge(const FuseParams& params, const Co
     if (!kept || !(none ? t != 0 : (negative ? -vote : vote) > 0)) continue;
     num = __dadd_rn(num, t);
     den = __dadd_rn(den, params.shares[i]);
-    any = true;
+    if (params.has_alone) alone = params.alone[i];
+    ++survivors;
   }
   const double base = __dmul_rn(params.base_scale, column.base);
-  if (!any) return base;
+  if (survivors == 0) return base;
+  if (survivors == 1) num = __dmul_rn(alone, num);
   if (params.divisor != 1) {
     const double over = params.divisor != 0 ? params.divisor
                         : params.floor == 0 ? (fabs(den) < least_divisor(params.elect) ? 1.0 : den)
@@ -97,66 +102,97 @@ struct Estimate {
   float result, error;
 };
 
-// The filter's numbers of a kernel, in registers but for the table. kSce: SCE's election, divided by the sum of the
-// survivors' weights.
-template <int kN, bool kSce>
+// What makes a lane's estimates void: a magnitude that is not finite, or too large; a sign bit, if an election's
+// outcome is not certain.
+struct Doubt {
+  float peak = 0.0f;
+  uint32_t signs = 0;
+};
+
+// x with its sign flipped if s is negative, as bits: one instruction.
+__device__ __forceinline__ int32_t towards(float x, float s) {
+#ifdef __CUDA_ARCH__
+  uint32_t bits;
+  asm("lop3.b32 %0, %1, %2, 0x80000000, 0x78;" : "=r"(bits) : "r"(__float_as_uint(x)), "r"(__float_as_uint(s)));
+  return static_cast<int32_t>(bits);
+#else
+  return static_cast<int32_t>(__float_as_uint(x) ^ (__float_as_uint(s) & 0x80000000u));
+#endif
+}
+
+// What a kernel knows of its parameters: one of fuse.h's elections, nothing, or that they are SCE's, which divide by
+// the sum of the survivors' weights.
+constexpr int kAnyElection = -1, kSce = -2;
+
+// The filter's numbers of a kernel, in registers but for the table.
+template <int kN, int kHow>
 class Filter {
  public:
   // `params` is in shared memory: lanes may look up different factors.
   __device__ __forceinline__ Filter(const FuseParams& params, int targets)
-      : numbers_(params.filter), targets_(targets), elect_(kSce ? FUSEO1_ELECT_SUM : params.elect) {
-    fixed_ = !kSce && params.divisor != 0.0;
+      : numbers_(params.filter), targets_(targets), elect_(params.elect) {
+    fixed_ = kHow != kSce && params.divisor != 0.0;
+    usable_ = params.filters;
     by_delta_ = numbers_.by_delta, by_result_ = numbers_.by_result, least_ = numbers_.least;
 #pragma unroll
-    for (int i = 0; i < kHeld; ++i) weights_[i] = numbers_.weights[i];
+    for (int i = 0; i < kHeld; ++i) {
+      weights_[i] = numbers_.weights[i];
+      vote_errors_[i] = __fmul_rn(numbers_.by_votes, weights_[i]);
+    }
   }
 
-  // Of element j. `peak` grows to the largest magnitude that must be finite; `kept`: the element is selected by score.
-  __device__ __forceinline__ Estimate estimate(const float (*z)[kLane], int j, float base, bool kept,
-                                               float* peak) const {
-    const bool none = elect_ == FUSEO1_ELECT_NONE;
-    float s = elect_ == FUSEO1_ELECT_SUM ? -0.0f : 0.0f, votes = 0.0f;
+  // Its bounds hold.
+  __device__ __forceinline__ bool usable() const { return usable_; }
+
+  // Of element j. `kept`: all bits if the element is selected by score, else 0.
+  __device__ __forceinline__ Estimate estimate(const float (*z)[kLane], int j, float base, uint32_t kept,
+                                               Doubt* doubt) const {
+    const int elect = kHow == kSce ? FUSEO1_ELECT_SUM : kHow == kAnyElection ? elect_ : kHow;
+    const bool none = elect == FUSEO1_ELECT_NONE;
+    float s = elect == FUSEO1_ELECT_SUM ? -0.0f : 0.0f;
 #pragma unroll
     for (int i = 0; i < kN; ++i) {
       if (none || !is_target<kN>(i, targets_)) continue;
       const float x = z[i][j];
-      if (elect_ == FUSEO1_ELECT_SUM) {
+      if (elect == FUSEO1_ELECT_SUM) {
         s = i ? __fadd_rn(s, x) : x;
-      } else if (elect_ == FUSEO1_ELECT_WEIGHTED) {
+      } else if (elect == FUSEO1_ELECT_WEIGHTED) {
         s = __fmaf_rn(weight(i), x, s);
-        votes = __fmaf_rn(weight(i), fabsf(x), votes);
       } else {
-        s = __fadd_rn(s, x > 0.0f ? 1.0f : x < 0.0f ? -1.0f : 0.0f);
-        *peak = max_or_nan(*peak, x);
+        if (x != 0.0f) s = __fadd_rn(s, copysignf(1.0f, x));
+        doubt->peak = max_or_nan(doubt->peak, x);
       }
     }
-    *peak = max_or_nan(*peak, s);
-    // With signs flipped where s < 0, "has the elected sign" is "> 0"; -0.0 is a sum of nothing else.
-    const uint32_t flip = __float_as_uint(s) & 0x80000000u;
+    doubt->peak = max_or_nan(doubt->peak, s);
+    if (elect == FUSEO1_ELECT_WEIGHTED) {
+      float margin = fabsf(s);  // of the vote over its error
+#pragma unroll
+      for (int i = 0; i < kN; ++i) {
+        if (is_target<kN>(i, targets_)) margin = __fmaf_rn(-vote_error(i), fabsf(z[i][j]), margin);
+      }
+      doubt->signs |= __float_as_uint(margin);
+    }
     float num = 0.0f, den = 0.0f, size = 0.0f;
-    int set = 0;
+    const float* factor = numbers_.factors;  // by the set of survivors
 #pragma unroll
     for (int i = 0; i < kN; ++i) {
       if (!is_target<kN>(i, targets_)) continue;
       const float x = z[i][j];
-      if (!(kept && (none ? x != 0.0f : __uint_as_float(__float_as_uint(x) ^ flip) > 0.0f))) continue;
+      if (!(none ? x != 0.0f : towards(x, s) > 0)) continue;
       num = __fmaf_rn(weight(i), x, num);
       if (none) size = __fmaf_rn(fabsf(weight(i)), fabsf(x), size);
       if (kTable) {
-        set += 1 << i;
+        factor += 1 << i;
       } else {
-        den = __fadd_rn(den, kSce ? weight(i) : numbers_.shares[i]);
+        den = __fadd_rn(den, kHow == kSce ? weight(i) : numbers_.shares[i]);
       }
     }
-    const float times = fixed_ ? numbers_.factors[0] : kTable ? numbers_.factors[set] : over(den);
-    const float delta = __fmul_rn(num, times);
-    const float result = __fadd_rn(kSce ? base : __fmul_rn(numbers_.base_scale, base), delta);
-    *peak = max_or_nan(*peak, result);
+    const float times = kTable ? *factor : fixed_ ? *factor : over(den);
+    const float delta = __uint_as_float(__float_as_uint(__fmul_rn(num, times)) & kept);
+    const float result = kHow == kSce ? __fadd_rn(base, delta) : __fmaf_rn(numbers_.base_scale, base, delta);
+    doubt->peak = max_or_nan(doubt->peak, result);
     const float of_delta = none ? __fmul_rn(size, times) : fabsf(delta);
-    float error = __fmaf_rn(by_delta_, of_delta, __fmaf_rn(by_result_, fabsf(result), least_));
-    // The sign of s is not certain.
-    if (elect_ == FUSEO1_ELECT_WEIGHTED && !(fabsf(s) >= numbers_.by_votes * votes)) error = __uint_as_float(kInfBits);
-    return {result, error};
+    return {result, __fmaf_rn(by_delta_, of_delta, __fmaf_rn(by_result_, fabsf(result), least_))};
   }
 
  private:
@@ -164,38 +200,44 @@ class Filter {
   static constexpr int kHeld = kTable ? kN : 1;
 
   __device__ __forceinline__ float weight(int i) const { return kTable ? weights_[i] : numbers_.weights[i]; }
+  __device__ __forceinline__ float vote_error(int i) const {
+    return kTable ? vote_errors_[i] : __fmul_rn(numbers_.by_votes, numbers_.weights[i]);
+  }
   __device__ __forceinline__ float over(float den) const {
     return __fdividef(numbers_.scale, numbers_.floor != 0.0f ? fmaxf(den, numbers_.floor) : den > 0.0f ? den : 1.0f);
   }
 
   const FilterNumbers<FUSEO1_CUDA_MAX_TARGETS>& numbers_;
   int targets_, elect_;
-  bool fixed_;
-  float weights_[kHeld], by_delta_, by_result_, least_;
+  bool fixed_, usable_;
+  float weights_[kHeld], vote_errors_[kHeld], by_delta_, by_result_, least_;
 };
 
-// Merges a lane's elements, and returns how many of them are infinite or NaN. A block's d are z; `kept` has a bit for
-// each element that is selected by score.
-template <int kN, bool kSce, class Out, class In>
-__device__ __forceinline__ uint32_t merge_lane(const FuseParams& params, const Filter<kN, kSce>& filter,
-                                               const Block<kN, In>& block, int targets, uint32_t kept, int count,
+// Merges a lane's elements, and returns how many of them are infinite or NaN. A block's d are z.
+template <int kN, int kHow, class Out, class In>
+__device__ __forceinline__ uint32_t merge_lane(const FuseParams& params, const Filter<kN, kHow>& filter,
+                                               const Block<kN, In>& block, int targets, const Kept& kept, int count,
                                                Results<Out>* results) {
   uint32_t open = 0xffu;
   if constexpr (Out::kNarrow) {
-    if (params.filters) {
-      float peak = 0.0f;
-      open = 0;
+    if (filter.usable()) {
+      Doubt doubt;
+      uint32_t low[kLane / 2], differ = 0;
 #pragma unroll
       for (int j = 0; j < kLane; j += 2) {
-        const Estimate a = filter.estimate(block.d, j, block.base[j], kept >> j & 1u, &peak);
-        const Estimate b = filter.estimate(block.d, j + 1, block.base[j + 1], kept >> (j + 1) & 1u, &peak);
-        const uint32_t low = Out::round_pair(__fsub_rn(a.result, a.error), __fsub_rn(b.result, b.error));
-        const uint32_t high = Out::round_pair(__fadd_rn(a.result, a.error), __fadd_rn(b.result, b.error));
-        results->words[j / 2] = high;
-        if (low != high) open |= 3u << j;
+        const Estimate a = filter.estimate(block.d, j, block.base[j], kept.mask[j], &doubt);
+        const Estimate b = filter.estimate(block.d, j + 1, block.base[j + 1], kept.mask[j + 1], &doubt);
+        low[j / 2] = Out::round_pair(__fsub_rn(a.result, a.error), __fsub_rn(b.result, b.error));
+        results->words[j / 2] = Out::round_pair(__fadd_rn(a.result, a.error), __fadd_rn(b.result, b.error));
+        differ |= low[j / 2] ^ results->words[j / 2];
       }
-      if (!(peak < Out::kSafe)) open = 0xffu;
-      if (open == 0) return 0;
+      const bool certain = doubt.peak < Out::kSafe && !(doubt.signs >> 31);
+      if (differ == 0 && certain) return 0;
+      if (certain) open = 0;
+#pragma unroll
+      for (int j = 0; j < kLane; j += 2) {
+        if (low[j / 2] != results->words[j / 2]) open |= 3u << j;
+      }
     }
   }
   uint32_t nonfinite = 0;
@@ -206,7 +248,7 @@ __device__ __forceinline__ uint32_t merge_lane(const FuseParams& params, const F
     column.base = block.base[j];
 #pragma unroll
     for (int i = 0; i < kN; ++i) column.z[i] = block.d[i][j];
-    const uint32_t exact = exact_result<kN, Out>(params, column, targets, kept >> j & 1u);
+    const uint32_t exact = exact_result<kN, Out>(params, column, targets, kept.mask[j] != 0);
     results->set(j, exact);
     nonfinite += j < count && (exact & Out::kAbs) >= Out::kInf;
   }
@@ -214,14 +256,14 @@ __device__ __forceinline__ uint32_t merge_lane(const FuseParams& params, const F
 }
 
 // The same, written to `out` from element `at` on.
-template <int kN, bool kSce, class In>
+template <int kN, int kHow, class In>
 __device__ __forceinline__ uint32_t merge_to(const Output& out, const FuseParams& params,
-                                             const Filter<kN, kSce>& filter, const Block<kN, In>& block, int targets,
-                                             uint32_t kept, int64_t at, int count) {
+                                             const Filter<kN, kHow>& filter, const Block<kN, In>& block, int targets,
+                                             const Kept& kept, int64_t at, int count) {
   const auto merge = [&](auto format) {
     Results<decltype(format)> results;
-    const uint32_t nonfinite = merge_lane<kN, kSce>(params, filter, block, targets, kept, count, &results);
-    results.store(at, count, out.data);
+    const uint32_t nonfinite = merge_lane<kN, kHow>(params, filter, block, targets, kept, count, &results);
+    results.store(at, count, out);
     return nonfinite;
   };
   if (out.dtype == FUSEO1_BF16) return merge(ToBf16());
@@ -232,22 +274,31 @@ __device__ __forceinline__ uint32_t merge_to(const Output& out, const FuseParams
 // Fuses every `warps`-th block from `warp` on; element 0 of the operands and the output has flat index `offset`.
 // `masked`: elements are selected by score; `select` turns a block's d into z. Returns how many of a lane's outputs are
 // infinite or NaN.
-template <int kN, bool kSce, class In, class Select>
+template <int kN, int kHow, class In, class Select>
 __device__ __forceinline__ uint32_t fuse_blocks(const Inputs& in, const FuseParams& params, bool masked, int64_t offset,
                                                 const Output& out, int64_t warp, int64_t warps, const Select& select) {
-  const Divisor divisor(in.targets);
-  const Filter<kN, kSce> filter(params, in.targets);
+  const Divisor divisor(number_of<kN>(in.targets));
+  const Filter<kN, kHow> filter(params, in.targets);
+  const ThresholdFilter by_score(number_of<kN>(in.targets), params.threshold);
   uint32_t nonfinite = 0;
   for_blocks(in.numel, warp, warps, [&](int64_t at, int count) {
     Block<kN, In> block;
     block.load(in, at, count);
-    uint32_t kept = 0xffu;
-    if (masked) {
-      uint32_t scores[kLane];
-      block.score(divisor, in.targets, scores);
-      kept = cut_mask(scores, offset + at, params.threshold, params.tie_limit);
+    Kept kept(~0u);
+    if (masked && kHow == kSce) {
+      kept = by_score.kept(block, in.targets, [&](int j, uint32_t score) {
+        return in_cut(score, offset + at + j, params.threshold, params.tie_limit);
+      });
+    } else if (kHow != kSce) {
+      uint32_t bits = 0xffu;
+      if (masked) {
+        uint32_t scores[kLane];
+        block.score(divisor, in.targets, scores);
+        bits = cut_mask(scores, offset + at, params.threshold, params.tie_limit);
+      }
+      select(&block, at, count);
+      kept = Kept::of_bits(bits);
     }
-    select(&block, at, count);
     nonfinite += merge_to(out, params, filter, block, in.targets, kept, at, count);
   });
   return nonfinite;

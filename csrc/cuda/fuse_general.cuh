@@ -8,8 +8,9 @@
 
 namespace fuseo1 {
 
-template <int kN, class In>
-__global__ void __launch_bounds__(kThreads, held_at_once<kN, In>())
+// kHow: the election of parameters without a mask by score, or kAnyElection for all parameters.
+template <int kN, class In, int kHow>
+__global__ void __launch_bounds__(kThreads, kHow == kAnyElection ? 1 : held_at_once<kN>())
     fuse_general(const __grid_constant__ Inputs in, const __grid_constant__ FuseParams given,
                  const __grid_constant__ Selects selects, int64_t offset, Output out, Count* written) {
   // In shared memory, whose lanes may look up different factors.
@@ -25,8 +26,8 @@ __global__ void __launch_bounds__(kThreads, held_at_once<kN, In>())
       if (is_target<kN>(i, in.targets)) apply_select(selects.of[i], at, offset + at, count, block->d[i]);
     }
   };
-  const uint32_t nonfinite =
-      fuse_blocks<kN, false, In>(in, params, given.masked != 0, offset, out, warp, warps, select);
+  const bool masked = kHow == kAnyElection && given.masked;
+  const uint32_t nonfinite = fuse_blocks<kN, kHow, In>(in, params, masked, offset, out, warp, warps, select);
   if (nonfinite) atomicAdd(written, static_cast<Count>(nonfinite));
 }
 

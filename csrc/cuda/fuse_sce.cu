@@ -1,36 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// fuse's C ABI on the GPU for SCE's parameters (include/fuseo1/cuda.h), and the last error.
-#include <stdio.h>
-
+// fuse's C ABI on the GPU for SCE's parameters (include/fuseo1/cuda.h).
 #include "fuse_sce.cuh"
 #include "instances.cuh"
 #include "launch.cuh"
 
-namespace fuseo1 {
-namespace {
-
-thread_local char last_error[256];
-
-}  // namespace
-
-int check(cudaError_t error, const char* what, int64_t count, int32_t targets, const char* unit) {
-  if (error == cudaSuccess) return FUSEO1_OK;
-  snprintf(last_error, sizeof last_error, "%s on %lld %s, %d targets: %s (%s)", what, static_cast<long long>(count),
-           unit, targets, cudaGetErrorString(error), cudaGetErrorName(error));
-  return error == cudaErrorMemoryAllocation ? FUSEO1_OUT_OF_MEMORY : FUSEO1_DEVICE_FAILED;
-}
-
-cudaError_t multiprocessors(int* count) {
-  int device = 0;
-  const cudaError_t error = cudaGetDevice(&device);
-  return error == cudaSuccess ? cudaDeviceGetAttribute(count, cudaDevAttrMultiProcessorCount, device) : error;
-}
-
-}  // namespace fuseo1
-
 using namespace fuseo1;
-
-extern "C" const char* fuseo1_cuda_last_error(void) { return last_error; }
 
 extern "C" const char* fuseo1_cuda_problem(void) {
   int driver = 0, devices = 0, held = 0;

@@ -13,7 +13,7 @@ __device__ __forceinline__ void take_params(const fuseo1_cuda_params& given, int
   if (i < targets) params->weights[i] = params->shares[i] = given.weights[i];
   if (i == 0) {
     params->divisor = 0.0, params->floor = given.floor_divisor, params->scale = params->base_scale = 1.0;
-    params->elect = FUSEO1_ELECT_SUM, params->masked = given.masked;
+    params->elect = FUSEO1_ELECT_SUM, params->masked = given.masked, params->has_alone = false;
     params->threshold = given.threshold, params->tie_limit = given.tie_limit;
   }
   __syncthreads();
@@ -30,12 +30,12 @@ __device__ __forceinline__ uint32_t fuse_sce(const Inputs& in, const FuseParams&
                                              const Output& out, int64_t warp, int64_t warps) {
   const auto all = [](Block<kN, In>*, int64_t, int) {};  // z is d
   // Two loops: the usual one asks nothing about scores.
-  return params.masked ? fuse_blocks<kN, true, In>(in, params, true, offset, out, warp, warps, all)
-                       : fuse_blocks<kN, true, In>(in, params, false, offset, out, warp, warps, all);
+  return params.masked ? fuse_blocks<kN, kSce, In>(in, params, true, offset, out, warp, warps, all)
+                       : fuse_blocks<kN, kSce, In>(in, params, false, offset, out, warp, warps, all);
 }
 
 template <int kN, class In>
-__global__ void __launch_bounds__(kThreads, held_at_once<kN, In>())
+__global__ void __launch_bounds__(kThreads, held_at_once<kN>())
     fuse(const __grid_constant__ Inputs in, const fuseo1_cuda_params* given, int64_t offset, Output out,
          fuseo1_cuda_survey* result) {
   __shared__ FuseParams params;

@@ -99,7 +99,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         if (lane == pair) mine = all, exponent = of_block;
       }
     }
-    if (mine) atomicAdd(&sums.bins[lane][exponent], static_cast<Count>(mine));
+    if (mine) sums.bins[lane][exponent].add(static_cast<Count>(mine));
   });
   __syncthreads();
   sums.flush(&work->gram);

@@ -21,6 +21,20 @@ FUSEO1_HOST_DEVICE constexpr int digit_shift(int digit) {
 
 using Count = unsigned long long;
 
+// A count in shared memory, where adding 32 bits takes one instruction and 64 a loop.
+struct Halves {
+  uint32_t low, high;
+
+  __device__ __forceinline__ void add(Count count) {
+    const auto few = static_cast<uint32_t>(count);
+    const uint32_t before = atomicAdd(&low, few);
+    const uint32_t more = static_cast<uint32_t>(count >> 32) + (before + few < before);
+    if (more) atomicAdd(&high, more);
+  }
+};
+__device__ __forceinline__ Count count_of(Count count) { return count; }
+__device__ __forceinline__ Count count_of(const Halves& count) { return Count{count.high} << 32 | count.low; }
+
 // The digit to find next, and those found above it: of scores (uint32_t), or of words (uint64_t) with a place of
 // `place_bits` below the score.
 template <class Word>

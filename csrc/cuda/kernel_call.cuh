@@ -7,11 +7,14 @@
 
 namespace fuseo1 {
 
+// `waits`: its CTAs wait for each other, so the device must hold all of them at once.
 template <class... Parameters>
-cudaError_t launch_kernel(void (*kernel)(Parameters...), unsigned ctas, unsigned threads, cudaStream_t stream,
-                          Parameters... arguments) {
+cudaError_t launch_kernel(bool waits, void (*kernel)(Parameters...), unsigned ctas, unsigned threads,
+                          cudaStream_t stream, Parameters... arguments) {
   void* addresses[] = {static_cast<void*>(&arguments)...};
-  return cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(ctas), dim3(threads), addresses, 0, stream);
+  const auto* const function = reinterpret_cast<const void*>(kernel);
+  return waits ? cudaLaunchCooperativeKernel(function, dim3(ctas), dim3(threads), addresses, 0, stream)
+               : cudaLaunchKernel(function, dim3(ctas), dim3(threads), addresses, 0, stream);
 }
 
 }  // namespace fuseo1

@@ -11,13 +11,16 @@ namespace {
 int find_rank(const OneTarget& in, int64_t k, const Workspace& work, void* stream) {
   const double share = static_cast<double>(std::min(k, in.numel)) / static_cast<double>(in.numel);
   const bool bf16 = in.operands[0].dtype == FUSEO1_BF16 && in.operands[in.target].dtype == FUSEO1_BF16;
-  int status = find_bracket<1>(in, work, share, stream);
+  int status = launch_bracket<1>(in, work, share, stream);
   if (!status) {
     status = launch("scan_magnitudes", in, bf16 ? scan_magnitudes<AllBf16> : scan_magnitudes<Mixed>, blocks_of(in),
                     stream, in, work.state, work.candidates, k);
   }
-  if (!status) status = find_last_candidate(in, work, stream);
-  return status ? status : find_exactly<1>(in, work, stream);
+  if (!status) {
+    status = launch_waiting("find_candidate", in, find_candidate, warps_of_candidates(work), stream, work.state,
+                            work.candidates, in.numel);
+  }
+  return status ? status : launch_exactly<1, false>(in, work, stream);
 }
 
 // The first read, of all targets: counts elements that are not finite.

@@ -10,7 +10,7 @@
 
 namespace fuseo1 {
 
-// The overload for scan.cuh.
+// The overloads for bracket.cuh and exact.cuh.
 template <int kN>
 __device__ __forceinline__ void load_scores(const OneTarget& in, int64_t at, int count, const Divisor&,
                                             uint32_t* scores) {
@@ -40,19 +40,30 @@ __global__ void __launch_bounds__(kThreads, 1)
   Slots slots;
   uint32_t nonzero = 0, above = 0;  // of a lane, as in scan
   for_each_block(in.numel, [&](int64_t at, int count) {
-    uint32_t scores[kLane], inside = 0;
+    uint32_t scores[kLane];
+    bool any = false;
     load_magnitudes<In>(in, doubtful, at, at, count, scores);
 #pragma unroll
     for (int j = 0; j < kLane; ++j) {
       nonzero += scores[j] != 0;
       above += scores[j] > high;
-      inside |= static_cast<uint32_t>(scores[j] >= low && scores[j] <= high) << j;
+      any |= scores[j] >= low && scores[j] <= high;
     }
-    if (__any_sync(kAllLanes, inside != 0)) slots.append(candidates, state, in, scores, inside, at);
+    if (!__any_sync(kAllLanes, any)) return;
+#pragma unroll
+    for (int j = 0; j < kLane; ++j) {
+      slots.append(candidates, state, in, scores[j], scores[j] >= low && scores[j] <= high, at + j);
+    }
   });
   slots.finish(candidates, state);
   add_counts(state, nonzero, above);
   if (is_last_cta(state)) begin_rank(state, candidates.capacity, k, in.rows.factors);
+}
+
+// Finds the threshold among the candidates.
+static __global__ void __launch_bounds__(kThreads, 1)
+    find_candidate(State* state, Candidates candidates, int64_t numel) {
+  if (!state->failed && state->selected != 0) find_last(state, candidates, numel);
 }
 
 // One CTA each. First the counts of the first read; below, a cut, even of a tensor without elements.

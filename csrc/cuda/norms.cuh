@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       if (lane == i) mine[0] = first, mine[kKinds - 1] = kKinds == 2 ? second : first, exponent = exponents[i];
     }
     for (int k = 0; k < kKinds; ++k) {
-      if (mine[k]) atomicAdd(&sums[k].bins[lane][exponent], static_cast<Count>(mine[k]));
+      if (mine[k]) sums[k].bins[lane][exponent].add(mine[k]);
     }
   });
   __syncthreads();

@@ -10,11 +10,12 @@ namespace fuseo1 {
 struct Output {
   void* data;
   int32_t dtype;
+  int32_t aligned;  // to 16 bytes
 };
 
 // Fills *to for `count` elements from flat index `offset` on; false if the arguments are outside the contract.
 inline bool make_output(void* out, int32_t dtype, int64_t offset, int64_t count, Output* to) {
-  *to = {out, dtype};
+  *to = {out, dtype, aligned16(out)};
   return offset >= 0 && offset % kBlock == 0 && dtype >= FUSEO1_BF16 && dtype <= FUSEO1_FP32 && (out || !count);
 }
 
@@ -42,11 +43,11 @@ struct Results {
     word = kPerWord == 1 ? bits : j % 2 ? (word & 0xffffu) | bits << 16 : (word & 0xffff0000u) | bits;
   }
 
-  // Writes those of which `count` exist, from element `at` on.
-  __device__ __forceinline__ void store(int64_t at, int count, void* out) const {
+  // Writes those of which `count` exist, from element `at` on, a multiple of eight.
+  __device__ __forceinline__ void store(int64_t at, int count, const Output& out) const {
     constexpr int kBytes = sizeof(typename Out::Bits);
-    char* to = static_cast<char*>(out) + at * static_cast<int64_t>(kBytes);
-    if (count == kLane && aligned16(to)) {
+    char* to = static_cast<char*>(out.data) + at * static_cast<int64_t>(kBytes);
+    if (count == kLane && out.aligned) {
 #pragma unroll
       for (int i = 0; i < kWords; i += 4) store16(to + 4 * i, {words[i], words[i + 1], words[i + 2], words[i + 3]});
       return;

@@ -24,30 +24,25 @@ struct Slots {
   int64_t next = 0, end = 0;
   uint32_t found = 0;
 
-  // Appends those of a lane's eight elements from `at` on that are in `inside` (a bit each).
-  __device__ __forceinline__ void append(const Candidates& to, State* state, const Inputs& in, const uint32_t* scores,
-                                         uint32_t inside, int64_t at) {
+  // Appends one element of each lane that says so; `at` is the element's own.
+  __device__ __forceinline__ void append(const Candidates& to, State* state, const Inputs& in, uint32_t score,
+                                         bool mine, int64_t at) {
     const int lane = threadIdx.x % kWarp;
-#pragma unroll
-    for (int j = 0; j < kLane; ++j) {
-      const bool mine = inside >> j & 1u;
-      const uint32_t all = __ballot_sync(kAllLanes, mine);
-      if (all == 0) continue;
-      const int wanted = __popc(all), room = static_cast<int>(end - next), rank = __popc(all & ((1u << lane) - 1));
-      int64_t fresh = 0;
-      if (room < wanted) {
-        if (lane == 0) fresh = static_cast<int64_t>(atomicAdd(&state->slots, static_cast<Count>(kWarp)));
-        fresh = __shfl_sync(kAllLanes, fresh, 0);
-      }
-      const int64_t place = rank < room ? next + rank : fresh + rank - room;
-      if (mine && place < to.capacity) {
-        to.words[place] =
-            static_cast<uint64_t>(scores[j]) << to.place_bits | static_cast<uint64_t>(in.numel - 1 - at - j);
-      }
-      found += wanted;
-      next = room < wanted ? fresh + wanted - room : next + wanted;
-      end = room < wanted ? fresh + kWarp : end;
+    const uint32_t all = __ballot_sync(kAllLanes, mine);
+    if (all == 0) return;
+    const int wanted = __popc(all), room = static_cast<int>(end - next), rank = __popc(all & ((1u << lane) - 1));
+    int64_t fresh = 0;
+    if (room < wanted) {
+      if (lane == 0) fresh = static_cast<int64_t>(atomicAdd(&state->slots, static_cast<Count>(kWarp)));
+      fresh = __shfl_sync(kAllLanes, fresh, 0);
     }
+    const int64_t place = rank < room ? next + rank : fresh + rank - room;
+    if (mine && place < to.capacity) {
+      to.words[place] = static_cast<uint64_t>(score) << to.place_bits | static_cast<uint64_t>(in.numel - 1 - at);
+    }
+    found += wanted;
+    next = room < wanted ? fresh + wanted - room : next + wanted;
+    end = room < wanted ? fresh + kWarp : end;
   }
 
   // Writes 0 to places that stay empty. No candidate is 0, because its score is not.

@@ -17,7 +17,7 @@ extern "C" int fuseo1_cuda_merge_small(const fuseo1_cuda_tensor* tensors, int64_
   in.targets = targets;
   return with_rare_instance(in, [&](auto instance) {
     constexpr int kN = decltype(instance)::kTargets;
-    return check(launch_kernel(merge_small<kN>, static_cast<unsigned>(count), kThreads,
+    return check(launch_kernel(false, merge_small<kN>, static_cast<unsigned>(count), kThreads,
                                static_cast<cudaStream_t>(stream), tensors, targets, how, results),
                  "merge_small", count, targets, "tensors");
   });

@@ -80,7 +80,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarp;
   if (thread <= targets) in.operands[thread] = tensor.operands[thread];
   if (thread < FUSEO1_CUDA_MAX_TARGETS + 2) nonfinite[thread] = 0;
-  if (thread == 0) in.targets = targets, in.numel = tensor.numel;
+  if (thread == 0) {
+    in.targets = targets, in.numel = tensor.numel, in.aligned = 1;
+    for (int i = 0; i <= targets; ++i) in.aligned &= aligned16(tensor.operands[i].data);
+  }
   sums.clear();
   __syncthreads();
   const bool all = how.select_topk == 1.0, none = how.select_topk == 0.0 || in.numel == 0;
@@ -103,7 +106,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       selected = cut_mask(scores, at, found.threshold, found.tie_limit);
     }
     if (rare) clamp(in, &block, &peaks);
-    add_energies(block, peaks, selected, targets, &sums);
+    add_energies(block, peaks, Chosen(selected), targets, &sums);
   });
   __syncthreads();
   fuseo1_cuda_survey* const result = &results[blockIdx.x];
@@ -121,7 +124,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
   __syncthreads();
   take_params(given, targets, &params);
-  const Output out = {tensor.out, tensor.out_dtype};
+  const Output out = {tensor.out, tensor.out_dtype, aligned16(tensor.out)};
   const uint32_t written = fuse_sce<kN, Mixed>(in, params, 0, out, warp, kWarps);
   if (written) atomicAdd(reinterpret_cast<Count*>(&result->written), static_cast<Count>(written));
 }

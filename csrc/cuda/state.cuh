@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// The numbers that a survey's kernels pass to each other in its workspace. The last CTA of a launch decides for the
-// next.
+// The numbers that a survey's kernels pass to each other in its workspace, and how CTAs wait for each other.
 #ifndef FUSEO1_CUDA_STATE_CUH_
 #define FUSEO1_CUDA_STATE_CUH_
+
+#include <cooperative_groups.h>
 
 #include "histogram.cuh"
 
@@ -11,29 +12,27 @@ namespace fuseo1 {
 constexpr uint32_t kNothing = 0x7fffffffu;  // a threshold above every score
 // The exact path counts ties by stretches of this many elements.
 constexpr int64_t kStretch = 65536;
+// Steps of a survey that count digits: of the sample, and towards both bounds of its bracket; of the candidates; on the
+// exact path.
+constexpr int kSampleStep = 0, kBoundSteps = 1, kCandidateSteps = 3;
+constexpr int kExactSteps = kCandidateSteps + kScoreDigits + kOffsetDigits, kSteps = kExactSteps + kOffsetDigits;
 
 struct State {
   Bins energy[2];  // [missed]: the scan's, which hold unless the bracket missed; those of the exact path if it did
   Count nonfinite[FUSEO1_CUDA_MAX_TARGETS + 2];
   Count nonzero, above;
-  Count candidates, slots;  // how many were found; how many places were taken
-  Count histogram[2][kDigits];
+  Count candidates, slots;            // how many were found; how many places were taken
+  Count histograms[kSteps][kDigits];  // one a step, so that none is cleared
   // The sample, which gives the bracket: how many of its scores are not 0; sums over its runs, where a run has `a`
-  // scores above the level and `p` that are not 0.
+  // scores above a level and `p` that are not 0.
   Count present, runs_aa, runs_ap, runs_pp, runs_a;
-  uint32_t level;
-  uint32_t prefix[2];
-  int64_t rank[2];  // from the highest, counted from 0; < 0 or >= present: the bracket is open there
   // Scores in [low, high] are candidates, scores above `high` are selected for certain.
   uint32_t low, high;
   // The threshold search, and its result.
-  int64_t selected, wanted;  // k; how many of the scores that are left are selected
-  uint64_t found;            // digits of the threshold, or of the last candidate that is selected
-  int32_t cut;               // not all ties at the threshold are selected
+  int64_t selected, wanted;  // k; how many of the candidates are selected
   int32_t failed, missed;    // candidates are left out, the exact path finds the threshold; it is not in the bracket
   uint32_t threshold;
   int64_t tie_limit;
-  Count ties;
   int32_t passes;
   uint32_t arrived;  // CTAs that have finished the current launch
 };
@@ -65,6 +64,9 @@ __device__ __forceinline__ bool is_last_cta(State* state) {
   if (last) __threadfence();
   return last;
 }
+
+// Waits until all CTAs of the grid, which are launched together, have come here; they see what the others wrote before.
+__device__ __forceinline__ void wait_for_grid() { cooperative_groups::this_grid().sync(); }
 
 // Calls f(i) for every i below `n`, divided among the threads of a grid.
 template <class F>

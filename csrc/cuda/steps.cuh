@@ -3,8 +3,9 @@
 #ifndef FUSEO1_CUDA_STEPS_CUH_
 #define FUSEO1_CUDA_STEPS_CUH_
 
+#include "bracket.cuh"
+#include "exact.cuh"
 #include "launch.cuh"
-#include "scan.cuh"
 
 namespace fuseo1 {
 
@@ -65,39 +66,18 @@ struct Workspace {
 
 inline int64_t warps_of_candidates(const Workspace& work) { return (work.candidates.capacity / kWarp + 31) / 32; }
 
-// Samples scores, and places the bracket around the score that a `share` of them reach.
+// Places the bracket around the score that a `share` of the elements reach.
 template <int kN, class Source>
-int find_bracket(const Source& in, const Workspace& work, double share, void* stream) {
-  State* const state = work.state;
+int launch_bracket(const Source& in, const Workspace& work, double share, void* stream) {
   const int64_t runs = runs_of(in.numel), warps = (runs + kWarp - 1) / kWarp;
-  int status =
-      launch("sample_scores", in, sample_scores<kN, Source>, warps, stream, in, state, work.sample, runs, share);
-  if (!status) status = launch("measure_runs", in, measure_runs, warps, stream, state, work.sample, runs, share);
-  return status ? status
-                : launch("refine_bracket", in, refine_bracket, warps, stream, state, work.sample, runs * kLane);
+  return launch_waiting("find_bracket", in, find_bracket<kN, Source>, warps, stream, in, work.state, work.sample, runs,
+                        share);
 }
 
-// Finds the last selected candidate, digit by digit.
-inline int find_last_candidate(const Inputs& in, const Workspace& work, void* stream) {
-  const int digits = kScoreDigits + work.candidates.place_bits / kDigitBits;
-  int status = FUSEO1_OK;
-  for (int digit = 0; digit < digits && !status; ++digit) {
-    status = launch("count_candidates", in, count_candidates, warps_of_candidates(work), stream, work.state,
-                    work.candidates, digit, in.numel);
-  }
-  return status;
-}
-
-// The exact path: finds the threshold digit by digit, then the last selected tie.
-template <int kN, class Source>
-int find_exactly(const Source& in, const Workspace& work, void* stream) {
-  int status = FUSEO1_OK;
-  for (int digit = 0; digit < kOffsetDigits && !status; ++digit) {
-    status = launch("count_digits", in, count_digits<kN, Source>, blocks_of(in), stream, in, work.state, digit);
-  }
-  return status
-             ? status
-             : launch("count_ties", in, count_ties<kN, Source>, blocks_of(in), stream, in, work.state, work.stretches);
+template <int kN, bool kEnergies, class Source>
+int launch_exactly(const Source& in, const Workspace& work, void* stream) {
+  return launch_waiting("find_exactly", in, find_exactly<kN, kEnergies, Source>, blocks_of(in), stream, in, work.state,
+                        work.stretches);
 }
 
 }  // namespace fuseo1

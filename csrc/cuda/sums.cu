@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// The C ABI of the surveys of norms and inner products (include/fuseo1/cuda.h).
+// The C ABI of the surveys of norms, overlaps and inner products (include/fuseo1/cuda.h).
 #include "decide.cuh"
 #include "gram.cuh"
 #include "instances.cuh"
 #include "launch.cuh"
+#include "overlaps.cuh"
 
 namespace fuseo1 {
 namespace {
@@ -15,6 +16,39 @@ int launch_norms(const Inputs& in, const Selects& selects, int32_t kind, SumsWor
     return launch("add_norms", in, add_norms<Chosen::kTargets, typename Chosen::Elements>, blocks_of(in), stream, in,
                   selects, kind, work);
   });
+}
+
+int launch_overlaps(const Inputs& in, const Selects& selects, SumsWork* work, void* stream) {
+  return with_instance(in, [&](auto instance) {
+    using Chosen = decltype(instance);
+    return launch("add_overlaps", in, add_overlaps<Chosen::kTargets, typename Chosen::Elements>, blocks_of(in), stream,
+                  in, selects, work);
+  });
+}
+
+// Surveys norms, or `overlaps`.
+int survey_selected(bool overlaps, const fuseo1_operand* operands, int32_t targets, int64_t numel,
+                    const fuseo1_select* selects, void* work, void* room, size_t bytes, fuseo1_cuda_sums* result,
+                    void* stream) {
+  Inputs in = {};
+  Selects taken = {};
+  if (!make_inputs(operands, targets, numel, &in) || !taken.copy(selects, targets, 0, numel) || !work || !result) {
+    return FUSEO1_BAD_ARGUMENT;
+  }
+  for (int i = 0; i < targets; ++i) {
+    if (taken.of[i].kind == FUSEO1_SELECT_BITS) return FUSEO1_BAD_ARGUMENT;
+  }
+  auto* const sums = static_cast<SumsWork*>(work);
+  int status = clear(sums, sizeof *sums, in, stream);
+  if (!status) status = decide(in, 0, &taken, room, bytes, stream);
+  // With more than 8 targets, the norms of all elements and of the selected ones take a launch each.
+  const int kinds = targets > 8 && taken.any && !overlaps ? 2 : 1;
+  for (int kind = 0; kind < kinds && numel && !status; ++kind) {
+    status = overlaps ? launch_overlaps(in, taken, sums, stream) : launch_norms(in, taken, kind, sums, stream);
+  }
+  return status ? status
+                : launch("settle_norms", in, settle_norms, 1, stream, sums, targets, overlaps || taken.any,
+                         numel ? kinds : 0, result);
 }
 
 // The inner products of `count` targets, in read number `pass`, from 1; the first counts elements that are not finite.
@@ -58,23 +92,13 @@ using namespace fuseo1;
 extern "C" int fuseo1_cuda_survey_norms(const fuseo1_operand* operands, int32_t targets, int64_t numel,
                                         const fuseo1_select* selects, void* work, void* room, size_t bytes,
                                         fuseo1_cuda_sums* result, void* stream) {
-  Inputs in = {};
-  Selects taken = {};
-  if (!make_inputs(operands, targets, numel, &in) || !taken.copy(selects, targets, 0, numel) || !work || !result) {
-    return FUSEO1_BAD_ARGUMENT;
-  }
-  for (int i = 0; i < targets; ++i) {
-    if (taken.of[i].kind == FUSEO1_SELECT_BITS) return FUSEO1_BAD_ARGUMENT;
-  }
-  auto* const sums = static_cast<SumsWork*>(work);
-  int status = clear(sums, sizeof *sums, in, stream);
-  if (!status) status = decide(in, 0, &taken, room, bytes, stream);
-  // With more than 8 targets, the sums of all elements and of the selected ones take a launch each.
-  const int kinds = targets > 8 && taken.any ? 2 : 1;
-  for (int kind = 0; kind < kinds && numel && !status; ++kind) status = launch_norms(in, taken, kind, sums, stream);
-  return status
-             ? status
-             : launch("settle_norms", in, settle_norms, 1, stream, sums, targets, taken.any, numel ? kinds : 0, result);
+  return survey_selected(false, operands, targets, numel, selects, work, room, bytes, result, stream);
+}
+
+extern "C" int fuseo1_cuda_survey_overlaps(const fuseo1_operand* operands, int32_t targets, int64_t numel,
+                                           const fuseo1_select* selects, void* work, void* room, size_t bytes,
+                                           fuseo1_cuda_sums* result, void* stream) {
+  return survey_selected(true, operands, targets, numel, selects, work, room, bytes, result, stream);
 }
 
 extern "C" int fuseo1_cuda_survey_gram(const fuseo1_operand* operands, int32_t targets, int64_t numel,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The workspace of the surveys that only sum: norms and inner products.
+// The workspace of the surveys that only sum: norms, overlaps and inner products.
 #ifndef FUSEO1_CUDA_SUMS_CUH_
 #define FUSEO1_CUDA_SUMS_CUH_
 
@@ -16,7 +16,7 @@ struct SumsWork {
   Count nonfinite[FUSEO1_CUDA_MAX_TARGETS + 2];
   int32_t doubtful;  // whether some of these are not 0; set by settle_nonfinite
   union {
-    Bins norms[2];  // of all elements, of the selected ones
+    Bins norms[2];  // of all elements, of the selected ones; or the counts of overlaps, together and alone
     Count gram[kGramPairs][kExponents];
   };
 };

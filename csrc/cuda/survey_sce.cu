@@ -18,25 +18,21 @@ int64_t bytes_for(int32_t targets, int64_t numel, double select_topk) {
 // Finds the threshold and the energies, from an empty state.
 int find_threshold(const Inputs& in, double select_topk, const Workspace& work, void* stream) {
   State* const state = work.state;
-  const int64_t blocks = blocks_of(in);
   int status = with_rare_instance(
-      in, [&](auto instance) { return find_bracket<decltype(instance)::kTargets>(in, work, select_topk, stream); });
+      in, [&](auto instance) { return launch_bracket<decltype(instance)::kTargets>(in, work, select_topk, stream); });
   if (!status) {
     status = with_instance(in, [&](auto instance) {
       using Chosen = decltype(instance);
-      return launch("scan", in, scan<Chosen::kTargets, typename Chosen::Elements>, blocks, stream, in, state,
+      return launch("scan", in, scan<Chosen::kTargets, typename Chosen::Elements>, blocks_of(in), stream, in, state,
                     work.candidates, select_topk);
     });
   }
-  if (!status) status = find_last_candidate(in, work, stream);
   if (status) return status;
   return with_rare_instance(in, [&](auto instance) {
     constexpr int kN = decltype(instance)::kTargets;
-    int result = launch("finish_candidates", in, finish_candidates<kN>, warps_of_candidates(work), stream, in, state,
-                        work.candidates);
-    if (!result) result = find_exactly<kN>(in, work, stream);
-    if (!result) result = launch("energy_selected", in, energy_selected<kN>, blocks, stream, in, state);
-    return result;
+    const int result = launch_waiting("finish_candidates", in, finish_candidates<kN>, warps_of_candidates(work), stream,
+                                      in, state, work.candidates);
+    return result ? result : launch_exactly<kN, true>(in, work, stream);
   });
 }
 

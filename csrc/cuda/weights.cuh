@@ -11,16 +11,20 @@ namespace fuseo1 {
 constexpr double kMergekitFloor = 1e-6;
 
 // The exact sums of each exponent, added in fp64 from the smallest on. T: their type, signed or unsigned.
-template <class T>
-__device__ inline double exact_sum(const Count* sums) {
+template <class T, class Sum>
+__device__ inline double exact_sum(const Sum* sums) {
   double all = 0.0;
   for (int e = 0; e < kExponents; ++e) {
-    if (sums[e]) all = __dadd_rn(all, ldexp(static_cast<double>(static_cast<T>(sums[e])), e - 149));
+    const Count sum = count_of(sums[e]);
+    if (sum) all = __dadd_rn(all, ldexp(static_cast<double>(static_cast<T>(sum)), e - 149));
   }
   return all;
 }
 
-__device__ inline double energy_of(const Count* sums) { return exact_sum<Count>(sums); }
+template <class Sum>
+__device__ inline double energy_of(const Sum* sums) {
+  return exact_sum<Count>(sums);
+}
 
 __device__ inline void sce_params(const double* energy, int targets, int64_t numel, const fuseo1_cuda_sce& how,
                                   uint32_t threshold, int64_t tie_limit, fuseo1_cuda_params* params) {

@@ -41,6 +41,8 @@ class Survey:
     @staticmethod
     def norms(numel: int, selects: Sequence[Select]) -> Survey: ...
     @staticmethod
+    def overlaps(numel: int, selects: Sequence[Select]) -> Survey: ...
+    @staticmethod
     def gram(targets: int, numel: int, of_inputs: bool) -> Survey: ...
     @staticmethod
     def divergences(numel: int, row: int) -> Survey: ...
@@ -80,6 +82,7 @@ class FuseParams:
         *,
         weights: Sequence[float],
         shares: Sequence[float],
+        alone: Sequence[float],
         elect: int,
         divisor: float,
         floor_divisor: float,

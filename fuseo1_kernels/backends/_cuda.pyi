@@ -63,6 +63,7 @@ def fuse_general(
     *,
     weights: Sequence[float],
     shares: Sequence[float],
+    alone: Sequence[float],
     elect: int,
     divisor: float,
     floor_divisor: float,
@@ -81,6 +82,15 @@ def fuse_general(
     stream: int,
 ) -> None: ...
 def survey_norms(
+    operands: _Operands,
+    numel: int,
+    selects: Sequence[Select],
+    work: int,
+    room: _Room,
+    result: int,
+    stream: int,
+) -> None: ...
+def survey_overlaps(
     operands: _Operands,
     numel: int,
     selects: Sequence[Select],

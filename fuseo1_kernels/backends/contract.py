@@ -135,6 +135,16 @@ class Norms:
 
 
 @dataclass(frozen=True)
+class Overlaps:
+    """Asks how many elements of its selection each target has together with others', and how many alone.
+
+    A target has no element in which it is equal to the base.
+    """
+
+    selects: tuple[Select, ...]
+
+
+@dataclass(frozen=True)
 class Gram:
     """Asks for the inner products of all task vectors or, with `of_inputs`, of base and targets."""
 
@@ -154,7 +164,7 @@ class Divergences:
 
 
 #: The request of a survey; a number is SCE's select_topk.
-Request: TypeAlias = float | Magnitudes | Norms | Gram | Divergences
+Request: TypeAlias = float | Magnitudes | Norms | Overlaps | Gram | Divergences
 
 
 def kept_bytes(request: Request, numel: int) -> int:
@@ -179,6 +189,7 @@ class FuseParams:
         elect: how signs are elected.
         divisor: None: the sum of the survivors' shares.
         shares: each target's share in the divisor; None: the weights.
+        alone: by target, a factor of its term in elements where it alone survives; None: 1 each.
         scale, base_scale: factors of the merged task vector and of the base.
         selects: one per target; empty: everything is selected.
         kept: one per target, or empty: the masks that a survey of the same backend drew for `selects`; lets fuse skip
@@ -193,6 +204,7 @@ class FuseParams:
     elect: Elect = "sum"
     divisor: float | None = None
     shares: tuple[float, ...] | None = None
+    alone: tuple[float, ...] | None = None
     scale: float = 1.0
     base_scale: float = 1.0
     selects: tuple[Select, ...] = ()

@@ -24,6 +24,7 @@ from .contract import (
     Kept,
     Magnitudes,
     Norms,
+    Overlaps,
     Ranked,
     Request,
     RowFactors,
@@ -39,6 +40,7 @@ from .results import (
     GramResult,
     MagnitudesResult,
     NormsResult,
+    OverlapsResult,
     SceResult,
     SurveyResult,
 )
@@ -95,6 +97,7 @@ def _native(params: FuseParams, offset: int, count: int) -> _cpu.FuseParams:
     return _cpu.FuseParams(
         weights=params.weights,
         shares=params.shares or (),
+        alone=params.alone or (),
         elect=_ELECT[params.elect],
         divisor=params.divisor or 0.0,
         floor_divisor=params.floor_divisor,
@@ -139,10 +142,11 @@ def _native_survey(targets: int, numel: int, request: Request, max_bytes: int) -
     if isinstance(request, Magnitudes):
         _check_targets(len(request.ranks), targets, "ranks")
         return _cpu.Survey.magnitudes(numel, request.ranks, max_bytes, *_rows(request.rows))
-    if isinstance(request, Norms):
+    if isinstance(request, Norms | Overlaps):
         _check_targets(len(request.selects), targets, "selections")
         check_rows(request.selects, numel)
-        return _cpu.Survey.norms(numel, [native_select(select) for select in request.selects])
+        create = _cpu.Survey.norms if isinstance(request, Norms) else _cpu.Survey.overlaps
+        return create(numel, [native_select(select) for select in request.selects])
     if isinstance(request, Gram):
         return _cpu.Survey.gram(targets, numel, request.of_inputs)
     if isinstance(request, Divergences):
@@ -159,7 +163,7 @@ def _check_targets(asked: int, targets: int, what: str) -> None:
 def _answer(survey: _cpu.Survey, request: Request, room: Buffer | None) -> SurveyResult:
     """The result of a finished `survey`. `room`: the memory lent to it."""
     found = survey.result()
-    if not isinstance(request, Magnitudes | Norms | Gram | Divergences):
+    if isinstance(request, int | float):
         return SceResult(**found)
     counts = Counts(passes=found["passes"], nonfinite=found["nonfinite"])
     if isinstance(request, Magnitudes):
@@ -173,6 +177,9 @@ def _answer(survey: _cpu.Survey, request: Request, room: Buffer | None) -> Surve
         kept = tuple(Kept(address, room) if address else None for address in survey.kept())
         norms = tuple(zip(sums, sums, strict=True))
         return NormsResult(**counts, norms=norms, kept=kept if any(kept) else ())
+    if isinstance(request, Overlaps):
+        numbers = map(int, sums)
+        return OverlapsResult(**counts, overlaps=tuple(zip(numbers, numbers, strict=True)))
     vectors = len(found["nonfinite"]) - 2 + request.of_inputs
     gram = tuple(tuple(islice(sums, vectors)) for _ in range(vectors))
     return GramResult(**counts, gram=gram)

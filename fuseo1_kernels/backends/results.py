@@ -82,6 +82,17 @@ class NormsResult(SurveyResult):
 
 
 @dataclass(frozen=True, kw_only=True)
+class OverlapsResult(SurveyResult):
+    """The answer to Overlaps.
+
+    Attributes:
+        overlaps: by target, how many elements it has together with others, and how many alone.
+    """
+
+    overlaps: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class GramResult(SurveyResult):
     """The answer to Gram.
 

@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from ..errors import ConfigError, did_you_mean
-from ..methods import METHODS, NOT_YET
+from ..methods import METHODS
 from ..methods.method import Method
 from .checks import NO_BASE, check_setting, check_sources, check_spelling, collect
 from .resolve import Part, Scope, all_scopes
@@ -295,10 +295,6 @@ class MergeConfig(Section):
     @field_validator("merge_method")
     @classmethod
     def _check_method(cls, name: str) -> str:
-        if name in NOT_YET:
-            raise ValueError(
-                f"mergekit has {name}; not in fuseo1-kernels yet (here: {', '.join(METHODS)})"
-            )
         if name not in METHODS:
             raise ValueError(f"unknown method {name!r}{did_you_mean(name, METHODS)}")
         return name

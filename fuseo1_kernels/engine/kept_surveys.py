@@ -9,12 +9,22 @@ from dataclasses import asdict, replace
 
 from pydantic import BaseModel, ConfigDict
 
-from ..backends.contract import NOTHING, Cut, Divergences, Gram, Magnitudes, Norms, Request
+from ..backends.contract import (
+    NOTHING,
+    Cut,
+    Divergences,
+    Gram,
+    Magnitudes,
+    Norms,
+    Overlaps,
+    Request,
+)
 from ..backends.results import (
     DivergencesResult,
     GramResult,
     MagnitudesResult,
     NormsResult,
+    OverlapsResult,
     SceResult,
     SurveyResult,
 )
@@ -31,7 +41,9 @@ class _Line(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
     key: Checksum
-    survey: SceResult | MagnitudesResult | NormsResult | GramResult | DivergencesResult
+    survey: (
+        SceResult | MagnitudesResult | NormsResult | OverlapsResult | GramResult | DivergencesResult
+    )
 
 
 def encode_survey(key: str, survey: SurveyResult) -> bytes:
@@ -77,6 +89,11 @@ def fits(survey: SurveyResult, job: Job, request: Request) -> bool:
             len(survey.norms) == targets
             and not survey.kept
             and all(_are_amounts(norms) for norms in survey.norms)
+        )
+    if isinstance(request, Overlaps):
+        return isinstance(survey, OverlapsResult) and (
+            len(survey.overlaps) == targets
+            and all(min(counts) >= 0 and sum(counts) <= numel for counts in survey.overlaps)
         )
     if isinstance(request, Gram):
         vectors = targets + request.of_inputs

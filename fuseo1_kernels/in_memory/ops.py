@@ -67,7 +67,7 @@ def survey(
         targets: 1 to 64 (on a GPU 16) tensors of the base's shape and device, each bf16, fp16 or fp32.
         select_topk: fraction of the elements with non-zero variance to select, in [0, 1]. SCE's survey: threshold and
             energies.
-        request: another survey instead: Magnitudes (TIES, breadcrumbs), Norms, Gram or Divergences.
+        request: another survey instead: Magnitudes (TIES, breadcrumbs), Norms, Overlaps, Gram or Divergences.
         backend: "auto", "cpu" or "reference"; for tensors on a GPU "auto", "cuda" or "triton", which use the current
             stream and wait for it. With TRITON_INTERPRET=1 "triton" takes tensors on the CPU.
         threads: number of threads. None: one for each core that this process may use.
@@ -122,6 +122,7 @@ def fuse(
     for noun, values in (
         ("weights", params.weights),
         ("shares", params.shares),
+        ("alone", params.alone),
         ("selects", params.selects or None),
     ):
         if values is not None and len(values) != len(targets):

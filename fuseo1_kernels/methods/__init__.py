@@ -10,6 +10,7 @@ from .method import Method, Parameter, Scalar, Values
 from .model_stock import MODEL_STOCK
 from .multislerp import MULTISLERP
 from .nearswap import NEARSWAP
+from .ram import RAM, RAMPLUS_TL
 from .rule import Average, ByColumn, ByRow, ByVector, Rule, TensorSpec
 from .sce import SCE
 from .slerp import NUSLERP, SLERP
@@ -17,7 +18,6 @@ from .task_arithmetic import TASK_ARITHMETIC
 
 __all__ = [
     "METHODS",
-    "NOT_YET",
     "Average",
     "ByColumn",
     "ByRow",
@@ -43,10 +43,9 @@ METHODS: dict[str, Method] = {
         KARCHER,
         NEARSWAP,
         ARCEE_FUSION,
+        RAM,
+        RAMPLUS_TL,
         PASSTHROUGH,
         AVERAGE,
     )
 }
-
-#: Methods that mergekit 0.1.5 has and this version does not: refused by name.
-NOT_YET = ("ram", "ramplus_tl")

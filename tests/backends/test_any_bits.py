@@ -89,6 +89,7 @@ def any_merge(draw: st.DrawFn) -> tuple[list[torch.Tensor], FuseParams]:
         elect=draw(st.sampled_from(ELECTS)),
         divisor=draw(st.one_of(st.none(), _NUMBER)),
         shares=draw(st.one_of(st.none(), some)) or None,
+        alone=draw(st.one_of(st.none(), some)) or None,
         scale=draw(_NUMBER),
         base_scale=draw(_NUMBER),
         selects=draw(st.lists(_SELECT, min_size=targets, max_size=targets).map(tuple)),

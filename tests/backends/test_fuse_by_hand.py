@@ -48,6 +48,11 @@ BY_HAND: dict[str, tuple[list[list[float]], FuseParams, list[float]]] = {
         FuseParams((1.0, 1.0), elect="weighted", shares=(3.0, 1.0)),
         [0.75, 1 / 3],
     ),
+    "alone": (
+        [[1.0, 1.0, 0.0], [2.0, 0.0, 4.0]],
+        FuseParams((1.0, 0.5), elect="none", shares=(1.0, 1.0), alone=(3.0, 5.0)),
+        [1.0, 3.0, 10.0],
+    ),
     "shares that cancel divide by one": (
         [[1.0], [1.0]],
         FuseParams((1.0, 2.0), elect="none", shares=(1.0, -1.0)),

@@ -136,7 +136,7 @@ def test_chunks_and_threads_change_no_bit(backend: str, elect: Elect, name: str)
 
 def native(selects: Sequence[_cpu.Select], elect: int = _cpu.ELECT_WEIGHTED) -> _cpu.FuseParams:
     return _cpu.FuseParams(
-        weights=WEIGHTS[: len(selects)], shares=(), elect=elect, divisor=0.0, floor_divisor=0.0, scale=1.0,
+        weights=WEIGHTS[: len(selects)], shares=(), alone=(), elect=elect, divisor=0.0, floor_divisor=0.0, scale=1.0,
         base_scale=1.0, selects=selects, masked=False, threshold=0, tie_limit=-1,
     )  # fmt: skip
 

@@ -121,7 +121,7 @@ def test_data_that_change_between_passes_are_an_error(
 # --- fuse ---
 
 _PARAMS = {
-    "weights": (1.0, 1.0), "shares": (), "elect": _cpu.ELECT_SUM, "divisor": 0.0, "floor_divisor": 0.0,
+    "weights": (1.0, 1.0), "shares": (), "alone": (), "elect": _cpu.ELECT_SUM, "divisor": 0.0, "floor_divisor": 0.0,
     "scale": 1.0, "base_scale": 1.0, "selects": (), "masked": False, "threshold": 0, "tie_limit": -1,
 }  # fmt: skip
 
@@ -138,8 +138,8 @@ def test_the_native_fuse_refuses_what_the_contract_excludes(cpu: str) -> None:
         "out": out.data_ptr(), "out_dtype": 0, "threads": 1,
     }  # fmt: skip
     assert _cpu.fuse(**good) == 0  # type: ignore[arg-type]
-    for wrong in ({"shares": (1.0,)}, {"selects": (_cpu.Select(),)}):
-        with pytest.raises(ValueError, match="wrong number of shares or selections"):
+    for wrong in ({"shares": (1.0,)}, {"alone": (1.0,)}, {"selects": (_cpu.Select(),)}):
+        with pytest.raises(ValueError, match="wrong number of shares, factors or selections"):
             native(**wrong)
     for bad in (
         *({"params": native(weights=(1.0,))}, {"offset": 1}, {"offset": -256}, {"count": -1}),

@@ -32,6 +32,7 @@ MODES: dict[str, dict[str, Any]] = {
     "scaled": {"divisor": 1.7, "scale": 0.3, "base_scale": 1.3},
     "floored": {"floor_divisor": 0.9},
     "shares": {"shares": "reversed"},
+    "alone": {"alone": "reversed"},
 }
 WEIGHTS = {
     "alike": lambda n: (1.0,) * n,
@@ -44,8 +45,8 @@ TARGETS = (*range(1, 17), 33, 64)
 
 def params_of(elect: Elect, weights: Sequence[float], mode: str) -> FuseParams:
     how = dict(MODES[mode])
-    if how.get("shares"):
-        how["shares"] = tuple(weights)[::-1]
+    for key in how.keys() & {"shares", "alone"}:
+        how[key] = tuple(weights)[::-1]
     return FuseParams(tuple(weights), elect=elect, **how)
 
 
@@ -75,6 +76,8 @@ def exact(column: Sequence[float], params: FuseParams) -> Fraction | None:
     if not any(alive):
         return base
     num = sum(v for v, a in zip(t, alive, strict=True) if a)
+    if params.alone and alive.count(True) == 1:
+        num *= Fraction(params.alone[alive.index(True)])
     shares = params.shares or params.weights
     den = sum(Fraction(v) for v, a in zip(shares, alive, strict=True) if a)
     by = Fraction(params.divisor or 0) or max(den, Fraction(params.floor_divisor)) or 1

@@ -1,4 +1,4 @@
-"""The surveys of magnitudes, norms and Gram matrices, against oracles of their own (support/oracles/surveys.py)."""
+"""Surveys of magnitudes, norms, overlaps and inner products, against oracles of their own (oracles/surveys.py)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fuseo1_kernels.backends import _cpu
-from fuseo1_kernels.backends.contract import ALL, NONE, Cut, Gram, Magnitudes, Norms
+from fuseo1_kernels.backends.contract import ALL, NONE, Cut, Gram, Magnitudes, Norms, Overlaps
 from fuseo1_kernels.backends.registry import load_backend
 from fuseo1_kernels.backends.results import GramResult, MagnitudesResult, NormsResult, expect
 from support.hard_scores import PATTERNS, Pattern, pattern
@@ -117,7 +117,9 @@ def test_any_values(data: st.DataObject, targets: int, numel: int) -> None:
     rank = st.integers(0, numel)
     ranks = tuple(data.draw(st.tuples(rank, rank, rank)) for _ in range(targets))
     exact = widen(tensors)
-    for request in (Magnitudes(ranks), Norms(some_selects(exact.d)), Gram(), Gram(of_inputs=True)):
+    selects = some_selects(exact.d)
+    sums = (Norms(selects), Overlaps(selects), Gram(), Gram(of_inputs=True))
+    for request in (Magnitudes(ranks), *sums):
         answer = learned(expected(tensors, request, exact))
         for isa in _cpu.available_isas():
             with instruction_set(isa):

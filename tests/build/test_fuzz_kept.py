@@ -95,6 +95,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "model_stock": {},
     "karcher": {"base_model": ...},
     "arcee_fusion": {"models": 1},
+    "ramplus_tl": {"parameters": {"epsilon": 1e-3}},
 }
 
 

@@ -19,20 +19,28 @@ from support.sass import Instruction, functions, loops, shortest_way, waits_betw
 pytestmark = pytest.mark.toolchain
 
 # Template arguments as they are mangled: the most targets, what the operands are, and perhaps one more.
-INSTANCE = re.compile(r"^_ZN6fuseo1\d+(\w+?)ILi(\d+)ENS_\d+(AllBf16|Mixed)E(Lb[01]|)E")
-HOT = ("energy_all", "scan", "fuse", "fuse_general", "add_norms")
+INSTANCE = re.compile(
+    r"^_ZN6fuseo1\d+(\w+?)ILi(\d+)ENS_\d+(AllBf16|Mixed)E((?:Lb[01]|Li\d|Lin\d)?)E*v"
+)
+HOT = ("energy_all", "scan", "fuse", "fuse_general Lin1", "add_norms")
 FEW = ("add_gram Lb0", "add_gram Lb1")  # of at most four targets
+ELECTIONS = {"weighted": 1, "counted": 2, "none": 3}
+FEW_BF16 = tuple(f"fuse_general Li{e}" for e in (0, *ELECTIONS.values()))
 INSTANCES = [
     (k, n, e)
-    for kernels, targets in ((HOT, (1, 2, 3, 4, 8, 16)), (FEW, (1, 2, 3, 4)))
+    for kernels, targets, elements in (
+        (HOT, (1, 2, 3, 4, 8, 16), ("AllBf16", "Mixed")),
+        (FEW, (1, 2, 3, 4), ("AllBf16", "Mixed")),
+        (FEW_BF16, (1, 2, 3, 4), ("AllBf16",)),
+    )
     for k in kernels
     for n in targets
-    for e in ("AllBf16", "Mixed")
+    for e in elements
 ]
-# Kernels of the exact path, and of the sample before it, of at most 8 or 16 targets, and how many loops each has:
-# count_ties ends in find_tie's.
-EXACT = {"sample_scores": 1, "count_digits": 1, "count_ties": 2, "energy_selected": 1}
-EXACT_INSTANCE = re.compile(r"^_ZN6fuseo1\d+(\w+?)ILi(\d+)E(?:NS_6InputsE)?EEv")
+# Kernels of the exact path, and of the sample before it, of at most 8 or 16 targets, and how many loops each has: for
+# digits, ties by stretches, ties of one stretch, energies.
+EXACT = {"find_bracket": 1, "find_exactly": 4}
+EXACT_INSTANCE = re.compile(r"^_ZN6fuseo1\d+(\w+?)ILi(\d+)E(?:Lb1E)?NS_6InputsEEEv")
 # On the way of every full, aligned block: neither spilled registers, nor subroutines, nor elements one by one.
 NEVER = r"^(LDL|STL|CALL)|^LDG\S*\.U8"
 LOAD, STORE = r"LDG\S*\.128", r"STG\S*\.128"
@@ -90,7 +98,10 @@ def code(listed: dict[str, list[Instruction]]) -> Code:
     found = {}
     for name, instructions in listed.items():
         match = INSTANCE.match(name)
-        if match and (kernel := f"{match.group(1)} {match.group(4)}".rstrip()) in HOT + FEW:
+        if (
+            match
+            and (kernel := f"{match.group(1)} {match.group(4)}".rstrip()) in HOT + FEW + FEW_BF16
+        ):
             found[kernel, int(match.group(2)), match.group(3)] = instructions
     return found
 
@@ -155,16 +166,35 @@ def test_no_register_is_spilled(dumped: tuple[str, str]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kernel", ["energies", "fuse", "masked fuse", "scan"])
+@pytest.mark.parametrize(
+    "kernel", ["energies", "fuse", "masked fuse", "scan", *(f"fuse, {e}" for e in ELECTIONS)]
+)
 def test_no_more_instructions_than_the_docs_say(kernel: str, code: Code, newest: int) -> None:
     """Of a block of three bf16 targets, on the way that it must take."""
     if newest != 90:
         pytest.skip("the docs count instructions of sm_90")
     [row] = re.findall(rf"^\| {kernel} \| (\d+) \|", GPU_DOCS.read_text(encoding="utf-8"), re.M)
     name = {"energies": "energy_all", "masked fuse": "fuse"}.get(kernel, kernel)
+    if "," in kernel:
+        name = f"fuse_general Li{ELECTIONS[kernel.split(', ')[1]]}"
     instructions = code[name, 3, "AllBf16"]
     ways = [shortest_way(instructions, loop, MUST) for loop in main_loops(code, name, 3, "AllBf16")]
     assert (min if kernel == "fuse" else max)(ways) <= int(row)
+
+
+@pytest.mark.slow
+def test_registers_for_five_ctas(dumped: tuple[str, str], code: Code) -> None:
+    """Of up to three targets a multiprocessor holds five CTAs or more: of 65,536 registers, 8 by 8."""
+    taken = dict(re.findall(r"Function (\S+):\s+REG:(\d+)", dumped[1]))
+    few = {
+        name: match
+        for name in taken
+        if (match := INSTANCE.match(name)) and int(match.group(2)) <= 3
+        if match.group(1) in ("energy_all", "scan", "fuse", "fuse_general")
+        if match.group(4) != "Lin1"
+    }
+    assert len(few) == 3 * (3 * 2 + len(FEW_BF16))
+    assert {n: int(taken[n]) for n in few if int(taken[n]) > 65_536 // (5 * 128) // 8 * 8} == {}
 
 
 LISTING = """

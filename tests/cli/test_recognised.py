@@ -175,7 +175,7 @@ def test_a_config_that_is_too_large(family: Family) -> None:
 # --- a method that is misspelt -----------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["sec", "ties2", "ramplus_tl", ..., 5, None])
+@pytest.mark.parametrize("method", ["sec", "ties2", ..., 5, None])
 def test_a_misspelt_method_is_all_that_is_said(method: object, family: Family) -> None:
     family.configure(merge_method=method, base_model=...)
     message = refused(family, words=(f"{family.config}: merge_method: ",))

@@ -10,7 +10,6 @@ import pytest
 
 from fuseo1_kernels.config.load import load_config
 from fuseo1_kernels.errors import ConfigError, MergeError
-from fuseo1_kernels.methods import NOT_YET
 from support.config_files import FUSEO1, SLICES, config, data, models, refusal
 
 # --- mistakes: the file and its YAML -------------------------------------------------------------
@@ -166,11 +165,6 @@ NO_FIT = "tokenizer_files.overrides: must fit into tokenizer_config.json"
         (
             {"tokenizer": {"tokens": {"a": {"source": {"kind": "model_token", "model": "m"}}}}},
             "tokenizer.tokens.a.source: exactly one of `token` and `token_id` must be given",
-        ),
-        # What mergekit has and this package does not.
-        *(
-            ({"merge_method": name}, f"mergekit has {name}; not in fuseo1-kernels yet")
-            for name in NOT_YET
         ),
         # A model and its adapter.
         *(

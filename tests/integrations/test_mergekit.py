@@ -133,6 +133,8 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
         {"weight": [0.25, 0.5], "nuslerp_row_wise": True, "nuslerp_flatten": False},
     ),
     "passthrough": (1, {"scale": 0.5}),
+    "ram": (3, {"epsilon": 0.5}),
+    "ramplus_tl": (3, {"epsilon": 0.5, "r": 0.25, "alpha": 2.0}),
     "slerp": (2, {"t": 0.25}),
     "task_arithmetic": (3, {"weight": [0.25, -0.5], "lambda": 0.5}),
     "ties": (3, {"weight": [0.25, 0.5], "density": [0.5, 0.25]}),

@@ -18,6 +18,7 @@ from fuseo1_kernels.backends.contract import (
     Gram,
     Magnitudes,
     Norms,
+    Overlaps,
     Ranked,
     Request,
     RowFactors,
@@ -62,7 +63,9 @@ def fused(params: FuseParams, *kernels: str) -> Op:
 
 OPS = {
     "survey of all": surveyed(1.0, "memset", "energy_all", "settle"),
-    "survey": surveyed(0.3, "memset", "scan", "finish_candidates", "count_ties", "settle"),
+    "survey": surveyed(
+        0.3, "memset", "scan", "find_bracket", "finish_candidates", "find_exactly", "settle"
+    ),
     "fuse": fused(FuseParams((1.0, 0.5, 0.2)), "fuse"),
     "general fuse": fused(
         FuseParams((1.0, 0.5, 0.2), elect="weighted", selects=SELECTS),
@@ -74,7 +77,10 @@ OPS = {
         "2 tensors, 3 targets",
     ),
     "norms": surveyed(Norms(SELECTS), "rank_rows", "decide_band", "add_norms", "settle_norms"),
+    "overlaps": surveyed(Overlaps(SELECTS), "rank_rows", "add_overlaps", "settle_norms"),
     "gram": surveyed(Gram(), "memset", "add_gram", "settle_gram"),
-    "magnitudes": surveyed(Magnitudes(((50,), (100,), (0,))), "scan_magnitudes", "settle_cut"),
+    "magnitudes": surveyed(
+        Magnitudes(((50,), (100,), (0,))), "scan_magnitudes", "find_candidate", "settle_cut"
+    ),
     "divergences": surveyed(Divergences(NUMEL // 4), "memset", "find_divergences", targets=1),
 }

@@ -36,6 +36,8 @@ MODES: tuple[dict[str, object], ...] = (
     {"divisor": -3.0, "base_scale": -1.0},
     {"shares": (1.0, 1.0, 1.0), "scale": 0.3},
     {"shares": (0.1, -0.2, 0.1), "scale": -1.7, "base_scale": 0.9},
+    {"alone": (1.2, 3.0, 1.05), "shares": (1.0, 1.0, 1.0)},
+    {"alone": (1.25, -0.5, 0.0), "divisor": 2.0},
     {"masked": True, "threshold": 0x35000000, "tie_limit": 999},
     {"masked": True, "threshold": 0x34800000, "floor_divisor": 1e-6, "scale": -1.0},
 )

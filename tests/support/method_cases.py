@@ -158,6 +158,8 @@ CASES = {
     "karcher": Case("karcher", 3, base=False),
     "nearswap": Case("nearswap", 1, shared={"t": 1e-4}),
     "arcee_fusion": Case("arcee_fusion", 1),
+    "ram": Case("ram", 3, shared={"epsilon": 1e-3}),
+    "ramplus_tl": Case("ramplus_tl", 3, shared={"epsilon": 1e-3, "alpha": 3.0}),
     "passthrough": Case("passthrough", 1, base=False),
     "passthrough, scaled": Case("passthrough", 1, base=False, shared={"scale": 0.3}),
 }

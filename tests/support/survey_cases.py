@@ -18,6 +18,7 @@ from fuseo1_kernels.backends.contract import (
     Gram,
     Magnitudes,
     Norms,
+    Overlaps,
     Request,
     Select,
 )
@@ -28,10 +29,19 @@ from fuseo1_kernels.backends.results import (
     GramResult,
     MagnitudesResult,
     NormsResult,
+    OverlapsResult,
     SurveyResult,
 )
 from fuseo1_kernels.in_memory.ops import as_arrays
-from support.oracles.surveys import Widened, cut_after, gram_matrix, norm_pair, widen
+from support.oracles.surveys import (
+    Widened,
+    cut_after,
+    gram_matrix,
+    norm_pair,
+    overlap_counts,
+    selected,
+    widen,
+)
 from support.tensors import learned, siblings
 
 Dtypes = torch.dtype | Sequence[torch.dtype]
@@ -97,6 +107,9 @@ def expected(
     if isinstance(request, Norms):
         by_select = zip(exact.d, request.selects, strict=True)
         return NormsResult(**counts, norms=tuple(norm_pair(x, s) for x, s in by_select))
+    if isinstance(request, Overlaps):
+        by_select = zip(exact.d, request.selects, strict=True)
+        return OverlapsResult(**counts, overlaps=overlap_counts([selected(*x) for x in by_select]))
     assert isinstance(request, Gram)
     return GramResult(**counts, gram=gram_matrix(exact.inputs if request.of_inputs else exact.d))
 
@@ -109,6 +122,7 @@ def answers_to(tensors: Sequence[torch.Tensor], *topks: float) -> Answers:
     asked: list[Request] = [
         Magnitudes(ranks_of(tensors[0].numel(), targets)),
         Norms(some_selects(exact.d)),
+        Overlaps(some_selects(exact.d)),
         Gram(),
         Gram(of_inputs=True),
         *topks,

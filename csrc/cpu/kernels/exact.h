@@ -46,8 +46,8 @@ struct Election {
 // element is selected by score. The results are rounded to odd if they will be rounded again, else to nearest.
 //
 // If no target survives, delta is -0.0. The empty sum is -0.0, and stays so when it is divided and multiplied by
-// anything not negative; the instance for any number of targets (kTargets 0) also handles negative numbers, and
-// `chosen` for elections other than SUM.
+// anything not negative; the instance for any number of targets (kTargets 0) also handles negative numbers, `alone`,
+// and `chosen` for elections other than SUM.
 //
 // kFixed: the divisor is params.divisor. A template argument, because GCC 12 would test it in the loop.
 template <int kElect, int kTargets, bool kFixed>
@@ -75,8 +75,8 @@ void merge_exactly(const fuseo1_fuse_params& params, bool to_odd, const Block& b
     Election<kElect> election;
     for (int i = 0; i < n; ++i) election.vote(load<Vfh>(block.d[i] + j), election.kByTerms ? weighed(i) : Vd{});
     election.close();
-    Vd num = nothing, den{};
-    Mask64 any{};
+    Vd num = nothing, den{}, alone = splat(1.0);
+    Mask64 any{}, several{};
     if (kAllVotes) {
       Vdu votes{};
       for (int i = 0; i < n; ++i) votes |= bits(weighed(i));
@@ -88,8 +88,13 @@ void merge_exactly(const fuseo1_fuse_params& params, bool to_odd, const Block& b
       if (kMayChoose && chosen) survives &= half(chosen[j / kWidth], j % kWidth / kWidth64);
       num = add(survives, num, t);
       if (!kFixed) den = add(survives, den, shares[i]);
+      if (kAny && params.alone) {
+        several |= any & survives;
+        alone = select(survives, splat(params.alone[i]), alone);
+      }
       if (kAny) any |= survives;
     }
+    if (kAny && params.alone) num *= select(several, splat(1.0), alone);
     if (!kFixed) {
       num /= select(greater_equal(from_bits(bits(den) & ~without), least), den, instead);
     } else if (divides) {
@@ -116,7 +121,8 @@ MergeExactly* exact_for_election(int targets, bool fixed) {
 inline MergeExactly* exact_for(const fuseo1_fuse_params& params) {
   const bool signs =
       __builtin_signbit(params.scale) || __builtin_signbit(params.divisor) || __builtin_signbit(params.floor_divisor);
-  const int targets = signs || (params.masked && params.elect != FUSEO1_ELECT_SUM) ? 0 : params.targets;
+  const bool rare = signs || params.alone || (params.masked && params.elect != FUSEO1_ELECT_SUM);
+  const int targets = rare ? 0 : params.targets;
   return with_election(params.elect,
                        [&](auto elect) { return exact_for_election<elect()>(targets, params.divisor != 0.0); });
 }

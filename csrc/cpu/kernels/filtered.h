@@ -22,15 +22,11 @@ constexpr bool has_table([[maybe_unused]] int targets) {
 
 struct Filter : FilterNumbers<FUSEO1_MAX_TARGETS> {
   explicit Filter(const fuseo1_fuse_params& params) : targets(params.targets) {
-    const FilterTerms terms = {params.weights,
-                               params.shares ? params.shares : params.weights,
-                               targets,
-                               params.elect,
-                               params.divisor,
-                               params.floor_divisor,
-                               params.scale,
-                               params.base_scale,
-                               params.masked != 0,
+    const FilterTerms terms = {params.weights,       params.shares ? params.shares : params.weights,
+                               params.alone,         targets,
+                               params.elect,         params.divisor,
+                               params.floor_divisor, params.scale,
+                               params.base_scale,    params.masked != 0,
                                has_table(targets)};
     set_factors(terms);
     usable = set(terms);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The surveys that only sum, norms and Gram matrices (include/fuseo1/survey.h), block by block. Compiled once per
-// instruction set with FUSEO1_ISA naming it.
+// The surveys that only sum, norms, overlaps and Gram matrices (include/fuseo1/survey.h), block by block. Compiled once
+// per instruction set with FUSEO1_ISA naming it.
 #include "nonfinite.h"
 #include "quanta.h"
 #include "select.h"
@@ -85,6 +85,37 @@ void norms_run(const Chunk& chunk, int64_t begin, int64_t end, const fuseo1_sele
   }
 }
 
+// --- overlaps ---
+
+// The bits of the numbers that are not 0, of 64.
+uint64_t nonzero_bits(const float* values) {
+  uint64_t bits = 0;
+  for (int j = 0; j < 64; j += kWidth) bits |= uint64_t{lane_bits(not_equal(load<Vf>(values + j), Vf{}))} << j;
+  return bits;
+}
+
+void overlaps_run(const Chunk& chunk, int64_t begin, int64_t end, const fuseo1_select* selects, uint64_t* const*,
+                  SumBins* sums, int64_t* nonfinite) {
+  Block block;
+  for (int64_t at = begin; at < end; at += kBlock) {
+    const int64_t count = end - at < kBlock ? end - at : kBlock, flat = chunk.offset + at;
+    load_finite(chunk, at, count, &block, nonfinite);
+    for (int i = 0; selects && i < chunk.targets; ++i) apply_select(selects[i], flat, at, count, block.d[i]);
+    for (int j = 0; j < kBlock; j += 64) {
+      uint64_t has[FUSEO1_MAX_TARGETS], any = 0, several = 0;
+      for (int i = 0; i < chunk.targets; ++i) {
+        has[i] = nonzero_bits(block.d[i] + j);
+        several |= any & has[i];
+        any |= has[i];
+      }
+      for (int i = 0; i < chunk.targets; ++i) {
+        sums[2 * i][kUnits] += __builtin_popcountll(has[i] & several);
+        sums[2 * i + 1][kUnits] += __builtin_popcountll(has[i] & ~several);
+      }
+    }
+  }
+}
+
 // --- Gram matrices ---
 
 using Vector = float[kBlock];
@@ -155,6 +186,6 @@ void gram_run(const Chunk& chunk, int64_t begin, int64_t end, bool of_inputs, Su
 
 }  // namespace
 
-extern const SumKernels FUSEO1_JOIN(sums_, FUSEO1_ISA) = {norms_run, gram_run};
+extern const SumKernels FUSEO1_JOIN(sums_, FUSEO1_ISA) = {norms_run, overlaps_run, gram_run};
 
 }  // namespace fuseo1

@@ -91,6 +91,8 @@ struct SumKernels {
   // DRAW goes to kept[i], a bit per element of the tensor, unless that is nullptr
   void (*norms)(const Chunk&, int64_t begin, int64_t end, const fuseo1_select* selects, uint64_t* const* kept,
                 SumBins* sums, int64_t* nonfinite);
+  // sums[2 * i][kUnits] grows by how many elements target i has together with others, sums[2 * i + 1][kUnits] alone
+  decltype(norms) overlaps;
   // sums[i * (i + 1) / 2 + k] of v_i * v_k, k <= i: v are the task vectors, or base and targets
   void (*gram)(const Chunk&, int64_t begin, int64_t end, bool of_inputs, SumBins* sums, int64_t* nonfinite);
 };

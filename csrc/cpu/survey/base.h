@@ -60,6 +60,7 @@ std::unique_ptr<fuseo1_survey> top_k_survey(int32_t targets, int64_t numel, doub
 std::unique_ptr<fuseo1_survey> magnitude_survey(int32_t targets, int64_t numel, const int64_t* ranks,
                                                 int32_t per_target, const fuseo1_row_factors* rows, int64_t max_bytes);
 std::unique_ptr<fuseo1_survey> norm_survey(int32_t targets, int64_t numel, const fuseo1_select* selects);
+std::unique_ptr<fuseo1_survey> overlap_survey(int32_t targets, int64_t numel, const fuseo1_select* selects);
 std::unique_ptr<fuseo1_survey> gram_survey(int32_t targets, int64_t numel, bool of_inputs);
 std::unique_ptr<fuseo1_survey> divergence_survey(int64_t numel, int64_t row);
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The surveys of norms and of Gram matrices: one pass that adds integers (include/fuseo1/survey.h).
+// The surveys of norms, overlaps and Gram matrices: one pass that adds integers (include/fuseo1/survey.h).
 #include <math.h>
 
 #include <memory>
@@ -73,16 +73,18 @@ class Sums : public fuseo1_survey {
   std::vector<std::unique_ptr<Share>> shares_;  // by thread
 };
 
-class Norms final : public Sums {
+// What selections hold: norms, or `overlaps`, which keep no masks.
+class Selected final : public Sums {
  public:
-  Norms(int32_t n, int64_t numel, const fuseo1_select* selects)
-      : Sums(n, numel, 2 * n), ranked_(selects, n), kept_(static_cast<size_t>(n)) {
+  Selected(int32_t n, int64_t numel, const fuseo1_select* selects, bool overlaps)
+      : Sums(n, numel, 2 * n), overlaps_(overlaps), ranked_(selects, n), kept_(static_cast<size_t>(n)) {
     if (selects) selects_.assign(selects, selects + n);
   }
 
   int64_t row() const override { return ranked_.any() ? ranked_.row() : 1; }
 
   void lend(Loan memory) override {
+    if (overlaps_) return;
     const int64_t words = whole_blocks(numel) / 64, bytes = words * static_cast<int64_t>(sizeof(uint64_t));
     auto* next = reinterpret_cast<uint64_t*>(memory.start);
     for (size_t i = 0; i < selects_.size(); ++i) {
@@ -102,19 +104,20 @@ class Norms final : public Sums {
  private:
   void add(const Chunk& chunk, int64_t begin, int64_t end, int thread, SumBins* sums,
            int64_t* nonfinite) const override {
+    const auto kernel = overlaps_ ? kernels().sums.overlaps : kernels().sums.norms;
     if (!ranked_.any()) {
-      kernels().sums.norms(chunk, begin, end, selects_.empty() ? nullptr : selects_.data(), kept_.data(), sums,
-                           nonfinite);
+      kernel(chunk, begin, end, selects_.empty() ? nullptr : selects_.data(), kept_.data(), sums, nonfinite);
       return;
     }
     ranked_.for_each_unit(chunk, begin, end, thread, kept_.data(),
                           [&](const Chunk& part, const fuseo1_select* selects, int64_t, int64_t count) {
-                            kernels().sums.norms(part, 0, count, selects, kept_.data(), sums, nonfinite);
+                            kernel(part, 0, count, selects, kept_.data(), sums, nonfinite);
                           });
   }
   int64_t segment() const override { return ranked_.segment(); }
   void make_rooms(int64_t count) override { ranked_.make_rooms(count); }
 
+  const bool overlaps_;
   std::vector<fuseo1_select> selects_;
   RankedSelects ranked_;
   std::vector<uint64_t*> kept_;  // a bit per element, by target; nullptr: nothing is kept
@@ -144,7 +147,11 @@ class Gram final : public Sums {
 }  // namespace
 
 std::unique_ptr<fuseo1_survey> norm_survey(int32_t targets, int64_t numel, const fuseo1_select* selects) {
-  return std::make_unique<Norms>(targets, numel, selects);
+  return std::make_unique<Selected>(targets, numel, selects, false);
+}
+
+std::unique_ptr<fuseo1_survey> overlap_survey(int32_t targets, int64_t numel, const fuseo1_select* selects) {
+  return std::make_unique<Selected>(targets, numel, selects, true);
 }
 
 std::unique_ptr<fuseo1_survey> gram_survey(int32_t targets, int64_t numel, bool of_inputs) {

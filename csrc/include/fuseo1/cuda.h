@@ -44,7 +44,7 @@ typedef struct {
   int64_t written;
 } fuseo1_cuda_survey;
 
-// The result of a survey of norms or inner products; sums as in fuseo1_survey_sums_of.
+// The result of a survey of norms, overlaps or inner products; sums as in fuseo1_survey_sums_of.
 typedef struct {
   double sums[(FUSEO1_CUDA_MAX_TARGETS + 1) * (FUSEO1_CUDA_MAX_TARGETS + 1)];
   int64_t nonfinite[FUSEO1_CUDA_MAX_TARGETS + 2];
@@ -86,13 +86,16 @@ int fuseo1_cuda_survey_sce(const fuseo1_operand* operands, int32_t targets, int6
 // sorts a row, so a tensor of few long rows is slow.
 int fuseo1_cuda_deciding_bytes(const fuseo1_select* selects, int32_t targets, int64_t numel, size_t* bytes);
 
-// Surveys of norms and inner products, as survey.h defines them; `work` and `result` are device memory, `selects` (one
-// per target; nullptr: everything) is host memory. BITS are not allowed. One read; two for norms with selections and
-// more than 8 targets. Inner products of more than 4 targets are computed four at a time, after a read that counts
-// elements that are not finite.
+// Surveys of norms, overlaps and inner products, as survey.h defines them; `work` and `result` are device memory,
+// `selects` (one per target; nullptr: everything) is host memory. BITS are not allowed. One read; two for norms with
+// selections and more than 8 targets. Inner products of more than 4 targets are computed four at a time, after a read
+// that counts elements that are not finite.
 int fuseo1_cuda_survey_norms(const fuseo1_operand* operands, int32_t targets, int64_t numel,
                              const fuseo1_select* selects, void* work, void* room, size_t bytes,
                              fuseo1_cuda_sums* result, void* stream);
+int fuseo1_cuda_survey_overlaps(const fuseo1_operand* operands, int32_t targets, int64_t numel,
+                                const fuseo1_select* selects, void* work, void* room, size_t bytes,
+                                fuseo1_cuda_sums* result, void* stream);
 int fuseo1_cuda_survey_gram(const fuseo1_operand* operands, int32_t targets, int64_t numel, int32_t of_inputs,
                             void* work, fuseo1_cuda_sums* result, void* stream);
 

@@ -12,7 +12,8 @@
 //             NONE      s = t_1 + ... + t_N       i survives where t_i is nonzero
 //             the elected sign is + if s >= 0, else -
 //   masked and f not selected by score (survey.h): no target survives
-//   num = sum of t_i, den = sum of share_i over the survivors, in order
+//   num = sum of t_i, den = sum of share_i over the survivors, in order; with `alone`, where i is the only survivor:
+//   num = alone_i * t_i
 //   divisor = `divisor` if it is not 0; else, without a floor, den, or 1 if den is 0 (but for SUM |den| < 2^-27 counts
 //             as 0: decimal weights that cancel leave a residue); else max(den, floor_divisor)
 //   E = base_scale * b + scale * (num / divisor); base_scale * b, with its -0.0, if no target survives
@@ -25,13 +26,13 @@
 // them, and fp32's 0.3 would decide a hundredth of all elements differently from fp64's. A backend may compute
 // otherwise where it can prove the same result (docs/arithmetic.md, "The filter").
 //
-// Weights, shares, divisors and scales are finite; by others backends may write different results.
+// Weights, shares, factors, divisors and scales are finite; by others backends may write different results.
 //
 // Without targets out = round(base_scale * b). A method without a base uses its first model as the base: sum c_i x_i is
 // (sum c_i) b + sum c_i d_i, which reads one stream less and rounds where it is small.
 //
 // Bytes moved: (N+1) * input + 1 * output size per element.
-// Sources: SCE, arXiv 2408.07990; TIES, arXiv 2306.01708; task arithmetic, arXiv 2212.04089.
+// Sources: SCE, arXiv 2408.07990; TIES, arXiv 2306.01708; task arithmetic, arXiv 2212.04089; RAM, arXiv 2601.13572.
 #ifndef FUSEO1_FUSE_H_
 #define FUSEO1_FUSE_H_
 
@@ -48,6 +49,7 @@ typedef struct {
   int32_t targets;        // 0 to FUSEO1_MAX_TARGETS
   const double* weights;  // one per target
   const double* shares;   // nullptr: the weights
+  const double* alone;    // nullptr: 1 each
   int32_t elect;          // enum fuseo1_elect
   double divisor;         // 0: the sum of the survivors' shares
   double floor_divisor;

@@ -74,7 +74,7 @@ typedef struct {
 int fuseo1_survey_create(int32_t targets, int64_t numel, double select_topk, int64_t max_bytes, fuseo1_survey** out);
 void fuseo1_survey_destroy(fuseo1_survey*);
 
-// Four other surveys, with d, M, E and t as above. Elements whose s is not finite are counted, and are 0 in all targets
+// Five other surveys, with d, M, E and t as above. Elements whose s is not finite are counted, and are 0 in all targets
 // (and inputs).
 //
 // Magnitudes (TIES, breadcrumbs): for target i the cuts after its ranks[i * per_target ..] largest |d_i|, ties by
@@ -88,6 +88,9 @@ void fuseo1_survey_destroy(fuseo1_survey*);
 // all; CLAMP selects all, unclamped). q_i = |d_i| in the formulas of energies. BITS are not allowed. One read. With
 // RANKED a thread also takes 28 bytes per element of a row, at least 96 KiB, and a bit per element and target of the
 // least number of whole blocks that are whole rows.
+//
+// Overlaps (RAM+): per target how many elements it has together with other targets, and how many alone. A target has an
+// element if its z (fuse.h) is not 0. One read; what norms say of selections holds here too, but no mask is kept.
 //
 // Gram (spherical methods): the sums of v_i * v_j for all pairs, v = d_1..d_N or (of_inputs) b, x_1..x_N. The product
 // is one fp32 operation, of operands clamped as for energies; per block and pair M = max |p|, t = rint(p * 2^(149-E))
@@ -109,12 +112,14 @@ void fuseo1_survey_destroy(fuseo1_survey*);
 int fuseo1_survey_create_magnitudes(int32_t targets, int64_t numel, const int64_t* ranks, int32_t per_target,
                                     const fuseo1_row_factors* rows, int64_t max_bytes, fuseo1_survey** out);
 int fuseo1_survey_create_norms(int32_t targets, int64_t numel, const fuseo1_select* selects, fuseo1_survey** out);
+int fuseo1_survey_create_overlaps(int32_t targets, int64_t numel, const fuseo1_select* selects, fuseo1_survey** out);
 int fuseo1_survey_create_gram(int32_t targets, int64_t numel, int32_t of_inputs, fuseo1_survey** out);
 int fuseo1_survey_create_divergences(int64_t numel, int64_t row, fuseo1_survey** out);
 
 // Their results, when DONE. passes and nonfinite are those of fuseo1_survey_result_of, whose other fields mean nothing
 // then. `cuts`: targets * per_target of them, in the order of the ranks. `sums`: for norms, all and selected of target
-// 1, of target 2, ...; for gram the symmetric matrix, row by row. `divergences`: one per row.
+// 1, of target 2, ...; for overlaps the counts, together and alone, in the same order; for gram the symmetric matrix,
+// row by row. `divergences`: one per row.
 int fuseo1_survey_cuts_of(const fuseo1_survey*, fuseo1_cut* cuts);
 int fuseo1_survey_sums_of(const fuseo1_survey*, double* sums);
 int fuseo1_survey_divergences_of(const fuseo1_survey*, float* divergences);

@@ -16,6 +16,7 @@ from ..contract import (
     Gram,
     Magnitudes,
     Norms,
+    Overlaps,
     Request,
     Select,
 )
@@ -31,6 +32,7 @@ from .surveys import (
     survey_gram,
     survey_magnitudes,
     survey_norms,
+    survey_overlaps,
 )
 
 # Bytes of the count of outputs that are infinite or NaN.
@@ -100,6 +102,8 @@ class CudaBackend(GpuBase):
             return survey_magnitudes(self._kernels, inputs, self._operands(inputs), request)
         if isinstance(request, Norms):
             return survey_norms(self._kernels, inputs, self._operands(inputs), request)
+        if isinstance(request, Overlaps):
+            return survey_overlaps(self._kernels, inputs, self._operands(inputs), request)
         if isinstance(request, Gram):
             return survey_gram(self._kernels, inputs, self._operands(inputs), request)
         if isinstance(request, Divergences):
@@ -167,6 +171,7 @@ class CudaBackend(GpuBase):
                 operands,
                 weights=params.weights,
                 shares=params.shares or (),
+                alone=params.alone or (),
                 elect=elections[params.elect],
                 divisor=params.divisor or 0.0,
                 floor_divisor=params.floor_divisor,

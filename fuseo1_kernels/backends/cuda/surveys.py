@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from types import ModuleType
@@ -21,6 +21,7 @@ from ..contract import (
     Gram,
     Magnitudes,
     Norms,
+    Overlaps,
     Ranked,
     Request,
     RowFactors,
@@ -28,7 +29,14 @@ from ..contract import (
     check_rows,
 )
 from ..gpu_base import check_factors, check_targets, device_of, upload
-from ..results import Counts, DivergencesResult, GramResult, MagnitudesResult, NormsResult
+from ..results import (
+    Counts,
+    DivergencesResult,
+    GramResult,
+    MagnitudesResult,
+    NormsResult,
+    OverlapsResult,
+)
 
 if TYPE_CHECKING:
     from .. import _cuda
@@ -108,7 +116,8 @@ def sizes_of(kernels: ModuleType, numel: int, request: Request) -> tuple[int, ..
         return *sizes, _factors_bytes(request.rows)
     if isinstance(request, Divergences):
         return 4 * (numel // max(request.row, 1)), kernels.SUMS_BYTES
-    selects = selects_sizes(kernels, numel, request.selects) if isinstance(request, Norms) else ()
+    some = request.selects if isinstance(request, Norms | Overlaps) else None
+    selects = () if some is None else selects_sizes(kernels, numel, some)
     return kernels.SUMS_WORK_BYTES, kernels.SUMS_BYTES, *selects
 
 
@@ -162,12 +171,33 @@ def survey_norms(
     kernels: ModuleType, inputs: Sequence[Array], operands: Sequence[Operand], request: Norms
 ) -> NormsResult:
     """The sums of |d|. Waits for the device."""
+    sums, counts = _survey_selected(kernels, kernels.survey_norms, inputs, operands, request)
+    return NormsResult(**counts, norms=tuple(zip(sums, sums, strict=True)))
+
+
+def survey_overlaps(
+    kernels: ModuleType, inputs: Sequence[Array], operands: Sequence[Operand], request: Overlaps
+) -> OverlapsResult:
+    """How many elements targets have together and alone. Waits for the device."""
+    sums, counts = _survey_selected(kernels, kernels.survey_overlaps, inputs, operands, request)
+    numbers = map(int, sums)
+    return OverlapsResult(**counts, overlaps=tuple(zip(numbers, numbers, strict=True)))
+
+
+def _survey_selected(
+    kernels: ModuleType,
+    survey: Callable[..., None],
+    inputs: Sequence[Array],
+    operands: Sequence[Operand],
+    request: Norms | Overlaps,
+) -> tuple[Iterator[float], Counts]:
+    """Two sums a target."""
     targets, numel = len(inputs) - 1, inputs[0].numel
     check_targets(len(request.selects), targets, "selections")
     selects = NativeSelects(kernels, request.selects, 0, numel, device_of(inputs))
     work, result = _room(inputs, *sizes_of(kernels, numel, request)[:2])
     with stream_of(device_of(inputs)) as stream:
-        kernels.survey_norms(
+        survey(
             operands,
             numel,
             selects.each,
@@ -176,8 +206,7 @@ def survey_norms(
             result.data_ptr(),
             stream,
         )
-    sums, counts = _answer(kernels, result, 2 * targets, targets)
-    return NormsResult(**counts, norms=tuple(zip(sums, sums, strict=True)))
+    return _answer(kernels, result, 2 * targets, targets)
 
 
 def survey_gram(

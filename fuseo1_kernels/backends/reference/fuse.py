@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from ..contract import Clamp, Cut, Elect, FuseParams, Select
-from .select import in_cut, selected
+from ..contract import Cut, Elect, FuseParams
+from .select import in_cut, part
 from .surveys import task_vectors, total, variance_bits
 
 #: A sum of shares whose magnitude is below this counts as 0, but for the election of SCE, whose weights cannot cancel.
@@ -37,7 +37,7 @@ def _delta(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(delta, nan): delta is added to the base; where nan is set the result is NaN whatever delta is."""
     selects = params.selects or (None,) * len(d)
-    z = [_part(x, select, offset) for x, select in zip(d, selects, strict=True)]
+    z = [part(x, select, offset) for x, select in zip(d, selects, strict=True)]
     t = [_fp64(w) * x.double() for w, x in zip(params.weights, z, strict=True)]
     survives, nan = _elect(params.elect, z, t)
     if params.masked:
@@ -47,17 +47,11 @@ def _delta(
     for share, x, alive in zip(params.shares or params.weights, t, survives, strict=True):
         num = num + torch.where(alive, x, _empty_sum(num))
         den = den + torch.where(alive, _fp64(share), torch.zeros_like(den))
+    survivors = torch.stack(survives).sum(dim=0)
+    for factor, alive in zip(params.alone or (1.0,) * len(d), survives, strict=True):
+        num = torch.where(alive & (survivors == 1), _fp64(factor) * num, num)
     delta = _fp64(params.scale) * (num / _divisor(den, params))
-    return torch.where(torch.stack(survives).any(dim=0), delta, _empty_sum(delta)), nan
-
-
-def _part(d: torch.Tensor, select: Select, offset: int) -> torch.Tensor:
-    """z: the selected part of one task vector. Elements that are not finite always take part, unchanged."""
-    if isinstance(select, Clamp):
-        z = torch.minimum(torch.maximum(d, -_fp32(select.most)), _fp32(select.most))
-    else:
-        z = torch.where(selected(select, d, offset), d, torch.zeros_like(d))
-    return torch.where(torch.isfinite(d), z, d)
+    return torch.where(survivors > 0, delta, _empty_sum(delta)), nan
 
 
 def _elect(
@@ -105,10 +99,6 @@ def _round(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 def _empty_sum(like: torch.Tensor) -> torch.Tensor:
     """-0.0: b + -0.0 is b, for b = -0.0 too."""
     return torch.full_like(like, -0.0)
-
-
-def _fp32(number: float) -> torch.Tensor:
-    return torch.tensor(number, dtype=torch.float32)
 
 
 def _fp64(number: float) -> torch.Tensor:

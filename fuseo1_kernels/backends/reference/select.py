@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..contract import Band, Cut, Draw, Ranked, RowFactors, Select
+from ..contract import Band, Clamp, Cut, Draw, Ranked, RowFactors, Select
 from .philox import words
 
 #: Bits of infinity.
@@ -27,6 +27,16 @@ def selected(select: Select, d: torch.Tensor, offset: int) -> torch.Tensor:
     if isinstance(select, Ranked):
         return words(select.key, offset, d.numel()) < limits(select, d)
     return torch.ones_like(d, dtype=torch.bool)
+
+
+def part(d: torch.Tensor, select: Select, offset: int) -> torch.Tensor:
+    """z: the selected part of one task vector. Elements that are not finite always take part, unchanged."""
+    if isinstance(select, Clamp):
+        most = torch.tensor(select.most, dtype=torch.float32)
+        z = torch.minimum(torch.maximum(d, -most), most)
+    else:
+        z = torch.where(selected(select, d, offset), d, torch.zeros_like(d))
+    return torch.where(torch.isfinite(d), z, d)
 
 
 def limits(select: Ranked, d: torch.Tensor) -> torch.Tensor:

@@ -14,6 +14,7 @@ from ..contract import (
     Divergences,
     Magnitudes,
     Norms,
+    Overlaps,
     Request,
     RowFactors,
     Select,
@@ -24,11 +25,12 @@ from ..results import (
     GramResult,
     MagnitudesResult,
     NormsResult,
+    OverlapsResult,
     SceResult,
     SurveyResult,
 )
 from .divergences import divergences
-from .select import in_cut, score_bits, selected
+from .select import in_cut, part, score_bits, selected
 
 _BLOCK = 256
 _MOST_SQUARABLE = float.fromhex("0x1.fffffep63")
@@ -53,6 +55,9 @@ def survey_whole(inputs: Sequence[torch.Tensor], request: Request) -> SurveyResu
         return MagnitudesResult(**counts, cuts=cuts)
     if isinstance(request, Norms):
         return NormsResult(**counts, norms=tuple(map(_norms, d, raw, request.selects)))
+    if isinstance(request, Overlaps):
+        z = [part(x, select, 0) for x, select in zip(raw, request.selects, strict=True)]
+        return OverlapsResult(**counts, overlaps=_overlaps([(x != 0) & ~out for x in z]))
     return GramResult(**counts, gram=_gram(wide if request.of_inputs else d))
 
 
@@ -162,6 +167,12 @@ def _norms(d: torch.Tensor, raw: torch.Tensor, select: Select) -> tuple[float, f
     """The sums of |d|, over all elements and over the selected ones; `raw` decides the selection."""
     everything, kept = torch.ones_like(d, dtype=torch.bool), selected(select, raw, 0)
     return _exact_sum(d.abs(), everything), _exact_sum(d.abs(), kept)
+
+
+def _overlaps(has: Sequence[torch.Tensor]) -> tuple[tuple[int, int], ...]:
+    """By target, how many elements it has together with others, and how many alone."""
+    together = torch.stack(list(has)).sum(dim=0) > 1
+    return tuple((int((x & together).sum()), int((x & ~together).sum())) for x in has)
 
 
 def _gram(v: Sequence[torch.Tensor]) -> tuple[tuple[float, ...], ...]:

@@ -34,13 +34,14 @@ BY_FLOOR = tl.constexpr(1)  # the same, but at least the floor
 BY_NUMBER = tl.constexpr(2)
 BY_ONE = tl.constexpr(3)
 
-# Places of the scalars: [40] fp64.
+# Places of the scalars: [56] fp64.
 S_WEIGHTS = tl.constexpr(0)  # [16]
 S_SHARES = tl.constexpr(16)  # [16]
 S_DIVISOR = tl.constexpr(32)  # or the floor
 S_SCALE = tl.constexpr(33)
 S_BASE_SCALE = tl.constexpr(34)
-SCALARS = 40
+S_ALONE = tl.constexpr(35)  # [16]
+SCALARS = 56
 
 
 @triton.jit
@@ -84,6 +85,7 @@ def merged_delta(
     ELECT: tl.constexpr,
     DIVISOR: tl.constexpr,
     MASKED: tl.constexpr,
+    ALONE: tl.constexpr,
     TARGETS: tl.constexpr,
 ):
     """(delta, sound): delta is added to the base; sound is the mask of elements whose votes are finite.
@@ -98,13 +100,19 @@ def merged_delta(
     num = minus_zero
     den = tl.zeros(z[0].shape, tl.float64)
     any_survives = den != 0.0
+    several, factor = any_survives, den + 1.0
     for i in tl.static_range(TARGETS):
         alive = survives[i]
         if MASKED:
             alive = alive & chosen
         num = num + tl.where(alive, t[i], minus_zero)
         den = den + tl.where(alive, tl.load(scalars + S_SHARES + i), 0.0)
+        if ALONE:
+            several = several | (any_survives & alive)
+            factor = tl.where(alive, tl.load(scalars + S_ALONE + i), factor)
         any_survives = any_survives | alive
+    if ALONE:
+        num = tl.where(several, num, factor * num)
     if DIVISOR == BY_ONE:
         mean = num
     elif DIVISOR == BY_NUMBER:
@@ -126,7 +134,7 @@ def merged_delta(
 def fuse_general_tiles(
     inputs,  # tuple of TARGETS + 1 pointers: [numel], base first; bf16 as int16
     out,  # [numel]: int16 (bf16, fp16) or int32 (fp32) bits, written
-    scalars,  # [40] fp64
+    scalars,  # [56] fp64
     selects,  # [TARGETS + 1, 6] int64: each target's selection; then the mask by score, as a BAND
     result,  # [64] int64: R_WRITTEN is added to
     first,  # the first program's tile
@@ -137,6 +145,7 @@ def fuse_general_tiles(
     KINDS: tl.constexpr,  # select.py
     DIVISOR: tl.constexpr,
     MASKED: tl.constexpr,
+    ALONE: tl.constexpr,  # a target that survives alone has a factor
     OUT: tl.constexpr,
     TARGETS: tl.constexpr,  # 0 or more
     ROWS: tl.constexpr,
@@ -162,6 +171,8 @@ def fuse_general_tiles(
         z = ()
         for i in tl.static_range(TARGETS):
             z = z + (part(d[i], selects + i * SELECT_WORDS, flat, at, (KINDS >> 3 * i) & 7, ROWS),)
-        delta, sound = merged_delta(z, chosen, minus_zero, scalars, ELECT, DIVISOR, MASKED, TARGETS)
+        delta, sound = merged_delta(
+            z, chosen, minus_zero, scalars, ELECT, DIVISOR, MASKED, ALONE, TARGETS
+        )
     merged, bits = round_fp64(b + delta, OUT)
     store_rounded(out, start, at, left, bits, sound & (merged == merged), result, WHOLE, OUT)

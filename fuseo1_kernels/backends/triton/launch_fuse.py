@@ -30,6 +30,7 @@ from .fuse_general import (
     BY_SHARES,
     COUNT,
     NONE,
+    S_ALONE,
     S_BASE_SCALE,
     S_DIVISOR,
     S_SCALE,
@@ -95,6 +96,7 @@ def launch_fuse_general(
             KINDS=kinds_of(selects),
             DIVISOR=divisor,
             MASKED=params.masked,
+            ALONE=params.alone is not None,
             OUT=dtype,
             TARGETS=targets,
             ROWS=config.rows,
@@ -121,6 +123,7 @@ def scalars_of(params: FuseParams) -> tuple[int, bytes]:
         (S_DIVISOR, (divisor or floor,)),
         (S_SCALE, (params.scale,)),
         (S_BASE_SCALE, (params.base_scale,)),
+        (S_ALONE, params.alone or ()),
     ):
         scalars[place(start) : place(start) + len(values)] = values
     return place(kind), struct.pack(f"{SCALARS}d", *scalars)

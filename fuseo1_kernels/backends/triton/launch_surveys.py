@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import struct
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
 from ...errors import BackendError
-from ..contract import ALL, NONE, Cut, Divergences, Gram, Magnitudes, Norms
+from ..contract import ALL, NONE, Cut, Divergences, Gram, Magnitudes, Norms, Overlaps
 from ..gpu_base import allocated, check_factors, check_targets, upload
 from ..results import (
     Counts,
@@ -17,6 +17,7 @@ from ..results import (
     GramResult,
     MagnitudesResult,
     NormsResult,
+    OverlapsResult,
     SurveyResult,
 )
 from .arithmetic import BLOCK
@@ -33,23 +34,27 @@ from .state import (
     TIE_LIMIT,
     place,
 )
-from .sums import add_gram, add_norms, count_nonzero
+from .sums import add_gram, add_norms, add_overlaps, count_nonzero
 from .tuning import Config
 from .workspace import Layout, Workspace, stripes_of
 
 Data = tuple[torch.Tensor, ...]
 
+#: The requests that launch_sce does not answer.
+GeneralRequest: TypeAlias = Magnitudes | Norms | Overlaps | Gram | Divergences
+
 # Bytes of arithmetic.by_rows' `rows`.
 _TABLE = 16
 
 
-def survey_general(
-    data: Data, numel: int, request: Magnitudes | Norms | Gram | Divergences, config: Config
-) -> SurveyResult:
+def survey_general(data: Data, numel: int, request: GeneralRequest, config: Config) -> SurveyResult:
     """Survey `data`, flat tensors of `numel` elements, base first; bf16 as int16. Raises BackendError."""
     if isinstance(request, Norms):
         check_targets(len(request.selects), len(data) - 1, "selections")
         return _survey_norms(data, numel, request, config)
+    if isinstance(request, Overlaps):
+        check_targets(len(request.selects), len(data) - 1, "selections")
+        return _survey_overlaps(data, numel, request, config)
     if isinstance(request, Gram):
         return _survey_gram(data, numel, request, config)
     if isinstance(request, Divergences):
@@ -59,7 +64,7 @@ def survey_general(
     return _survey_magnitudes(data, numel, request, config)
 
 
-def survey_bytes(targets: int, numel: int, request: Magnitudes | Norms | Gram | Divergences) -> int:
+def survey_bytes(targets: int, numel: int, request: GeneralRequest) -> int:
     """The most bytes of device memory that survey_general holds at once."""
     stripes, state, size = stripes_of(numel), 8 * STATE, 8 * place(BLOCK)
     if isinstance(request, Magnitudes):
@@ -68,6 +73,9 @@ def survey_bytes(targets: int, numel: int, request: Magnitudes | Norms | Gram | 
         return allocated(counts, state, max(memory, 8 * targets), *rows)
     if isinstance(request, Divergences):
         return allocated(4 * (numel // max(request.row, 1)), state)
+    if isinstance(request, Overlaps):
+        counts = 8 * stripes * 2 * targets
+        return allocated(counts, state, 16 * targets) + selects_bytes(numel, request.selects)
     vectors = targets + (isinstance(request, Gram) and request.of_inputs)
     sums = vectors * (vectors + 1) // 2 if isinstance(request, Gram) else 2 * targets
     selects = selects_bytes(numel, request.selects) if isinstance(request, Norms) else 0
@@ -131,6 +139,17 @@ def _survey_norms(data: Data, numel: int, request: Norms, config: Config) -> Nor
         leaves_out = kinds >> 3 * i & 7 not in map(place, (EVERY, CLAMP))
         norms.append((every[i], some if leaves_out else every[i]))
     return NormsResult(**_counts(state, targets, int(numel > 0)), norms=tuple(norms))
+
+
+def _survey_overlaps(data: Data, numel: int, request: Overlaps, config: Config) -> OverlapsResult:
+    targets, kinds = len(data) - 1, kinds_of(request.selects)
+    selects, _memory = selects_on_device(data, request.selects)
+    counts, state = _zeros(data, stripes_of(numel), 2, targets), _zeros(data, STATE)
+    _launch(add_overlaps, data, numel, config, selects, counts, state, KINDS=kinds)
+    together, alone = counts.sum(dim=0).tolist()
+    return OverlapsResult(
+        **_counts(state, targets, int(numel > 0)), overlaps=tuple(zip(together, alone, strict=True))
+    )
 
 
 def _survey_gram(data: Data, numel: int, request: Gram, config: Config) -> GramResult:

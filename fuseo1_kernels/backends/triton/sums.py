@@ -1,4 +1,4 @@
-"""Surveys that add integers in one read: norms, inner products, counts (csrc/include/fuseo1/survey.h)."""
+"""Surveys that add integers in one read: norms, overlaps, inner products, counts (csrc/include/fuseo1/survey.h)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .arithmetic import (
     total,
 )
 from .scan import count_nonfinite
-from .select import CLAMP, EVERY, SELECT_WORDS, is_selected
+from .select import CLAMP, EVERY, SELECT_WORDS, is_selected, part
 
 
 @triton.jit
@@ -74,6 +74,43 @@ def add_norms(
         add_selected_quanta(
             d[i], q[i], peaks[i], select, start, at, chosen, (KINDS >> 3 * i) & 7, ROWS
         )
+
+
+@triton.jit(do_not_specialize=["first", "numel"])
+def add_overlaps(
+    inputs,
+    selects,  # [TARGETS, 6] int64: each target's selection
+    counts,  # [STRIPES, 2, TARGETS] int64: elements that a target has together with others, and alone
+    state,  # [64] int64
+    first,
+    numel,
+    WHOLE: tl.constexpr,
+    KINDS: tl.constexpr,  # select.py
+    TARGETS: tl.constexpr,
+    STRIPES: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """A program takes one tile."""
+    tile = tl.program_id(0) + first
+    start = tile.to(tl.int64) * (ROWS * BLOCK)
+    at = positions(ROWS)
+    left = tl.minimum(numel - start, ROWS * BLOCK).to(tl.int32)
+    _, d = task_vectors(inputs, start, at, left, WHOLE, TARGETS)
+    sound = finite_elements(inputs, start, at, left, d, state, TARGETS)
+    has = ()
+    owners = at * 0
+    for i in tl.static_range(TARGETS):
+        z = part(d[i], selects + i * SELECT_WORDS, start, at, (KINDS >> 3 * i) & 7, ROWS)
+        has = has + (sound & (z != 0.0),)
+        owners += has[i].to(tl.int32)
+    for i in tl.static_range(TARGETS):
+        to = counts + (tile % STRIPES) * (2 * TARGETS) + i
+        for alone in tl.static_range(2):
+            mine = has[i] & ((owners == 1) == (alone == 1))
+            number = tl.sum(tl.sum(mine.to(tl.int32), axis=1), axis=0)
+            tl.atomic_add(
+                to + alone * TARGETS, number.to(tl.int64), mask=number != 0, sem="relaxed"
+            )
 
 
 @triton.jit(do_not_specialize=["first", "numel"])

@@ -10,6 +10,7 @@ from ...backends.contract import (
     Divergences,
     Magnitudes,
     Norms,
+    Overlaps,
     Ranked,
     Select,
     kept_bytes,
@@ -177,7 +178,7 @@ def first_selects(rule: Rule) -> Sequence[Select]:
     request = rule.request(())
     if request is None:
         return rule.params(()).selects
-    return request.selects if isinstance(request, Norms) else ()
+    return request.selects if isinstance(request, Norms | Overlaps) else ()
 
 
 def _longest_row(job: Job) -> int:

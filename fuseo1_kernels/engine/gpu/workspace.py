@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ...backends.contract import ALL, Divergences, Gram, Magnitudes, Request, Select
+from ...backends.contract import ALL, Divergences, Gram, Magnitudes, Overlaps, Request, Select
 from ...backends.interface import GpuBackend
-from ...backends.results import DivergencesResult, MagnitudesResult, NormsResult, SurveyResult
+from ...backends.results import (
+    DivergencesResult,
+    MagnitudesResult,
+    NormsResult,
+    OverlapsResult,
+    SurveyResult,
+)
 from ...methods.rule import ByRow, Rule
 from ...plan.job import Job
 from ..nonfinite import counted_job
@@ -52,4 +58,6 @@ def _simulated_result(request: Request, numel: int, targets: int) -> SurveyResul
     if isinstance(request, Divergences):
         rows = bytes(4 * (numel // request.row))
         return DivergencesResult(passes=0, nonfinite=nonfinite, divergences=rows)
+    if isinstance(request, Overlaps):
+        return OverlapsResult(passes=0, nonfinite=nonfinite, overlaps=((0, 0),) * targets)
     return NormsResult(passes=0, nonfinite=nonfinite, norms=((0.0, 0.0),) * targets)

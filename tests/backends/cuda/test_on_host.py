@@ -115,8 +115,8 @@ def test_bits_select(numel: int, gpu: CudaBackend) -> None:
     kernels = gpu._kernels
     kernels.fuse_general(
         [(a.address, a.dtype.abi) for a in map(array, tensors)],
-        weights=params.weights, shares=(), elect=kernels.ELECT_WEIGHTED, divisor=0.0, floor_divisor=0.0, scale=1.0,
-        base_scale=1.0, selects=[kernels.Select.bits(w.ctypes.data) for w in words],
+        weights=params.weights, shares=(), alone=(), elect=kernels.ELECT_WEIGHTED, divisor=0.0, floor_divisor=0.0,
+        scale=1.0, base_scale=1.0, selects=[kernels.Select.bits(w.ctypes.data) for w in words],
         masked=False, threshold=0, tie_limit=-1, offset=1 << 20, count=numel, out=out.data_ptr(), out_dtype=0,
         written=written.data_ptr(), room=(0, 0), stream=0,
     )  # fmt: skip

@@ -76,6 +76,28 @@ def test_threads_that_do_not_meet_are_named(kernel: str, call: str, seed: int) -
     assert f"seed {seed}, launch 1" in found.stderr
 
 
+@pytest.mark.parametrize(
+    ("kernel", "told"),
+    [
+        ("ctas_apart", "CTAs meet at different calls"),
+        ("one_cta_has_left", "CTAs wait for one that has ended"),
+        ("may_not_wait", "the launch lets no CTA wait"),
+    ],
+)
+@pytest.mark.parametrize("seed", [1, 2])
+def test_ctas_that_do_not_meet_are_told_of(kernel: str, told: str, seed: int) -> None:
+    found = faulty(kernel, seed)
+    assert found.returncode == -signal.SIGABRT
+    assert told in found.stderr and "grid_group::sync" in found.stderr
+
+
+def test_ctas_wait_for_each_other() -> None:
+    """What others wrote is there after they met, and not before."""
+    right = [thread + (thread + 128) % 512 for thread in range(512)]
+    assert written("waits_for_ctas", 1) == written("waits_for_ctas", 2) == right
+    assert written("lacks_wait") != right
+
+
 def test_shared_memory_is_poison_until_it_is_written() -> None:
     """Also for a CTA that follows another in the same memory."""
     assert written("reads_unwritten") == [0xA5A5A5A5] * 512
@@ -137,12 +159,15 @@ def test_the_last_cta_needs_every_fence_and_barrier(
         assert found.returncode == 0, found.stderr
         return
     assert found.returncode == RACE
-    assert "data race" in found.stderr and "refine_bracket" in found.stderr
+    assert "data race" in found.stderr and "count_all" in found.stderr
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kernel", ["reads_unwritten", "lacks_barrier", "lacks_syncwarp", "sound"])
-def test_races_within_a_cta_are_seen(kernel: str) -> None:
+@pytest.mark.parametrize(
+    "kernel",
+    ["reads_unwritten", "lacks_barrier", "lacks_syncwarp", "sound", "lacks_wait", "waits_for_ctas"],
+)
+def test_races_are_seen(kernel: str) -> None:
     found = outcome(program("faulty.cpp", sanitized=True), kernel, 1)
     races = kernel.startswith("lacks")
     assert found.returncode == (RACE if races else 0), found.stderr

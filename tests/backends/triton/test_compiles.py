@@ -86,12 +86,13 @@ MAGNITUDES = {"TARGETS": 1, "OF": 0}
 SETTLE = {**SHAPE, "SLOTS": 4}
 
 # fuse_general.py's ELECT and DIVISOR, select.py's KINDS.
-GENERAL = {"MASKED": False, **FUSE}
+GENERAL = {"MASKED": False, "ALONE": False, **FUSE}
 TIES = {"ELECT": 1, "KINDS": 0o111, "DIVISOR": 0}
 DARE = {"ELECT": 3, "KINDS": 0o222, "DIVISOR": 3}
 ARCEE = {"ELECT": 3, "KINDS": 0o6, "DIVISOR": 3, "TARGETS": 1}
 VARIED = {"ELECT": 2, "KINDS": 0o541, "DIVISOR": 1}
 PEFTS = {"ELECT": 0, "KINDS": 0o111, "DIVISOR": 2}
+RAM = {"ELECT": 3, "KINDS": 0o111, "DIVISOR": 0, "ALONE": True}
 
 #: Kernels that read whole tensors, where speed counts.
 STREAMING = {
@@ -120,9 +121,11 @@ OTHERS = {
         {**GENERAL, **PEFTS, "MASKED": True},
     ),
     "fuse_general_tiles base": (fuse_general.fuse_general_tiles, {**GENERAL, **DARE, "TARGETS": 0}),
+    "fuse_general_tiles alone": (fuse_general.fuse_general_tiles, {**GENERAL, **RAM}),
     "fuse_general_tiles by rows": (fuse_general.fuse_general_tiles, {**GENERAL, **ARCEE}),
     "find_divergences": (divergences.find_divergences, ROWS),
     "add_norms tail": (sums.add_norms, {**TILES, "WHOLE": False, "KINDS": 0o152}),
+    "add_overlaps": (sums.add_overlaps, {**TILES, "WHOLE": True, "KINDS": 0o111}),
     "add_gram tail": (sums.add_gram, {**TILES, "WHOLE": False, "OF_INPUTS": False}),
     "scan_tiles magnitudes": (scan.scan_tiles, {**SCAN, **MAGNITUDES, "SCORED": True}),
     "scan_carefully magnitudes": (scan.scan_carefully, {**SCAN, "OF": 2, "SCORED": True}),

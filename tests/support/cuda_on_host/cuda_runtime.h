@@ -42,6 +42,8 @@ struct Call {
 };
 // Blocks until all threads of the CTA that still run have come to this call.
 void cta_barrier(const Call& call);
+// Blocks until all threads of the grid have; the kernel must have been launched so that it may wait.
+void grid_barrier(const Call& call);
 // Blocks until all lanes of the warp have come to this call and given a value; returns theirs.
 const uint64_t* exchange(const Call& call, unsigned mask, uint64_t mine);
 // What a fence, and an atomic operation on `location`, order.
@@ -52,8 +54,8 @@ void touch(const void* location);
 inline void fence() {}
 inline void touch(const void*) {}
 #endif
-// Runs a kernel on a grid.
-void run(unsigned ctas, unsigned threads, void (*body)(void*), void* context);
+// Runs a kernel on a grid. `waits`: its CTAs, which are held at the same time, may wait for each other.
+void run(bool waits, unsigned ctas, unsigned threads, void (*body)(void*), void* context);
 // How many the device has this time: several, so that there are several CTAs, and few.
 unsigned multiprocessors();
 // Counts a call of the runtime or a launch, and tells whether it is the one that is to fail.

@@ -89,6 +89,8 @@ void sums(const Tensors& from, int32_t targets, const fuseo1_select* selects) {
   auto* const to = result.as<fuseo1_cuda_sums>();
   require(
       fuseo1_cuda_survey_norms(from.operands, targets, kNumel, selects, work.data(), room.data(), bytes, to, nullptr));
+  require(fuseo1_cuda_survey_overlaps(from.operands, targets, kNumel, selects, work.data(), room.data(), bytes, to,
+                                      nullptr));
   for (int32_t of_inputs : {0, 1}) {
     require(fuseo1_cuda_survey_gram(from.operands, targets, kNumel, of_inputs, work.data(), to, nullptr));
   }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Kernels with a fault each, to show that the stand-in sees it: faulty NAME SEED prints what the kernel wrote.
+#include <cooperative_groups.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -87,6 +88,37 @@ void lacks_syncwarp(unsigned* out) {
   out[thread_of_grid()] = values[threadIdx.x ^ 1];
 }
 
+// Adds to its number that of the next CTA's thread.
+void waits_for_ctas(unsigned* out) {
+  out[thread_of_grid()] = thread_of_grid();
+  cooperative_groups::this_grid().sync();
+  const unsigned other = out[(thread_of_grid() + kThreads) % (kCtas * kThreads)];
+  cooperative_groups::this_grid().sync();
+  out[thread_of_grid()] += other;
+}
+
+void lacks_wait(unsigned* out) {
+  out[thread_of_grid()] = thread_of_grid();
+  const unsigned other = out[(thread_of_grid() + kThreads) % (kCtas * kThreads)];
+  cooperative_groups::this_grid().sync();
+  out[thread_of_grid()] += other;
+}
+
+void one_cta_has_left(unsigned* out) {
+  if (blockIdx.x == 2) return;
+  cooperative_groups::this_grid().sync();
+  out[thread_of_grid()] = 1;
+}
+
+void ctas_apart(unsigned* out) {
+  if (blockIdx.x == 2) {
+    cooperative_groups::this_grid().sync();
+  } else {
+    cooperative_groups::this_grid().sync();
+    out[thread_of_grid()] = 1;
+  }
+}
+
 // Each thread's turn.
 void tells_order(unsigned* out) {
   static unsigned turns;
@@ -96,6 +128,7 @@ void tells_order(unsigned* out) {
 constexpr struct {
   const char* name;
   void (*kernel)(unsigned*);
+  bool waits = false;
 } kKernels[] = {
     {"sound", sound},
     {"shuffles_apart", shuffles_apart},
@@ -107,6 +140,11 @@ constexpr struct {
     {"lacks_barrier", lacks_barrier},
     {"lacks_syncwarp", lacks_syncwarp},
     {"tells_order", tells_order},
+    {"waits_for_ctas", waits_for_ctas, true},
+    {"may_not_wait", waits_for_ctas},
+    {"lacks_wait", lacks_wait, true},
+    {"one_cta_has_left", one_cta_has_left, true},
+    {"ctas_apart", ctas_apart, true},
 };
 
 }  // namespace
@@ -116,7 +154,7 @@ int main(int, char** arguments) {
   for (const auto& one : kKernels) {
     if (strcmp(one.name, arguments[1])) continue;
     static unsigned out[kCtas * kThreads];
-    fuseo1::launch_kernel(one.kernel, kCtas, kThreads, cudaStream_t{}, static_cast<unsigned*>(out));
+    fuseo1::launch_kernel(one.waits, one.kernel, kCtas, kThreads, cudaStream_t{}, static_cast<unsigned*>(out));
     for (const unsigned number : out) printf("%u\n", number);
     return 0;
   }

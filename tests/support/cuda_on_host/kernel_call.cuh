@@ -10,7 +10,7 @@
 namespace fuseo1 {
 
 template <class... Parameters>
-cudaError_t launch_kernel(void (*kernel)(Parameters...), unsigned ctas, unsigned threads, cudaStream_t,
+cudaError_t launch_kernel(bool waits, void (*kernel)(Parameters...), unsigned ctas, unsigned threads, cudaStream_t,
                           Parameters... arguments) {
   if (emulation::fails()) return cudaErrorLaunchFailure;
   struct Call {
@@ -18,8 +18,8 @@ cudaError_t launch_kernel(void (*kernel)(Parameters...), unsigned ctas, unsigned
     std::tuple<Parameters...> arguments;
   } call = {kernel, {arguments...}};
   emulation::run(
-      ctas, threads, [](void* to) { std::apply(static_cast<Call*>(to)->kernel, static_cast<Call*>(to)->arguments); },
-      &call);
+      waits, ctas, threads,
+      [](void* to) { std::apply(static_cast<Call*>(to)->kernel, static_cast<Call*>(to)->arguments); }, &call);
   return cudaSuccess;
 }
 

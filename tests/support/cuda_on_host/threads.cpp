@@ -2,16 +2,12 @@
 // The stand-in's threads (cuda_runtime.h). A CTA has a thread of the host, for its shared memory is thread-local; a
 // CTA's threads are fibers there. One fiber of all runs at a time, and a seed decides which.
 #include <cuda_runtime.h>
-#include <link.h>
-#include <linux/futex.h>
 #include <setjmp.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/syscall.h>
 #include <ucontext.h>
 #include <unistd.h>
 
-#include <atomic>
 #include <memory>
 #include <mutex>
 #include <numeric>
@@ -19,7 +15,10 @@
 #include <thread>
 #include <vector>
 
+#include "meeting.h"
 #include "ordering.h"
+#include "shared_memory.h"
+#include "turn.h"
 
 namespace emulation {
 
@@ -28,7 +27,7 @@ dim3 thread_index, block_index, block_size, grid_size;
 namespace {
 
 constexpr size_t kStackBytes = 256 << 10;
-constexpr unsigned kLanes = 32, kMostThreads = 1024, kMostResident = 4;
+constexpr unsigned kMostThreads = 1024, kMostResident = 4;
 constexpr int kPoison = 0xa5;
 // One in so many threads that come to a call lets another CTA run. ThreadSanitizer takes CTAs that follow each other on
 // a thread as ordered, so it gets few of these.
@@ -46,13 +45,6 @@ std::mutex one_launch;  // at a time, for the kernels of several threads of the 
 // A number below `n` that the seed decides.
 unsigned drawn(unsigned n) { return static_cast<unsigned>((randomness() >> 32) * n >> 32); }
 
-// A call in the source, and where that is in the machine code, which differs for what is inlined at different places.
-struct Place {
-  Call call;
-  const void* address;
-  bool operator==(const Place& other) const { return address == other.address && call.line == other.call.line; }
-};
-
 struct Fiber {
   ucontext_t start;
   jmp_buf at;
@@ -63,39 +55,16 @@ struct Fiber {
   Ordered ordered;
 };
 
-// Those that are to come to the same call: a CTA's threads, or a warp's lanes.
-struct Meeting {
-  Place place;
-  unsigned first, arrived, round;
-  uint64_t given[kLanes], taken[kLanes];
-  Board boards[2];  // of even and of odd rounds
-
-  Board* board() { return &boards[round % 2]; }
-};
-
-// Whose turn it is to run. ThreadSanitizer knows nothing of it, because CUDA orders nothing by it.
-class Turn {
- public:
-  void give() {
-    mine_ = 1;
-    syscall(SYS_futex, &mine_, FUTEX_WAKE_PRIVATE, 1, nullptr, nullptr, 0);
-  }
-  void wait() {
-    while (!mine_.exchange(0)) syscall(SYS_futex, &mine_, FUTEX_WAIT_PRIVATE, 0, nullptr, nullptr, 0);
-  }
-
- private:
-  std::atomic<int> mine_{0};
-};
-
 class Cta {
  public:
   // Begins to run CTA number `index` when it has its turn.
   void begin(unsigned index) { index_ = index, busy_ = true; }
   void start_thread() { std::thread(&Cta::work, this).detach(); }
   Turn& turn() { return turn_; }
+  bool can_run() const { return busy_ && !waits_; }
 
   void barrier(const Place& place);
+  void grid_barrier(const Place& place);
   const uint64_t* exchange(const Place& place, unsigned mask, uint64_t mine, bool orders);
   [[noreturn]] void live();  // the fibers' function
   [[noreturn]] void give_up(const char* what, unsigned one, const Place& there, unsigned other, const Place& elsewhere);
@@ -108,12 +77,14 @@ class Cta {
   void arrive(Meeting& meeting, const Place& place);
   void end_round(Meeting& meeting, unsigned begin, unsigned end);
   void run_another();
+  void wait_for_others(const Place& place);
+  void pass_turn(Cta& to);
   void enter(Fiber& fiber);
   void let_others(unsigned one_in);
   [[noreturn]] void give_up_waiting();
 
   Turn turn_;
-  bool busy_ = false;
+  bool busy_ = false, waits_ = false;  // it runs a CTA; whose threads have all come to a barrier of the grid
   unsigned index_ = 0, alive_ = 0, window_ = 1;
   Fiber home_ = {}, *running_ = nullptr;  // home_: the host's thread itself
   std::vector<std::unique_ptr<Fiber>> fibers_;
@@ -129,30 +100,12 @@ void (*kernel)(void*);
 void* argument;
 std::vector<unsigned> order;
 size_t next_in_order;
+bool may_wait;     // for each other
+Meeting the_grid;  // the CTAs, at its barriers
 // Never destroyed: their threads wait for a turn when the process ends.
 auto& residents = *new std::vector<std::unique_ptr<Cta>>;
 Cta* current;
 Turn host;
-
-// Where the calling thread has all of the kernels' shared memory, and its bytes.
-std::pair<char*, size_t> shared_memory() {
-  static thread_local char probe;
-  std::pair<char*, size_t> found = {&probe, 1};
-  dl_iterate_phdr(
-      [](dl_phdr_info* info, size_t, void* to) {
-        auto* found = static_cast<std::pair<char*, size_t>*>(to);
-        const auto* begin = static_cast<char*>(info->dlpi_tls_data);
-        for (int i = 0; begin && i < info->dlpi_phnum; ++i) {
-          const ElfW(Phdr) & header = info->dlpi_phdr[i];
-          if (header.p_type != PT_TLS || found->first < begin || found->first >= begin + header.p_memsz) continue;
-          *found = {static_cast<char*>(info->dlpi_tls_data), header.p_memsz};
-          return 1;
-        }
-        return 0;
-      },
-      &found);
-  return found;
-}
 
 void Cta::give_up(const char* what, unsigned one, const Place& there, unsigned other, const Place& elsewhere) {
   fprintf(stderr,
@@ -208,11 +161,24 @@ void Cta::run_another() {
 void Cta::let_others(unsigned one_in) {
   if (order.size() == 1 || drawn(one_in)) return;
   Cta& other = *residents[drawn(static_cast<unsigned>(residents.size()))];
-  if (&other == this || !other.busy_) return;
-  current = &other;
-  other.turn_.give();
+  if (&other != this && other.can_run()) pass_turn(other);
+}
+
+// Lets another CTA run, until the turn comes back.
+void Cta::pass_turn(Cta& to) {
+  current = &to;
+  to.turn_.give();
   turn_.wait();
   block_index = {index_, 0, 0}, thread_index = {running_->thread, 0, 0};
+}
+
+// One of the CTAs that can run; nullptr if there is none.
+Cta* any_runnable() {
+  std::vector<Cta*> able;
+  for (const auto& cta : residents) {
+    if (cta->can_run()) able.push_back(cta.get());
+  }
+  return able.empty() ? nullptr : able[drawn(static_cast<unsigned>(able.size()))];
 }
 
 void Cta::arrive(Meeting& meeting, const Place& place) {
@@ -237,6 +203,36 @@ void Cta::barrier(const Place& place) {
   running_->ordered.publish(board);
   if (barrier_.arrived == alive_) end_round(barrier_, 0, block_size.x);
   let_others(kTurnAtBarrier);
+  run_another();
+  running_->ordered.learn(board);
+}
+
+// For the CTA, whose threads have all come to a barrier of the grid.
+void Cta::wait_for_others(const Place& place) {
+  if (the_grid.arrived++ == 0) the_grid.place = place, the_grid.first = running_->thread;
+  if (!(the_grid.place == place)) {
+    give_up("CTAs meet at different calls", the_grid.first, the_grid.place, running_->thread, place);
+  }
+  if (the_grid.arrived == order.size()) {
+    for (const auto& cta : residents) cta->waits_ = false;
+    the_grid.arrived = 0, ++the_grid.round;
+    return;
+  }
+  waits_ = true;
+  Cta* const other = any_runnable();
+  if (!other) give_up("CTAs wait for one that has ended", running_->thread, place, running_->thread, place);
+  pass_turn(*other);
+}
+
+void Cta::grid_barrier(const Place& place) {
+  if (!may_wait) give_up("the launch lets no CTA wait", running_->thread, place, running_->thread, place);
+  arrive(barrier_, place);
+  Board* const board = the_grid.board();
+  running_->ordered.publish(board);
+  if (barrier_.arrived == alive_) {
+    wait_for_others(place);
+    end_round(barrier_, 0, block_size.x);
+  }
   run_another();
   running_->ordered.learn(board);
 }
@@ -319,11 +315,10 @@ void Cta::work() {
       index_ = order[next_in_order++];
     }
     busy_ = false;
-    std::vector<Cta*> others;
-    for (const auto& other : residents) {
-      if (other->busy_) others.push_back(other.get());
+    if (the_grid.arrived) {
+      give_up("CTAs wait for one that has ended", the_grid.first, the_grid.place, 0, {{"its end", "", 0}, nullptr});
     }
-    current = others.empty() ? nullptr : others[drawn(static_cast<unsigned>(others.size()))];
+    current = any_runnable();
     (current ? current->turn_ : host).give();
   }
 }
@@ -350,6 +345,8 @@ unsigned multiprocessors() {
 
 void cta_barrier(const Call& call) { current->barrier({call, __builtin_return_address(0)}); }
 
+void grid_barrier(const Call& call) { current->grid_barrier({call, __builtin_return_address(0)}); }
+
 const uint64_t* exchange(const Call& call, unsigned mask, uint64_t mine) {
   return current->exchange({call, __builtin_return_address(0)}, mask, mine, false);
 }
@@ -361,7 +358,7 @@ void fence() { current->running().ordered.fence(); }
 void touch(const void* location) { current->running().ordered.touch(location); }
 #endif
 
-void run(unsigned ctas, unsigned threads, void (*body)(void*), void* context) {
+void run(bool waits, unsigned ctas, unsigned threads, void (*body)(void*), void* context) {
   const std::lock_guard<std::mutex> lock(one_launch);
   if (threads % kLanes || threads > kMostThreads) fprintf(stderr, "CUDA on the host: %u threads\n", threads), abort();
   kernel = body, argument = context;
@@ -370,7 +367,9 @@ void run(unsigned ctas, unsigned threads, void (*body)(void*), void* context) {
   order.resize(ctas);
   std::iota(order.begin(), order.end(), 0u);
   std::shuffle(order.begin(), order.end(), randomness);
-  const unsigned held = std::min(ctas, kLeastResident + drawn(kMostResident - kLeastResident + 1));
+  const unsigned least = waits ? ctas : kLeastResident, most = std::max(least, kMostResident);
+  const unsigned held = std::min(ctas, least + drawn(most - least + 1));
+  may_wait = waits, the_grid = Meeting();
   reside(held);
   for (next_in_order = 0; next_in_order < held; ++next_in_order) {
     residents[next_in_order]->begin(order[next_in_order]);

@@ -42,6 +42,15 @@ def alike(n: int, targets: int, g: torch.Generator) -> list[torch.Tensor]:
     return [torch.randn(n, generator=g)] * (targets + 1)
 
 
+def nearly_alike(n: int, targets: int, g: torch.Generator) -> list[torch.Tensor]:
+    """Variances that are small differences of large sums."""
+    common = torch.randn(n, generator=g)
+    return [
+        torch.zeros(n),
+        *(common * (1 + torch.randn(n, generator=g) * 2.0**-21) for _ in range(targets)),
+    ]
+
+
 def denormal(n: int, targets: int, g: torch.Generator) -> list[torch.Tensor]:
     return [torch.randn(n, generator=g) * 1e-41 for _ in range(targets + 1)]
 
@@ -91,6 +100,7 @@ KINDS: list[Callable[[int, int, torch.Generator], list[torch.Tensor]]] = [
     two_values,
     constant,
     alike,
+    nearly_alike,
     denormal,
     tiny_scores,
     outlier,

@@ -23,6 +23,7 @@ from fuseo1_kernels.backends.contract import (
     Gram,
     Magnitudes,
     Norms,
+    Overlaps,
     Request,
     Select,
 )
@@ -85,8 +86,8 @@ class Merges:
             tensors = tensors_of(n, targets, dtypes)
             there = [placed(t, draw.choice(PLACES), device) for t in tensors]
             plain = FuseParams(weights_of(targets), elect=elect, selects=selects)
-            if "shares" in mode:
-                mode = {**mode, "shares": weights_of(targets)[::-1]}
+            for key in mode.keys() & {"shares", "alone"}:
+                mode = {**mode, key: weights_of(targets)[::-1]}
             params = replace(plain, **mode)  # type: ignore[arg-type]
             out = placed(torch.full((n,), 7.0).to(draw.choice(DTYPES)), draw.choice(PLACES), device)
             compare_fuse(gpu, there, params, out)
@@ -193,6 +194,7 @@ class Surveys:
             everything: tuple[Select, ...] = (None,) * targets
             selects = draw.choice([everything, *selections(targets).values()]) or everything
             compare_survey(gpu, tensors, Norms(selects))
+            compare_survey(gpu, tensors, Overlaps(selects))
 
     @ROUNDS
     @pytest.mark.parametrize("numbers", [(1, 2), (3, 4), (5, 6, 7, 16)], ids=str)
@@ -273,8 +275,9 @@ class Surveys:
     def test_surveys_of_nothing(self, gpu: GpuBackend, device: torch.device) -> None:
         for targets in (2, 5):
             tensors = [torch.zeros(0, device=device)] * (1 + targets)
-            norms = Norms((None,) * targets), Norms((Draw(1, 2),) * targets)
-            for request in (Magnitudes(((0, 3),) * targets), *norms, Gram(), Gram(True)):
+            selects = (None,) * targets, (Draw(1, 2),) * targets
+            sums = (kind(some) for kind in (Norms, Overlaps) for some in selects)
+            for request in (Magnitudes(((0, 3),) * targets), *sums, Gram(), Gram(True)):
                 compare_survey(gpu, tensors, request)
 
 

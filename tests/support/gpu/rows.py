@@ -19,6 +19,7 @@ from fuseo1_kernels.backends.contract import (
     FuseParams,
     Magnitudes,
     Norms,
+    Overlaps,
     Ranked,
     RowFactors,
     Select,
@@ -60,6 +61,7 @@ class Ranks:
         out = torch.zeros(len(tensors[0]), device=device)
         compare_fuse(gpu, tensors, ranked.params_of(selects), out)
         compare_survey(gpu, tensors, Norms(selects))
+        compare_survey(gpu, tensors, Overlaps(selects))
 
     @pytest.mark.parametrize("targets", [1, 3, pytest.param(9, marks=pytest.mark.slow), 16])
     def test_beside_other_selections(
@@ -86,6 +88,7 @@ class Ranks:
             out = placed(torch.full((row * rows,), 7.0).to(BF16), draw.choice(PLACES), device)
             compare_fuse(gpu, tensors, params, out, offset)
         compare_survey(gpu, tensors, Norms(selects))
+        compare_survey(gpu, tensors, Overlaps(selects))
 
     def test_a_single_long_row(self, gpu: GpuBackend, device: torch.device) -> None:
         row = 30_011

@@ -128,6 +128,8 @@ def _delta(
     num, den = np.full_like(t[0], -0.0), np.zeros_like(t[0])
     for share, x, a in zip(params.shares or params.weights, t, alive, strict=True):
         num, den = np.where(a, num + x, num), np.where(a, den + share, den)
+    for factor, x, a in zip(params.alone or (), t, alive, strict=bool(params.alone)):
+        num = np.where(a & (np.sum(alive, axis=0) == 1), factor * x, num)
     floor = params.floor_divisor
     zero = den == 0 if params.elect == "sum" else np.abs(den) < 2.0**-27
     by = np.maximum(den, floor) if floor else np.where(zero, 1.0, den)

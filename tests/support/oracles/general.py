@@ -27,6 +27,7 @@ def merge(
     elect: str,
     *,
     shares: Sequence[float] | None = None,
+    alone: Sequence[float] | None = None,
     divisor: float | None = None,
     floor: float = 0.0,
     scale: float = 1.0,
@@ -34,12 +35,16 @@ def merge(
 ) -> torch.Tensor:
     """The merge of float64 `d`, zero where an element does not take part, into the float64 base `b`; not rounded."""
     sign = elected_sign(elect, d, w)
-    num, den = torch.zeros_like(b), torch.zeros_like(b)
-    for a, share, x in zip(w, shares or w, d, strict=True):
+    num, den, survivors = (torch.zeros_like(b) for _ in range(3))
+    factor = torch.ones_like(b)
+    for a, share, one, x in zip(w, shares or w, alone or [1.0] * len(w), d, strict=True):
         vote = x.sign() if elect == "sum" else (a * x).sign()
         survives = (vote != 0) & ((vote == sign) | (sign == 0))
         num += torch.where(survives, a * x, 0.0)
         den += torch.where(survives, share, 0.0)
+        factor = torch.where(survives, one, factor)
+        survivors += survives
+    num = torch.where(survivors == 1, factor * num, num)
     if divisor is not None:
         den = torch.full_like(den, divisor)
     elif floor:

@@ -1,4 +1,4 @@
-"""These oracles survey magnitudes, norms and Gram matrices by other means: sorting, and Python's integers.
+"""These oracles survey magnitudes, norms, overlaps and Gram matrices by other means: sorting, and Python's integers.
 
 csrc/include/fuseo1/survey.h and select.h are the source of every formula.
 """
@@ -116,6 +116,14 @@ def quanta_bound(exponents: Sequence[int]) -> float:
 def norm_pair(d: torch.Tensor, select: Select) -> tuple[float, float]:
     exponents = exponents_of(d)
     return integer_sum(d.abs(), exponents), integer_sum(selected(d, select).abs(), exponents)
+
+
+def overlap_counts(z: Sequence[torch.Tensor]) -> tuple[tuple[int, int], ...]:
+    """By target: elements that it has together with others, and alone; one set of indices each."""
+    each = [set(x.nonzero().flatten().tolist()) for x in z]
+    others = [set().union(*each[:i], *each[i + 1 :]) for i in range(len(each))]
+    pairs = zip(each, others, strict=True)
+    return tuple((len(mine & theirs), len(mine - theirs)) for mine, theirs in pairs)
 
 
 def products(v: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
