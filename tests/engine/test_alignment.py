@@ -131,6 +131,12 @@ def vocabulary(path: Path) -> dict[str, int]:
     return ids
 
 
+def added_tokens(path: Path) -> dict[str, Any]:
+    """Return the added tokens by their text, with how they are matched."""
+    decoder = hf.AutoTokenizer.from_pretrained(path).added_tokens_decoder
+    return {token.content: token for token in decoder.values()}
+
+
 NEW: dict[str, dict[str, Any]] = {
     "<zero>": {"source": {"kind": "zero"}},
     "<new>": {"source": {"kind": "model_token", "model": "b", "token_id": 5}},
@@ -182,6 +188,7 @@ def test_results_are_mergekits(
     assert verify_model(ours, recompute=None).problems == ()
     ids, their_ids = vocabulary(ours), vocabulary(theirs)
     assert ids.keys() == their_ids.keys()
+    assert added_tokens(ours) == added_tokens(theirs)
     order = torch.tensor([their_ids[token] for token in sorted(ids, key=ids.__getitem__)])
     found, expected = state(ours), state(theirs)
     assert found.keys() == expected.keys()
