@@ -27,7 +27,7 @@ _DECODER = "added_tokens_decoder"
 
 @dataclass(frozen=True)
 class TokenizerChange:
-    """What makes the output's tokenizer of one model's.
+    """The difference between the output's tokenizer and one model's.
 
     Attributes:
         added: by id, the added tokens of the output that the model has not, or not as such: keys of tokenizer.json.
@@ -61,12 +61,15 @@ def read_added_tokens(path: Path) -> dict[str, dict[str, Any]]:
 def change_tokenizer(files: dict[str, bytes], model: Path, change: TokenizerChange) -> None:
     """Change the tokenizer's `files`, which are those of the model at `model`.
 
-    Its vocabulary in other formats than tokenizer.json is left out. Raises CheckpointError if there is none in that
-    format, or if readers would give the added tokens other ids.
+    Its vocabulary in other formats than tokenizer.json is left out. Without that file nothing is: its model has the
+    same ids without rows. Raises CheckpointError if tokens are to be added then, or if readers would give them other
+    ids.
     """
+    if TOKENIZER not in files and not change.added:
+        return
     if TOKENIZER not in files:
         raise CheckpointError(
-            f"{model}: has no {TOKENIZER}, so no tokens can be added to its tokenizer or left out; save it with"
+            f"{model}: has no {TOKENIZER}, so no tokens can be added to its tokenizer; save it with"
             " transformers' AutoTokenizer, which makes one, or take another model's (`tokenizer: {source: MODEL}`)"
         )
     where = str(model / TOKENIZER)

@@ -49,6 +49,11 @@ class Alignment:
     notes: list[str]
     _tables: dict[tuple[Any, Any], tuple[RowTable | None, ...]] = field(default_factory=dict)
 
+    @property
+    def vocab_size(self) -> int | None:
+        """The output's number of rows; None if no model has any."""
+        return self.rows if any(found.names for found in self.tensors.values()) else None
+
     def covers(self, tensors: Mapping[str, str], inputs: Sequence[Input]) -> bool:
         """Whether the inputs of a tensor, whose names `tensors` has by model, have a row per token."""
         by_token = all(name in self.tensors[model].names for model, name in tensors.items())
@@ -297,7 +302,7 @@ class _Making:
         if self._removed:
             self.notes.append(
                 f"{counted(len(self._removed), 'token')} of the tokenizer of {self._lender}, "
-                f"{min(self._removed)!r:.80} among them, have no rows; they are left out"
+                f"{min(self._removed)!r:.80} among them, have no rows; tokenizer.json goes without them"
             )
 
 

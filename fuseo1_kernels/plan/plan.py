@@ -170,7 +170,7 @@ def _plan(
         ),
         config=layout.config,
         decoder_layers=layout.decoder_layers,
-        vocab_size=alignment.rows if alignment else min(cropped.values(), default=None),
+        vocab_size=alignment.vocab_size if alignment else min(cropped.values(), default=None),
     )
 
 

@@ -1,4 +1,4 @@
-"""Where the rows of a tensor with one row per token come from, when they are gathered by token."""
+"""Decides where each row of a tensor comes from that is gathered by token."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ChosenRow:
 
 @dataclass(frozen=True, eq=False)
 class RowTable:
-    """Where each row of one model's gathered tensor comes from.
+    """The origin of each row of one model's gathered tensor.
 
     Attributes:
         models: indices of the models, among those that are merged, whose tensors are read.

@@ -1,4 +1,4 @@
-"""Which tensors have one row per token: embeddings, heads, and heads' biases."""
+"""Finds the tensors that have one row per token: embeddings, heads, and heads' biases."""
 
 from __future__ import annotations
 
@@ -28,24 +28,26 @@ class TokenTensors:
     """The tensors of a model that have one row per token.
 
     Known by name, or outside of the layers by as many rows as the vocabulary has: an architecture may call its head,
-    and its bias, what it likes. `rows`: how many all of them have; None: there are none.
+    and its bias, what it likes. `rows`: how many each of them has; None: there are none.
     """
 
     def __init__(self, source: Source) -> None:
         known = {t.shape for t in source.tensors.values() if is_embedding(t.name, t.shape)}
-        self._sizes = {rows for rows, _ in known} or _stated(source.config)
+        sizes, stated = {rows for rows, _ in known}, _stated(source.config)
+        # A model for speech, say, has a second, smaller vocabulary that is not the tokenizer's.
+        self.rows = max(sizes & stated or sizes or stated, default=None)
         self._widths = {width for _, width in known}
         self.names = frozenset(name for name, info in source.tensors.items() if self._has(info))
-        self.rows = min((source.tensors[name].shape[0] for name in self.names), default=None)
 
     def _has(self, info: TensorInfo) -> bool:
+        if not info.shape or info.shape[0] != self.rows:
+            return False
         if is_embedding(info.name, info.shape):
             return True
-        if not info.shape or info.shape[0] not in self._sizes - self._widths:
-            return False
         if layer_of(info.name) is not None or _OTHER_ROWS.search(info.name):
             return False
-        return len(info.shape) == 2 or (len(info.shape) == 1 and info.name.endswith("bias"))
+        kind = len(info.shape) == 2 or (len(info.shape) == 1 and info.name.endswith("bias"))
+        return kind and self.rows not in self._widths
 
 
 def _stated(config: Mapping[str, Any]) -> set[int]:

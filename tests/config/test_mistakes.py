@@ -166,7 +166,6 @@ NO_FIT = "tokenizer_files.overrides: must fit into tokenizer_config.json"
             {"tokenizer": {"tokens": {"a": {"source": {"kind": "model_token", "model": "m"}}}}},
             "tokenizer.tokens.a.source: exactly one of `token` and `token_id` must be given",
         ),
-        # What mergekit has and this package does not.
         # A model and its adapter.
         *(
             (

@@ -68,23 +68,30 @@ def words(text: str, size: int, added: list[str]) -> Tokenizer:
     return tokenizer
 
 
-KINDS = {"bytes": (byte_level, 290), "pieces": (pieces, 60), "words": (words, 80)}
+#: How a tokenizer is made, its size, and how many rows more than tokens the first model has.
+KINDS = {
+    "bytes": (byte_level, 290, 19),
+    "few rows": (byte_level, 290, -4),
+    "pieces": (pieces, 60, 19),
+    "words": (words, 80, 19),
+}
 
 
-def write_models(home: Path, kind: str, padding: int, tied: bool) -> list[Path]:
-    """Write three models whose tokenizers share some tokens; the third has ones of its own, the first padded rows."""
-    make, size = KINDS[kind]
-    paths = []
+def write_models(home: Path, kind: str, tied: bool) -> None:
+    """Write three models whose tokenizers share some tokens; the third has ones of its own."""
+    make, size, more = KINDS[kind]
     for number, (text, added) in enumerate(
         zip(TEXTS, ([], ["<think>"], ["<tool>", "<think>"]), strict=True)
     ):
         path = home / "abc"[number]
+        if number == 0 and more < 0:  # as where a padding token was added, but no row
+            added = [f"<pad{i}>" for i in range(-more)]
         tokenizer = hf.PreTrainedTokenizerFast(
             tokenizer_object=make(text, size + 3 * number, added), eos_token="<|end|>"
         )
         tokenizer.save_pretrained(path)
         rows = len(tokenizer.get_vocab())
-        rows += padding if number == 0 else 0
+        rows += more if number == 0 else 0
         torch.manual_seed(number)
         sizes: dict[str, Any] = {
             "vocab_size": rows,
@@ -102,8 +109,6 @@ def write_models(home: Path, kind: str, padding: int, tied: bool) -> list[Path]:
                 hf.LlamaConfig(**sizes, eos_token_id=0, tie_word_embeddings=tied)
             )
         model.to(torch.bfloat16).save_pretrained(path)
-        paths.append(path)
-    return paths
 
 
 def by_mergekit(config: dict[str, Any], out: Path) -> None:
@@ -124,6 +129,12 @@ def state(path: Path) -> dict[str, torch.Tensor]:
 def vocabulary(path: Path) -> dict[str, int]:
     ids: dict[str, int] = hf.AutoTokenizer.from_pretrained(path).get_vocab()
     return ids
+
+
+def added_tokens(path: Path) -> dict[str, Any]:
+    """Return the added tokens by their text, with how they are matched."""
+    decoder = hf.AutoTokenizer.from_pretrained(path).added_tokens_decoder
+    return {token.content: token for token in decoder.values()}
 
 
 NEW: dict[str, dict[str, Any]] = {
@@ -155,6 +166,8 @@ LINEAR = {
     [
         ("bytes", True, TASK, {"tokenizer_source": "union"}),
         ("bytes", False, TASK, {"tokenizer_source": "base"}),
+        ("few rows", False, TASK, {"tokenizer_source": "union"}),
+        ("few rows", True, TASK, {"tokenizer_source": "base"}),
         ("bytes", True, TASK, {"tokenizer_source": "c"}),
         ("bytes", False, LINEAR | {"base_model": "b"}, {"tokenizer": {}}),
         ("bytes", False, TASK, {"tokenizer": PADDED | {"source": "base", "tokens": FORCED}}),
@@ -167,7 +180,7 @@ LINEAR = {
 def test_results_are_mergekits(
     kind: str, tied: bool, config: dict[str, Any], keys: dict[str, Any], tmp_path: Path
 ) -> None:
-    write_models(tmp_path, kind, 19, tied)
+    write_models(tmp_path, kind, tied)
     merge = _with_paths(config | keys, tmp_path)
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
     merge_checkpoints(merge | {"dtype": "float32"}, ours)
@@ -175,6 +188,7 @@ def test_results_are_mergekits(
     assert verify_model(ours, recompute=None).problems == ()
     ids, their_ids = vocabulary(ours), vocabulary(theirs)
     assert ids.keys() == their_ids.keys()
+    assert added_tokens(ours) == added_tokens(theirs)
     order = torch.tensor([their_ids[token] for token in sorted(ids, key=ids.__getitem__)])
     found, expected = state(ours), state(theirs)
     assert found.keys() == expected.keys()
