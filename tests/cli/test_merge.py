@@ -288,11 +288,6 @@ def test_overwrite(family: Family) -> None:
     assert [p.name for p in family.out.parent.iterdir()] == ["merged"]
 
 
-def test_an_empty_directory_serves_as_out(family: Family) -> None:
-    family.out.mkdir(parents=True)
-    done(family.config, family.out)
-
-
 def test_relative_names_are_taken_from_the_current_directory(family: Family) -> None:
     family.configure(models=[{"model": "target1"}, {"model": "./target2"}], base_model="base/")
     ran = spawn(*MERGE, "merge.yaml", "out", "--json", "--quiet", cwd=family.home)
