@@ -88,10 +88,10 @@ def sidecar_files(
     _change_tokenizer(files, lender, tokenizer_overrides, chat_template, sources)
     if GENERATION_CONFIG in of_lender.names:
         of_lender.read_into(files, [GENERATION_CONFIG])
-    _add_code(files, of_lender, [files[n] for n in lent if n == TOKENIZER_CONFIG], {})
-    of_base.read_into(files, (n for n in of_base.names if n not in files and not is_tokenizers(n)))
-    configs = [data for name, data in files.items() if name.endswith(".json") and name not in lent]
-    _add_code(files, of_base, configs, base.config)
+    _add_code(files, of_lender, [n for n in lent if n == TOKENIZER_CONFIG], {})
+    others = [n for n in of_base.names if n not in files and not is_tokenizers(n)]
+    of_base.read_into(files, others)
+    _add_code(files, of_base, [n for n in others if n.endswith(".json")], base.config)
     notes += _left_out(base, of_base, files, "no auto_map names")
     if lender is not base:
         notes += _left_out(
@@ -144,12 +144,17 @@ def _change_tokenizer(
 
 
 def _add_code(
-    files: dict[str, bytes], found: Companions, configs: Sequence[bytes], also: Mapping[str, Any]
+    files: dict[str, bytes], found: Companions, configs: Sequence[str], also: Mapping[str, Any]
 ) -> None:
-    """Add the Python files of a model that `auto_map` names in `configs` or `also`, and what they import."""
-    where = f"{found.folder}: a config with an auto_map"
-    parsed = [also, *(parse_object(data, where) for data in configs if b'"auto_map"' in data)]
-    code = find_code(parsed, found.code, lambda name: read_bytes(found.folder / name, _MOST_CODE))
+    """Add the Python files that a model's `auto_map` names in the files `configs` or in `also`, and their imports."""
+    parsed = [
+        parse_object(files[name], f"{found.folder / name} (read for its auto_map)")
+        for name in configs
+        if b'"auto_map"' in files[name]
+    ]
+    code = find_code(
+        [also, *parsed], found.code, lambda name: read_bytes(found.folder / name, _MOST_CODE)
+    )
     found.read_into(files, (name for name in code if name not in files))
 
 

@@ -123,19 +123,21 @@ def run_merge(
     progress: Progress | None = None,
 ) -> MergeResult:
     """As merge_checkpoints, with the options in one record. Raises MergeError."""
-    notes: list[str] = []
+    touches = 0
     while True:
         try:
             result = _run(config, out_dir, options, progress)
-            return replace(result, notes=(*result.notes, *notes))
         except SourceTouchedError:
             # A backup that links files, say. What was merged from the file may be of another version.
-            if len(notes) == _MOST_TOUCHES:
+            if touches == _MOST_TOUCHES:
                 raise
-            notes.append(
-                "a model's file was touched during the merge, which went on with it as it is now"
-            )
+            touches += 1
             options = replace(options, resume=True)
+            continue
+        if not touches:
+            return result
+        note = "a model's file was touched during the merge, which went on with it as it is now"
+        return replace(result, notes=(*result.notes, note))
 
 
 def _run(

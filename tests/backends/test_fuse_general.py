@@ -1,4 +1,4 @@
-"""fuse beyond SCE, on the CPU: elections, selections, divisors and scales, beside an emulation in numpy."""
+"""fuse beyond SCE: elections, selections, divisors and scales, beside an emulation in numpy."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ from support.oracles import fuse as emulation
 from support.pairwise import pairwise
 from support.survey_cases import SIZES
 from support.tensors import (
+    BACKENDS,
     BF16,
     CPUS,
     DTYPES,
@@ -78,14 +79,14 @@ def expected(
     return emulation.fuse(tensors_of(numel, 3, dtypes), params, dtype, offset)
 
 
-@pairwise("cpu, elect, numel", CPUS, ELECTS, SIZES, together=1, indirect=["cpu"])
-def test_every_election_selection_and_divisor(cpu: str, elect: Elect, numel: int) -> None:
+@pairwise("backend, elect, numel", BACKENDS, ELECTS, SIZES, together=1, indirect=["backend"])
+def test_every_election_selection_and_divisor(backend: str, elect: Elect, numel: int) -> None:
     pairs = list(itertools.product(selections(3).items(), MODES))
     some = pairs if numel < 4096 else pairs[:: len(MODES) + 1]  # each selection, each mode
     for ((name, selects), mode), dtypes in itertools.product(some, ((BF16,), MIXED)):
         params = FuseParams(WEIGHTS[:3], elect=elect, selects=selects, **mode)  # type: ignore[arg-type]
         for dtype in DTYPES:
-            merged = fused(cpu, tensors_of(numel, 3, dtypes), params, dtype)
+            merged = fused(backend, tensors_of(numel, 3, dtypes), params, dtype)
             assert_same_bits(merged, expected(numel, dtypes, params, dtype), (dtypes, name, mode))
 
 

@@ -126,7 +126,7 @@ def test_as_far_as_memory_goes(cpu: str, numel: int) -> None:
 @pytest.mark.parametrize("row", [100, 256, 5120])
 def test_what_is_not_kept_is_decided_beside_what_is(cpu: str, row: int, tmp_path: Path) -> None:
     """Several units of work; of two targets by rank and one that is drawn only the first is kept."""
-    numel = row * 256
+    numel = row * max(25_600 // row, 24)
     chosen = (Ranked(7, 0.3, 0.4, row), Ranked(8, 0.1, 0.5, row), Draw(9, 1 << 31))
     tensors, engine = made(numel)[:4], load_backend(cpu)
     lent = Buffer(kept_bytes(Norms(chosen[:1]), numel))

@@ -110,7 +110,7 @@ def test_hard_rows(cpu: str, row: int, rounds: int) -> None:
 def test_inputs_of_any_dtype(cpu: str, row: int) -> None:
     g = torch.Generator().manual_seed(3)
     for dtypes in itertools.product((BF16, FP16, FP32), repeat=2):
-        tensors = [torch.randn(row * 300, generator=g).to(dtype) for dtype in dtypes]
+        tensors = [torch.randn(row * 60, generator=g).to(dtype) for dtype in dtypes]
         params = params_of(selects(row)[:1])
         assert_same_bits(fused(cpu, tensors, params), fused("reference", tensors, params))
 
@@ -132,13 +132,11 @@ def test_the_callers_floating_point_state_does_not_matter(cpu: str) -> None:
 # --- whatever the chunks ---
 
 
-@pairwise("backend, row", BACKENDS, ROWS, together=1, indirect=["backend"])
+@pairwise("backend, row", BACKENDS, (*ROWS[:-2], 4128, 5120), together=1, indirect=["backend"])
 def test_chunks_and_threads_change_nothing(backend: str, row: int) -> None:
     """And a row does not depend on the rows around it."""
     step = math.lcm(row, 256)
     rows = 5 * step // row + 1
-    if rows * row > 400_000:  # of a step more than that, two chunks suffice
-        rows = step // row + 1
     tensors, params = made(few_values, row, rows), params_of(selects(row))
     right = fused(backend, tensors, params)
     for chunk, threads in ((step, 1), (2 * step, 3), (4 * step, 2)):

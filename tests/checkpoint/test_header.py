@@ -200,12 +200,6 @@ def test_header_above_the_formats_limit(tmp_path: Path) -> None:
         read_header(file)
 
 
-@pytest.mark.parametrize(("name", "why"), [("absent", "cannot be opened"), (".", "is a directory")])
-def test_unreadable(name: str, why: str, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=why):
-        read_header(tmp_path / name)
-
-
 def test_every_dtype_of_the_library(tmp_path: Path) -> None:
     for dtype, size in DTYPE_BYTES.items():
         file = safetensors_file(tmp_path / dtype, {"x": (dtype, (3,), b"\0" * 3 * size)})

@@ -291,6 +291,14 @@ def test_bad_tokenizer_config(make: Any) -> None:
         files(base, chat_template="x")
 
 
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "1_Pooling/config.json"])
+def test_a_damaged_config_that_names_code(file: str, make: Any) -> None:
+    base = make("base", {**TOKENIZER, file: '{"auto_map": '})
+    reason = rf"{base.path / file} \(read for its auto_map\): not valid JSON"
+    with pytest.raises(CheckpointError, match=reason):
+        files(base)
+
+
 # --- the chat template -------------------------------------------------------------------
 
 

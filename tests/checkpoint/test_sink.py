@@ -15,7 +15,7 @@ import safetensors
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuseo1_kernels.checkpoint import page_cache, partial
+from fuseo1_kernels.checkpoint import partial
 from fuseo1_kernels.checkpoint.header import read_header
 from fuseo1_kernels.checkpoint.loader import open_source
 from fuseo1_kernels.checkpoint.shards import OutputTensor, Shard, index_json, plan_shards
@@ -162,30 +162,6 @@ def test_the_files_have_ordinary_permissions(tmp_path: Path) -> None:
 
 LARGE = OutputTensor("large", "U8", (10_000,))  # which fills pages of its own
 MANY = bytes(i % 251 for i in range(LARGE.nbytes))
-
-
-@pytest.mark.parametrize("has_flag", [True, False])
-def test_short_writes_are_continued(
-    has_flag: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Linux moves at most 2,147,479,552 bytes a call; here, three. Old kernels lack RWF_DONTCACHE."""
-    real = os.pwrite
-
-    def pwritev(fd: int, views: list[memoryview], offset: int, flags: int) -> int:
-        if not has_flag:
-            raise OSError(errno.EOPNOTSUPP, "Operation not supported")
-        return real(fd, views[0][:3], offset)
-
-    monkeypatch.setattr(os, "pwritev", pwritev)
-    monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: real(fd, data[:3], offset))
-    monkeypatch.setattr(page_cache, "_SYNC_EVERY", 50)
-    shards = plan_shards([*TENSORS, LARGE], 10**9)
-    with Sink(tmp_path / "out", shards, IDENTITY, overwrite=False, inputs=[]) as sink:
-        fill(sink)
-        sink.write("large", 0, memoryview(MANY))
-        sink.publish()
-    [*views] = safetensors.deserialize((tmp_path / "out" / "model.safetensors").read_bytes())
-    assert {name: bytes(view["data"]) for name, view in views} == {**CONTENT, "large": MANY}
 
 
 def test_a_view_of_any_format_is_written(tmp_path: Path) -> None:

@@ -164,7 +164,7 @@ def test_words_that_are_too_large(name: str, tmp_path: Path) -> None:
 )
 def test_memory(piece: str, tmp_path: Path) -> None:
     """As objects a file takes less than what is counted, and none are made if that is too much."""
-    text = '{"model":{"vocab":{}},"x":[' + piece * 100_000 + "0]}"
+    text = '{"model":{"vocab":{}},"x":[' + piece * 30_000 + "0]}"
     write(tmp_path, {"tokenizer.json": text.encode()})
     with pytest.raises(CheckpointError, match="--max-memory 0 MiB is too little") as caught:
         read_vocabulary("m", tmp_path, 1)

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import fuseo1_kernels
+from fuseo1_kernels import __main__
 from fuseo1_kernels.cli.arguments import make_parser, parse_size
 from fuseo1_kernels.cli.progress import per_second
 from fuseo1_kernels.config.load import as_config
@@ -30,12 +31,12 @@ from support.recipes import PUBLISHED
 # --- versions, recipes, options ----------------------------------------------------------
 
 
-def test_versions_and_backends() -> None:
-    ran = spawn("-m", "fuseo1_kernels")
-    assert ran.code == 0, ran.err
-    assert f"fuseo1-kernels {__version__}" in ran.out
-    assert f"torch {torch.__version__}" in ran.out
-    lines = {line.split()[0]: line for line in ran.out.splitlines() if line.startswith("  ")}
+def test_versions_and_backends(capsys: pytest.CaptureFixture[str]) -> None:
+    assert __main__.main() == 0
+    out = capsys.readouterr().out
+    assert f"fuseo1-kernels {__version__}" in out
+    assert f"torch {torch.__version__}" in out
+    lines = {line.split()[0]: line for line in out.splitlines() if line.startswith("  ")}
     assert "kernels (this machine runs baseline" in lines["cpu"]
     for name in ("cuda", "triton"):
         assert torch.cuda.is_available() or "absent: " in lines[name]
@@ -285,11 +286,6 @@ def test_overwrite(family: Family) -> None:
     assert not (family.out / "merges.txt").exists()
     assert_same_state(read_model(family.out), family.expected(select_topk=0.1))
     assert [p.name for p in family.out.parent.iterdir()] == ["merged"]
-
-
-def test_an_empty_directory_serves_as_out(family: Family) -> None:
-    family.out.mkdir(parents=True)
-    done(family.config, family.out)
 
 
 def test_relative_names_are_taken_from_the_current_directory(family: Family) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,32 +22,10 @@ def family(tmp_path: Path) -> Family:
 # --- the config: every mistake has its test in tests/config --------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"merge_method": "sec"}, ("merge_method", "'sec'", "'sce'")),
-        ({"parameters": {"select_topk": [0.1, 2]}}, ("parameters.select_topk[1]", "2")),
-        ({"models": []}, ("at least 1 model beside the base",)),
-    ],
-)
-def test_bad_config(changes: dict[str, object], words: tuple[str, ...], family: Family) -> None:
-    family.configure(**changes)
-    refused(family, words=(family.config, *words))
-
-
 @pytest.mark.parametrize("text", ["- a\n- b\n", "{", "\x00"])
 def test_yaml_that_is_no_config(text: str, family: Family) -> None:
     family.config.write_text(text)
     refused(family, words=(family.config,))
-
-
-def test_config_that_cannot_be_read(family: Family) -> None:
-    family.config.write_bytes(b"\xff\xfe\x00")
-    refused(family, words=(family.config, "UTF-8"))
-    family.config.unlink()
-    family.config.mkdir()
-    words = f"{family.config}: is a directory; give a YAML file or a recipe's name"
-    refused(family, words=(words,))
 
 
 def test_one_directory_under_two_names(family: Family) -> None:
@@ -63,39 +40,6 @@ def test_one_directory_under_two_names(family: Family) -> None:
 
 
 # --- models: damaged files have their tests in tests/checkpoint, models that do not fit in tests/plan ---
-
-
-def cut_short(file: Path) -> None:
-    os.truncate(file, file.stat().st_size - 1)
-
-
-def with_more(file: Path) -> None:
-    with file.open("ab") as stream:
-        stream.write(b"\0")
-
-
-def lfs_pointer(file: Path) -> None:
-    file.write_text("version https://git-lfs.github.com/spec/v1\n")
-
-
-@pytest.mark.parametrize("model", [0, 2])
-@pytest.mark.parametrize(
-    ("damage", "word"),
-    [(cut_short, "truncated"), (with_more, "belong to no tensor"), (lfs_pointer, "git-lfs")],
-)
-def test_damaged_file(
-    damage: Callable[[Path], None], word: str, model: int, family: Family
-) -> None:
-    file = (family.target(model) if model else family.base) / "model.safetensors"
-    damage(file)
-    refused(family, words=(file, word))
-
-
-def test_a_torch_file_that_holds_code(family: Family) -> None:
-    (family.target(1) / "model.safetensors").unlink()
-    file = family.target(1) / "pytorch_model.bin"
-    torch.save({"w": torch.ones(4), "evil": print}, file)
-    refused(family, words=(file, "not opened"))
 
 
 def test_many_problems_at_once(family: Family) -> None:
@@ -118,20 +62,6 @@ def test_nonfinite(family: Family) -> None:
     done(family.config, family.out, "--nonfinite", "propagate")
 
 
-def test_nothing_there(family: Family) -> None:
-    for entry in family.target(1).iterdir():
-        entry.unlink()
-    refused(family, words=(family.target(1), "holds no weights"))
-    family.target(1).rmdir()
-    refused(family, words=(f"{str(family.target(1))!r}: no such directory, nor a hub id",))
-
-
-def test_bad_small_files(family: Family) -> None:
-    (family.base / "tokenizer_config.json").write_text("[]")
-    family.configure(chat_template="{{ messages }}")
-    refused(family, words=(family.base / "tokenizer_config.json",))
-
-
 # --- the command line --------------------------------------------------------------------
 
 
@@ -152,6 +82,7 @@ def test_cuda_without_a_gpu(options: list[str], family: Family) -> None:
         (["--device", "cpu", "--backend", "cuda"], ("backend cuda", "device cpu")),
         (["--device", "cuda", "--backend", "cpu"], ("backend cpu", "device cuda")),
         (["--device", "cpu", "--cuda"], ("--cuda", "--device cpu")),
+        (["--cuda", "--backend", "cpu"], ("--cuda", "--backend cpu")),
         (["--max-gpu-memory", "1GB"], ("max_gpu_memory", "device")),
     ],
 )
@@ -159,10 +90,6 @@ def test_devices_that_make_no_sense(
     options: list[str], words: tuple[str, ...], family: Family
 ) -> None:
     assert "\n" not in refused(family, *options, words=words)
-
-
-def test_cuda_contradicts_another_backend(family: Family) -> None:
-    refused(family, "--cuda", "--backend", "cpu", words=("--cuda", "--backend cpu"))
 
 
 def test_unknown_recipe(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from collections import namedtuple
 from pathlib import Path
 
@@ -13,8 +12,7 @@ import torch
 
 from fuseo1_kernels.checkpoint.sink import Sink
 from support.models import Family, snapshot, write_model
-from support.mounts import in_mount
-from support.processes import Run, done, merge_json, run, spawn
+from support.processes import done, merge_json, run, spawn
 from support.refusals import one_layer_family, refused, untouched
 
 
@@ -165,53 +163,3 @@ def test_a_limit_on_the_size_of_files(family: Family) -> None:
     assert ran.code == 1, ran
     assert f"{family.out}/model.safetensors" in ran.err and "File too large" in ran.err
     assert snapshot(family.home) == before
-
-
-def in_tmpfs(family: Family, size: int) -> Run:
-    """Merge onto a file system of `size` bytes, which only this process sees; list what is left."""
-    place = family.home / "small"
-    script = (
-        'mkdir "$1/mine"; "$2" -m fuseo1_kernels.merge "$3" "$1/mine/out" --quiet\n'
-        'code=$?; find "$1" -mindepth 1; exit $code'
-    )
-    argv = ("sh", "-c", script, "sh", place, sys.executable, family.config)
-    ran = in_mount(place, f"size={size}", *argv)
-    return Run(ran.code, ran.out.replace(str(place), ""), ran.err)
-
-
-def test_no_space_for_the_weights(family: Family) -> None:
-    ran = in_tmpfs(family, 40 << 10)
-    assert ran.code == 1
-    assert "no space left" in ran.err
-    assert ran.out.split() == ["/mine"]
-
-
-def test_no_space_for_the_small_files(family: Family) -> None:
-    size = (family.base / "model.safetensors").stat().st_size
-    (family.base / "LICENSE").write_bytes(bytes(1 << 20))
-    ran = in_tmpfs(family, size + (64 << 10))
-    assert ran.code == 1
-    assert "No space left on device" in ran.err and "LICENSE" in ran.err
-    assert "/mine/out" not in ran.out.split()
-    assert "out.partial keeps what was merged" in ran.err
-
-
-def test_enough_space(family: Family) -> None:
-    ran = in_tmpfs(family, 1 << 20)
-    assert ran.code == 0, ran.err
-    assert "/mine/out/model.safetensors" in ran.out.split()
-
-
-def test_a_disk_that_fails_while_weights_are_written(
-    family: Family, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = os.pwritev
-
-    def fail(fd: int, data: list[memoryview], offset: int, flags: int) -> int:
-        if offset > 20_000:
-            raise OSError(5, "Input/output error")
-        return real(fd, data, offset, flags)
-
-    monkeypatch.setattr(os, "pwritev", fail)
-    words = ("OUT/model.safetensors: writing tensor", "Input/output error")
-    refused(family, "--threads", "1", words=words)

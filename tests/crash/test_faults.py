@@ -233,7 +233,10 @@ def test_a_model_that_changes(
 def test_a_model_that_is_another_in_the_kernels_second_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """More candidates than memory holds need several reads; in the second, nothing is where the first one found it."""
+    """More candidates than memory holds need several reads; in the second, nothing is where the first one found it.
+
+    Nor in the first read after that. It is said once.
+    """
     base = {"w": torch.zeros(1024, 1536), "v": torch.zeros(9)}
     family = make_family(tmp_path, [base, *({k: v + i for k, v in base.items()} for i in (1, 2))])
     family.configure(parameters={"select_topk": 0.5})
@@ -243,7 +246,7 @@ def test_a_model_that_is_another_in_the_kernels_second_read(
     def end_pass(self: CpuSurveyor) -> None:
         real(self)
         phases.append(self._survey.phase)
-        if phases == [HIGH, LOW]:
+        if phases in ([HIGH, LOW], [HIGH, LOW, HIGH]):
             begin, end = span(file, "w")
             with file.open("r+b") as stream:
                 stream.seek(begin)
@@ -254,7 +257,7 @@ def test_a_model_that_is_another_in_the_kernels_second_read(
     monkeypatch.setattr(CpuSurveyor, "end_pass", end_pass)
     ended = run(family.config, family.out, *ONE_THREAD, "--json")
     assert phases[:3] == [HIGH, LOW, HIGH]  # the kernel itself said so, and the merge began again
-    assert ended.code == 0 and "was touched during the merge" in ended.out, ended
+    assert ended.code == 0 and ended.out.count("was touched during the merge") == 1, ended
     assert alone(family.out) == undisturbed(family, *ONE_THREAD)
 
 

@@ -36,7 +36,7 @@ FAST_WAYS = [pytest.param(w, marks=() if w == "overwrite" else pytest.mark.slow)
 
 #: A way and how far apart its points are (`points_of`): in the fast run fewer, of a way that has all steps.
 EVERY_CALL = [
-    ("overwrite", 5),
+    ("overwrite", 8),
     *(pytest.param(way, 1 if way == "new" else 3, marks=pytest.mark.slow) for way in WAYS),
 ]
 

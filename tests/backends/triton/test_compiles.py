@@ -160,7 +160,7 @@ SPILL = {"refine_bracket"}
 
 #: The fast run compiles for Hopper alone, and of kernels that are alike one.
 FAST = {"scan_tiles scored", "fuse_tiles masked", "fuse_general_tiles ties"}
-FAST |= {"add_norms", "add_gram", "settle"}
+FAST |= {"add_norms", "settle"}
 every_kernel = pytest.mark.parametrize(
     ("name", "target"),
     [
