@@ -71,7 +71,7 @@ def find_scales(
 
 
 class _Scheme:
-    """What config.json says of the codes."""
+    """The scheme of the codes, as config.json states it."""
 
     def __init__(self, model: str, stated: Mapping[str, Any] | None) -> None:
         self._model = model

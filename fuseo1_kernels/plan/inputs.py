@@ -16,7 +16,7 @@ STORED = BY_CODE | {c: DType(c, c, -1, DTYPE_BYTES[c]) for c in INTEGERS | CODES
 
 
 class Input(ABC):
-    """What one model gives to a merged tensor. A subclass is a description, without tensor data.
+    """One model's share in a merged tensor. A subclass is a description, without tensor data.
 
     `engine/cpu/readers.py` reads it. Its elements depend on `stored` and `spec` alone.
     """

@@ -1,4 +1,4 @@
-"""What reads a tensor's input, and what it computes with."""
+"""The interface of a reader of one input, and the tools that computed inputs are computed with."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class Tools:
-    """What computed inputs are computed with.
+    """The tools that computed inputs are computed with.
 
     Attributes:
         backend: the ops.
