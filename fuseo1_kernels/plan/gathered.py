@@ -34,8 +34,8 @@ class Gathered(Input):
     def of(cls, own: Input, donors: tuple[Input, ...], table: RowTable) -> Gathered:
         """Return the input, with the memory that its reader takes."""
         row = prod(own.shape[1:])
-        # A piece in the donor's type and as numpy widens it in two steps; of a mean the sum, a row and the padding's.
-        scratch = 4 * max(PIECE, 4 * row) + 3 * 8 * row
+        # A piece of each donor, one as numpy widens it in two steps and in fp64, and a mean's sum, row and result.
+        scratch = (len(donors) + 5) * max(PIECE, 4 * row) + 3 * 8 * row
         return cls(own, donors, table, scratch + sum(x.scratch_bytes for x in donors))
 
     @property

@@ -109,7 +109,7 @@ class GatheredReader:
             rows = min(step, self._count - first)
             part = buffer.array(_FP32, rows * self._width)
             self.read(first * self._width, part)
-            for row in _values(part).reshape(rows, self._width):
+            for row in _values(part).astype(np.float64).reshape(rows, self._width):
                 total += row
         return (total / self._count).astype(np.float32)
 
