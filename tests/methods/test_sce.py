@@ -151,6 +151,18 @@ def test_the_mergekit_variant_takes_equal_weights_below_a_mean_square_of_one_mil
             torch.testing.assert_close(merged, torch.full((1000,), expected), rtol=1e-6, atol=0.0)
 
 
+def test_weights_are_of_energies_however_small(backend: str) -> None:
+    """But for the mergekit variant, which divides by 1e-6 at least: the first half is by a weight of 1e-8."""
+    base, tiny, small, large = (torch.zeros(600) for _ in range(4))
+    tiny += 2.0**-60
+    merged = merge([base, tiny, 3 * tiny], 1.0, "fuseo1", backend=backend)
+    torch.testing.assert_close(merged, 2.8 * tiny, rtol=1e-6, atol=0.0)
+    small[:300], large[300:] = 1.0, 1e4
+    for variant, expected in (("fuseo1", 1.0), ("mergekit", 0.01)):
+        merged = merge([base, small, large], 1.0, variant, backend=backend)[:300]
+        torch.testing.assert_close(merged, torch.full((300,), expected), rtol=1e-5, atol=0.0)
+
+
 def test_the_mergekit_variant_masks_what_is_merged(backend: str) -> None:
     base = torch.zeros(1000, dtype=FP32)
     targets = [torch.linspace(1, 2, 1000), -torch.linspace(0.5, 1, 1000)]
