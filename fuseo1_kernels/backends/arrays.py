@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+from collections.abc import Iterator
 from contextlib import suppress
 from ctypes import addressof, c_char
 from dataclasses import dataclass
@@ -57,6 +58,11 @@ class Array:
         if not 0 <= start <= start + count <= self.numel:
             raise IndexError(f"[{start}, {start + count}) of {self.numel} elements")
         return Array(self.address + start * self.dtype.size, self.dtype, count, self.owner)
+
+    def pieces(self, most: int) -> Iterator[tuple[int, Array]]:
+        """Yield (start, part) of parts of at most `most` elements, one after the other."""
+        for start in range(0, self.numel, most):
+            yield start, self.part(start, min(most, self.numel - start))
 
 
 def advise_huge_pages(address: int, nbytes: int) -> None:

@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 
 from ...backends.arrays import BY_NAME, Array, Buffer
 from ...backends.contract import FoldParams, Numbers
-from ...backends.interface import Folder
 from ...checkpoint.header import TensorInfo
 from ...checkpoint.source import read_all
 from ...plan.folded import Folded
 from ...plan.inputs import STORED
+from .tools import Tools
 
 _FP32 = BY_NAME["float32"]
 
 
 class FoldReader:
-    """Reads a Folded input. R, and DoRA's factors, are read and computed when it is made."""
+    """See Reader."""
 
-    def __init__(
-        self,
-        x: Folded,
-        folder: Folder,
-        threads: Callable[[], int],
-        check_stop: Callable[[], None],
-        stack: ExitStack,
-    ) -> None:
-        """`threads` and `check_stop` are those of Tools; `stack` closes the files. Raises MergeError."""
-        self._x, self._folder = x, folder
-        self._threads, self._check_stop = threads, check_stop
+    def __init__(self, x: Folded, tools: Tools, stack: ExitStack) -> None:
+        """Read R, and compute DoRA's factors; `stack` closes the files. Raises MergeError."""
+        self._x, self._folder = x, tools.backend.folder
+        self._threads, self._check_stop = tools.threads, tools.check_stop
         source = x.weights.source
         self._fds = {
             info: stack.enter_context(source.place(info))
@@ -51,9 +43,9 @@ class FoldReader:
             self._params = replace(self._params, factors=self._factors(x.fold.magnitude))
 
     def read(self, start: int, out: Array) -> None:
-        for at in range(0, out.numel, self._x.piece):
+        """See Reader."""
+        for at, part in out.pieces(self._x.piece):
             self._check_stop()
-            part = out.part(at, min(self._x.piece, out.numel - at))
             params = self._at(start + at, part.numel)
             weights = self._read_weights(start + at, part)
             self._folder.fold(params, weights, start + at, part, self._threads())

@@ -126,10 +126,8 @@ class _Widening:
         if not self._widens:
             self._read(start, out)
             return
-        values = _values(out)
-        for at in range(0, out.numel, self._step):
-            count = min(self._step, out.numel - at)
-            values[at : at + count] = self.widened(start + at, count)
+        for at, part in out.pieces(self._step):
+            _values(part)[:] = self.widened(start + at, part.numel)
 
     def widened(self, start: int, count: int) -> NDArray[np.float32]:
         """Return `count` elements, at most a piece or a row, from flat index `start` on."""

@@ -25,7 +25,7 @@ def open_reader(x: Input, tools: Tools, stack: ExitStack) -> Reader:
     if isinstance(x, Stored):
         return _StoredReader(x, stack)
     if isinstance(x, Folded):
-        return FoldReader(x, tools.backend.folder, tools.threads, tools.check_stop, stack)
+        return FoldReader(x, tools, stack)
     if isinstance(x, Merged):
         return tools.open_merged(x.job, stack)
     if isinstance(x, Gathered):
