@@ -116,7 +116,7 @@ class Folder(Protocol):
 
 
 class Backend(Ops, Protocol):
-    """The ops in the CPU's memory, and on files."""
+    """The ops in the CPU's memory, and on files; and those that averages and computed inputs need."""
 
     @property
     def folder(self) -> Folder: ...

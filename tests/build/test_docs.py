@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from fuseo1_kernels.backends.interface import Backend
 from support.paths import ROOT
 
 PAGES = [
@@ -69,6 +70,15 @@ def test_the_arithmetic_page_is_true() -> None:
     result = doctest.testfile(str(page), module_relative=False)
     assert result.attempted >= 15
     assert result.failed == 0
+
+
+def test_the_backend_of_the_how_to_page_is_whole() -> None:
+    text = (ROOT / "docs" / "howto" / "add_a_backend.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(\"\"\".*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    (made,) = (node for node in ast.parse(code).body if isinstance(node, ast.ClassDef))
+    given = {node.name for node in made.body if isinstance(node, ast.FunctionDef)} | {"name"}
+    asked = {name for kind in Backend.__mro__ for name in vars(kind) if not name.startswith("_")}
+    assert {"survey", "fuse", "decode"} <= asked and asked <= given
 
 
 def test_lines_of_prose_are_short() -> None:
