@@ -65,6 +65,21 @@ class Array:
             yield start, self.part(start, min(most, self.numel - start))
 
 
+@dataclass(frozen=True)
+class Numbers:
+    """`count` consecutive fp64 numbers at `address` in this process's memory, kept alive by `owner`."""
+
+    address: int
+    count: int
+    owner: Any = None
+
+    def part(self, start: int, count: int) -> Numbers:
+        """Numbers [start, start + count). Raises IndexError."""
+        if not 0 <= start <= start + count <= self.count:
+            raise IndexError(f"[{start}, {start + count}) of {self.count} numbers")
+        return Numbers(self.address + start * 8, count, self.owner)
+
+
 def advise_huge_pages(address: int, nbytes: int) -> None:
     """Ask for huge pages under memory that is about to be written for the first time.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from ..errors import BackendError
-from .arrays import Array
+from .arrays import Array, Numbers
 
 _BLOCK = 256
 
@@ -234,21 +234,6 @@ class FuseParams:
             self.weights, self.floor_divisor, self.masked, self.threshold, self.tie_limit
         )
         return self == plain
-
-
-@dataclass(frozen=True)
-class Numbers:
-    """`count` consecutive fp64 numbers at `address` in this process's memory, kept alive by `owner`."""
-
-    address: int
-    count: int
-    owner: Any = None
-
-    def part(self, start: int, count: int) -> Numbers:
-        """Numbers [start, start + count). Raises IndexError."""
-        if not 0 <= start <= start + count <= self.count:
-            raise IndexError(f"[{start}, {start + count}) of {self.count} numbers")
-        return Numbers(self.address + start * 8, count, self.owner)
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from . import _cpu
-from .arrays import Array
-from .contract import FoldParams, Numbers
+from .arrays import Array, Numbers
+from .contract import FoldParams
 
 
 class CpuFolder:

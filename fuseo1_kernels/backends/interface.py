@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeGuard
 
-from .arrays import Array, Buffer, DType
+from .arrays import Array, Buffer, DType, Numbers
 from .contract import (
     SURVEY_BYTES,
     AverageParams,
     DecodeParams,
     FoldParams,
     FuseParams,
-    Numbers,
     Request,
     Select,
 )

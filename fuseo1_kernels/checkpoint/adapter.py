@@ -9,7 +9,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +59,6 @@ _PART = re.compile(
 _SAVED = re.compile(r"(?P<module>.+)\.modules_to_save\.(?P<adapter>[^.]+)\.(?P<leaf>[^.]+)")
 #: A pattern that a regular expression's engine may take for ever to match: repeated groups, or many repetitions.
 _SLOW = re.compile(r"\)[*+{?]|(?:[*+{].*){4}", re.DOTALL)
-
-
 _MOST_PATTERNS = 10_000
 
 
@@ -211,16 +209,6 @@ def _first_match(patterns: Mapping[re.Pattern[str], float], module: str, otherwi
     return next((number for p, number in patterns.items() if p.match(module)), otherwise)
 
 
-@dataclass
-class _Parts:
-    """The tensors of one module, by what they are."""
-
-    found: dict[str, TensorInfo] = field(default_factory=dict)
-
-    def take(self, key: str) -> TensorInfo | None:
-        return self.found.pop(key, None)
-
-
 def _group(
     name: str,
     path: Path,
@@ -229,13 +217,13 @@ def _group(
     files: Mapping[Path, FileIdentity],
 ) -> Adapter:
     """Return the adapter's tensors by module. Raises CheckpointError for any that is not understood."""
-    parts: dict[str, _Parts] = {}
+    parts: dict[str, dict[str, TensorInfo]] = {}  # by module and by what they are
     saved: dict[str, TensorInfo] = {}
     in_place: set[str] = set()
     adapters: set[str] = set()
 
     def refused(info: TensorInfo, problem: str) -> CheckpointError:
-        return CheckpointError(f"{info.file}: tensor {printable(info.name)!s}: {problem}")
+        return CheckpointError(f"{info.file}: tensor {printable(info.name)}: {problem}")
 
     for full, info in tensors.items():
         if info.dtype not in MERGEABLE:
@@ -246,7 +234,7 @@ def _group(
             raise refused(info, f"PEFT's names begin with {_PREFIX!r}; {_MERGE}")
         if match := _PART.fullmatch(key):
             kind = match["part"] + (".bias" if match["leaf"] == "bias" else "")
-            of = parts.setdefault(match["module"], _Parts()).found
+            of = parts.setdefault(match["module"], {})
             if kind in of:
                 raise refused(info, f"the file has another {kind} of this module")
             of[kind] = info
@@ -277,20 +265,21 @@ def _group(
 
 def _adapted(
     module: str,
-    parts: _Parts,
+    parts: dict[str, TensorInfo],
     config: _Config,
     refused: Callable[[TensorInfo, str], CheckpointError],
 ) -> Adapted:
-    """Return the tensors of one module. Raises CheckpointError unless they are whole and fit the config."""
-    any_of = next(iter(parts.found.values()))
-    embedding = "lora_embedding_A" in parts.found
+    """Return the tensors of one module, taken out of `parts`. Raises CheckpointError unless they fit the config."""
+    any_of = next(iter(parts.values()))
+    embedding = "lora_embedding_A" in parts
     prefix = "lora_embedding_" if embedding else "lora_"
-    a, b = parts.take(f"{prefix}A"), parts.take(f"{prefix}B")
-    magnitude, bias = parts.take("lora_magnitude_vector"), parts.take("lora_B.bias")
+    a, b = parts.pop(f"{prefix}A", None), parts.pop(f"{prefix}B", None)
+    magnitude = parts.pop("lora_magnitude_vector", None)
+    bias = parts.pop("lora_B.bias", None)
     if a is None or b is None:
         raise refused(any_of, f"the file has no {prefix}A or no {prefix}B of module {module}")
-    if parts.found:
-        raise refused(next(iter(parts.found.values())), "belongs to no adapted weight")
+    if parts:
+        raise refused(next(iter(parts.values())), "belongs to no adapted weight")
     rank = config.rank_of(module)
     for info, dimension in ((a, 0), (b, 1)):
         if len(info.shape) < 2 or info.shape[dimension] != rank:

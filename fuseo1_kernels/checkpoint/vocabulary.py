@@ -7,6 +7,7 @@ import io
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
+from hashlib import sha256
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -153,6 +154,15 @@ def _find(path: Path, pattern: str) -> Path | None:
     if "*" not in pattern:
         return path / pattern if (path / pattern).exists() else None
     return min((f for f in path.glob(pattern) if not f.name.startswith(".")), default=None)
+
+
+def tokenizer_digest(path: Path) -> bytes | None:
+    """Return a digest of the tokenizer.json at `path`; None if there is none. Raises CheckpointError.
+
+    Models have the same one as a rule, and 7 MB of JSON need not be parsed to see it.
+    """
+    file = path / TOKENIZER
+    return sha256(read_bytes(file, MOST_BYTES)).digest() if file.exists() else None
 
 
 def _check_memory(file: Path, text: bytes, of_lines: bool, max_memory: int) -> None:

@@ -6,14 +6,11 @@ import math
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import sha256
 from typing import Any
 
-from ..checkpoint.files import read_bytes
-from ..checkpoint.layout import TOKENIZER
 from ..checkpoint.source import Source
 from ..checkpoint.tokenizer_json import PLAIN, TokenizerChange, read_added_tokens
-from ..checkpoint.vocabulary import MOST_BYTES, MOST_TOKENS, Vocabulary, read_vocabulary
+from ..checkpoint.vocabulary import MOST_TOKENS, Vocabulary, read_vocabulary, tokenizer_digest
 from ..config.schema import MergeConfig
 from ..config.tokenizer import ModelTokenRow, TokenizerKeys, TokenRow
 from ..errors import CheckpointError, counted
@@ -121,10 +118,10 @@ def align(
     for name in models:
         source = sources[name]
         # The usual case. One with more rows than the first has more tokens with a row, perhaps.
-        same = digest is not None and fits(name) and _digest(source) == digest
+        same = digest is not None and fits(name) and tokenizer_digest(source.path) == digest
         vocabulary = None if same else read_vocabulary(source.name, source.path, max_memory)
         if name == models[0]:
-            digest = _digest(source)
+            digest = tokenizer_digest(source.path)
         if vocabulary is not None and not vocabulary.kind:
             making.add(name, source, vocabulary)
         elif vocabulary is None:
@@ -334,9 +331,3 @@ def _unaligned(source: Source, vocabulary: Vocabulary | None) -> CheckpointError
     return CheckpointError(
         f"model {source.name}: its tokens cannot be aligned: {why}; `tokenizer_files:` merges rows as they stand"
     )
-
-
-def _digest(model: Source) -> bytes | None:
-    """Return a digest by which models have the same tokenizer.json, the usual case."""
-    file = model.path / TOKENIZER
-    return sha256(read_bytes(file, MOST_BYTES)).digest() if file.exists() else None

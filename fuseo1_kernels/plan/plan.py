@@ -257,8 +257,8 @@ def _common_shape(
         return None
     if not crop_embeddings:
         problems.append(
-            f"tensor {printable(name)}: vocabulary sizes differ ({listed}); --crop-embeddings merges the rows that "
-            "all models have and drops the others"
+            f"tensor {printable(name)}: vocabulary sizes differ ({listed}); `tokenizer_source: base` gathers rows by"
+            " token; --crop-embeddings merges the rows that all models have and drops the others"
         )
         return None
     # Rows are contiguous: the common ones are a prefix of every model's tensor.

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from hashlib import sha256
 
-from ..checkpoint.files import read_bytes
-from ..checkpoint.layout import TOKENIZER
 from ..checkpoint.source import Source
-from ..checkpoint.vocabulary import MOST_BYTES, MergedRows, Vocabulary, read_vocabulary
+from ..checkpoint.vocabulary import MergedRows, Vocabulary, read_vocabulary, tokenizer_digest
 from ..errors import CheckpointError, counted
 from .job import Job
 from .token_tensors import is_embedding
@@ -71,13 +68,13 @@ def _compare(
 
     def compare(other: Source) -> str | None:
         # A large vocabulary takes 100 MB and more: this one is gone before the next is read.
-        same = digest is not None and _digest(other) == digest
+        same = digest is not None and tokenizer_digest(other.path) == digest
         its_own = None if same else read_vocabulary(other.name, other.path, max_memory)
         if its_own is None:
             return None
         return add(its_own) or (reference and reference.find_difference(its_own))
 
-    digest = _digest(first) if others else None
+    digest = tokenizer_digest(first.path) if others else None
     reference = read_vocabulary(first.name, first.path, max_memory)
     if reference and others:
         add(reference)
@@ -103,9 +100,3 @@ def _check_rows(rows: int, lender: Source, vocabulary: Vocabulary) -> list[str]:
     raise CheckpointError(
         f"{problem}; take a tokenizer that has no such ids (`tokenizer_files:`), or --no-copy-tokenizer"
     )
-
-
-def _digest(model: Source) -> bytes | None:
-    """Return a digest by which models have the same tokenizer.json, the usual case, without parsing 7 MB of JSON."""
-    file = model.path / TOKENIZER
-    return sha256(read_bytes(file, MOST_BYTES)).digest() if file.exists() else None

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from fuseo1_kernels.backends.arrays import BY_NAME, Array
-from fuseo1_kernels.backends.contract import FoldParams, Numbers
+from fuseo1_kernels.backends.arrays import BY_NAME, Array, Numbers
+from fuseo1_kernels.backends.contract import FoldParams
 from fuseo1_kernels.backends.interface import Folder
 from fuseo1_kernels.backends.registry import load_backend
 from support.tensors import DTYPES, ISAS, denormals_flushed, instruction_set, require_isa

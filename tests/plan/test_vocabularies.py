@@ -18,6 +18,7 @@ def test_embeddings_of_different_sizes(models: Models) -> None:
     embedding, head = plan.problems
     assert embedding.startswith("tensor model.embed_tokens.weight: vocabulary sizes differ")
     assert head.startswith("tensor lm_head.weight: vocabulary sizes differ")
+    assert all("`tokenizer_source: base`" in each for each in (embedding, head))
     for problem in plan.problems:
         assert "base: [12, 4], left: [10, 4], right: [11, 4]" in problem
         assert "--crop-embeddings" in problem

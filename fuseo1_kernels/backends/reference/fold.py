@@ -7,8 +7,8 @@ import math
 
 import torch
 
-from ..arrays import Array
-from ..contract import FoldParams, Numbers
+from ..arrays import Array, Numbers
+from ..contract import FoldParams
 from .arrays import as_tensor
 from .divergences import sum_in_lanes
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import replace
 
-from ...backends.arrays import BY_NAME, Array, Buffer
-from ...backends.contract import FoldParams, Numbers
+from ...backends.arrays import BY_NAME, Array, Buffer, Numbers
+from ...backends.contract import FoldParams
 from ...checkpoint.header import TensorInfo
 from ...checkpoint.source import read_all
 from ...plan.folded import Folded
