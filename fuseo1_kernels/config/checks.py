@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..methods.method import Method
+from ..methods.rule import TensorSpec
 from .parameter_values import Setting, scalars
 from .resolve import Part
 
@@ -69,6 +70,19 @@ def _wrong_number(part: Part, names: Sequence[str]) -> str:
     base_added = part.base is None and len(part.models) > len(names)
     included = f", the base_model {part.models[-1]!r} included" if base_added else ""
     return f"{part.where}: {takes}; here {'is' if number == 1 else 'are'} {number}{included}"
+
+
+def check_values(part: Part) -> None:
+    """Raise ConfigError if the method refuses the part's values together, as far as they are the same for all tensors.
+
+    Values that differ between tensors are looked at when the models' tensors are known.
+    """
+    settings = [setting for scope in part.scopes for setting in scope.parameters.values()]
+    if any(isinstance(setting, tuple) for setting in settings) or part.base_alone:
+        return
+    values = part.values("", 0.0, dict.fromkeys(part.models, ""))
+    spec = TensorSpec.of_shape("", (2, 2), part.targets, part.base is not None, seed=0)
+    part.method.rule(values, spec)
 
 
 def without_effect(

@@ -24,7 +24,7 @@ from pydantic import (
 from ..errors import ConfigError, did_you_mean
 from ..methods import METHODS
 from ..methods.method import Method
-from .checks import NO_BASE, check_setting, check_sources, check_spelling, collect
+from .checks import NO_BASE, check_setting, check_sources, check_spelling, check_values, collect
 from .resolve import Part, Scope, all_scopes
 from .section import Section
 from .tokenizer import TokenizerKeys
@@ -322,6 +322,10 @@ class MergeConfig(Section):
                 for name, setting in scope.parameters.items():
                     check_all(check_setting, self.method, where, name, setting, of_one_model)
             problems += dict.fromkeys(line for part, _ in groups for line in part.missing())
+            if not problems:
+                for part, _ in groups:
+                    check_all(check_values, part)
+                problems = [*dict.fromkeys(problems)]
         if problems:
             raise ConfigError(*problems)
         return self

@@ -151,8 +151,9 @@ def _check_chances(densities: Sequence[float], epsilons: Sequence[float], spec: 
         # The second is how select.h computes the largest probability.
         highest = max(density + epsilon, (density - epsilon) + 2 * epsilon)
         if 0 < density < 1 and not (density > epsilon and highest < 1):
+            tensor = f", tensor {spec.name}" if spec.name else ""
             raise ConfigError(
-                f"model {model}, tensor {spec.name}: density {density:g} with epsilon {epsilon:g}: density - epsilon"
+                f"model {model}{tensor}: density {density:g} with epsilon {epsilon:g}: density - epsilon"
                 " and density + epsilon must both lie between 0 and 1; set an epsilon below"
                 f" {min(density, 1 - density):g}"
             )

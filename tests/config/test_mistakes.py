@@ -213,6 +213,38 @@ def test_key_mistakes(changes: dict[str, Any], message: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("method", "own", "parameters", "message"),
+    [
+        ("linear", {"weight": [1, -1]}, {}, "linear: the weights sum to 0; change them"),
+        ("average", {}, {"schedule": "ema"}, "average: the schedule ema needs a decay"),
+        (
+            "della",
+            {"weight": [1, 1], "density": [0.2, 0.5]},
+            {"epsilon": 0.3},
+            "model org/left: density 0.2 with epsilon 0.3",
+        ),
+    ],
+)
+def test_values_that_do_not_go_together(
+    method: str, own: dict[str, list[float]], parameters: dict[str, Any], message: str
+) -> None:
+    """One problem, in slices too; values that differ between tensors wait for the models' tensors."""
+    listed = models("left", "right", **own)
+    base = "org/base" if method == "della" else "org/left"
+    changes: dict[str, Any] = {"merge_method": method, "base_model": base}
+    changes["parameters"] = parameters
+    found = refusal(**changes, models=listed)
+    assert found.startswith(f"config: {message}") and "\n" not in found
+    if method == "linear":
+        cut = [{"sources": [m | {"layer_range": [i, i + 1]} for m in listed]} for i in range(3)]
+        with pytest.raises(ConfigError) as caught:
+            config(**changes, models=..., slices=cut)
+        assert len(caught.value.args) == 1
+        listed[0]["parameters"]["weight"] = [1, 2]
+        assert config(**changes, models=listed).models is not None
+
+
+@pytest.mark.parametrize(
     ("changes", "messages"),
     [
         (
