@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from ...backends.arrays import BY_NAME, Array, Buffer
 from ...backends.contract import DecodeParams
@@ -14,6 +12,10 @@ from ...errors import CheckpointError, counted, printable
 from ...plan.decoded import DECODED_AT_ONCE, Decoded
 from ...plan.inputs import Stored
 from .tools import Tools
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 FP32 = BY_NAME["float32"]
 
@@ -45,6 +47,8 @@ class DecodingReader:
 
 def _read_scales(scales: Stored | None) -> Array:
     """Return the scales in fp32. Raises CheckpointError."""
+    import numpy as np
+
     count = 1 if scales is None else scales.info.numel
     wide = Buffer(FP32.size * count)
     values = np.frombuffer(wide.view, np.float32, count)
@@ -58,7 +62,9 @@ def _read_scales(scales: Stored | None) -> Array:
     return wide.array(FP32, count)
 
 
-def _widened(scales: Stored) -> np.ndarray[Any, np.dtype[np.float32]]:
+def _widened(scales: Stored) -> NDArray[np.float32]:
+    import numpy as np
+
     raw = bytearray(scales.info.nbytes)
     scales.source.read_into(scales.info, 0, memoryview(raw))
     if scales.dtype.name == "bfloat16":
