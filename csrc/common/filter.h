@@ -8,11 +8,6 @@
 
 #include "arithmetic.h"
 
-// A test widens and narrows the bounds, to prove that they hold and that they are needed.
-#ifndef FUSEO1_BOUND_FACTOR
-#define FUSEO1_BOUND_FACTOR 1.0
-#endif
-
 namespace fuseo1 {
 
 // The most targets whose sets of survivors have a factor each.
@@ -97,7 +92,8 @@ struct FilterNumbers {
       largest = fmax(largest, by.floor_divisor != 0.0 ? by.scale / by.floor_divisor : by.scale);
       usable &= largest <= 0x1p60;
     }
-    constexpr double u = 0x1p-24, slack = (1.0 + 0x1p-6) * FUSEO1_BOUND_FACTOR;
+    // A test widens all of these, and narrows each, to prove that they hold and that they are needed.
+    constexpr double u = 0x1p-24, slack = 1.0 + 0x1p-6;
     const bool scaled = by.base_scale != 1.0;
     by_delta = static_cast<float>(((count ? n + 6 : 2 * n + 9) + (scaled ? 2 : 0)) * u * slack);
     by_result = static_cast<float>((scaled ? 4 : 2) * u * slack);

@@ -88,6 +88,10 @@ def sidecar_files(
     _change_tokenizer(files, lender, tokenizer_overrides, chat_template, sources)
     if GENERATION_CONFIG in of_lender.names:
         of_lender.read_into(files, [GENERATION_CONFIG])
+        if (
+            copy_tokenizer and GENERATION_CONFIG in files
+        ):  # read for its stops: errors are to say where
+            parse_object(files[GENERATION_CONFIG], str(of_lender.folder / GENERATION_CONFIG))
     _add_code(files, of_lender, [n for n in lent if n == TOKENIZER_CONFIG], {})
     others = [n for n in of_base.names if n not in files and not is_tokenizers(n)]
     of_base.read_into(files, others)

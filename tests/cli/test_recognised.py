@@ -71,7 +71,6 @@ PROJ = "model.layers.0.mlp.up_proj"
         ("awq", {"qweight": "I32", "qzeros": "I32", "scales": "F16"}),
         ("bitsandbytes", {"weight": "U8", "weight.absmax": "F32", "weight.quant_map": "F32"}),
         ("bitsandbytes", {"weight": "I8", "SCB": "F32"}),
-        ("fp8", {"weight": "F8_E4M3", "weight_scale_inv": "F32"}),
         ("compressed-tensors", {"weight_packed": "I32", "weight_scale": "BF16"}),
         ("mxfp4", {"gate_up_proj_blocks": "U8", "gate_up_proj_scales": "U8"}),
         (None, {"weight": "U32", "scales": "F16", "biases": "F16"}),
@@ -82,7 +81,7 @@ def test_quantised_weights(
     method: str | None, held: dict[str, str], model: int, family: Family
 ) -> None:
     path = family.target(model) if model else family.base
-    sizes = {"I32": 4, "U32": 4, "F32": 4, "F16": 2, "BF16": 2, "U8": 1, "I8": 1, "F8_E4M3": 1}
+    sizes = {"I32": 4, "U32": 4, "F32": 4, "F16": 2, "BF16": 2, "U8": 1, "I8": 1}
     tensors = {f"{PROJ}.{n}": (dtype, (2, 2), bytes(4 * sizes[dtype])) for n, dtype in held.items()}
     safetensors_file(path / "model.safetensors", tensors)
     if method is not None:

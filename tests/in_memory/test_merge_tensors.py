@@ -94,7 +94,7 @@ def test_a_refused_merge_leaves_out_as_it_was(backend: str, method: str) -> None
 def test_misuse_is_explained(backend: str) -> None:
     tensors = siblings((4, 5), 2)
     base, *_ = tensors
-    assert "merge method 'ram'" in merge_error(tensors, method="ram", backend=backend)
+    assert "merge method 'rum'" in merge_error(tensors, method="rum", backend=backend)
     assert "slerp merges exactly 1 model beside the base, not 2" in merge_error(
         tensors, method="slerp", backend=backend
     )

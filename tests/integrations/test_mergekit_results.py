@@ -60,7 +60,7 @@ CASES: list[tuple[str, int, bool, dict[str, Any]]] = [
 
 
 #: Methods that mergekit does not have.
-ONLY_HERE: set[str] = set()
+ONLY_HERE = {"average"}
 #: Parameters that mergekit does not have, and why we do.
 ONLY_OURS = {("sce", "variant")}  # mergekit has one rule for SCE, today's
 #: Of mergekit's scopes both that give each model a value: with the base's among them or without.
