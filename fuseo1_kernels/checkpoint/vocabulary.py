@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -142,7 +143,8 @@ def read_vocabulary(model: str, path: Path, max_memory: int | None = None) -> Vo
                 raise CheckpointError(f"{file}: not a tokenizer: no vocabulary in it") from error
             if len(tokens) > MOST_TOKENS:
                 raise CheckpointError(f"{file}: more than {MOST_TOKENS} tokens are no vocabulary")
-            if not all(type(i) is int and isinstance(token, str) for i, token in tokens.items()):
+            pairs = chain(tokens.items(), ((index, token) for token, index in shared.items()))
+            if not all(type(i) is int and i >= 0 and isinstance(token, str) for i, token in pairs):
                 raise CheckpointError(
                     f"{file}: not a tokenizer: its vocabulary maps no ids to tokens"
                 )

@@ -13,11 +13,11 @@ from ..checkpoint.tokenizer_json import PLAIN, TokenizerChange, read_added_token
 from ..checkpoint.vocabulary import MOST_TOKENS, Vocabulary, read_vocabulary, tokenizer_digest
 from ..config.schema import MergeConfig
 from ..config.tokenizer import ModelTokenRow, TokenizerKeys, TokenRow
-from ..errors import CheckpointError, counted
+from ..errors import CheckpointError, counted, printable
 from .gathered import Gathered
 from .inputs import Input
 from .row_tables import ChosenRow, RowTable, make_tables
-from .token_tensors import TokenTensors
+from .token_tensors import TokenTensors, is_embedding
 
 
 @dataclass
@@ -51,10 +51,32 @@ class Alignment:
         """The output's number of rows; None if no model has any."""
         return self.rows if any(found.names for found in self.tensors.values()) else None
 
-    def covers(self, tensors: Mapping[str, str], inputs: Sequence[Input]) -> bool:
-        """Whether the inputs of a tensor, whose names `tensors` has by model, have a row per token."""
-        by_token = all(name in self.tensors[model].names for model, name in tensors.items())
-        return by_token and len({x.shape[1:] for x in inputs}) == 1
+    def covers(self, tensors: Mapping[str, str], inputs: Sequence[Input], base: str | None) -> bool:
+        """Whether the inputs of a tensor, whose names `tensors` has by model, have a row per token.
+
+        Args:
+            tensors: by model, the tensor's name there.
+            inputs: the tensors as they stand.
+            base: see `gather`.
+
+        Raises:
+            CheckpointError: only some of them have, and rows would not match.
+        """
+        found = zip(tensors.items(), inputs, strict=True)
+        lacking = [(m, x) for (m, name), x in found if name not in self.tensors[m].names]
+        if not lacking:
+            return len({x.shape[1:] for x in inputs}) == 1
+        embedded = all(is_embedding(x.tensor, x.shape) for x in inputs)
+        if embedded and any(self._tables_of((*tensors,), base)):
+            model, x = lacking[0]
+            problem = (
+                f"tensor {printable(x.tensor)}: has {counted(x.shape[0], 'row')} in model {model}, where a token has"
+                f" one of {self.tensors[model].rows}"
+            )
+            if len(lacking) < len(inputs):
+                raise CheckpointError(f"{problem}; only tensors of as many are aligned by token")
+            self.notes.append(f"{problem}; its rows are merged as they stand")
+        return False
 
     def gather(
         self, models: tuple[str, ...], inputs: Sequence[Input], base: str | None
@@ -69,14 +91,17 @@ class Alignment:
         Raises:
             CheckpointError: the row of a token is nowhere.
         """
+        return [
+            x if table is None else Gathered.of(x, tuple(inputs[i] for i in table.models), table)
+            for x, table in zip(inputs, self._tables_of(models, base), strict=True)
+        ]
+
+    def _tables_of(self, models: tuple[str, ...], base: str | None) -> tuple[RowTable | None, ...]:
         key = models, base or self.base
         if key not in self._tables:
             ids = [self.ids[model] for model in models]
             self._tables[key] = make_tables(ids, *key, self.chosen, self.padding)
-        return [
-            x if table is None else Gathered.of(x, tuple(inputs[i] for i in table.models), table)
-            for x, table in zip(inputs, self._tables[key], strict=True)
-        ]
+        return self._tables[key]
 
 
 def align(
@@ -153,6 +178,7 @@ class _Making:
         # Tokens whose id is another's, which its row is for.
         self._minor = lent.shared.keys()
         self._next = max(self._ids.values(), default=-1) + 1
+        self._check_count(self._next)
         self._known: dict[str, dict[str, Any]] | None = None  # the first model's added tokens
         self._entries: dict[int, dict[str, Any]] = {}
         self._added: dict[str, tuple[dict[str, Any], list[tuple[str, int]]]] = {}
@@ -240,9 +266,11 @@ class _Making:
         self._add_named()
         # Two tokens may share an id; mergekit counts both.
         count = max(self._next, len(self._ids))
-        if not 0 < count <= MOST_TOKENS:
-            why = f"ids up to {count - 1} are no tokenizer's" if count else "no token has a row"
-            raise CheckpointError(f"model {self._lender}: tokens cannot be aligned: {why}")
+        if not count:
+            raise CheckpointError(
+                f"model {self._lender}: tokens cannot be aligned: no token has a row"
+            )
+        self._check_count(count)
         for rows in self._rows.values():
             rows.extend([-1] * (count - len(rows)))
         chosen = {
@@ -263,6 +291,13 @@ class _Making:
             base=self._base,
             notes=self.notes,
         )
+
+    def _check_count(self, count: int) -> None:
+        """Raise CheckpointError for more ids than any tokenizer has: there is a number for each."""
+        if count > MOST_TOKENS:
+            raise CheckpointError(
+                f"model {self._lender}: tokens cannot be aligned: ids up to {count - 1!s:.30} are no tokenizer's"
+            )
 
     def _choose(self, token: str, row: TokenRow) -> ChosenRow:
         """Return the row that the config names. Raises CheckpointError if a model has no such token or row."""

@@ -206,15 +206,19 @@ def _job(
     if len(inputs) < len(placement.tensors):
         return None
     shape: tuple[int, ...] | None
-    if alignment is not None and not copied and alignment.covers(placement.tensors, inputs):
-        try:
+    try:
+        if (
+            alignment is not None
+            and not copied
+            and alignment.covers(placement.tensors, inputs, part.base)
+        ):
             inputs = alignment.gather(tuple(placement.tensors), inputs, part.base)
-        except CheckpointError as error:  # the same for the head as for the embeddings
-            problems += [str(error)] if str(error) not in problems else []
-            return None
-        shape = (alignment.rows, *inputs[0].shape[1:])
-    else:
-        shape = _common_shape(name, inputs, crop_embeddings, problems)
+            shape = (alignment.rows, *inputs[0].shape[1:])
+        else:
+            shape = _common_shape(name, inputs, crop_embeddings, problems)
+    except CheckpointError as error:  # the same for the head as for the embeddings
+        problems += [str(error)] if str(error) not in problems else []
+        return None
     if shape is None:
         return None
     if copied:

@@ -104,7 +104,8 @@ def test_pieces_that_sentencepiece_wrote(tmp_path: Path) -> None:
     [
         {"tokenizer.json": {}},
         {"tokenizer.json": {"model": []}},
-        *(tokenizer(vocab) for vocab in (3, [1], {"a": "0"}, {"a": [0]}, {"a": True}, [[1, 2]])),
+        *(tokenizer(vocab) for vocab in (3, [1], {"a": "0"}, {"a": [0]}, {"a": True}, {"a": -1}, [[1, 2]])),
+        tokenizer({"a": 1, "b": 1.0, "c": 1}),
         {"tokenizer.json": b"\xff"},
         {"vocab.json": b"[]"},
         {"vocab.json": {"a": 0.5}},

@@ -41,7 +41,7 @@ class GatheredReader:
             for x, read in zip(gathered.donors, donors, strict=True)
         ]
         self._padding: NDArray[np.float32] | None = None
-        if self._table.padding:
+        if self._table.padding and self._width:
             self._padding = self._mean_of_all(check_stop)
 
     def read(self, start: int, out: Array) -> None:
@@ -92,9 +92,12 @@ class GatheredReader:
         assert self._table.members is not None
         total = np.zeros(self._width)
         rows = self._table.members[:, index]
-        for donor, row in zip(self._donors, rows.tolist(), strict=True):
-            if row >= 0:
-                total += donor.widened(row * self._width, self._width)
+        with np.errstate(
+            invalid="ignore"
+        ):  # infinities may cancel; what a NaN means is said elsewhere
+            for donor, row in zip(self._donors, rows.tolist(), strict=True):
+                if row >= 0:
+                    total += donor.widened(row * self._width, self._width)
         return (total / np.count_nonzero(rows >= 0)).astype(np.float32)
 
     def _mean_of_all(self, check_stop: Callable[[], None]) -> NDArray[np.float32]:
@@ -109,8 +112,9 @@ class GatheredReader:
             rows = min(step, self._count - first)
             part = buffer.array(_FP32, rows * self._width)
             self.read(first * self._width, part)
-            for row in _values(part).astype(np.float64).reshape(rows, self._width):
-                total += row
+            with np.errstate(invalid="ignore"):  # see _mean
+                for row in _values(part).astype(np.float64).reshape(rows, self._width):
+                    total += row
         return (total / self._count).astype(np.float32)
 
 

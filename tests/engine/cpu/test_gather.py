@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import struct
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
@@ -50,17 +52,27 @@ def decoded(data: bytes, dtype: str) -> list[float]:
     )
 
 
-def write_model(path: Path, number: int, vocab: Mapping[str, int], rows: int, dtype: str) -> None:
+def write_model(
+    path: Path,
+    number: int,
+    vocab: Mapping[str, int],
+    rows: int,
+    dtype: str,
+    *,
+    head: int | None = None,
+    width: int = WIDTH,
+    element: Callable[[int, int, int], float] = element,
+) -> None:
     shapes = {
-        "model.embed_tokens.weight": (rows, WIDTH),
-        "lm_head.weight": (rows, WIDTH),
-        "lm_head.bias": (rows,),
+        "model.embed_tokens.weight": (rows, width),
+        "lm_head.weight": (head or rows, width),
+        "lm_head.bias": (head or rows,),
     }
     tensors = {}
-    for name, (_, *width) in shapes.items():
-        columns = range(width[0] if width else 1)
-        values = [element(number, row, column) for row in range(rows) for column in columns]
-        tensors[name] = dtype, (rows, *width), encoded(values, dtype)
+    for name, shape in shapes.items():
+        columns = range(shape[1] if shape[1:] else 1)
+        values = [element(number, row, column) for row in range(shape[0]) for column in columns]
+        tensors[name] = dtype, shape, encoded(values, dtype)
     safetensors_file(path / "model.safetensors", tensors)
     write_json(path / "config.json", {"vocab_size": rows, "model_type": "llama"})
     write_json(path / "tokenizer.json", {"model": {"type": "WordLevel", "vocab": dict(vocab)}})
@@ -93,7 +105,7 @@ def read(x: Input, numel: int, cuts: list[int]) -> bytes:
     with ExitStack() as stack:
         reader = open_reader(x, tools, stack)
         buffer = Buffer(numel * x.dtype.size)
-        bounds = sorted({0, numel, *(cut % numel for cut in cuts)})
+        bounds = sorted({0, numel, *(cut % max(numel, 1) for cut in cuts)})
         whole = buffer.array(x.dtype, numel)
         for begin, end in pairwise(bounds):
             reader.read(begin, whole.part(begin, end - begin))
@@ -240,3 +252,54 @@ def test_equal_vocabularies_are_read_as_they_stand(tmp_path: Path) -> None:
         plan = Case(tmp_path, stack, tokenizer_source="union").plan
         assert {job.shape[0] for job in plan.jobs} == {2}
         assert not any(job.computed for job in plan.jobs)
+
+
+@pytest.mark.parametrize(
+    ("heads", "other", "message"),
+    [
+        ((6, 4, 6), {"u": 0, "t": 1}, "lm_head.weight: has 4 rows in model b, where a token has one of 6"),
+        ((6, 4, 6), {"t": 0, "u": 1}, "lm_head.weight: vocabulary sizes differ"),
+        ((4, 4, 4), {"u": 0, "t": 1}, ""),
+    ],
+)  # fmt: skip
+def test_heads_of_other_sizes(
+    heads: tuple[int, ...], other: dict[str, int], message: str, tmp_path: Path
+) -> None:
+    """Where only some heads have a row per token, rows do not match; where none has, a note says so."""
+    for number, name in enumerate(NAMES):
+        vocab = other if number else {"t": 0, "u": 1}
+        write_model(tmp_path / name, number, vocab, 6, "BF16", head=heads[number])
+    with ExitStack() as stack:
+        case = Case(tmp_path, stack, tokenizer_source="union")
+    assert any(message in problem for problem in case.plan.problems) == bool(message)
+    assert any("as they stand" in note for note in case.alignment.notes) == (not message)
+
+
+def test_ids_that_no_tokenizer_has(tmp_path: Path) -> None:
+    for number, name in enumerate(NAMES):
+        vocab = {"t": 0, "u": 10**18 if name == "c" else 1}
+        write_model(tmp_path / name, number, vocab, 6, "BF16")
+    message = "model c: tokens cannot be aligned: ids up to 10{18} are no tokenizer's"
+    with ExitStack() as stack, pytest.raises(CheckpointError, match=message):
+        Case(tmp_path, stack, tokenizer_source="c")
+
+
+@pytest.mark.parametrize("width", [0, WIDTH])
+def test_padding_of_nothing_and_of_infinities(width: int, tmp_path: Path) -> None:
+    for number, name in enumerate(NAMES):
+        write_model(
+            tmp_path / name,
+            number,
+            {"t": 0, "u": 1},
+            2,
+            "BF16",
+            width=width,
+            element=lambda model, row, column: -math.inf if row else math.inf,
+        )
+    with ExitStack() as stack, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plan = Case(tmp_path, stack, tokenizer={"pad_to_multiple_of": 4}).plan
+        job = next(job for job in plan.jobs if job.name == "lm_head.weight")
+        assert job.shape == (4, width)
+        values = decoded(read(job.inputs[0], job.numel, [1] if width else []), "F32")
+    assert all(map(math.isnan, values[2 * width :])) and len(values) == 4 * width
