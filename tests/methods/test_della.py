@@ -159,7 +159,7 @@ def test_seeds_and_models_draw_differently(backend: str) -> None:
 )
 @pytest.mark.parametrize("method", ELECT)
 def test_chances_outside_0_and_1_are_refused(method: str, density: float, epsilon: float) -> None:
-    with pytest.raises(ConfigError, match=r"model 1, .*set an epsilon below 0\.[15]"):
+    with pytest.raises(ConfigError, match=r"model 1: density .*set an epsilon below 0\.[15]"):
         merged("cpu", method, siblings(10, 2), density=density, epsilon=epsilon)
 
 
