@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,8 @@ _SAVED = re.compile(r"(?P<module>.+)\.modules_to_save\.(?P<adapter>[^.]+)\.(?P<l
 #: A pattern that a regular expression's engine may take for ever to match: repeated groups, or many repetitions.
 _SLOW = re.compile(r"\)[*+{?]|(?:[*+{].*){4}", re.DOTALL)
 _MOST_PATTERNS = 10_000
+#: The largest number of fp64; JSON's may be larger.
+_MOST = sys.float_info.max
 
 
 @dataclass(frozen=True)
@@ -172,9 +175,11 @@ class _Config:
 
     def _number(self, key: str, value: Any, kind: type = float) -> float:
         numbers = int if kind is int else (int, float)
-        good = isinstance(value, numbers) and not isinstance(value, bool) and math.isfinite(value)
+        good = isinstance(value, numbers) and not isinstance(value, bool) and abs(value) <= _MOST
         if not good or (kind is int and value < 1):
             what = "a whole number of at least 1" if kind is int else "a number"
+            if isinstance(value, int) and abs(value) > _MOST:
+                what = "a number that fp64 holds"
             raise CheckpointError(f"{self._file}: {key} must be {what}, not {value!r:.80}")
         return float(value)
 

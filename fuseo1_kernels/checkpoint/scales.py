@@ -67,6 +67,14 @@ def find_scales(
                 f"model {model}: tensor {printable(name)} is a scale of {printable(of)}, which is"
                 f" {tensors[of].dtype} and has none"
             )
+    called = {n.rpartition(".")[0]: n for n in left if "scale" in n.rpartition(".")[2]}
+    for info in (info for info in codes if scaled[info.name].scale is None):
+        beside = called.get(info.name) or called.get(info.name.rpartition(".")[0])
+        if beside is not None:
+            raise CheckpointError(
+                f"model {model}: tensor {printable(info.name)} is {info.dtype}, and {printable(beside)} may be its"
+                f" scale; scales are called {printable(info.name)}{_SCALES[0]} or {_SCALES[1]}"
+            )
     return left, scaled
 
 
@@ -145,9 +153,13 @@ def _blocks(stated: Mapping[str, Any]) -> Iterator[tuple[Any, Any]]:
 def _fits(scale: tuple[int, ...], codes: tuple[int, ...], block: tuple[int, int]) -> bool:
     """Whether scales of this shape are those of the blocks of a matrix, or of each matrix of a stack."""
     rows, columns = prod(codes[:-1]), codes[-1] if codes else 1
-    if len(codes) > 2 and codes[-2] % block[0] and block[0] < rows:
+    high, wide = max(block[0], 1), max(block[1], 1)
+    if len(codes) > 2 and codes[-2] % high and block[0] < rows:
         return False  # a block would reach into the next matrix
-    expected = -(-rows // max(block[0], 1)), -(-columns // max(block[1], 1))
+    expected = -(-rows // high), -(-columns // wide)
     if len(scale) < 2:
         return (prod(scale), 1) == expected
-    return (prod(scale[:-1]), scale[-1]) == expected
+    if len(codes) > 2 and codes[-2] % high == 0:
+        by_matrix = *codes[:-2], codes[-2] // high, expected[1]
+        return scale in (expected, by_matrix)
+    return scale == expected or (prod(scale) == 1 and expected == (1, 1))

@@ -6,10 +6,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ..errors import ConfigError
+from .references import split_reference
 from .schema import MergeConfig
 from .yaml_text import short_yaml
 
 _NAME = "name"
+# An earlier result is computed anew by each merge that reads it, so that models are read as often as there are ways to
+# the last merge from them: this often at most, and by so many merges, one reading the other's result.
+_MOST_READ = 1000
+_DEEPEST = 30
+_MOST_DOCUMENTS = 100
 
 
 def parse_chain(
@@ -25,8 +31,11 @@ def parse_chain(
 
     Raises:
         ConfigError: a document is no config; two have one name; they use each other in a circle; the output's is not
-            clear; a document is not used.
+            clear; a document is not used; an earlier result is asked for with an adapter; the chain is too large.
     """
+    if not 0 < len(documents) <= _MOST_DOCUMENTS:
+        problem = f"{len(documents)} merges" if documents else "no merge"
+        raise ConfigError(f"{name}: has {problem}; from 1 to {_MOST_DOCUMENTS} are supported")
     configs: dict[str | None, MergeConfig] = {}
     for number, document in enumerate(documents, 1):
         where = f"{name}, document {number}"
@@ -40,10 +49,48 @@ def parse_chain(
             document = {key: value for key, value in document.items() if key != _NAME}
         configs[own] = parse(document, where)
     names = {own for own in configs if own is not None}
+    for config in configs.values():
+        _check_references(config, names, name)
     uses = {own: names.intersection(config.model_names()) for own, config in configs.items()}
-    order = _in_order(uses, name)
+    lent = {own: names.intersection([config.tokenizer_model]) for own, config in configs.items()}
+    order = _in_order({own: uses[own] | lent[own] for own in configs}, name)
     last = _last(uses, name)
+    _check_size(configs, uses, order, name)
     return configs[last].after({own: configs[own] for own in order if own and own != last})
+
+
+def _check_references(config: MergeConfig, names: set[str], name: str) -> None:
+    """Raise ConfigError for an earlier merge with an adapter or a revision, or in an adapter's place."""
+    for reference in config.model_names():
+        if reference in names:
+            continue
+        for place in split_reference(reference):
+            earlier = (place or "").partition("@")[0]
+            if earlier in names:
+                raise ConfigError(
+                    f"{name}: {reference!r}: {earlier!r} is the result of an earlier merge, which takes no adapter and"
+                    " no revision, and is none: add the adapter to a model of that merge, or run that merge by itself"
+                )
+
+
+def _check_size(
+    configs: Mapping[str | None, MergeConfig],
+    uses: Mapping[str | None, Iterable[str]],
+    order: Sequence[str | None],
+    name: str,
+) -> None:
+    """Raise ConfigError if models would be read too often, or by too many merges, one behind the other."""
+    read: dict[str | None, int] = {}
+    depth: dict[str | None, int] = {}
+    for own in order:
+        read[own] = len(configs[own].model_names()) + sum(read[used] for used in uses[own])
+        depth[own] = 1 + max((depth[used] for used in uses[own]), default=0)
+        if read[own] > _MOST_READ or depth[own] > _DEEPEST:
+            raise ConfigError(
+                f"{name}: the chain up to {own or 'the last merge'!r} is too large: {depth[own]} merges one behind the"
+                f" other (at most {_DEEPEST}), for which models are read {read[own]} times (at most {_MOST_READ});"
+                " run some of its merges by themselves"
+            )
 
 
 def _in_order(uses: Mapping[str | None, Iterable[str]], name: str) -> list[str | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..backends.arrays import DType
@@ -52,10 +53,11 @@ class Stage(Source):
         self, name: str, jobs: tuple[Job, ...], config: dict[str, Any], lender: Source
     ) -> None:
         self.jobs = {job.name: job for job in jobs}
-        tensors = {}
-        for job in jobs:
-            first = job.stored[0].info  # tensors that share their bytes there share them here
-            tensors[job.name] = TensorInfo(
-                job.name, job.dtype.code, job.shape, first.file, first.offset, job.output_bytes
+        # Places of their own: written out, these tensors would share no bytes, whatever their inputs share.
+        tensors = {
+            job.name: TensorInfo(
+                job.name, job.dtype.code, job.shape, Path(name), number, job.output_bytes
             )
+            for number, job in enumerate(jobs)
+        }
         super().__init__(name, lender.path, tensors, config, {})

@@ -49,6 +49,8 @@ def write_adapter(path: Path, shapes: Mapping[str, tuple[int, ...]], **config: A
         ({"flux_capacitor": 1}, "flux_capacitor: not known"),
         ({"r": 0}, "r must be a whole number of at least 1, not 0"),
         ({"r": True}, "r must be a whole number"),
+        ({"r": 10**400}, "r must be a number that fp64 holds"),
+        ({"alpha_pattern": {"q_proj": -(10**400)}}, "'q_proj' must be a number that fp64 holds"),
         ({"lora_alpha": "8"}, "lora_alpha must be a number, not '8'"),
         ({"lora_alpha": float("nan")}, "lora_alpha must be a number"),
         ({"use_dora": "yes"}, "use_dora must be true or false"),

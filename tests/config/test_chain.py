@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fuseo1_kernels.config.load import load_config
+from fuseo1_kernels.config.load import as_config, load_config
 from fuseo1_kernels.errors import ConfigError
 
 
@@ -85,6 +85,29 @@ A, B, C = (f"org/{letter}" for letter in "abc")
             "document 2: unknown key 'extra'",
         ),
         (["a: 1\n"] * 101, "more than 100 documents"),
+        *(
+            ([document(A, B, name="x"), document(reference, C)], "'x' is the result of an earlier")
+            for reference in ("x+org/adapter", "org/a+x", "x@main")
+        ),
+        (
+            [document(A, B, name="x", tokenizer_source="x"), document("x", C)],
+            "in a circle: x -> x",
+        ),
+        (
+            [
+                document(A, B, name="x0"),
+                *(document(f"x{i}", A, name=f"x{i + 1}") for i in range(31)),
+            ],
+            "too large: 31 merges one behind the other (at most 30)",
+        ),
+        (
+            [
+                document(A, B, name="x0"),
+                document("x0", A, name="x1"),
+                *(document(f"x{i}", f"x{i + 1}", name=f"x{i + 2}") for i in range(20)),
+            ],
+            "(at most 1000)",
+        ),
     ],
 )
 def test_mistakes(tmp_path: Path, documents: list[str], message: str) -> None:
@@ -92,3 +115,8 @@ def test_mistakes(tmp_path: Path, documents: list[str], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(file)
     assert str(caught.value).startswith(str(file)) and message in str(caught.value)
+
+
+def test_no_documents() -> None:
+    with pytest.raises(ConfigError, match="has no merge"):
+        as_config([])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,16 @@ from fuseo1_kernels.engine.verify import verify_model
 from support.engine_runs import MIB
 from support.interrupted import partial_of
 from support.method_cases import CASES, Case
-from support.models import Family, make_family, read_model, snapshot, weights, write_model
+from support.models import (
+    Family,
+    base_state,
+    make_family,
+    read_model,
+    snapshot,
+    tuned,
+    weights,
+    write_model,
+)
 
 
 @pytest.fixture
@@ -96,6 +106,33 @@ def test_three_stages_resumed_and_verified(tmp_path: Path, monkeypatch: pytest.M
     assert partial_of(tmp_path / "out").exists() and calls
     result = merge_checkpoints(file, tmp_path / "out")
     assert result.resumed > 0
+    assert weights(tmp_path / "out") == weights(tmp_path / "expected")
+
+
+@pytest.mark.parametrize("kind", ["repeated", "tied"])
+def test_masks_over_tensors_that_share_their_inputs(kind: str, tmp_path: Path) -> None:
+    """A layer that slices repeat, and tensors that are one in a .bin, are several in an earlier merge's result."""
+    base = base_state()
+    if kind == "tied":
+        base["lm_head.weight"] = base["model.embed_tokens.weight"]
+    family = make_family(tmp_path / "models", [base, tuned(base, 1)], torch_bin=True)
+    first = {"merge_method": "passthrough", "models": [{"model": str(family.base)}]}
+    if kind == "repeated":
+        source = {"model": str(family.base), "layer_range": [0, 2]}
+        first = {"merge_method": "passthrough", "slices": [{"sources": [source]}] * 2}
+    merge_checkpoints(first, tmp_path / "it")
+    other = {name: t * 1.01 for name, t in read_model(tmp_path / "it").items()}
+    config = json.loads((tmp_path / "it" / "config.json").read_text())
+    write_model(tmp_path / "other", other, config=config)
+    parameters = {"weight": 0.5, "density": 0.5}
+
+    def last(base: str) -> dict[str, Any]:
+        models = [{"model": str(tmp_path / "other")}]
+        keys = {"merge_method": "dare_linear", "base_model": base, "models": models}
+        return keys | {"parameters": parameters}
+
+    merge_checkpoints(last(str(tmp_path / "it")), tmp_path / "expected")
+    merge_checkpoints([first | {"name": "it"}, last("it")], tmp_path / "out")
     assert weights(tmp_path / "out") == weights(tmp_path / "expected")
 
 

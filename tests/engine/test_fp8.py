@@ -113,6 +113,51 @@ def test_the_merge_of_the_values(layout: str, method: str, tmp_path: Path) -> No
     assert weights(quantised.out) == weights(values.out)
 
 
+@pytest.mark.parametrize("name", ["scale", "scale_weight", "weight.scale"])
+def test_scales_under_a_name_that_is_not_known(name: str, tmp_path: Path) -> None:
+    """Without a quantization_config codes may have no scales; what may be one is not passed by."""
+    family, _ = families(tmp_path, *LAYOUTS["raw"])
+    state = read_model(family.target(1)) | {NAME.replace("weight", name): torch.ones(1)}
+    write_model(family.target(1), state)
+    with pytest.raises(MergeError, match=rf"target1: tensor {NAME} is F8_E5M2, and .*{name} may"):
+        merge_checkpoints(family.config, family.out)
+
+
+@pytest.mark.parametrize(
+    ("shape", "scale", "fits"),
+    [
+        ((3, 16, 32), (3, 2, 2), True),
+        ((3, 16, 32), (6, 2), True),
+        ((3, 16, 32), (3, 16, 1), True),
+        ((3, 16, 32), (), True),
+        ((3, 16, 32), (2, 3, 2), False),
+        ((3, 16, 32), (3, 1, 1), False),
+        ((3, 12, 32), (5, 2), False),
+        ((16, 32), (2, 1, 2), False),
+        ((16, 32), (1, 32), False),
+    ],
+)
+def test_shapes_of_scales(
+    shape: tuple[int, ...], scale: tuple[int, ...], fits: bool, tmp_path: Path
+) -> None:
+    """Stacks of matrices have blocks of their own. A shape of another order is refused."""
+    codes = torch.randn(shape).to(torch.float8_e4m3fn)
+    scales = torch.rand(scale) + 1
+    config = model_config(**fp8_config((8, 16)))
+    write_model(tmp_path / "m", {"x.weight": codes, "x.weight_scale": scales}, config=config)
+    merge = {"models": [{"model": str(tmp_path / "m")}], "merge_method": "passthrough"}
+    if not fits:
+        with pytest.raises(MergeError, match="does not fit the codes'"):
+            merge_checkpoints(merge, tmp_path / "out")
+        return
+    merge_checkpoints(merge | {"dtype": "float32"}, tmp_path / "out")
+    by_block = scales.expand(3, 1, 1) if not scale else scales.reshape(3, -1, scale[-1])
+    for dimension in (1, 2):
+        times = shape[dimension] // by_block.shape[dimension]
+        by_block = by_block.repeat_interleave(times, dimension)
+    assert torch.equal(read_model(tmp_path / "out")["x.weight"], codes.float() * by_block)
+
+
 NAME = "model.layers.0.self_attn.q_proj.weight"
 SCALE = f"{NAME}_scale_inv"
 
