@@ -124,7 +124,7 @@ def _config(arguments: argparse.Namespace) -> MergeConfig:
     return parse_config(config, "fuseo1-average")
 
 
-def natural_order(name: str) -> list[tuple[str, int, str]]:
+def natural_order(name: str) -> list[tuple[str, int, str, str]]:
     """A key that sorts names by the numbers in them: checkpoint-500 before checkpoint-1000."""
-    parts = re.findall(r"([^0-9]*)([0-9]*)", name)
-    return [(text, int(number or -1), number) for text, number in parts]
+    parts = re.findall(r"([^0-9]*)(0*)([0-9]*)", name)
+    return [(text, len(number), number, zeros + number) for text, zeros, number in parts]

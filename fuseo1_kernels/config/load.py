@@ -30,7 +30,14 @@ _MOST = 16 << 20
 _WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth")
 _NAME_IT = "give a YAML file that names the model under `models`, or a recipe's name"
 # By pydantic's error type.
-_MUST_BE = {"string_type": "text", "list_type": "a list", "dict_type": "a mapping"}
+_MUST_BE = {
+    "string_type": "text",
+    "list_type": "a list",
+    "dict_type": "a mapping",
+    "int_type": "a whole number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+}
 
 
 def load_config(
@@ -133,6 +140,8 @@ def _problem(detail: ErrorDetails) -> str:
         text = str(detail["ctx"]["error"])
     elif kind == "missing":
         text = _REQUIRED.get(key, "is required")
+    elif kind == "greater_than_equal":
+        text = f"must be at least {detail['ctx']['ge']}, not {short_yaml(detail['input'])}"
     elif kind in _MUST_BE:
         text = f"must be {_MUST_BE[kind]}, not {short_yaml(detail['input'])}"
     else:

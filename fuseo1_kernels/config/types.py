@@ -33,7 +33,8 @@ _DTYPES: dict[Any, str] = {
 
 def _model_name(name: str) -> str:
     if not name.strip() or not name.isprintable():
-        raise ValueError("must be a directory or a hub id such as org/name")
+        why = "has unprintable characters" if name.strip() else "is empty"
+        raise ValueError(f"must be a directory or a hub id such as org/name; {name!r:.80} {why}")
     try:
         split_reference(name)
     except ConfigError as error:

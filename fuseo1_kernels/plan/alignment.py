@@ -239,6 +239,10 @@ class _Making:
         return math.inf if rows is None else rows
 
     def _new(self, token: str, entry: Mapping[str, Any]) -> int:
+        if not token.isascii() and token != token.encode("utf-8", "replace").decode("utf-8"):
+            raise CheckpointError(
+                f"token {token!r:.80}: half of a surrogate pair is no text; no tokenizer.json can hold it"
+            )
         place = self._ids[token] = self._next
         self._entries[place] = {"content": token, **entry}
         self._next += 1

@@ -98,8 +98,23 @@ NO_FIT = "tokenizer_files.overrides: must fit into tokenizer_config.json"
         ({"models": {"model": "a"}}, "models: must be a list, not a mapping"),
         ({"models": [{}]}, "models[0].model: is required"),
         ({"models": [{"model": 5}]}, "models[0].model: must be text, not 5"),
+        *(
+            (
+                {
+                    "tokenizer": {
+                        "tokens": {
+                            "t": {
+                                "source": {"kind": "model_token", "model": "a/b", "token_id": row}
+                            }
+                        }
+                    }
+                },
+                f"tokenizer.tokens.t.source.token_id: must be {words}, not {row}",
+            )
+            for row, words in ((-1, "at least 0"), (2.5, "a whole number"))
+        ),
         ({"models": [{"model": " "}]}, "models[0].model: must be a directory or a hub id"),
-        ({"models": [{"model": "a\nb"}]}, "models[0].model: must be a directory or a hub id"),
+        ({"models": [{"model": "a\nb"}]}, r"org/name; 'a\nb' has unprintable characters"),
         ({"parameters": [1]}, "parameters: must be a mapping"),
         ({"models": ...}, "exactly one of `models`, `slices` and `modules`"),
         ({"slices": []}, "exactly one of `models`, `slices` and `modules`"),

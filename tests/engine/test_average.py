@@ -120,10 +120,12 @@ def test_natural_order() -> None:
         "b/step_9",
         "a/checkpoint-007",
         "b/step_10",
+        "c/" + "9" * 5000,
+        "c/1",
     ]
     assert sorted(names, key=natural_order) == [
         *("a/best", "a/checkpoint-007", "a/checkpoint-500", "a/checkpoint-1000"),
-        *("b/step_9", "b/step_10"),
+        *("b/step_9", "b/step_10", "c/1", "c/" + "9" * 5000),
     ]
 
 

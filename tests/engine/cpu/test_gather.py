@@ -284,6 +284,14 @@ def test_ids_that_no_tokenizer_has(tmp_path: Path) -> None:
         Case(tmp_path, stack, tokenizer_source="c")
 
 
+def test_a_token_that_is_no_text(tmp_path: Path) -> None:
+    for number, name in enumerate(NAMES):
+        vocab = {"t": 0, "\ud800" if name == "c" else "u": 1}
+        write_model(tmp_path / name, number, vocab, 6, "BF16")
+    with ExitStack() as stack, pytest.raises(CheckpointError, match=r"token '\\ud800': half of a"):
+        Case(tmp_path, stack, tokenizer_source="union")
+
+
 @pytest.mark.parametrize("width", [0, WIDTH])
 def test_padding_of_nothing_and_of_infinities(width: int, tmp_path: Path) -> None:
     for number, name in enumerate(NAMES):
