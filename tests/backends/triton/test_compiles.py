@@ -27,6 +27,7 @@ from fuseo1_kernels.backends.contract import (
     Gram,
     Magnitudes,
     Norms,
+    Overlaps,
     RowFactors,
 )
 from fuseo1_kernels.backends.triton import (
@@ -336,7 +337,13 @@ def test_launches_compile(by: int, monkeypatch: pytest.MonkeyPatch) -> None:
         engine.enqueue_fuse(inputs, engine.enqueue_survey(inputs, select_topk, "mergekit"), out)
     rows = RowFactors(2500, bytes(8))
     by_rows = Magnitudes(((2,),) * 3, rows), Norms((Band(rows=rows), None, None))
-    for asked in (Norms((None,) * 3), Gram(), Magnitudes(((2,),) * 3), *by_rows):
+    for asked in (
+        Norms((None,) * 3),
+        Overlaps((None,) * 3),
+        Gram(),
+        Magnitudes(((2,),) * 3),
+        *by_rows,
+    ):
         engine.survey(inputs, asked, 1)
     engine.survey(inputs[:2], Divergences(2500), 1)
     engine.fuse(inputs, FuseParams((1.0, 0.5, 0.25)), out, 0, 1)
