@@ -41,7 +41,7 @@ class Scaled:
 
 def find_scales(
     model: str, tensors: Mapping[str, TensorInfo], config: Mapping[str, Any]
-) -> tuple[dict[str, TensorInfo], dict[str, Scaled]]:
+) -> tuple[Mapping[str, TensorInfo], Mapping[str, Scaled]]:
     """Return the tensors without those that are scales, and for each tensor of codes its scales.
 
     Args:
@@ -54,7 +54,7 @@ def find_scales(
     """
     codes = [info for info in tensors.values() if info.dtype in CODES]
     if not codes:
-        return dict(tensors), {}
+        return tensors, {}
     stated = config.get(_KEY)
     scheme = _Scheme(model, stated if isinstance(stated, dict) else None)
     scaled = {info.name: scheme.scaled(info, tensors) for info in codes}

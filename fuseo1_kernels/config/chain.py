@@ -8,14 +8,13 @@ from typing import Any
 from ..errors import ConfigError
 from .references import split_reference
 from .schema import MergeConfig
-from .yaml_text import short_yaml
+from .yaml_text import MAX_DOCUMENTS, short_yaml
 
 _NAME = "name"
 # An earlier result is computed anew by each merge that reads it, so that models are read as often as there are ways to
 # the last merge from them: this often at most, and by so many merges, one reading the other's result.
 _MOST_READ = 1000
 _DEEPEST = 30
-_MOST_DOCUMENTS = 100
 
 
 def parse_chain(
@@ -33,9 +32,9 @@ def parse_chain(
         ConfigError: a document is no config; two have one name; they use each other in a circle; the output's is not
             clear; a document is not used; an earlier result is asked for with an adapter; the chain is too large.
     """
-    if not 0 < len(documents) <= _MOST_DOCUMENTS:
+    if not 0 < len(documents) <= MAX_DOCUMENTS:
         problem = f"{len(documents)} merges" if documents else "no merge"
-        raise ConfigError(f"{name}: has {problem}; from 1 to {_MOST_DOCUMENTS} are supported")
+        raise ConfigError(f"{name}: has {problem}; from 1 to {MAX_DOCUMENTS} are supported")
     configs: dict[str | None, MergeConfig] = {}
     for number, document in enumerate(documents, 1):
         where = f"{name}, document {number}"

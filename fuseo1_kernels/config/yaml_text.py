@@ -18,7 +18,8 @@ from ..errors import ConfigError
 # A config is a few mappings deep. Only the overrides of a tokenizer's configuration may be long.
 _MAX_DEPTH = 50
 _MAX_NODES = 100_000
-_MAX_DOCUMENTS = 100
+#: The most documents of one file or list.
+MAX_DOCUMENTS = 100
 # Line breaks in YAML 1.1. PyYAML writes them raw unless they are escaped, and reads "\x85" as "\n".
 _ODD_BREAKS = frozenset("\x85\u2028\u2029")
 
@@ -30,7 +31,7 @@ def read_yaml(text: str, name: str, repeated: list[str] | None = None) -> list[A
     Raises ConfigError with `name`, the line and the column.
     """
     try:
-        documents = list(islice(_documents(text, repeated), _MAX_DOCUMENTS + 1))
+        documents = list(islice(_documents(text, repeated), MAX_DOCUMENTS + 1))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         position = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
@@ -40,8 +41,8 @@ def read_yaml(text: str, name: str, repeated: list[str] | None = None) -> list[A
         raise ConfigError(f"{name}: is not YAML: {str(error).splitlines()[0]}") from error
     except RecursionError as error:
         raise ConfigError(f"{name}: is not a config: it is nested too deeply") from error
-    if len(documents) > _MAX_DOCUMENTS:
-        raise ConfigError(f"{name}: is not a config: it has more than {_MAX_DOCUMENTS} documents")
+    if len(documents) > MAX_DOCUMENTS:
+        raise ConfigError(f"{name}: is not a config: it has more than {MAX_DOCUMENTS} documents")
     return documents or [None]
 
 

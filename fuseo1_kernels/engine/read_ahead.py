@@ -51,6 +51,7 @@ class UnitReads:
         absent = [x for x, cached in zip(inputs, is_cached, strict=True) if not cached]
         # If the system cannot tell (None), other processes may have the file cached: it stays.
         self.to_forget = [x for x, cached in zip(inputs, is_cached, strict=True) if cached is False]
+        self._dropped = set(map(id, self.to_forget))
         self.direct = bool(absent) and unit.input_bytes > capacity
         self.is_read_ahead = bool(absent) and not self.direct
         self.unread: deque[list[Stored]] = deque()
@@ -64,10 +65,7 @@ class UnitReads:
 
     def direct_inputs(self, job: Job) -> list[Stored]:
         """Return the stored inputs of `job` that its worker reads ahead and drops by itself."""
-        if not self.direct:
-            return []
-        to_forget = set(map(id, self.to_forget))
-        return [x for x in job.stored if id(x) in to_forget]
+        return [x for x in job.stored if id(x) in self._dropped] if self.direct else []
 
 
 class ReadAhead:

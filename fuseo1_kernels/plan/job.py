@@ -41,7 +41,7 @@ class Job:
     @property
     def computed(self) -> bool:
         """Whether any input is not a tensor as it stands in a file."""
-        return any(x.spec is not None for x in self.inputs)
+        return not all(isinstance(x, Stored) for x in self.inputs)
 
     def parts(self) -> Iterator[tuple[int, Job]]:
         """Yield (flat start index, job) for each part that is merged independently: every row, or the whole tensor.
@@ -52,9 +52,9 @@ class Job:
         if not isinstance(self.rule, ByRow):
             yield 0, self
             return
-        row, stored = self.rule.row, self.stored
+        row, stored, computed = self.rule.row, self.stored, self.computed
         for start in range(0, self.numel, max(row, 1)):
-            inputs = self.inputs if self.computed else tuple(x.part(start, row) for x in stored)
+            inputs = self.inputs if computed else tuple(x.part(start, row) for x in stored)
             yield start, replace(self, shape=(row,), inputs=inputs, rule=self.rule.rule)
 
     @property

@@ -22,15 +22,9 @@ bool exact_products(const double* weights, int32_t inputs) {
   return true;
 }
 
-// w * x + sum; kExact: the product is exact.
 template <bool kExact>
 FUSEO1_INLINE Vd add_product(Vd w, Vd x, Vd sum) {
-#if defined(__AVX512F__)
-  if (kExact) return (Vd)_mm512_fmadd_pd((__m512d)w, (__m512d)x, (__m512d)sum);
-#elif defined(__FMA__)
-  if (kExact) return (Vd)_mm256_fmadd_pd((__m256d)w, (__m256d)x, (__m256d)sum);
-#endif
-  return sum + w * x;
+  return kExact ? add_exact_product(w, x, sum) : sum + w * x;
 }
 
 // Adds inputs [begin, end), all of type T, to a tile's sums; it is at element `at` of each.

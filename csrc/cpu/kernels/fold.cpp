@@ -9,17 +9,6 @@ namespace {
 // A tile of so many rows shares the widening of R; so many vectors of columns hide the latency of the sums.
 constexpr int kTileRows = 4, kTileVectors = 2, kTileColumns = kTileVectors * kWidth64;
 
-// sum + a * b of numbers that were widened from fp32: the product is exact, so an FMA rounds as the two operations do.
-FUSEO1_INLINE Vd add_exact_product(Vd a, Vd b, Vd sum) {
-#if defined(__AVX512F__)
-  return (Vd)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)sum);
-#elif defined(__AVX2__)
-  return (Vd)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)sum);
-#else
-  return sum + a * b;
-#endif
-}
-
 template <class T>
 void widen_run(const fuseo1_operand& op, int64_t at, int64_t count, float* out) {
   const typename T::Bits* p = elements<T>(op, at);

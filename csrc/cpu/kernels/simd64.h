@@ -31,6 +31,16 @@ FUSEO1_INLINE Vd widen(Vfh v) {
 #endif
 }
 FUSEO1_INLINE Vd load_wide(const float* p) { return widen(load<Vfh>(p)); }
+// sum + a * b of numbers whose product is exact: an FMA then rounds as the two operations do.
+FUSEO1_INLINE Vd add_exact_product(Vd a, Vd b, Vd sum) {
+#if defined(__AVX512F__)
+  return (Vd)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)sum);
+#elif defined(__FMA__)
+  return (Vd)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)sum);
+#else
+  return sum + a * b;
+#endif
+}
 // The lower and the upper half of a vector.
 FUSEO1_INLINE Vd widen_lower(Vf v) {
 #if defined(__AVX512F__)

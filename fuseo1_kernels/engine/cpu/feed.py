@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
@@ -19,8 +20,8 @@ class Feed(Protocol):
     """The inputs of a part of a tensor: base first."""
 
     @property
-    def most(self) -> int | None:
-        """The most elements that the ops can have at a time; None: any number."""
+    def most(self) -> int:
+        """The most elements that the ops can have at a time."""
 
     def twice(self) -> Feed:
         """Return a feed that gives every input twice."""
@@ -51,7 +52,7 @@ class FileFeed:
         self._inputs, self._buffer, self._tools = tuple(inputs), buffer, tools
         self._places = tuple(places)
         self._files = [FileRange(*place, x.dtype) for place, x in zip(places, inputs, strict=True)]
-        self.most = None
+        self.most = sys.maxsize
 
     def twice(self) -> FileFeed:
         return FileFeed(self._inputs * 2, self._places * 2, self._buffer, self._tools)
@@ -97,18 +98,23 @@ class ReaderFeed:
         tools: Tools,
         *,
         first: int,
+        times: int = 1,
     ) -> None:
-        """`first`: the flat index, in the whole inputs, where the part begins."""
+        """`first`: the flat index, in the whole inputs, where the part begins. `times`: how often the ops get each."""
         self._inputs, self._readers = inputs, readers
-        self._buffer, self._tools, self._first = buffer, tools, first
-        self._times = 1
+        self._buffer, self._tools, self._first, self._times = buffer, tools, first, times
         self._element_bytes = sum(x.dtype.size for x in inputs)
         self.most = (buffer.nbytes - LINE * len(inputs)) // self._element_bytes
 
     def twice(self) -> ReaderFeed:
-        feed = ReaderFeed(self._inputs, self._readers, self._buffer, self._tools, first=self._first)
-        feed._times = 2 * self._times
-        return feed
+        return ReaderFeed(
+            self._inputs,
+            self._readers,
+            self._buffer,
+            self._tools,
+            first=self._first,
+            times=2 * self._times,
+        )
 
     def sample(self, surveyor: Surveyor, most_runs: int) -> None:
         _, length = surveyor.sample_runs(1)

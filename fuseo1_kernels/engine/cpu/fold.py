@@ -71,7 +71,7 @@ class FoldReader:
         info, rank = self._x.fold.left, self._x.fold.rank
         wide = self._left.array(_FP32, rows * rank)
         if info is None:
-            wide.view.cast("B").cast("f")[0] = 1.0
+            wide.view.cast("f")[0] = 1.0
             return wide
         raw = self._raw.array(STORED[info.dtype], rows * rank)
         if not self._x.fold.transposed:

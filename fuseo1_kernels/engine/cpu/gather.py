@@ -11,12 +11,11 @@ from ...backends.arrays import BY_NAME, Array, Buffer
 from ...plan.gathered import PIECE, Gathered
 from ...plan.inputs import Input
 from ...plan.row_tables import MEAN, ZERO
+from .tools import Reader
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-Read = Callable[[int, Array], None]
 
 _FP32 = BY_NAME["float32"]
 
@@ -25,20 +24,20 @@ class GatheredReader:
     """Reads a Gathered input. Every row is found by itself, so elements do not depend on how reads are cut."""
 
     def __init__(
-        self, gathered: Gathered, donors: Sequence[Read], check_stop: Callable[[], None]
+        self, gathered: Gathered, donors: Sequence[Reader], check_stop: Callable[[], None]
     ) -> None:
         """Sum all rows if some are padding. Raises MergeError.
 
         Args:
             gathered: what to read.
-            donors: read its donors, as Reader.read does.
+            donors: readers of its donors.
             check_stop: raises MergeError if the merge must end.
         """
         self._table, self._width = gathered.table, prod(gathered.shape[1:])
         self._count = len(self._table.rows)
         self._donors = [
-            _Widening(x, read, gathered.dtype != x.dtype, self._width)
-            for x, read in zip(gathered.donors, donors, strict=True)
+            _Widening(x, reader, gathered.dtype != x.dtype, self._width)
+            for x, reader in zip(gathered.donors, donors, strict=True)
         ]
         self._padding: NDArray[np.float32] | None = None
         if self._table.padding and self._width:
@@ -121,14 +120,14 @@ class GatheredReader:
 class _Widening:
     """Reads a donor in the gathered tensor's dtype: its own, or fp32, which holds every element exactly."""
 
-    def __init__(self, x: Input, read: Read, widens: bool, width: int) -> None:
-        self._read, self._dtype, self._widens = read, x.dtype, widens
+    def __init__(self, x: Input, reader: Reader, widens: bool, width: int) -> None:
+        self._reader, self._dtype, self._widens = reader, x.dtype, widens
         self._step = max(PIECE // 4, width)
         self._piece = Buffer(self._step * x.dtype.size)
 
     def read(self, start: int, out: Array) -> None:
         if not self._widens:
-            self._read(start, out)
+            self._reader.read(start, out)
             return
         for at, part in out.pieces(self._step):
             _values(part)[:] = self.widened(start + at, part.numel)
@@ -138,7 +137,7 @@ class _Widening:
         import numpy as np
 
         part = self._piece.array(self._dtype, count)
-        self._read(start, part)
+        self._reader.read(start, part)
         found: Any = _values(part)
         if self._dtype.name == "bfloat16":
             found = (found.astype(np.uint32) << 16).view(np.float32)

@@ -29,7 +29,7 @@ def open_reader(x: Input, tools: Tools, stack: ExitStack) -> Reader:
     if isinstance(x, Merged):
         return tools.open_merged(x.job, stack)
     if isinstance(x, Gathered):
-        donors = [open_reader(donor, tools, stack).read for donor in x.donors]
+        donors = [open_reader(donor, tools, stack) for donor in x.donors]
         return GatheredReader(x, donors, tools.check_stop)
     if isinstance(x, Decoded):
         return DecodingReader(x, tools, stack)

@@ -131,11 +131,12 @@ class CpuWorker:
     def _open_fused(self, job: Job, stack: ExitStack) -> Reader:
         """Survey `job`, and return a reader that fuses what is read. The worker does nothing else any more."""
         self._start, self._direct = 0, []
-        most = min(self._tuning.chunk, self._out.nbytes // job.dtype.size)
         step = step_of(first_selects(job.rule))
         if isinstance(job.rule, Average):
             averager, average = self._open_averager(job, job.rule, stack, _discard)
-            return FusedReader(average, self._out, job.numel, step, min(most, averager.most))
+            return FusedReader(
+                average, self._out, job.numel, step, min(self._most(job), averager.most)
+            )
         readers = self._open_readers(job, stack)
         feed = self._feed(job, stack.enter_context(unchanging(job)), readers)
         guard = self._context.guard(job)
@@ -147,7 +148,7 @@ class CpuWorker:
             written = feed.fuse(params, out, start)
             guard.check_output(written, learned, lambda: self._count_nonfinite(job, feed))
 
-        return FusedReader(fuse, self._out, job.numel, step, min(most, feed.most or most))
+        return FusedReader(fuse, self._out, job.numel, step, min(self._most(job), feed.most))
 
     def _feed(
         self, part: Job, places: Sequence[tuple[int, int]], readers: Sequence[Reader]
@@ -185,8 +186,7 @@ class CpuWorker:
         self._start, self._direct = 0, [] if job.computed else list(direct)
         with ExitStack() as stack:
             averager, average = self._open_averager(job, rule, stack, self._context.advance)
-            most = min(self._tuning.chunk, self._out.nbytes // job.dtype.size)
-            for start, count in self._chunks(job, averager, most):
+            for start, count in self._chunks(job, averager, self._most(job)):
                 average(start, self._out.array(job.dtype, count))
                 self._write(job, start, count)
         return TensorReport(TensorRecord(self._checksum.hexdigest(), (), 1), job.input_bytes)
@@ -261,11 +261,16 @@ class CpuWorker:
                 _will_need(self._direct, start, length)
         feed.sample(surveyor, self._tuning.sample_runs)
 
+    def _most(self, job: Job) -> int:
+        """Return the most elements of a chunk of the output."""
+        return min(self._tuning.chunk, self._out.nbytes // job.dtype.size)
+
     def _chunks(self, job: Job, feed: Feed | Averager, most: int) -> Iterator[tuple[int, int]]:
         """Yield (start, count) of the chunks of a tensor, in order; read direct inputs ahead and drop them behind."""
         ahead = self._tuning.direct_ahead // job.element_bytes
-        most = min(most, feed.most or most)
-        for start, count in _pieces(job.numel, most, step_of(first_selects(job.rule))):
+        for start, count in _pieces(
+            job.numel, min(most, feed.most), step_of(first_selects(job.rule))
+        ):
             self._context.check_stop()
             upcoming = (start + ahead, count) if start else (0, ahead + count)
             _will_need(self._direct, *upcoming)
@@ -282,8 +287,7 @@ class CpuWorker:
         first_read: bool,
     ) -> None:
         params = job.rule.params(learned)
-        most = min(self._tuning.chunk, self._out.nbytes // job.dtype.size)
-        for start, count in self._chunks(job, feed, most):
+        for start, count in self._chunks(job, feed, self._most(job)):
             written = feed.fuse(params, self._out.array(job.dtype, count), start)
             if first_read:
                 self._context.advance(count * job.element_bytes)
