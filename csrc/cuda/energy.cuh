@@ -62,8 +62,8 @@ __device__ __forceinline__ void clamp(const Inputs& in, Block<kN, In>* block, Pe
   peaks->find(*block, in.targets);
 }
 
-// Which of a lane's elements are selected: 1, else 0. Numbers, because multiplying by them takes fewer instructions
-// than a mask of bits.
+// A number for each of a lane's elements: 1 if it is selected, else 0. They are numbers because multiplying by them
+// takes fewer instructions than a mask of bits.
 struct Chosen {
   uint32_t of[kLane];
 

@@ -103,8 +103,8 @@ struct Estimate {
   float result, error;
 };
 
-// What makes a lane's estimates void: a magnitude that is not finite, or too large; a sign bit, if an election's
-// outcome is not certain.
+// The doubts about a lane's estimates, which void them: a magnitude that is not finite or too large (`peak`), and an
+// election whose outcome is not certain (the sign bit of `signs`).
 struct Doubt {
   float peak = 0.0f;
   uint32_t signs = 0;
@@ -121,8 +121,8 @@ __device__ __forceinline__ int32_t towards(float x, float s) {
 #endif
 }
 
-// What a kernel knows of its parameters: one of fuse.h's elections, nothing, or that they are SCE's, which divide by
-// the sum of the survivors' weights.
+// A kernel is compiled for one of fuse.h's elections, for any of them, or for SCE's parameters, which divide by the sum
+// of the survivors' weights.
 constexpr int kAnyElection = -1, kSce = -2;
 
 // The filter's numbers of a kernel, in registers but for the table.

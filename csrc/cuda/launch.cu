@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What is asked of the current device before a launch, and the last error.
+// Properties of the current device that launches depend on, and the last error.
 #include <stdio.h>
 
 #include <map>

@@ -34,8 +34,8 @@ __device__ __forceinline__ void add_counts(State* state, uint32_t nonzero, uint3
   }
 }
 
-// What is certain of a lane's elements: which are above the bracket, and which (a bit each) are not 0. Of those that
-// are open only the score itself can tell.
+// The filter's answers for a lane's elements: those above the bracket for certain, and, a bit each, those that are not
+// 0 and those that are open. The score itself decides the open ones.
 struct Sides {
   Chosen above;
   uint32_t nonzero, open;

@@ -73,7 +73,7 @@ struct ScoreFilter : ScoreBounds {
   }
 };
 
-// Which of a lane's elements are selected by score: all bits, or none.
+// A mask for each of a lane's elements: all bits if its score selects it, else none.
 struct Kept {
   uint32_t mask[kLane];
 

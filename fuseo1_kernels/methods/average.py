@@ -23,8 +23,8 @@ def schedule_weights(schedule: str, decay: float | None, checkpoints: int) -> tu
     if schedule == "wma":
         return tuple(float(k) for k in range(1, n + 1))
     if schedule == "1-sqrt":
-        # What is left of the update from checkpoint k to the next is 1 - sqrt(k / n), which a checkpoint's weight is
-        # the drop of (arXiv 2507.17634, theorem 3.1), times sqrt(n).
+        # The update from checkpoint k to the next keeps the share 1 - sqrt(k / n). A checkpoint's weight is the drop of
+        # that share (arXiv 2507.17634, theorem 3.1), here times sqrt(n).
         return tuple(math.sqrt(k) - math.sqrt(k - 1) for k in range(1, n + 1))
     return (1.0,) * n
 

@@ -57,7 +57,7 @@ def native(request: pytest.FixtureRequest) -> CpuBackend:
 
 @pytest.mark.parametrize("code", FP8)
 def test_every_code(code: str, native: CpuBackend) -> None:
-    """What torch says of them; all are exact, and NaN stays NaN."""
+    """Torch decodes them to the same numbers; all are exact, and NaN stays NaN."""
     codes = torch.arange(256, dtype=torch.uint8).view(1, 256).view(FP8[code])
     expected = codes.float().flatten()
     found = run(native, code, codes, torch.ones(1, 1), (1, 256), 0, 256)

@@ -165,7 +165,7 @@ def publish(out: Path) -> None:
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_models_are_replaced_whole(kind: str, tmp_path: Path) -> None:
-    """What the look at OUT has said is deleted, and nothing else is."""
+    """The merge deletes what the look at OUT listed, and nothing else."""
     out = tmp_path / "out"
     MODELS[kind](out)
     beside = {name for name in tree(tmp_path) if not name.startswith("out")}

@@ -71,7 +71,7 @@ def rebuilt(
 
 
 KINDS: dict[str, tuple[bytes, str]] = {
-    # What would hash, compare or show something that is larger than the pickle.
+    # Python would hash, compare or show something that is larger than the pickle.
     "a nested key": (model(b"N", shared(100)), "a key is a tuple"),
     "a nested value": (model(shared(100)), "'w' is a tuple"),
     "a nested result": (b"\x80\x02" + shared(100) + b".", "not tuple"),

@@ -73,7 +73,7 @@ class Sums : public fuseo1_survey {
   std::vector<std::unique_ptr<Share>> shares_;  // by thread
 };
 
-// What selections hold: norms, or `overlaps`, which keep no masks.
+// Sums over the selected elements: norms, or overlaps, for which no masks are kept.
 class Selected final : public Sums {
  public:
   Selected(int32_t n, int64_t numel, const fuseo1_select* selects, bool overlaps)

@@ -92,7 +92,7 @@ def test_ctas_that_do_not_meet_are_told_of(kernel: str, told: str, seed: int) ->
 
 
 def test_ctas_wait_for_each_other() -> None:
-    """What others wrote is there after they met, and not before."""
+    """CTAs see what others wrote once they have met, and not before."""
     right = [thread + (thread + 128) % 512 for thread in range(512)]
     assert written("waits_for_ctas", 1) == written("waits_for_ctas", 2) == right
     assert written("lacks_wait") != right
